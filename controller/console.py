@@ -1,0 +1,57 @@
+"""What an operator looks at in a terminal: the workers of a running controller, as a table."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import aiohttp
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from controller.domain.errors import ControllerError
+
+
+class ControllerUnreachable(ControllerError):
+    """There is no controller of ours at an address."""
+
+    code = "controller_unreachable"
+
+
+async def show_workers(controller_address: str) -> None:
+    """Print the live workers of a controller."""
+    Console().print(workers_table(await fetch_workers(controller_address)))
+
+
+async def fetch_workers(controller_address: str) -> list[dict[str, Any]]:
+    """The answer of GET `/workers`. Raises ControllerUnreachable."""
+    url = f"{controller_address.rstrip('/')}/workers"
+    try:
+        async with (
+            aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(total=10)) as session,
+            session.get(url, raise_for_status=True) as response,
+        ):
+            workers: list[dict[str, Any]] = (await response.json())["workers"]
+            return workers
+    except (aiohttp.ClientError, TimeoutError, ValueError, KeyError) as error:
+        raise ControllerUnreachable(
+            f"{url} does not answer as a controller of this kind: {error or type(error).__name__}. Is it running, and "
+            "is --controller-address right?"
+        ) from error
+
+
+def workers_table(workers: Sequence[Mapping[str, Any]]) -> Table:
+    """The workers as a table, one a row."""
+    table = Table("worker", "models", title=f"{len(workers)} live workers", title_justify="left")
+    for heading in ("speed", "queue", "heartbeat", "expires in"):
+        table.add_column(heading, justify="right")
+    for worker in workers:
+        expires_in = worker["expires_in"]
+        table.add_row(
+            Text(worker["worker_name"]),
+            Text(", ".join(worker["model_names"])),
+            str(worker["speed"]),
+            str(worker["queue_length"]),
+            f"{worker['heartbeat_age']:.1f} s ago",
+            "never" if expires_in is None else f"{expires_in:.1f} s",
+        )
+    return table

@@ -1,0 +1,87 @@
+"""Everything that can go wrong, as one tree.
+
+    ControllerError
+    ├── InvalidInput            somebody sent something that we cannot accept; nothing was written
+    ├── SettingsError           the process cannot start with these settings
+    ├── StoreError              the store did not do what it was asked
+    │   ├── StoreUnavailable    no answer, or an answer that says "not now"; the call may be repeated
+    │   └── EmbeddedStoreError  the embedded server cannot be started
+    ├── NoWorker                no live worker serves the model that was asked for
+    └── WorkerError             a worker did not do what it was asked
+        ├── WorkerUnreachable   no usable answer from the worker in time
+        └── StreamBroken        a worker's stream ended before its end
+
+Each carries `code`, a stable word for programs, and a message for people: what happened, what it means, what
+to do.
+"""
+
+from typing import ClassVar
+
+
+class ControllerError(Exception):
+    """The base of all errors that this package raises on purpose."""
+
+    code: ClassVar[str] = "controller_error"
+
+
+class InvalidInput(ControllerError):
+    """A value from outside is not acceptable. The message begins with the name of the field."""
+
+    code = "invalid_input"
+
+    def __init__(self, field: str, problem: str) -> None:
+        super().__init__(f"{field}: {problem}")
+        self.field = field
+        self.problem = problem
+
+    def within(self, parent: str) -> "InvalidInput":
+        """The same error, told of a field inside `parent`."""
+        return InvalidInput(f"{parent}.{self.field}", self.problem)
+
+
+class SettingsError(ControllerError):
+    """Settings that contradict each other or cannot work. The message says what to change."""
+
+    code = "invalid_settings"
+
+
+class StoreError(ControllerError):
+    """The store did not do what it was asked."""
+
+    code = "store_error"
+
+
+class StoreUnavailable(StoreError):
+    """The store does not answer, or answers that it cannot serve now. Whether the call ran is unknown."""
+
+    code = "store_unavailable"
+
+
+class EmbeddedStoreError(StoreError):
+    """The embedded server cannot be started, or not on this data directory."""
+
+    code = "embedded_store"
+
+
+class NoWorker(ControllerError):
+    """No live worker serves the model that was asked for."""
+
+    code = "no_worker"
+
+
+class WorkerError(ControllerError):
+    """A worker did not do what it was asked."""
+
+    code = "worker_error"
+
+
+class WorkerUnreachable(WorkerError):
+    """A worker gave no usable answer: refused, too late, too large, not the right shape."""
+
+    code = "worker_unreachable"
+
+
+class StreamBroken(WorkerError):
+    """A worker's stream could not be opened, or ended before its end."""
+
+    code = "stream_broken"

@@ -1,0 +1,157 @@
+"""What a worker is: its name, what it says of itself, and what the registry knows of it."""
+
+import math
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass
+from ipaddress import ip_address
+from typing import Final
+from urllib.parse import urlsplit
+
+from controller.domain.errors import InvalidInput
+
+MAX_NAME_LENGTH: Final = 1024
+MAX_MODELS: Final = 512
+MAX_MODEL_NAME_LENGTH: Final = 512
+MAX_QUEUE_LENGTH: Final = 10**9
+MIN_SPEED: Final = 1e-6
+MAX_SPEED: Final = 1e9
+
+# What may stand in a URL (RFC 3986), less what could reach outside a key or a log line: no braces, no spaces,
+# no control characters, nothing beyond ASCII. urlsplit() alone would silently drop tabs and line breaks.
+_URL_CHARACTERS: Final = re.compile(r"[A-Za-z0-9._~:/?#\[\]@!$&'()*+,;=%-]+\Z")
+_HOST_NAME: Final = re.compile(r"[A-Za-z0-9._-]+\Z")
+_NUMERIC_LABEL: Final = re.compile(r"([0-9]+|0[xX][0-9a-fA-F]*)\Z")
+_CONTROL_CHARACTERS: Final = re.compile(r"[\x00-\x1f\x7f]")
+
+
+def worker_name(text: str) -> str:
+    """The one form of a worker's name: its http(s) URL without a trailing slash, scheme and host in lower case.
+
+    Raises InvalidInput for anything that is not such a URL, has a query, a fragment or a password in it, or
+    points to a link-local address (where clouds keep their credentials).
+    """
+    if len(text) > MAX_NAME_LENGTH:
+        raise InvalidInput("worker_name", f"is {len(text)} characters long; at most {MAX_NAME_LENGTH} are taken")
+    if not _URL_CHARACTERS.match(text):
+        raise InvalidInput(
+            "worker_name",
+            "has a character that a URL cannot have; send the address at which clients reach the worker, "
+            "such as http://10.0.0.5:21002",
+        )
+    try:
+        parts = urlsplit(text)
+        host, port = parts.hostname, parts.port
+    except ValueError as error:
+        raise InvalidInput("worker_name", f"is not a URL: {error}") from error
+    if parts.scheme not in ("http", "https"):
+        raise InvalidInput("worker_name", "must begin with http:// or https://")
+    if not host:
+        raise InvalidInput("worker_name", "names no host")
+    if "@" in parts.netloc:
+        raise InvalidInput("worker_name", "must not carry a user name or a password")
+    if "?" in text or "#" in text:
+        raise InvalidInput("worker_name", "must not carry a query or a fragment")
+    if port == 0 or parts.netloc.endswith(":"):
+        raise InvalidInput("worker_name", "has no usable port number")
+    _check_host(host)
+    return f"{parts.scheme}://{parts.netloc.lower()}{parts.path.rstrip('/')}"
+
+
+def _check_host(host: str) -> None:
+    try:
+        address = ip_address(host)
+    except ValueError:
+        # A host name. One that ends in a number would be read as an IPv4 address in disguise, such as 2130706433.
+        if not _HOST_NAME.match(host) or _NUMERIC_LABEL.match(host.rstrip(".").rpartition(".")[2]):
+            raise InvalidInput("worker_name", "has a host that is neither a host name nor an IP address") from None
+        return
+    if (getattr(address, "ipv4_mapped", None) or address).is_link_local:
+        raise InvalidInput("worker_name", "is a link-local address, which only the worker's own link can reach")
+
+
+@dataclass(frozen=True, slots=True)
+class WorkerStatus:
+    """What a worker says of itself (FastChat: `worker_get_status`).
+
+    model_names keeps the worker's order, without repetitions. speed is relative to the other workers (FastChat's
+    workers say 1). queue_length counts the requests that the worker runs or has waiting.
+
+    Raises InvalidInput where a value is out of bounds.
+    """
+
+    model_names: tuple[str, ...]
+    speed: float
+    queue_length: int
+
+    def __post_init__(self) -> None:
+        if len(self.model_names) > MAX_MODELS:
+            raise InvalidInput("model_names", f"has {len(self.model_names)} entries; at most {MAX_MODELS} are taken")
+        for name in self.model_names:
+            if not 1 <= len(name) <= MAX_MODEL_NAME_LENGTH or _CONTROL_CHARACTERS.search(name):
+                raise InvalidInput(
+                    "model_names",
+                    f"each must have 1 to {MAX_MODEL_NAME_LENGTH} characters and no control characters",
+                )
+        if not (math.isfinite(self.speed) and MIN_SPEED <= self.speed <= MAX_SPEED):
+            raise InvalidInput("speed", f"must be a number from {MIN_SPEED:g} to {MAX_SPEED:g}")
+        check_queue_length(self.queue_length)
+        object.__setattr__(self, "model_names", tuple(dict.fromkeys(self.model_names)))
+
+
+def check_queue_length(queue_length: int) -> None:
+    """Raise InvalidInput unless `queue_length` is a possible number of requests."""
+    if not 0 <= queue_length <= MAX_QUEUE_LENGTH:
+        raise InvalidInput("queue_length", f"must be a whole number from 0 to {MAX_QUEUE_LENGTH}")
+
+
+@dataclass(frozen=True, slots=True)
+class Registration:
+    """A worker's request to be registered.
+
+    status is what the worker said of itself. check_heart_beat is False for a worker that sends no heartbeats and
+    is therefore alive until it is removed.
+    """
+
+    name: str
+    status: WorkerStatus
+    check_heart_beat: bool
+    multimodal: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Worker:
+    """A registered, live worker as the registry knows it.
+
+    registration is the number of the worker's last registration: another number means that it has registered
+    since. heartbeat_age is in seconds; expires_in too, and None for a worker that need not send heartbeats.
+    """
+
+    name: str
+    status: WorkerStatus
+    check_heart_beat: bool
+    multimodal: bool
+    registration: int
+    heartbeat_age: float
+    expires_in: float | None
+
+
+@dataclass(frozen=True, slots=True)
+class WorkerStatusTotal:
+    """A sum over workers: like WorkerStatus, but with no bounds and with speed 0 when there is no worker."""
+
+    model_names: tuple[str, ...]
+    speed: float
+    queue_length: int
+
+
+def total_status(workers: Iterable[Worker]) -> WorkerStatusTotal:
+    """All workers seen as one, for a parent controller (FastChat: `Controller.worker_api_get_status`)."""
+    models: set[str] = set()
+    speed: float = 0
+    queue_length = 0
+    for worker in workers:
+        models.update(worker.status.model_names)
+        speed += worker.status.speed
+        queue_length += worker.status.queue_length
+    return WorkerStatusTotal(tuple(sorted(models)), speed, queue_length)

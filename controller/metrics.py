@@ -1,0 +1,42 @@
+"""What is counted, for GET /metrics in the text format of Prometheus."""
+
+from pathlib import Path
+
+from prometheus_client import CollectorRegistry, Counter, generate_latest
+from prometheus_client.multiprocess import MultiProcessCollector
+
+
+class Metrics:
+    """The counters of one replica.
+
+    shared_dir is the directory in which the replicas of one `serve` keep their counters, so that any of them
+    can tell the sum; None for a replica on its own.
+    """
+
+    def __init__(self, shared_dir: Path | None = None) -> None:
+        self._shared_dir = shared_dir
+        self._registry = CollectorRegistry()
+        dispatches = self._counter("dispatches", "Answers to requests for a worker.", "outcome")
+        self.dispatches_chosen = dispatches.labels("chosen")
+        self.dispatches_no_worker = dispatches.labels("no_worker")
+        self.dispatches_store_unavailable = dispatches.labels("store_unavailable")
+        self.dispatch_batches = self._counter("dispatch_batches", "Calls to the store that chose workers.")
+        heartbeats = self._counter("heartbeats", "Heartbeats received.", "outcome")
+        self.heartbeats_known = heartbeats.labels("known")
+        self.heartbeats_unknown = heartbeats.labels("unknown")
+        self.heartbeats_store_unavailable = heartbeats.labels("store_unavailable")
+        self.registrations = self._counter("registrations", "Workers registered.", "outcome")
+        self.removals = self._counter("removals", "Workers removed.", "reason")
+        self.streams = self._counter("streams", "Streams forwarded.", "outcome")
+        self.store_failures = self._counter("store_failures", "Calls that the store did not serve.")
+
+    def _counter(self, name: str, text: str, *labels: str) -> Counter:
+        return Counter(f"controller_{name}", text, labels, registry=self._registry)
+
+    def render(self) -> bytes:
+        """All counters, summed over the replicas that share a directory."""
+        if self._shared_dir is None:
+            return generate_latest(self._registry)
+        registry = CollectorRegistry()
+        MultiProcessCollector(registry, path=str(self._shared_dir))  # type: ignore[no-untyped-call]
+        return generate_latest(registry)

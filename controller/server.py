@@ -1,0 +1,120 @@
+"""Runs replicas: the embedded store where none is named, uvicorn, and one process or several."""
+
+import asyncio
+import contextlib
+import logging
+import logging.config
+import multiprocessing
+import os
+import signal
+import tempfile
+from functools import partial
+from pathlib import Path
+from types import FrameType
+from typing import Any, Final, NoReturn
+
+import uvicorn
+from starlette.types import ASGIApp
+from uvicorn.supervisors import Multiprocess
+
+from controller import __version__
+from controller.settings import Settings
+from controller.store.embedded import EmbeddedStore
+from controller.web.app import create_app
+
+logger = logging.getLogger("controller.server")
+
+DEFAULT_DATA_DIR: Final = Path("controller-data")
+
+
+def serve(settings: Settings) -> None:
+    """Serve until SIGTERM or SIGINT. Raises EmbeddedStoreError when the embedded store cannot be started."""
+    config = logging_config(settings.log_level)
+    logging.config.dictConfig(config)
+    signal.signal(signal.SIGTERM, _exit)  # uvicorn raises its signals again once it has shut down
+    with contextlib.ExitStack() as resources:
+        store_url, store = _store(settings, resources)
+        logger.info(
+            "controller %s: %s, dispatch by %s, heartbeats expire after %g s, %s",
+            __version__,
+            store,
+            settings.dispatch_method,
+            settings.heartbeat_expiration,
+            "1 replica" if settings.replicas == 1 else f"{settings.replicas} replicas",
+        )
+        metrics_dir = _shared_metrics_dir(resources) if settings.replicas > 1 else None
+        server_config = uvicorn.Config(
+            partial(replica, settings, store_url, metrics_dir),
+            factory=True,
+            host=settings.host,
+            port=settings.port,
+            ssl_keyfile=settings.ssl_keyfile if settings.ssl else None,
+            ssl_certfile=settings.ssl_certfile if settings.ssl else None,
+            workers=settings.replicas,
+            loop="uvloop",
+            http="httptools",
+            ws="none",
+            log_config=config,
+            access_log=False,
+            server_header=False,
+            date_header=False,
+            proxy_headers=False,
+            timeout_keep_alive=75,  # longer than the usual idle time of clients' pools, so that they close first
+            timeout_graceful_shutdown=10,
+        )
+        if settings.replicas == 1:
+            server = uvicorn.Server(server_config)
+            server.run()
+            if not server.started:
+                raise SystemExit(1)
+        else:
+            with contextlib.closing(server_config.bind_socket()) as listener:
+                Multiprocess(server_config, [listener]).run()
+
+
+def replica(settings: Settings, store_url: str, metrics_dir: Path | None) -> ASGIApp:
+    """The application of one replica; in a child process, one that ends with its parent."""
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        loop = asyncio.get_running_loop()
+        loop.add_reader(parent.sentinel, _parent_died, loop, parent.sentinel)
+    return create_app(settings, store_url, metrics_dir)
+
+
+def _parent_died(loop: asyncio.AbstractEventLoop, sentinel: int) -> None:
+    loop.remove_reader(sentinel)
+    logger.error("The process that started this replica is gone; ending too, so that it can be started anew.")
+    signal.raise_signal(signal.SIGTERM)
+
+
+def _store(settings: Settings, resources: contextlib.ExitStack) -> tuple[str, str]:
+    """The URL of the store to use, and how to call it in the log."""
+    if settings.redis_url is not None:
+        return settings.redis_url, "Redis as named by --redis-url"  # the URL may have a password in it
+    store = resources.enter_context(EmbeddedStore(settings.data_dir or DEFAULT_DATA_DIR))
+    return store.url, f"embedded store in {store.data_dir}"
+
+
+def _shared_metrics_dir(resources: contextlib.ExitStack) -> Path:
+    """The directory in which the replicas add up their counters; prometheus_client finds it by the environment."""
+    directory = resources.enter_context(tempfile.TemporaryDirectory(prefix="controller-metrics-"))
+    os.environ["PROMETHEUS_MULTIPROC_DIR"] = directory
+    return Path(directory)
+
+
+def logging_config(level: str) -> dict[str, Any]:
+    """Logging for us and for uvicorn: one line an event on standard error."""
+    return {
+        "version": 1,
+        "disable_existing_loggers": False,
+        "formatters": {"line": {"format": "%(asctime)s %(levelname)s [%(process)d] %(name)s: %(message)s"}},
+        "handlers": {"stderr": {"class": "logging.StreamHandler", "formatter": "line"}},
+        "loggers": {
+            name: {"handlers": ["stderr"], "level": level.upper(), "propagate": False}
+            for name in ("controller", "uvicorn")
+        },
+    }
+
+
+def _exit(_number: int, _frame: FrameType | None) -> NoReturn:
+    raise SystemExit(0)

@@ -1,0 +1,126 @@
+"""Every setting, in one object: its flag, its environment variables, its default and what it must satisfy."""
+
+import re
+from collections.abc import Sequence
+from dataclasses import Field, dataclass, field, fields
+from pathlib import Path
+from typing import Any, Final
+from urllib.parse import urlsplit
+
+from controller.domain.dispatch import DispatchMethod
+from controller.domain.errors import SettingsError
+
+_NAMESPACE: Final = re.compile(r"[A-Za-z0-9._:-]{1,64}\Z")
+_LOG_LEVELS: Final = ("debug", "info", "warning", "error")
+
+
+def _setting(default: Any, text: str, *, also: Sequence[str] = (), choices: Sequence[str] = ()) -> Any:
+    return field(default=default, metadata={"help": text, "also": tuple(also), "choices": tuple(choices)})
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Settings:
+    """The settings of `controller serve`. Times are in seconds.
+
+    Each field is the flag `--its-name` and the environment variable `CONTROLLER_ITS_NAME`; the command line reads
+    both from here. Raises SettingsError, in one sentence that says what to change.
+    """
+
+    host: str = _setting("localhost", "Address to listen on. 0.0.0.0 for all of this machine's.")
+    port: int = _setting(21001, "Port to listen on.")
+    dispatch_method: DispatchMethod = _setting(
+        DispatchMethod.SHORTEST_QUEUE,
+        "How a worker is chosen: the least queue_length / speed, or at random in proportion to speed.",
+        choices=tuple(DispatchMethod),
+    )
+    ssl: bool = _setting(False, "Serve HTTPS. Needs a key file and a certificate file.")
+    ssl_keyfile: Path | None = _setting(None, "The private key for --ssl.", also=["SSL_KEYFILE"])
+    ssl_certfile: Path | None = _setting(None, "The certificate for --ssl.", also=["SSL_CERTFILE"])
+    redis_url: str | None = _setting(
+        None,
+        "The Redis that holds the registry: redis://host:6379/0, rediss://..., unix:///path. Without it, a server of "
+        "our own is started under --data-dir.",
+    )
+    namespace: str = _setting("controller", "Separates clusters that share one Redis.")
+    heartbeat_expiration: float = _setting(
+        90.0,
+        "A worker that has not sent a heartbeat for so long is dead.",
+        also=["FASTCHAT_CONTROLLER_HEART_BEAT_EXPIRATION"],
+    )
+    replicas: int = _setting(1, "How many identical processes answer on the port.")
+    data_dir: Path | None = _setting(None, "Where the embedded store keeps its data.  [default: ./controller-data]")
+    worker_timeout: float = _setting(
+        100.0,
+        "The longest silence of a worker in the middle of a stream.",
+        also=["FASTCHAT_WORKER_API_TIMEOUT"],
+    )
+    probe_timeout: float = _setting(5.0, "How long a worker may take to tell its status.")
+    redis_timeout: float = _setting(1.0, "How long the store may take to answer one call; it is tried twice.")
+    register_patience: float = _setting(
+        90.0, "How long a registration waits for the store to come back before it is answered 503."
+    )
+    sweep_interval: float = _setting(10.0, "How often workers whose heartbeat lapsed are tidied away.")
+    log_level: str = _setting("info", "How much is logged to standard error.", choices=_LOG_LEVELS)
+
+    def __post_init__(self) -> None:
+        for name in ("heartbeat_expiration", "worker_timeout", "probe_timeout", "redis_timeout", "sweep_interval"):
+            if not 0.001 <= getattr(self, name) <= 10**7:
+                raise SettingsError(f"{flag(name)} must be a positive number of seconds, not {getattr(self, name)}.")
+        if not 0 <= self.register_patience <= 10**7:
+            raise SettingsError(f"--register-patience must be 0 or more seconds, not {self.register_patience}.")
+        if not 0 <= self.port <= 65535:
+            raise SettingsError(f"--port must be from 0 to 65535, not {self.port}.")
+        if not 1 <= self.replicas <= 256:
+            raise SettingsError(f"--replicas must be from 1 to 256, not {self.replicas}.")
+        if self.port == 0 and self.replicas > 1:
+            raise SettingsError("--port 0 picks a free port for one process; name a port to run several --replicas.")
+        if not _NAMESPACE.match(self.namespace):
+            raise SettingsError("--namespace takes 1 to 64 letters, digits, dots, colons, dashes and underscores.")
+        if self.log_level not in _LOG_LEVELS:
+            raise SettingsError(f"--log-level must be one of {', '.join(_LOG_LEVELS)}.")
+        self._check_ssl()
+        self._check_store()
+
+    def _check_ssl(self) -> None:
+        if not self.ssl:
+            return
+        for name in ("ssl_keyfile", "ssl_certfile"):
+            path = getattr(self, name)
+            if path is None:
+                raise SettingsError(f"--ssl needs {flag(name)} (or the environment variable {name.upper()}).")
+            if not path.is_file():
+                raise SettingsError(f"{flag(name)} names no file: {path}. --ssl cannot work without it.")
+
+    def _check_store(self) -> None:
+        if self.redis_url is None:
+            return
+        if self.data_dir is not None:
+            raise SettingsError(
+                "--redis-url and --data-dir exclude each other: a data directory is for the embedded store, which is "
+                "not started when a Redis is named. Drop one of the two."
+            )
+        try:
+            parts = urlsplit(self.redis_url)
+            usable = parts.path not in ("", "/") if parts.scheme == "unix" else bool(parts.hostname) and parts.port != 0
+        except ValueError:
+            usable = False
+        if not usable or parts.scheme not in ("redis", "rediss", "unix"):
+            raise SettingsError(
+                "--redis-url must look like redis://[:password@]host[:port][/database], rediss://... or "
+                "unix:///path/to/socket."
+            )
+
+
+def flag(name: str) -> str:
+    """The command line flag of a setting."""
+    return "--" + name.replace("_", "-")
+
+
+def environment_variables(setting: "Field[Any]") -> list[str]:
+    """The environment variables of a setting, the one that wins first."""
+    return [f"CONTROLLER_{setting.name.upper()}", *setting.metadata["also"]]
+
+
+def all_settings() -> tuple["Field[Any]", ...]:
+    """The fields of Settings, each with `help`, `also` and `choices` in its metadata."""
+    return fields(Settings)

@@ -1,0 +1,60 @@
+"""The names of all keys. Nothing else in Python makes one; in Lua, `lua/include/key.lua` alone does.
+
+The namespace in braces is a hash tag: all keys of a namespace are in one slot of a Redis Cluster. Only the first
+pair of braces counts, so nothing that follows, be it a worker's or a model's name, can move a key.
+"""
+
+
+def namespace(name: str) -> str:
+    """What every key begins with, and the KEYS[1] of every script."""
+    return f"{{{name}}}"
+
+
+def workers(name: str) -> str:
+    """ZSET: the names of the registered workers, by the time in ms at which their heartbeat lapses."""
+    return f"{{{name}}}:workers"
+
+
+def worker(name: str, worker_name: str) -> str:
+    """HASH: what is known of a worker."""
+    return f"{{{name}}}:worker:{worker_name}"
+
+
+def heartbeat(name: str, worker_name: str) -> str:
+    """STRING: exists while the worker is alive; its TTL is the heartbeat expiration."""
+    return f"{{{name}}}:heartbeat:{worker_name}"
+
+
+def models(name: str) -> str:
+    """SET: the models that have an index."""
+    return f"{{{name}}}:models"
+
+
+def model(name: str, model_name: str) -> str:
+    """ZSET: the index of a model for shortest_queue, `<turn in 16 digits><worker's name>` by load."""
+    return f"{{{name}}}:model:{model_name}"
+
+
+def lottery(name: str, model_name: str) -> str:
+    """ZSET: the index of a model for the lottery, worker's name by ticket; the member '' is its clock."""
+    return f"{{{name}}}:lottery:{model_name}"
+
+
+def sequence(name: str) -> str:
+    """STRING: the number of registrations and requested dispatches so far, from which turns are taken."""
+    return f"{{{name}}}:sequence"
+
+
+def reply(name: str, request_id: str) -> str:
+    """STRING with a TTL: the answer to a dispatch call, for the case that the call is repeated."""
+    return f"{{{name}}}:reply:{request_id}"
+
+
+def sweep(name: str) -> str:
+    """STRING with a TTL: exists while the sweep of the current interval is done."""
+    return f"{{{name}}}:sweep"
+
+
+def refresh(name: str) -> str:
+    """STRING with a TTL: the lock of the replica that is asking all workers for their status."""
+    return f"{{{name}}}:refresh"

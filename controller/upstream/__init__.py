@@ -1,0 +1,1 @@
+"""West wing: HTTP to the workers, and nothing else."""

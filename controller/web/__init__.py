@@ -1,0 +1,1 @@
+"""Top floor: HTTP. FastChat's routes and ours."""

@@ -1,0 +1,48 @@
+"""What operators and parent controllers call: to see the cluster, whole or in sum."""
+
+from starlette.requests import Request
+from starlette.responses import Response
+
+from controller.domain.errors import StoreUnavailable
+from controller.metrics import Metrics
+from controller.service import Controller
+from controller.web import wire
+from controller.web.endpoint import Answer
+from controller.web.errors import error_body
+
+
+class AdminPlane:
+    """The handlers of the operators' routes."""
+
+    def __init__(self, controller: Controller, metrics: Metrics) -> None:
+        self._controller = controller
+        self._metrics = metrics
+
+    async def worker_get_status(self, _: bytes) -> Answer:
+        """All live workers as one, as a parent controller asks for it."""
+        return Answer(wire.encode(wire.status_body(await self._controller.status())))
+
+    async def workers(self, _: bytes) -> Answer:
+        """Every live worker."""
+        workers = await self._controller.list_workers()
+        return Answer(wire.encode({"workers": [wire.worker_body(worker) for worker in workers]}))
+
+    async def readyz(self, _: bytes) -> Answer:
+        """Whether this replica can serve: 200, or 503 with the reason."""
+        try:
+            await self._controller.check()
+        except StoreUnavailable as error:
+            return Answer(error_body(error.code, str(error)), 503)
+        return Answer(b'{"ready":true}')
+
+    async def test_connection(self, _: bytes) -> Answer:
+        """FastChat's sign of life."""
+        return Answer(b'"success"')
+
+    async def healthz(self, _: bytes) -> Answer:
+        """Whether this process answers at all; says nothing of the store."""
+        return Answer(b'{"healthy":true}')
+
+    async def metrics(self, _: Request) -> Response:
+        """The counters, for Prometheus."""
+        return Response(self._metrics.render(), media_type="text/plain; version=0.0.4")

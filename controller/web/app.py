@@ -1,0 +1,101 @@
+"""The one place where everything is wired: settings in, an ASGI application out."""
+
+import asyncio
+from collections.abc import AsyncIterator, Mapping
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Final
+
+from starlette.applications import Starlette
+from starlette.exceptions import HTTPException
+from starlette.routing import Route
+from starlette.types import ASGIApp, Receive, Scope, Send
+
+from controller.metrics import Metrics
+from controller.service import Controller
+from controller.settings import Settings
+from controller.store.connection import connect
+from controller.store.registry import Registry
+from controller.upstream.client import WorkerClient
+from controller.web.admin_plane import AdminPlane
+from controller.web.client_plane import ClientPlane
+from controller.web.endpoint import Endpoint
+from controller.web.errors import http_exception
+from controller.web.worker_plane import WorkerPlane
+
+
+def create_app(settings: Settings, store_url: str, metrics_dir: Path | None = None) -> ASGIApp:
+    """One replica. Call it in a running event loop.
+
+    store_url names the Redis that holds the registry; metrics_dir is where replicas of one `serve` keep their
+    counters.
+    """
+    metrics = Metrics(metrics_dir)
+    registry = Registry(connect(store_url, settings.redis_timeout), settings.namespace, settings.heartbeat_expiration)
+    workers = WorkerClient(settings.probe_timeout, settings.worker_timeout)
+    return build_app(Controller(settings, registry, workers, metrics), metrics)
+
+
+def build_app(controller: Controller, metrics: Metrics) -> ASGIApp:
+    """The routes of a replica."""
+    worker, client, admin = WorkerPlane(controller), ClientPlane(controller), AdminPlane(controller, metrics)
+    posts = {
+        "/register_worker": worker.register_worker,
+        "/receive_heart_beat": worker.receive_heart_beat,
+        "/remove_worker": worker.remove_worker,
+        "/get_worker_address": client.get_worker_address,
+        "/list_models": client.list_models,
+        "/list_multimodal_models": client.list_multimodal_models,
+        "/list_language_models": client.list_language_models,
+        "/refresh_all_workers": client.refresh_all_workers,
+        "/worker_get_status": admin.worker_get_status,
+    }
+    gets = {
+        "/workers": admin.workers,
+        "/test_connection": admin.test_connection,
+        "/healthz": admin.healthz,
+        "/readyz": admin.readyz,
+    }
+    endpoints: dict[str, ASGIApp] = {path: Endpoint(handle) for path, handle in posts.items()}
+    routes = [
+        *(Route(path, endpoint, methods=["POST"]) for path, endpoint in endpoints.items()),
+        *(Route(path, Endpoint(handle), methods=["GET"]) for path, handle in gets.items()),
+        Route("/worker_generate_stream", client.worker_generate_stream, methods=["POST"]),
+        Route("/metrics", admin.metrics, methods=["GET"]),
+    ]
+
+    @asynccontextmanager
+    async def lifespan(_: Starlette) -> AsyncIterator[None]:
+        sweeping = asyncio.create_task(controller.sweep_forever())
+        try:
+            yield
+        finally:
+            sweeping.cancel()
+            await asyncio.wait([sweeping])
+            await controller.close()
+
+    app = Starlette(routes=routes, exception_handlers={HTTPException: http_exception}, lifespan=lifespan)
+    return HotPath({path: endpoints[path] for path in HOT_ROUTES}, app)
+
+
+HOT_ROUTES: Final = ("/get_worker_address", "/receive_heart_beat")
+
+
+class HotPath:
+    """Sends POSTs to the hot routes straight to their endpoints, and everything else through Starlette's router.
+
+    What it saves is measured in benchmarks/dispatch.py (`--without-hot-path`).
+    """
+
+    def __init__(self, endpoints: Mapping[str, ASGIApp], app: ASGIApp) -> None:
+        self._endpoints = endpoints
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Route one request."""
+        if scope["type"] == "http" and scope["method"] == "POST":
+            endpoint = self._endpoints.get(scope["path"])
+            if endpoint is not None:
+                return await endpoint(scope, receive, send)
+        await self._app(scope, receive, send)
+        return None

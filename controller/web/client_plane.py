@@ -1,0 +1,87 @@
+"""What clients call: which models there are, which worker to use, and to have a request forwarded.
+
+FastChat's clients take the body of an answer for a worker's address whatever its status is. So a well-formed
+request is answered 200 even when the store is away, with "no worker" or "no models"; a header says that it is so.
+"""
+
+from collections.abc import AsyncIterator
+from typing import Final
+
+from starlette.requests import Request
+from starlette.responses import Response, StreamingResponse
+
+from controller.domain.errors import ControllerError, NoWorker, StoreUnavailable, WorkerError
+from controller.service import Controller
+from controller.web import wire
+from controller.web.endpoint import Answer, read_body
+from controller.web.errors import error_body, status_of
+
+MAX_STREAM_BODY: Final = 32 * 1024 * 1024  # a prompt with images in it
+
+_STORE_UNAVAILABLE: Final = ((b"x-controller-error", StoreUnavailable.code.encode()),)
+_NO_ADDRESS: Final = Answer(b'{"address":""}', headers=_STORE_UNAVAILABLE)
+_NO_MODELS: Final = Answer(b'{"models":[]}', headers=_STORE_UNAVAILABLE)
+_NOT_REFRESHED: Final = Answer(b"null", headers=_STORE_UNAVAILABLE)
+_REFRESHED: Final = Answer(b"null")
+
+
+class ClientPlane:
+    """The handlers of the clients' routes; each takes a body and returns an answer, but for the stream."""
+
+    def __init__(self, controller: Controller) -> None:
+        self._controller = controller
+
+    async def get_worker_address(self, body: bytes) -> Answer:
+        """Choose a worker for a model."""
+        model = wire.parse_model(body)
+        try:
+            address = await self._controller.dispatch(model)
+        except StoreUnavailable:
+            return _NO_ADDRESS
+        return Answer(b'{"address":"%s"}' % address.encode())  # a URL: nothing in it needs escaping
+
+    async def list_models(self, _: bytes) -> Answer:
+        """List the models of all live workers."""
+        return await self._list(None)
+
+    async def list_multimodal_models(self, _: bytes) -> Answer:
+        """List the models of the live workers that are multimodal."""
+        return await self._list(True)
+
+    async def list_language_models(self, _: bytes) -> Answer:
+        """List the models of the live workers that are not multimodal."""
+        return await self._list(False)
+
+    async def _list(self, multimodal: bool | None) -> Answer:
+        try:
+            return Answer(wire.encode({"models": await self._controller.list_models(multimodal)}))
+        except StoreUnavailable:
+            return _NO_MODELS
+
+    async def refresh_all_workers(self, _: bytes) -> Answer:
+        """Ask all workers for their status."""
+        try:
+            await self._controller.refresh()
+        except StoreUnavailable:
+            return _NOT_REFRESHED
+        return _REFRESHED
+
+    async def worker_generate_stream(self, request: Request) -> Response:
+        """Forward a request to a worker of its model, and the worker's frames back as they come."""
+        try:
+            body = await read_body(request.scope, request.receive, MAX_STREAM_BODY)
+            if body is None:
+                return Response(status_code=400)
+            model = wire.parse_model(body)
+        except ControllerError as error:
+            return Response(error_body(error.code, str(error)), status_of(error), media_type="application/json")
+        return StreamingResponse(self._frames(model, body))
+
+    async def _frames(self, model: str, body: bytes) -> AsyncIterator[bytes]:
+        try:
+            async for frames in self._controller.stream(model, body):
+                yield frames
+        except (NoWorker, StoreUnavailable):
+            yield wire.error_frame(wire.NO_WORKER)
+        except WorkerError:
+            yield wire.error_frame(wire.WORKER_TIMEOUT)

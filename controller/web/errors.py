@@ -1,0 +1,47 @@
+"""Errors as HTTP: `{"error": {"code", "message"}}` with the status that fits."""
+
+from collections.abc import Mapping
+from typing import Final
+
+from starlette.exceptions import HTTPException
+from starlette.requests import Request
+from starlette.responses import Response
+
+from controller.domain.errors import ControllerError, InvalidInput, StoreUnavailable, WorkerUnreachable
+from controller.web.wire import encode
+
+
+class BodyTooLarge(ControllerError):
+    """A body is longer than its route takes."""
+
+    code = "body_too_large"
+
+
+_STATUS: Final[Mapping[type[ControllerError], int]] = {
+    InvalidInput: 400,
+    BodyTooLarge: 413,
+    WorkerUnreachable: 502,
+    StoreUnavailable: 503,
+}
+
+
+def status_of(error: ControllerError) -> int:
+    """The HTTP status of an error; 500 for one that no route should let through."""
+    return _STATUS.get(type(error), 500)
+
+
+def error_body(code: str, message: str) -> bytes:
+    """The body of every answer that tells of an error."""
+    return encode({"error": {"code": code, "message": message}})
+
+
+async def http_exception(request: Request, error: Exception) -> Response:
+    """Starlette's own errors, such as an unknown route, in our form."""
+    if not isinstance(error, HTTPException):
+        raise error
+    messages = {
+        404: ("not_found", f"There is no route {request.url.path}."),
+        405: ("method_not_allowed", f"{request.url.path} does not take {request.method}."),
+    }
+    code, message = messages.get(error.status_code, ("http_error", error.detail))
+    return Response(error_body(code, message), error.status_code, error.headers, "application/json")

@@ -1,0 +1,131 @@
+"""FastChat's bodies, in and out: what clients and workers send, checked, and what they get.
+
+The names and shapes are those of `fastchat/serve/controller.py`.
+"""
+
+from typing import Any, Final, TypeVar
+
+import msgspec
+
+from controller.domain.errors import InvalidInput
+from controller.domain.worker import Worker, WorkerStatus, WorkerStatusTotal, check_queue_length, worker_name
+
+# FastChat's error codes and text (fastchat/constants.py), which its web server shows to people.
+NO_WORKER: Final = 50005
+WORKER_TIMEOUT: Final = 50006
+SERVER_ERROR_MSG: Final = "**NETWORK ERROR DUE TO HIGH TRAFFIC. PLEASE REGENERATE OR REFRESH THIS PAGE.**"
+
+Body = TypeVar("Body")
+encode: Final = msgspec.json.Encoder().encode
+
+
+class _ModelBody(msgspec.Struct):
+    model: str
+
+
+class _NameBody(msgspec.Struct):
+    worker_name: str
+
+
+class _HeartbeatBody(msgspec.Struct):
+    worker_name: str
+    queue_length: int
+
+
+class _StatusBody(msgspec.Struct):
+    model_names: list[str]
+    speed: int | float
+    queue_length: int
+
+
+class _RegisterBody(msgspec.Struct):
+    worker_name: str
+    check_heart_beat: bool
+    worker_status: dict[str, Any] | None = None
+    multimodal: bool | None = False
+
+
+class RegisterRequest(msgspec.Struct):
+    """A registration, checked. status is None when the worker is to be asked for it."""
+
+    name: str
+    check_heart_beat: bool
+    status: WorkerStatus | None
+    multimodal: bool
+
+
+_model_decoder = msgspec.json.Decoder(_ModelBody)
+_name_decoder = msgspec.json.Decoder(_NameBody)
+_heartbeat_decoder = msgspec.json.Decoder(_HeartbeatBody)
+_register_decoder = msgspec.json.Decoder(_RegisterBody)
+
+
+def _decode(decoder: "msgspec.json.Decoder[Body]", body: bytes) -> Body:
+    try:
+        return decoder.decode(body)
+    except msgspec.ValidationError as error:
+        raise InvalidInput("body", f"{error}. Send the JSON object that this route takes.") from error
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+        raise InvalidInput("body", f"is not JSON: {error}. Send a JSON object in UTF-8.") from error
+
+
+def parse_model(body: bytes) -> str:
+    """The `model` of a request for a worker, or of a request to be forwarded to one."""
+    return _decode(_model_decoder, body).model
+
+
+def parse_name(body: bytes) -> str:
+    """The `worker_name` of a request about one worker."""
+    return worker_name(_decode(_name_decoder, body).worker_name)
+
+
+def parse_heartbeat(body: bytes) -> tuple[str, int]:
+    """The name and the queue length of a heartbeat."""
+    heartbeat = _decode(_heartbeat_decoder, body)
+    check_queue_length(heartbeat.queue_length)
+    return worker_name(heartbeat.worker_name), heartbeat.queue_length
+
+
+def parse_register(body: bytes) -> RegisterRequest:
+    """A registration. A status that is missing, null or empty is to be asked for, as in FastChat."""
+    request = _decode(_register_decoder, body)
+    return RegisterRequest(
+        name=worker_name(request.worker_name),
+        check_heart_beat=request.check_heart_beat,
+        status=_status(request.worker_status) if request.worker_status else None,
+        multimodal=bool(request.multimodal),
+    )
+
+
+def _status(told: dict[str, Any]) -> WorkerStatus:
+    try:
+        status = msgspec.convert(told, _StatusBody)
+        return WorkerStatus(tuple(status.model_names), status.speed, status.queue_length)
+    except msgspec.ValidationError as error:
+        raise InvalidInput("worker_status", f"{error}. Send all three fields, or leave worker_status out.") from error
+    except InvalidInput as error:
+        raise error.within("worker_status") from None
+
+
+def status_body(status: WorkerStatusTotal) -> dict[str, Any]:
+    """The answer of `/worker_get_status`."""
+    return {"model_names": status.model_names, "speed": status.speed, "queue_length": status.queue_length}
+
+
+def worker_body(worker: Worker) -> dict[str, Any]:
+    """A worker in the answer of GET `/workers`; ages and times are in seconds."""
+    return {
+        "worker_name": worker.name,
+        "model_names": worker.status.model_names,
+        "speed": worker.status.speed,
+        "queue_length": worker.status.queue_length,
+        "multimodal": worker.multimodal,
+        "check_heart_beat": worker.check_heart_beat,
+        "heartbeat_age": worker.heartbeat_age,
+        "expires_in": worker.expires_in,
+    }
+
+
+def error_frame(error_code: int) -> bytes:
+    """The frame that ends a stream which went wrong."""
+    return encode({"text": SERVER_ERROR_MSG, "error_code": error_code}) + b"\0"

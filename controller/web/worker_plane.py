@@ -1,0 +1,36 @@
+"""What workers call: to register, to send heartbeats, to leave."""
+
+from controller.service import Controller
+from controller.web import wire
+from controller.web.endpoint import Answer
+
+_NULL = Answer(b"null")
+_KNOWN = Answer(b'{"exist":true}')
+_UNKNOWN = Answer(b'{"exist":false}')
+
+
+class WorkerPlane:
+    """The handlers of the workers' routes; each takes a body and returns an answer."""
+
+    def __init__(self, controller: Controller) -> None:
+        self._controller = controller
+
+    async def register_worker(self, body: bytes) -> Answer:
+        """Register a worker. 502 if it had to be asked for its status and did not tell it."""
+        request = wire.parse_register(body)
+        await self._controller.register(
+            request.name,
+            check_heart_beat=request.check_heart_beat,
+            status=request.status,
+            multimodal=request.multimodal,
+        )
+        return _NULL
+
+    async def receive_heart_beat(self, body: bytes) -> Answer:
+        """Take a heartbeat. "exist" is false only when the store said so; without the store's word it is a 503."""
+        known = await self._controller.heartbeat(*wire.parse_heartbeat(body))
+        return _KNOWN if known else _UNKNOWN
+
+    async def remove_worker(self, body: bytes) -> Answer:
+        """Remove a worker."""
+        return _KNOWN if await self._controller.remove(wire.parse_name(body)) else _UNKNOWN

@@ -1,0 +1,18 @@
+--[[
+  Takes a worker out of both indexes of one model, and the model out of the models when it was the last.
+
+  Input:
+    model         the model's name
+    index_member  the worker's member in the index (include/member.lua)
+    name          the worker's name
+]]
+--- @include "key"
+local function unindex(model, index_member, name)
+  local index = key("model", model)
+  redis.call("ZREM", index, index_member)
+  redis.call("ZREM", key("lottery", model), name)
+  if redis.call("EXISTS", index) == 0 then
+    redis.call("DEL", key("lottery", model)) -- of which only the clock is left
+    redis.call("SREM", key("models"), model)
+  end
+end

@@ -1,0 +1,107 @@
+--[[
+  Registers a worker, or registers it again: what it says of itself replaces what was known, it leaves the indexes
+  of the models that it no longer serves, and it is alive from now on. Doing it twice is doing it once.
+
+  A worker that was alive keeps its turn and its lottery tickets; a new one gets the next turn, and stands behind
+  the others of its load.
+
+  Input:
+    KEYS[1]  '{<ns>}' the namespace
+    ARGV[1]  the worker's name
+    ARGV[2]  expiration of its heartbeat in milliseconds; '' for a worker that sends none
+    ARGV[3]  speed, greater than 0
+    ARGV[4]  queue length
+    ARGV[5]  '1' if it is multimodal, else '0'
+    ARGV[6]  do it only if this is still the worker's registration; '' to do it in any case
+    ARGV[7]  its models, a JSON array of distinct strings
+    ARGV[8…] for each model, in order, a draw from the exponential distribution of mean 1
+
+  Output:
+     1  a worker that was not alive before
+     0  a worker that was alive already
+    -1  nothing was done: the worker has registered again or is gone (only with ARGV[6])
+    error 'INVALID …' if an argument cannot be; nothing was done
+]]
+--- @include "alive"
+--- @include "finite"
+--- @include "forget"
+--- @include "key"
+--- @include "member"
+--- @include "now"
+--- @include "prolong"
+--- @include "unindex"
+--- @include "whole_number"
+local name = ARGV[1]
+local expiration = ARGV[2] ~= "" and whole_number(ARGV[2], 1) or nil
+local speed = finite(ARGV[3])
+local queue_length = whole_number(ARGV[4], 0)
+local multimodal = ARGV[5]
+local expected_registration = ARGV[6]
+local models = cjson.decode(ARGV[7])
+local worker = key("worker", name)
+
+if ARGV[2] ~= "" and not expiration then
+  return redis.error_reply("INVALID expiration")
+end
+if not speed or speed == 0 then
+  return redis.error_reply("INVALID speed")
+end
+if not queue_length then
+  return redis.error_reply("INVALID queue length")
+end
+if #ARGV - 7 ~= #models then
+  return redis.error_reply("INVALID number of draws")
+end
+for i = 8, #ARGV do
+  if not finite(ARGV[i]) then
+    return redis.error_reply("INVALID draw")
+  end
+end
+
+local was_alive = alive(name)
+if expected_registration ~= "" then
+  if not was_alive or redis.call("HGET", worker, "registration") ~= expected_registration then
+    return -1
+  end
+end
+
+if not was_alive then
+  forget(name)
+end
+local registration = redis.call("INCR", key("sequence"))
+local known = redis.call("HMGET", worker, "models", "speed", "turn")
+local same_speed = known[2] and tonumber(known[2]) == speed
+local turn = known[3] or registration
+local index_member = member(turn, name)
+
+redis.call("HSET", worker,
+  "models", ARGV[7],
+  "speed", ARGV[3],
+  "queue_length", queue_length,
+  "multimodal", multimodal,
+  "check_heart_beat", expiration and "1" or "0",
+  "registration", registration,
+  "turn", turn,
+  "heartbeat_at", now())
+prolong(name, now(), expiration)
+
+local serves = {}
+for i, model in ipairs(models) do
+  local lottery = key("lottery", model)
+  serves[model] = true
+  redis.call("SADD", key("models"), model)
+  redis.call("ZADD", key("model", model), queue_length / speed, index_member)
+  if not (same_speed and redis.call("ZSCORE", lottery, name)) then
+    -- The member '' is the lottery's clock: its score is the ticket that won last.
+    redis.call("ZADD", lottery, "NX", 0, "")
+    local clock = tonumber(redis.call("ZSCORE", lottery, ""))
+    redis.call("ZADD", lottery, clock + tonumber(ARGV[7 + i]) / speed, name)
+  end
+end
+for _, model in ipairs(known[1] and cjson.decode(known[1]) or {}) do
+  if not serves[model] then
+    unindex(model, index_member, name)
+  end
+end
+
+return was_alive and 0 or 1

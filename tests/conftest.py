@@ -1,0 +1,122 @@
+"""Stores to test on: fakeredis, the embedded server, and redis-server where it is installed.
+
+A test that takes `store` runs once on each. What it leaves behind is checked: indexes that do not agree or keys
+that would stay for ever fail it.
+"""
+
+import contextlib
+import itertools
+import shutil
+import subprocess
+import tempfile
+from collections.abc import AsyncIterator, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import fakeredis
+import pytest
+from redis.asyncio import Redis
+
+from controller.store.connection import connect
+from controller.store.embedded import EmbeddedStore
+from controller.store.registry import Registry
+from tests.invariants import check_invariants, check_nothing_leaks
+from tests.waiting import wait_until
+
+REDIS_SERVER = shutil.which("redis-server")
+STORES = ["fakeredis", "embedded", *(["redis-server"] if REDIS_SERVER else [])]
+_namespaces = itertools.count()
+
+
+def pytest_report_header() -> str:
+    if REDIS_SERVER:
+        version = subprocess.run([REDIS_SERVER, "--version"], capture_output=True, text=True, check=True).stdout
+        return f"stores: fakeredis, embedded, {version.strip()}"
+    return "stores: fakeredis, embedded. NOT TESTED: redis-server, which is not on PATH"
+
+
+@pytest.fixture(scope="session")
+def anyio_backend() -> str:
+    return "asyncio"
+
+
+@pytest.fixture(scope="session")
+def short_dir() -> Iterator[Path]:
+    """A directory whose path leaves room for a socket's name."""
+    with tempfile.TemporaryDirectory(prefix="cc-") as directory:
+        yield Path(directory)
+
+
+@pytest.fixture(scope="session")
+def embedded_url(short_dir: Path) -> Iterator[str]:
+    with EmbeddedStore(short_dir / "embedded") as store:
+        yield store.url
+
+
+@pytest.fixture(scope="session")
+def redis_server_url(short_dir: Path) -> Iterator[str]:
+    """Debian's redis-server, on a socket, with no persistence."""
+    path = short_dir / "redis.sock"
+    options = ["--port", "0", "--unixsocket", str(path), "--save", "", "--dir", str(short_dir)]
+    with subprocess.Popen([str(REDIS_SERVER), *options], stdout=subprocess.DEVNULL) as process:
+        yield f"unix://{path}"
+        process.terminate()
+
+
+@dataclass
+class Store:
+    """A server to test on, in a namespace of the test's own."""
+
+    kind: str
+    client: Redis
+    namespace: str
+
+    def registry(self, **options: object) -> Registry:
+        """A registry as a replica has it; any number of them share the store."""
+        return Registry(self.client, self.namespace, **{"heartbeat_expiration": 90.0, **options})  # type: ignore[arg-type]
+
+    async def lapse(self, name: str) -> None:
+        """Let a worker's heartbeat lapse: leave behind what its expiration would."""
+        await self.client.delete(f"{{{self.namespace}}}:heartbeat:{name}")
+        await self.client.zadd(f"{{{self.namespace}}}:workers", {name: 1.0}, xx=True)
+
+
+@contextlib.asynccontextmanager
+async def open_store(request: pytest.FixtureRequest, kind: str) -> AsyncIterator[Store]:
+    namespace = f"test-{next(_namespaces)}"
+    if kind == "fakeredis":
+        client: Redis = fakeredis.FakeAsyncRedis(decode_responses=True)
+    else:
+        client = connect(request.getfixturevalue(f"{kind.replace('-', '_')}_url"), timeout=5.0)
+    await wait_until(lambda: answers(client), f"{kind} answers")
+    try:
+        yield Store(kind, client, namespace)
+        state = await check_invariants(client, namespace)
+        registry = Registry(client, namespace, 90.0)
+        for name in state.hashes:
+            await registry.remove(name)
+        await check_nothing_leaks(client, namespace)
+    finally:
+        await client.aclose()
+
+
+async def answers(client: Redis) -> bool:
+    try:
+        return bool(await client.ping())
+    except OSError:
+        return False
+    except Exception as error:
+        if "Error 2 connecting" in str(error):
+            return False
+        raise
+
+
+@pytest.fixture(params=STORES)
+async def store(request: pytest.FixtureRequest) -> AsyncIterator[Store]:
+    async with open_store(request, request.param) as opened:
+        yield opened
+
+
+@pytest.fixture
+def registry(store: Store) -> Registry:
+    return store.registry()

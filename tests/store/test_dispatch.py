@@ -1,0 +1,176 @@
+"""The two dispatch methods: who is chosen, what is booked, and that a call repeated changes nothing."""
+
+import asyncio
+import multiprocessing
+import random
+from collections import Counter
+
+import pytest
+
+from controller.store.connection import connect
+from controller.store.registry import Registry
+from tests.conftest import Store
+from tests.invariants import whole_state
+from tests.store.test_registry import A, B, C, worker
+
+
+async def queues(registry: Registry) -> list[int]:
+    return [known.status.queue_length for known in await registry.list_workers()]
+
+
+async def test_no_worker(registry: Registry) -> None:
+    assert await registry.dispatch_shortest_queue(["m"]) == [""]
+    assert await registry.dispatch_lottery(["m"]) == [""]
+
+
+async def test_the_shortest_queue_per_speed_is_chosen_and_booked(registry: Registry) -> None:
+    await registry.register(worker(A, speed=1, queue_length=3))
+    await registry.register(worker(B, speed=4, queue_length=8))
+    await registry.register(worker(C, speed=1, queue_length=9))
+    assert await registry.dispatch_shortest_queue(["m"] * 6) == [B, B, B, B, A, B]
+    assert await queues(registry) == [4, 13, 9]
+
+
+async def test_equal_workers_take_turns_in_the_order_of_their_registration(registry: Registry) -> None:
+    for name in (B, C, A):
+        await registry.register(worker(name))
+    assert await registry.dispatch_shortest_queue(["m"] * 7) == [B, C, A, B, C, A, B]
+
+
+async def test_a_heartbeat_does_not_change_the_turns(registry: Registry) -> None:
+    for name in (A, B, C):
+        await registry.register(worker(name))
+    assert await registry.dispatch_shortest_queue(["m"]) == [A]
+    await registry.heartbeat([(A, 0), (B, 0), (C, 0)])
+    assert await registry.dispatch_shortest_queue(["m", "m", "m"]) == [B, C, A]
+
+
+async def test_a_booking_counts_for_all_models_of_the_worker(registry: Registry) -> None:
+    await registry.register(worker(A, "m", "n"))
+    await registry.register(worker(B, "n"))
+    assert await registry.dispatch_shortest_queue(["m", "m", "n", "n", "n", "m"]) == [A, A, B, B, A, A]
+
+
+async def test_one_batch_is_as_good_as_many_calls(store: Store) -> None:
+    one = store.registry()
+    many = Registry(store.client, store.namespace + "-many", 90.0)
+    draw = random.Random(7)
+    models = [draw.choice(["m", "n", "absent"]) for _ in range(60)]
+    for registry in (one, many):
+        for i in range(6):
+            await registry.register(worker(f"http://w{i}:1", *["m", "n"][i % 2 :], speed=1 + i % 3, queue_length=i))
+    assert await one.dispatch_shortest_queue(models) == [(await many.dispatch_shortest_queue([m]))[0] for m in models]
+    assert await queues(one) == await queues(many)
+
+
+@pytest.mark.parametrize(("script", "draw"), [("dispatch_shortest_queue", []), ("dispatch_lottery", ["0.5"])])
+async def test_a_repeated_call_gets_the_same_answer_and_books_nothing(
+    store: Store, registry: Registry, script: str, draw: list[str]
+) -> None:
+    for name in (A, B, C):
+        await registry.register(worker(name))
+    arguments = ["the-id", "60000", *["m", *draw] * 5, "absent", *draw]
+    first = await registry._run(script, *arguments)
+    after_first = await whole_state(store.client, store.namespace)
+    assert await registry._run(script, *arguments) == first
+    assert await whole_state(store.client, store.namespace) == after_first
+    assert len([name for name in first if name]) == 5
+
+
+async def test_the_lottery_books_nothing(registry: Registry) -> None:
+    await registry.register(worker(A, queue_length=2))
+    assert await registry.dispatch_lottery(["m"] * 5) == [A] * 5
+    assert await queues(registry) == [2]
+
+
+async def test_lottery_is_proportional_to_speed(store: Store) -> None:
+    """Chi-square over 20,000 draws at the 99.9 % level, among live workers only, after a late joiner."""
+    draws = 20_000 if store.kind != "fakeredis" else 4_000
+    registry = store.registry(deviate=lambda draw=random.Random(11): draw.expovariate(1.0))
+    speeds = {f"http://w{speed}:1": speed for speed in (1, 2, 3, 4, 10)}
+    for name, speed in speeds.items():
+        if speed != 4:
+            await registry.register(worker(name, speed=speed))
+    await registry.register(worker("http://dead:1", speed=50))
+    await registry.dispatch_lottery(["m"] * 250)
+    await store.lapse("http://dead:1")
+    await registry.register(worker("http://w4:1", speed=4))
+    drawn: Counter[str] = Counter()
+    for _ in range(draws // 250):
+        drawn.update(await registry.dispatch_lottery(["m"] * 250))
+    total = sum(speeds.values())
+    chi_square = sum((drawn[name] - draws * s / total) ** 2 / (draws * s / total) for name, s in speeds.items())
+    assert set(drawn) == set(speeds)
+    assert chi_square < 18.47, f"with 4 degrees of freedom that is beyond the 99.9th percentile: {drawn}"
+
+
+async def test_lottery_draws_do_not_depend_on_each_other(store: Store) -> None:
+    """Among two equal workers, the winner of one draw says nothing of the next: 4 pairs, 3 degrees of freedom."""
+    draws = 10_000 if store.kind != "fakeredis" else 2_000
+    registry = store.registry(deviate=lambda draw=random.Random(5): draw.expovariate(1.0))
+    await registry.register(worker(A))
+    await registry.register(worker(B))
+    winners = [name for _ in range(draws // 250) for name in await registry.dispatch_lottery(["m"] * 250)]
+    pairs = Counter(zip(winners[::2], winners[1::2], strict=True))
+    expected = draws / 2 / 4
+    assert sum((pairs[x, y] - expected) ** 2 / expected for x in (A, B) for y in (A, B)) < 16.27
+
+
+async def test_lottery_follows_a_change_of_speed(store: Store) -> None:
+    registry = store.registry(deviate=lambda draw=random.Random(3): draw.expovariate(1.0))
+    await registry.register(worker(A, speed=1000))
+    await registry.register(worker(B, speed=1))
+    await registry.dispatch_lottery(["m"] * 200)
+    await registry.register(worker(A, speed=1e-6))
+    await registry.dispatch_lottery(["m"])
+    assert Counter(await registry.dispatch_lottery(["m"] * 200))[B] == 200
+
+
+async def test_an_index_entry_without_its_hash_is_dropped(store: Store, registry: Registry) -> None:
+    """What is left when somebody deletes keys by hand, or an eviction policy did, must not stop the dispatch."""
+    key = f"{{{store.namespace}}}"
+    await registry.register(worker(B, queue_length=100))
+    for lost in ([f"{key}:worker:{A}"], [f"{key}:worker:{A}", f"{key}:heartbeat:{A}"]):
+        await registry.register(worker(A))
+        await store.client.delete(*lost)
+        assert await registry.dispatch_shortest_queue(["m", "m"]) == [B, B]
+        await registry.register(worker(A))
+        await store.client.delete(*lost)
+        assert set(await registry.dispatch_lottery(["m"] * 20)) == {B}
+        await registry.heartbeat([(A, 0)])
+        assert await registry.dispatch_shortest_queue(["m"]) == [B]
+    assert [known.name for known in await registry.list_workers()] == [B]
+    await store.client.delete(*await store.client.keys(f"{key}*"))
+
+
+def dispatch_many(url: str, namespace: str, times: int) -> None:
+    """A process of its own that dispatches one request after the other."""
+
+    async def run() -> None:
+        client = connect(url, timeout=30.0)
+        registry = Registry(client, namespace, 90.0)
+        for _ in range(times):
+            [name] = await registry.dispatch_shortest_queue(["m"])
+            assert name
+        await client.aclose()
+
+    asyncio.run(run())
+
+
+async def test_four_processes_at_once_spread_their_dispatches_evenly(store: Store) -> None:
+    if store.kind == "fakeredis":
+        pytest.skip("fakeredis lives in one process")
+    registry = store.registry()
+    for i in range(10):
+        await registry.register(worker(f"http://w{i}:1"))
+    url = f"unix://{store.client.connection_pool.connection_kwargs['path']}"
+    context = multiprocessing.get_context("spawn")
+    processes = [context.Process(target=dispatch_many, args=(url, store.namespace, 500)) for _ in range(4)]
+    for process in processes:
+        process.start()
+    for process in processes:
+        await asyncio.to_thread(process.join)
+    assert [process.exitcode for process in processes] == [0] * 4
+    booked = await queues(registry)
+    assert sum(booked) == 2000
+    assert max(booked) - min(booked) <= 1

@@ -1,0 +1,56 @@
+"""Key names: literal, and the same in Python and in Lua."""
+
+import re
+from pathlib import Path
+
+import pytest
+
+from controller.store import keys, scripts
+from tests.conftest import Store
+
+NAMES = {
+    keys.namespace: ("{ns}",),
+    keys.workers: ("{ns}:workers",),
+    keys.models: ("{ns}:models",),
+    keys.sequence: ("{ns}:sequence",),
+    keys.sweep: ("{ns}:sweep",),
+    keys.refresh: ("{ns}:refresh",),
+    keys.worker: ("{ns}:worker:http://a:1", "http://a:1"),
+    keys.heartbeat: ("{ns}:heartbeat:http://a:1", "http://a:1"),
+    keys.model: ("{ns}:model:m", "m"),
+    keys.lottery: ("{ns}:lottery:m", "m"),
+    keys.reply: ("{ns}:reply:id", "id"),
+}
+
+
+def test_literal_names() -> None:
+    for function, (expected, *arguments) in NAMES.items():
+        assert function("ns", *arguments) == expected
+
+
+def test_every_key_function_is_in_the_table() -> None:
+    public = {name for name, value in vars(keys).items() if callable(value)}
+    assert public == {function.__name__ for function in NAMES}
+
+
+@pytest.mark.parametrize("function", [f for f in NAMES if f is not keys.namespace], ids=lambda f: f.__name__)
+async def test_lua_makes_the_same_names(store: Store, function: object) -> None:
+    include = (scripts.folder() / "include" / "key.lua").read_text()
+    expected, *arguments = NAMES[function]  # type: ignore[index]
+    rest = ', "' + arguments[0] + '"' if arguments else ""
+    script = f'{include}\nreturn key("{function.__name__}"{rest})'  # type: ignore[attr-defined]
+    assert await store.client.eval(script, 1, "{ns}") == expected
+
+
+def test_lua_uses_no_kind_of_key_that_python_does_not_know() -> None:
+    used = set()
+    for name in scripts.names():
+        used |= set(re.findall(r'\bkey\("(\w+)"', scripts.source(name)))
+    assert used <= {function.__name__ for function in NAMES}
+    assert len(used) > 5
+
+
+def test_nothing_else_in_python_makes_a_key() -> None:
+    package = Path(keys.__file__).parents[1]
+    makers = [path.name for path in package.rglob("*.py") if re.search(r'\{\{\{|"\}:|\}:(worker|model)', path.read_text())]
+    assert makers == ["keys.py"]

@@ -1,0 +1,218 @@
+"""The Lua against the rules in `controller/domain/dispatch.py`: any history of calls, the same answers and state."""
+
+import asyncio
+import itertools
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
+from typing import Any
+
+import fakeredis
+import pytest
+from hypothesis import HealthCheck, settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule, run_state_machine_as_test
+from redis.asyncio import Redis
+
+from controller.domain import dispatch
+from controller.domain.dispatch import Candidate
+from controller.domain.worker import Registration, WorkerStatus
+from controller.store.connection import connect
+from controller.store.registry import Registry
+from tests.conftest import STORES, Store
+from tests.invariants import check_invariants
+
+NAMES = [f"http://w{i}:1" for i in range(5)]
+MODELS = ["m", "n", "o"]
+_namespaces = itertools.count()
+
+names = st.sampled_from(NAMES)
+model_lists = st.lists(st.sampled_from(MODELS), unique=True, max_size=3)
+speeds = st.sampled_from([1, 2, 3, 0.1, 7.5])
+queue_lengths = st.integers(0, 6)
+deviates = st.floats(0.001, 20)
+
+
+@dataclass
+class Known:
+    """What the oracle knows of a worker. tickets: by model, on the clock of the model's lottery."""
+
+    registration: Registration
+    turn: int
+    tickets: dict[str, float]
+
+    def candidate(self, model: str) -> Candidate:
+        status = self.registration.status
+        return Candidate(
+            self.registration.name, status.speed, status.queue_length, self.turn, self.tickets.get(model, 0.0)
+        )
+
+    def set_queue_length(self, queue_length: int) -> None:
+        status = replace(self.registration.status, queue_length=queue_length)
+        self.registration = replace(self.registration, status=status)
+
+
+class Oracle:
+    """The registry as one would write it with dicts; dead workers do not exist."""
+
+    def __init__(self) -> None:
+        self.workers: dict[str, Known] = {}
+        self.clocks: dict[str, float] = {}
+        self.sequence = 0
+
+    def register(self, registration: Registration, draws: Iterable[float]) -> bool:
+        self.sequence += 1
+        known = self.workers.get(registration.name)
+        speed = registration.status.speed
+        kept = known.tickets if known and known.registration.status.speed == speed else {}
+        tickets = {
+            model: kept.get(model, dispatch.next_ticket(self.clocks.get(model, 0.0), speed, draw))
+            for model, draw in zip(registration.status.model_names, draws, strict=True)
+        }
+        self.workers[registration.name] = Known(registration, known.turn if known else self.sequence, tickets)
+        self.forget_clocks()
+        return known is None
+
+    def candidates(self, model: str) -> list[Candidate]:
+        serving = (w for w in self.workers.values() if model in w.registration.status.model_names)
+        return [known.candidate(model) for known in serving]
+
+    def dispatch_shortest_queue(self, models: list[str]) -> list[str]:
+        chosen = []
+        for i, model in enumerate(models):
+            candidate = dispatch.shortest_queue(self.candidates(model))
+            if candidate is not None:
+                booked = dispatch.book(candidate, self.sequence + i + 1)
+                known = self.workers[booked.name]
+                known.set_queue_length(booked.queue_length)
+                known.turn = booked.turn
+            chosen.append(candidate.name if candidate else "")
+        self.sequence += len(models)
+        return chosen
+
+    def dispatch_lottery(self, models: list[str], draws: list[float]) -> list[str]:
+        chosen = []
+        for model, draw in zip(models, draws, strict=True):
+            candidate = dispatch.lottery(self.candidates(model))
+            if candidate is not None:
+                self.clocks[model] = candidate.ticket
+                ticket = dispatch.next_ticket(candidate.ticket, candidate.speed, draw)
+                self.workers[candidate.name].tickets[model] = ticket
+            chosen.append(candidate.name if candidate else "")
+        return chosen
+
+    def forget(self, name: str) -> bool:
+        known = self.workers.pop(name, None) is not None
+        self.forget_clocks()
+        return known
+
+    def forget_clocks(self) -> None:
+        served = {model for w in self.workers.values() for model in w.registration.status.model_names}
+        self.clocks = {model: clock for model, clock in self.clocks.items() if model in served}
+
+
+class RegistryMachine(RuleBasedStateMachine):
+    """Calls the registry and the oracle alike, and compares all that can be seen.
+
+    With `sweeps`, lapsed workers are swept at once. Without, they stay where they are until they are met, and must
+    not be seen all the same; then the lottery is left out, whose clock goes on for as long as its index stands.
+    """
+
+    def __init__(self, kind: str, url: str, sweeps: bool) -> None:
+        super().__init__()
+        self.sweeps = sweeps
+        self.runner = asyncio.Runner()
+        client: Redis = fakeredis.FakeAsyncRedis(decode_responses=True) if kind == "fakeredis" else connect(url, 10.0)
+        self.store = Store(kind, client, f"oracle-{kind}-{next(_namespaces)}")
+        self.draws: list[float] = []
+        self.registry: Registry = self.store.registry(deviate=lambda: self.draws.pop(0))
+        self.oracle = Oracle()
+
+    def run(self, call: Any) -> Any:
+        return self.runner.run(call)
+
+    def teardown(self) -> None:
+        for name in NAMES:
+            self.run(self.registry.remove(name))
+        self.run(self.store.client.delete(f"{{{self.store.namespace}}}:sequence"))
+        self.run(self.store.client.aclose())
+        self.runner.close()
+
+    @rule(name=names, models=model_lists, speed=speeds, queue=queue_lengths, flags=st.tuples(*[st.booleans()] * 2),
+          draws=st.lists(deviates, min_size=3, max_size=3))  # fmt: skip
+    def register(
+        self, name: str, models: list[str], speed: float, queue: int, flags: tuple[bool, bool], draws: list[float]
+    ) -> None:
+        registration = Registration(name, WorkerStatus(tuple(models), speed, queue), *flags)
+        self.draws = draws[: len(models)]
+        expected = self.oracle.register(registration, draws[: len(models)])
+        assert self.run(self.registry.register(registration)) == expected
+
+    @rule(reports=st.lists(st.tuples(names, queue_lengths), min_size=1, max_size=4))
+    def heartbeat(self, reports: list[tuple[str, int]]) -> None:
+        expected = [name in self.oracle.workers for name, _ in reports]
+        for name, queue_length in reports:
+            if name in self.oracle.workers:
+                self.oracle.workers[name].set_queue_length(queue_length)
+        assert self.run(self.registry.heartbeat(reports)) == expected
+
+    @rule(models=st.lists(st.sampled_from([*MODELS, "absent"]), min_size=1, max_size=8))
+    def dispatch_shortest_queue(self, models: list[str]) -> None:
+        expected = self.oracle.dispatch_shortest_queue(models)
+        assert self.run(self.registry.dispatch_shortest_queue(models)) == expected
+
+    @precondition(lambda self: self.sweeps)
+    @rule(requests=st.lists(st.tuples(st.sampled_from([*MODELS, "absent"]), deviates), min_size=1, max_size=8))
+    def dispatch_lottery(self, requests: list[tuple[str, float]]) -> None:
+        models, draws = [model for model, _ in requests], [draw for _, draw in requests]
+        self.draws = list(draws)
+        expected = self.oracle.dispatch_lottery(models, draws)
+        assert self.run(self.registry.dispatch_lottery(models)) == expected
+
+    @rule(name=names)
+    def remove(self, name: str) -> None:
+        assert self.run(self.registry.remove(name)) == self.oracle.forget(name)
+
+    @rule(name=names)
+    def time_passes(self, name: str) -> None:
+        known = self.oracle.workers.get(name)
+        if known is None or not known.registration.check_heart_beat:
+            return
+        self.oracle.forget(name)
+        self.run(self.store.lapse(name))
+        if self.sweeps:
+            self.run(self.store.client.delete(f"{{{self.store.namespace}}}:sweep"))
+            assert self.run(self.registry.sweep(60.0)) == [name]
+
+    @invariant()
+    def both_know_the_same(self) -> None:
+        known = {w.name: (w.status, w.check_heart_beat, w.multimodal) for w in self.run(self.registry.list_workers())}
+        expected = {
+            name: (w.registration.status, w.registration.check_heart_beat, w.registration.multimodal)
+            for name, w in self.oracle.workers.items()
+        }
+        assert known == expected
+        for multimodal in (None, True, False):
+            models = {
+                model
+                for status, _, is_multimodal in expected.values()
+                for model in status.model_names
+                if multimodal in (None, is_multimodal)
+            }
+            assert self.run(self.registry.list_models(multimodal)) == sorted(models)
+        state = self.run(check_invariants(self.store.client, self.store.namespace))
+        for model in MODELS if self.sweeps else []:
+            tickets = {candidate.name: candidate.ticket for candidate in self.oracle.candidates(model)}
+            clock = {"": self.oracle.clocks.get(model, 0.0)} if tickets else {}
+            assert state.lotteries.get(model, {}) == {**tickets, **clock}
+
+
+@pytest.mark.parametrize("sweeps", [True, False])
+@pytest.mark.parametrize("kind", STORES)
+def test_any_history_gives_what_the_rules_say(request: pytest.FixtureRequest, kind: str, sweeps: bool) -> None:
+    url = "" if kind == "fakeredis" else request.getfixturevalue(f"{kind.replace('-', '_')}_url")
+    run_state_machine_as_test(
+        lambda: RegistryMachine(kind, url, sweeps),
+        settings=settings(
+            max_examples=60, stateful_step_count=30, deadline=None, suppress_health_check=list(HealthCheck)
+        ),
+    )

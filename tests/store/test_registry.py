@@ -1,0 +1,296 @@
+"""What each operation of the registry does, asserted on the whole state that it leaves."""
+
+import math
+
+import pytest
+
+from controller.domain.errors import StoreUnavailable
+from controller.domain.worker import Registration, WorkerStatus
+from controller.store.registry import Registry
+from tests.conftest import Store
+from tests.invariants import check_invariants, whole_state
+from tests.waiting import wait_until
+
+A, B, C = "http://a:1", "http://b:1", "http://c:1"
+
+
+def worker(
+    name: str,
+    *models: str,
+    speed: float = 1,
+    queue_length: int = 0,
+    check_heart_beat: bool = True,
+    multimodal: bool = False,
+) -> Registration:
+    return Registration(name, WorkerStatus(models or ("m",), speed, queue_length), check_heart_beat, multimodal)
+
+
+async def names(registry: Registry) -> list[str]:
+    return [worker.name for worker in await registry.list_workers()]
+
+
+async def test_a_registered_worker_is_known_whole(store: Store, registry: Registry) -> None:
+    assert await registry.register(worker(A, "m", "ü\"\\ {x}:y", speed=2.5, queue_length=3, multimodal=True)) is True
+    [known] = await registry.list_workers()
+    assert known.name == A
+    assert known.status == WorkerStatus(("m", "ü\"\\ {x}:y"), 2.5, 3)
+    assert (known.multimodal, known.check_heart_beat, known.registration) == (True, True, 1)
+    assert 0 <= known.heartbeat_age < 5
+    assert known.expires_in is not None
+    assert 80 < known.expires_in <= 90
+    state = await check_invariants(store.client, store.namespace)
+    assert state.indexes == {model: [(f"{1:016d}{A}", 1.2)] for model in known.status.model_names}
+
+
+async def test_registering_twice_is_registering_once(store: Store, registry: Registry) -> None:
+    await registry.register(worker(A, speed=2))
+    before = await whole_state(store.client, store.namespace)
+    assert await registry.register(worker(A, speed=2)) is False
+    after = await whole_state(store.client, store.namespace)
+    for state in (before, after):
+        state.workers.clear()  # the time at which it lapses
+        for field in ("registration", "heartbeat_at"):
+            del state.hashes[A][field]
+    assert after == before
+
+
+async def test_a_registration_replaces_the_models(store: Store, registry: Registry) -> None:
+    await registry.register(worker(A, "old", "both"))
+    await registry.register(worker(A, "both", "new"))
+    assert await registry.list_models() == ["both", "new"]
+    assert await registry.dispatch_shortest_queue(["old", "both", "new"]) == ["", A, A]
+    assert await registry.dispatch_lottery(["old", "both", "new"]) == ["", A, A]
+    state = await check_invariants(store.client, store.namespace)
+    assert state.models == {"both", "new"}
+
+
+async def test_ten_thousand_registrations_with_other_models_leave_no_more_keys_than_one(
+    store: Store, registry: Registry
+) -> None:
+    await registry.register(worker(A, "m-first"))
+    keys = len(await store.client.keys(f"{{{store.namespace}}}*"))
+    for i in range(10_000 if store.kind != "fakeredis" else 500):
+        await registry.register(worker(A, f"m{i}"))
+    assert len(await store.client.keys(f"{{{store.namespace}}}*")) == keys
+
+
+async def test_a_worker_may_serve_no_model(registry: Registry) -> None:
+    await registry.register(Registration(A, WorkerStatus((), 1, 0), True, False))
+    assert await names(registry) == [A]
+    assert await registry.list_models() == []
+
+
+async def test_a_conditional_registration_does_nothing_after_a_newer_one(store: Store, registry: Registry) -> None:
+    await registry.register(worker(A))
+    [seen] = await registry.list_workers()
+    assert await registry.register(worker(A, "newer"), only_if=seen.registration) is False
+    before = await whole_state(store.client, store.namespace)
+    assert await registry.register(worker(A, "stale"), only_if=seen.registration) is None
+    assert await whole_state(store.client, store.namespace) == before
+    await registry.remove(A)
+    assert await registry.register(worker(A, "stale"), only_if=seen.registration + 1) is None
+    assert await names(registry) == []
+
+
+async def test_a_heartbeat_sets_the_queue_and_prolongs_life(store: Store) -> None:
+    short, long = store.registry(heartbeat_expiration=1.0), store.registry(heartbeat_expiration=100.0)
+    await short.register(worker(A, "m", "n", speed=2))
+    assert await long.heartbeat([(A, 7)]) == [True]
+    [known] = await long.list_workers()
+    assert known.status.queue_length == 7
+    assert known.expires_in is not None
+    assert known.expires_in > 90
+    state = await check_invariants(store.client, store.namespace)
+    assert [dict(index) for index in state.indexes.values()] == [{f"{1:016d}{A}": 3.5}] * 2
+
+
+async def test_heartbeats_of_a_batch_are_answered_in_order(registry: Registry) -> None:
+    await registry.register(worker(A))
+    await registry.register(worker(B))
+    assert await registry.heartbeat([(A, 1), (C, 1), (B, 2), (A, 3)]) == [True, False, True, True]
+    assert [w.status.queue_length for w in await registry.list_workers()] == [3, 2]
+
+
+async def test_a_lapsed_worker_is_gone_at_once_without_a_sweep(store: Store) -> None:
+    registry = store.registry(heartbeat_expiration=0.2)
+    await registry.register(worker(A))
+    key = f"{{{store.namespace}}}:heartbeat:{A}"
+
+    async def lapsed() -> bool:
+        return not await store.client.exists(key)
+
+    await wait_until(lapsed, "the heartbeat lapses")
+    assert await registry.list_workers() == []
+    assert await registry.list_models() == []
+    assert await registry.dispatch_shortest_queue(["m"]) == [""]
+    assert await registry.heartbeat([(A, 0)]) == [False]
+    assert await registry.remove(A) is False
+
+
+@pytest.mark.parametrize("operation", ["dispatch_shortest_queue", "dispatch_lottery"])
+async def test_a_dead_worker_at_the_head_is_forgotten_and_the_next_is_tried(store: Store, operation: str) -> None:
+    registry = store.registry(deviate=lambda: 1.0)
+    await registry.register(worker(A, "m", "only-a", speed=9))
+    await registry.register(worker(B, queue_length=5))
+    await store.lapse(A)
+    assert await getattr(registry, operation)(["m"]) == [B]
+    state = await check_invariants(store.client, store.namespace)
+    assert set(state.hashes) == {B}
+    assert state.models == {"m"}
+
+
+async def test_a_late_heartbeat_does_not_revive_the_dead(store: Store, registry: Registry) -> None:
+    await registry.register(worker(A))
+    await store.lapse(A)
+    assert await registry.heartbeat([(A, 0)]) == [False]
+    assert (await whole_state(store.client, store.namespace)).hashes == {}
+    assert await registry.register(worker(A)) is True
+
+
+async def test_a_worker_without_heartbeats_lives_until_it_is_removed(store: Store) -> None:
+    registry = store.registry(heartbeat_expiration=0.01)
+    await registry.register(worker(A, check_heart_beat=False))
+    assert await registry.heartbeat([(A, 4)]) == [True]
+    assert await registry.sweep(0.001) == []
+    [known] = await registry.list_workers()
+    assert (known.expires_in, known.status.queue_length) == (None, 4)
+    assert await registry.remove(A) is True
+    assert await names(registry) == []
+
+
+async def test_a_worker_may_begin_and_cease_to_send_heartbeats(store: Store, registry: Registry) -> None:
+    for check_heart_beat in (True, False, True):
+        await registry.register(worker(A, check_heart_beat=check_heart_beat))
+        [known] = await registry.list_workers()
+        assert (known.expires_in is None) is not check_heart_beat
+        await check_invariants(store.client, store.namespace)
+
+
+async def test_removing_leaves_nothing(store: Store, registry: Registry) -> None:
+    await registry.register(worker(A, "m", "n"))
+    await registry.register(worker(B, "m"))
+    assert await registry.remove(A) is True
+    assert await registry.remove(A) is False
+    assert await registry.list_models() == ["m"]
+    state = await check_invariants(store.client, store.namespace)
+    assert set(state.hashes) == {B}
+
+
+async def test_an_older_decision_does_not_remove_a_worker_that_registered_since(registry: Registry) -> None:
+    await registry.register(worker(A))
+    [seen] = await registry.list_workers()
+    await registry.register(worker(A))
+    assert await registry.remove(A, only_if=seen.registration) is False
+    assert await names(registry) == [A]
+    [seen] = await registry.list_workers()
+    assert await registry.remove(A, only_if=seen.registration) is True
+
+
+async def test_models_by_kind_of_worker(store: Store, registry: Registry) -> None:
+    await registry.register(worker(A, "text", "both"))
+    await registry.register(worker(B, "vision", "both", multimodal=True))
+    await registry.register(worker(C, "dead", "both"))
+    await store.lapse(C)
+    assert await registry.list_models() == ["both", "text", "vision"]
+    assert await registry.list_models(multimodal=True) == ["both", "vision"]
+    assert await registry.list_models(multimodal=False) == ["both", "text"]
+
+
+async def test_a_model_is_found_behind_any_number_of_others(registry: Registry) -> None:
+    for i in range(150):
+        await registry.register(worker(f"http://w{i}:1"))
+    await registry.register(worker(A, queue_length=9, multimodal=True))
+    assert await registry.list_models(multimodal=True) == ["m"]
+    await registry.remove(A)
+    assert await registry.list_models(multimodal=True) == []
+
+
+async def test_numbers_stay_as_the_worker_wrote_them(registry: Registry) -> None:
+    speeds = [1, 3, 0.1, 1e-6, 123456.789, 10**9]
+    for i, speed in enumerate(speeds):
+        await registry.register(worker(f"http://w{i}:1", speed=speed))
+    told = [known.status.speed for known in await registry.list_workers()]
+    assert told == speeds
+    assert [type(speed) for speed in told] == [type(speed) for speed in speeds]
+
+
+async def test_namespaces_do_not_see_each_other(store: Store, registry: Registry) -> None:
+    other = Registry(store.client, store.namespace + "-other", 90.0)
+    await registry.register(worker(A))
+    assert await other.list_workers() == []
+    assert await other.dispatch_shortest_queue(["m"]) == [""]
+    assert await other.heartbeat([(A, 0)]) == [False]
+    assert await other.remove(A) is False
+    assert await names(registry) == [A]
+
+
+@pytest.mark.parametrize("name", ["http://a:1}:models", "http://{other}:1", "http://a:1:workers", "http://a:1:heartbeat:x"])
+async def test_no_name_reaches_another_key(store: Store, registry: Registry, name: str) -> None:
+    await registry.register(worker(A))
+    await registry.register(worker(name, name))
+    assert await registry.dispatch_shortest_queue([name, "m"]) == [name, A]
+    assert sorted(await names(registry)) == sorted([A, name])
+
+
+async def test_check_passes_on_a_store_that_keeps_what_it_is_given(store: Store, registry: Registry) -> None:
+    await registry.check()
+    assert await store.client.ping()
+
+
+async def test_check_refuses_a_store_that_would_evict_heartbeats(store: Store, registry: Registry) -> None:
+    if store.kind == "fakeredis":
+        pytest.skip("fakeredis evicts nothing and has no such setting")
+    await store.client.config_set("maxmemory-policy", "volatile-lru")
+    try:
+        with pytest.raises(StoreUnavailable, match="Set it to noeviction"):
+            await registry.check()
+    finally:
+        await store.client.config_set("maxmemory-policy", "noeviction")
+
+
+INVALID = [
+    ("register", [A, "x", "1", "0", "0", "", "[]"]),
+    ("register", [A, "1.5", "1", "0", "0", "", "[]"]),
+    ("register", [A, "1", "0", "0", "0", "", "[]"]),
+    ("register", [A, "1", "nan", "0", "0", "", "[]"]),
+    ("register", [A, "1", "inf", "0", "0", "", "[]"]),
+    ("register", [A, "1", "1", "-1", "0", "", "[]"]),
+    ("register", [A, "1", "1", "0.5", "0", "", "[]"]),
+    ("register", [A, "1", "1", "0", "0", "", '["m"]']),
+    ("register", [A, "1", "1", "0", "0", "", '["m"]', "nan"]),
+    ("register", [A, "1", "1", "0", "0", "", '["m"]', "1", "1"]),
+    ("heartbeat", ["0", A, "1"]),
+    ("heartbeat", ["x", A, "1"]),
+    ("heartbeat", ["1", A]),
+    ("heartbeat", ["1", A, "1", B, "x"]),
+    ("dispatch_shortest_queue", ["id", "0", "m"]),
+    ("dispatch_shortest_queue", ["id", "1"]),
+    ("dispatch_lottery", ["id", "1"]),
+    ("dispatch_lottery", ["id", "1", "m"]),
+    ("dispatch_lottery", ["id", "1", "m", "-1"]),
+    ("dispatch_lottery", ["id", "1", "m", "1", "m", "x"]),
+    ("list_models", ["2"]),
+    ("sweep", ["0", "1"]),
+    ("sweep", ["1", "0"]),
+]
+
+
+@pytest.mark.parametrize(("script", "arguments"), INVALID, ids=[f"{s}-{' '.join(a)}" for s, a in INVALID])
+async def test_a_script_checks_its_arguments_before_it_writes(
+    store: Store, registry: Registry, script: str, arguments: list[str]
+) -> None:
+    await registry.register(worker(A))
+    keys = sorted(await store.client.keys(f"{{{store.namespace}}}*"))
+    before = await whole_state(store.client, store.namespace)
+    with pytest.raises(StoreUnavailable, match="INVALID"):
+        await registry._run(script, *arguments)
+    assert await whole_state(store.client, store.namespace) == before
+    assert sorted(await store.client.keys(f"{{{store.namespace}}}*")) == keys
+
+
+async def test_a_score_loses_no_digit_on_its_way(store: Store, registry: Registry) -> None:
+    await registry.register(worker(A, speed=3.0, queue_length=1))
+    state = await whole_state(store.client, store.namespace)
+    [(_, load)] = state.indexes["m"]
+    assert load == 1 / 3
+    assert math.isfinite(state.lotteries["m"][A])

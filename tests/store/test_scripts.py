@@ -1,0 +1,132 @@
+"""The Lua folder: each header is a contract that its body and its Python caller keep."""
+
+import inspect
+import re
+from pathlib import Path
+
+import pytest
+
+from controller.store import scripts
+from controller.store.registry import Registry
+from tests.conftest import Store
+from tests.store.test_registry import A, worker
+
+FOLDER = Path(str(scripts.folder()))
+SCRIPTS = sorted(FOLDER.glob("*.lua"))
+INCLUDES = sorted((FOLDER / "include").glob("*.lua"))
+
+
+def parts(path: Path) -> tuple[str, str]:
+    """Header and body of a script."""
+    match = re.match(r"--\[\[\n(.*?)\]\]\n(.*)", path.read_text(), re.DOTALL)
+    assert match, f"{path.name} does not begin with a header"
+    return match[1], match[2]
+
+
+@pytest.mark.parametrize("path", SCRIPTS, ids=lambda p: p.stem)
+def test_header_tells_purpose_input_and_output(path: Path) -> None:
+    header, _ = parts(path)
+    purpose, _, rest = header.partition("\n  Input:\n")
+    inputs, _, outputs = rest.partition("\n  Output:\n")
+    assert len(purpose.strip()) > 20
+    assert "KEYS[1]" in inputs
+    assert outputs.strip()
+
+
+@pytest.mark.parametrize("path", SCRIPTS, ids=lambda p: p.stem)
+def test_header_and_body_name_the_same_arguments(path: Path) -> None:
+    header, body = parts(path)
+    inputs = header.partition("\n  Input:\n")[2].partition("\n  Output:\n")[0]
+    listed = re.findall(r"^    (KEYS|ARGV)\[(\d+)(…?)\]", inputs, re.MULTILINE)
+    fixed = {int(number) for kind, number, more in listed if kind == "ARGV" and not more}
+    open_ended = [int(number) for kind, number, more in listed if kind == "ARGV" and more]
+    assert [kind for kind, *_ in listed].count("KEYS") == 1
+    assert fixed | set(open_ended) == set(range(1, len(fixed) + len(open_ended) + 1)), "numbered without a gap"
+    literal = {int(number) for number in re.findall(r"ARGV\[(\d+)\]", body)}
+    assert literal == fixed
+    assert bool(re.search(r"#ARGV", body)) == bool(open_ended)
+    assert ("INVALID" in header) == ("INVALID" in body)
+
+
+@pytest.mark.parametrize("path", [*SCRIPTS, *INCLUDES], ids=lambda p: p.stem)
+def test_a_file_includes_what_it_uses_and_no_more(path: Path) -> None:
+    _, body = parts(path)
+    included = re.findall(r'^--- @include "(\w+)"$', body, re.MULTILINE)
+    assert included == sorted(set(included))
+    code = re.sub(r'--.*$|"[^"]*"', "", body, flags=re.MULTILINE)
+    functions = {include.stem for include in INCLUDES} - {path.stem}
+    assert set(included) == {name for name in functions if re.search(rf"\b{name}\(", code)}
+
+
+@pytest.mark.parametrize("path", INCLUDES, ids=lambda p: p.stem)
+def test_an_include_is_one_function_named_as_its_file(path: Path) -> None:
+    header, body = parts(path)
+    assert re.findall(r"^local function (\w+)\(", body, re.MULTILINE) == [path.stem]
+    assert len(header.strip()) > 20
+
+
+@pytest.mark.parametrize("path", [*SCRIPTS, *INCLUDES], ids=lambda p: p.stem)
+def test_scripts_are_plain(path: Path) -> None:
+    """Nothing that fakeredis, Redis Cluster or a second clock would stumble over."""
+    text = path.read_text()
+    assert '"KEYS"' not in text
+    assert "SCAN" not in text
+    assert not text.startswith("#!")
+    assert ("TIME" in text.replace("TIMEOUT", "")) == (path.stem == "now")
+    assert "math.random" not in text
+    assert all(len(line) <= 120 for line in text.splitlines())
+    for line in text.splitlines():
+        assert not re.match(r"^\s*function ", line), f"a global function: {line}"
+        assert not re.match(r"^[a-z_]+ = ", line), f"a global variable: {line}"
+
+
+def test_one_script_a_method_with_the_same_name() -> None:
+    assert scripts.names() == [path.stem for path in SCRIPTS]
+    for name in scripts.names():
+        source = inspect.getsource(getattr(Registry, name))
+        assert re.search(rf'_run\(\s*"{name}"', source), f"Registry.{name} runs another script"
+
+
+async def test_callers_pass_the_arguments_that_the_headers_name(
+    store: Store, registry: Registry, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calls: dict[str, int] = {}
+    run = Registry._run
+
+    async def counting(self: Registry, script: str, *arguments: str | int) -> object:
+        calls[script] = len(arguments)
+        return await run(self, script, *arguments)
+
+    monkeypatch.setattr(Registry, "_run", counting)
+    await registry.register(worker(A))
+    await registry.heartbeat([(A, 0)])
+    await registry.dispatch_shortest_queue(["m"])
+    await registry.dispatch_lottery(["m"])
+    await registry.list_workers()
+    await registry.list_models()
+    await registry.sweep(1.0)
+    await registry.remove(A)
+    tails = {"heartbeat": 2, "dispatch_lottery": 2}  # what a repeated part holds, where it is not one
+    for path in SCRIPTS:
+        inputs = parts(path)[0].partition("\n  Input:\n")[2].partition("\n  Output:\n")[0]
+        listed = re.findall(r"^    ARGV\[\d+(…?)\]", inputs, re.MULTILINE)
+        assert calls[path.stem] == listed.count("") + listed.count("…") * tails.get(path.stem, 1)
+    assert store.client is not None
+
+
+def test_a_source_has_each_include_once_and_before_its_use() -> None:
+    source = scripts.source("register")
+    for name in ("key", "member", "unindex", "forget", "finite"):
+        assert source.count(f"local function {name}(") == 1
+        assert source.index(f"local function {name}(") < source.index(f"{name}(", source.index(f"function {name}(") + 20)
+    assert "@include" not in source
+
+
+def test_an_include_of_itself_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "include").mkdir()
+    (tmp_path / "x.lua").write_text('--- @include "a"\n')
+    (tmp_path / "include" / "a.lua").write_text('--- @include "b"\n')
+    (tmp_path / "include" / "b.lua").write_text('--- @include "a"\n')
+    monkeypatch.setattr(scripts, "folder", lambda: tmp_path)
+    with pytest.raises(ValueError, match="includes itself, by way of a and b"):
+        scripts.source("x")

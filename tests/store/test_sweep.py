@@ -1,0 +1,49 @@
+"""The sweep tidies, once an interval however many replicas call it, and nothing depends on it."""
+
+import asyncio
+
+from controller.store.registry import Registry
+from tests.conftest import Store
+from tests.invariants import check_invariants
+from tests.store.test_registry import A, B, C, worker
+from tests.waiting import wait_until
+
+
+async def test_lapsed_workers_are_forgotten(store: Store, registry: Registry) -> None:
+    for name in (A, B, C):
+        await registry.register(worker(name, "m", name))
+    await store.lapse(A)
+    await store.lapse(C)
+    assert sorted(await registry.sweep(0.001)) == [A, C]
+    state = await check_invariants(store.client, store.namespace)
+    assert set(state.hashes) == {B}
+    assert state.models == {"m", B}
+
+
+async def test_a_heartbeat_that_lapses_by_itself_is_swept(store: Store) -> None:
+    registry = store.registry(heartbeat_expiration=0.05)
+    await registry.register(worker(A))
+    await wait_until(lambda: registry.sweep(0.001), "the sweep finds the worker")
+    assert (await check_invariants(store.client, store.namespace)).hashes == {}
+
+
+async def test_of_many_replicas_one_sweeps_an_interval(store: Store) -> None:
+    replicas = [store.registry() for _ in range(20)]
+    for name in (A, B):
+        await replicas[0].register(worker(name))
+        await store.lapse(name)
+    swept = await asyncio.gather(*(replica.sweep(60.0) for replica in replicas))
+    assert sorted(len(removed) for removed in swept) == [0] * 19 + [2]
+    await replicas[0].register(worker(C))
+    await store.lapse(C)
+    assert await replicas[1].sweep(60.0) == [], "the interval is not over"
+
+
+async def test_a_living_worker_with_a_past_deadline_is_kept(store: Store, registry: Registry) -> None:
+    """As after a clock that was set forth and back."""
+    await registry.register(worker(A))
+    await store.client.zadd(f"{{{store.namespace}}}:workers", {A: 1.0})
+    assert await registry.sweep(0.001) == []
+    state = await check_invariants(store.client, store.namespace)
+    assert state.workers[A] > 1.0
+    assert set(state.hashes) == {A}

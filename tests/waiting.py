@@ -1,0 +1,22 @@
+"""Waiting for a condition instead of for a time."""
+
+import asyncio
+import inspect
+import time
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+
+async def wait_until(
+    predicate: Callable[[], Any | Awaitable[Any]], description: str, timeout: float = 15.0, interval: float = 0.01
+) -> Any:
+    """The first true value of the predicate. Fails, with the description, if there is none within `timeout` s."""
+    deadline = time.monotonic() + timeout
+    while True:
+        value = predicate()
+        if inspect.isawaitable(value):
+            value = await value
+        if value:
+            return value
+        assert time.monotonic() < deadline, f"waited {timeout:g} s in vain until {description}"
+        await asyncio.sleep(interval)
