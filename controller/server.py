@@ -62,14 +62,19 @@ def serve(settings: Settings) -> None:
             timeout_keep_alive=75,  # longer than the usual idle time of clients' pools, so that they close first
             timeout_graceful_shutdown=10,
         )
-        if settings.replicas == 1:
-            server = uvicorn.Server(server_config)
-            server.run()
-            if not server.started:
-                raise SystemExit(1)
-        else:
-            with contextlib.closing(server_config.bind_socket()) as listener:
-                Multiprocess(server_config, [listener]).run()
+        with contextlib.suppress(KeyboardInterrupt):  # Ctrl-C is a way to end it, not an error
+            _run(server_config)
+
+
+def _run(config: uvicorn.Config) -> None:
+    if config.workers > 1:
+        with contextlib.closing(config.bind_socket()) as listener:
+            Multiprocess(config, [listener]).run()
+        return
+    server = uvicorn.Server(config)
+    server.run()
+    if not server.started:
+        raise SystemExit(1)  # uvicorn has logged why
 
 
 def replica(settings: Settings, store_url: str, metrics_dir: Path | None) -> ASGIApp:

@@ -1,5 +1,5 @@
 --[[
-  Removes a worker.
+  Removes a worker, dead or alive, and every trace of it.
 
   Input:
     KEYS[1]  '{<ns>}' the namespace

@@ -1,6 +1,5 @@
 """What a worker is: its name, what it says of itself, and what the registry knows of it."""
 
-import math
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -93,7 +92,7 @@ class WorkerStatus:
                     "model_names",
                     f"each must have 1 to {MAX_MODEL_NAME_LENGTH} characters and no control characters",
                 )
-        if not (math.isfinite(self.speed) and MIN_SPEED <= self.speed <= MAX_SPEED):
+        if not MIN_SPEED <= self.speed <= MAX_SPEED:  # nor NaN
             raise InvalidInput("speed", f"must be a number from {MIN_SPEED:g} to {MAX_SPEED:g}")
         check_queue_length(self.queue_length)
         object.__setattr__(self, "model_names", tuple(dict.fromkeys(self.model_names)))

@@ -66,9 +66,18 @@ class EmbeddedStore:
         self._unlock()
 
     @property
-    def pid(self) -> int | None:
-        """The process id of the server."""
-        return None if self._server is None else self._server.pid
+    def pid(self) -> int:
+        """The process id of the server; another one after it died and was started again."""
+        return self._running().pid
+
+    def send_signal(self, number: int) -> None:
+        """Send a signal to the server."""
+        self._running().send_signal(number)
+
+    def _running(self) -> "subprocess.Popen[bytes]":
+        if self._server is None:
+            raise EmbeddedStoreError("The embedded store was not started.")
+        return self._server
 
     def _prepare_directory(self) -> None:
         if len(os.fsencode(self.socket_path)) > _MAX_SOCKET_PATH:

@@ -41,7 +41,7 @@ class _StatusBody(msgspec.Struct):
 class _RegisterBody(msgspec.Struct):
     worker_name: str
     check_heart_beat: bool
-    worker_status: dict[str, Any] | None = None
+    worker_status: msgspec.Raw = msgspec.Raw(b"null")
     multimodal: bool | None = False
 
 
@@ -57,6 +57,7 @@ class RegisterRequest(msgspec.Struct):
 _model_decoder = msgspec.json.Decoder(_ModelBody)
 _name_decoder = msgspec.json.Decoder(_NameBody)
 _heartbeat_decoder = msgspec.json.Decoder(_HeartbeatBody)
+_status_decoder = msgspec.json.Decoder(_StatusBody)
 _register_decoder = msgspec.json.Decoder(_RegisterBody)
 
 
@@ -92,14 +93,16 @@ def parse_register(body: bytes) -> RegisterRequest:
     return RegisterRequest(
         name=worker_name(request.worker_name),
         check_heart_beat=request.check_heart_beat,
-        status=_status(request.worker_status) if request.worker_status else None,
+        status=_status(bytes(request.worker_status)),
         multimodal=bool(request.multimodal),
     )
 
 
-def _status(told: dict[str, Any]) -> WorkerStatus:
+def _status(body: bytes) -> WorkerStatus | None:
+    if body.translate(None, b" \t\r\n") in (b"null", b"{}"):
+        return None
     try:
-        status = msgspec.convert(told, _StatusBody)
+        status = _status_decoder.decode(body)
         return WorkerStatus(tuple(status.model_names), status.speed, status.queue_length)
     except msgspec.ValidationError as error:
         raise InvalidInput("worker_status", f"{error}. Send all three fields, or leave worker_status out.") from error

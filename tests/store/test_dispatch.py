@@ -4,6 +4,7 @@ import asyncio
 import multiprocessing
 import random
 from collections import Counter
+from functools import partial
 
 import pytest
 
@@ -86,7 +87,7 @@ async def test_the_lottery_books_nothing(registry: Registry) -> None:
 async def test_lottery_is_proportional_to_speed(store: Store) -> None:
     """Chi-square over 20,000 draws at the 99.9 % level, among live workers only, after a late joiner."""
     draws = 20_000 if store.kind != "fakeredis" else 4_000
-    registry = store.registry(deviate=lambda draw=random.Random(11): draw.expovariate(1.0))
+    registry = store.registry(deviate=partial(random.Random(11).expovariate, 1.0))
     speeds = {f"http://w{speed}:1": speed for speed in (1, 2, 3, 4, 10)}
     for name, speed in speeds.items():
         if speed != 4:
@@ -107,7 +108,7 @@ async def test_lottery_is_proportional_to_speed(store: Store) -> None:
 async def test_lottery_draws_do_not_depend_on_each_other(store: Store) -> None:
     """Among two equal workers, the winner of one draw says nothing of the next: 4 pairs, 3 degrees of freedom."""
     draws = 10_000 if store.kind != "fakeredis" else 2_000
-    registry = store.registry(deviate=lambda draw=random.Random(5): draw.expovariate(1.0))
+    registry = store.registry(deviate=partial(random.Random(5).expovariate, 1.0))
     await registry.register(worker(A))
     await registry.register(worker(B))
     winners = [name for _ in range(draws // 250) for name in await registry.dispatch_lottery(["m"] * 250)]
@@ -117,7 +118,7 @@ async def test_lottery_draws_do_not_depend_on_each_other(store: Store) -> None:
 
 
 async def test_lottery_follows_a_change_of_speed(store: Store) -> None:
-    registry = store.registry(deviate=lambda draw=random.Random(3): draw.expovariate(1.0))
+    registry = store.registry(deviate=partial(random.Random(3).expovariate, 1.0))
     await registry.register(worker(A, speed=1000))
     await registry.register(worker(B, speed=1))
     await registry.dispatch_lottery(["m"] * 200)

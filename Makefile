@@ -1,0 +1,59 @@
+# Each target makes the virtual environment it needs. ARGS="..." is passed on to the command.
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+PIP_INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
+ARGS ?=
+
+.DEFAULT_GOAL := help
+.PHONY: help serve test check demo format bench clean
+
+help:  ## List the targets.
+	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 12
+
+serve: $(VENV)/.serve  ## Run a controller on an embedded store. ARGS="--port 21001 ..."
+	@exec $(BIN)/controller serve $(ARGS)
+
+demo: $(VENV)/.serve  ## See a controller, three workers and a load at work for half a minute.
+	@exec $(BIN)/python examples/demo.py $(ARGS)
+
+test: $(VENV)/.test  ## Run the tests, with coverage. ARGS="tests/store -k lottery"
+	@$(BIN)/python -m pytest $(if $(ARGS),$(ARGS),--cov --cov-report=term --cov-fail-under=95)
+
+check: $(VENV)/.check  ## Lint, format, types and floors, without changing anything.
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+format: $(VENV)/.check  ## Format the code and mend what the linter can.
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+bench: $(VENV)/.test  ## Measure dispatches beside the stock controller. ARGS="--seconds 5"
+	@exec $(BIN)/python benchmarks/dispatch.py $(ARGS)
+
+clean:  ## Remove the virtual environment.
+	rm -rf $(VENV)
+
+$(VENV)/.venv:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or later is needed; name one: make PYTHON=python3.11 ...")'
+	@echo "Making a virtual environment in $(VENV), once ..."
+	@$(PYTHON) -m venv $(VENV)
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --upgrade 'pip>=25.1'
+	@touch $@
+
+$(VENV)/.serve: $(VENV)/.venv pyproject.toml constraints.txt
+	@echo "Installing the controller ..."
+	@$(PIP_INSTALL) --editable .
+	@touch $@
+
+$(VENV)/.test: $(VENV)/.serve
+	@echo "Installing what the tests need ..."
+	@$(PIP_INSTALL) --group test
+	@touch $@
+
+$(VENV)/.check: $(VENV)/.test
+	@echo "Installing linter and type checker ..."
+	@$(PIP_INSTALL) --group check
+	@touch $@

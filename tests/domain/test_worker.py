@@ -1,0 +1,106 @@
+"""Names and statuses: the one form, and what is refused."""
+
+import math
+from typing import Any
+
+import pytest
+
+from controller.domain.errors import InvalidInput
+from controller.domain.worker import Worker, WorkerStatus, WorkerStatusTotal, total_status, worker_name
+
+
+@pytest.mark.parametrize(
+    ("written", "form"),
+    [
+        ("http://localhost:21002", "http://localhost:21002"),
+        ("http://localhost:21002/", "http://localhost:21002"),
+        ("HTTP://LocalHost:21002/Path/", "http://localhost:21002/Path"),
+        ("https://gpu-7.example.com", "https://gpu-7.example.com"),
+        ("http://10.0.0.5:80", "http://10.0.0.5:80"),
+        ("http://[2001:DB8::1]:21002", "http://[2001:db8::1]:21002"),
+        ("http://a_b.c/d%20e;f=1,2!$&'()*+@:", "http://a_b.c/d%20e;f=1,2!$&'()*+@:"),
+    ],
+)
+def test_the_one_form_of_a_name(written: str, form: str) -> None:
+    assert worker_name(written) == form
+    assert worker_name(form) == form
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        "localhost:21002",
+        "//localhost",
+        "ftp://h",
+        "file:///etc/passwd",
+        "javascript:alert(1)",
+        "http://",
+        "http:///path",
+        "http://:80",
+        "http://h:",
+        "http://h:0",
+        "http://h:65536",
+        "http://h:x",
+        "http://user@h",
+        "http://user:password@h",
+        "http://@h",
+        "http://h?x=1",
+        "http://h/?",
+        "http://h#f",
+        "http://h/#",
+        "http://h\r\nHost: evil",
+        "http://h\n",
+        "http://h\t",
+        "http://h\0",
+        "http://h h",
+        "http://{h}",
+        "http://h}:models",
+        "http://h\\x",
+        "http://h/<b>",
+        'http://h/"',
+        "http://bücher.example",
+        "http://h/ü",
+        "http://a,b",
+        "http://[::1",
+        "http://[x]",
+        "http://169.254.169.254",
+        "http://[fe80::1]",
+        "http://[::ffff:169.254.169.254]",
+        "http://2852039166",
+        "http://0xa9fea9fe",
+        "http://169.254.0251.0376",
+        "http://1.2.3.4.5",
+        "http://h/" + "x" * 2000,
+    ],
+)
+def test_what_is_no_name(text: str) -> None:
+    with pytest.raises(InvalidInput, match=r"^worker_name: "):
+        worker_name(text)
+
+
+def test_models_keep_their_order_without_repetitions() -> None:
+    assert WorkerStatus(("b", "a", "b"), 1, 0).model_names == ("b", "a")
+
+
+@pytest.mark.parametrize(
+    ("changed", "field"),
+    [
+        *(({"speed": speed}, "speed") for speed in (0, -1, 1e-7, 1e10, math.inf, math.nan, 10**400)),
+        *(({"queue_length": queue_length}, "queue_length") for queue_length in (-1, 10**9 + 1)),
+        *(({"model_names": (name,)}, "model_names") for name in ("", "x" * 513, "a\nb", "\0", "\x7f")),
+        ({"model_names": tuple(map(str, range(513)))}, "model_names"),
+    ],
+)
+def test_values_out_of_bounds(changed: dict[str, Any], field: str) -> None:
+    with pytest.raises(InvalidInput, match=f"^{field}: "):
+        WorkerStatus(**{"model_names": ("m",), "speed": 1, "queue_length": 0, **changed})
+
+
+def test_the_sum_over_workers() -> None:
+    def worker(status: WorkerStatus) -> Worker:
+        return Worker("http://w", status, True, False, 1, 0.0, 90.0)
+
+    one, two = WorkerStatus(("b", "a"), 1, 2), WorkerStatus(("c", "a"), 2.5, 0)
+    assert total_status([worker(one), worker(two)]) == WorkerStatusTotal(("a", "b", "c"), 3.5, 2)
+    assert total_status([]) == WorkerStatusTotal((), 0, 0)

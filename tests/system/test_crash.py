@@ -1,0 +1,118 @@
+"""Replicas that are killed in the middle of load, and bursts on several at once."""
+
+import asyncio
+import os
+import random
+import signal
+from collections import Counter
+
+import httpx
+
+from controller.store.connection import connect
+from controller.store.registry import Registry
+from tests.invariants import check_invariants
+from tests.system.conftest import Serve
+from tests.system.processes import ControllerProcess
+from tests.system.test_serve import replicas
+from tests.waiting import wait_until
+
+KILLS = 100
+WORKERS = [f"http://w{i}:1" for i in range(8)]
+
+
+class Load:
+    """Clients that dispatch, workers that heartbeat, register and leave, until told to stop; all is counted."""
+
+    def __init__(self, url: str) -> None:
+        self.url = url
+        self.stop = asyncio.Event()
+        self.acknowledged: Counter[str] = Counter()
+        self.unknown = 0
+        self.wrong: list[str] = []
+
+    async def dispatch(self, http: httpx.AsyncClient) -> None:
+        while not self.stop.is_set():
+            try:
+                response = await http.post(f"{self.url}/get_worker_address", json={"model": "steady"})
+            except httpx.TransportError:
+                self.unknown += 1
+                continue
+            address = response.json().get("address")
+            if response.status_code == 200 and address in WORKERS:
+                self.acknowledged[address] += 1
+            else:
+                self.wrong.append(f"{response.status_code} {response.text}")
+
+    async def work(self, http: httpx.AsyncClient, name: str, seed: int) -> None:
+        """A worker that changes its models all the time, but for one; it never reports a queue."""
+        draw = random.Random(seed)
+        while not self.stop.is_set():
+            models = draw.sample(["a", "b", "c", "d"], draw.randint(0, 4))
+            body = {
+                "worker_name": f"{name}/changing",
+                "check_heart_beat": True,
+                "worker_status": {"model_names": models, "speed": draw.choice([1, 2]), "queue_length": 0},
+            }
+            path = "/register_worker" if draw.random() < 0.8 else "/remove_worker"
+            try:
+                await http.post(self.url + path, json=body)
+            except httpx.TransportError:
+                continue
+
+
+async def test_a_hundred_kills_under_load_leave_the_registry_whole(serve: Serve) -> None:
+    controller = serve("--replicas", "3")
+    for name in WORKERS:
+        controller.register(name, "steady", check=False)
+    load = Load(controller.url)
+    # No connection is kept: a client that met a killed replica must find a living one at its next call.
+    limits = httpx.Limits(max_connections=32, max_keepalive_connections=0)
+    async with httpx.AsyncClient(limits=limits, timeout=10.0) as http:
+        clients = [asyncio.create_task(load.dispatch(http)) for _ in range(6)]
+        clients += [asyncio.create_task(load.work(http, name, i)) for i, name in enumerate(WORKERS[:3])]
+        killed = 0
+        while killed < KILLS:
+            # Two of the three at a time; the supervisor replaces them.
+            alive = await wait_until(
+                lambda: len(now := replicas(controller)) == 3 and now, "three replicas are there", timeout=30
+            )
+            before = load.acknowledged.total()
+            for victim in random.sample(alive, 2):
+                os.kill(victim, signal.SIGKILL)
+                killed += 1
+            await wait_until(
+                lambda before=before: load.acknowledged.total() > before + 20, "dispatches go on", timeout=30
+            )
+        load.stop.set()
+        await asyncio.gather(*clients)
+
+    assert load.wrong == []
+    await check_whole(controller, load)
+
+
+async def check_whole(controller: ControllerProcess, load: Load) -> None:
+    client = connect(controller.store_url, timeout=5.0)
+    try:
+        await check_invariants(client, "controller")
+        workers = await Registry(client, "controller", 90.0).list_workers()
+        booked = {w.name: w.status.queue_length for w in workers if w.name in WORKERS}
+        # A booking without an answer: what a replica had booked when it was killed. Never an answer without one.
+        lost = sum(booked.values()) - load.acknowledged.total()
+        assert 0 <= lost <= load.unknown
+        assert all(booked[name] >= load.acknowledged[name] for name in WORKERS)
+        assert max(booked.values()) - min(booked.values()) <= 1
+    finally:
+        await client.aclose()
+
+
+async def test_a_burst_on_several_replicas_is_spread_evenly(serve: Serve) -> None:
+    controller = serve("--replicas", "4")
+    for i in range(10):
+        controller.register(f"http://w{i}:1")
+    async with httpx.AsyncClient(timeout=30.0) as http:
+        answers = await asyncio.gather(
+            *(http.post(f"{controller.url}/get_worker_address", json={"model": "m"}) for _ in range(400))
+        )
+    chosen = Counter(answer.json()["address"] for answer in answers)
+    assert sorted(chosen.values()) == [40] * 10
+    assert {w["queue_length"] for w in controller.workers()} == {40}

@@ -1,0 +1,206 @@
+"""Stock FastChat against our controller: its workers, its API server, its habits and its traps."""
+
+import asyncio
+import json
+import os
+import signal
+import subprocess
+import urllib.request
+from pathlib import Path
+
+import pytest
+
+from tests.faults import proxy
+from tests.system.conftest import Serve
+from tests.system.processes import answers, call, fastchat, free_port, stock_worker
+from tests.system.test_serve import stores
+from tests.waiting import wait_until
+
+
+async def test_a_stock_worker_registers_heartbeats_is_forgotten_and_comes_back(serve: Serve, work_dir: Path) -> None:
+    controller = serve("--heartbeat-expiration", "2.5", "--sweep-interval", "0.2")
+    port = free_port()
+    with stock_worker(work_dir, controller.url, "--model-names", "vicuna,other", port=port) as worker:
+        url = worker.url
+        await wait_until(lambda: controller.names() == [url], "the worker is registered")
+        assert controller.post("/list_models") == {"models": ["other", "vicuna"]}
+        ages = []
+
+        def heartbeats_seen() -> bool:
+            ages.append(controller.workers()[0]["heartbeat_age"])
+            return sum(later < earlier for earlier, later in zip(ages, ages[1:], strict=False)) >= 2
+
+        await wait_until(heartbeats_seen, "two heartbeats have come")
+        assert controller.dispatch("vicuna") == url
+
+        controller.post("/remove_worker", {"worker_name": url})
+        await wait_until(lambda: controller.names() == [url], 'the worker is back after "exist": false')
+    await wait_until(lambda: controller.names() == [], "the killed worker is forgotten")
+    assert controller.dispatch("vicuna") == ""
+    with stock_worker(work_dir, controller.url, port=port):
+        await wait_until(lambda: controller.names() == [url], "it is back on its old address")
+
+
+async def test_the_stock_api_server_lists_models_and_completes_a_chat(serve: Serve, work_dir: Path) -> None:
+    controller = serve()
+    with (
+        stock_worker(work_dir, controller.url) as worker,
+        fastchat(work_dir, "openai_api_server", "--controller-address", controller.url) as api,
+    ):
+        url: str = api.url
+        await wait_until(controller.names, "the worker is registered")
+        models = call(f"{url}/v1/models", method="GET")
+        assert [model["id"] for model in models["data"]] == ["echo"]
+        chat = {"model": "echo", "messages": [{"role": "user", "content": "hello there"}]}
+        completion = call(f"{url}/v1/chat/completions", chat)
+        content = completion["choices"][0]["message"]["content"]
+        assert content.startswith(worker.url)
+        assert "hello there" in content
+        assert call(f"{url}/v1/completions", {"model": "echo", "prompt": "once upon"})["choices"][0]["text"]
+        assert call(f"{url}/v1/embeddings", {"model": "echo", "input": "four"})["data"][0]["embedding"] == [4.0]
+        with pytest.raises(OSError, match="400"):
+            call(f"{url}/v1/chat/completions", {**chat, "model": "absent"})
+
+
+async def test_the_stock_register_worker_script(serve: Serve, work_dir: Path) -> None:
+    """It sends no status, so the controller has to ask the worker for it."""
+    controller = serve()
+    with stock_worker(work_dir, controller.url, interval=600) as worker:
+        url = worker.url
+        await wait_until(lambda: controller.names() == [url], "the worker is registered")
+        controller.post("/remove_worker", {"worker_name": url})
+        command = ["python", "-m", "fastchat.serve.register_worker"]
+        flags = ["--controller-address", controller.url, "--worker-name", url]
+        subprocess.run([*command, *flags], check=True, capture_output=True)
+        [known] = controller.workers()
+        assert (known["worker_name"], known["check_heart_beat"], known["model_names"]) == (url, False, ["echo"])
+
+
+async def test_a_stream_from_a_stock_worker_comes_through(serve: Serve, work_dir: Path) -> None:
+    controller = serve()
+    with stock_worker(work_dir, controller.url, "--delay", "0.05") as worker:
+        await wait_until(controller.names, "the worker is registered")
+        body = json.dumps({"model": "echo", "prompt": "a b c"}).encode()
+        with urllib.request.urlopen(f"{controller.url}/worker_generate_stream", body, timeout=15) as response:  # noqa: S310
+            received = response.read()
+        frames = [json.loads(frame) for frame in received.split(b"\0")[:-1]]
+        url = worker.url
+        assert [frame["text"] for frame in frames] == [url, f"{url} a", f"{url} a b", f"{url} a b c"]
+
+
+async def test_refresh_by_the_api_server_holds_up_nobody(serve: Serve, work_dir: Path) -> None:
+    """Trap 3: GET /v1/models refreshes each time; four of the workers hang, one is a stock one."""
+    controller = serve("--probe-timeout", "2")
+    with (
+        stock_worker(work_dir, controller.url) as worker,
+        fastchat(work_dir, "openai_api_server", "--controller-address", controller.url) as api,
+    ):
+        url = worker.url
+        await wait_until(controller.names, "the worker is registered")
+        hanging = []
+        with subprocess.Popen(["python", "-c", HANGS], stdout=subprocess.PIPE, text=True) as silent:
+            assert silent.stdout is not None
+            port = silent.stdout.readline().strip()
+            for i in range(4):
+                hanging.append(f"http://127.0.0.1:{port}/{i}")
+                controller.register(hanging[-1], "echo")
+            listing = [
+                subprocess.Popen(
+                    ["curl", "-s", f"{api.url}/v1/models"],
+                    stdout=subprocess.PIPE,
+                    text=True,
+                )
+                for _ in range(3)
+            ]
+            await wait_until(lambda: answers(f"{controller.url}/test_connection"), "it answers meanwhile")
+            assert len(controller.names()) == 5, "the registry is never emptied"
+            assert controller.dispatch("echo") in [url, *hanging]
+            for process in listing:
+                output, _ = process.communicate(timeout=30)
+                assert [model["id"] for model in json.loads(output)["data"]] == ["echo"]
+            silent.kill()
+        assert controller.names() == [url]
+
+
+HANGS = """
+import socket, time
+listener = socket.create_server(("127.0.0.1", 0), backlog=100)
+print(listener.getsockname()[1], flush=True)
+time.sleep(60)
+"""
+
+
+async def test_the_heartbeat_thread_outlives_an_outage_of_the_store(serve: Serve, work_dir: Path) -> None:
+    """Trap 1: a registration that is refused ends the stock worker's heartbeat thread for good."""
+    controller = serve("--redis-timeout", "0.3", "--heartbeat-expiration", "60")
+    with stock_worker(work_dir, controller.url) as worker:
+        await wait_until(lambda: controller.names() == [worker.url], "the worker is registered")
+        [store] = stores(controller)
+        os.kill(store, signal.SIGSTOP)
+        await wait_until(lambda: "heart beat error" in worker.log, "a heartbeat was refused")
+        os.kill(store, signal.SIGCONT)
+        await wait_until(lambda: controller.workers()[0]["heartbeat_age"] < 1, "heartbeats go on")
+        os.kill(store, signal.SIGKILL)
+        beats = worker.log.count("Send heart beat")
+        await wait_until(lambda: worker.log.count("Send heart beat") >= beats + 2, "its thread is alive")
+        assert controller.names() == [worker.url]
+        assert "AssertionError" not in worker.log
+
+
+async def test_the_store_hangs_just_after_it_said_that_a_worker_is_unknown(
+    serve: Serve, work_dir: Path, embedded_url: str
+) -> None:
+    """Trap 1 at its worst: "exist": false, and the registration that follows meets a store that does not answer."""
+    async with proxy(work_dir / "front.sock", embedded_url.removeprefix("unix://")) as front:
+        flags = ("--redis-url", front.url, "--namespace", "trap-1", "--redis-timeout", "0.3")
+        controller = await asyncio.to_thread(serve, *flags)
+        starting = stock_worker(work_dir, controller.url)
+        worker = await asyncio.to_thread(starting.__enter__)
+        try:
+            await wait_until(lambda: asyncio.to_thread(controller.names), "the worker is registered")
+            front.hang_after(b"*1\r\n:0\r\n")  # the reply to a heartbeat of a worker that is not registered
+            await asyncio.to_thread(controller.post, "/remove_worker", {"worker_name": worker.url})
+            await wait_until(lambda: front.hanging, "the worker is told so")
+            await wait_until(lambda: "does not serve" in controller.log, "its registration meets a store that hangs")
+            assert "AssertionError" not in worker.log
+            front.resume()
+            await wait_until(lambda: asyncio.to_thread(controller.names), "the worker is registered again")
+            beats = worker.log.count("Send heart beat")
+            await wait_until(lambda: worker.log.count("Send heart beat") >= beats + 2, "its thread is alive")
+        finally:
+            starting.__exit__(None, None, None)
+        await asyncio.to_thread(controller.post, "/remove_worker", {"worker_name": worker.url})
+        await asyncio.to_thread(controller.stop)
+
+
+async def test_a_registration_during_an_outage_waits_for_its_end(serve: Serve, work_dir: Path) -> None:
+    """Trap 1 again, the other half: the worker starts while the store hangs."""
+    controller = serve("--redis-timeout", "0.3")
+    [store] = stores(controller)
+    os.kill(store, signal.SIGSTOP)
+    with stock_worker(work_dir, controller.url, wait=False) as worker:
+        await wait_until(lambda: "Register to controller" in worker.log, "the worker registers")
+        await wait_until(lambda: "does not serve" in controller.log, "the store was asked in vain")
+        assert worker.popen.poll() is None
+        os.kill(store, signal.SIGCONT)
+        await wait_until(controller.names, "the worker is registered")
+        beats = worker.log.count("Send heart beat")
+        await wait_until(lambda: worker.log.count("Send heart beat") > beats, "it sends heartbeats")
+
+
+async def test_without_store_the_api_server_sees_no_models_and_no_address_of_an_error(
+    serve: Serve, work_dir: Path
+) -> None:
+    """Trap 2: the stock API server takes the body of an error for its answer."""
+    controller = serve("--redis-timeout", "0.3")
+    with fastchat(work_dir, "openai_api_server", "--controller-address", controller.url) as api:
+        url = api.url
+        [store] = stores(controller)
+        os.kill(store, signal.SIGSTOP)
+        assert call(f"{url}/v1/models", method="GET")["data"] == []
+        chat = {"model": "echo", "messages": [{"role": "user", "content": "hello"}]}
+        with pytest.raises(OSError, match="400"):
+            call(f"{url}/v1/chat/completions", chat)
+        os.kill(store, signal.SIGCONT)
+        await wait_until(lambda: answers(f"{controller.url}/readyz"), "the store is back")
+        assert controller.dispatch("echo") == ""

@@ -1,0 +1,246 @@
+"""`controller serve` as a process: its start, its ends, its replicas and its store."""
+
+import asyncio
+import contextlib
+import os
+import signal
+import ssl
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import httpx
+import pytest
+import trustme
+from redis.asyncio import Redis
+
+from controller.store.connection import connect
+from tests.invariants import check_invariants
+from tests.system.conftest import Serve
+from tests.system.processes import ControllerProcess, answers, call, listens
+from tests.waiting import wait_until
+
+A, B = "http://a:1", "http://b:1"
+
+
+def children(process: ControllerProcess) -> list[int]:
+    found = subprocess.run(["pgrep", "-P", str(process.popen.pid)], capture_output=True, text=True, check=False)
+    return [int(pid) for pid in found.stdout.split()]
+
+
+def command_line(pid: int) -> str:
+    with contextlib.suppress(OSError):
+        return Path(f"/proc/{pid}/cmdline").read_bytes().replace(b"\0", b" ").decode()
+    return ""
+
+
+def replicas(process: ControllerProcess) -> list[int]:
+    return [pid for pid in children(process) if "spawn_main" in command_line(pid)]
+
+
+def stores(process: ControllerProcess) -> list[int]:
+    return [pid for pid in children(process) if f"{process.data_dir}/store.sock" in command_line(pid)]
+
+
+async def consistent(process: ControllerProcess) -> None:
+    client: Redis = connect(process.store_url, timeout=5.0)
+    await check_invariants(client, "controller")
+    await client.aclose()
+
+
+async def test_it_starts_serves_and_stops(serve: Serve) -> None:
+    controller = serve()
+    assert call(f"{controller.url}/test_connection", method="GET") == "success"
+    [store] = stores(controller)
+    controller.register(A)
+    assert controller.dispatch() == A
+    assert controller.stop() == 0
+    assert not Path(f"/proc/{store}").exists()
+    assert "Traceback" not in controller.log
+
+
+async def test_ctrl_c_ends_it_in_order(serve: Serve) -> None:
+    controller = serve()
+    controller.register(A)
+    os.killpg(controller.popen.pid, signal.SIGINT)  # as the terminal does: to the whole group
+    await wait_until(lambda: controller.popen.poll() is not None, "the controller has ended")
+    assert controller.popen.returncode == 0
+    assert "does not serve" not in controller.log
+    assert "Traceback" not in controller.log
+    assert serve(data="data").names() == [A]
+
+
+@pytest.mark.parametrize("flags", [(), ("--replicas", "2")])
+async def test_killed_and_started_again_it_still_knows_its_workers(serve: Serve, flags: tuple[str, ...]) -> None:
+    controller = serve(*flags)
+    controller.register(A)
+    controller.register(B)
+    assert [controller.dispatch() for _ in range(3)] == [A, B, A]
+    controller.kill()
+    await wait_until(lambda: not listens(controller.port), "the last replica has ended")
+    again = serve(*flags, port=controller.port)
+    assert [(w["worker_name"], w["queue_length"]) for w in again.workers()] == [(A, 2), (B, 1)]
+    assert again.dispatch() == B
+    await consistent(again)
+
+
+async def test_nothing_is_left_of_a_killed_controller(serve: Serve) -> None:
+    controller = serve("--replicas", "2")
+    pids = children(controller)
+    assert len(pids) >= 4  # two replicas, the store, its watch
+    controller.kill()
+
+    def left() -> list[str]:
+        return [line for pid in pids if (line := command_line(pid))]
+
+    await wait_until(lambda: not left(), "replicas and store have ended too", timeout=20)
+    assert not listens(controller.port)
+
+
+async def test_replicas_share_the_port_and_the_registry(serve: Serve) -> None:
+    controller = serve("--replicas", "3")
+    assert len(replicas(controller)) == 3
+    for i in range(6):
+        controller.register(f"http://w{i}:1")
+    chosen = [controller.dispatch() for _ in range(60)]
+    assert all(chosen.count(f"http://w{i}:1") == 10 for i in range(6))
+    metrics = httpx.get(f"{controller.url}/metrics").text
+    assert 'controller_dispatches_total{outcome="chosen"} 60.0' in metrics, "summed over all replicas"
+    await consistent(controller)
+
+
+async def test_a_replica_that_is_killed_is_replaced_and_the_store_stays(serve: Serve) -> None:
+    controller = serve("--replicas", "2")
+    controller.register(A)
+    before, store = set(replicas(controller)), stores(controller)
+    os.kill(min(before), signal.SIGKILL)
+    await wait_until(lambda: len(set(replicas(controller)) - before) == 1, "another replica is there")
+    await wait_until(lambda: answers(f"{controller.url}/readyz"), "it is ready")
+    assert stores(controller) == store
+    assert controller.names() == [A]
+
+
+async def test_a_store_that_is_killed_comes_back_with_its_data(serve: Serve) -> None:
+    controller = serve()
+    controller.register(A)
+    [store] = stores(controller)
+    os.kill(store, signal.SIGKILL)
+    await wait_until(lambda: answers(f"{controller.url}/readyz"), "the controller is ready again")
+    assert controller.names() == [A]
+    assert controller.dispatch() == A
+    assert "starting it again on the same data" in controller.log
+    await consistent(controller)
+
+
+def test_a_data_directory_in_use_is_refused_in_one_sentence(serve: Serve) -> None:
+    first = serve()
+    second = serve(ready=False)
+    assert second.popen.wait(15) == 1
+    line = second.log.splitlines()[-1]
+    assert line.startswith("Error: The data directory")
+    assert f"in use by another controller (process {first.popen.pid})" in line
+    assert "Traceback" not in second.log
+    assert first.names() == []
+
+
+@pytest.mark.parametrize("flags", [(), ("--replicas", "2")])
+def test_a_port_in_use_is_refused(serve: Serve, flags: tuple[str, ...]) -> None:
+    first = serve()
+    second = serve(*flags, data="other", port=first.port, ready=False)
+    assert second.popen.wait(15) != 0
+    assert "address already in use" in second.log.lower()
+    assert "Traceback" not in second.log
+
+
+def test_from_start_to_ready_is_a_matter_of_a_second(serve: Serve) -> None:
+    """The figure is measured in benchmarks/start.py; here only that nothing waits for a timeout of seconds."""
+    started = time.monotonic()
+    controller = serve()
+    assert time.monotonic() - started < 10
+    assert controller.names() == []
+
+
+def test_https(serve: Serve, work_dir: Path) -> None:
+    authority = trustme.CA()
+    certificate = authority.issue_cert("127.0.0.1")
+    certificate.private_key_pem.write_to_path(work_dir / "key.pem")
+    with (work_dir / "certificate.pem").open("wb") as file:
+        for blob in certificate.cert_chain_pems:
+            file.write(blob.bytes())
+    context = ssl.create_default_context()
+    authority.configure_trust(context)
+    files = {"SSL_KEYFILE": str(work_dir / "key.pem"), "SSL_CERTFILE": str(work_dir / "certificate.pem")}
+    controller = serve("--ssl", ready=False, scheme="https", **files)
+
+    def secure() -> bool:
+        try:
+            return httpx.get(f"{controller.url}/test_connection", verify=context).json() == "success"
+        except httpx.TransportError:
+            return False
+
+    controller.wait_for(secure, "it answers over TLS")
+    assert controller.stop() == 0
+
+
+async def test_a_redis_named_by_url_is_used_and_left_running(serve: Serve, embedded_url: str) -> None:
+    namespace = ("--namespace", "named-by-url")
+    one = serve("--redis-url", embedded_url, *namespace, data="one")
+    two = serve("--redis-url", embedded_url, *namespace, data="two")
+    assert stores(one) == []
+    one.register(A)
+    assert (two.names(), two.dispatch()) == ([A], A)
+    assert one.workers()[0]["queue_length"] == 1
+    assert (one.stop(), two.names()) == (0, [A])
+    two.post("/remove_worker", {"worker_name": A})
+    client = connect(embedded_url, timeout=5.0)
+    assert await client.ping()
+    await client.aclose()
+
+
+async def test_a_redis_that_is_away_at_the_start_is_no_reason_to_crash(serve: Serve, short_dir: Path) -> None:
+    controller = serve("--redis-url", f"unix://{short_dir}/nowhere/redis.sock", "--register-patience", "0", ready=False)
+    controller.wait_for(lambda: answers(f"{controller.url}/healthz"), "the process answers")
+    assert not answers(f"{controller.url}/readyz")
+    assert controller.dispatch() == ""
+    assert controller.post("/list_models") == {"models": []}
+    with pytest.raises(OSError, match="503"):
+        controller.register(A)
+    assert controller.stop() == 0
+
+
+async def test_a_large_body_does_not_grow_the_process(serve: Serve) -> None:
+    controller = serve()
+
+    def resident() -> int:
+        status = Path(f"/proc/{controller.popen.pid}/status").read_text()
+        return int(status.partition("VmRSS:")[2].split()[0])
+
+    controller.post("/list_models")
+    before = resident()
+    for _ in range(3):
+        reader, writer = await asyncio.open_connection("127.0.0.1", controller.port)
+        writer.write(b"POST /register_worker HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n")
+        with contextlib.suppress(ConnectionError):
+            for _ in range(3200):  # 200 MB
+                writer.write(b"10000\r\n" + b" " * 65536 + b"\r\n")
+                await writer.drain()
+        assert b"413" in await reader.readline()
+        writer.close()
+    assert resident() - before < 30_000, "kB"
+    assert call(f"{controller.url}/test_connection", method="GET") == "success"
+
+
+def test_workers_are_shown_as_a_table(serve: Serve) -> None:
+    controller = serve()
+    controller.register(A, "vicuna-7b", speed=2)
+    controller.register(B, check=False)
+    shown = subprocess.run(
+        [sys.executable, "-m", "controller", "workers", "--controller-address", controller.url],
+        capture_output=True,
+        text=True,
+        check=True,
+    ).stdout
+    assert "2 live workers" in shown
+    for text in (A, "vicuna-7b", B, "never"):
+        assert text in shown

@@ -1,0 +1,73 @@
+"""Settings: where they come from, and what is refused before anything starts."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from controller.domain.dispatch import DispatchMethod
+from controller.domain.errors import SettingsError
+from controller.settings import Settings, all_settings, environment_variables, flag
+
+
+def test_the_defaults_are_fastchats() -> None:
+    settings = Settings()
+    assert (settings.host, settings.port) == ("localhost", 21001)
+    assert settings.dispatch_method is DispatchMethod.SHORTEST_QUEUE
+    assert (settings.heartbeat_expiration, settings.worker_timeout) == (90, 100)
+    assert settings.ssl is False
+
+
+def test_every_setting_has_a_flag_and_a_variable() -> None:
+    for setting in all_settings():
+        assert flag(setting.name).startswith("--")
+        assert environment_variables(setting)[0] == f"CONTROLLER_{setting.name.upper()}"
+        assert setting.metadata["help"].count(".") >= 1
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"port": -1}, "--port must be from 0 to 65535"),
+        ({"port": 65536}, "--port"),
+        ({"replicas": 0}, "--replicas must be from 1"),
+        ({"replicas": 257}, "--replicas"),
+        ({"port": 0, "replicas": 2}, "name a port to run several --replicas"),
+        ({"heartbeat_expiration": 0}, "--heartbeat-expiration must be a positive number of seconds, not 0"),
+        ({"worker_timeout": float("nan")}, "--worker-timeout"),
+        ({"probe_timeout": float("inf")}, "--probe-timeout"),
+        ({"redis_timeout": -1}, "--redis-timeout"),
+        ({"sweep_interval": 0}, "--sweep-interval"),
+        ({"register_patience": -1}, "--register-patience must be 0 or more"),
+        ({"namespace": ""}, "--namespace takes"),
+        ({"namespace": "a}b"}, "--namespace takes"),
+        ({"namespace": "a b"}, "--namespace takes"),
+        ({"log_level": "loud"}, "--log-level must be one of"),
+        ({"ssl": True}, "--ssl needs --ssl-keyfile .* SSL_KEYFILE"),
+        ({"ssl": True, "ssl_keyfile": Path("/nowhere"), "ssl_certfile": Path("/nowhere")}, "names no file: /nowhere"),
+        ({"redis_url": "redis://h", "data_dir": Path("d")}, "exclude each other"),
+        ({"redis_url": "http://h"}, "--redis-url must look like"),
+        ({"redis_url": "localhost:6379"}, "--redis-url must look like"),
+        ({"redis_url": "redis://"}, "--redis-url must look like"),
+        ({"redis_url": "redis://h:99999"}, "--redis-url must look like"),
+        ({"redis_url": "unix://"}, "--redis-url must look like"),
+    ],
+)
+def test_what_cannot_work_is_refused_with_a_sentence_that_names_the_flag(values: dict[str, Any], message: str) -> None:
+    with pytest.raises(SettingsError, match=message) as caught:
+        Settings(**values)
+    assert str(caught.value).endswith(".")
+
+
+@pytest.mark.parametrize("url", ["redis://h", "redis://:secret@h:1/2", "rediss://h", "unix:///run/redis.sock"])
+def test_usable_urls(url: str) -> None:
+    assert Settings(redis_url=url).redis_url == url
+
+
+def test_ssl_with_both_files(tmp_path: Path) -> None:
+    key, certificate = tmp_path / "key", tmp_path / "certificate"
+    key.touch()
+    with pytest.raises(SettingsError, match="--ssl-certfile names no file"):
+        Settings(ssl=True, ssl_keyfile=key, ssl_certfile=certificate)
+    certificate.touch()
+    assert Settings(ssl=True, ssl_keyfile=key, ssl_certfile=certificate).ssl

@@ -1,0 +1,144 @@
+"""The client for workers: whatever a worker sends, the outcome is one of few, and it is bounded."""
+
+import asyncio
+import zlib
+from collections.abc import AsyncIterator
+
+import pytest
+
+from controller.domain.errors import StreamBroken, WorkerUnreachable
+from controller.domain.worker import WorkerStatus
+from controller.upstream import client as upstream
+from controller.upstream.client import WorkerClient
+from tests.waiting import wait_until
+from tests.workers import Behaviour, answers, bad_worker, chunks, hangs, sends_without_end, status
+
+
+@pytest.fixture
+async def client() -> AsyncIterator[WorkerClient]:
+    opened = WorkerClient(probe_timeout=0.5, worker_timeout=0.5)
+    yield opened
+    await opened.close()
+
+
+async def test_a_status(client: WorkerClient) -> None:
+    async with bad_worker(worker_get_status=status("m", "n", speed=2.5, queue_length=4)) as worker:
+        assert await client.status(worker.address) == WorkerStatus(("m", "n"), 2.5, 4)
+        assert worker.requests == [("worker_get_status", b"")]
+
+
+BAD_STATUSES: dict[str, tuple[Behaviour, str]] = {
+    "hangs": (hangs, r"did not answer within 0.5 s"),
+    "too much": (sends_without_end, r"more than 1048576 bytes"),
+    "redirects": (answers(b"", "302 Found", "Location: http://127.0.0.1:1/"), r"answered 302 where 200"),
+    "500": (answers(b"x", "500 Internal Server Error"), r"answered 500 where 200"),
+    "empty": (answers(b""), r"no status"),
+    "not JSON": (answers(b"<html>"), r"no status"),
+    "not UTF-8": (answers(b'{"model_names":["\xff"],"speed":1,"queue_length":0}'), r"no status"),
+    "too deep": (answers(b"[" * 100_000), r"no status"),
+    "a list": (answers(b"[]"), r"no status"),
+    "a missing field": (answers(b'{"model_names":["m"],"speed":1}'), r"queue_length"),
+    "a wrong type": (answers(b'{"model_names":"m","speed":1,"queue_length":0}'), r"model_names"),
+    "speed 0": (answers(b'{"model_names":["m"],"speed":0,"queue_length":0}'), r"speed"),
+    "breaks off": (chunks(b"{", end=False), r"cannot be reached|no status"),
+    "an unasked compression": (
+        answers(zlib.compress(b'{"model_names":["m"]}'), "200 OK", "Content-Encoding: deflate"),
+        r"no status",
+    ),
+}
+
+
+@pytest.mark.parametrize("case", BAD_STATUSES)
+async def test_a_bad_status_is_told_in_one_line(client: WorkerClient, case: str) -> None:
+    behaviour, message = BAD_STATUSES[case]
+    async with bad_worker(worker_get_status=behaviour) as worker:
+        with pytest.raises(WorkerUnreachable, match=message) as caught:
+            await client.status(worker.address)
+        assert worker.address in str(caught.value)
+        assert len(str(caught.value)) < 400
+        assert "\n" not in str(caught.value)
+
+
+async def test_nobody_there(client: WorkerClient) -> None:
+    with pytest.raises(WorkerUnreachable, match="cannot be reached"):
+        await client.status("http://127.0.0.1:1")
+    with pytest.raises(StreamBroken, match="broke off"):
+        await collect(client, "http://127.0.0.1:1")
+
+
+async def collect(client: WorkerClient, address: str, body: bytes = b'{"model":"m"}') -> list[bytes]:
+    return [piece async for piece in client.stream(address, body)]
+
+
+@pytest.mark.parametrize(
+    ("sent", "frames"),
+    [
+        ([b"a\0", b"b\0"], [b"a", b"b"]),
+        ([b"a", b"b", b"\0c", b"\0"], [b"ab", b"c"]),
+        ([b"a\0b\0c", b"d\0"], [b"a", b"b", b"cd"]),
+        ([b"a\0rest"], [b"a", b"rest"]),
+        ([b"no end at all"], [b"no end at all"]),
+        ([], []),
+    ],
+)
+async def test_frames_arrive_whole(client: WorkerClient, sent: list[bytes], frames: list[bytes]) -> None:
+    async with bad_worker(worker_generate_stream=chunks(*sent, pause=0.02)) as worker:
+        pieces = await collect(client, worker.address)
+    assert all(piece.endswith(b"\0") for piece in pieces)
+    assert b"".join(pieces).split(b"\0")[:-1] == frames
+
+
+async def test_a_frame_is_passed_on_before_the_next_is_there(client: WorkerClient) -> None:
+    gate = asyncio.Event()
+
+    async def behaviour(_: object, writer: asyncio.StreamWriter, __: bytes) -> None:
+        writer.write(b"HTTP/1.1 200 OK\r\nConnection: close\r\n\r\nfirst\0")
+        await gate.wait()
+        writer.write(b"second\0")
+
+    async with bad_worker(worker_generate_stream=behaviour) as worker:
+        stream = client.stream(worker.address, b"{}")
+        assert await anext(stream) == b"first\0"
+        gate.set()
+        assert await anext(stream) == b"second\0"
+        with pytest.raises(StopAsyncIteration):
+            await anext(stream)
+
+
+async def test_the_request_is_passed_on_as_it_is(client: WorkerClient) -> None:
+    body = '{"model": "m",  "prompt": "ü\\u0000", "x": 1e2}'.encode()
+    async with bad_worker(worker_generate_stream=chunks(b"a\0")) as worker:
+        await collect(client, worker.address, body)
+        assert worker.requests == [("worker_generate_stream", body)]
+
+
+BROKEN_STREAMS: dict[str, tuple[Behaviour, list[bytes], str]] = {
+    "breaks off": (chunks(b"a\0b\0half", end=False), [b"a\0b\0"], "broke off"),
+    "goes silent": (chunks(b"a\0", pause=3600), [b"a\0"], "silent for too long"),
+    "500": (answers(b"oops", "500 Internal Server Error"), [], "answered 500"),
+    "redirects": (answers(b"", "307 Temporary Redirect", "Location: http://127.0.0.1:1/"), [], "answered 307"),
+    "endless frame": (sends_without_end, [], "a frame of more than"),
+}
+
+
+@pytest.mark.parametrize("case", BROKEN_STREAMS)
+async def test_a_broken_stream_gives_whole_frames_only(
+    client: WorkerClient, case: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(upstream, "_MAX_FRAME_BYTES", 1_000_000)
+    behaviour, whole, message = BROKEN_STREAMS[case]
+    pieces = []
+    async with bad_worker(worker_generate_stream=behaviour) as worker:
+        with pytest.raises(StreamBroken, match=message):
+            async for piece in client.stream(worker.address, b"{}"):
+                pieces.append(piece)  # noqa: PERF401 - what came before the error counts
+    assert pieces == whole
+
+
+async def test_closing_a_stream_ends_the_request(client: WorkerClient) -> None:
+    async with bad_worker(worker_generate_stream=chunks(*[b"a\0"] * 1000, pause=0.01)) as worker:
+        stream = client.stream(worker.address, b"{}")
+        await anext(stream)
+        await stream.aclose()
+        await wait_until(lambda: worker.open == 0, "the worker sees that its client is gone")
+        assert len(worker.requests) == 1

@@ -1,0 +1,58 @@
+"""An application on each store, and a client for it."""
+
+from collections.abc import AsyncIterator
+from dataclasses import dataclass
+
+import httpx
+import pytest
+
+from controller.metrics import Metrics
+from controller.service import Controller
+from controller.settings import Settings
+from controller.store.registry import Registry
+from controller.upstream.client import WorkerClient
+from controller.web.app import build_app
+from tests.conftest import Store
+
+
+@dataclass
+class Api:
+    """A replica without its server: calls go straight to the application."""
+
+    http: httpx.AsyncClient
+    controller: Controller
+    registry: Registry
+    metrics: Metrics
+
+    async def post(self, path: str, body: object = None) -> httpx.Response:
+        return await self.http.post(path, json=body)
+
+    async def register(self, name: str, *models: str, **changed: object) -> None:
+        status = {"model_names": models or ("m",), "speed": 1, "queue_length": 0}
+        body = {"worker_name": name, "check_heart_beat": True, "worker_status": status, **changed}
+        response = await self.post("/register_worker", body)
+        assert (response.status_code, response.json()) == (200, None)
+
+    async def dispatch(self, model: str = "m") -> str:
+        response = await self.post("/get_worker_address", {"model": model})
+        assert response.status_code == 200
+        address: str = response.json()["address"]
+        return address
+
+
+async def open_api(registry: Registry, **settings: object) -> AsyncIterator[Api]:
+    defaults = {"probe_timeout": 0.5, "worker_timeout": 0.5, "register_patience": 0.0}
+    options = Settings(**{**defaults, **settings})  # type: ignore[arg-type]
+    metrics = Metrics()
+    workers = WorkerClient(options.probe_timeout, options.worker_timeout)
+    controller = Controller(options, registry, workers, metrics)
+    transport = httpx.ASGITransport(build_app(controller, metrics), raise_app_exceptions=False)
+    async with httpx.AsyncClient(transport=transport, base_url="http://controller") as http:
+        yield Api(http, controller, registry, metrics)
+    await workers.close()
+
+
+@pytest.fixture
+async def api(store: Store) -> AsyncIterator[Api]:
+    async for opened in open_api(store.registry()):
+        yield opened

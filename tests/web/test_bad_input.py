@@ -1,0 +1,132 @@
+"""Nonsense in every field of every route: a 400 that names it, and nothing written."""
+
+import json
+from collections.abc import AsyncIterator
+from typing import Any
+
+import pytest
+
+from controller.web.endpoint import MAX_BODY
+from tests.conftest import Store
+from tests.invariants import whole_state
+from tests.store.test_registry import A
+from tests.web.conftest import Api
+
+STATUS = {"model_names": ["m"], "speed": 1, "queue_length": 0}
+GOOD: dict[str, dict[str, Any]] = {
+    "/register_worker": {
+        "worker_name": "http://b:1",
+        "check_heart_beat": True,
+        "worker_status": STATUS,
+        "multimodal": False,
+    },
+    "/receive_heart_beat": {"worker_name": A, "queue_length": 1},
+    "/remove_worker": {"worker_name": A},
+    "/get_worker_address": {"model": "m"},
+    "/worker_generate_stream": {"model": "m"},
+}
+REQUIRED = {
+    "/register_worker": ["worker_name", "check_heart_beat"],
+    **{path: list(GOOD[path]) for path in GOOD if path != "/register_worker"},
+}
+
+NOT_JSON = [
+    b"",
+    b"{",
+    b"nonsense",
+    b"\xff\xfe{\x00}\x00",
+    b"\xef\xbb\xbf{}",
+    b'{"model": "\xff", "worker_name": "\xff"}',
+    b'{"model": "\\ud800", "worker_name": "\\ud800"}',
+    b"[" * 200_000,
+    b'{"x": ' + b'{"x": ' * 100_000,
+    b'{"model": "m"} trailing',
+]
+NOT_AN_OBJECT = [b"[]", b"null", b"1", b'"text"', b"true"]
+WRONG: dict[str, list[bytes]] = {
+    "worker_name": [b"1", b"null", b"[]", b"{}", b"true", b'"not a url"', b'"ftp://h"', b'"http://h\\r\\n"', b'""'],
+    "check_heart_beat": [b"1", b"0", b'"true"', b"null", b"[]"],
+    "multimodal": [b"1", b'"x"', b"[]"],
+    "queue_length": [b"-1", b"true", b"1.5", b'"1"', b"null", b"NaN", b"Infinity", b"1e309", b"[]", b"9" * 5000],
+    "model": [b"1", b"null", b"[]", b"{}", b"true"],
+    "worker_status": [b"1", b'"x"', b"[]", b"[1]", b'{"speed": 1}', b"true"],
+    "worker_status.model_names": [b"1", b'"m"', b"[1]", b"[null]", b'[""]', b'["a\\nb"]', b"null"],
+    "worker_status.speed": [b"0", b"-1", b"true", b'"1"', b"NaN", b"1e309", b"null", b"9" * 5000],
+    "worker_status.queue_length": [b"-1", b"true", b"1.5", b'"1"', b"null", b"1e309"],
+}
+
+
+def cases() -> list[Any]:
+    found = []
+    for path, good in GOOD.items():
+        for body in [*NOT_JSON, *NOT_AN_OBJECT]:
+            found.append(pytest.param(path, body, "body", id=f"{path} {body[:20]!r}"))
+        for field in REQUIRED[path]:
+            without = {key: value for key, value in good.items() if key != field}
+            found.append(pytest.param(path, json.dumps(without).encode(), field, id=f"{path} without {field}"))
+        for field, values in WRONG.items():
+            outer, _, inner = field.partition(".")
+            if outer not in good:
+                continue
+            for value in values:
+                mark = {**good, outer: {**STATUS, inner: "MARK"} if inner else "MARK"}
+                body = json.dumps(mark).encode().replace(b'"MARK"', value)
+                told = "body" if b"NaN" in value or b"Infinity" in value else inner or outer
+                found.append(pytest.param(path, body, told, id=f"{path} {field}={value[:20]!r}"))
+    return found
+
+
+@pytest.fixture
+async def registered(api: Api, store: Store) -> AsyncIterator[Api]:
+    """With one worker; whatever is sent must leave all as it was."""
+    await api.register(A)
+    before = await whole_state(store.client, store.namespace)
+    yield api
+    assert await whole_state(store.client, store.namespace) == before
+
+
+async def test_malformed_bodies_are_400_and_name_the_field(registered: Api) -> None:
+    wrong = []
+    for case in cases():
+        path, body, field = case.values
+        response = await registered.http.post(path, content=body)
+        error = response.json().get("error", {}) if response.content else {}
+        if response.status_code != 400 or error.get("code") != "invalid_input" or field not in error.get("message", ""):
+            wrong.append((case.id, response.status_code, response.text[:200]))
+    assert len(cases()) > 150
+    assert not wrong
+
+
+async def test_a_body_over_the_limit_is_413_before_it_is_read(registered: Api) -> None:
+    sent = 0
+
+    async def endless() -> AsyncIterator[bytes]:
+        nonlocal sent
+        for _ in range(1000):
+            sent += 65536
+            yield b" " * 65536
+
+    for path in ("/get_worker_address", "/register_worker"):
+        sent = 0
+        response = await registered.http.post(path, content=endless())
+        assert (response.status_code, response.json()["error"]["code"]) == (413, "body_too_large")
+        assert sent < 2 * MAX_BODY + 65536
+        announced = {"content-length": str(10**12)}
+        sent = 0
+        response = await registered.http.post(path, content=endless(), headers=announced)
+        assert response.status_code == 413
+        assert sent <= 2 * 65536
+        response = await registered.http.post(path, content=b" " * (MAX_BODY + 1))
+        assert response.status_code == 413
+
+
+async def test_a_stream_request_may_be_larger_but_not_without_limit(registered: Api) -> None:
+    response = await registered.http.post("/worker_generate_stream", content=b" " * (33 * 1024 * 1024))
+    assert (response.status_code, response.json()["error"]["code"]) == (413, "body_too_large")
+
+
+async def test_unknown_fields_are_ignored(api: Api) -> None:
+    await api.register(A)
+    body = {**GOOD["/receive_heart_beat"], "more": [1, {"x": None}]}
+    response = await api.post("/receive_heart_beat", body)
+    assert response.json() == {"exist": True}

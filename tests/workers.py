@@ -1,0 +1,91 @@
+"""Workers that behave as badly as a test wants, on real sockets."""
+
+import asyncio
+import contextlib
+import json
+from collections.abc import AsyncIterator, Awaitable, Callable
+from typing import Any
+
+Behaviour = Callable[["BadWorker", asyncio.StreamWriter, bytes], Awaitable[None]]
+
+
+class BadWorker:
+    """An HTTP server that answers each path as it is told, byte by byte. It counts its requests."""
+
+    def __init__(self, **behaviours: Behaviour) -> None:
+        self.behaviours = behaviours
+        self.requests: list[tuple[str, bytes]] = []
+        self.open = 0
+        self.address = ""
+
+    async def serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        self.open += 1
+        try:
+            head = await reader.readuntil(b"\r\n\r\n")
+            length = next((int(h[15:]) for h in head.lower().split(b"\r\n") if h.startswith(b"content-length:")), 0)
+            body = await reader.readexactly(length)
+            path = head.split(b" ")[1].decode().rpartition("/")[2]
+            self.requests.append((path, body))
+            await self.behaviours[path](self, writer, body)
+        except (ConnectionError, asyncio.IncompleteReadError):
+            pass
+        finally:
+            self.open -= 1
+            writer.close()
+
+
+@contextlib.asynccontextmanager
+async def bad_worker(**behaviours: Behaviour) -> AsyncIterator[BadWorker]:
+    worker = BadWorker(**behaviours)
+    server = await asyncio.start_server(worker.serve, "127.0.0.1", 0)
+    worker.address = f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}"
+    try:
+        yield worker
+    finally:
+        server.close()
+
+
+def answers(body: bytes, status: str = "200 OK", *headers: str) -> Behaviour:
+    """Answer at once, and close."""
+
+    async def behaviour(_: BadWorker, writer: asyncio.StreamWriter, __: bytes) -> None:
+        lines = [f"HTTP/1.1 {status}", f"Content-Length: {len(body)}", "Connection: close", *headers]
+        writer.write("\r\n".join(lines).encode() + b"\r\n\r\n" + body)
+        await writer.drain()
+
+    return behaviour
+
+
+def status(*models: str, speed: float = 1, queue_length: int = 0) -> Behaviour:
+    """The status of a good worker."""
+    told: dict[str, Any] = {"model_names": models or ["m"], "speed": speed, "queue_length": queue_length}
+    return answers(json.dumps(told).encode())
+
+
+def chunks(*parts: bytes, end: bool = True, pause: float = 0.0) -> Behaviour:
+    """Stream parts, each a chunk of its own; without `end` break off in the middle."""
+
+    async def behaviour(_: BadWorker, writer: asyncio.StreamWriter, __: bytes) -> None:
+        writer.write(b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n")
+        for part in parts:
+            writer.write(b"%x\r\n%s\r\n" % (len(part), part))
+            await writer.drain()
+            await asyncio.sleep(pause)
+        if end:
+            writer.write(b"0\r\n\r\n")
+            await writer.drain()
+
+    return behaviour
+
+
+async def hangs(_: BadWorker, __: asyncio.StreamWriter, ___: bytes) -> None:
+    """Take the request and say nothing."""
+    await asyncio.sleep(3600)
+
+
+async def sends_without_end(_: BadWorker, writer: asyncio.StreamWriter, __: bytes) -> None:
+    """A body of a gigabyte, for as long as somebody reads it."""
+    writer.write(b"HTTP/1.1 200 OK\r\nContent-Length: 1073741824\r\n\r\n")
+    for _ in range(1024):
+        writer.write(b"x" * 1024 * 1024)
+        await writer.drain()
