@@ -66,7 +66,7 @@ def test_files_and_switches(served: list[Settings], tmp_path: Any) -> None:
         assert settings.ssl
         assert (settings.ssl_keyfile, settings.ssl_certfile) == (tmp_path / "key", tmp_path / "certificate")
         assert settings.data_dir == tmp_path
-    named = {name for name in VALUES} | {"ssl", "ssl_keyfile", "ssl_certfile", "data_dir"}
+    named = set(VALUES) | {"ssl", "ssl_keyfile", "ssl_certfile", "data_dir"}
     assert named == {setting.name for setting in all_settings()}
 
 

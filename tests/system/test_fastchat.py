@@ -1,6 +1,7 @@
 """Stock FastChat against our controller: its workers, its API server, its habits and its traps."""
 
 import asyncio
+import itertools
 import json
 import os
 import signal
@@ -28,7 +29,7 @@ async def test_a_stock_worker_registers_heartbeats_is_forgotten_and_comes_back(s
 
         def heartbeats_seen() -> bool:
             ages.append(controller.workers()[0]["heartbeat_age"])
-            return sum(later < earlier for earlier, later in zip(ages, ages[1:], strict=False)) >= 2
+            return sum(later < earlier for earlier, later in itertools.pairwise(ages)) >= 2
 
         await wait_until(heartbeats_seen, "two heartbeats have come")
         assert controller.dispatch("vicuna") == url

@@ -129,9 +129,10 @@ async def test_a_broken_stream_gives_whole_frames_only(
     behaviour, whole, message = BROKEN_STREAMS[case]
     pieces = []
     async with bad_worker(worker_generate_stream=behaviour) as worker:
+        stream = client.stream(worker.address, b"{}")
         with pytest.raises(StreamBroken, match=message):
-            async for piece in client.stream(worker.address, b"{}"):
-                pieces.append(piece)  # noqa: PERF401 - what came before the error counts
+            while True:
+                pieces.append(await anext(stream))
     assert pieces == whole
 
 
