@@ -127,12 +127,15 @@ async def test_a_broken_stream_gives_whole_frames_only(
 ) -> None:
     monkeypatch.setattr(upstream, "_MAX_FRAME_BYTES", 1_000_000)
     behaviour, whole, message = BROKEN_STREAMS[case]
-    pieces = []
+    pieces: list[bytes] = []
+
+    async def receive() -> None:
+        async for piece in client.stream(worker.address, b"{}"):
+            pieces.append(piece)
+
     async with bad_worker(worker_generate_stream=behaviour) as worker:
-        stream = client.stream(worker.address, b"{}")
         with pytest.raises(StreamBroken, match=message):
-            while True:
-                pieces.append(await anext(stream))
+            await receive()
     assert pieces == whole
 
 
