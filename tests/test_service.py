@@ -249,9 +249,7 @@ async def test_status_is_one_read_of_the_store(
     assert calls == ["list_workers"]
 
 
-async def test_concurrent_calls_become_few(
-    replica: Open, registry: Registry, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_concurrent_calls_become_few(replica: Open, registry: Registry, monkeypatch: pytest.MonkeyPatch) -> None:
     controller = replica()
     await registry.register(worker(A))
     calls: list[str] = []

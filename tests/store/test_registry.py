@@ -30,10 +30,10 @@ async def names(registry: Registry) -> list[str]:
 
 
 async def test_a_registered_worker_is_known_whole(store: Store, registry: Registry) -> None:
-    assert await registry.register(worker(A, "m", "ü\"\\ {x}:y", speed=2.5, queue_length=3, multimodal=True)) is True
+    assert await registry.register(worker(A, "m", 'ü"\\ {x}:y', speed=2.5, queue_length=3, multimodal=True)) is True
     [known] = await registry.list_workers()
     assert known.name == A
-    assert known.status == WorkerStatus(("m", "ü\"\\ {x}:y"), 2.5, 3)
+    assert known.status == WorkerStatus(("m", 'ü"\\ {x}:y'), 2.5, 3)
     assert (known.multimodal, known.check_heart_beat, known.registration) == (True, True, 1)
     assert 0 <= known.heartbeat_age < 5
     assert known.expires_in is not None
@@ -224,7 +224,9 @@ async def test_namespaces_do_not_see_each_other(store: Store, registry: Registry
     assert await names(registry) == [A]
 
 
-@pytest.mark.parametrize("name", ["http://a:1}:models", "http://{other}:1", "http://a:1:workers", "http://a:1:heartbeat:x"])
+@pytest.mark.parametrize(
+    "name", ["http://a:1}:models", "http://{other}:1", "http://a:1:workers", "http://a:1:heartbeat:x"]
+)
 async def test_no_name_reaches_another_key(store: Store, registry: Registry, name: str) -> None:
     await registry.register(worker(A))
     await registry.register(worker(name, name))

@@ -166,10 +166,9 @@ def test_differences_on_purpose(serve: Serve, work_dir: Path, difference: Differ
     assert difference.theirs != difference.ours
 
 
-async def test_the_routes_that_ask_workers_give_the_same_with_workers_that_answer(
-    serve: Serve, work_dir: Path
-) -> None:
+async def test_the_routes_that_ask_workers_give_the_same_with_workers_that_answer(serve: Serve, work_dir: Path) -> None:
     """Probing on registration, refresh, the sum of all and a stream, with the same two real workers."""
+
     def run(url: str, workers: list[BadWorker]) -> list[tuple[int, Any]]:
         steps: list[tuple[str, Any]] = []
         for worker in workers:
