@@ -29,8 +29,7 @@ DEFAULT_DATA_DIR: Final = Path("controller-data")
 
 def serve(settings: Settings) -> None:
     """Serve until SIGTERM or SIGINT. Raises EmbeddedStoreError when the embedded store cannot be started."""
-    config = logging_config(settings.log_level)
-    logging.config.dictConfig(config)
+    logging.config.dictConfig(logging_config(settings.log_level))
     signal.signal(signal.SIGTERM, _exit)  # uvicorn raises its signals again once it has shut down
     with contextlib.ExitStack() as resources:
         store_url, store = _store(settings, resources)
@@ -51,19 +50,26 @@ def serve(settings: Settings) -> None:
             ssl_keyfile=settings.ssl_keyfile if settings.ssl else None,
             ssl_certfile=settings.ssl_certfile if settings.ssl else None,
             workers=settings.replicas,
-            loop="uvloop",
-            http="httptools",
-            ws="none",
-            log_config=config,
-            access_log=False,
-            server_header=False,
-            date_header=False,
-            proxy_headers=False,
-            timeout_keep_alive=75,  # longer than the usual idle time of clients' pools, so that they close first
-            timeout_graceful_shutdown=10,
+            **uvicorn_options(settings),
         )
         with contextlib.suppress(KeyboardInterrupt):  # Ctrl-C is a way to end it, not an error
             _run(server_config)
+
+
+def uvicorn_options(settings: Settings) -> dict[str, Any]:
+    """How uvicorn runs a replica."""
+    return {
+        "loop": "uvloop",
+        "http": "httptools",
+        "ws": "none",
+        "log_config": logging_config(settings.log_level),
+        "access_log": False,  # a line a request would cost as much as the request
+        "server_header": False,
+        "date_header": False,
+        "proxy_headers": False,
+        "timeout_keep_alive": 75,  # longer than clients' pools keep a connection idle, so that they close first
+        "timeout_graceful_shutdown": 10,
+    }
 
 
 def _run(config: uvicorn.Config) -> None:

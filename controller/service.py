@@ -112,7 +112,7 @@ class Controller:
 
     async def remove(self, name: str) -> bool:
         """Remove a worker; whether it was registered."""
-        removed = await self._asked(self._registry.remove(name))
+        removed = await self._ask(self._registry.remove(name))
         if removed:
             self._metrics.removals.labels("request").inc()
             logger.info("Removed worker %s, as requested.", name)
@@ -122,7 +122,7 @@ class Controller:
 
     async def list_workers(self) -> list[Worker]:
         """All live workers, in order of name."""
-        return await self._asked(self._registry.list_workers())
+        return await self._ask(self._registry.list_workers())
 
     async def status(self) -> WorkerStatusTotal:
         """All live workers seen as one."""
@@ -148,9 +148,9 @@ class Controller:
         while True:
             await asyncio.sleep(interval * random.uniform(0.5, 1.5))  # noqa: S311 - to be out of step
             try:
-                removed = await self._asked(self._registry.sweep(interval))
+                removed = await self._ask(self._registry.sweep(interval))
             except StoreUnavailable:
-                continue  # _asked() has told of it
+                continue  # _ask() has told of it
             if removed:
                 self._metrics.removals.labels("lapsed").inc(len(removed))
                 logger.warning("Removed workers whose heartbeat lapsed: %s", ", ".join(removed))
@@ -167,7 +167,7 @@ class Controller:
 
     async def _dispatch_all(self, models: Sequence[str]) -> list[str]:
         try:
-            addresses = await self._asked(self._dispatch_batch(models))
+            addresses = await self._ask(self._dispatch_batch(models))
         except StoreUnavailable:
             self._metrics.dispatches_store_unavailable.inc(len(models))
             raise
@@ -179,7 +179,7 @@ class Controller:
 
     async def _heartbeat_all(self, reports: Sequence[tuple[str, int]]) -> list[bool]:
         try:
-            known = await self._asked(self._registry.heartbeat(reports))
+            known = await self._ask(self._registry.heartbeat(reports))
         except StoreUnavailable:
             self._metrics.heartbeats_store_unavailable.inc(len(reports))
             raise
@@ -188,7 +188,7 @@ class Controller:
         return known
 
     async def _list_models_all(self, kinds: Sequence[bool | None]) -> list[list[str]]:
-        lists = {kind: await self._asked(self._registry.list_models(kind)) for kind in set(kinds)}
+        lists = {kind: await self._ask(self._registry.list_models(kind)) for kind in set(kinds)}
         return [lists[kind] for kind in kinds]
 
     # Refresh
@@ -201,14 +201,14 @@ class Controller:
     async def _refresh(self) -> None:
         bound = 2 * self._settings.probe_timeout + _PROBE_PAUSE + 1.0
         lock = self._registry.refresh_lock(bound + 10.0)
-        if await self._asked(lock.acquire()):
+        if await self._ask(lock.acquire()):
             try:
                 await self._refresh_all(bound)
             finally:
                 await lock.release()
             return
         deadline = time.monotonic() + bound
-        while time.monotonic() < deadline and await self._asked(lock.held()):  # noqa: ASYNC110 - maybe held elsewhere
+        while time.monotonic() < deadline and await self._ask(lock.held()):  # noqa: ASYNC110 - maybe held elsewhere
             await asyncio.sleep(_REFRESH_POLL)
 
     async def _refresh_all(self, bound: float) -> None:
@@ -233,7 +233,7 @@ class Controller:
             )
             return
         for worker, status in answers:
-            await self._asked(self._refreshed_worker(worker, status))
+            await self._ask(self._refreshed_worker(worker, status))
 
     async def _refreshed_worker(self, worker: Worker, status: WorkerStatus | None) -> None:
         """Act on the answer to a probe, unless the worker has registered again since it was asked."""
@@ -261,7 +261,7 @@ class Controller:
 
     # The store's bad days
 
-    async def _asked(self, call: Awaitable[Result]) -> Result:
+    async def _ask(self, call: Awaitable[Result]) -> Result:
         """The result of a call to the store. The beginning and the end of its failing are logged, once each."""
         try:
             result = await call
@@ -281,7 +281,7 @@ class Controller:
         deadline = time.monotonic() + self._settings.register_patience
         while True:
             try:
-                return await self._asked(call())
+                return await self._ask(call())
             except StoreUnavailable:
                 if time.monotonic() + _RETRY_INTERVAL > deadline:
                     raise

@@ -136,8 +136,8 @@ class Demo:
         title = f"{self.controller}   {min(self.now, self.seconds):.0f} of {self.seconds:.0f} s"
         table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD)
         table.add_column("worker", no_wrap=True)
-        table.add_column("speed", justify="right")
-        table.add_column("queue", min_width=13, no_wrap=True)
+        table.add_column("speed", justify="right", no_wrap=True, min_width=5)
+        table.add_column("queue", min_width=10, no_wrap=True)
         for heading in ("heartbeat", "sent", "share", "sent since"):
             table.add_column(heading, justify="right", no_wrap=True)
         total = self.chosen.total() or 1
@@ -147,7 +147,7 @@ class Demo:
             table.add_row(
                 name.removeprefix("http://"),
                 str(speed),
-                Text(f"{worker['queue_length']:2d} " + "▆" * min(worker["queue_length"], 10)) if alive else "",
+                Text(f"{worker['queue_length']:2d} " + "▆" * min(worker["queue_length"], 7)) if alive else "",
                 f"{worker['heartbeat_age']:.1f} s ago" if alive else Text("gone" if self.workers else "starting"),
                 str(self.chosen[name]),
                 f"{self.chosen[name] / total:.0%}",

@@ -3,6 +3,7 @@
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass
+from functools import lru_cache
 from ipaddress import ip_address
 from typing import Final
 from urllib.parse import urlsplit
@@ -24,6 +25,7 @@ _NUMERIC_LABEL: Final = re.compile(r"([0-9]+|0[xX][0-9a-fA-F]*)\Z")
 _CONTROL_CHARACTERS: Final = re.compile(r"[\x00-\x1f\x7f]")
 
 
+@lru_cache(maxsize=10_000)  # a heartbeat brings the same name again and again; to check it takes 5 microseconds
 def worker_name(text: str) -> str:
     """The one form of a worker's name: its http(s) URL without a trailing slash, scheme and host in lower case.
 

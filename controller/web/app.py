@@ -84,7 +84,7 @@ HOT_ROUTES: Final = ("/get_worker_address", "/receive_heart_beat")
 class HotPath:
     """Sends POSTs to the hot routes straight to their endpoints, and everything else through Starlette's router.
 
-    What it saves is measured in benchmarks/dispatch.py (`--without-hot-path`).
+    What it saves is measured by benchmarks/dispatch.py.
     """
 
     def __init__(self, endpoints: Mapping[str, ASGIApp], app: ASGIApp) -> None:

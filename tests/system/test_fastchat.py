@@ -6,6 +6,7 @@ import json
 import os
 import signal
 import subprocess
+import sys
 import urllib.request
 from pathlib import Path
 
@@ -50,8 +51,7 @@ async def test_the_stock_api_server_lists_models_and_completes_a_chat(serve: Ser
     ):
         url: str = api.url
         await wait_until(controller.names, "the worker is registered")
-        models = call(f"{url}/v1/models", method="GET")
-        assert [model["id"] for model in models["data"]] == ["echo"]
+        assert models_of(url) == ["echo"]
         chat = {"model": "echo", "messages": [{"role": "user", "content": "hello there"}]}
         completion = call(f"{url}/v1/chat/completions", chat)
         content = completion["choices"][0]["message"]["content"]
@@ -70,7 +70,7 @@ async def test_the_stock_register_worker_script(serve: Serve, work_dir: Path) ->
         url = worker.url
         await wait_until(lambda: controller.names() == [url], "the worker is registered")
         controller.post("/remove_worker", {"worker_name": url})
-        command = ["python", "-m", "fastchat.serve.register_worker"]
+        command = [sys.executable, "-m", "fastchat.serve.register_worker"]
         flags = ["--controller-address", controller.url, "--worker-name", url]
         subprocess.run([*command, *flags], check=True, capture_output=True)
         [known] = controller.workers()
@@ -99,28 +99,23 @@ async def test_refresh_by_the_api_server_holds_up_nobody(serve: Serve, work_dir:
         url = worker.url
         await wait_until(controller.names, "the worker is registered")
         hanging = []
-        with subprocess.Popen(["python", "-c", HANGS], stdout=subprocess.PIPE, text=True) as silent:
+        with subprocess.Popen([sys.executable, "-c", HANGS], stdout=subprocess.PIPE, text=True) as silent:
             assert silent.stdout is not None
             port = silent.stdout.readline().strip()
             for i in range(4):
                 hanging.append(f"http://127.0.0.1:{port}/{i}")
                 controller.register(hanging[-1], "echo")
-            listing = [
-                subprocess.Popen(
-                    ["curl", "-s", f"{api.url}/v1/models"],
-                    stdout=subprocess.PIPE,
-                    text=True,
-                )
-                for _ in range(3)
-            ]
+            listing = [asyncio.create_task(asyncio.to_thread(models_of, api.url)) for _ in range(3)]
             await wait_until(lambda: answers(f"{controller.url}/test_connection"), "it answers meanwhile")
             assert len(controller.names()) == 5, "the registry is never emptied"
             assert controller.dispatch("echo") in [url, *hanging]
-            for process in listing:
-                output, _ = process.communicate(timeout=30)
-                assert [model["id"] for model in json.loads(output)["data"]] == ["echo"]
+            assert await asyncio.gather(*listing) == [["echo"]] * 3
             silent.kill()
         assert controller.names() == [url]
+
+
+def models_of(api: str) -> list[str]:
+    return [model["id"] for model in call(f"{api}/v1/models", method="GET", timeout=30)["data"]]
 
 
 HANGS = """
@@ -198,7 +193,7 @@ async def test_without_store_the_api_server_sees_no_models_and_no_address_of_an_
         url = api.url
         [store] = stores(controller)
         os.kill(store, signal.SIGSTOP)
-        assert call(f"{url}/v1/models", method="GET")["data"] == []
+        assert models_of(url) == []
         chat = {"model": "echo", "messages": [{"role": "user", "content": "hello"}]}
         with pytest.raises(OSError, match="400"):
             call(f"{url}/v1/chat/completions", chat)

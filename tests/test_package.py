@@ -1,0 +1,63 @@
+"""What an installed copy has in it: the scripts, and nothing that only a checkout has."""
+
+import subprocess
+import sys
+import tarfile
+import zipfile
+from pathlib import Path
+
+import pytest
+
+from controller.store import scripts
+
+ROOT = Path(__file__).parents[1]
+LOAD = "from controller.store import scripts; print(scripts.folder()); print(scripts.source('register'))"
+
+
+@pytest.fixture(scope="module")
+def built(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A directory with the sdist, and the wheel that was built from it."""
+    directory = tmp_path_factory.mktemp("dist")
+    subprocess.run([sys.executable, "-m", "hatchling", "build", "-d", directory], cwd=ROOT, check=True)
+    return directory
+
+
+def test_the_wheel_carries_the_scripts_and_loads_them(built: Path, tmp_path: Path) -> None:
+    [wheel] = built.glob("*.whl")
+    with zipfile.ZipFile(wheel) as archive:
+        names = archive.namelist()
+        archive.extractall(tmp_path)  # noqa: S202 - our own
+    assert {f"controller/lua/{name}.lua" for name in scripts.names()} <= set(names)
+    assert "controller/lua/include/key.lua" in names
+    assert "controller/py.typed" in names
+    assert not [name for name in names if name.startswith(("tests", "lua", "examples"))]
+    loaded = subprocess.run(
+        [sys.executable, "-c", LOAD], cwd=tmp_path, capture_output=True, text=True, check=True
+    ).stdout
+    assert loaded.splitlines()[0] == str(tmp_path / "controller" / "lua")
+    assert scripts.source("register") in loaded
+
+
+def test_the_wheel_works_as_a_zip_on_the_path(built: Path, tmp_path: Path) -> None:
+    [wheel] = built.glob("*.whl")
+    code = f"import sys; sys.path.insert(0, {str(wheel)!r}); {LOAD}"
+    loaded = subprocess.run(
+        [sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=True
+    ).stdout
+    assert str(wheel) in loaded.splitlines()[0]
+    assert scripts.source("register") in loaded
+
+
+def test_the_sdist_has_all_that_the_tests_need(built: Path) -> None:
+    [sdist] = built.glob("*.tar.gz")
+    with tarfile.open(sdist) as archive:
+        names = {name.partition("/")[2] for name in archive.getnames()}
+    for name in (
+        "lua/register.lua",
+        "lua/include/key.lua",
+        "tests/conftest.py",
+        "Makefile",
+        "constraints.txt",
+        "README.md",
+    ):
+        assert name in names
