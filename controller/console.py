@@ -49,7 +49,7 @@ def workers_table(workers: Sequence[Mapping[str, Any]]) -> Table:
         table.add_row(
             Text(worker["worker_name"]),
             Text(", ".join(worker["model_names"])),
-            str(worker["speed"]),
+            f"{worker['speed']:g}",
             str(worker["queue_length"]),
             f"{worker['heartbeat_age']:.1f} s ago",
             "never" if expires_in is None else f"{expires_in:.1f} s",
