@@ -61,7 +61,7 @@ def free_port() -> int:
 
 
 def post(url: str, body: bytes) -> bytes:
-    with urllib.request.urlopen(urllib.request.Request(url, body), timeout=30) as response:  # noqa: S310
+    with urllib.request.urlopen(urllib.request.Request(url, body), timeout=30) as response:
         return bytes(response.read())
 
 

@@ -38,6 +38,20 @@ async def replica(store: Store) -> AsyncIterator[Open]:
         await client.close()
 
 
+@pytest.fixture
+def script_calls(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """The names of the scripts that are run."""
+    calls: list[str] = []
+    run = Registry._run
+
+    async def counting(self: Registry, script: str, *arguments: str | int) -> object:
+        calls.append(script)
+        return await run(self, script, *arguments)
+
+    monkeypatch.setattr(Registry, "_run", counting)
+    return calls
+
+
 async def fail_once(worker: BadWorker, writer: asyncio.StreamWriter, body: bytes) -> None:
     behaviour = answers(b"", "500 Internal Server Error") if len(worker.requests) == 1 else status("after-all")
     await behaviour(worker, writer, body)
@@ -230,38 +244,21 @@ async def test_the_sweep_goes_on_through_an_outage(
     assert await queue_lengths(controller) == {B: 0}
 
 
-async def test_status_is_one_read_of_the_store(
-    replica: Open, registry: Registry, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_status_is_one_read_of_the_store(replica: Open, registry: Registry, script_calls: list[str]) -> None:
     controller = replica()
     await registry.register(worker(A, "m", speed=2, queue_length=3))
     await registry.register(worker(B, "n", queue_length=4))
-    calls: list[str] = []
-    run = Registry._run
-
-    async def counting(self: Registry, script: str, *arguments: str | int) -> object:
-        calls.append(script)
-        return await run(self, script, *arguments)
-
-    monkeypatch.setattr(Registry, "_run", counting)
+    script_calls.clear()
     total = await controller.status()
     assert (total.model_names, total.speed, total.queue_length) == (("m", "n"), 3, 7)
-    assert calls == ["list_workers"]
+    assert script_calls == ["list_workers"]
 
 
-async def test_concurrent_calls_become_few(replica: Open, registry: Registry, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_concurrent_calls_become_few(replica: Open, registry: Registry, script_calls: list[str]) -> None:
     controller = replica()
     await registry.register(worker(A))
-    calls: list[str] = []
-    run = Registry._run
-
-    async def counting(self: Registry, script: str, *arguments: str | int) -> object:
-        calls.append(script)
-        return await run(self, script, *arguments)
-
-    monkeypatch.setattr(Registry, "_run", counting)
     for call in (lambda: controller.dispatch("m"), lambda: controller.heartbeat(A, 1), controller.list_models):
-        calls.clear()
+        script_calls.clear()
         answers_ = await asyncio.gather(*(call() for _ in range(50)))
         assert json.dumps(answers_[0]) in ('"http://a:1"', "true", '["m"]')
-        assert len(calls) <= 2
+        assert len(script_calls) <= 2

@@ -125,7 +125,7 @@ class EmbeddedStore:
     def _start(self) -> tuple[subprocess.Popen[bytes], subprocess.Popen[bytes]]:
         """Start the server and the process that ends it after us, and wait until it answers."""
         log_path = self.data_dir / "store.log"
-        with log_path.open("wb") as log:
+        with log_path.open("ab") as log:
             server = subprocess.Popen(  # noqa: S603 - our own arguments
                 [str(find_server()), "-", *_options(self.data_dir, self.socket_path)],
                 stdin=subprocess.DEVNULL,
@@ -216,6 +216,7 @@ def _options(data_dir: Path, socket_path: Path) -> list[str]:
         "save": "",
         "maxmemory-policy": "noeviction",
         "daemonize": "no",
+        "loglevel": "warning",
         "protected-mode": "yes",
     }
     return [word for name, value in options.items() for word in (f"--{name}", value)]

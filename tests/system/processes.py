@@ -26,8 +26,8 @@ def free_port() -> int:
 def call(url: str, body: Any = None, *, method: str = "POST", timeout: float = 15.0) -> Any:
     """The JSON answer to a JSON body; raises OSError unless it is a 200."""
     data = None if method == "GET" else json.dumps(body).encode()
-    request = urllib.request.Request(url, data=data, method=method, headers={"Content-Type": "application/json"})  # noqa: S310
-    with urllib.request.urlopen(request, timeout=timeout) as response:  # noqa: S310
+    request = urllib.request.Request(url, data=data, method=method, headers={"Content-Type": "application/json"})
+    with urllib.request.urlopen(request, timeout=timeout) as response:
         return json.loads(response.read())
 
 

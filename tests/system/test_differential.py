@@ -23,9 +23,9 @@ NAMES = [f"http://127.0.0.1:{port}" for port in (1, 2, 3, 4)]
 def ask(url: str, path: str, body: Any = None) -> tuple[int, Any]:
     """Status and answer; GET where the body is Ellipsis."""
     data = None if body is ... else json.dumps(body).encode()
-    request = urllib.request.Request(url + path, data, {"Content-Type": "application/json"})  # noqa: S310
+    request = urllib.request.Request(url + path, data, {"Content-Type": "application/json"})
     try:
-        with urllib.request.urlopen(request, timeout=30) as response:  # noqa: S310
+        with urllib.request.urlopen(request, timeout=30) as response:
             status_code, text = response.status, response.read()
     except urllib.error.HTTPError as error:
         status_code, text = error.code, error.read()

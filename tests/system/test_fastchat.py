@@ -82,7 +82,7 @@ async def test_a_stream_from_a_stock_worker_comes_through(serve: Serve, work_dir
     with stock_worker(work_dir, controller.url, "--delay", "0.05") as worker:
         await wait_until(controller.names, "the worker is registered")
         body = json.dumps({"model": "echo", "prompt": "a b c"}).encode()
-        with urllib.request.urlopen(f"{controller.url}/worker_generate_stream", body, timeout=15) as response:  # noqa: S310
+        with urllib.request.urlopen(f"{controller.url}/worker_generate_stream", body, timeout=15) as response:
             received = response.read()
         frames = [json.loads(frame) for frame in received.split(b"\0")[:-1]]
         url = worker.url
