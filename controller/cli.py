@@ -1,15 +1,16 @@
 """The street door: commands and flags."""
 
 import asyncio
-import sys
 from collections.abc import Callable
 from dataclasses import Field
 from pathlib import Path
 from typing import Any
 
 import click
+from click.core import ParameterSource
 
 from controller import __version__
+from controller.domain.dispatch import DispatchMethod
 from controller.domain.errors import ControllerError
 from controller.settings import Settings, all_settings, environment_variables, flag
 
@@ -74,28 +75,40 @@ def serve(**values: Any) -> None:
     Several controllers that share one Redis are one cluster:
         controller serve --host 0.0.0.0 --redis-url redis://redis:6379
     """
-    from controller.domain.dispatch import DispatchMethod
-    from controller.server import serve as run  # here, so that --help need not wait for it
+    from controller.server import serve as run  # here, so that --help need not wait for uvicorn and the rest
 
+    _refuse_idle_files(values)
     try:
         run(Settings(**{**values, "dispatch_method": DispatchMethod(values["dispatch_method"])}))
     except ControllerError as error:
         raise click.ClickException(str(error)) from error
 
 
+def _refuse_idle_files(values: dict[str, Any]) -> None:
+    """Refuse --ssl-keyfile and --ssl-certfile without --ssl: whoever gives them does not expect plain HTTP.
+
+    As variables they may stand in the environment for others, as FastChat has it.
+    """
+    for name in ("ssl_keyfile", "ssl_certfile"):
+        source = click.get_current_context().get_parameter_source(name)
+        if not values["ssl"] and source is ParameterSource.COMMANDLINE:
+            raise click.ClickException(f"{flag(name)} does nothing without --ssl. Add --ssl, or drop it.")
+
+
 @main.command()
 @click.option(
-    "--controller-address", default="http://localhost:21001", show_default=True, help="The controller to ask."
+    "--controller-address",
+    default="http://localhost:21001",
+    show_default=True,
+    envvar="CONTROLLER_ADDRESS",
+    show_envvar=True,
+    help="The controller to ask.",
 )
 def workers(controller_address: str) -> None:
     """Show the live workers of a running controller as a table."""
-    from controller.console import show_workers
+    from controller.console import show_workers  # here, as above
 
     try:
         asyncio.run(show_workers(controller_address))
     except ControllerError as error:
         raise click.ClickException(str(error)) from error
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -8,22 +8,21 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from controller.domain.errors import ControllerError
-
-
-class ControllerUnreachable(ControllerError):
-    """There is no controller of ours at an address."""
-
-    code = "controller_unreachable"
+from controller.domain.errors import ControllerUnreachable
 
 
 async def show_workers(controller_address: str) -> None:
     """Print the live workers of a controller."""
-    Console().print(workers_table(await fetch_workers(controller_address)))
+    console = Console()
+    if not console.is_terminal:
+        console.width = 250  # for grep and files: no line is to be cut
+    console.print(workers_table(await fetch_workers(controller_address)))
 
 
 async def fetch_workers(controller_address: str) -> list[dict[str, Any]]:
     """The answer of GET `/workers`. Raises ControllerUnreachable."""
+    if not controller_address.startswith(("http://", "https://")):
+        raise ControllerUnreachable(f"--controller-address must begin with http:// or https://: {controller_address}")
     url = f"{controller_address.rstrip('/')}/workers"
     try:
         async with (
@@ -41,7 +40,9 @@ async def fetch_workers(controller_address: str) -> list[dict[str, Any]]:
 
 def workers_table(workers: Sequence[Mapping[str, Any]]) -> Table:
     """The workers as a table, one a row."""
-    table = Table("worker", "models", title=f"{len(workers)} live workers", title_justify="left")
+    table = Table(title=f"{len(workers)} live workers", title_justify="left")
+    table.add_column("worker", overflow="fold", min_width=20)
+    table.add_column("models", overflow="fold")
     for heading in ("speed", "queue", "heartbeat", "expires in"):
         table.add_column(heading, justify="right")
     for worker in workers:

@@ -7,29 +7,35 @@ import logging.config
 import multiprocessing
 import os
 import signal
+import socket
 import tempfile
 from functools import partial
 from pathlib import Path
 from types import FrameType
-from typing import Any, Final, NoReturn
+from typing import Any, NoReturn
 
 import uvicorn
 from starlette.types import ASGIApp
 from uvicorn.supervisors import Multiprocess
 
 from controller import __version__
-from controller.settings import Settings
+from controller.domain.errors import SettingsError
+from controller.settings import DEFAULT_DATA_DIR, Settings
 from controller.store.embedded import EmbeddedStore
 from controller.web.app import create_app
+from controller.web.protocol import BoundedProtocol
 
 logger = logging.getLogger("controller.server")
 
-DEFAULT_DATA_DIR: Final = Path("controller-data")
-
 
 def serve(settings: Settings) -> None:
-    """Serve until SIGTERM or SIGINT. Raises EmbeddedStoreError when the embedded store cannot be started."""
+    """Serve until SIGTERM or SIGINT.
+
+    Raises SettingsError when the address cannot be listened on, EmbeddedStoreError when the embedded store cannot be
+    started.
+    """
     logging.config.dictConfig(logging_config(settings.log_level))
+    _check_address(settings)
     signal.signal(signal.SIGTERM, _exit)  # uvicorn raises its signals again once it has shut down
     with contextlib.ExitStack() as resources:
         store_url, store = _store(settings, resources)
@@ -60,7 +66,7 @@ def uvicorn_options(settings: Settings) -> dict[str, Any]:
     """How uvicorn runs a replica."""
     return {
         "loop": "uvloop",
-        "http": "httptools",
+        "http": BoundedProtocol,
         "ws": "none",
         "log_config": logging_config(settings.log_level),
         "access_log": False,  # a line a request would cost as much as the request
@@ -83,6 +89,24 @@ def _run(config: uvicorn.Config) -> None:
         raise SystemExit(1)  # uvicorn has logged why
 
 
+def _check_address(settings: Settings) -> None:
+    """Raise SettingsError if the address cannot be listened on: before anything is started for it."""
+    where = f"--port {settings.port} on --host {settings.host}"
+    try:
+        found = socket.getaddrinfo(settings.host, settings.port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
+        for family, kind, protocol, _, address in found:
+            with socket.socket(family, kind, protocol) as probe:
+                probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+                probe.bind(address)
+    except socket.gaierror as error:
+        raise SettingsError(f"--host {settings.host} is no address of this machine: {error.strerror}.") from error
+    except OSError as error:
+        raise SettingsError(
+            f"{where} cannot be opened: {error.strerror}. Is another controller running there? Stop it, or choose "
+            "another --port."
+        ) from error
+
+
 def replica(settings: Settings, store_url: str, metrics_dir: Path | None) -> ASGIApp:
     """The application of one replica; in a child process, one that ends with its parent."""
     parent = multiprocessing.parent_process()
@@ -103,7 +127,7 @@ def _store(settings: Settings, resources: contextlib.ExitStack) -> tuple[str, st
     if settings.redis_url is not None:
         return settings.redis_url, "Redis as named by --redis-url"  # the URL may have a password in it
     store = resources.enter_context(EmbeddedStore(settings.data_dir or DEFAULT_DATA_DIR))
-    return store.url, f"embedded store in {store.data_dir}"
+    return store.url, f"embedded store (process {store.pid}) in {store.data_dir}"
 
 
 def _shared_metrics_dir(resources: contextlib.ExitStack) -> Path:

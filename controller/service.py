@@ -10,7 +10,7 @@ from typing import Final, TypeVar
 
 from controller.coalescer import Coalescer
 from controller.domain.dispatch import DispatchMethod
-from controller.domain.errors import NoWorker, StoreUnavailable, WorkerError
+from controller.domain.errors import NoWorker, StoreError, StoreRejection, StoreUnavailable, WorkerError
 from controller.domain.worker import Registration, Worker, WorkerStatus, WorkerStatusTotal, total_status
 from controller.metrics import Metrics
 from controller.settings import Settings
@@ -24,13 +24,15 @@ Result = TypeVar("Result")
 _MAX_PROBES_AT_ONCE: Final = 256
 _RETRY_INTERVAL: Final = 0.25
 _PROBE_PAUSE: Final = 0.25
+_CALM: Final = 5.0
 _REFRESH_POLL: Final = 0.05
 
 
 class Controller:
     """One replica: it keeps nothing that another could not know, so any replica can take any call.
 
-    Methods raise StoreUnavailable when the store does not serve, unless they say otherwise.
+    Methods raise StoreUnavailable when the store does not serve, unless they say otherwise, and StoreRejection when
+    there is a bug in what we ask of it.
     """
 
     def __init__(self, settings: Settings, registry: Registry, workers: WorkerClient, metrics: Metrics) -> None:
@@ -43,10 +45,11 @@ class Controller:
             DispatchMethod.LOTTERY: registry.dispatch_lottery,
         }[settings.dispatch_method]
         self._dispatches: Coalescer[str, str] = Coalescer(self._dispatch_all)
-        self._heartbeats: Coalescer[tuple[str, int], bool] = Coalescer(self._heartbeat_all)
+        self._heartbeats: Coalescer[tuple[str, int], bool] = Coalescer(self._heartbeat_all, limit=64)
         self._model_lists: Coalescer[bool | None, list[str]] = Coalescer(self._list_models_all)
         self._refreshing: asyncio.Task[None] | None = None
-        self._store_failed_at: float | None = None
+        self._store_failed_at: float | None = None  # since when, and
+        self._store_failed_last = 0.0  # when last
 
     # Clients
 
@@ -149,7 +152,7 @@ class Controller:
             await asyncio.sleep(interval * random.uniform(0.5, 1.5))  # noqa: S311 - to be out of step
             try:
                 removed = await self._ask(self._registry.sweep(interval))
-            except StoreUnavailable:
+            except StoreError:
                 continue  # _ask() has told of it
             if removed:
                 self._metrics.removals.labels("lapsed").inc(len(removed))
@@ -168,7 +171,7 @@ class Controller:
     async def _dispatch_all(self, models: Sequence[str]) -> list[str]:
         try:
             addresses = await self._ask(self._dispatch_batch(models))
-        except StoreUnavailable:
+        except StoreError:
             self._metrics.dispatches_store_unavailable.inc(len(models))
             raise
         without = addresses.count("")
@@ -180,7 +183,7 @@ class Controller:
     async def _heartbeat_all(self, reports: Sequence[tuple[str, int]]) -> list[bool]:
         try:
             known = await self._ask(self._registry.heartbeat(reports))
-        except StoreUnavailable:
+        except StoreError:
             self._metrics.heartbeats_store_unavailable.inc(len(reports))
             raise
         self._metrics.heartbeats_known.inc(sum(known))
@@ -223,7 +226,8 @@ class Controller:
         finally:
             for probe in probes:
                 probe.cancel()
-        answers = [(probes[probe], probe.result()) for probe in done]
+        # _probe() turns every failure that it knows of into None; one that it does not know of is that worker's alone.
+        answers = [(probes[probe], None if probe.exception() else probe.result()) for probe in done]
         silent = [worker for worker, status in answers if status is None]
         if len(silent) > 1 and len(silent) == len(answers):
             logger.error(
@@ -262,17 +266,26 @@ class Controller:
     # The store's bad days
 
     async def _ask(self, call: Awaitable[Result]) -> Result:
-        """The result of a call to the store. The beginning and the end of its failing are logged, once each."""
+        """The result of a call to the store. The beginning and the end of its failing are logged, once each.
+
+        It may refuse some calls and serve others, so it is well again only after a while without a failure.
+        """
         try:
             result = await call
         except StoreUnavailable as error:
             self._metrics.store_failures.inc()
+            self._store_failed_last = time.monotonic()
             if self._store_failed_at is None:
-                self._store_failed_at = time.monotonic()
+                self._store_failed_at = self._store_failed_last
                 logger.error("%s", error)  # noqa: TRY400 - the message says what there is to know
             raise
-        if self._store_failed_at is not None:
-            logger.warning("The store serves again, after %.1f s.", time.monotonic() - self._store_failed_at)
+        except StoreRejection:
+            self._metrics.store_failures.inc()
+            logger.exception("The store does not accept a call; this is a bug, or keys of ours hold what is not ours.")
+            raise
+        if self._store_failed_at is not None and time.monotonic() - self._store_failed_last > _CALM:
+            failed_for = self._store_failed_last - self._store_failed_at
+            logger.warning("The store has served for %g s again; it failed for %.1f s before.", _CALM, failed_for)
             self._store_failed_at = None
         return result
 

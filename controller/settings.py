@@ -4,6 +4,7 @@ import re
 from collections.abc import Sequence
 from dataclasses import Field, dataclass, field, fields
 from pathlib import Path
+from ssl import PROTOCOL_TLS_SERVER, SSLContext
 from typing import Any, Final
 from urllib.parse import urlsplit
 
@@ -11,6 +12,8 @@ from controller.domain.dispatch import DispatchMethod
 from controller.domain.errors import SettingsError
 
 _NAMESPACE: Final = re.compile(r"[A-Za-z0-9._:-]{1,64}\Z")
+DEFAULT_DATA_DIR: Final = Path("controller-data")
+_MAX_REDIS_TIMEOUT: Final = 60.0
 _LOG_LEVELS: Final = ("debug", "info", "warning", "error")
 
 
@@ -48,7 +51,7 @@ class Settings:
         also=["FASTCHAT_CONTROLLER_HEART_BEAT_EXPIRATION"],
     )
     replicas: int = _setting(1, "How many identical processes answer on the port.")
-    data_dir: Path | None = _setting(None, "Where the embedded store keeps its data.  [default: ./controller-data]")
+    data_dir: Path | None = _setting(None, f"Where the embedded store keeps its data.  [default: ./{DEFAULT_DATA_DIR}]")
     worker_timeout: float = _setting(
         100.0,
         "The longest silence of a worker in the middle of a stream.",
@@ -66,6 +69,8 @@ class Settings:
         for name in ("heartbeat_expiration", "worker_timeout", "probe_timeout", "redis_timeout", "sweep_interval"):
             if not 0.001 <= getattr(self, name) <= 10**7:
                 raise SettingsError(f"{flag(name)} must be a positive number of seconds, not {getattr(self, name)}.")
+        if self.redis_timeout > _MAX_REDIS_TIMEOUT:
+            raise SettingsError(f"--redis-timeout must be at most {_MAX_REDIS_TIMEOUT:g} s, not {self.redis_timeout}.")
         if not 0 <= self.register_patience <= 10**7:
             raise SettingsError(f"--register-patience must be 0 or more seconds, not {self.register_patience}.")
         if not 0 <= self.port <= 65535:
@@ -90,6 +95,14 @@ class Settings:
                 raise SettingsError(f"--ssl needs {flag(name)} (or the environment variable {name.upper()}).")
             if not path.is_file():
                 raise SettingsError(f"{flag(name)} names no file: {path}. --ssl cannot work without it.")
+        try:
+            context = SSLContext(PROTOCOL_TLS_SERVER)
+            context.load_cert_chain(str(self.ssl_certfile), str(self.ssl_keyfile), password=_no_password)
+        except (OSError, ValueError) as error:
+            raise SettingsError(
+                f"--ssl cannot use --ssl-certfile {self.ssl_certfile} with --ssl-keyfile {self.ssl_keyfile}: {error}. "
+                "Both must be PEM files that belong together, the key without a password."
+            ) from error
 
     def _check_store(self) -> None:
         if self.redis_url is None:
@@ -99,16 +112,34 @@ class Settings:
                 "--redis-url and --data-dir exclude each other: a data directory is for the embedded store, which is "
                 "not started when a Redis is named. Drop one of the two."
             )
-        try:
-            parts = urlsplit(self.redis_url)
-            usable = parts.path not in ("", "/") if parts.scheme == "unix" else bool(parts.hostname) and parts.port != 0
-        except ValueError:
-            usable = False
-        if not usable or parts.scheme not in ("redis", "rediss", "unix"):
+        if not _usable_redis_url(self.redis_url):
             raise SettingsError(
-                "--redis-url must look like redis://[:password@]host[:port][/database], rediss://... or "
-                "unix:///path/to/socket."
+                "--redis-url must look like redis://[:password@]host[:port][/number], rediss://... or "
+                "unix:///path/to/socket, and have no options behind a question mark."
             )
+
+
+def _usable_redis_url(url: str) -> bool:
+    try:
+        parts = urlsplit(url)
+        port = parts.port
+    except ValueError:
+        return False
+    if parts.query or parts.fragment:
+        return False
+    if parts.scheme == "unix":
+        return not parts.netloc and len(parts.path) > 1
+    database = parts.path.removeprefix("/")
+    return (
+        parts.scheme in ("redis", "rediss")
+        and bool(parts.hostname)
+        and port != 0
+        and (not database or (database.isascii() and database.isdigit()))
+    )
+
+
+def _no_password() -> str:
+    raise ValueError("the key has a password")
 
 
 def flag(name: str) -> str:

@@ -3,7 +3,8 @@
   probability proportional to speed. Nothing is booked, as in FastChat.
   The rule in Python: controller/domain/dispatch.py, lottery() and next_ticket().
 
-  A dead worker that holds the earliest ticket is forgotten on the spot and the next is tried.
+  A dead worker that holds the earliest ticket is forgotten on the spot and the next is tried; a call forgets no more
+  than about BUDGET index entries.
 
   Input:
     KEYS[1]   '{<ns>}' the namespace
@@ -15,6 +16,7 @@
     an array with one entry a request, in order:
       the name of the chosen worker
       '' if the model has no live worker
+      nil if this call has forgotten as many dead workers as it may: ask again, with another id
     error 'INVALID …' if an argument cannot be; nothing was done
 ]]
 --- @include "alive"
@@ -22,6 +24,8 @@
 --- @include "forget"
 --- @include "key"
 --- @include "whole_number"
+local BUDGET = 256
+
 local reply = key("reply", ARGV[1])
 local keep = whole_number(ARGV[2], 1)
 if not keep or #ARGV < 4 or #ARGV % 2 == 1 then
@@ -38,6 +42,8 @@ if answered then
   return cjson.decode(answered)
 end
 
+local forgotten = 0
+
 local function choose(model, draw)
   local lottery = key("lottery", model)
   while true do
@@ -52,8 +58,11 @@ local function choose(model, draw)
       redis.call("ZADD", lottery, ticket + draw / tonumber(speed), name)
       return name
     end
-    redis.call("ZREM", lottery, name) -- forget() finds it only if the hash is still there
-    forget(name)
+    if forgotten >= BUDGET then
+      return false
+    end
+    forgotten = forgotten + forget(name)
+    redis.call("ZREM", lottery, name) -- should its hash be gone, forget() did not find it
   end
 end
 

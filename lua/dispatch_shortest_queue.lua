@@ -3,8 +3,8 @@
   least queue_length / speed, among equals the one whose last turn is longest ago; then its queue is one longer.
   The rule in Python: controller/domain/dispatch.py, shortest_queue() and book().
 
-  A dead worker at the head of an index is forgotten on the spot and the next is tried; each is paid for by its
-  own registration, so the cost of a choice stays in the order of log(workers).
+  A dead worker at the head of an index is forgotten on the spot and the next is tried. So many may have died at once
+  that forgetting them would hold up everybody: a call forgets no more than about BUDGET index entries.
 
   Input:
     KEYS[1]   '{<ns>}' the namespace
@@ -16,6 +16,7 @@
     an array with one entry a request, in order:
       the name of the chosen worker
       '' if the model has no live worker
+      nil if this call has forgotten as many dead workers as it may: ask again, with another id
     error 'INVALID …' if an argument cannot be; nothing was done
 ]]
 --- @include "alive"
@@ -25,6 +26,8 @@
 --- @include "name_of"
 --- @include "unindex"
 --- @include "whole_number"
+local BUDGET = 256
+
 local reply = key("reply", ARGV[1])
 local keep = whole_number(ARGV[2], 1)
 if not keep or #ARGV < 3 then
@@ -48,6 +51,8 @@ local function book(name, turn, fields)
   end
 end
 
+local forgotten = 0
+
 local function choose(model, turn)
   local index = key("model", model)
   while true do
@@ -58,7 +63,10 @@ local function choose(model, turn)
     local name = name_of(head)
     local fields = redis.call("HMGET", key("worker", name), "queue_length", "speed", "models", "turn")
     if not alive(name) then
-      forget(name)
+      if forgotten >= BUDGET then
+        return false
+      end
+      forgotten = forgotten + forget(name)
       unindex(model, head, name) -- should its hash be gone, forget() did not find it
     elseif not fields[4] or member(fields[4], name) ~= head then
       redis.call("ZREM", index, head) -- an entry that no hash vouches for would be chosen for ever

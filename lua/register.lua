@@ -25,6 +25,7 @@
 --- @include "alive"
 --- @include "finite"
 --- @include "forget"
+--- @include "join_lottery"
 --- @include "key"
 --- @include "member"
 --- @include "now"
@@ -49,8 +50,16 @@ end
 if not queue_length then
   return redis.error_reply("INVALID queue length")
 end
+if multimodal ~= "0" and multimodal ~= "1" then
+  return redis.error_reply("INVALID kind of worker")
+end
 if #ARGV - 7 ~= #models then
   return redis.error_reply("INVALID number of draws")
+end
+for _, model in ipairs(models) do
+  if type(model) ~= "string" then
+    return redis.error_reply("INVALID model")
+  end
 end
 for i = 8, #ARGV do
   if not finite(ARGV[i]) then
@@ -65,10 +74,12 @@ if expected_registration ~= "" then
   end
 end
 
+local time = now()
+-- The first write is one that a full store refuses; after one that it allows, it would allow all the others too.
+local registration = redis.call("INCR", key("sequence"))
 if not was_alive then
   forget(name)
 end
-local registration = redis.call("INCR", key("sequence"))
 local known = redis.call("HMGET", worker, "models", "speed", "turn")
 local same_speed = known[2] and tonumber(known[2]) == speed
 local turn = known[3] or registration
@@ -82,20 +93,16 @@ redis.call("HSET", worker,
   "check_heart_beat", expiration and "1" or "0",
   "registration", registration,
   "turn", turn,
-  "heartbeat_at", now())
-prolong(name, now(), expiration)
+  "heartbeat_at", time)
+prolong(name, time, expiration)
 
 local serves = {}
 for i, model in ipairs(models) do
-  local lottery = key("lottery", model)
   serves[model] = true
   redis.call("SADD", key("models"), model)
   redis.call("ZADD", key("model", model), queue_length / speed, index_member)
-  if not (same_speed and redis.call("ZSCORE", lottery, name)) then
-    -- The member '' is the lottery's clock: its score is the ticket that won last.
-    redis.call("ZADD", lottery, "NX", 0, "")
-    local clock = tonumber(redis.call("ZSCORE", lottery, ""))
-    redis.call("ZADD", lottery, clock + tonumber(ARGV[7 + i]) / speed, name)
+  if not (same_speed and redis.call("ZSCORE", key("lottery", model), name)) then
+    join_lottery(model, name, speed, tonumber(ARGV[7 + i]))
   end
 end
 for _, model in ipairs(known[1] and cjson.decode(known[1]) or {}) do

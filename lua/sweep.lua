@@ -7,7 +7,7 @@
   Input:
     KEYS[1]  '{<ns>}' the namespace
     ARGV[1]  the interval in milliseconds
-    ARGV[2]  how many workers are removed at most
+    ARGV[2]  about how many index entries are removed at most
 
   Output:
     an array of the names of the removed workers
@@ -19,8 +19,8 @@
 --- @include "now"
 --- @include "whole_number"
 local interval = whole_number(ARGV[1], 1)
-local limit = whole_number(ARGV[2], 1)
-if not interval or not limit then
+local budget = whole_number(ARGV[2], 1)
+if not interval or not budget then
   return redis.error_reply("INVALID arguments")
 end
 
@@ -30,11 +30,14 @@ end
 
 local time = now()
 local removed = {}
-for _, name in ipairs(redis.call("ZRANGEBYSCORE", key("workers"), "-inf", time, "LIMIT", 0, limit)) do
-  if alive(name) then -- the clock was set back and forth: look again when its key will be gone
+local work = 0
+for _, name in ipairs(redis.call("ZRANGEBYSCORE", key("workers"), "-inf", time, "LIMIT", 0, budget)) do
+  if work >= budget then
+    break
+  elseif alive(name) then -- the clock was set back and forth: look again when its key will be gone
     redis.call("ZADD", key("workers"), time + redis.call("PTTL", key("heartbeat", name)), name)
   else
-    forget(name)
+    work = work + forget(name)
     removed[#removed + 1] = name
   end
 end

@@ -17,6 +17,7 @@ import fakeredis
 import pytest
 from redis.asyncio import Redis
 
+from controller.store import keys
 from controller.store.connection import connect
 from controller.store.embedded import EmbeddedStore
 from controller.store.registry import Registry
@@ -71,14 +72,19 @@ class Store:
     client: Redis
     namespace: str
 
+    @property
+    def url(self) -> str:
+        """Of a real server."""
+        return f"unix://{self.client.connection_pool.connection_kwargs['path']}"
+
     def registry(self, **options: object) -> Registry:
         """A registry as a replica has it; any number of them share the store."""
         return Registry(self.client, self.namespace, **{"heartbeat_expiration": 90.0, **options})  # type: ignore[arg-type]
 
     async def lapse(self, name: str) -> None:
         """Let a worker's heartbeat lapse: leave behind what its expiration would."""
-        await self.client.delete(f"{{{self.namespace}}}:heartbeat:{name}")
-        await self.client.zadd(f"{{{self.namespace}}}:workers", {name: 1.0}, xx=True)
+        await self.client.delete(keys.heartbeat(self.namespace, name))
+        await self.client.zadd(keys.workers(self.namespace), {name: 1.0}, xx=True)
 
 
 @contextlib.asynccontextmanager

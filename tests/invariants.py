@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from redis.asyncio import Redis
 
-TTL_KINDS = {"reply", "sweep", "refresh"}
+TTL_KINDS = {"reply", "sweep", "refresh", "check"}
 
 
 @dataclass
@@ -57,6 +57,12 @@ async def check_invariants(client: Redis, namespace: str) -> WholeState:
         if name in state.heartbeats:
             ttl = await client.pttl(f"{{{namespace}}}:heartbeat:{name}")
             assert (ttl == -1) == (fields["check_heart_beat"] == "0"), f"{name} expires in {ttl} ms"
+            if ttl == -1:
+                assert state.workers[name] == float("inf")
+            else:
+                seconds, microseconds = await client.time()
+                due = state.workers[name] - (seconds * 1000 + microseconds / 1000)
+                assert abs(due - ttl) < 1000, f"{name} expires in {ttl} ms, and is looked for in {due} ms"
     assert set(state.workers) == set(state.hashes)
     assert state.heartbeats <= set(state.hashes)
     assert {model: dict(members) for model, members in state.indexes.items()} == indexed

@@ -1,8 +1,10 @@
 """The command line: flags, variables, help and refusals."""
 
+from pathlib import Path
 from typing import Any
 
 import pytest
+import trustme
 from click.testing import CliRunner, Result
 
 from controller import __version__, server
@@ -55,9 +57,10 @@ def test_each_setting_comes_from_its_flag_or_its_variables(served: list[Settings
     assert [getattr(settings, name) for settings in served] == [value] * (1 + len(environment_variables(setting)))
 
 
-def test_files_and_switches(served: list[Settings], tmp_path: Any) -> None:
-    for file in ("key", "certificate"):
-        (tmp_path / file).touch()
+def test_files_and_switches(served: list[Settings], tmp_path: Path) -> None:
+    issued = trustme.CA().issue_cert("localhost")
+    issued.private_key_pem.write_to_path(tmp_path / "key")
+    issued.cert_chain_pems[0].write_to_path(tmp_path / "certificate")
     files = {"SSL_KEYFILE": str(tmp_path / "key"), "SSL_CERTFILE": str(tmp_path / "certificate")}
     assert run("serve", "--ssl", "--data-dir", str(tmp_path), **files).exit_code == 0
     assert run("serve", CONTROLLER_SSL="1", CONTROLLER_DATA_DIR=str(tmp_path), **files).exit_code == 0
@@ -91,6 +94,17 @@ def test_refusals_are_one_sentence_and_no_traceback(monkeypatch: pytest.MonkeyPa
     assert run("serve").stderr == "Error: The directory is in use.\n"
 
 
+def test_files_for_tls_without_tls_are_refused(served: list[Settings], tmp_path: Any) -> None:
+    for name in ("--ssl-keyfile", "--ssl-certfile"):
+        refused = run("serve", name, str(tmp_path / "file"))
+        assert (refused.exit_code, refused.stderr) == (
+            1,
+            f"Error: {name} does nothing without --ssl. Add --ssl, or drop it.\n",
+        )
+    assert run("serve", SSL_KEYFILE="somebody's", SSL_CERTFILE="somebody's").exit_code == 0
+    assert len(served) == 1
+
+
 def test_help_teaches() -> None:
     top = run("--help").stdout
     assert "controller serve" in top
@@ -104,6 +118,13 @@ def test_help_teaches() -> None:
 
 def test_version() -> None:
     assert run("--version").stdout == f"controller, version {__version__}\n"
+
+
+def test_workers_at_no_address() -> None:
+    refused = run("workers", "--controller-address", "localhost:21001")
+    assert (refused.exit_code, refused.stderr.count("\n")) == (1, 1)
+    assert "must begin with http://" in refused.stderr
+    assert run("workers", CONTROLLER_ADDRESS="localhost:21001").stderr == refused.stderr
 
 
 def test_workers_of_a_controller_that_is_not_there() -> None:

@@ -8,17 +8,19 @@ from collections.abc import AsyncIterator, Callable
 
 import pytest
 
-from controller.domain.errors import StoreUnavailable
+from controller import service
+from controller.domain.errors import NoWorker, StoreUnavailable, StreamBroken
 from controller.domain.worker import WorkerStatus
 from controller.metrics import Metrics
 from controller.service import Controller
 from controller.settings import Settings
+from controller.store import keys
 from controller.store.registry import Registry
 from controller.upstream.client import WorkerClient
 from tests.conftest import Store
 from tests.store.test_registry import A, B, worker
 from tests.waiting import wait_until
-from tests.workers import BadWorker, answers, bad_worker, hangs, status
+from tests.workers import BadWorker, answers, bad_worker, chunks, hangs, status
 
 Open = Callable[..., Controller]
 
@@ -88,6 +90,25 @@ async def test_a_failed_probe_is_tried_once_more(replica: Open, registry: Regist
         assert await controller.list_models() == ["after-all"]
 
 
+async def test_a_worker_whose_probe_fails_as_no_other_spoils_nothing(
+    replica: Open, registry: Registry, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    controller = replica()
+    status_of = WorkerClient.status
+
+    async def fails(self: WorkerClient, name: str) -> WorkerStatus:
+        if name == A:
+            raise RuntimeError("nobody has thought of this")
+        return await status_of(self, name)
+
+    monkeypatch.setattr(WorkerClient, "status", fails)
+    async with bad_worker(worker_get_status=status("new")) as living:
+        await registry.register(worker(A))
+        await registry.register(worker(living.address))
+        await controller.refresh()
+        assert await controller.list_models() == ["new"]
+
+
 async def test_when_all_of_several_fail_nobody_is_removed(
     replica: Open, registry: Registry, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -97,8 +118,10 @@ async def test_when_all_of_several_fail_nobody_is_removed(
     await controller.refresh()
     assert len(await controller.list_workers()) == 3
     assert "None is removed" in caplog.text
-    for port in (1, 2):
-        await registry.remove(f"http://127.0.0.1:{port}")
+    await registry.remove("http://127.0.0.1:1")
+    await controller.refresh()
+    assert len(await controller.list_workers()) == 2, "two are several"
+    await registry.remove("http://127.0.0.1:2")
     await controller.refresh()
     assert await controller.list_workers() == [], "one alone is no evidence against us"
 
@@ -164,11 +187,36 @@ async def test_a_worker_that_registers_during_a_refresh_is_not_removed_by_it(rep
         assert await controller.list_models() == ["since"]
 
 
+async def test_an_older_answer_does_not_overwrite_a_newer_registration(replica: Open, registry: Registry) -> None:
+    controller = replica()
+
+    async def registers_and_tells_the_old(asked: BadWorker, writer: asyncio.StreamWriter, body: bytes) -> None:
+        await registry.register(worker(asked.address, "since"))
+        await status("before")(asked, writer, body)
+
+    async with bad_worker(worker_get_status=registers_and_tells_the_old) as restarted:
+        await registry.register(worker(restarted.address))
+        await controller.refresh()
+        assert await controller.list_models() == ["since"]
+
+
+async def test_a_replica_that_died_during_a_refresh_holds_up_nobody_for_long(
+    replica: Open, store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(service, "_PROBE_PAUSE", 0.0)
+    controller = replica(probe_timeout=0.01)
+    lock = store.registry().refresh_lock(60.0)  # of a replica that will not release it
+    assert await lock.acquire()
+    assert 50_000 < await store.client.pttl(keys.refresh(store.namespace)) <= 60_000
+    async with asyncio.timeout(10):
+        await controller.refresh()
+    assert await lock.held()
+    await lock.release()
+
+
 async def test_workers_not_reached_in_time_are_left_as_they_are(
     replica: Open, registry: Registry, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from controller import service
-
     monkeypatch.setattr(service, "_MAX_PROBES_AT_ONCE", 1)
     controller = replica(probe_timeout=0.05)
     async with bad_worker(worker_get_status=hangs) as hanging, bad_worker(worker_get_status=status()) as living:
@@ -209,6 +257,7 @@ def failing(registry: Registry, monkeypatch: pytest.MonkeyPatch, *, after: bool 
 async def test_a_registration_waits_for_the_store(
     replica: Open, registry: Registry, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
+    monkeypatch.setattr(service, "_CALM", 0.0)
     controller = replica()
     with failing(registry, monkeypatch, after=True):  # type: ignore[attr-defined]
         call = asyncio.create_task(
@@ -218,7 +267,7 @@ async def test_a_registration_waits_for_the_store(
         assert not call.done()
     await call
     assert await queue_lengths(controller) == {A: 0}
-    assert "The store serves again" in caplog.text
+    assert "The store has served for 0 s again; it failed for" in caplog.text
 
 
 async def test_a_registration_does_not_wait_for_ever(
@@ -242,6 +291,54 @@ async def test_the_sweep_goes_on_through_an_outage(
     await wait_until(lambda: f"heartbeat lapsed: {A}" in caplog.text, "the sweep has found the worker")
     sweeping.cancel()
     assert await queue_lengths(controller) == {B: 0}
+
+
+async def test_the_sweeps_of_replicas_are_spread_in_time(replica: Open, monkeypatch: pytest.MonkeyPatch) -> None:
+    slept: list[float] = []
+
+    async def sleep(seconds: float) -> None:
+        slept.append(seconds)
+        if len(slept) == 200:
+            raise asyncio.CancelledError
+
+    controller = replica(sweep_interval=10.0)
+    monkeypatch.setattr(service.asyncio, "sleep", sleep)
+    with pytest.raises(asyncio.CancelledError):
+        await controller.sweep_forever()
+    assert all(5 <= seconds <= 15 for seconds in slept)
+    assert max(slept) - min(slept) > 5
+
+
+async def test_removals_are_counted_by_their_reason(replica: Open, registry: Registry, store: Store) -> None:
+    controller = replica()
+    await registry.register(worker(A))
+    await store.lapse(A)
+    sweeping = asyncio.create_task(controller.sweep_forever())
+    await wait_until(lambda: counted(controller, 'removals_total{reason="lapsed"} 1.0'), "the sweep is counted")
+    sweeping.cancel()
+    await registry.register(worker("http://127.0.0.1:1"))
+    await controller.refresh()
+    assert counted(controller, 'removals_total{reason="refresh"} 1.0')
+
+
+def counted(controller: Controller, line: str) -> bool:
+    return f"controller_{line}" in controller._metrics.render().decode()
+
+
+async def test_streams_are_counted_by_their_outcome(replica: Open, registry: Registry) -> None:
+    controller = replica()
+    with pytest.raises(NoWorker):
+        await anext(controller.stream("m", b"{}"))
+    async with bad_worker(worker_generate_stream=chunks(*[b"a\0"] * 50, pause=0.01)) as living:
+        await registry.register(worker(living.address))
+        gone = controller.stream("m", b"{}")
+        await anext(gone)
+        await gone.aclose()
+        assert b"".join([frame async for frame in controller.stream("m", b"{}")]) == b"a\0" * 50
+    with pytest.raises(StreamBroken):
+        await anext(controller.stream("m", b"{}"))
+    for outcome in ("no_worker", "client_gone", "complete", "broken"):
+        assert counted(controller, f'streams_total{{outcome="{outcome}"}} 1.0')
 
 
 async def test_status_is_one_read_of_the_store(replica: Open, registry: Registry, script_calls: list[str]) -> None:

@@ -4,6 +4,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import trustme
+from cryptography.hazmat.primitives.serialization import (
+    BestAvailableEncryption,
+    Encoding,
+    PrivateFormat,
+    load_pem_private_key,
+)
 
 from controller.domain.dispatch import DispatchMethod
 from controller.domain.errors import SettingsError
@@ -51,6 +58,12 @@ def test_every_setting_has_a_flag_and_a_variable() -> None:
         ({"redis_url": "redis://"}, "--redis-url must look like"),
         ({"redis_url": "redis://h:99999"}, "--redis-url must look like"),
         ({"redis_url": "unix://"}, "--redis-url must look like"),
+        ({"redis_url": "unix://path"}, "--redis-url must look like"),
+        ({"redis_url": "redis://h/abc"}, "--redis-url must look like"),
+        ({"redis_url": "redis://h/-1"}, "--redis-url must look like"),
+        ({"redis_url": "redis://h?socket_timeout=abc"}, "no options behind a question mark"),
+        ({"redis_url": "unix:///s?db=1"}, "no options behind a question mark"),
+        ({"redis_timeout": 61}, "--redis-timeout must be at most 60 s, not 61"),
     ],
 )
 def test_what_cannot_work_is_refused_with_a_sentence_that_names_the_flag(values: dict[str, Any], message: str) -> None:
@@ -64,10 +77,27 @@ def test_usable_urls(url: str) -> None:
     assert Settings(redis_url=url).redis_url == url
 
 
-def test_ssl_with_both_files(tmp_path: Path) -> None:
+def test_ssl_needs_files_that_work(tmp_path: Path) -> None:
     key, certificate = tmp_path / "key", tmp_path / "certificate"
-    key.touch()
+    issued = trustme.CA().issue_cert("localhost")
+    issued.private_key_pem.write_to_path(key)
     with pytest.raises(SettingsError, match="--ssl-certfile names no file"):
         Settings(ssl=True, ssl_keyfile=key, ssl_certfile=certificate)
-    certificate.touch()
+    certificate.write_text("no PEM")
+    with pytest.raises(SettingsError, match=r"--ssl cannot use .* belong together"):
+        Settings(ssl=True, ssl_keyfile=key, ssl_certfile=certificate)
+    trustme.CA().issue_cert("localhost").cert_chain_pems[0].write_to_path(certificate)
+    with pytest.raises(SettingsError, match=r"--ssl cannot use .* belong together"):
+        Settings(ssl=True, ssl_keyfile=key, ssl_certfile=certificate)
+    issued.cert_chain_pems[0].write_to_path(certificate)
     assert Settings(ssl=True, ssl_keyfile=key, ssl_certfile=certificate).ssl
+
+
+def test_a_key_with_a_password_is_refused_without_asking_for_it(tmp_path: Path) -> None:
+    issued = trustme.CA().issue_cert("localhost")
+    issued.cert_chain_pems[0].write_to_path(tmp_path / "certificate")
+    key = load_pem_private_key(issued.private_key_pem.bytes(), None)
+    locked = key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, BestAvailableEncryption(b"secret"))
+    (tmp_path / "key").write_bytes(locked)
+    with pytest.raises(SettingsError, match="the key has a password"):
+        Settings(ssl=True, ssl_keyfile=tmp_path / "key", ssl_certfile=tmp_path / "certificate")

@@ -15,6 +15,7 @@ class BadWorker:
     def __init__(self, **behaviours: Behaviour) -> None:
         self.behaviours = behaviours
         self.requests: list[tuple[str, bytes]] = []
+        self.heads: list[bytes] = []
         self.open = 0
         self.address = ""
 
@@ -26,6 +27,7 @@ class BadWorker:
             body = await reader.readexactly(length)
             path = head.split(b" ")[1].decode().rpartition("/")[2]
             self.requests.append((path, body))
+            self.heads.append(head)
             await self.behaviours[path](self, writer, body)
         except (ConnectionError, asyncio.IncompleteReadError):
             pass

@@ -2,10 +2,13 @@
 
     ControllerError
     ├── InvalidInput            somebody sent something that we cannot accept; nothing was written
+    ├── BodyTooLarge            somebody sent more than we are willing to read
     ├── SettingsError           the process cannot start with these settings
     ├── StoreError              the store did not do what it was asked
     │   ├── StoreUnavailable    no answer, or an answer that says "not now"; the call may be repeated
+    │   ├── StoreRejection      the store will not have a call, now or ever: a mistake of ours, or foreign data
     │   └── EmbeddedStoreError  the embedded server cannot be started
+    ├── ControllerUnreachable   there is no controller of ours at an address
     ├── NoWorker                no live worker serves the model that was asked for
     └── WorkerError             a worker did not do what it was asked
         ├── WorkerUnreachable   no usable answer from the worker in time
@@ -39,6 +42,12 @@ class InvalidInput(ControllerError):
         return InvalidInput(f"{parent}.{self.field}", self.problem)
 
 
+class BodyTooLarge(ControllerError):
+    """A body is longer than its route takes."""
+
+    code = "body_too_large"
+
+
 class SettingsError(ControllerError):
     """Settings that contradict each other or cannot work. The message says what to change."""
 
@@ -57,10 +66,22 @@ class StoreUnavailable(StoreError):
     code = "store_unavailable"
 
 
+class StoreRejection(StoreError):
+    """The store does not accept a call: a mistake in this program, or keys that hold what is not ours."""
+
+    code = "store_rejection"
+
+
 class EmbeddedStoreError(StoreError):
     """The embedded server cannot be started, or not on this data directory."""
 
     code = "embedded_store"
+
+
+class ControllerUnreachable(ControllerError):
+    """There is no controller of ours at an address."""
+
+    code = "controller_unreachable"
 
 
 class NoWorker(ControllerError):

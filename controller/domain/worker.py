@@ -4,7 +4,7 @@ import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import lru_cache
-from ipaddress import ip_address
+from ipaddress import IPv4Address, IPv6Address, ip_address, ip_network
 from typing import Final
 from urllib.parse import urlsplit
 
@@ -20,7 +20,10 @@ MAX_SPEED: Final = 1e9
 # What may stand in a URL (RFC 3986), less what could reach outside a key or a log line: no braces, no spaces,
 # no control characters, nothing beyond ASCII. urlsplit() alone would silently drop tabs and line breaks.
 _URL_CHARACTERS: Final = re.compile(r"[A-Za-z0-9._~:/?#\[\]@!$&'()*+,;=%-]+\Z")
-_HOST_NAME: Final = re.compile(r"[A-Za-z0-9._-]+\Z")
+_LABEL: Final = r"[A-Za-z0-9_][A-Za-z0-9_-]{0,62}"
+_HOST_NAME: Final = re.compile(rf"(?=.{{1,253}}\Z){_LABEL}(\.{_LABEL})*\.?\Z")
+_NETWORK_LOCATION: Final = re.compile(r"(\[[0-9a-fA-F:.]+\]|[^\[\]:]+)(:[1-9][0-9]*)?\Z")
+_NAT64: Final = ip_network("64:ff9b::/96")
 _NUMERIC_LABEL: Final = re.compile(r"([0-9]+|0[xX][0-9a-fA-F]*)\Z")
 _CONTROL_CHARACTERS: Final = re.compile(r"[\x00-\x1f\x7f]")
 
@@ -42,7 +45,7 @@ def worker_name(text: str) -> str:
         )
     try:
         parts = urlsplit(text)
-        host, port = parts.hostname, parts.port
+        host, _ = parts.hostname, parts.port  # the port is checked when it is read
     except ValueError as error:
         raise InvalidInput("worker_name", f"is not a URL: {error}") from error
     if parts.scheme not in ("http", "https"):
@@ -51,10 +54,10 @@ def worker_name(text: str) -> str:
         raise InvalidInput("worker_name", "names no host")
     if "@" in parts.netloc:
         raise InvalidInput("worker_name", "must not carry a user name or a password")
+    if not _NETWORK_LOCATION.match(parts.netloc):
+        raise InvalidInput("worker_name", "must have a host, or a host and a port, after the two slashes")
     if "?" in text or "#" in text:
         raise InvalidInput("worker_name", "must not carry a query or a fragment")
-    if port == 0 or parts.netloc.endswith(":"):
-        raise InvalidInput("worker_name", "has no usable port number")
     _check_host(host)
     return f"{parts.scheme}://{parts.netloc.lower()}{parts.path.rstrip('/')}"
 
@@ -67,6 +70,8 @@ def _check_host(host: str) -> None:
         if not _HOST_NAME.match(host) or _NUMERIC_LABEL.match(host.rstrip(".").rpartition(".")[2]):
             raise InvalidInput("worker_name", "has a host that is neither a host name nor an IP address") from None
         return
+    if isinstance(address, IPv6Address) and address in _NAT64:
+        address = IPv4Address(int(address) & 0xFFFFFFFF)
     if (getattr(address, "ipv4_mapped", None) or address).is_link_local:
         raise InvalidInput("worker_name", "is a link-local address, which only the worker's own link can reach")
 

@@ -12,6 +12,7 @@ import time
 from pathlib import Path
 from types import TracebackType
 from typing import Final, Self
+from urllib.parse import quote
 
 from controller.domain.errors import EmbeddedStoreError
 
@@ -36,7 +37,7 @@ class EmbeddedStore:
     def __init__(self, data_dir: Path) -> None:
         self.data_dir = data_dir.absolute()
         self.socket_path = self.data_dir / "store.sock"
-        self.url = f"unix://{self.socket_path}"
+        self.url = f"unix://{quote(str(self.socket_path))}"
         self._lock: int | None = None
         self._server: subprocess.Popen[bytes] | None = None
         self._stopping = threading.Event()
@@ -47,6 +48,9 @@ class EmbeddedStore:
         try:
             self._end_orphan()
             server, watch = self._start()
+        except OSError as error:
+            self._unlock()
+            raise EmbeddedStoreError(f"The embedded store cannot be started on {self.data_dir}: {error}.") from error
         except BaseException:
             self._unlock()
             raise
@@ -68,16 +72,9 @@ class EmbeddedStore:
     @property
     def pid(self) -> int:
         """The process id of the server; another one after it died and was started again."""
-        return self._running().pid
-
-    def send_signal(self, number: int) -> None:
-        """Send a signal to the server."""
-        self._running().send_signal(number)
-
-    def _running(self) -> "subprocess.Popen[bytes]":
         if self._server is None:
             raise EmbeddedStoreError("The embedded store was not started.")
-        return self._server
+        return self._server.pid
 
     def _prepare_directory(self) -> None:
         if len(os.fsencode(self.socket_path)) > _MAX_SOCKET_PATH:
@@ -143,8 +140,9 @@ class EmbeddedStore:
                 _end(server)
                 _end(watch)
                 raise EmbeddedStoreError(
-                    f"The embedded store does not start on {self.data_dir}. The end of its log, {log_path}:\n"
-                    + _tail(log_path)
+                    f"The embedded store does not start on {self.data_dir}. If its data is damaged, move the directory "
+                    "away: the workers register again by themselves, at their next heartbeat. The end of its log, "
+                    f"{log_path}:\n{_tail(log_path)}"
                 )
             time.sleep(0.005)
         return server, watch
@@ -212,7 +210,7 @@ def _options(data_dir: Path, socket_path: Path) -> list[str]:
         "databases": "1",
         "appendonly": "yes",
         "appendfsync": "everysec",
-        "auto-aof-rewrite-min-size": "16mb",  # the data is small: a long file only makes a restart slow
+        "auto-aof-rewrite-min-size": "64mb",  # the data is small: a long file only makes a restart slow
         "save": "",
         "maxmemory-policy": "noeviction",
         "daemonize": "no",

@@ -55,6 +55,11 @@ def sweep(name: str) -> str:
     return f"{{{name}}}:sweep"
 
 
+def check(name: str) -> str:
+    """STRING with a TTL: written to prove that the store takes writes."""
+    return f"{{{name}}}:check"
+
+
 def refresh(name: str) -> str:
     """STRING with a TTL: the lock of the replica that is asking all workers for their status."""
     return f"{{{name}}}:refresh"

@@ -3,29 +3,30 @@
 import json
 import random
 import secrets
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from typing import Any, Final
 
 from redis.asyncio import Redis
 from redis.asyncio.lock import Lock
 from redis.commands.core import AsyncScript
-from redis.exceptions import LockError, RedisError, ResponseError
+from redis.exceptions import LockError, NoPermissionError, RedisError, ResponseError
 
-from controller.domain.errors import StoreUnavailable
+from controller.domain.errors import StoreError, StoreRejection, StoreUnavailable
 from controller.domain.worker import Registration, Worker, WorkerStatus
 from controller.store import keys, scripts
 
-# The answer of a dispatch is kept for a repeated call, which follows within twice the timeout of a call.
-_REPLY_KEPT_MS: Final = 5_000
-_SWEEP_LIMIT: Final = 1_000
+_SWEEP_BUDGET: Final = 2_000
+# Errors by which a server says "not now" and that redis-py has no class for.
+_NOT_NOW: Final = ("BUSY", "UNKILLABLE", "MISCONF", "NOREPLICAS", "MASTERDOWN", "CLUSTERDOWN", "TRYAGAIN")
 
 
 class Registry:
     """The workers of one namespace, as any number of replicas see them at once.
 
-    heartbeat_expiration is in seconds. deviate draws from the exponential distribution of mean 1; the tests pass
-    their own. Every method raises StoreUnavailable when the store does not answer or cannot serve; whether the
-    operation took place is then unknown, and it may be repeated.
+    heartbeat_expiration is in seconds; call_timeout too, and is the client's. deviate draws from the exponential
+    distribution of mean 1; the tests pass their own. Every method raises StoreUnavailable when the store does not
+    answer or cannot serve; whether the operation took place is then unknown, and it may be repeated. StoreRejection
+    is a mistake: of ours, or of whoever put other things under our keys.
     """
 
     def __init__(
@@ -33,12 +34,16 @@ class Registry:
         client: Redis,
         namespace: str,
         heartbeat_expiration: float,
+        call_timeout: float = 1.0,
         deviate: Callable[[], float] = lambda: random.expovariate(1.0),
     ) -> None:
         self._client = client
         self._namespace = namespace
         self._keys = [keys.namespace(namespace)]
         self._expiration_ms = max(1, round(heartbeat_expiration * 1000))
+        # The answer of a dispatch is kept for a repeated call: longer than it can take to find that the first was lost
+        # (a connection to wait for, to make, to hear nothing on; then another).
+        self._reply_kept_ms = round(6000 * call_timeout)
         self._deviate = deviate
         self._scripts: dict[str, AsyncScript] = {
             name: client.register_script(scripts.source(name)) for name in scripts.names()
@@ -71,14 +76,30 @@ class Registry:
 
     async def dispatch_shortest_queue(self, models: Sequence[str]) -> list[str]:
         """Choose and book a worker for each model; "" where a model has no live worker."""
-        answer: list[str] = await self._run("dispatch_shortest_queue", self._request_id(), _REPLY_KEPT_MS, *models)
-        return answer
+
+        def run(request_id: str, models: Sequence[str]) -> Awaitable[list[str | None]]:
+            return self._run("dispatch_shortest_queue", request_id, self._reply_kept_ms, *models)
+
+        return await self._dispatch(run, models)
 
     async def dispatch_lottery(self, models: Sequence[str]) -> list[str]:
         """Draw a worker for each model, in proportion to speed; "" where a model has no live worker."""
-        arguments = (argument for model in models for argument in (model, repr(self._deviate())))
-        answer: list[str] = await self._run("dispatch_lottery", self._request_id(), _REPLY_KEPT_MS, *arguments)
-        return answer
+
+        def run(request_id: str, models: Sequence[str]) -> Awaitable[list[str | None]]:
+            arguments = (argument for model in models for argument in (model, repr(self._deviate())))
+            return self._run("dispatch_lottery", request_id, self._reply_kept_ms, *arguments)
+
+        return await self._dispatch(run, models)
+
+    async def _dispatch(
+        self, run: Callable[[str, Sequence[str]], Awaitable[list[str | None]]], models: Sequence[str]
+    ) -> list[str]:
+        """Run a dispatch script for the models, and again for those that it left because too many workers had died."""
+        answers = await run(secrets.token_hex(12), models)
+        while left := [i for i, answer in enumerate(answers) if answer is None]:
+            for i, answer in zip(left, await run(secrets.token_hex(12), [models[i] for i in left]), strict=True):
+                answers[i] = answer
+        return [answer for answer in answers if answer is not None]
 
     async def remove(self, name: str, only_if: int | None = None) -> bool:
         """Remove a worker; whether there was such a live one. only_if is as for register()."""
@@ -94,7 +115,7 @@ class Registry:
 
     async def sweep(self, interval: float) -> list[str]:
         """Tidy away lapsed workers, unless some replica did within `interval` seconds; their names."""
-        removed: list[str] = await self._run("sweep", max(1, round(interval * 1000)), _SWEEP_LIMIT)
+        removed: list[str] = await self._run("sweep", max(1, round(interval * 1000)), _SWEEP_BUDGET)
         return removed
 
     def refresh_lock(self, timeout: float) -> "RefreshLock":
@@ -102,14 +123,14 @@ class Registry:
         return RefreshLock(self._client, keys.refresh(self._namespace), timeout)
 
     async def check(self) -> None:
-        """Raise StoreUnavailable, saying why, unless the store answers and is set up to keep what it is given."""
+        """Raise StoreUnavailable, saying why, unless the store takes writes and is set up to keep them."""
+        await self._run("check")
         try:
-            await self._client.ping()
             policy = (await self._client.info("memory")).get("maxmemory_policy", "noeviction")
-        except ResponseError:
-            return  # it does not tell (fakeredis, an ACL without INFO)
         except RedisError as error:
-            raise _unavailable(error) from error
+            if not (isinstance(error, NoPermissionError) or "unknown command" in str(error)):
+                raise _store_error(error) from error
+            return  # it does not tell: an ACL without INFO, or fakeredis
         if policy != "noeviction":
             raise StoreUnavailable(
                 f"The store's maxmemory-policy is {policy}: when its memory is full it drops heartbeats, and workers "
@@ -124,11 +145,7 @@ class Registry:
         try:
             return await self._scripts[script](keys=self._keys, args=arguments)
         except RedisError as error:
-            raise _unavailable(error) from error
-
-    @staticmethod
-    def _request_id() -> str:
-        return secrets.token_hex(12)
+            raise _store_error(error) from error
 
 
 class RefreshLock:
@@ -142,14 +159,14 @@ class RefreshLock:
         try:
             return bool(await self._lock.acquire(blocking=False))
         except RedisError as error:
-            raise _unavailable(error) from error
+            raise _store_error(error) from error
 
     async def held(self) -> bool:
         """Whether anybody has the lock."""
         try:
             return await self._lock.locked()
         except RedisError as error:
-            raise _unavailable(error) from error
+            raise _store_error(error) from error
 
     async def release(self) -> None:
         """Give the lock up; nothing happens when it was lost meanwhile."""
@@ -158,10 +175,14 @@ class RefreshLock:
         except LockError:
             pass
         except RedisError as error:
-            raise _unavailable(error) from error
+            raise _store_error(error) from error
 
 
-def _unavailable(error: RedisError) -> StoreUnavailable:
+def _store_error(error: RedisError) -> StoreError:
+    # A plain ResponseError is what a script raises, or Redis of a call that it will never accept. Its subclasses, and
+    # what is no ResponseError at all, tell of the state of the server or of the way to it.
+    if type(error) is ResponseError and not str(error).startswith(_NOT_NOW):
+        return StoreRejection(f"The store does not accept a call: {error}.")
     return StoreUnavailable(
         f"The store does not serve ({type(error).__name__}: {error}). Nothing is lost; try again in a few seconds."
     )

@@ -14,6 +14,8 @@ _MAX_FRAME_BYTES: Final = 16 * 1024 * 1024
 _CONNECT_TIMEOUT: Final = 5.0
 # No compression: a small answer could unfold to any size, and a stream's frames would arrive late.
 _HEADERS: Final[Mapping[str, str]] = {"Accept-Encoding": "identity", "User-Agent": "controller-cluster"}
+# ValueError: a name that the resolver or the URL parser will not have.
+_UNREACHABLE: Final = (aiohttp.ClientError, OSError, ValueError)
 
 
 class _Status(msgspec.Struct):
@@ -60,10 +62,10 @@ class WorkerClient:
             return WorkerStatus(tuple(told.model_names), told.speed, told.queue_length)
         except TimeoutError as error:
             raise WorkerUnreachable(f"{url} did not answer within {self._probe_timeout.total:g} s.") from error
-        except (aiohttp.ClientError, OSError) as error:
-            raise WorkerUnreachable(f"{url} cannot be reached: {_one_line(error)}") from error
         except (msgspec.DecodeError, UnicodeDecodeError, RecursionError, InvalidInput) as error:
             raise WorkerUnreachable(f"{url} answered with something that is no status: {_one_line(error)}") from error
+        except _UNREACHABLE as error:
+            raise WorkerUnreachable(f"{url} cannot be reached: {_one_line(error)}") from error
 
     async def stream(self, name: str, body: bytes) -> AsyncGenerator[bytes]:
         """The frames of a worker's answer to `/worker_generate_stream`, as they come.
@@ -92,7 +94,7 @@ class WorkerClient:
                         raise StreamBroken(f"{url} sent a frame of more than {_MAX_FRAME_BYTES} bytes.")
         except TimeoutError as error:
             raise StreamBroken(f"{url} was silent for too long.") from error
-        except (aiohttp.ClientError, OSError) as error:
+        except _UNREACHABLE as error:
             raise StreamBroken(f"{url} broke off: {_one_line(error)}") from error
         if rest:
             yield bytes(rest) + b"\0"

@@ -3,12 +3,10 @@
 from starlette.requests import Request
 from starlette.responses import Response
 
-from controller.domain.errors import StoreUnavailable
 from controller.metrics import Metrics
 from controller.service import Controller
 from controller.web import wire
 from controller.web.endpoint import Answer
-from controller.web.errors import error_body
 
 
 class AdminPlane:
@@ -29,10 +27,7 @@ class AdminPlane:
 
     async def readyz(self, _: bytes) -> Answer:
         """Whether this replica can serve: 200, or 503 with the reason."""
-        try:
-            await self._controller.check()
-        except StoreUnavailable as error:
-            return Answer(error_body(error.code, str(error)), 503)
+        await self._controller.check()
         return Answer(b'{"ready":true}')
 
     async def test_connection(self, _: bytes) -> Answer:

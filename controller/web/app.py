@@ -18,7 +18,7 @@ from controller.store.connection import connect
 from controller.store.registry import Registry
 from controller.upstream.client import WorkerClient
 from controller.web.admin_plane import AdminPlane
-from controller.web.client_plane import ClientPlane
+from controller.web.client_plane import MAX_STREAM_BODY, ClientPlane
 from controller.web.endpoint import Endpoint
 from controller.web.errors import http_exception
 from controller.web.worker_plane import WorkerPlane
@@ -31,7 +31,8 @@ def create_app(settings: Settings, store_url: str, metrics_dir: Path | None = No
     counters.
     """
     metrics = Metrics(metrics_dir)
-    registry = Registry(connect(store_url, settings.redis_timeout), settings.namespace, settings.heartbeat_expiration)
+    client = connect(store_url, settings.redis_timeout)
+    registry = Registry(client, settings.namespace, settings.heartbeat_expiration, settings.redis_timeout)
     workers = WorkerClient(settings.probe_timeout, settings.worker_timeout)
     return build_app(Controller(settings, registry, workers, metrics), metrics)
 
@@ -60,7 +61,7 @@ def build_app(controller: Controller, metrics: Metrics) -> ASGIApp:
     routes = [
         *(Route(path, endpoint, methods=["POST"]) for path, endpoint in endpoints.items()),
         *(Route(path, Endpoint(handle), methods=["GET"]) for path, handle in gets.items()),
-        Route("/worker_generate_stream", client.worker_generate_stream, methods=["POST"]),
+        Route("/worker_generate_stream", Endpoint(client.worker_generate_stream, MAX_STREAM_BODY), methods=["POST"]),
         Route("/metrics", admin.metrics, methods=["GET"]),
     ]
 

@@ -7,14 +7,12 @@ request is answered 200 even when the store is away, with "no worker" or "no mod
 from collections.abc import AsyncIterator
 from typing import Final
 
-from starlette.requests import Request
-from starlette.responses import Response, StreamingResponse
+from starlette.responses import StreamingResponse
 
-from controller.domain.errors import ControllerError, NoWorker, StoreUnavailable, WorkerError
+from controller.domain.errors import NoWorker, StoreError, StoreUnavailable, WorkerError
 from controller.service import Controller
 from controller.web import wire
-from controller.web.endpoint import Answer, read_body
-from controller.web.errors import error_body, status_of
+from controller.web.endpoint import Answer
 
 MAX_STREAM_BODY: Final = 32 * 1024 * 1024  # a prompt with images in it
 
@@ -36,7 +34,7 @@ class ClientPlane:
         model = wire.parse_model(body)
         try:
             address = await self._controller.dispatch(model)
-        except StoreUnavailable:
+        except StoreError:
             return _NO_ADDRESS
         return Answer(b'{"address":"%s"}' % address.encode())  # a URL: nothing in it needs escaping
 
@@ -55,33 +53,26 @@ class ClientPlane:
     async def _list(self, multimodal: bool | None) -> Answer:
         try:
             return Answer(wire.encode({"models": await self._controller.list_models(multimodal)}))
-        except StoreUnavailable:
+        except StoreError:
             return _NO_MODELS
 
     async def refresh_all_workers(self, _: bytes) -> Answer:
         """Ask all workers for their status."""
         try:
             await self._controller.refresh()
-        except StoreUnavailable:
+        except StoreError:
             return _NOT_REFRESHED
         return _REFRESHED
 
-    async def worker_generate_stream(self, request: Request) -> Response:
+    async def worker_generate_stream(self, body: bytes) -> StreamingResponse:
         """Forward a request to a worker of its model, and the worker's frames back as they come."""
-        try:
-            body = await read_body(request.scope, request.receive, MAX_STREAM_BODY)
-            if body is None:
-                return Response(status_code=400)
-            model = wire.parse_model(body)
-        except ControllerError as error:
-            return Response(error_body(error.code, str(error)), status_of(error), media_type="application/json")
-        return StreamingResponse(self._frames(model, body))
+        return StreamingResponse(self._frames(wire.parse_model(body), body))
 
     async def _frames(self, model: str, body: bytes) -> AsyncIterator[bytes]:
         try:
             async for frames in self._controller.stream(model, body):
                 yield frames
-        except (NoWorker, StoreUnavailable):
+        except (NoWorker, StoreError):
             yield wire.error_frame(wire.NO_WORKER)
         except WorkerError:
             yield wire.error_frame(wire.WORKER_TIMEOUT)

@@ -8,10 +8,11 @@ import logging
 from collections.abc import Awaitable, Callable
 from typing import Final, NamedTuple
 
+from starlette.responses import StreamingResponse
 from starlette.types import Message, Receive, Scope, Send
 
-from controller.domain.errors import ControllerError
-from controller.web.errors import BodyTooLarge, error_body, status_of
+from controller.domain.errors import BodyTooLarge, ControllerError
+from controller.web.errors import error_body, status_of
 
 logger = logging.getLogger("controller.web")
 
@@ -27,26 +28,35 @@ class Answer(NamedTuple):
 
 
 class Endpoint:
-    """An ASGI application that hands the body of a request to `handle` and sends its answer.
+    """An ASGI application that hands a request's body, of at most `limit` bytes, to `handle` and sends its answer.
 
-    A ControllerError becomes the answer that stands for it, anything else a 500 with a traceback in the log.
+    A ControllerError becomes the answer that stands for it; a mistake of ours, a 500 and a traceback in the log.
     """
 
-    def __init__(self, handle: Callable[[bytes], Awaitable[Answer]]) -> None:
+    def __init__(self, handle: Callable[[bytes], Awaitable[Answer | StreamingResponse]], limit: int = MAX_BODY) -> None:
         self._handle = handle
+        self._limit = limit
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer one request."""
         try:
-            body = await read_body(scope, receive, MAX_BODY)
+            body = await read_body(scope, receive, self._limit)
             if body is None:
-                return
+                return None
             answer = await self._handle(body)
         except ControllerError as error:
-            answer = Answer(error_body(error.code, str(error)), status_of(error))
+            if status_of(error) == 500:
+                logger.exception("A request to %s failed.", scope["path"])
+            # A body that nobody waited for is passed over up to its end, so that its sender comes to read the answer. One
+            # that waits for "100 Continue" does not send it after this, and its next request would be taken for the body.
+            expects = isinstance(error, BodyTooLarge) and any(name == b"expect" for name, _ in scope["headers"])
+            headers = ((b"connection", b"close"),) if expects else ()
+            answer = Answer(error_body(error.code, str(error)), status_of(error), headers)
         except Exception:
             logger.exception("A request to %s failed; this is a bug.", scope["path"])
             answer = Answer(error_body("internal_error", "The controller has a bug; its log has the details."), 500)
+        if isinstance(answer, StreamingResponse):
+            return await answer(scope, receive, send)
         await send(
             {
                 "type": "http.response.start",
@@ -59,23 +69,29 @@ class Endpoint:
             }
         )
         await send({"type": "http.response.body", "body": answer.body})
+        return None
 
 
 async def read_body(scope: Scope, receive: Receive, limit: int) -> bytes | None:
-    """The whole body of a request, or None if the client went away. Raises BodyTooLarge before it is all read."""
+    """The whole body of a request, or None if the client went away.
+
+    Raises BodyTooLarge: at once if the request announces a longer body, or as soon as more has come.
+    """
+    for name, value in scope["headers"]:
+        if name == b"content-length" and int(value) > limit:
+            raise _too_large(limit)
     message = await receive()
-    if message["type"] == "http.request" and not message.get("more_body"):
+    if not message.get("more_body"):  # the usual case, without a copy
+        if message["type"] != "http.request":
+            return None
         body: bytes = message.get("body", b"")
         if len(body) > limit:
             raise _too_large(limit)
         return body
-    return await _read_long_body(message, scope, receive, limit)
+    return await _read_in_parts(message, receive, limit)
 
 
-async def _read_long_body(message: Message, scope: Scope, receive: Receive, limit: int) -> bytes | None:
-    for name, value in scope["headers"]:
-        if name == b"content-length" and int(value) > limit:
-            raise _too_large(limit)
+async def _read_in_parts(message: Message, receive: Receive, limit: int) -> bytes | None:
     body = bytearray()
     while message["type"] == "http.request":
         body += message.get("body", b"")

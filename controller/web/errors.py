@@ -7,15 +7,8 @@ from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import Response
 
-from controller.domain.errors import ControllerError, InvalidInput, StoreUnavailable, WorkerUnreachable
+from controller.domain.errors import BodyTooLarge, ControllerError, InvalidInput, StoreUnavailable, WorkerUnreachable
 from controller.web.wire import encode
-
-
-class BodyTooLarge(ControllerError):
-    """A body is longer than its route takes."""
-
-    code = "body_too_large"
-
 
 _STATUS: Final[Mapping[type[ControllerError], int]] = {
     InvalidInput: 400,

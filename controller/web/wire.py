@@ -63,7 +63,7 @@ _register_decoder = msgspec.json.Decoder(_RegisterBody)
 
 def _decode(decoder: "msgspec.json.Decoder[Body]", body: bytes) -> Body:
     try:
-        return decoder.decode(body)
+        return decoder.decode(body.decode())  # msgspec passes over what it does not need, be it UTF-8 or not
     except msgspec.ValidationError as error:
         raise InvalidInput("body", f"{error}. Send the JSON object that this route takes.") from error
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:

@@ -17,6 +17,11 @@ from controller.domain.worker import Worker, WorkerStatus, WorkerStatusTotal, to
         ("HTTP://LocalHost:21002/Path/", "http://localhost:21002/Path"),
         ("https://gpu-7.example.com", "https://gpu-7.example.com"),
         ("http://10.0.0.5:80", "http://10.0.0.5:80"),
+        ("http://h:65535", "http://h:65535"),
+        ("http://h.", "http://h."),
+        ("http://h//", "http://h"),
+        ("http://" + "a" * 63 + ".b", "http://" + "a" * 63 + ".b"),
+        ("http://h/" + "x" * 1015, "http://h/" + "x" * 1015),
         ("http://[2001:DB8::1]:21002", "http://[2001:db8::1]:21002"),
         ("http://a_b.c/d%20e;f=1,2!$&'()*+@:", "http://a_b.c/d%20e;f=1,2!$&'()*+@:"),
     ],
@@ -62,6 +67,20 @@ def test_the_one_form_of_a_name(written: str, form: str) -> None:
         "http://bücher.example",
         "http://h/ü",
         "http://a,b",
+        "http://a..b:1",
+        "http://.",
+        "http://.a",
+        "http://" + "a" * 64,
+        "http://" + "a." * 127 + "b",
+        "http://[::1]evil:80",
+        "http://[::1][::1]",
+        "http://h:1:2",
+        "http://h:+1",
+        "http://h:080",
+        "http://-",
+        "http://a.-b",
+        "http://[v1.x]:1",
+        "http://[64:ff9b::a9fe:a9fe]",
         "http://[::1",
         "http://[x]",
         "http://169.254.169.254",
@@ -71,12 +90,19 @@ def test_the_one_form_of_a_name(written: str, form: str) -> None:
         "http://0xa9fea9fe",
         "http://169.254.0251.0376",
         "http://1.2.3.4.5",
-        "http://h/" + "x" * 2000,
+        "http://h/" + "x" * 1016,
     ],
 )
 def test_what_is_no_name(text: str) -> None:
     with pytest.raises(InvalidInput, match=r"^worker_name: "):
         worker_name(text)
+
+
+def test_values_at_their_bounds() -> None:
+    models = tuple(f"{i:0512d}" for i in range(512))
+    for speed, queue_length in ((1e-6, 0), (1e9, 10**9)):
+        status = WorkerStatus(models, speed, queue_length)
+        assert (status.model_names, status.speed, status.queue_length) == (models, speed, queue_length)
 
 
 def test_models_keep_their_order_without_repetitions() -> None:

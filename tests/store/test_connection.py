@@ -1,6 +1,7 @@
 """How patient the client is with the store, and that patience never books twice."""
 
 import asyncio
+import os
 import signal
 from pathlib import Path
 
@@ -47,18 +48,30 @@ async def test_lost_replies_do_not_book_twice(embedded_url: str, short_dir: Path
     await direct.aclose()
 
 
+async def test_an_answer_is_kept_for_longer_than_a_repetition_can_take(embedded_url: str) -> None:
+    client = connect(embedded_url, timeout=5.0)
+    for call_timeout in (0.5, 20.0):
+        registry = Registry(client, "kept", 90.0, call_timeout)
+        await registry.register(worker(A))
+        await registry.dispatch_shortest_queue(["m"])
+        [reply] = await client.keys("{kept}:reply:*")
+        assert 5 * call_timeout < await client.pttl(reply) / 1000 <= 6 * call_timeout
+        await client.delete(*await client.keys("{kept}*"))
+    await client.aclose()
+
+
 async def test_a_hung_store_ends_every_call_in_time(short_dir: Path) -> None:
     with EmbeddedStore(short_dir / "hung") as server:
         client = connect(server.url, timeout=0.2)
         registry = Registry(client, "ns", 90.0)
         await registry.register(worker(A))
-        server.send_signal(signal.SIGSTOP)
+        os.kill(server.pid, signal.SIGSTOP)
         try:
             calls = [registry.dispatch_shortest_queue(["m"]), registry.heartbeat([(A, 0)]), registry.list_workers()]
             async with asyncio.timeout(5.0):
                 results = await asyncio.gather(*calls, registry.check(), return_exceptions=True)
         finally:
-            server.send_signal(signal.SIGCONT)
+            os.kill(server.pid, signal.SIGCONT)
         assert [type(result) for result in results] == [StoreUnavailable] * 4
         assert await registry.heartbeat([(A, 0)]) == [True]
         await client.aclose()

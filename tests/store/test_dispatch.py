@@ -144,6 +144,41 @@ async def test_an_index_entry_without_its_hash_is_dropped(store: Store, registry
     await store.client.delete(*await store.client.keys(f"{key}*"))
 
 
+@pytest.mark.parametrize("operation", ["dispatch_shortest_queue", "dispatch_lottery"])
+async def test_many_deaths_at_once_are_forgotten_in_several_calls(
+    store: Store, registry: Registry, operation: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """No call holds up the store for long; all of them together give what one would."""
+    dead = [f"http://dead{i}:1" for i in range(100)]
+    for name in dead:
+        await registry.register(worker(name, "m", *(f"m{i}" for i in range(9))))
+        await store.lapse(name)
+    await registry.register(worker(A, "m", queue_length=1000, speed=0.001))
+    calls = []
+    run = Registry._run
+
+    async def counting(self: Registry, script: str, *arguments: str | int) -> object:
+        calls.extend(arguments[:1])
+        return await run(self, script, *arguments)
+
+    monkeypatch.setattr(Registry, "_run", counting)
+    assert await getattr(registry, operation)(["absent", "m", "m"]) == ["", A, A]
+    assert len(calls) == len(set(calls)) == 1 + 100 * 11 // 256, "each with an id of its own"
+    assert [known.name for known in await registry.list_workers()] == [A]
+
+
+async def test_the_lottery_stays_exact_when_the_fast_join_the_slow(store: Store) -> None:
+    """At the bounds of speed: the clock has run far under slow workers, and a fast one's tickets are tiny."""
+    registry = store.registry(deviate=partial(random.Random(2).expovariate, 1.0))
+    await registry.register(worker(A, speed=1e-6))
+    await registry.dispatch_lottery(["m"] * 250)
+    for name in (B, C):
+        await registry.register(worker(name, speed=1e9))
+    drawn = Counter(await registry.dispatch_lottery(["m"] * 1000))
+    assert set(drawn) == {B, C}
+    assert 400 < drawn[B] < 600
+
+
 def dispatch_many(url: str, namespace: str, times: int) -> None:
     """A process of its own that dispatches one request after the other."""
 
@@ -164,9 +199,8 @@ async def test_four_processes_at_once_spread_their_dispatches_evenly(store: Stor
     registry = store.registry()
     for i in range(10):
         await registry.register(worker(f"http://w{i}:1"))
-    url = f"unix://{store.client.connection_pool.connection_kwargs['path']}"
     context = multiprocessing.get_context("spawn")
-    processes = [context.Process(target=dispatch_many, args=(url, store.namespace, 500)) for _ in range(4)]
+    processes = [context.Process(target=dispatch_many, args=(store.url, store.namespace, 500)) for _ in range(4)]
     for process in processes:
         process.start()
     for process in processes:

@@ -61,6 +61,7 @@ async def test_it_listens_on_a_private_socket_and_never_on_tcp(short_dir: Path) 
     with EmbeddedStore(short_dir / "private") as store:
         client = connect(store.url, timeout=5.0)
         wanted = {"port": "0", "maxmemory-policy": "noeviction", "appendonly": "yes", "appendfsync": "everysec"}
+        wanted |= {"save": "", "databases": "1", "auto-aof-rewrite-min-size": str(64 * 1024 * 1024)}
         for option, value in wanted.items():
             assert await client.config_get(option) == {option: value}
         await client.aclose()
@@ -146,6 +147,19 @@ def test_an_orphan_that_does_not_end_is_named(short_dir: Path, monkeypatch: pyte
 def test_a_path_too_long_for_a_socket_is_refused(tmp_path: Path) -> None:
     with pytest.raises(EmbeddedStoreError, match="Choose a shorter --data-dir"), EmbeddedStore(tmp_path / ("x" * 100)):
         pass
+
+
+async def test_a_path_may_have_any_characters(short_dir: Path) -> None:
+    with EmbeddedStore(short_dir / "a %2F?b=3#c ü") as store:
+        await register(store.url)
+        assert await known(store.url) == [A]
+
+
+def test_files_in_the_way_are_told(short_dir: Path) -> None:
+    for name in ("store.log", "store.sock"):
+        (short_dir / f"way-{name}" / name).mkdir(parents=True)
+        with pytest.raises(EmbeddedStoreError, match="cannot be started on"):
+            EmbeddedStore(short_dir / f"way-{name}").__enter__()
 
 
 def test_a_directory_that_cannot_be_is_refused(short_dir: Path) -> None:

@@ -14,6 +14,7 @@ NAMES = {
     keys.models: ("{ns}:models",),
     keys.sequence: ("{ns}:sequence",),
     keys.sweep: ("{ns}:sweep",),
+    keys.check: ("{ns}:check",),
     keys.refresh: ("{ns}:refresh",),
     keys.worker: ("{ns}:worker:http://a:1", "http://a:1"),
     keys.heartbeat: ("{ns}:heartbeat:http://a:1", "http://a:1"),

@@ -200,6 +200,8 @@ class RegistryMachine(RuleBasedStateMachine):
             }
             assert self.run(self.registry.list_models(multimodal)) == sorted(models)
         state = self.run(check_invariants(self.store.client, self.store.namespace))
+        turns = {name: known.turn for name, known in self.oracle.workers.items()}
+        assert {name: int(f["turn"]) for name, f in state.hashes.items() if name in state.heartbeats} == turns
         for model in MODELS if self.sweeps else []:
             tickets = {candidate.name: candidate.ticket for candidate in self.oracle.candidates(model)}
             clock = {"": self.oracle.clocks.get(model, 0.0)} if tickets else {}

@@ -4,8 +4,10 @@ import math
 
 import pytest
 
-from controller.domain.errors import StoreUnavailable
+from controller.domain.errors import StoreRejection, StoreUnavailable
 from controller.domain.worker import Registration, WorkerStatus
+from controller.store import keys
+from controller.store.connection import connect
 from controller.store.registry import Registry
 from tests.conftest import Store
 from tests.invariants import check_invariants, whole_state
@@ -80,6 +82,22 @@ async def test_a_worker_may_serve_no_model(registry: Registry) -> None:
     assert await registry.list_models() == []
 
 
+async def test_a_conditional_registration_does_not_revive_the_dead(store: Store, registry: Registry) -> None:
+    await registry.register(worker(A))
+    [seen] = await registry.list_workers()
+    await store.lapse(A)
+    assert await registry.register(worker(A), only_if=seen.registration) is None
+    assert await names(registry) == []
+
+
+async def test_a_worker_that_comes_back_stands_behind_the_others_of_its_load(store: Store, registry: Registry) -> None:
+    for name in (A, B):
+        await registry.register(worker(name))
+    await store.lapse(A)
+    await registry.register(worker(A))
+    assert await registry.dispatch_shortest_queue(["m", "m"]) == [B, A]
+
+
 async def test_a_conditional_registration_does_nothing_after_a_newer_one(store: Store, registry: Registry) -> None:
     await registry.register(worker(A))
     [seen] = await registry.list_workers()
@@ -102,6 +120,25 @@ async def test_a_heartbeat_sets_the_queue_and_prolongs_life(store: Store) -> Non
     assert known.expires_in > 90
     state = await check_invariants(store.client, store.namespace)
     assert [dict(index) for index in state.indexes.values()] == [{f"{1:016d}{A}": 3.5}] * 2
+
+
+async def test_a_heartbeat_is_the_youngest_sign_of_life(store: Store, registry: Registry) -> None:
+    await registry.register(worker(A))
+    key = keys.worker(store.namespace, A)
+    await store.client.hset(key, "heartbeat_at", int(await store.client.hget(key, "heartbeat_at")) - 50_000)
+    assert (await registry.list_workers())[0].heartbeat_age > 49
+    await registry.heartbeat([(A, 0)])
+    assert (await registry.list_workers())[0].heartbeat_age < 5
+
+
+async def test_a_heartbeat_key_without_its_hash_is_no_worker(store: Store, registry: Registry) -> None:
+    await registry.register(worker(A))
+    await store.client.delete(keys.worker(store.namespace, A))
+    assert await registry.list_workers() == []
+    assert await registry.heartbeat([(A, 0)]) == [False]
+    assert not await store.client.exists(keys.heartbeat(store.namespace, A))
+    assert await registry.dispatch_shortest_queue(["m"]) == [""]
+    await store.client.delete(*await store.client.keys(f"{keys.namespace(store.namespace)}*"))
 
 
 async def test_heartbeats_of_a_batch_are_answered_in_order(registry: Registry) -> None:
@@ -197,10 +234,10 @@ async def test_models_by_kind_of_worker(store: Store, registry: Registry) -> Non
 
 
 async def test_a_model_is_found_behind_any_number_of_others(registry: Registry) -> None:
-    for i in range(150):
-        await registry.register(worker(f"http://w{i}:1"))
     await registry.register(worker(A, queue_length=9, multimodal=True))
-    assert await registry.list_models(multimodal=True) == ["m"]
+    for i in range(131):
+        assert await registry.list_models(multimodal=True) == ["m"], f"behind {i} others"
+        await registry.register(worker(f"http://w{i}:1"))
     await registry.remove(A)
     assert await registry.list_models(multimodal=True) == []
 
@@ -239,6 +276,44 @@ async def test_check_passes_on_a_store_that_keeps_what_it_is_given(store: Store,
     assert await store.client.ping()
 
 
+async def test_check_refuses_a_store_that_takes_no_writes(store: Store, registry: Registry) -> None:
+    if store.kind == "fakeredis":
+        pytest.skip("fakeredis has no limit of memory and is nobody's replica")
+    for option, value, back in (("maxmemory", "1", "0"), ("replica-read-only", "yes", "yes")):
+        if option == "replica-read-only":
+            await store.client.replicaof("127.0.0.1", "1")
+        await store.client.config_set(option, value)
+        try:
+            with pytest.raises(StoreUnavailable, match=r"OutOfMemory|ReadOnly"):
+                await registry.check()
+        finally:
+            await store.client.config_set(option, back)
+            await store.client.replicaof("NO", "ONE")
+    await registry.check()
+
+
+async def test_check_does_not_mind_a_user_who_may_not_ask_for_the_policy(store: Store, registry: Registry) -> None:
+    if store.kind == "fakeredis":
+        pytest.skip("fakeredis does not deny INFO")
+    await store.client.acl_setuser("few", enabled=True, nopass=True, keys="*", commands=["+@all", "-info"])
+    client = connect(store.url, timeout=5.0)
+    await client.execute_command("AUTH", "few", "")
+    try:
+        registry = Registry(client, store.namespace, 90.0)
+        await registry.check()
+        assert await registry.list_workers() == []
+    finally:
+        await client.aclose()
+        await store.client.acl_deluser("few")
+
+
+async def test_a_key_that_is_not_ours_is_told_from_an_outage(store: Store, registry: Registry) -> None:
+    await store.client.set(keys.workers(store.namespace), "not a set")
+    with pytest.raises(StoreRejection, match="WRONGTYPE"):
+        await registry.list_workers()
+    await store.client.delete(keys.workers(store.namespace))
+
+
 async def test_check_refuses_a_store_that_would_evict_heartbeats(store: Store, registry: Registry) -> None:
     if store.kind == "fakeredis":
         pytest.skip("fakeredis evicts nothing and has no such setting")
@@ -261,6 +336,11 @@ INVALID = [
     ("register", [A, "1", "1", "0", "0", "", '["m"]']),
     ("register", [A, "1", "1", "0", "0", "", '["m"]', "nan"]),
     ("register", [A, "1", "1", "0", "0", "", '["m"]', "1", "1"]),
+    ("register", [A, "1", "1", "0", "2", "", "[]"]),
+    ("register", [A, "1", "1", "0", "", "", "[]"]),
+    ("register", [A, "1", "1", "0", "0", "", "[{}]", "1"]),
+    ("register", [A, "1", "1", "0", "0", "", "[1]", "1"]),
+    ("register", [A, "1", "1", "9007199254740994", "0", "", "[]"]),
     ("heartbeat", ["0", A, "1"]),
     ("heartbeat", ["x", A, "1"]),
     ("heartbeat", ["1", A]),
@@ -284,7 +364,7 @@ async def test_a_script_checks_its_arguments_before_it_writes(
     await registry.register(worker(A))
     keys = sorted(await store.client.keys(f"{{{store.namespace}}}*"))
     before = await whole_state(store.client, store.namespace)
-    with pytest.raises(StoreUnavailable, match="INVALID"):
+    with pytest.raises(StoreRejection, match="INVALID"):
         await registry._run(script, *arguments)
     assert await whole_state(store.client, store.namespace) == before
     assert sorted(await store.client.keys(f"{{{store.namespace}}}*")) == keys

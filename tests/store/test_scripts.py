@@ -105,6 +105,7 @@ async def test_callers_pass_the_arguments_that_the_headers_name(
     await registry.list_workers()
     await registry.list_models()
     await registry.sweep(1.0)
+    await registry.check()
     await registry.remove(A)
     tails = {"heartbeat": 2, "dispatch_lottery": 2}  # what a repeated part holds, where it is not one
     for path in SCRIPTS:

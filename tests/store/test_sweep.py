@@ -2,6 +2,9 @@
 
 import asyncio
 
+import pytest
+
+from controller.store import keys
 from controller.store.registry import Registry
 from tests.conftest import Store
 from tests.invariants import check_invariants
@@ -25,6 +28,21 @@ async def test_a_heartbeat_that_lapses_by_itself_is_swept(store: Store) -> None:
     await registry.register(worker(A))
     await wait_until(lambda: registry.sweep(0.001), "the sweep finds the worker")
     assert (await check_invariants(store.client, store.namespace)).hashes == {}
+
+
+async def test_a_sweep_does_not_remove_more_than_its_share(
+    store: Store, registry: Registry, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("controller.store.registry._SWEEP_BUDGET", 7)
+    for i in range(5):
+        await registry.register(worker(f"http://w{i}:1", "m", "n"))
+        await store.lapse(f"http://w{i}:1")
+    assert [len(await registry.sweep(60.0)), await forget_the_interval(store)] == [3, 1]
+    assert len(await registry.sweep(60.0)) == 2
+
+
+async def forget_the_interval(store: Store) -> int:
+    return int(await store.client.delete(keys.sweep(store.namespace)))
 
 
 async def test_of_many_replicas_one_sweeps_an_interval(store: Store) -> None:

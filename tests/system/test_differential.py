@@ -78,6 +78,16 @@ def test_the_same_history_gives_the_same_answers(serve: Serve, work_dir: Path, s
     assert len(addresses) >= 4, "the history is one in which something happens"
 
 
+def test_any_number_of_replicas_give_the_answers_of_one(serve: Serve) -> None:
+    steps = history(seed=4, length=400)
+    answers = []
+    for replicas in (1, 2, 4):
+        controller = serve("--replicas", str(replicas), data=f"replicas-{replicas}")
+        answers.append([ask(controller.url, *step) for step in steps])
+        controller.stop()
+    assert answers[0] == answers[1] == answers[2]
+
+
 @dataclass
 class Difference:
     """Calls on which we differ on purpose, and why.

@@ -61,6 +61,16 @@ async def test_it_starts_serves_and_stops(serve: Serve) -> None:
     assert "Traceback" not in controller.log
 
 
+def test_dispatches_and_heartbeats_are_not_logged(serve: Serve) -> None:
+    controller = serve()
+    controller.register(A)
+    before = controller.log
+    for _ in range(20):
+        assert controller.dispatch() == A
+        assert controller.post("/receive_heart_beat", {"worker_name": A, "queue_length": 0}) == {"exist": True}
+    assert controller.log == before
+
+
 async def test_ctrl_c_ends_it_in_order(serve: Serve) -> None:
     controller = serve()
     controller.register(A)
@@ -68,6 +78,7 @@ async def test_ctrl_c_ends_it_in_order(serve: Serve) -> None:
     await wait_until(lambda: controller.popen.poll() is not None, "the controller has ended")
     assert controller.popen.returncode == 0
     assert "does not serve" not in controller.log
+    assert "died" not in controller.log, "the terminal's Ctrl-C is not for the store"
     assert "Traceback" not in controller.log
     assert serve(data="data").names() == [A]
 
@@ -149,9 +160,18 @@ def test_a_data_directory_in_use_is_refused_in_one_sentence(serve: Serve) -> Non
 def test_a_port_in_use_is_refused(serve: Serve, flags: tuple[str, ...]) -> None:
     first = serve()
     second = serve(*flags, data="other", port=first.port, ready=False)
-    assert second.popen.wait(15) != 0
-    assert "address already in use" in second.log.lower()
-    assert "Traceback" not in second.log
+    assert second.popen.wait(15) == 1
+    where = f"--port {first.port} on --host 127.0.0.1"
+    [line] = second.log.splitlines()
+    assert line.startswith(f"Error: {where} cannot be opened: Address already in use. Is another controller running")
+
+
+def test_a_host_that_is_not_of_this_machine_is_refused(work_dir: Path) -> None:
+    for host in ("no.such.host.invalid", "192.0.2.1"):
+        command = [sys.executable, "-m", "controller", "serve", "--host", host, "--data-dir", str(work_dir / "data")]
+        refused = subprocess.run(command, capture_output=True, text=True, timeout=30, check=False)
+        assert (refused.returncode, refused.stderr.count("\n")) == (1, 1)
+        assert f"--host {host}" in refused.stderr
 
 
 def test_from_start_to_ready_is_a_matter_of_a_second(serve: Serve) -> None:

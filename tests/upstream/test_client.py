@@ -42,7 +42,7 @@ BAD_STATUSES: dict[str, tuple[Behaviour, str]] = {
     "speed 0": (answers(b'{"model_names":["m"],"speed":0,"queue_length":0}'), r"speed"),
     "breaks off": (chunks(b"{", end=False), r"cannot be reached|no status"),
     "an unasked compression": (
-        answers(zlib.compress(b'{"model_names":["m"]}'), "200 OK", "Content-Encoding: deflate"),
+        answers(zlib.compress(b" " * 100_000_000), "200 OK", "Content-Encoding: deflate"),  # 97 kB for 100 MB
         r"no status",
     ),
 }
@@ -57,6 +57,26 @@ async def test_a_bad_status_is_told_in_one_line(client: WorkerClient, case: str)
         assert worker.address in str(caught.value)
         assert len(str(caught.value)) < 400
         assert "\n" not in str(caught.value)
+
+
+async def test_no_compression_is_asked_for_and_no_cookie_is_kept(client: WorkerClient) -> None:
+    told = b'{"model_names":["m"],"speed":1,"queue_length":0}'
+    async with bad_worker(worker_get_status=answers(told, "200 OK", "Set-Cookie: a=b; Path=/")) as worker:
+        address = worker.address.replace("127.0.0.1", "localhost")
+        for _ in range(2):
+            await client.status(address)
+        for head in worker.heads:
+            assert b"accept-encoding: identity\r\n" in head.lower()
+            assert b"cookie" not in head.lower()
+
+
+async def test_a_name_that_no_resolver_will_have_is_unreachable(client: WorkerClient) -> None:
+    """Such names are refused at registration; should one come from elsewhere, it must not break anything."""
+    for name in ("http://a..b", "http://" + "a" * 64, "http://[x"):
+        with pytest.raises(WorkerUnreachable):
+            await client.status(name)
+        with pytest.raises(StreamBroken):
+            await collect(client, name)
 
 
 async def test_nobody_there(client: WorkerClient) -> None:

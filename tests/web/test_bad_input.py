@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from controller.web.endpoint import MAX_BODY
+from controller.web.endpoint import MAX_BODY, Answer, Endpoint
 from tests.conftest import Store
 from tests.invariants import whole_state
 from tests.store.test_registry import A
@@ -41,6 +41,8 @@ NOT_JSON = [
     b"[" * 200_000,
     b'{"x": ' + b'{"x": ' * 100_000,
     b'{"model": "m"} trailing',
+    b'{"model": "m", "worker_name": "http://a:1", "queue_length": 1, "other": "\xff"}',
+    b'{"model": "m", "worker_name": "http://a:1", "queue_length": 1, "\xff": 1}',
 ]
 NOT_AN_OBJECT = [b"[]", b"null", b"1", b'"text"', b"true"]
 WRONG: dict[str, list[bytes]] = {
@@ -123,6 +125,54 @@ async def test_a_body_over_the_limit_is_413_before_it_is_read(registered: Api) -
 async def test_a_stream_request_may_be_larger_but_not_without_limit(registered: Api) -> None:
     response = await registered.http.post("/worker_generate_stream", content=b" " * (33 * 1024 * 1024))
     assert (response.status_code, response.json()["error"]["code"]) == (413, "body_too_large")
+
+
+async def test_a_prompt_with_images_is_taken(api: Api) -> None:
+    body = json.dumps({"model": "absent", "images": ["a" * (20 * 1024 * 1024)]}).encode()
+    response = await api.http.post("/worker_generate_stream", content=body)
+    assert (response.status_code, json.loads(response.content[:-1])["error_code"]) == (200, 50005)
+
+
+@pytest.mark.parametrize("announced", [True, False])
+async def test_the_limit_holds_for_a_body_in_one_piece(announced: bool) -> None:
+    async def handle(body: bytes) -> Answer:
+        return Answer(b"%d" % len(body))
+
+    async def call(size: int) -> list[Any]:
+        sent: list[Any] = []
+
+        async def receive() -> dict[str, Any]:
+            return {"type": "http.request", "body": b" " * size}
+
+        async def send(message: Any) -> None:
+            sent.append(message)
+
+        headers = [(b"content-length", b"%d" % size)] if announced else []
+        await Endpoint(handle, limit=10)({"type": "http", "path": "/", "headers": headers}, receive, send)
+        return sent
+
+    start, answer = await call(10)
+    assert (start["status"], answer["body"]) == (200, b"10")
+    start, answer = await call(11)
+    assert start["status"] == 413
+
+
+async def test_a_client_that_goes_away_is_not_answered() -> None:
+    async def handle(_: bytes) -> Answer:
+        raise AssertionError
+
+    for messages in (["http.disconnect"], ["http.request", "http.disconnect"]):
+        sent: list[Any] = []
+        arriving = iter(messages)
+
+        async def receive(arriving: Any = arriving) -> dict[str, Any]:
+            return {"type": next(arriving), "body": b"x", "more_body": True}
+
+        async def send(message: Any, sent: list[Any] = sent) -> None:
+            sent.append(message)
+
+        await Endpoint(handle)({"type": "http", "path": "/", "headers": []}, receive, send)
+        assert sent == []
 
 
 async def test_unknown_fields_are_ignored(api: Api) -> None:

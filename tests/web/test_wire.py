@@ -1,12 +1,21 @@
 """FastChat's wire: every route, its answers, and its behaviour without a store."""
 
+import asyncio
 import json
+from typing import Any
 
 import httpx
 import pytest
 
+from controller.metrics import Metrics
+from controller.service import Controller
+from controller.settings import Settings
+from controller.store import keys
+from controller.upstream.client import WorkerClient
+from controller.web.app import build_app
 from tests.conftest import Store
-from tests.store.test_registry import A, B
+from tests.store.test_registry import A, B, worker
+from tests.waiting import wait_until
 from tests.web.conftest import Api, open_api
 from tests.workers import answers, bad_worker, chunks, status
 
@@ -56,8 +65,8 @@ async def test_workers_are_shown_whole(api: Api) -> None:
     await api.register(A, "m", "n", multimodal=None)
     await api.register(B, check_heart_beat=False)
     workers = (await api.http.get("/workers")).json()["workers"]
-    for worker in workers:
-        assert 0 <= worker.pop("heartbeat_age") < 5
+    for shown in workers:
+        assert 0 <= shown.pop("heartbeat_age") < 5
     assert 85 < workers[0].pop("expires_in") <= 90
     assert workers[1].pop("expires_in") is None
     shared = {"speed": 1, "queue_length": 0, "multimodal": False}
@@ -238,6 +247,46 @@ class TestWithoutStore:
         assert 'controller_dispatches_total{outcome="store_unavailable"} 3.0' in text
         assert 'controller_heartbeats_total{outcome="store_unavailable"} 3.0' in text
         assert "controller_store_failures_total 6.0" in text
+
+
+async def test_a_store_that_rejects_calls_is_no_address_either(
+    api: Api, store: Store, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Somebody else's key under our name: a mistake, but the stock API server must not take it for an address."""
+    await store.client.set(keys.model(store.namespace, "m"), "not ours")
+    assert await api.dispatch() == ""
+    await store.client.set(keys.workers(store.namespace), "not ours")
+    response = await api.http.get("/workers")
+    assert (response.status_code, response.json()["error"]["code"]) == (500, "store_rejection")
+    assert "keys of ours hold what is not ours" in caplog.text
+    await store.client.delete(keys.model(store.namespace, "m"), keys.workers(store.namespace))
+
+
+async def test_the_application_sweeps_and_closes_what_it_opened(store: Store) -> None:
+    metrics = Metrics()
+    settings = Settings(sweep_interval=0.01)
+    workers = WorkerClient(1.0, 1.0)
+    registry = store.registry()
+    app = build_app(Controller(settings, registry, workers, metrics), metrics)
+    await registry.register(worker(A))
+    await store.lapse(A)
+    messages: asyncio.Queue[dict[str, str]] = asyncio.Queue()
+    sent: list[str] = []
+
+    async def send(message: Any) -> None:
+        sent.append(message["type"])
+
+    running = asyncio.create_task(app({"type": "lifespan"}, messages.get, send))
+    messages.put_nowait({"type": "lifespan.startup"})
+
+    async def swept() -> bool:
+        return not await store.client.exists(keys.worker(store.namespace, A))
+
+    await wait_until(swept, "the worker is swept")
+    messages.put_nowait({"type": "lifespan.shutdown"})
+    await running
+    assert sent == ["lifespan.startup.complete", "lifespan.shutdown.complete"]
+    assert workers._session.closed
 
 
 async def test_an_unexpected_error_is_a_500_in_our_form(

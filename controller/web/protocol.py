@@ -1,0 +1,71 @@
+"""uvicorn's HTTP protocol, with the limits that it lacks: on what stands around bodies, and on pipelined requests."""
+
+import asyncio
+from collections.abc import Sized
+from typing import Final
+
+from uvicorn.protocols.http.flow_control import FlowControl
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+
+from controller.web.errors import error_body
+
+MAX_HEAD: Final = 64 * 1024
+MAX_PIPELINED: Final = 256
+
+
+class _BoundedFlow(FlowControl):
+    """Reads no further while many requests of a connection wait; uvicorn would, at each request that it turns to."""
+
+    def __init__(self, transport: asyncio.Transport, waiting: Sized) -> None:
+        super().__init__(transport)
+        self._waiting = waiting
+
+    def resume_reading(self) -> None:
+        if len(self._waiting) <= MAX_PIPELINED:
+            super().resume_reading()
+
+
+class BoundedProtocol(HttpToolsProtocol):
+    """Refuses endless heads, trailers and chunk headers, and reads no more from a client with many requests unanswered.
+
+    What was received counts until it is told what it was: a complete head, a part of a body, the end of a message. All
+    of that may come in one piece with what follows, so the limits are exact only up to the size of one read.
+    """
+
+    _unaccounted = 0
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        """Begin with a connection."""
+        super().connection_made(transport)
+        self.flow = _BoundedFlow(transport, self.pipeline)
+
+    def data_received(self, data: bytes) -> None:
+        """Parse what has come, and see whether it came to anything."""
+        self._unaccounted += len(data)
+        super().data_received(data)
+        if self._unaccounted > MAX_HEAD and not self.transport.is_closing():
+            if self.cycle is None or self.cycle.response_complete:
+                self.transport.write(_TOO_LARGE)
+            self.transport.close()
+
+    def on_headers_complete(self) -> None:
+        """Take the head of a request."""
+        self._unaccounted = 0
+        super().on_headers_complete()
+
+    def on_body(self, body: bytes) -> None:
+        """Take a part of a body."""
+        self._unaccounted = 0
+        super().on_body(body)
+
+    def on_message_complete(self) -> None:
+        """Take the end of a request."""
+        self._unaccounted = 0
+        super().on_message_complete()
+
+
+_BODY: Final = error_body("head_too_large", f"The head of the request is longer than {MAX_HEAD} bytes.")
+_TOO_LARGE: Final = (
+    b"HTTP/1.1 431 Request Header Fields Too Large\r\n"
+    b"content-type: application/json\r\nconnection: close\r\ncontent-length: %d\r\n\r\n%s" % (len(_BODY), _BODY)
+)
