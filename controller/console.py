@@ -21,7 +21,7 @@ async def show_workers(controller_address: str) -> None:
 
 async def fetch_workers(controller_address: str) -> list[dict[str, Any]]:
     """The answer of GET `/workers`. Raises ControllerUnreachable."""
-    if not controller_address.startswith(("http://", "https://")):
+    if not controller_address.lower().startswith(("http://", "https://")):
         raise ControllerUnreachable(f"--controller-address must begin with http:// or https://: {controller_address}")
     url = f"{controller_address.rstrip('/')}/workers"
     try:

@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import errno
 import logging
 import logging.config
 import multiprocessing
@@ -9,10 +10,11 @@ import os
 import signal
 import socket
 import tempfile
+from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
 from types import FrameType
-from typing import Any, NoReturn
+from typing import Any, Final, NoReturn
 
 import uvicorn
 from starlette.types import ASGIApp
@@ -91,20 +93,31 @@ def _run(config: uvicorn.Config) -> None:
 
 def _check_address(settings: Settings) -> None:
     """Raise SettingsError if the address cannot be listened on: before anything is started for it."""
-    where = f"--port {settings.port} on --host {settings.host}"
     try:
         found = socket.getaddrinfo(settings.host, settings.port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
-        for family, kind, protocol, _, address in found:
-            with socket.socket(family, kind, protocol) as probe:
-                probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    except (socket.gaierror, UnicodeError) as error:
+        raise SettingsError(f"--host {settings.host} is no address of this machine: {error}.") from error
+    for family, kind, protocol, _, address in found:
+        try:
+            probe = socket.socket(family, kind, protocol)
+        except OSError:
+            continue  # a machine without IPv6 that has a name for it all the same
+        with probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            try:
                 probe.bind(address)
-    except socket.gaierror as error:
-        raise SettingsError(f"--host {settings.host} is no address of this machine: {error.strerror}.") from error
-    except OSError as error:
-        raise SettingsError(
-            f"{where} cannot be opened: {error.strerror}. Is another controller running there? Stop it, or choose "
-            "another --port."
-        ) from error
+            except OSError as error:
+                hint = _HINTS.get(error.errno or 0, "Choose another address.")
+                raise SettingsError(
+                    f"--port {settings.port} on --host {settings.host} cannot be opened: {error.strerror}. {hint}"
+                ) from error
+
+
+_HINTS: Final[Mapping[int, str]] = {
+    errno.EADDRINUSE: "Is another controller running there? Stop it, or choose another --port.",
+    errno.EADDRNOTAVAIL: "Name an address of this machine with --host.",
+    errno.EACCES: "Ports below 1024 need a privilege; choose a higher --port.",
+}
 
 
 def replica(settings: Settings, store_url: str, metrics_dir: Path | None) -> ASGIApp:

@@ -10,7 +10,7 @@ from typing import Final, TypeVar
 
 from controller.coalescer import Coalescer
 from controller.domain.dispatch import DispatchMethod
-from controller.domain.errors import NoWorker, StoreError, StoreRejection, StoreUnavailable, WorkerError
+from controller.domain.errors import NoWorker, StoreError, StoreRejection, WorkerError
 from controller.domain.worker import Registration, Worker, WorkerStatus, WorkerStatusTotal, total_status
 from controller.metrics import Metrics
 from controller.settings import Settings
@@ -272,16 +272,13 @@ class Controller:
         """
         try:
             result = await call
-        except StoreUnavailable as error:
+        except StoreError as error:
             self._metrics.store_failures.inc()
             self._store_failed_last = time.monotonic()
             if self._store_failed_at is None:
                 self._store_failed_at = self._store_failed_last
-                logger.error("%s", error)  # noqa: TRY400 - the message says what there is to know
-            raise
-        except StoreRejection:
-            self._metrics.store_failures.inc()
-            logger.exception("The store does not accept a call; this is a bug, or keys of ours hold what is not ours.")
+                # A rejection is a bug, or keys of ours hold what is not ours: where it happened is of interest.
+                logger.log(logging.ERROR, "%s", error, exc_info=isinstance(error, StoreRejection))
             raise
         if self._store_failed_at is not None and time.monotonic() - self._store_failed_last > _CALM:
             failed_for = self._store_failed_last - self._store_failed_at
@@ -295,7 +292,7 @@ class Controller:
         while True:
             try:
                 return await self._ask(call())
-            except StoreUnavailable:
+            except StoreError:
                 if time.monotonic() + _RETRY_INTERVAL > deadline:
                     raise
             await asyncio.sleep(_RETRY_INTERVAL)

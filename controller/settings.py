@@ -125,7 +125,7 @@ def _usable_redis_url(url: str) -> bool:
         port = parts.port
     except ValueError:
         return False
-    if parts.query or parts.fragment:
+    if parts.query or parts.fragment or url != url.strip():
         return False
     if parts.scheme == "unix":
         return not parts.netloc and len(parts.path) > 1
@@ -134,7 +134,7 @@ def _usable_redis_url(url: str) -> bool:
         parts.scheme in ("redis", "rediss")
         and bool(parts.hostname)
         and port != 0
-        and (not database or (database.isascii() and database.isdigit()))
+        and (not database or bool(re.fullmatch(r"[0-9]{1,6}", database)))
     )
 
 

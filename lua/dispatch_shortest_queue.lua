@@ -62,17 +62,18 @@ local function choose(model, turn)
     end
     local name = name_of(head)
     local fields = redis.call("HMGET", key("worker", name), "queue_length", "speed", "models", "turn")
-    if not alive(name) then
-      if forgotten >= BUDGET then
-        return false
-      end
-      forgotten = forgotten + forget(name)
-      unindex(model, head, name) -- should its hash be gone, forget() did not find it
-    elseif not fields[4] or member(fields[4], name) ~= head then
-      redis.call("ZREM", index, head) -- an entry that no hash vouches for would be chosen for ever
-    else
+    local vouched_for = fields[4] and member(fields[4], name) == head
+    if vouched_for and alive(name) then
       book(name, turn, fields)
       return name
+    elseif forgotten >= BUDGET then
+      return false
+    elseif alive(name) then
+      redis.call("ZREM", index, head) -- an entry that its hash does not vouch for would be chosen for ever
+      forgotten = forgotten + 1
+    else
+      forgotten = forgotten + forget(name)
+      unindex(model, head, name) -- should its hash be gone, forget() did not find it
     end
   end
 end

@@ -35,12 +35,13 @@ for i = 3, #ARGV, 2 do
 end
 
 local time = now()
+local dead = {}
 
 local function take(name, queue_length)
   local worker = key("worker", name)
   local fields = redis.call("HMGET", worker, "models", "speed", "turn", "check_heart_beat")
   if not fields[1] or not alive(name) then
-    forget(name)
+    dead[#dead + 1] = name
     return 0
   end
   redis.call("HSET", worker, "queue_length", queue_length, "heartbeat_at", time)
@@ -55,5 +56,9 @@ end
 local known = {}
 for i = 2, #ARGV, 2 do
   known[#known + 1] = take(ARGV[i], tonumber(ARGV[i + 1]))
+end
+-- Last: a full store refuses the heartbeats of the living, all or none, but not what makes room.
+for _, name in ipairs(dead) do
+  forget(name)
 end
 return known

@@ -24,7 +24,7 @@ if not interval or not budget then
   return redis.error_reply("INVALID arguments")
 end
 
-if not redis.call("SET", key("sweep"), "1", "PX", interval, "NX") then
+if redis.call("EXISTS", key("sweep")) == 1 then
   return {}
 end
 
@@ -41,4 +41,6 @@ for _, name in ipairs(redis.call("ZRANGEBYSCORE", key("workers"), "-inf", time, 
     removed[#removed + 1] = name
   end
 end
+-- Last, because a full store refuses it, but not what makes room.
+redis.call("SET", key("sweep"), "1", "PX", interval)
 return removed

@@ -9,7 +9,7 @@ from collections.abc import AsyncIterator, Callable
 import pytest
 
 from controller import service
-from controller.domain.errors import NoWorker, StoreUnavailable, StreamBroken
+from controller.domain.errors import NoWorker, StoreRejection, StoreUnavailable, StreamBroken
 from controller.domain.worker import WorkerStatus
 from controller.metrics import Metrics
 from controller.service import Controller
@@ -268,6 +268,31 @@ async def test_a_registration_waits_for_the_store(
     await call
     assert await queue_lengths(controller) == {A: 0}
     assert "The store has served for 0 s again; it failed for" in caplog.text
+
+
+async def test_a_store_that_fails_now_and_then_does_not_fill_the_log(
+    replica: Open, registry: Registry, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    controller = replica()
+    for _ in range(5):
+        with failing(registry, monkeypatch), pytest.raises(StoreUnavailable):  # type: ignore[attr-defined]
+            await controller.dispatch("m")
+        assert await controller.dispatch("m") == ""
+    assert [record.getMessage() for record in caplog.records] == ["The store is away."]
+
+
+async def test_a_rejection_is_logged_once_with_where_it_happened(
+    replica: Open, store: Store, caplog: pytest.LogCaptureFixture
+) -> None:
+    controller = replica()
+    await store.client.set(keys.model(store.namespace, "m"), "not ours")
+    for _ in range(5):
+        with pytest.raises(StoreRejection):
+            await controller.dispatch("m")
+    await store.client.delete(keys.model(store.namespace, "m"))
+    [record] = caplog.records
+    assert record.exc_info
+    assert "WRONGTYPE" in record.getMessage()
 
 
 async def test_a_registration_does_not_wait_for_ever(

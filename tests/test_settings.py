@@ -60,6 +60,8 @@ def test_every_setting_has_a_flag_and_a_variable() -> None:
         ({"redis_url": "unix://"}, "--redis-url must look like"),
         ({"redis_url": "unix://path"}, "--redis-url must look like"),
         ({"redis_url": "redis://h/abc"}, "--redis-url must look like"),
+        ({"redis_url": " redis://h"}, "--redis-url must look like"),
+        ({"redis_url": "redis://h/99999999"}, "--redis-url must look like"),
         ({"redis_url": "redis://h/-1"}, "--redis-url must look like"),
         ({"redis_url": "redis://h?socket_timeout=abc"}, "no options behind a question mark"),
         ({"redis_url": "unix:///s?db=1"}, "no options behind a question mark"),

@@ -9,15 +9,16 @@ from typing import Any, Final
 from redis.asyncio import Redis
 from redis.asyncio.lock import Lock
 from redis.commands.core import AsyncScript
-from redis.exceptions import LockError, NoPermissionError, RedisError, ResponseError
+from redis.exceptions import ClusterCrossSlotError, DataError, LockError, NoPermissionError, RedisError, ResponseError
 
 from controller.domain.errors import StoreError, StoreRejection, StoreUnavailable
 from controller.domain.worker import Registration, Worker, WorkerStatus
 from controller.store import keys, scripts
 
 _SWEEP_BUDGET: Final = 2_000
-# Errors by which a server says "not now" and that redis-py has no class for.
-_NOT_NOW: Final = ("BUSY", "UNKILLABLE", "MISCONF", "NOREPLICAS", "MASTERDOWN", "CLUSTERDOWN", "TRYAGAIN")
+# How errors begin that no waiting will mend; and what is said where a script stopped that is without fault.
+_MISTAKES: Final = ("INVALID", "WRONGTYPE")
+_NOT_THE_SCRIPTS_FAULT: Final = ("can't run this command", "killed")
 
 
 class Registry:
@@ -43,7 +44,7 @@ class Registry:
         self._expiration_ms = max(1, round(heartbeat_expiration * 1000))
         # The answer of a dispatch is kept for a repeated call: longer than it can take to find that the first was lost
         # (a connection to wait for, to make, to hear nothing on; then another).
-        self._reply_kept_ms = round(6000 * call_timeout)
+        self._reply_kept_ms = max(1000, round(6000 * call_timeout))
         self._deviate = deviate
         self._scripts: dict[str, AsyncScript] = {
             name: client.register_script(scripts.source(name)) for name in scripts.names()
@@ -97,9 +98,13 @@ class Registry:
         """Run a dispatch script for the models, and again for those that it left because too many workers had died."""
         answers = await run(secrets.token_hex(12), models)
         while left := [i for i, answer in enumerate(answers) if answer is None]:
-            for i, answer in zip(left, await run(secrets.token_hex(12), [models[i] for i in left]), strict=True):
+            try:
+                more = await run(secrets.token_hex(12), [models[i] for i in left])
+            except StoreError:
+                break  # the others are booked: they must have their answers
+            for i, answer in zip(left, more, strict=True):
                 answers[i] = answer
-        return [answer for answer in answers if answer is not None]
+        return [answer or "" for answer in answers]
 
     async def remove(self, name: str, only_if: int | None = None) -> bool:
         """Remove a worker; whether there was such a live one. only_if is as for register()."""
@@ -179,10 +184,13 @@ class RefreshLock:
 
 
 def _store_error(error: RedisError) -> StoreError:
-    # A plain ResponseError is what a script raises, or Redis of a call that it will never accept. Its subclasses, and
-    # what is no ResponseError at all, tell of the state of the server or of the way to it.
-    if type(error) is ResponseError and not str(error).startswith(_NOT_NOW):
-        return StoreRejection(f"The store does not accept a call: {error}.")
+    """What an error of the client or the server means. What is not known to be a mistake may pass: wait for it."""
+    text = str(error)
+    mistaken_script = "user_script" in text and not any(words in text for words in _NOT_THE_SCRIPTS_FAULT)
+    if isinstance(error, (ClusterCrossSlotError, DataError)) or (
+        type(error) is ResponseError and (text.startswith(_MISTAKES) or mistaken_script)  # not its subclasses
+    ):
+        return StoreRejection(f"The store does not accept a call: {text}.")
     return StoreUnavailable(
         f"The store does not serve ({type(error).__name__}: {error}). Nothing is lost; try again in a few seconds."
     )

@@ -45,10 +45,9 @@ class Endpoint:
                 return None
             answer = await self._handle(body)
         except ControllerError as error:
-            if status_of(error) == 500:
-                logger.exception("A request to %s failed.", scope["path"])
-            # A body is passed over up to its end, so that its sender comes to read the answer. But a sender that waits
-            # for "100 Continue" will not send it after this; its next request would be taken for the body.
+            # Where the connection is kept, a body is passed over up to its end, so that its sender comes to read the
+            # answer. But a sender that waits for "100 Continue" will not send it after this; its next request would be
+            # taken for the body.
             expects = isinstance(error, BodyTooLarge) and any(name == b"expect" for name, _ in scope["headers"])
             headers = ((b"connection", b"close"),) if expects else ()
             answer = Answer(error_body(error.code, str(error)), status_of(error), headers)

@@ -37,4 +37,7 @@ async def http_exception(request: Request, error: Exception) -> Response:
         405: ("method_not_allowed", f"{request.url.path} does not take {request.method}."),
     }
     code, message = messages.get(error.status_code, ("http_error", error.detail))
-    return Response(error_body(code, message), error.status_code, error.headers, "application/json")
+    headers = dict(error.headers or {})
+    if "expect" in request.headers:
+        headers["connection"] = "close"  # its sender waits before the body; the next request would be taken for it
+    return Response(error_body(code, message), error.status_code, headers, "application/json")

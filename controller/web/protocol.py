@@ -44,9 +44,18 @@ class BoundedProtocol(HttpToolsProtocol):
         self._unaccounted += len(data)
         super().data_received(data)
         if self._unaccounted > MAX_HEAD and not self.transport.is_closing():
-            if self.cycle is None or self.cycle.response_complete:
-                self.transport.write(_TOO_LARGE)
-            self.transport.close()
+            message = f"What stands around the body of the request is longer than {MAX_HEAD} bytes."
+            self._refuse(b"431 Request Header Fields Too Large", "head_too_large", message)
+
+    def send_400_response(self, msg: str) -> None:
+        """Answer what is no HTTP; uvicorn would do it even in the middle of another answer."""
+        self._refuse(b"400 Bad Request", "invalid_http", msg)
+
+    def _refuse(self, status: bytes, code: str, message: str) -> None:
+        if self.cycle is None or self.cycle.response_complete:
+            body = error_body(code, message)
+            self.transport.write(_REFUSAL % (status, len(body), body))
+        self.transport.close()
 
     def on_headers_complete(self) -> None:
         """Take the head of a request."""
@@ -64,8 +73,4 @@ class BoundedProtocol(HttpToolsProtocol):
         super().on_message_complete()
 
 
-_BODY: Final = error_body("head_too_large", f"The head of the request is longer than {MAX_HEAD} bytes.")
-_TOO_LARGE: Final = (
-    b"HTTP/1.1 431 Request Header Fields Too Large\r\n"
-    b"content-type: application/json\r\nconnection: close\r\ncontent-length: %d\r\n\r\n%s" % (len(_BODY), _BODY)
-)
+_REFUSAL: Final = b"HTTP/1.1 %s\r\ncontent-type: application/json\r\nconnection: close\r\ncontent-length: %d\r\n\r\n%s"

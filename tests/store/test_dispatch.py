@@ -8,6 +8,7 @@ from functools import partial
 
 import pytest
 
+from controller.domain.errors import StoreUnavailable
 from controller.store.connection import connect
 from controller.store.registry import Registry
 from tests.conftest import Store
@@ -165,6 +166,53 @@ async def test_many_deaths_at_once_are_forgotten_in_several_calls(
     assert await getattr(registry, operation)(["absent", "m", "m"]) == ["", A, A]
     assert len(calls) == len(set(calls)) == 1 + 100 * 11 // 256, "each with an id of its own"
     assert [known.name for known in await registry.list_workers()] == [A]
+
+
+@pytest.mark.parametrize("operation", ["dispatch_shortest_queue", "dispatch_lottery"])
+async def test_requests_that_are_left_get_the_answers_that_are_theirs(
+    store: Store, registry: Registry, operation: str
+) -> None:
+    for i in range(60):
+        await registry.register(worker(f"http://dead{i}:1", "m", "n", *(f"m{j}" for j in range(8))))
+        await store.lapse(f"http://dead{i}:1")
+    for name, model in ((A, "m"), (B, "n"), (C, "o")):
+        await registry.register(worker(name, model, queue_length=1000, speed=0.001))
+    answers = await getattr(registry, operation)(["o", "m", "n", "m", "o", "absent", "n"])
+    assert answers == [C, A, B, A, C, "", B]
+
+
+async def test_what_is_booked_is_answered_even_if_the_rest_cannot_be(
+    store: Store, registry: Registry, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for i in range(60):
+        await registry.register(worker(f"http://dead{i}:1", "m", *(f"m{j}" for j in range(9))))
+        await store.lapse(f"http://dead{i}:1")
+    await registry.register(worker(A, "o"))
+    run = Registry._run
+    calls = []
+
+    async def once(self: Registry, script: str, *arguments: str | int) -> object:
+        calls.append(script)
+        if len(calls) > 1:
+            raise StoreUnavailable("The store is away.")
+        return await run(self, script, *arguments)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Registry, "_run", once)
+        assert await registry.dispatch_shortest_queue(["o", "m", "o"]) == [A, "", A]
+    assert len(calls) == 2
+
+
+async def test_setting_the_clock_back_changes_no_ticket(store: Store) -> None:
+    registry = store.registry(deviate=partial(random.Random(2).expovariate, 1.0))
+    await registry.register(worker(A, speed=1e-6))
+    await registry.dispatch_lottery(["m"] * 250)
+    before = (await whole_state(store.client, store.namespace)).lotteries["m"]
+    await registry.register(worker(B, speed=1e9))
+    after = (await whole_state(store.client, store.namespace)).lotteries["m"]
+    assert before[""] > 1e6
+    assert after[""] == 0
+    assert after[A] == before[A] - before[""]
 
 
 async def test_the_lottery_stays_exact_when_the_fast_join_the_slow(store: Store) -> None:

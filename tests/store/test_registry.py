@@ -3,12 +3,13 @@
 import math
 
 import pytest
+from redis._parsers.base import BaseParser
 
 from controller.domain.errors import StoreRejection, StoreUnavailable
 from controller.domain.worker import Registration, WorkerStatus
 from controller.store import keys
 from controller.store.connection import connect
-from controller.store.registry import Registry
+from controller.store.registry import Registry, _store_error
 from tests.conftest import Store
 from tests.invariants import check_invariants, whole_state
 from tests.waiting import wait_until
@@ -290,6 +291,66 @@ async def test_check_refuses_a_store_that_takes_no_writes(store: Store, registry
             await store.client.config_set(option, back)
             await store.client.replicaof("NO", "ONE")
     await registry.check()
+
+
+async def test_a_full_store_changes_nothing_by_halves_and_makes_room(store: Store, registry: Registry) -> None:
+    if store.kind == "fakeredis":
+        pytest.skip("fakeredis has no limit of memory")
+    for name in (A, B, C):
+        await registry.register(worker(name))
+    for name in (A, B):
+        await store.lapse(name)
+    before = await whole_state(store.client, store.namespace)
+    await store.client.config_set("maxmemory", "1")
+    try:
+        for refused in (
+            registry.register(worker(A, "other")),
+            registry.register(worker("http://new:1")),
+            registry.heartbeat([(A, 1), (C, 1)]),
+            registry.heartbeat([(C, 1), (A, 1)]),
+            registry.dispatch_shortest_queue(["m"]),
+        ):
+            with pytest.raises(StoreUnavailable, match="OutOfMemory"):
+                await refused
+            assert await whole_state(store.client, store.namespace) == before
+        assert await registry.heartbeat([(A, 1)]) == [False]
+        assert await registry.sweep(0.001) == [B]
+        assert await names(registry) == [C]
+    finally:
+        await store.client.config_set("maxmemory", "0")
+
+
+ERRORS = {
+    "BUSY Redis is busy running a script. You can only call SCRIPT KILL or SHUTDOWN NOSAVE.": StoreUnavailable,
+    "MISCONF Redis is configured to save RDB snapshots, but it's currently unable to persist": StoreUnavailable,
+    "NOREPLICAS Not enough good replicas to write.": StoreUnavailable,
+    "READONLY You can't write against a read only replica.": StoreUnavailable,
+    "OOM command not allowed when used memory > 'maxmemory'. script: 1, on @user_script:8.": StoreUnavailable,
+    "LOADING Redis is loading the dataset in memory": StoreUnavailable,
+    "MASTERDOWN Link with MASTER is down": StoreUnavailable,
+    "CLUSTERDOWN The cluster is down": StoreUnavailable,
+    "TRYAGAIN Multiple keys request during rehashing of slot": StoreUnavailable,
+    "NOAUTH Authentication required.": StoreUnavailable,
+    "WRONGPASS invalid username-password pair or user is disabled.": StoreUnavailable,
+    "NOPERM this user has no permissions to run the 'evalsha' command": StoreUnavailable,
+    "DENIED Redis is running in protected mode": StoreUnavailable,
+    "ERR max number of clients reached": StoreUnavailable,
+    "ERR max number of clients + cluster connections reached": StoreUnavailable,
+    "ERR DB index is out of range": StoreUnavailable,
+    "ERR upstream failure": StoreUnavailable,
+    "ERR Error running script: Script killed by user with SCRIPT KILL. on @user_script:3": StoreUnavailable,
+    "ERR The user executing the script can't run this command or subcommand on @user_script:1": StoreUnavailable,
+    "ERR user_script:12: attempt to index a nil value script: abc, on @user_script:12.": StoreRejection,
+    "WRONGTYPE Operation against a key holding the wrong kind of value": StoreRejection,
+    "CROSSSLOT Keys in request don't hash to the same slot": StoreRejection,
+    "INVALID speed": StoreRejection,
+}
+
+
+@pytest.mark.parametrize("line", ERRORS)
+def test_errors_that_pass_are_told_from_mistakes(line: str) -> None:
+    error = BaseParser.parse_error(line)
+    assert type(_store_error(error)) is ERRORS[line], f"{type(error).__name__}: {error}"
 
 
 async def test_check_does_not_mind_a_user_who_may_not_ask_for_the_policy(store: Store, registry: Registry) -> None:

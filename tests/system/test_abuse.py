@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import json
 from collections.abc import Iterable
 
 import psutil
@@ -10,6 +11,7 @@ import pytest
 from tests.system.conftest import Serve
 from tests.system.processes import ControllerProcess
 from tests.system.test_serve import A
+from tests.workers import bad_worker
 
 POST = b"POST /get_worker_address HTTP/1.1\r\nHost: x\r\n"
 CHUNKED = POST + b"Transfer-Encoding: chunked\r\n\r\n"
@@ -75,6 +77,67 @@ async def test_a_large_head_and_some_pipelined_requests_are_served(serve: Serve)
         assert await reader.readuntil(b"}") == b'{"address":"http://a:1"}'
     writer.close()
     assert controller.workers()[0]["queue_length"] == 100
+
+
+async def test_large_bodies_are_taken_in_large_parts_and_in_small(serve: Serve) -> None:
+    controller = serve()
+    prompt = b'{"model": "absent", "prompt": "%s"}' % (b"a" * 20 * MEGABYTE)
+    head = POST.replace(b"/get_worker_address", b"/worker_generate_stream") + b"Connection: close\r\n"
+    small = b"".join(b"1\r\n%c\r\n" % byte for byte in b" " * 70_000 + b'{"model": "absent"}') + b"0\r\n\r\n"
+    for request in (
+        head + b"Content-Length: %d\r\n\r\n" % len(prompt) + prompt,
+        head + b"Transfer-Encoding: chunked\r\n\r\n" + small,
+    ):
+        reader, writer = await asyncio.open_connection("127.0.0.1", controller.port)
+        writer.write(request)
+        answer = await reader.read()
+        assert answer.startswith(b"HTTP/1.1 200 ")
+        assert b'"error_code":50005' in answer
+        writer.close()
+
+
+@pytest.mark.parametrize(
+    "head", [b"nonsense\r\n\r\n", POST + b"Content-Length: 5, 5\r\n\r\n", POST + b"a b: c\r\n\r\n"]
+)
+async def test_what_is_no_http_is_told_in_our_form(serve: Serve, head: bytes) -> None:
+    controller = serve()
+    reader, writer = await asyncio.open_connection("127.0.0.1", controller.port)
+    writer.write(head)
+    answer = await reader.read()
+    assert answer.startswith(b"HTTP/1.1 400 ")
+    assert json.loads(answer.partition(b"\r\n\r\n")[2])["error"]["code"] == "invalid_http"
+    writer.close()
+
+
+async def test_nonsense_behind_a_request_does_not_get_into_its_answer(serve: Serve) -> None:
+    controller = serve()
+    gate = asyncio.Event()
+
+    async def slowly(_: object, writer: asyncio.StreamWriter, __: bytes) -> None:
+        writer.write(b"HTTP/1.1 200 OK\r\nConnection: close\r\n\r\nfirst\0")
+        await gate.wait()
+
+    async with bad_worker(worker_generate_stream=slowly) as worker:
+        await asyncio.to_thread(controller.register, worker.address)
+        reader, writer = await asyncio.open_connection("127.0.0.1", controller.port)
+        request = DISPATCH.replace(b"/get_worker_address", b"/worker_generate_stream")
+        writer.write(request)
+        received = await reader.readuntil(b"first\0")
+        writer.write(b"nonsense\r\n\r\n")
+        received += await reader.read()
+        gate.set()
+        assert received.count(b"HTTP/1.1") == 1
+        writer.close()
+
+
+async def test_a_sender_that_waits_before_its_body_is_not_misread(serve: Serve) -> None:
+    controller = serve()
+    reader, writer = await asyncio.open_connection("127.0.0.1", controller.port)
+    writer.write(b"POST /nothing HTTP/1.1\r\nHost: x\r\nExpect: 100-continue\r\nContent-Length: 50\r\n\r\n")
+    answer = await reader.read()
+    assert answer.startswith(b"HTTP/1.1 404 ")
+    assert b"connection: close" in answer.lower()
+    writer.close()
 
 
 async def test_a_body_announced_too_long_is_refused_before_it_is_sent(serve: Serve) -> None:

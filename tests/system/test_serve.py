@@ -167,7 +167,7 @@ def test_a_port_in_use_is_refused(serve: Serve, flags: tuple[str, ...]) -> None:
 
 
 def test_a_host_that_is_not_of_this_machine_is_refused(work_dir: Path) -> None:
-    for host in ("no.such.host.invalid", "192.0.2.1"):
+    for host in ("no.such.host.invalid", "192.0.2.1", "a..b", "a" * 70):
         command = [sys.executable, "-m", "controller", "serve", "--host", host, "--data-dir", str(work_dir / "data")]
         refused = subprocess.run(command, capture_output=True, text=True, timeout=30, check=False)
         assert (refused.returncode, refused.stderr.count("\n")) == (1, 1)

@@ -258,7 +258,7 @@ async def test_a_store_that_rejects_calls_is_no_address_either(
     await store.client.set(keys.workers(store.namespace), "not ours")
     response = await api.http.get("/workers")
     assert (response.status_code, response.json()["error"]["code"]) == (500, "store_rejection")
-    assert "keys of ours hold what is not ours" in caplog.text
+    assert "does not accept a call" in caplog.text
     await store.client.delete(keys.model(store.namespace, "m"), keys.workers(store.namespace))
 
 
