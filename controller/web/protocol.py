@@ -52,9 +52,14 @@ class BoundedProtocol(HttpToolsProtocol):
         self._refuse(b"400 Bad Request", "invalid_http", msg)
 
     def _refuse(self, status: bytes, code: str, message: str) -> None:
-        if self.cycle is None or self.cycle.response_complete:
+        cycle = self.cycle
+        answering = cycle is not None and not cycle.response_complete
+        if not answering or not (cycle.response_started or self.pipeline):
             body = error_body(code, message)
             self.transport.write(_REFUSAL % (status, len(body), body))
+        if answering:  # as when the connection is lost: whoever waits for the rest of the request need not
+            cycle.disconnected = True
+            cycle.message_event.set()
         self.transport.close()
 
     def on_headers_complete(self) -> None:

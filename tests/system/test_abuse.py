@@ -97,7 +97,13 @@ async def test_large_bodies_are_taken_in_large_parts_and_in_small(serve: Serve) 
 
 
 @pytest.mark.parametrize(
-    "head", [b"nonsense\r\n\r\n", POST + b"Content-Length: 5, 5\r\n\r\n", POST + b"a b: c\r\n\r\n"]
+    "head",
+    [
+        b"nonsense\r\n\r\n",
+        POST + b"Content-Length: 5, 5\r\n\r\n",
+        POST + b"a b: c\r\n\r\n",
+        CHUNKED + b"5\r\nabcde\r\nx",
+    ],
 )
 async def test_what_is_no_http_is_told_in_our_form(serve: Serve, head: bytes) -> None:
     controller = serve()
@@ -106,6 +112,7 @@ async def test_what_is_no_http_is_told_in_our_form(serve: Serve, head: bytes) ->
     answer = await reader.read()
     assert answer.startswith(b"HTTP/1.1 400 ")
     assert json.loads(answer.partition(b"\r\n\r\n")[2])["error"]["code"] == "invalid_http"
+    assert "Traceback" not in controller.log
     writer.close()
 
 
@@ -127,6 +134,7 @@ async def test_nonsense_behind_a_request_does_not_get_into_its_answer(serve: Ser
         received += await reader.read()
         gate.set()
         assert received.count(b"HTTP/1.1") == 1
+        assert "Traceback" not in controller.log
         writer.close()
 
 

@@ -7,6 +7,7 @@ import signal
 from collections import Counter
 
 import httpx
+import pytest
 
 from controller.store.connection import connect
 from controller.store.registry import Registry
@@ -60,6 +61,7 @@ class Load:
                 continue
 
 
+@pytest.mark.timeout(900)
 async def test_a_hundred_kills_under_load_leave_the_registry_whole(serve: Serve) -> None:
     controller = serve("--replicas", "3")
     for name in WORKERS:
