@@ -117,7 +117,7 @@ def load_wrk(url: str, seconds: float, keep_alive: bool) -> float:
         output = subprocess.run([*on_core(1), *command], capture_output=True, text=True, check=True).stdout
     if "Non-2xx" in output:
         raise SystemExit(f"{url} answered with errors:\n{output}")
-    return float(re.search(r"Requests/sec:\s*([\d.]+)", output)[1])  # type: ignore[index]
+    return float(re.search(r"Requests/sec:\s*([\d.]+)", output)[1])
 
 
 def load_own(url: str, seconds: float, keep_alive: bool) -> float:
@@ -128,7 +128,7 @@ def load_own(url: str, seconds: float, keep_alive: bool) -> float:
 
 async def generate(url: str, seconds: float, keep_alive: bool) -> float:
     """Requests per second that were answered 200, over as many connections at once as wrk has."""
-    host, port, path = re.fullmatch(r"http://([^:]+):(\d+)(/.*)", url).groups()  # type: ignore[union-attr]
+    host, port, path = re.fullmatch(r"http://([^:]+):(\d+)(/.*)", url).groups()
     connection_header = "" if keep_alive else "Connection: close\r\n"
     request = (
         f"POST {path} HTTP/1.1\r\nHost: {host}\r\n{connection_header}Content-Length: {len(BODY)}\r\n\r\n"
@@ -144,7 +144,7 @@ async def generate(url: str, seconds: float, keep_alive: bool) -> float:
                 writer.write(request + BODY)
                 head = await reader.readuntil(b"\r\n\r\n")
                 assert b" 200 " in head.split(b"\r\n")[0]
-                await reader.readexactly(int(re.search(rb"(?i)content-length: (\d+)", head)[1]))  # type: ignore[index]
+                await reader.readexactly(int(re.search(rb"(?i)content-length: (\d+)", head)[1]))
                 done += 1
                 if not keep_alive:
                     break
@@ -174,14 +174,17 @@ def serve_app(kind: str, port: int, data_dir: Path | None) -> None:
         if kind == "echo":
             app = Starlette()
             app.add_route("/get_worker_address", echo, ["POST"])
-            factory = lambda: app  # noqa: E731
+
+            def factory() -> Starlette:
+                return app
+
         else:
             store = resources.enter_context(EmbeddedStore(data_dir or Path("data")))
 
             def factory() -> HotPath:
-                app = create_app(settings, store.url)
-                assert isinstance(app, HotPath)
-                return HotPath({}, app._app)
+                routed = create_app(settings, store.url)
+                assert isinstance(routed, HotPath)
+                return HotPath({}, routed._app)
 
         uvicorn.run(factory, factory=True, host="127.0.0.1", port=port, **uvicorn_options(settings))
 

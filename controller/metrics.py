@@ -38,5 +38,6 @@ class Metrics:
         if self._shared_dir is None:
             return generate_latest(self._registry)
         registry = CollectorRegistry()
+        # prometheus_client gives this class no types
         MultiProcessCollector(registry, path=str(self._shared_dir))  # type: ignore[no-untyped-call]
         return generate_latest(registry)

@@ -9,7 +9,7 @@ import itertools
 import shutil
 import subprocess
 import tempfile
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -17,10 +17,14 @@ import fakeredis
 import pytest
 from redis.asyncio import Redis
 
+from controller.metrics import Metrics
+from controller.service import Controller
+from controller.settings import Settings
 from controller.store import keys
 from controller.store.connection import connect
 from controller.store.embedded import EmbeddedStore
 from controller.store.registry import Registry
+from controller.upstream.client import WorkerClient
 from tests.invariants import check_invariants, check_nothing_leaks
 from tests.waiting import wait_until
 
@@ -79,7 +83,7 @@ class Store:
 
     def registry(self, **options: object) -> Registry:
         """A registry as a replica has it; any number of them share the store."""
-        return Registry(self.client, self.namespace, **{"heartbeat_expiration": 90.0, **options})  # type: ignore[arg-type]
+        return Registry(self.client, self.namespace, **{"heartbeat_expiration": 90.0, **options})
 
     async def lapse(self, name: str) -> None:
         """Let a worker's heartbeat lapse: leave behind what its expiration would."""
@@ -126,3 +130,21 @@ async def store(request: pytest.FixtureRequest) -> AsyncIterator[Store]:
 @pytest.fixture
 def registry(store: Store) -> Registry:
     return store.registry()
+
+
+Open = Callable[..., Controller]
+
+
+@pytest.fixture
+async def replica(store: Store) -> AsyncIterator[Open]:
+    """Opens replicas on the store."""
+    workers: list[WorkerClient] = []
+
+    def open_replica(registry: Registry | None = None, **changed: object) -> Controller:
+        settings = Settings(**{"probe_timeout": 0.5, "sweep_interval": 0.01, "register_patience": 5.0, **changed})
+        workers.append(WorkerClient(settings.probe_timeout, settings.worker_timeout))
+        return Controller(settings, registry or store.registry(), workers[-1], Metrics())
+
+    yield open_replica
+    for client in workers:
+        await client.close()

@@ -51,7 +51,7 @@ class Endpoint:
             expects = isinstance(error, BodyTooLarge) and any(name == b"expect" for name, _ in scope["headers"])
             headers = ((b"connection", b"close"),) if expects else ()
             answer = Answer(error_body(error.code, str(error)), status_of(error), headers)
-        except Exception:
+        except Exception:  # whatever it is, the client gets an answer, and the log a traceback
             logger.exception("A request to %s failed; this is a bug.", scope["path"])
             answer = Answer(error_body("internal_error", "The controller has a bug; its log has the details."), 500)
         if isinstance(answer, StreamingResponse):

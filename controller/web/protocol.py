@@ -34,6 +34,7 @@ class BoundedProtocol(HttpToolsProtocol):
 
     _unaccounted = 0
 
+    # asyncio declares a BaseTransport; uvicorn, as here, takes what a TCP connection has.
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         """Begin with a connection."""
         super().connection_made(transport)

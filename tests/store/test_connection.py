@@ -14,7 +14,7 @@ from controller.store.embedded import EmbeddedStore
 from controller.store.registry import Registry
 from tests.faults import proxy
 from tests.invariants import check_invariants
-from tests.store.test_registry import A, B, C, worker
+from tests.samples import A, B, C, worker
 
 
 @pytest.mark.parametrize("url", ["redis://h:1/2", "rediss://h", "unix:///s"])

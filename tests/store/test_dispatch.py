@@ -13,7 +13,7 @@ from controller.store.connection import connect
 from controller.store.registry import Registry
 from tests.conftest import Store
 from tests.invariants import whole_state
-from tests.store.test_registry import A, B, C, worker
+from tests.samples import A, B, C, worker
 
 
 async def queues(registry: Registry) -> list[int]:

@@ -15,7 +15,7 @@ from controller.store import embedded
 from controller.store.connection import connect
 from controller.store.embedded import EmbeddedStore, find_server
 from controller.store.registry import Registry
-from tests.store.test_registry import A, worker
+from tests.samples import A, worker
 from tests.waiting import wait_until
 
 HOLDER = """

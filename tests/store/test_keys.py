@@ -37,9 +37,9 @@ def test_every_key_function_is_in_the_table() -> None:
 @pytest.mark.parametrize("function", [f for f in NAMES if f is not keys.namespace], ids=lambda f: f.__name__)
 async def test_lua_makes_the_same_names(store: Store, function: object) -> None:
     include = (scripts.folder() / "include" / "key.lua").read_text()
-    expected, *arguments = NAMES[function]  # type: ignore[index]
+    expected, *arguments = NAMES[function]
     rest = ', "' + arguments[0] + '"' if arguments else ""
-    script = f'{include}\nreturn key("{function.__name__}"{rest})'  # type: ignore[attr-defined]
+    script = f'{include}\nreturn key("{function.__name__}"{rest})'
     assert await store.client.eval(script, 1, "{ns}") == expected
 
 

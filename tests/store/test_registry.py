@@ -3,29 +3,14 @@
 import math
 
 import pytest
-from redis._parsers.base import BaseParser
 
-from controller.domain.errors import StoreRejection, StoreUnavailable
 from controller.domain.worker import Registration, WorkerStatus
 from controller.store import keys
-from controller.store.connection import connect
-from controller.store.registry import Registry, _store_error
+from controller.store.registry import Registry
 from tests.conftest import Store
 from tests.invariants import check_invariants, whole_state
+from tests.samples import A, B, C, worker
 from tests.waiting import wait_until
-
-A, B, C = "http://a:1", "http://b:1", "http://c:1"
-
-
-def worker(
-    name: str,
-    *models: str,
-    speed: float = 1,
-    queue_length: int = 0,
-    check_heart_beat: bool = True,
-    multimodal: bool = False,
-) -> Registration:
-    return Registration(name, WorkerStatus(models or ("m",), speed, queue_length), check_heart_beat, multimodal)
 
 
 async def names(registry: Registry) -> list[str]:
@@ -270,165 +255,6 @@ async def test_no_name_reaches_another_key(store: Store, registry: Registry, nam
     await registry.register(worker(name, name))
     assert await registry.dispatch_shortest_queue([name, "m"]) == [name, A]
     assert sorted(await names(registry)) == sorted([A, name])
-
-
-async def test_check_passes_on_a_store_that_keeps_what_it_is_given(store: Store, registry: Registry) -> None:
-    await registry.check()
-    assert await store.client.ping()
-
-
-async def test_check_refuses_a_store_that_takes_no_writes(store: Store, registry: Registry) -> None:
-    if store.kind == "fakeredis":
-        pytest.skip("fakeredis has no limit of memory and is nobody's replica")
-    for option, value, back in (("maxmemory", "1", "0"), ("replica-read-only", "yes", "yes")):
-        if option == "replica-read-only":
-            await store.client.replicaof("127.0.0.1", "1")
-        await store.client.config_set(option, value)
-        try:
-            with pytest.raises(StoreUnavailable, match=r"OutOfMemory|ReadOnly"):
-                await registry.check()
-        finally:
-            await store.client.config_set(option, back)
-            await store.client.replicaof("NO", "ONE")
-    await registry.check()
-
-
-async def test_a_full_store_changes_nothing_by_halves_and_makes_room(store: Store, registry: Registry) -> None:
-    if store.kind == "fakeredis":
-        pytest.skip("fakeredis has no limit of memory")
-    for name in (A, B, C):
-        await registry.register(worker(name))
-    for name in (A, B):
-        await store.lapse(name)
-    before = await whole_state(store.client, store.namespace)
-    await store.client.config_set("maxmemory", "1")
-    try:
-        for refused in (
-            registry.register(worker(A, "other")),
-            registry.register(worker("http://new:1")),
-            registry.heartbeat([(A, 1), (C, 1)]),
-            registry.heartbeat([(C, 1), (A, 1)]),
-            registry.dispatch_shortest_queue(["m"]),
-        ):
-            with pytest.raises(StoreUnavailable, match="OutOfMemory"):
-                await refused
-            assert await whole_state(store.client, store.namespace) == before
-        assert await registry.heartbeat([(A, 1)]) == [False]
-        assert await registry.sweep(0.001) == [B]
-        assert await names(registry) == [C]
-    finally:
-        await store.client.config_set("maxmemory", "0")
-
-
-ERRORS = {
-    "BUSY Redis is busy running a script. You can only call SCRIPT KILL or SHUTDOWN NOSAVE.": StoreUnavailable,
-    "MISCONF Redis is configured to save RDB snapshots, but it's currently unable to persist": StoreUnavailable,
-    "NOREPLICAS Not enough good replicas to write.": StoreUnavailable,
-    "READONLY You can't write against a read only replica.": StoreUnavailable,
-    "OOM command not allowed when used memory > 'maxmemory'. script: 1, on @user_script:8.": StoreUnavailable,
-    "LOADING Redis is loading the dataset in memory": StoreUnavailable,
-    "MASTERDOWN Link with MASTER is down": StoreUnavailable,
-    "CLUSTERDOWN The cluster is down": StoreUnavailable,
-    "TRYAGAIN Multiple keys request during rehashing of slot": StoreUnavailable,
-    "NOAUTH Authentication required.": StoreUnavailable,
-    "WRONGPASS invalid username-password pair or user is disabled.": StoreUnavailable,
-    "NOPERM this user has no permissions to run the 'evalsha' command": StoreUnavailable,
-    "DENIED Redis is running in protected mode": StoreUnavailable,
-    "ERR max number of clients reached": StoreUnavailable,
-    "ERR max number of clients + cluster connections reached": StoreUnavailable,
-    "ERR DB index is out of range": StoreUnavailable,
-    "ERR upstream failure": StoreUnavailable,
-    "ERR Error running script: Script killed by user with SCRIPT KILL. on @user_script:3": StoreUnavailable,
-    "ERR The user executing the script can't run this command or subcommand on @user_script:1": StoreUnavailable,
-    "ERR user_script:12: attempt to index a nil value script: abc, on @user_script:12.": StoreRejection,
-    "WRONGTYPE Operation against a key holding the wrong kind of value": StoreRejection,
-    "CROSSSLOT Keys in request don't hash to the same slot": StoreRejection,
-    "INVALID speed": StoreRejection,
-}
-
-
-@pytest.mark.parametrize("line", ERRORS)
-def test_errors_that_pass_are_told_from_mistakes(line: str) -> None:
-    error = BaseParser.parse_error(line)
-    assert type(_store_error(error)) is ERRORS[line], f"{type(error).__name__}: {error}"
-
-
-async def test_check_does_not_mind_a_user_who_may_not_ask_for_the_policy(store: Store, registry: Registry) -> None:
-    if store.kind == "fakeredis":
-        pytest.skip("fakeredis does not deny INFO")
-    await store.client.acl_setuser("few", enabled=True, nopass=True, keys="*", commands=["+@all", "-info"])
-    client = connect(store.url, timeout=5.0)
-    await client.execute_command("AUTH", "few", "")
-    try:
-        registry = Registry(client, store.namespace, 90.0)
-        await registry.check()
-        assert await registry.list_workers() == []
-    finally:
-        await client.aclose()
-        await store.client.acl_deluser("few")
-
-
-async def test_a_key_that_is_not_ours_is_told_from_an_outage(store: Store, registry: Registry) -> None:
-    await store.client.set(keys.workers(store.namespace), "not a set")
-    with pytest.raises(StoreRejection, match="WRONGTYPE"):
-        await registry.list_workers()
-    await store.client.delete(keys.workers(store.namespace))
-
-
-async def test_check_refuses_a_store_that_would_evict_heartbeats(store: Store, registry: Registry) -> None:
-    if store.kind == "fakeredis":
-        pytest.skip("fakeredis evicts nothing and has no such setting")
-    await store.client.config_set("maxmemory-policy", "volatile-lru")
-    try:
-        with pytest.raises(StoreUnavailable, match="Set it to noeviction"):
-            await registry.check()
-    finally:
-        await store.client.config_set("maxmemory-policy", "noeviction")
-
-
-INVALID = [
-    ("register", [A, "x", "1", "0", "0", "", "[]"]),
-    ("register", [A, "1.5", "1", "0", "0", "", "[]"]),
-    ("register", [A, "1", "0", "0", "0", "", "[]"]),
-    ("register", [A, "1", "nan", "0", "0", "", "[]"]),
-    ("register", [A, "1", "inf", "0", "0", "", "[]"]),
-    ("register", [A, "1", "1", "-1", "0", "", "[]"]),
-    ("register", [A, "1", "1", "0.5", "0", "", "[]"]),
-    ("register", [A, "1", "1", "0", "0", "", '["m"]']),
-    ("register", [A, "1", "1", "0", "0", "", '["m"]', "nan"]),
-    ("register", [A, "1", "1", "0", "0", "", '["m"]', "1", "1"]),
-    ("register", [A, "1", "1", "0", "2", "", "[]"]),
-    ("register", [A, "1", "1", "0", "", "", "[]"]),
-    ("register", [A, "1", "1", "0", "0", "", "[{}]", "1"]),
-    ("register", [A, "1", "1", "0", "0", "", "[1]", "1"]),
-    ("register", [A, "1", "1", "9007199254740994", "0", "", "[]"]),
-    ("heartbeat", ["0", A, "1"]),
-    ("heartbeat", ["x", A, "1"]),
-    ("heartbeat", ["1", A]),
-    ("heartbeat", ["1", A, "1", B, "x"]),
-    ("dispatch_shortest_queue", ["id", "0", "m"]),
-    ("dispatch_shortest_queue", ["id", "1"]),
-    ("dispatch_lottery", ["id", "1"]),
-    ("dispatch_lottery", ["id", "1", "m"]),
-    ("dispatch_lottery", ["id", "1", "m", "-1"]),
-    ("dispatch_lottery", ["id", "1", "m", "1", "m", "x"]),
-    ("list_models", ["2"]),
-    ("sweep", ["0", "1"]),
-    ("sweep", ["1", "0"]),
-]
-
-
-@pytest.mark.parametrize(("script", "arguments"), INVALID, ids=[f"{s}-{' '.join(a)}" for s, a in INVALID])
-async def test_a_script_checks_its_arguments_before_it_writes(
-    store: Store, registry: Registry, script: str, arguments: list[str]
-) -> None:
-    await registry.register(worker(A))
-    keys = sorted(await store.client.keys(f"{{{store.namespace}}}*"))
-    before = await whole_state(store.client, store.namespace)
-    with pytest.raises(StoreRejection, match="INVALID"):
-        await registry._run(script, *arguments)
-    assert await whole_state(store.client, store.namespace) == before
-    assert sorted(await store.client.keys(f"{{{store.namespace}}}*")) == keys
 
 
 async def test_a_score_loses_no_digit_on_its_way(store: Store, registry: Registry) -> None:

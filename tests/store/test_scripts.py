@@ -9,7 +9,7 @@ import pytest
 from controller.store import scripts
 from controller.store.registry import Registry
 from tests.conftest import Store
-from tests.store.test_registry import A, worker
+from tests.samples import A, worker
 
 FOLDER = Path(str(scripts.folder()))
 SCRIPTS = sorted(FOLDER.glob("*.lua"))

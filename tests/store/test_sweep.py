@@ -8,7 +8,7 @@ from controller.store import keys
 from controller.store.registry import Registry
 from tests.conftest import Store
 from tests.invariants import check_invariants
-from tests.store.test_registry import A, B, C, worker
+from tests.samples import A, B, C, worker
 from tests.waiting import wait_until
 
 

@@ -29,7 +29,7 @@ def serve(work_dir: Path) -> Iterator[Serve]:
     started: list[ControllerProcess] = []
 
     def start(*flags: str, data: str = "data", ready: bool = True, **options: object) -> ControllerProcess:
-        process = ControllerProcess(work_dir / data, *flags, **options)  # type: ignore[arg-type]
+        process = ControllerProcess(work_dir / data, *flags, **options)
         started.append(process)
         return process.ready() if ready else process
 

@@ -9,7 +9,7 @@ import pytest
 from controller.web.endpoint import MAX_BODY, Answer, Endpoint
 from tests.conftest import Store
 from tests.invariants import whole_state
-from tests.store.test_registry import A
+from tests.samples import A
 from tests.web.conftest import Api
 
 STATUS = {"model_names": ["m"], "speed": 1, "queue_length": 0}

@@ -14,7 +14,7 @@ from controller.store import keys
 from controller.upstream.client import WorkerClient
 from controller.web.app import build_app
 from tests.conftest import Store
-from tests.store.test_registry import A, B, worker
+from tests.samples import A, B, worker
 from tests.waiting import wait_until
 from tests.web.conftest import Api, open_api
 from tests.workers import answers, bad_worker, chunks, status

@@ -1,0 +1,197 @@
+"""Refresh: all workers are asked at once, in one shared run, and nothing is decided on old knowledge."""
+
+import asyncio
+import time
+
+import pytest
+
+from controller import service
+from controller.domain.worker import WorkerStatus
+from controller.store import keys
+from controller.store.registry import Registry
+from controller.upstream.client import WorkerClient
+from tests.conftest import Open, Store
+from tests.samples import A, worker
+from tests.waiting import wait_until
+from tests.workers import BadWorker, answers, bad_worker, hangs, status
+
+
+async def fail_once(worker: BadWorker, writer: asyncio.StreamWriter, body: bytes) -> None:
+    behaviour = answers(b"", "500 Internal Server Error") if len(worker.requests) == 1 else status("after-all")
+    await behaviour(worker, writer, body)
+
+
+async def test_refresh_updates_the_living_and_removes_the_dead(replica: Open, registry: Registry) -> None:
+    controller = replica()
+    async with bad_worker(worker_get_status=status("new", queue_length=9)) as living:
+        await registry.register(worker(living.address, "old", multimodal=True, check_heart_beat=False))
+        await registry.register(worker("http://127.0.0.1:1"))
+        await controller.refresh()
+        [known] = await controller.list_workers()
+        assert known.status == WorkerStatus(("new",), 1, 9)
+        assert (known.name, known.multimodal, known.check_heart_beat) == (living.address, True, False)
+        assert len(living.requests) == 1
+
+
+async def test_refresh_of_nobody(replica: Open) -> None:
+    controller = replica()
+    await controller.refresh()
+    assert await controller.list_workers() == []
+
+
+async def test_a_failed_probe_is_tried_once_more(replica: Open, registry: Registry) -> None:
+    controller = replica()
+    async with bad_worker(worker_get_status=fail_once) as shaky:
+        await registry.register(worker(shaky.address))
+        await controller.refresh()
+        assert len(shaky.requests) == 2
+        assert await controller.list_models() == ["after-all"]
+
+
+async def test_a_worker_whose_probe_fails_as_no_other_spoils_nothing(
+    replica: Open, registry: Registry, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    controller = replica()
+    status_of = WorkerClient.status
+
+    async def fails(self: WorkerClient, name: str) -> WorkerStatus:
+        if name == A:
+            raise RuntimeError("nobody has thought of this")
+        return await status_of(self, name)
+
+    monkeypatch.setattr(WorkerClient, "status", fails)
+    async with bad_worker(worker_get_status=status("new")) as living:
+        await registry.register(worker(A))
+        await registry.register(worker(living.address))
+        await controller.refresh()
+        assert await controller.list_models() == ["new"]
+
+
+async def test_when_all_of_several_fail_nobody_is_removed(
+    replica: Open, registry: Registry, caplog: pytest.LogCaptureFixture
+) -> None:
+    controller = replica()
+    for port in (1, 2, 3):
+        await registry.register(worker(f"http://127.0.0.1:{port}"))
+    await controller.refresh()
+    assert len(await controller.list_workers()) == 3
+    assert "None is removed" in caplog.text
+    await registry.remove("http://127.0.0.1:1")
+    await controller.refresh()
+    assert len(await controller.list_workers()) == 2, "two are several"
+    await registry.remove("http://127.0.0.1:2")
+    await controller.refresh()
+    assert await controller.list_workers() == [], "one alone is no evidence against us"
+
+
+async def test_hanging_workers_are_probed_at_once_and_hold_up_nobody(replica: Open, registry: Registry) -> None:
+    controller = replica()
+    async with bad_worker(worker_get_status=hangs) as hanging, bad_worker(worker_get_status=status()) as living:
+        for i in range(40):
+            await registry.register(worker(f"{hanging.address}/{i}", "hanging"))
+        await registry.register(worker(living.address))
+        started = time.monotonic()
+        refresh = asyncio.create_task(controller.refresh())
+        await wait_until(lambda: hanging.open == 40, "all are being probed at the same time")
+        assert await controller.dispatch("hanging") != "", "the registry is never empty meanwhile"
+        assert not refresh.done()
+        await refresh
+        assert time.monotonic() - started < 41 * 0.5, "not one after the other"
+        assert [known.name for known in await controller.list_workers()] == [living.address]
+
+
+async def test_refreshes_at_the_same_time_share_one_run_also_across_replicas(replica: Open, registry: Registry) -> None:
+    replicas = [replica() for _ in range(3)]
+    gate = asyncio.Event()
+
+    async def slow(asked: BadWorker, writer: asyncio.StreamWriter, body: bytes) -> None:
+        await gate.wait()
+        await status()(asked, writer, body)
+
+    async with bad_worker(worker_get_status=slow) as living:
+        await registry.register(worker(living.address))
+        first = asyncio.create_task(replicas[0].refresh())
+        await wait_until(lambda: living.requests, "the first run is under way")
+        others = [asyncio.create_task(r.refresh()) for r in replicas for _ in range(5)]
+        asyncio.get_running_loop().call_later(0.2, gate.set)
+        await asyncio.gather(first, *others)
+        assert len(living.requests) == 1
+        await replicas[1].refresh()
+        assert len(living.requests) == 2
+
+
+async def test_a_caller_that_goes_away_does_not_end_the_run_of_the_others(replica: Open, registry: Registry) -> None:
+    controller = replica()
+    async with bad_worker(worker_get_status=status("new")) as living:
+        await registry.register(worker(living.address))
+        impatient, patient = (asyncio.create_task(controller.refresh()) for _ in range(2))
+        await asyncio.sleep(0)
+        impatient.cancel()
+        await patient
+        assert await controller.list_models() == ["new"]
+
+
+async def test_a_worker_that_registers_during_a_refresh_is_not_removed_by_it(replica: Open, registry: Registry) -> None:
+    controller = replica()
+
+    async def registers_and_fails(asked: BadWorker, writer: asyncio.StreamWriter, body: bytes) -> None:
+        if len(asked.requests) == 2:
+            await registry.register(worker(asked.address, "since"))
+        await answers(b"", "500 Internal Server Error")(asked, writer, body)
+
+    async with bad_worker(worker_get_status=registers_and_fails) as restarted:
+        await registry.register(worker(restarted.address))
+        await controller.refresh()
+        assert await controller.list_models() == ["since"]
+
+
+async def test_an_older_answer_does_not_overwrite_a_newer_registration(replica: Open, registry: Registry) -> None:
+    controller = replica()
+
+    async def registers_and_tells_the_old(asked: BadWorker, writer: asyncio.StreamWriter, body: bytes) -> None:
+        await registry.register(worker(asked.address, "since"))
+        await status("before")(asked, writer, body)
+
+    async with bad_worker(worker_get_status=registers_and_tells_the_old) as restarted:
+        await registry.register(worker(restarted.address))
+        await controller.refresh()
+        assert await controller.list_models() == ["since"]
+
+
+async def test_a_replica_that_died_during_a_refresh_holds_up_nobody_for_long(
+    replica: Open, store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(service, "_PROBE_PAUSE", 0.0)
+    controller = replica(probe_timeout=0.01)
+    lock = store.registry().refresh_lock(60.0)  # of a replica that will not release it
+    assert await lock.acquire()
+    assert 50_000 < await store.client.pttl(keys.refresh(store.namespace)) <= 60_000
+    async with asyncio.timeout(10):
+        await controller.refresh()
+    assert await lock.held()
+    await lock.release()
+
+
+async def test_workers_not_reached_in_time_are_left_as_they_are(
+    replica: Open, registry: Registry, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(service, "_MAX_PROBES_AT_ONCE", 1)
+    controller = replica(probe_timeout=0.05)
+    async with bad_worker(worker_get_status=hangs) as hanging, bad_worker(worker_get_status=status()) as living:
+        await registry.register(worker(living.address))
+        for i in range(30):
+            await registry.register(worker(f"{hanging.address.replace('127.0.0.1', 'localhost')}/{i}"))
+        await controller.refresh()
+        assert 1 < len(await controller.list_workers()) < 31
+
+
+async def test_closing_ends_a_refresh(replica: Open, registry: Registry, store: Store) -> None:
+    controller = replica(probe_timeout=60.0)
+    async with bad_worker(worker_get_status=hangs) as hanging:
+        await registry.register(worker(hanging.address))
+        refresh = asyncio.create_task(controller.refresh())
+        await wait_until(lambda: hanging.open, "the probe hangs")
+        await controller.close()
+        with pytest.raises(asyncio.CancelledError):
+            await refresh
+    assert not await store.client.exists(f"{{{store.namespace}}}:refresh")
