@@ -161,10 +161,11 @@ def serve_app(kind: str, port: int, data_dir: Path | None) -> None:
     from starlette.requests import Request
     from starlette.responses import JSONResponse
 
+    from controller.metrics import Metrics
     from controller.server import uvicorn_options
     from controller.settings import Settings
     from controller.store.embedded import EmbeddedStore
-    from controller.web.app import HotPath, create_app
+    from controller.web.app import HotPath, build_app, create_controller
 
     async def echo(request: Request) -> JSONResponse:
         return JSONResponse({"address": (await request.json())["model"]})
@@ -182,7 +183,8 @@ def serve_app(kind: str, port: int, data_dir: Path | None) -> None:
             store = resources.enter_context(EmbeddedStore(data_dir or Path("data")))
 
             def factory() -> HotPath:
-                routed = create_app(settings, store.url)
+                metrics = Metrics()
+                routed = build_app(create_controller(settings, store.url, metrics), metrics)
                 assert isinstance(routed, HotPath)
                 return HotPath({}, routed._app)
 

@@ -19,6 +19,7 @@ class Metrics:
         dispatches = self._counter("dispatches", "Answers to requests for a worker.", "outcome")
         self.dispatches_chosen = dispatches.labels("chosen")
         self.dispatches_no_worker = dispatches.labels("no_worker")
+        self.dispatches_degraded = dispatches.labels("degraded")
         self.dispatches_store_unavailable = dispatches.labels("store_unavailable")
         self.dispatch_batches = self._counter("dispatch_batches", "Calls to the store that chose workers.")
         heartbeats = self._counter("heartbeats", "Heartbeats received.", "outcome")
@@ -29,6 +30,7 @@ class Metrics:
         self.removals = self._counter("removals", "Workers removed.", "reason")
         self.streams = self._counter("streams", "Streams forwarded.", "outcome")
         self.store_failures = self._counter("store_failures", "Calls that the store did not serve.")
+        self.store_outages = self._counter("store_outages", "Times that the store stopped serving.")
 
     def _counter(self, name: str, text: str, *labels: str) -> Counter:
         return Counter(f"controller_{name}", text, labels, registry=self._registry)

@@ -12,6 +12,7 @@ import socket
 import tempfile
 from collections.abc import Mapping
 from functools import partial
+from math import ceil
 from pathlib import Path
 from types import FrameType
 from typing import Any, Final, NoReturn
@@ -22,12 +23,17 @@ from uvicorn.supervisors import Multiprocess
 
 from controller import __version__
 from controller.domain.errors import SettingsError
+from controller.metrics import Metrics
+from controller.service import Controller
 from controller.settings import DEFAULT_DATA_DIR, Settings
 from controller.store.embedded import EmbeddedStore
-from controller.web.app import create_app
+from controller.store_url import StoreKind, parse_store_url
+from controller.web.app import build_app, create_controller
 from controller.web.protocol import BoundedProtocol
 
 logger = logging.getLogger("controller.server")
+
+_LAST_WORDS: Final = 1.0  # that streams have, once they are broken off, to say so
 
 
 def serve(settings: Settings) -> None:
@@ -76,7 +82,7 @@ def uvicorn_options(settings: Settings) -> dict[str, Any]:
         "date_header": False,
         "proxy_headers": False,
         "timeout_keep_alive": 75,  # longer than clients' pools keep a connection idle, so that they close first
-        "timeout_graceful_shutdown": 10,
+        "timeout_graceful_shutdown": ceil(settings.shutdown_timeout + _LAST_WORDS),  # uvicorn takes whole seconds
     }
 
 
@@ -122,24 +128,75 @@ _HINTS: Final[Mapping[int, str]] = {
 
 def replica(settings: Settings, store_url: str, metrics_dir: Path | None) -> ASGIApp:
     """The application of one replica; in a child process, one that ends with its parent."""
+    metrics = Metrics(metrics_dir)
+    controller = create_controller(settings, store_url, metrics)
+    departure = _Departure(settings, controller)
     parent = multiprocessing.parent_process()
     if parent is not None:
-        loop = asyncio.get_running_loop()
-        loop.add_reader(parent.sentinel, _parent_died, loop, parent.sentinel)
-    return create_app(settings, store_url, metrics_dir)
+        departure.follow(parent.sentinel)
+    return build_app(controller, metrics)
 
 
-def _parent_died(loop: asyncio.AbstractEventLoop, sentinel: int) -> None:
-    loop.remove_reader(sentinel)
-    logger.error("The process that started this replica is gone; ending too, so that it can be started anew.")
-    signal.raise_signal(signal.SIGTERM)
+class _Departure:
+    """Ends a replica in steps, once uvicorn's handlers of signals are in place.
+
+    SIGTERM: /readyz is 503 while all else is served; after the shutdown delay uvicorn closes the port and waits for
+    what is under way; streams that take longer than the shutdown timeout are broken off, with a last frame. Another
+    SIGTERM, SIGINT and the death of the parent leave out the delay.
+    """
+
+    def __init__(self, settings: Settings, controller: Controller) -> None:
+        self._settings = settings
+        self._controller = controller
+        self._loop = asyncio.get_running_loop()
+        self._leaving = False
+        self._ending: asyncio.Task[None] | None = None
+        self._uvicorn = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
+        for number in self._uvicorn:
+            signal.signal(number, self._signalled)
+
+    def follow(self, sentinel: int) -> None:
+        """End when the process does whose end this file descriptor tells of."""
+        self._loop.add_reader(sentinel, self._parent_died, sentinel)
+
+    def _parent_died(self, sentinel: int) -> None:
+        self._loop.remove_reader(sentinel)
+        logger.error("The process that started this replica is gone; ending too, so that it can be started anew.")
+        self._end(signal.SIGTERM)
+
+    def _signalled(self, number: int, _frame: FrameType | None) -> None:
+        # A signal's handler runs between any two instructions of the loop's thread: leave the work to the loop.
+        self._loop.call_soon_threadsafe(self._leave, number)
+
+    def _leave(self, number: int) -> None:
+        if self._leaving or number == signal.SIGINT:
+            self._end(number)
+            return
+        self._leaving = True
+        self._controller.leave()
+        logger.info("Shutting down: serving for %g s more.", self._settings.shutdown_delay)
+        self._loop.call_later(self._settings.shutdown_delay, self._end, number)
+
+    def _end(self, number: int) -> None:
+        if self._ending is None:
+            self._ending = self._loop.create_task(self._break_off())
+        self._controller.end_patience()
+        handler = self._uvicorn[signal.Signals(number)]
+        if callable(handler):
+            handler(number, None)
+
+    async def _break_off(self) -> None:
+        await asyncio.sleep(self._settings.shutdown_timeout)
+        await self._controller.end_streams()
 
 
 def _store(settings: Settings, resources: contextlib.ExitStack) -> tuple[str, str]:
     """The URL of the store to use, and how to call it in the log."""
-    if settings.redis_url is not None:
-        return settings.redis_url, "Redis as named by --redis-url"  # the URL may have a password in it
-    store = resources.enter_context(EmbeddedStore(settings.data_dir or DEFAULT_DATA_DIR))
+    named = parse_store_url(settings.redis_url or "embedded://")
+    if settings.redis_url is not None and named.kind is not StoreKind.EMBEDDED:
+        return settings.redis_url, f"store {named}"  # written without the password
+    data_dir = Path(named.path) if named.path else settings.data_dir or DEFAULT_DATA_DIR
+    store = resources.enter_context(EmbeddedStore(data_dir))
     return store.url, f"embedded store (process {store.pid}) in {store.data_dir}"
 
 

@@ -1,19 +1,23 @@
 """The use cases of a replica, one method each. Knows neither HTTP nor Redis."""
 
 import asyncio
+import contextlib
 import logging
 import random
 import time
 from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
 from contextlib import aclosing
-from typing import Final, TypeVar
+from typing import Final, Generic, NamedTuple, TypeVar
 
 from controller.coalescer import Coalescer
 from controller.domain.dispatch import DispatchMethod
-from controller.domain.errors import NoWorker, StoreError, StoreRejection, WorkerError
+from controller.domain.errors import NoWorker, ShuttingDown, StoreError, WorkerError
 from controller.domain.worker import Registration, Worker, WorkerStatus, WorkerStatusTotal, total_status
+from controller.fallback import Fallback
 from controller.metrics import Metrics
+from controller.refresh import Refresher
 from controller.settings import Settings
+from controller.snapshot import Snapshot
 from controller.store.registry import Registry
 from controller.upstream.client import WorkerClient
 
@@ -21,18 +25,25 @@ logger = logging.getLogger("controller")
 
 Result = TypeVar("Result")
 
-_MAX_PROBES_AT_ONCE: Final = 256
 _RETRY_INTERVAL: Final = 0.25
-_PROBE_PAUSE: Final = 0.25
-_CALM: Final = 5.0
-_REFRESH_POLL: Final = 0.05
+
+
+class Found(NamedTuple, Generic[Result]):
+    """What was asked for.
+
+    snapshot_age is None if the store has said it; otherwise it was found in a snapshot so many seconds old.
+    """
+
+    value: Result
+    snapshot_age: float | None = None
 
 
 class Controller:
     """One replica: it keeps nothing that another could not know, so any replica can take any call.
 
-    Methods raise StoreUnavailable when the store does not serve, unless they say otherwise, and StoreRejection when
-    there is a bug in what we ask of it.
+    While the store does not serve, clients and operators are answered from a snapshot, as long as that is young enough.
+    Otherwise methods raise StoreUnavailable, unless they say something else, and StoreRejection when there is a bug in
+    what we ask of the store.
     """
 
     def __init__(self, settings: Settings, registry: Registry, workers: WorkerClient, metrics: Metrics) -> None:
@@ -40,24 +51,26 @@ class Controller:
         self._registry = registry
         self._workers = workers
         self._metrics = metrics
+        self._fallback = Fallback(settings, registry, metrics)
+        self._guard = self._fallback.guard
+        self._refresher = Refresher(self._guard, registry, workers, metrics, settings.probe_timeout)
         self._dispatch_batch = {
             DispatchMethod.SHORTEST_QUEUE: registry.dispatch_shortest_queue,
             DispatchMethod.LOTTERY: registry.dispatch_lottery,
         }[settings.dispatch_method]
-        self._dispatches: Coalescer[str, str] = Coalescer(self._dispatch_all)
+        self._dispatches: Coalescer[str, Found[str]] = Coalescer(self._dispatch_all)
         self._heartbeats: Coalescer[tuple[str, int], bool] = Coalescer(self._heartbeat_all, limit=64)
-        self._model_lists: Coalescer[bool | None, list[str]] = Coalescer(self._list_models_all)
-        self._refreshing: asyncio.Task[None] | None = None
-        self._store_failed_at: float | None = None  # since when, and
-        self._store_failed_last = 0.0  # when last
+        self._model_lists: Coalescer[bool | None, Found[list[str]]] = Coalescer(self._list_models_all)
+        self._leaving = False
+        self._patience_over = asyncio.Event()
 
     # Clients
 
-    async def dispatch(self, model: str) -> str:
+    async def dispatch(self, model: str) -> Found[str]:
         """Choose a worker for one request and book it; its address, or "" if the model has no live worker."""
         return await self._dispatches.submit(model)
 
-    async def list_models(self, multimodal: bool | None = None) -> list[str]:
+    async def list_models(self, multimodal: bool | None = None) -> Found[list[str]]:
         """The models of live workers, sorted: of all, of the multimodal ones (True) or of the others (False)."""
         return await self._model_lists.submit(multimodal)
 
@@ -67,7 +80,7 @@ class Controller:
         Raises NoWorker before the first frame if the model has no live worker, StreamBroken when the worker
         cannot be reached or breaks off.
         """
-        address = await self.dispatch(model)
+        address, _ = await self.dispatch(model)
         if not address:
             self._metrics.streams.labels("no_worker").inc()
             raise NoWorker(f"No live worker serves the model {model[:100]!r}.")
@@ -99,6 +112,7 @@ class Controller:
             status = await self._workers.status(name)
         registration = Registration(name, status, check_heart_beat, multimodal)
         new = await self._patiently(lambda: self._registry.register(registration))
+        self._fallback.tell_news()
         self._metrics.registrations.labels("new" if new else "again").inc()
         logger.info(
             "Registered %s worker %s: models %s, speed %s, queue length %s",
@@ -115,7 +129,7 @@ class Controller:
 
     async def remove(self, name: str) -> bool:
         """Remove a worker; whether it was registered."""
-        removed = await self._ask(self._registry.remove(name))
+        removed = await self._guard.insist(self._registry.remove, name)
         if removed:
             self._metrics.removals.labels("request").inc()
             logger.info("Removed worker %s, as requested.", name)
@@ -123,27 +137,38 @@ class Controller:
 
     # Operators and parents
 
-    async def list_workers(self) -> list[Worker]:
+    async def list_workers(self) -> Found[list[Worker]]:
         """All live workers, in order of name."""
-        return await self._ask(self._registry.list_workers())
+        try:
+            return Found((await self._guard.ask(self._registry.list_workers)).workers)
+        except StoreError as error:
+            return self._from_snapshot(error, lambda snapshot: snapshot.workers(time.monotonic()))
 
-    async def status(self) -> WorkerStatusTotal:
+    async def status(self) -> Found[WorkerStatusTotal]:
         """All live workers seen as one."""
-        return total_status(await self.list_workers())
+        workers, age = await self.list_workers()
+        return Found(total_status(workers), age)
 
     async def refresh(self) -> None:
-        """Ask all workers for their status: update those that answer, remove those that do not.
+        """Ask all workers for their status: update those that answer, remove those that do not."""
+        await self._refresher.refresh()
 
-        Calls that come while a refresh is under way, here or in another replica, share that one.
+    async def check(self) -> Found[str | None]:
+        """Whether this replica serves: None, or, if it does so from a snapshot, why.
+
+        Raises StoreUnavailable, saying why, if it does not; ShuttingDown if it soon will not.
         """
-        if self._refreshing is None:
-            self._refreshing = asyncio.create_task(self._refresh())
-            self._refreshing.add_done_callback(self._refreshed)
-        await asyncio.shield(self._refreshing)
+        if self._leaving:
+            raise ShuttingDown("This replica is shutting down. It answers what still comes; ask another.")
+        try:
+            return Found(await self._guard.ask(self._registry.check))
+        except StoreError as error:
+            reason = str(error)
+            return self._from_snapshot(error, lambda _: reason)
 
-    async def check(self) -> None:
-        """Raise StoreUnavailable, saying why, unless this replica can serve."""
-        await self._registry.check()
+    async def keep_snapshot_forever(self) -> None:
+        """Take snapshots, to go by when the store does not serve."""
+        await self._fallback.keep_forever()
 
     async def sweep_forever(self) -> None:
         """Tidy away lapsed workers again and again, out of step with the other replicas."""
@@ -151,38 +176,60 @@ class Controller:
         while True:
             await asyncio.sleep(interval * random.uniform(0.5, 1.5))  # noqa: S311 - to be out of step
             try:
-                removed = await self._ask(self._registry.sweep(interval))
+                removed = await self._guard.insist(self._registry.sweep, interval)  # a full store needs it most
             except StoreError:
-                continue  # _ask() has told of it
+                continue  # the guard has told of it
             if removed:
                 self._metrics.removals.labels("lapsed").inc(len(removed))
                 logger.warning("Removed workers whose heartbeat lapsed: %s", ", ".join(removed))
 
+    # The end
+
+    def leave(self) -> None:
+        """Say from now on that this replica is not ready, so that clients are sent to others. It serves as before."""
+        self._leaving = True
+
+    def end_patience(self) -> None:
+        """Answer the registrations that wait for the store: the replica will not be there when it is back."""
+        self._patience_over.set()
+
+    async def end_streams(self) -> None:
+        """Break off the streams that still go on; each ends as if its worker had broken it."""
+        await self._refresher.close()
+        await self._workers.close()
+
     async def close(self) -> None:
         """End what is under way and close all connections."""
-        if self._refreshing is not None:
-            self._refreshing.cancel()
-            await asyncio.wait([self._refreshing])
+        await self._refresher.close()
+        await self._fallback.close()
         await self._workers.close()
         await self._registry.close()
 
     # The calls behind the coalescers
 
-    async def _dispatch_all(self, models: Sequence[str]) -> list[str]:
+    async def _dispatch_all(self, models: Sequence[str]) -> list[Found[str]]:
         try:
-            addresses = await self._ask(self._dispatch_batch(models))
-        except StoreError:
-            self._metrics.dispatches_store_unavailable.inc(len(models))
-            raise
+            addresses = await self._guard.ask(self._dispatch_batch, models)
+        except StoreError as error:
+            return self._dispatch_degraded(models, error)
         without = addresses.count("")
         self._metrics.dispatch_batches.inc()
         self._metrics.dispatches_chosen.inc(len(addresses) - without)
         self._metrics.dispatches_no_worker.inc(without)
-        return addresses
+        return [Found(address) for address in addresses]
+
+    def _dispatch_degraded(self, models: Sequence[str], error: StoreError) -> list[Found[str]]:
+        try:
+            addresses, age = self._fallback.dispatch(models, error)
+        except StoreError:
+            self._metrics.dispatches_store_unavailable.inc(len(models))
+            raise
+        self._metrics.dispatches_degraded.inc(len(models))
+        return [Found(address, age) for address in addresses]
 
     async def _heartbeat_all(self, reports: Sequence[tuple[str, int]]) -> list[bool]:
         try:
-            known = await self._ask(self._registry.heartbeat(reports))
+            known = await self._guard.ask(self._registry.heartbeat, reports)
         except StoreError:
             self._metrics.heartbeats_store_unavailable.inc(len(reports))
             raise
@@ -190,109 +237,31 @@ class Controller:
         self._metrics.heartbeats_unknown.inc(len(known) - sum(known))
         return known
 
-    async def _list_models_all(self, kinds: Sequence[bool | None]) -> list[list[str]]:
-        lists = {kind: await self._ask(self._registry.list_models(kind)) for kind in set(kinds)}
+    async def _list_models_all(self, kinds: Sequence[bool | None]) -> list[Found[list[str]]]:
+        lists = {kind: await self._list_models(kind) for kind in set(kinds)}
         return [lists[kind] for kind in kinds]
 
-    # Refresh
-
-    def _refreshed(self, task: "asyncio.Task[None]") -> None:
-        self._refreshing = None
-        if not task.cancelled():
-            task.exception()  # those who waited have got it; if all of them went away, nobody need
-
-    async def _refresh(self) -> None:
-        bound = 2 * self._settings.probe_timeout + _PROBE_PAUSE + 1.0
-        lock = self._registry.refresh_lock(bound + 10.0)
-        if await self._ask(lock.acquire()):
-            try:
-                await self._refresh_all(bound)
-            finally:
-                await lock.release()
-            return
-        deadline = time.monotonic() + bound
-        while time.monotonic() < deadline and await self._ask(lock.held()):  # noqa: ASYNC110 - maybe held elsewhere
-            await asyncio.sleep(_REFRESH_POLL)
-
-    async def _refresh_all(self, bound: float) -> None:
-        """Probe all workers at once, for `bound` seconds at most; those not reached by then are left as they are."""
-        workers = await self.list_workers()
-        if not workers:
-            return
-        places = asyncio.Semaphore(_MAX_PROBES_AT_ONCE)
-        probes = {asyncio.create_task(self._probe(worker.name, places)): worker for worker in workers}
+    async def _list_models(self, kind: bool | None) -> Found[list[str]]:
         try:
-            done, _ = await asyncio.wait(probes, timeout=bound)
-        finally:
-            for probe in probes:
-                probe.cancel()
-        # _probe() turns every failure that it knows of into None; one that it does not know of is that worker's alone.
-        answers = [(probes[probe], None if probe.exception() else probe.result()) for probe in done]
-        silent = [worker for worker, status in answers if status is None]
-        if len(silent) > 1 and len(silent) == len(answers):
-            logger.error(
-                "Not one of %d workers answered a probe: more likely this controller's network is at fault than all "
-                "of them. None is removed; those that are dead will be, when their heartbeat lapses.",
-                len(silent),
-            )
-            return
-        for worker, status in answers:
-            await self._ask(self._refreshed_worker(worker, status))
-
-    async def _refreshed_worker(self, worker: Worker, status: WorkerStatus | None) -> None:
-        """Act on the answer to a probe, unless the worker has registered again since it was asked."""
-        if status is None:
-            if await self._registry.remove(worker.name, only_if=worker.registration):
-                self._metrics.removals.labels("refresh").inc()
-                logger.warning("Removed worker %s: it did not answer two probes.", worker.name)
-            return
-        registration = Registration(worker.name, status, worker.check_heart_beat, worker.multimodal)
-        await self._registry.register(registration, only_if=worker.registration)
-
-    async def _probe(self, name: str, places: asyncio.Semaphore) -> WorkerStatus | None:
-        """A worker's status, or None if it failed to tell it twice."""
-        async with places:
-            try:
-                return await self._workers.status(name)
-            except WorkerError as error:
-                logger.warning("A probe failed, trying once more: %s", error)
-            await asyncio.sleep(_PROBE_PAUSE)  # so that one blip does not fail both
-            try:
-                return await self._workers.status(name)
-            except WorkerError as error:
-                logger.warning("A probe failed twice: %s", error)
-            return None
-
-    # The store's bad days
-
-    async def _ask(self, call: Awaitable[Result]) -> Result:
-        """The result of a call to the store. The beginning and the end of its failing are logged, once each.
-
-        It may refuse some calls and serve others, so it is well again only after a while without a failure.
-        """
-        try:
-            result = await call
+            return Found(await self._guard.ask(self._registry.list_models, kind))
         except StoreError as error:
-            self._metrics.store_failures.inc()
-            self._store_failed_last = time.monotonic()
-            if self._store_failed_at is None:
-                self._store_failed_at = self._store_failed_last
-                # A rejection is a bug, or keys of ours hold what is not ours: where it happened is of interest.
-                logger.log(logging.ERROR, "%s", error, exc_info=isinstance(error, StoreRejection))
-            raise
-        if self._store_failed_at is not None and time.monotonic() - self._store_failed_last > _CALM:
-            failed_for = self._store_failed_last - self._store_failed_at
-            logger.warning("The store has served for %g s again; it failed for %.1f s before.", _CALM, failed_for)
-            self._store_failed_at = None
-        return result
+            return self._from_snapshot(error, lambda snapshot: snapshot.list_models(kind))
+
+    # While the store does not serve
+
+    def _from_snapshot(self, cause: StoreError, read: Callable[[Snapshot], Result]) -> Found[Result]:
+        """What is read from the snapshot. Raises `cause` if there is none to go by."""
+        snapshot, age = self._fallback.snapshot(cause)
+        return Found(read(snapshot), age)
 
     async def _patiently(self, call: Callable[[], Awaitable[Result]]) -> Result:
         """The result of a call that may be repeated, waiting for a store that does not serve."""
         deadline = time.monotonic() + self._settings.register_patience
         while True:
             try:
-                return await self._ask(call())
+                return await self._guard.ask(call)
             except StoreError:
-                if time.monotonic() + _RETRY_INTERVAL > deadline:
+                if self._patience_over.is_set() or time.monotonic() + _RETRY_INTERVAL > deadline:
                     raise
-            await asyncio.sleep(_RETRY_INTERVAL)
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(self._patience_over.wait(), _RETRY_INTERVAL)

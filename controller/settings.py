@@ -6,14 +6,22 @@ from dataclasses import Field, dataclass, field, fields
 from pathlib import Path
 from ssl import PROTOCOL_TLS_SERVER, SSLContext
 from typing import Any, Final
-from urllib.parse import urlsplit
 
 from controller.domain.dispatch import DispatchMethod
 from controller.domain.errors import SettingsError
+from controller.store_url import parse_store_url
 
 _NAMESPACE: Final = re.compile(r"[A-Za-z0-9._:-]{1,64}\Z")
 DEFAULT_DATA_DIR: Final = Path("controller-data")
 _MAX_REDIS_TIMEOUT: Final = 60.0
+_POSITIVE: Final = (
+    "heartbeat_expiration",
+    "worker_timeout",
+    "probe_timeout",
+    "redis_timeout",
+    "snapshot_interval",
+    "sweep_interval",
+)
 _LOG_LEVELS: Final = ("debug", "info", "warning", "error")
 
 
@@ -41,8 +49,9 @@ class Settings:
     ssl_certfile: Path | None = _setting(None, "The certificate for --ssl.", also=["SSL_CERTFILE"])
     redis_url: str | None = _setting(
         None,
-        "The Redis that holds the registry: redis://host:6379/0, rediss://..., unix:///path. Without it, a server of "
-        "our own is started under --data-dir.",
+        "The Redis that holds the registry: redis://host:6379/0, rediss://..., unix:///path, "
+        "redis+sentinel://h1,h2,h3/master, redis+cluster://h1,h2 (rediss+... for TLS); or embedded://, which is the "
+        "default: a server of our own, under --data-dir. With a password in it, give it as the variable.",
     )
     namespace: str = _setting("controller", "Separates clusters that share one Redis.")
     heartbeat_expiration: float = _setting(
@@ -58,21 +67,31 @@ class Settings:
         also=["FASTCHAT_WORKER_API_TIMEOUT"],
     )
     probe_timeout: float = _setting(5.0, "How long a worker may take to tell its status.")
-    redis_timeout: float = _setting(1.0, "How long the store may take to answer one call; it is tried twice.")
+    redis_timeout: float = _setting(
+        0.25, "How long a call to the store may take; then dispatch goes on from a snapshot, until the store is back."
+    )
+    snapshot_interval: float = _setting(1.0, "How often the snapshot is taken; with thousands of workers, less often.")
     register_patience: float = _setting(
         90.0, "How long a registration waits for the store to come back before it is answered 503."
     )
     sweep_interval: float = _setting(10.0, "How often workers whose heartbeat lapsed are tidied away.")
+    shutdown_delay: float = _setting(
+        2.0, "How long SIGTERM lets a replica serve on while /readyz says 503, for load balancers to see it."
+    )
+    shutdown_timeout: float = _setting(
+        30.0, "How long requests and streams may then take to end, before they are broken off."
+    )
     log_level: str = _setting("info", "How much is logged to standard error.", choices=_LOG_LEVELS)
 
     def __post_init__(self) -> None:
-        for name in ("heartbeat_expiration", "worker_timeout", "probe_timeout", "redis_timeout", "sweep_interval"):
+        for name in _POSITIVE:
             if not 0.001 <= getattr(self, name) <= 10**7:
                 raise SettingsError(f"{flag(name)} must be a positive number of seconds, not {getattr(self, name)}.")
         if self.redis_timeout > _MAX_REDIS_TIMEOUT:
             raise SettingsError(f"--redis-timeout must be at most {_MAX_REDIS_TIMEOUT:g} s, not {self.redis_timeout}.")
-        if not 0 <= self.register_patience <= 10**7:
-            raise SettingsError(f"--register-patience must be 0 or more seconds, not {self.register_patience}.")
+        for name in ("register_patience", "shutdown_delay", "shutdown_timeout"):
+            if not 0 <= getattr(self, name) <= 10**7:
+                raise SettingsError(f"{flag(name)} must be 0 or more seconds, not {getattr(self, name)}.")
         if not 0 <= self.port <= 65535:
             raise SettingsError(f"--port must be from 0 to 65535, not {self.port}.")
         if not 1 <= self.replicas <= 256:
@@ -105,37 +124,13 @@ class Settings:
             ) from error
 
     def _check_store(self) -> None:
-        if self.redis_url is None:
-            return
-        if self.data_dir is not None:
+        if self.redis_url is not None and self.data_dir is not None:
             raise SettingsError(
                 "--redis-url and --data-dir exclude each other: a data directory is for the embedded store, which is "
                 "not started when a Redis is named. Drop one of the two."
             )
-        if not _usable_redis_url(self.redis_url):
-            raise SettingsError(
-                "--redis-url must look like redis://[:password@]host[:port][/number], rediss://... or "
-                "unix:///path/to/socket, and have no options behind a question mark."
-            )
-
-
-def _usable_redis_url(url: str) -> bool:
-    try:
-        parts = urlsplit(url)
-        port = parts.port
-    except ValueError:
-        return False
-    if parts.query or parts.fragment or url != url.strip():
-        return False
-    if parts.scheme == "unix":
-        return not parts.netloc and len(parts.path) > 1
-    database = parts.path.removeprefix("/")
-    return (
-        parts.scheme in ("redis", "rediss")
-        and bool(parts.hostname)
-        and port != 0
-        and (not database or bool(re.fullmatch(r"[0-9]{1,6}", database)))
-    )
+        if self.redis_url is not None:
+            parse_store_url(self.redis_url)
 
 
 def _no_password() -> str:

@@ -1,29 +1,44 @@
 --[[
-  Every live worker with all that is known of it, at one instant. Walks over all workers.
+  Live workers with all that is known of them, some at a time, so that no call holds up the dispatches for long. A
+  worker that is there all the while is met at least once, maybe twice; what is told of it was so at the instant of the
+  call.
 
   Input:
     KEYS[1]  '{<ns>}' the namespace
+    ARGV[1]  '0' to begin; then the place at which the call before ended
+    ARGV[2]  about how many workers are looked at
 
   Output:
-    an array with one array a worker, in order of name:
-      [1]  name
-      [2]  models, a JSON array
-      [3]  speed
-      [4]  queue length
-      [5]  '1' if it is multimodal, else '0'
-      [6]  '1' if it must send heartbeats, else '0'
-      [7]  number of its registration
-      [8]  age of its last heartbeat or registration in milliseconds
-      [9]  milliseconds until it expires; -1 for a worker that need not send heartbeats
+    an array:
+      [1]  the place at which to go on; '0' when all were met
+      [2]  the number of registrations and requested dispatches so far
+      [3]  an array with one array a worker, in no order:
+             [1]  name
+             [2]  models, a JSON array
+             [3]  speed
+             [4]  queue length
+             [5]  '1' if it is multimodal, else '0'
+             [6]  '1' if it must send heartbeats, else '0'
+             [7]  number of its registration
+             [8]  age of its last heartbeat or registration in milliseconds
+             [9]  milliseconds until it expires; -1 for a worker that need not send heartbeats
+    error 'INVALID …' if an argument cannot be
 ]]
 --- @include "key"
 --- @include "now"
+--- @include "whole_number"
+local place, count = ARGV[1], whole_number(ARGV[2], 1)
+if not place:match("^%d+$") or not count then
+  return redis.error_reply("INVALID arguments")
+end
+
 local time = now()
-local names = redis.call("ZRANGE", key("workers"), 0, -1)
-table.sort(names)
+local step = redis.call("ZSCAN", key("workers"), place, "COUNT", count)
+local members = step[2] -- names and scores by turns
 
 local workers = {}
-for _, name in ipairs(names) do
+for i = 1, #members, 2 do
+  local name = members[i]
   local expires_in = redis.call("PTTL", key("heartbeat", name)) -- -2: there is no such key
   local fields = redis.call("HMGET", key("worker", name),
     "models", "speed", "queue_length", "multimodal", "check_heart_beat", "registration", "heartbeat_at")
@@ -34,4 +49,4 @@ for _, name in ipairs(names) do
     }
   end
 end
-return workers
+return { tostring(step[1]), tonumber(redis.call("GET", key("sequence")) or 0), workers }

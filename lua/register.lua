@@ -12,14 +12,15 @@
     ARGV[3]  speed, greater than 0
     ARGV[4]  queue length
     ARGV[5]  '1' if it is multimodal, else '0'
-    ARGV[6]  do it only if this is still the worker's registration; '' to do it in any case
+    ARGV[6]  do it only if this is still the worker's registration; '0' to do it only if the worker is not alive; '' to
+             do it in any case
     ARGV[7]  its models, a JSON array of distinct strings
     ARGV[8…] for each model, in order, a draw from the exponential distribution of mean 1
 
   Output:
      1  a worker that was not alive before
      0  a worker that was alive already
-    -1  nothing was done: the worker has registered again or is gone (only with ARGV[6])
+    -1  nothing was done: the worker has registered again or is gone; with '0', it is alive (only with ARGV[6])
     error 'INVALID …' if an argument cannot be; nothing was done
 ]]
 --- @include "alive"
@@ -69,7 +70,8 @@ end
 
 local was_alive = alive(name)
 if expected_registration ~= "" then
-  if not was_alive or redis.call("HGET", worker, "registration") ~= expected_registration then
+  local current_registration = was_alive and redis.call("HGET", worker, "registration") or "0"
+  if current_registration ~= expected_registration then
     return -1
   end
 end

@@ -73,7 +73,8 @@ class Store:
     """A server to test on, in a namespace of the test's own."""
 
     kind: str
-    client: Redis
+    client: Redis  # the registry's
+    aside: Redis  # the test's own: what it does is not disturbed when a replica drops its connections
     namespace: str
 
     @property
@@ -95,12 +96,14 @@ class Store:
 async def open_store(request: pytest.FixtureRequest, kind: str) -> AsyncIterator[Store]:
     namespace = f"test-{next(_namespaces)}"
     if kind == "fakeredis":
-        client: Redis = fakeredis.FakeAsyncRedis(decode_responses=True)
+        server = fakeredis.FakeServer()
+        client, aside = (fakeredis.FakeAsyncRedis(server=server, decode_responses=True) for _ in range(2))
     else:
-        client = connect(request.getfixturevalue(f"{kind.replace('-', '_')}_url"), timeout=5.0)
+        url = request.getfixturevalue(f"{kind.replace('-', '_')}_url")
+        client, aside = (connect(url, timeout=5.0) for _ in range(2))
     await wait_until(lambda: answers(client), f"{kind} answers")
     try:
-        yield Store(kind, client, namespace)
+        yield Store(kind, client, aside, namespace)
         state = await check_invariants(client, namespace)
         registry = Registry(client, namespace, 90.0)
         for name in state.hashes:
@@ -108,6 +111,7 @@ async def open_store(request: pytest.FixtureRequest, kind: str) -> AsyncIterator
         await check_nothing_leaks(client, namespace)
     finally:
         await client.aclose()
+        await aside.aclose()
 
 
 async def answers(client: Redis) -> bool:
@@ -138,13 +142,14 @@ Open = Callable[..., Controller]
 @pytest.fixture
 async def replica(store: Store) -> AsyncIterator[Open]:
     """Opens replicas on the store."""
-    workers: list[WorkerClient] = []
+    opened: list[Controller] = []
 
     def open_replica(registry: Registry | None = None, **changed: object) -> Controller:
         settings = Settings(**{"probe_timeout": 0.5, "sweep_interval": 0.01, "register_patience": 5.0, **changed})
-        workers.append(WorkerClient(settings.probe_timeout, settings.worker_timeout))
-        return Controller(settings, registry or store.registry(), workers[-1], Metrics())
+        workers = WorkerClient(settings.probe_timeout, settings.worker_timeout)
+        opened.append(Controller(settings, registry or store.registry(), workers, Metrics()))
+        return opened[-1]
 
     yield open_replica
-    for client in workers:
-        await client.close()
+    for controller in opened:
+        await controller.close()

@@ -41,7 +41,7 @@ async def whole_state(client: Redis, namespace: str) -> WholeState:
         elif kind in TTL_KINDS:
             assert await client.pttl(key) != -1, f"{key} would stay for ever"
         else:
-            assert key == f"{{{namespace}}}:sequence", f"{key} is a key of no known kind"
+            assert key in (f"{{{namespace}}}:sequence", f"{{{namespace}}}:schema"), f"{key} is a key of no known kind"
     return state
 
 

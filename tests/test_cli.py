@@ -42,7 +42,10 @@ VALUES: dict[str, tuple[str, Any]] = {
     "probe_timeout": ("2", 2.0),
     "redis_timeout": ("0.5", 0.5),
     "register_patience": ("10", 10.0),
+    "snapshot_interval": ("3", 3.0),
     "sweep_interval": ("5", 5.0),
+    "shutdown_delay": ("0", 0.0),
+    "shutdown_timeout": ("7", 7.0),
     "log_level": ("debug", "debug"),
 }
 

@@ -5,7 +5,7 @@ import time
 
 import pytest
 
-from controller import service
+from controller import refresh
 from controller.domain.worker import WorkerStatus
 from controller.store import keys
 from controller.store.registry import Registry
@@ -27,7 +27,7 @@ async def test_refresh_updates_the_living_and_removes_the_dead(replica: Open, re
         await registry.register(worker(living.address, "old", multimodal=True, check_heart_beat=False))
         await registry.register(worker("http://127.0.0.1:1"))
         await controller.refresh()
-        [known] = await controller.list_workers()
+        [known] = (await controller.list_workers()).value
         assert known.status == WorkerStatus(("new",), 1, 9)
         assert (known.name, known.multimodal, known.check_heart_beat) == (living.address, True, False)
         assert len(living.requests) == 1
@@ -36,7 +36,7 @@ async def test_refresh_updates_the_living_and_removes_the_dead(replica: Open, re
 async def test_refresh_of_nobody(replica: Open) -> None:
     controller = replica()
     await controller.refresh()
-    assert await controller.list_workers() == []
+    assert (await controller.list_workers()).value == []
 
 
 async def test_a_failed_probe_is_tried_once_more(replica: Open, registry: Registry) -> None:
@@ -45,7 +45,7 @@ async def test_a_failed_probe_is_tried_once_more(replica: Open, registry: Regist
         await registry.register(worker(shaky.address))
         await controller.refresh()
         assert len(shaky.requests) == 2
-        assert await controller.list_models() == ["after-all"]
+        assert (await controller.list_models()).value == ["after-all"]
 
 
 async def test_a_worker_whose_probe_fails_as_no_other_spoils_nothing(
@@ -64,7 +64,7 @@ async def test_a_worker_whose_probe_fails_as_no_other_spoils_nothing(
         await registry.register(worker(A))
         await registry.register(worker(living.address))
         await controller.refresh()
-        assert await controller.list_models() == ["new"]
+        assert (await controller.list_models()).value == ["new"]
 
 
 async def test_when_all_of_several_fail_nobody_is_removed(
@@ -74,14 +74,14 @@ async def test_when_all_of_several_fail_nobody_is_removed(
     for port in (1, 2, 3):
         await registry.register(worker(f"http://127.0.0.1:{port}"))
     await controller.refresh()
-    assert len(await controller.list_workers()) == 3
+    assert len((await controller.list_workers()).value) == 3
     assert "None is removed" in caplog.text
     await registry.remove("http://127.0.0.1:1")
     await controller.refresh()
-    assert len(await controller.list_workers()) == 2, "two are several"
+    assert len((await controller.list_workers()).value) == 2, "two are several"
     await registry.remove("http://127.0.0.1:2")
     await controller.refresh()
-    assert await controller.list_workers() == [], "one alone is no evidence against us"
+    assert (await controller.list_workers()).value == [], "one alone is no evidence against us"
 
 
 async def test_hanging_workers_are_probed_at_once_and_hold_up_nobody(replica: Open, registry: Registry) -> None:
@@ -93,11 +93,11 @@ async def test_hanging_workers_are_probed_at_once_and_hold_up_nobody(replica: Op
         started = time.monotonic()
         refresh = asyncio.create_task(controller.refresh())
         await wait_until(lambda: hanging.open == 40, "all are being probed at the same time")
-        assert await controller.dispatch("hanging") != "", "the registry is never empty meanwhile"
+        assert (await controller.dispatch("hanging")).value != "", "the registry is never empty meanwhile"
         assert not refresh.done()
         await refresh
         assert time.monotonic() - started < 41 * 0.5, "not one after the other"
-        assert [known.name for known in await controller.list_workers()] == [living.address]
+        assert [known.name for known in (await controller.list_workers()).value] == [living.address]
 
 
 async def test_refreshes_at_the_same_time_share_one_run_also_across_replicas(replica: Open, registry: Registry) -> None:
@@ -128,7 +128,7 @@ async def test_a_caller_that_goes_away_does_not_end_the_run_of_the_others(replic
         await asyncio.sleep(0)
         impatient.cancel()
         await patient
-        assert await controller.list_models() == ["new"]
+        assert (await controller.list_models()).value == ["new"]
 
 
 async def test_a_worker_that_registers_during_a_refresh_is_not_removed_by_it(replica: Open, registry: Registry) -> None:
@@ -142,7 +142,7 @@ async def test_a_worker_that_registers_during_a_refresh_is_not_removed_by_it(rep
     async with bad_worker(worker_get_status=registers_and_fails) as restarted:
         await registry.register(worker(restarted.address))
         await controller.refresh()
-        assert await controller.list_models() == ["since"]
+        assert (await controller.list_models()).value == ["since"]
 
 
 async def test_an_older_answer_does_not_overwrite_a_newer_registration(replica: Open, registry: Registry) -> None:
@@ -155,13 +155,13 @@ async def test_an_older_answer_does_not_overwrite_a_newer_registration(replica: 
     async with bad_worker(worker_get_status=registers_and_tells_the_old) as restarted:
         await registry.register(worker(restarted.address))
         await controller.refresh()
-        assert await controller.list_models() == ["since"]
+        assert (await controller.list_models()).value == ["since"]
 
 
 async def test_a_replica_that_died_during_a_refresh_holds_up_nobody_for_long(
     replica: Open, store: Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(service, "_PROBE_PAUSE", 0.0)
+    monkeypatch.setattr(refresh, "_PROBE_PAUSE", 0.0)
     controller = replica(probe_timeout=0.01)
     lock = store.registry().refresh_lock(60.0)  # of a replica that will not release it
     assert await lock.acquire()
@@ -175,14 +175,14 @@ async def test_a_replica_that_died_during_a_refresh_holds_up_nobody_for_long(
 async def test_workers_not_reached_in_time_are_left_as_they_are(
     replica: Open, registry: Registry, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(service, "_MAX_PROBES_AT_ONCE", 1)
+    monkeypatch.setattr(refresh, "_MAX_PROBES_AT_ONCE", 1)
     controller = replica(probe_timeout=0.05)
     async with bad_worker(worker_get_status=hangs) as hanging, bad_worker(worker_get_status=status()) as living:
         await registry.register(worker(living.address))
         for i in range(30):
             await registry.register(worker(f"{hanging.address.replace('127.0.0.1', 'localhost')}/{i}"))
         await controller.refresh()
-        assert 1 < len(await controller.list_workers()) < 31
+        assert 1 < len((await controller.list_workers()).value) < 31
 
 
 async def test_closing_ends_a_refresh(replica: Open, registry: Registry, store: Store) -> None:

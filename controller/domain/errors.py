@@ -6,8 +6,10 @@
     ├── SettingsError           the process cannot start with these settings
     ├── StoreError              the store did not do what it was asked
     │   ├── StoreUnavailable    no answer, or an answer that says "not now"; the call may be repeated
+    │   │   └── StoreIncompatible   another version of this program keeps its registry there
     │   ├── StoreRejection      the store will not have a call, now or ever: a mistake of ours, or foreign data
     │   └── EmbeddedStoreError  the embedded server cannot be started
+    ├── ShuttingDown            this replica is about to end; another will serve
     ├── ControllerUnreachable   there is no controller of ours at an address
     ├── NoWorker                no live worker serves the model that was asked for
     └── WorkerError             a worker did not do what it was asked
@@ -66,6 +68,12 @@ class StoreUnavailable(StoreError):
     code = "store_unavailable"
 
 
+class StoreIncompatible(StoreUnavailable):
+    """The store holds the registry of a version of this program that lays out its keys in another way."""
+
+    code = "store_incompatible"
+
+
 class StoreRejection(StoreError):
     """The store does not accept a call: a mistake in this program, or keys that hold what is not ours."""
 
@@ -76,6 +84,12 @@ class EmbeddedStoreError(StoreError):
     """The embedded server cannot be started, or not on this data directory."""
 
     code = "embedded_store"
+
+
+class ShuttingDown(ControllerError):
+    """This replica is about to end, and says so before it does."""
+
+    code = "shutting_down"
 
 
 class ControllerUnreachable(ControllerError):

@@ -1,29 +1,109 @@
 """Connects to Redis: the one module that knows what kind of Redis it is and how patient to be with it."""
 
-from redis.asyncio import BlockingConnectionPool, Redis
+from typing import Any, Final, TypeAlias
+
+from redis.asyncio import ConnectionPool, Redis, RedisCluster, Sentinel
+from redis.asyncio.cluster import ClusterNode
+from redis.asyncio.connection import Connection, SSLConnection, UnixDomainSocketConnection
 from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
 from redis.exceptions import ConnectionError as RedisConnectionError
-from redis.exceptions import TimeoutError as RedisTimeoutError
 
-MAX_CONNECTIONS = 32
+from controller.store_url import StoreKind, StoreUrl, parse_store_url
+
+# One server, by whatever way its address is found, or a Cluster: both run scripts and take single commands.
+StoreClient: TypeAlias = Redis | RedisCluster
+
+MAX_CONNECTIONS: Final = 48  # to one server; the registry makes fewer calls at once
 
 
-def connect(url: str, timeout: float) -> "Redis":
-    """A client for `redis://`, `rediss://` or `unix://`; it connects when it is first used.
+def connect(url: str, timeout: float) -> StoreClient:
+    """A client for a store's URL; it connects when it is first used.
 
-    Every property that differs between versions of redis-py is set here. A call that got no answer within `timeout`
-    seconds, or whose connection broke, is sent once more on a fresh connection: all scripts stand being run twice.
+    Every property that differs between versions of redis-py is set here. A call whose connection broke is sent once
+    more on a fresh one: all scripts stand being run twice. `timeout` is in seconds, for the wait for one answer and
+    for one connection to be made. It is no bound of a call as a whole: the registry has one. Where several servers may
+    have to be asked before one is found that answers, each gets a part of it.
     """
-    pool: BlockingConnectionPool = BlockingConnectionPool.from_url(
-        url,
-        max_connections=MAX_CONNECTIONS,  # calls beyond it wait for a connection,
-        timeout=timeout,  # so long
-        socket_timeout=timeout,
-        socket_connect_timeout=timeout,
-        retry=Retry(NoBackoff(), retries=1, supported_errors=(RedisConnectionError, RedisTimeoutError)),
-        health_check_interval=0,
-        decode_responses=True,
-        protocol=2,
+    store = parse_store_url(url)
+    if store.kind is StoreKind.SENTINEL:
+        return _by_sentinel(store, timeout)
+    if store.kind is StoreKind.CLUSTER:
+        return _cluster(store, timeout)
+    return _single(store, timeout)
+
+
+def _single(store: StoreUrl, timeout: float) -> Redis:
+    options = _options(store, timeout)
+    if store.path:
+        return Redis.from_pool(
+            ConnectionPool(UnixDomainSocketConnection, MAX_CONNECTIONS, path=store.path, retry=_retry(), **options)
+        )
+    [(host, port)] = store.hosts
+    return Redis.from_pool(
+        ConnectionPool(
+            SSLConnection if store.tls else Connection,
+            MAX_CONNECTIONS,
+            host=host,
+            port=port,
+            db=store.database,
+            retry=_retry(),
+            **options,
+        )
     )
-    return Redis.from_pool(pool)
+
+
+def _by_sentinel(store: StoreUrl, timeout: float) -> Redis:
+    """The master's address is asked of the Sentinels for each new connection."""
+    each = timeout / (len(store.hosts) + 1)
+    credentials = {"username": store.sentinel_username, "password": store.sentinel_password}
+    sentinels = Sentinel(  # type: ignore[no-untyped-call]
+        store.hosts,
+        sentinel_kwargs={
+            **_options(store, each),
+            **credentials,
+            "retry": Retry(NoBackoff(), retries=0),
+            "ssl": store.tls,
+        },
+        **_options(store, timeout),
+    )
+    client: Redis = sentinels.master_for(
+        store.master, db=store.database, retry=_retry(), max_connections=MAX_CONNECTIONS, ssl=store.tls
+    )
+    return client
+
+
+def _cluster(store: StoreUrl, timeout: float) -> RedisCluster:
+    return RedisCluster(
+        startup_nodes=[ClusterNode(host, port) for host, port in store.hosts],
+        dynamic_startup_nodes=False,  # those that were named stay the ones to begin with: their names may be DNS names
+        require_full_coverage=False,  # all our keys are in one slot
+        max_connections=MAX_CONNECTIONS,
+        retry=_retry(),
+        ssl=store.tls,
+        **_options(store, timeout / 2),
+    )
+
+
+def _options(store: StoreUrl, timeout: float) -> dict[str, Any]:
+    return {
+        "username": store.username,
+        "password": store.password,
+        "socket_timeout": timeout,
+        "socket_connect_timeout": timeout,
+        "health_check_interval": 0,
+        "decode_responses": True,
+        "protocol": 2,
+    }
+
+
+def _retry() -> Retry:
+    return Retry(NoBackoff(), retries=1, supported_errors=(RedisConnectionError,))
+
+
+async def reconnect(client: StoreClient) -> None:
+    """Drop the connections that are idle, so that the next call finds out anew where the master is."""
+    if isinstance(client, RedisCluster):
+        await client.aclose()  # it learns the nodes again when it is next used
+    else:
+        await client.connection_pool.disconnect(inuse_connections=False)

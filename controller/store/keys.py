@@ -60,6 +60,11 @@ def check(name: str) -> str:
     return f"{{{name}}}:check"
 
 
+def schema(name: str) -> str:
+    """STRING: the version of this layout of keys; replicas that work with another do not serve."""
+    return f"{{{name}}}:schema"
+
+
 def refresh(name: str) -> str:
     """STRING with a TTL: the lock of the replica that is asking all workers for their status."""
     return f"{{{name}}}:refresh"

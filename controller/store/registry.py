@@ -1,66 +1,102 @@
 """The registry of workers in Redis: one method an operation, one Lua script a method, the same name for both."""
 
+import asyncio
 import json
 import random
 import secrets
-from collections.abc import Awaitable, Callable, Sequence
-from typing import Any, Final
+from collections import deque
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from typing import Any, Final, NamedTuple
 
-from redis.asyncio import Redis
+from redis.asyncio import RedisCluster
 from redis.asyncio.lock import Lock
 from redis.commands.core import AsyncScript
-from redis.exceptions import ClusterCrossSlotError, DataError, LockError, NoPermissionError, RedisError, ResponseError
+from redis.exceptions import (
+    ClusterCrossSlotError,
+    DataError,
+    LockError,
+    NoPermissionError,
+    RedisClusterException,
+    RedisError,
+    ResponseError,
+)
 
-from controller.domain.errors import StoreError, StoreRejection, StoreUnavailable
+from controller.domain.errors import StoreError, StoreIncompatible, StoreRejection, StoreUnavailable
 from controller.domain.worker import Registration, Worker, WorkerStatus
 from controller.store import keys, scripts
+from controller.store.connection import StoreClient, reconnect
 
+SCHEMA: Final = "1"  # of the keys; another number for a layout that this one's scripts cannot work with
+NOT_ALIVE: Final = 0  # as the number of a registration: of a worker that has none
+
+_MAX_CALLS: Final = 32
+_REPLY_KEPT_MS: Final = 6_000
+_MAX_UNANSWERED: Final = 1_000
+_PAGE: Final = 250
 _SWEEP_BUDGET: Final = 2_000
+_SETTLED_AT_ONCE: Final = 1_000
+# What a client may raise. RedisClusterException is no RedisError; an OSError is a connection's, or our own timeout; an
+# AttributeError is of a connection that the pool closed after it was taken and before it was used.
+_FAILURES: Final = (RedisError, RedisClusterException, OSError, AttributeError)
 # How errors begin that no waiting will mend; and what is said where a script stopped that is without fault.
 _MISTAKES: Final = ("INVALID", "WRONGTYPE")
 _NOT_THE_SCRIPTS_FAULT: Final = ("can't run this command", "killed")
 
 
+class WorkerList(NamedTuple):
+    """All live workers, in order of name, and how many registrations and requested dispatches there had been."""
+
+    workers: list[Worker]
+    sequence: int
+
+
 class Registry:
     """The workers of one namespace, as any number of replicas see them at once.
 
-    heartbeat_expiration is in seconds; call_timeout too, and is the client's. deviate draws from the exponential
-    distribution of mean 1; the tests pass their own. Every method raises StoreUnavailable when the store does not
-    answer or cannot serve; whether the operation took place is then unknown, and it may be repeated. StoreRejection
-    is a mistake: of ours, or of whoever put other things under our keys.
+    heartbeat_expiration is in seconds; deadline too: no call takes longer, whatever the store does. deviate draws from
+    the exponential distribution of mean 1; the tests pass their own. Every method raises StoreUnavailable when the
+    store does not answer or cannot serve; whether the operation took place is then unknown, and it may be repeated.
+    StoreRejection is a mistake: of ours, or of whoever put other things under our keys.
     """
 
     def __init__(
         self,
-        client: Redis,
+        client: StoreClient,
         namespace: str,
         heartbeat_expiration: float,
-        call_timeout: float = 1.0,
+        deadline: float = 5.0,
         deviate: Callable[[], float] = lambda: random.expovariate(1.0),
     ) -> None:
         self._client = client
         self._namespace = namespace
         self._keys = [keys.namespace(namespace)]
         self._expiration_ms = max(1, round(heartbeat_expiration * 1000))
-        # The answer of a dispatch is kept for a repeated call: longer than it can take to find that the first was lost
-        # (a connection to wait for, to make, to hear nothing on; then another).
-        self._reply_kept_ms = max(1000, round(6000 * call_timeout))
+        self._deadline = deadline
         self._deviate = deviate
+        self._places = asyncio.Semaphore(_MAX_CALLS)
+        # Calls that chose and booked, maybe: their answers never came. settle() will tell the store.
+        self._unanswered: deque[str] = deque(maxlen=_MAX_UNANSWERED)
+        # Answers are kept for a repeated call, and for settle(): longer than a replica needs to find the store again.
+        self._reply_kept_ms = max(_REPLY_KEPT_MS, round(6_000 * deadline))
         self._scripts: dict[str, AsyncScript] = {
             name: client.register_script(scripts.source(name)) for name in scripts.names()
         }
 
-    async def register(self, registration: Registration, only_if: int | None = None) -> bool | None:
+    async def register(
+        self, registration: Registration, only_if: int | None = None, expires_in: float | None = None
+    ) -> bool | None:
         """Register a worker, or register it again; it is alive from now on.
 
         only_if is the number of a registration: the call does nothing, and returns None, when the worker has
-        registered again since or is gone. Otherwise returns whether the worker is new.
+        registered again since or is gone; with NOT_ALIVE, when it is alive. Otherwise returns whether the worker is
+        new. expires_in is for a worker whose heartbeat was not now, in seconds.
         """
         status = registration.status
+        expiration_ms = self._expiration_ms if expires_in is None else max(1, round(expires_in * 1000))
         result = await self._run(
             "register",
             registration.name,
-            self._expiration_ms if registration.check_heart_beat else "",
+            expiration_ms if registration.check_heart_beat else "",
             repr(status.speed),
             status.queue_length,
             int(registration.multimodal),
@@ -81,7 +117,7 @@ class Registry:
         def run(request_id: str, models: Sequence[str]) -> Awaitable[list[str | None]]:
             return self._run("dispatch_shortest_queue", request_id, self._reply_kept_ms, *models)
 
-        return await self._dispatch(run, models)
+        return await self._dispatch(run, models, self._unanswered)
 
     async def dispatch_lottery(self, models: Sequence[str]) -> list[str]:
         """Draw a worker for each model, in proportion to speed; "" where a model has no live worker."""
@@ -90,29 +126,74 @@ class Registry:
             arguments = (argument for model in models for argument in (model, repr(self._deviate())))
             return self._run("dispatch_lottery", request_id, self._reply_kept_ms, *arguments)
 
-        return await self._dispatch(run, models)
+        return await self._dispatch(run, models, deque(maxlen=0))  # nothing is booked
 
     async def _dispatch(
-        self, run: Callable[[str, Sequence[str]], Awaitable[list[str | None]]], models: Sequence[str]
+        self,
+        run: Callable[[str, Sequence[str]], Awaitable[list[str | None]]],
+        models: Sequence[str],
+        unanswered: deque[str],
     ) -> list[str]:
-        """Run a dispatch script for the models, and again for those that it left because too many workers had died."""
-        answers = await run(secrets.token_hex(12), models)
-        while left := [i for i, answer in enumerate(answers) if answer is None]:
-            try:
-                more = await run(secrets.token_hex(12), [models[i] for i in left])
-            except StoreError:
-                break  # the others are booked: they must have their answers
-            for i, answer in zip(left, more, strict=True):
-                answers[i] = answer
+        """Run a dispatch script for the models, and again for those that it left because too many workers had died.
+
+        When it fails, what it has booked is to be taken back, also by those calls that did not fail.
+        """
+        request_ids = [secrets.token_hex(12)]
+        try:
+            answers = await run(request_ids[0], models)
+            while left := [i for i, answer in enumerate(answers) if answer is None]:
+                request_ids.append(secrets.token_hex(12))
+                for i, answer in zip(left, await run(request_ids[-1], [models[i] for i in left]), strict=True):
+                    answers[i] = answer
+        except BaseException:  # cancelled, too
+            unanswered.extend(request_ids)
+            raise
         return [answer or "" for answer in answers]
+
+    async def settle(self, settlement: "Settlement") -> None:
+        """Tell the store what it cannot know of dispatches: see Settlement. Repeating it settles nothing twice."""
+        await self._run(
+            "settle",
+            settlement.request_id,
+            self._reply_kept_ms,
+            settlement.sequence,
+            json.dumps(settlement.unanswered),
+            *(argument for booking in settlement.bookings.items() for argument in booking),
+        )
+
+    def settlements(self, bookings: Mapping[str, int], sequence: int) -> "list[Settlement]":
+        """What to settle: the calls that had no answer so far, which are then forgotten here, and the bookings.
+
+        None if there are neither and sequence, which is as in WorkerList, is 0.
+        """
+        if not (bookings or sequence or self._unanswered):
+            return []
+        unanswered = list(self._unanswered)
+        self._unanswered.clear()
+        names = list(bookings)
+        parts = [
+            {name: bookings[name] for name in names[first : first + _SETTLED_AT_ONCE]}
+            for first in range(0, len(names), _SETTLED_AT_ONCE)
+        ]
+        return [
+            Settlement(secrets.token_hex(12), sequence, [] if i else unanswered, part)
+            for i, part in enumerate(parts or [{}])
+        ]
 
     async def remove(self, name: str, only_if: int | None = None) -> bool:
         """Remove a worker; whether there was such a live one. only_if is as for register()."""
         return bool(await self._run("remove", name, "" if only_if is None else only_if))
 
-    async def list_workers(self) -> list[Worker]:
-        """All live workers, in order of name."""
-        return [_worker(fields) for fields in await self._run("list_workers")]
+    async def list_workers(self) -> WorkerList:
+        """All live workers. One that comes or goes meanwhile may or may not be among them."""
+        found: dict[str, Worker] = {}
+        place, sequence = "0", None
+        while True:
+            place, counted, workers = await self._run("list_workers", place, _PAGE)
+            sequence = counted if sequence is None else sequence
+            found.update((fields[0], _worker(fields)) for fields in workers)
+            if place == "0":
+                return WorkerList([found[name] for name in sorted(found)], sequence)
 
     async def list_models(self, multimodal: bool | None = None) -> list[str]:
         """The models of all live workers, of the multimodal ones (True) or of the others (False), sorted."""
@@ -125,14 +206,25 @@ class Registry:
 
     def refresh_lock(self, timeout: float) -> "RefreshLock":
         """The lock that lets one replica at a time ask all workers for their status; see RefreshLock."""
-        return RefreshLock(self._client, keys.refresh(self._namespace), timeout)
+        return RefreshLock(self._client, keys.refresh(self._namespace), timeout, self._deadline)
 
     async def check(self) -> None:
-        """Raise StoreUnavailable, saying why, unless the store takes writes and is set up to keep them."""
-        await self._run("check")
+        """Raise StoreUnavailable, saying why, unless the store takes writes and is set up to keep them.
+
+        Raises StoreIncompatible if another version of this program keeps its registry there.
+        """
+        found = await self._run("check", SCHEMA)
+        if found != SCHEMA:
+            raise StoreIncompatible(
+                f"The registry in the store is laid out in version {found}, this program works with version {SCHEMA}. "
+                "Nothing was touched. Run the version that the other replicas run, or give this one a --namespace of "
+                f"its own; once no replica of the other is left, deleting the key "
+                f"{keys.schema(self._namespace)} and all others that begin with "
+                f"{keys.namespace(self._namespace)} lets this one begin anew, and the workers register by themselves."
+            )
         try:
-            policy = (await self._client.info("memory")).get("maxmemory_policy", "noeviction")
-        except RedisError as error:
+            policy = await self._eviction_policy()
+        except _FAILURES as error:
             if not (isinstance(error, NoPermissionError) or "unknown command" in str(error)):
                 raise _store_error(error) from error
             return  # it does not tell: an ACL without INFO, or fakeredis
@@ -142,48 +234,82 @@ class Registry:
                 "with them. Set it to noeviction."
             )
 
+    async def _eviction_policy(self) -> str:
+        async with asyncio.timeout(self._deadline):
+            if isinstance(self._client, RedisCluster):
+                node = self._client.get_node_from_key(self._keys[0])
+                info = await self._client.info("memory", target_nodes=node)
+            else:
+                info = await self._client.info("memory")
+        return str(info.get("maxmemory_policy", "noeviction"))
+
+    async def reconnect(self) -> None:
+        """Drop idle connections, so that the next call finds out anew where the master is."""
+        await reconnect(self._client)
+
     async def close(self) -> None:
         """Close all connections."""
         await self._client.aclose()
 
     async def _run(self, script: str, *arguments: str | int) -> Any:
         try:
-            return await self._scripts[script](keys=self._keys, args=arguments)
-        except RedisError as error:
+            async with asyncio.timeout(self._deadline), self._places:
+                return await self._scripts[script](keys=self._keys, args=arguments)
+        except _FAILURES as error:
             raise _store_error(error) from error
 
 
-class RefreshLock:
-    """A lock in Redis that is given up by itself after `timeout` seconds, should its holder die."""
+class Settlement(NamedTuple):
+    """What a replica tells the store when it has found it again.
 
-    def __init__(self, client: Redis, key: str, timeout: float) -> None:
+    unanswered are ids of dispatch calls whose answers never came: what they booked is taken back, and what they would
+    still book is not. bookings are what the replica dispatched by itself, by worker. sequence is as in WorkerList.
+    """
+
+    request_id: str
+    sequence: int
+    unanswered: list[str]
+    bookings: Mapping[str, int]
+
+
+class RefreshLock:
+    """A lock in Redis that is given up by itself after `timeout` seconds, should its holder die.
+
+    No call takes longer than `deadline` seconds.
+    """
+
+    def __init__(self, client: StoreClient, key: str, timeout: float, deadline: float) -> None:
         self._lock = Lock(client, key, timeout=timeout)
+        self._deadline = deadline
 
     async def acquire(self) -> bool:
         """Take the lock if nobody has it; whether it was taken. Never waits."""
         try:
-            return bool(await self._lock.acquire(blocking=False))
-        except RedisError as error:
+            async with asyncio.timeout(self._deadline):
+                return bool(await self._lock.acquire(blocking=False))
+        except _FAILURES as error:
             raise _store_error(error) from error
 
     async def held(self) -> bool:
         """Whether anybody has the lock."""
         try:
-            return await self._lock.locked()
-        except RedisError as error:
+            async with asyncio.timeout(self._deadline):
+                return await self._lock.locked()
+        except _FAILURES as error:
             raise _store_error(error) from error
 
     async def release(self) -> None:
         """Give the lock up; nothing happens when it was lost meanwhile."""
         try:
-            await self._lock.release()
+            async with asyncio.timeout(self._deadline):
+                await self._lock.release()
         except LockError:
             pass
-        except RedisError as error:
+        except _FAILURES as error:
             raise _store_error(error) from error
 
 
-def _store_error(error: RedisError) -> StoreError:
+def _store_error(error: Exception) -> StoreError:
     """What an error of the client or the server means. What is not known to be a mistake may pass: wait for it."""
     text = str(error)
     mistaken_script = "user_script" in text and not any(words in text for words in _NOT_THE_SCRIPTS_FAULT)
@@ -191,9 +317,8 @@ def _store_error(error: RedisError) -> StoreError:
         type(error) is ResponseError and (text.startswith(_MISTAKES) or mistaken_script)  # not its subclasses
     ):
         return StoreRejection(f"The store does not accept a call: {text}.")
-    return StoreUnavailable(
-        f"The store does not serve ({type(error).__name__}: {error}). Nothing is lost; try again in a few seconds."
-    )
+    reason = f"{type(error).__name__}: {text}" if text else "no answer in time"
+    return StoreUnavailable(f"The store does not serve ({reason}). Nothing is lost; try again in a few seconds.")
 
 
 def _worker(fields: Sequence[Any]) -> Worker:

@@ -53,6 +53,8 @@ class WorkerClient:
         are not followed.
         """
         url = f"{name}/worker_get_status"
+        if self._session.closed:
+            raise WorkerUnreachable(f"{url} was not asked: this replica is shutting down.")
         try:
             async with self._session.post(url, timeout=self._probe_timeout, allow_redirects=False) as response:
                 if response.status != 200:
@@ -77,6 +79,8 @@ class WorkerClient:
         url = f"{name}/worker_generate_stream"
         rest = bytearray()
         headers = {"Content-Type": "application/json"}
+        if self._session.closed:
+            raise StreamBroken(f"{url} was not asked: this replica is shutting down.")
         try:
             async with self._session.post(
                 url, data=body, headers=headers, timeout=self._stream_timeout, allow_redirects=False

@@ -6,7 +6,7 @@ from starlette.responses import Response
 from controller.metrics import Metrics
 from controller.service import Controller
 from controller.web import wire
-from controller.web.endpoint import Answer
+from controller.web.endpoint import Answer, degraded
 
 
 class AdminPlane:
@@ -18,17 +18,21 @@ class AdminPlane:
 
     async def worker_get_status(self, _: bytes) -> Answer:
         """All live workers as one, as a parent controller asks for it."""
-        return Answer(wire.encode(wire.status_body(await self._controller.status())))
+        status, snapshot_age = await self._controller.status()
+        return Answer(wire.encode(wire.status_body(status)), headers=degraded(snapshot_age))
 
     async def workers(self, _: bytes) -> Answer:
         """Every live worker."""
-        workers = await self._controller.list_workers()
-        return Answer(wire.encode({"workers": [wire.worker_body(worker) for worker in workers]}))
+        workers, snapshot_age = await self._controller.list_workers()
+        body = wire.encode({"workers": [wire.worker_body(worker) for worker in workers]})
+        return Answer(body, headers=degraded(snapshot_age))
 
     async def readyz(self, _: bytes) -> Answer:
-        """Whether this replica can serve: 200, or 503 with the reason."""
-        await self._controller.check()
-        return Answer(b'{"ready":true}')
+        """Whether this replica can serve: 200, or 503 with the reason. Also 200, with the reason, from a snapshot."""
+        reason, snapshot_age = await self._controller.check()
+        if snapshot_age is None:
+            return Answer(b'{"ready":true}')
+        return Answer(wire.encode({"ready": True, "degraded": reason}), headers=degraded(snapshot_age))
 
     async def test_connection(self, _: bytes) -> Answer:
         """FastChat's sign of life."""

@@ -3,7 +3,6 @@
 import asyncio
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
-from pathlib import Path
 from typing import Final
 
 from starlette.applications import Starlette
@@ -24,17 +23,12 @@ from controller.web.errors import http_exception
 from controller.web.worker_plane import WorkerPlane
 
 
-def create_app(settings: Settings, store_url: str, metrics_dir: Path | None = None) -> ASGIApp:
-    """One replica. Call it in a running event loop.
-
-    store_url names the Redis that holds the registry; metrics_dir is where replicas of one `serve` keep their
-    counters.
-    """
-    metrics = Metrics(metrics_dir)
+def create_controller(settings: Settings, store_url: str, metrics: Metrics) -> Controller:
+    """One replica without its routes. Call it in a running event loop. store_url names the Redis with the registry."""
     client = connect(store_url, settings.redis_timeout)
     registry = Registry(client, settings.namespace, settings.heartbeat_expiration, settings.redis_timeout)
     workers = WorkerClient(settings.probe_timeout, settings.worker_timeout)
-    return build_app(Controller(settings, registry, workers, metrics), metrics)
+    return Controller(settings, registry, workers, metrics)
 
 
 def build_app(controller: Controller, metrics: Metrics) -> ASGIApp:
@@ -67,12 +61,16 @@ def build_app(controller: Controller, metrics: Metrics) -> ASGIApp:
 
     @asynccontextmanager
     async def lifespan(_: Starlette) -> AsyncIterator[None]:
-        sweeping = asyncio.create_task(controller.sweep_forever())
+        chores = [
+            asyncio.create_task(controller.sweep_forever()),
+            asyncio.create_task(controller.keep_snapshot_forever()),
+        ]
         try:
             yield
         finally:
-            sweeping.cancel()
-            await asyncio.wait([sweeping])
+            for chore in chores:
+                chore.cancel()
+            await asyncio.wait(chores)
             await controller.close()
 
     app = Starlette(routes=routes, exception_handlers={HTTPException: http_exception}, lifespan=lifespan)

@@ -1,7 +1,8 @@
 """What clients call: which models there are, which worker to use, and to have a request forwarded.
 
-FastChat's clients take the body of an answer for a worker's address whatever its status is. So a well-formed
-request is answered 200 even when the store is away, with "no worker" or "no models"; a header says that it is so.
+While the store is away, answers are found in a snapshot, and a header says how old that is. And should there be none:
+FastChat's clients take the body of an answer for a worker's address whatever its status is. So a well-formed request
+is then answered 200 all the same, with "no worker" or "no models"; another header says that it is so.
 """
 
 from collections.abc import AsyncIterator
@@ -12,7 +13,7 @@ from starlette.responses import StreamingResponse
 from controller.domain.errors import NoWorker, StoreError, StoreUnavailable, WorkerError
 from controller.service import Controller
 from controller.web import wire
-from controller.web.endpoint import Answer
+from controller.web.endpoint import Answer, degraded
 
 MAX_STREAM_BODY: Final = 32 * 1024 * 1024  # a prompt with images in it
 
@@ -33,10 +34,10 @@ class ClientPlane:
         """Choose a worker for a model."""
         model = wire.parse_model(body)
         try:
-            address = await self._controller.dispatch(model)
+            address, snapshot_age = await self._controller.dispatch(model)
         except StoreError:
             return _NO_ADDRESS
-        return Answer(b'{"address":"%s"}' % address.encode())  # a URL: nothing in it needs escaping
+        return Answer(b'{"address":"%s"}' % address.encode(), headers=degraded(snapshot_age))  # a URL needs no escaping
 
     async def list_models(self, _: bytes) -> Answer:
         """List the models of all live workers."""
@@ -52,9 +53,10 @@ class ClientPlane:
 
     async def _list(self, multimodal: bool | None) -> Answer:
         try:
-            return Answer(wire.encode({"models": await self._controller.list_models(multimodal)}))
+            models, snapshot_age = await self._controller.list_models(multimodal)
         except StoreError:
             return _NO_MODELS
+        return Answer(wire.encode({"models": models}), headers=degraded(snapshot_age))
 
     async def refresh_all_workers(self, _: bytes) -> Answer:
         """Ask all workers for their status."""

@@ -27,6 +27,11 @@ class Answer(NamedTuple):
     headers: tuple[tuple[bytes, bytes], ...] = ()
 
 
+def degraded(snapshot_age: float | None) -> tuple[tuple[bytes, bytes], ...]:
+    """The header of an answer that was found in a snapshot so many seconds old; none if the store has said it."""
+    return () if snapshot_age is None else ((b"x-controller-degraded", b"%.1f" % snapshot_age),)
+
+
 class Endpoint:
     """An ASGI application that hands a request's body, of at most `limit` bytes, to `handle` and sends its answer.
 

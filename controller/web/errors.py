@@ -7,7 +7,14 @@ from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import Response
 
-from controller.domain.errors import BodyTooLarge, ControllerError, InvalidInput, StoreUnavailable, WorkerUnreachable
+from controller.domain.errors import (
+    BodyTooLarge,
+    ControllerError,
+    InvalidInput,
+    ShuttingDown,
+    StoreUnavailable,
+    WorkerUnreachable,
+)
 from controller.web.wire import encode
 
 _STATUS: Final[Mapping[type[ControllerError], int]] = {
@@ -15,12 +22,13 @@ _STATUS: Final[Mapping[type[ControllerError], int]] = {
     BodyTooLarge: 413,
     WorkerUnreachable: 502,
     StoreUnavailable: 503,
+    ShuttingDown: 503,
 }
 
 
 def status_of(error: ControllerError) -> int:
     """The HTTP status of an error; 500 for one that no route should let through."""
-    return _STATUS.get(type(error), 500)
+    return next((_STATUS[kind] for kind in type(error).__mro__ if kind in _STATUS), 500)
 
 
 def error_body(code: str, message: str) -> bytes:

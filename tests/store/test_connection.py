@@ -6,7 +6,9 @@ import signal
 from pathlib import Path
 
 import pytest
-from redis.asyncio import BlockingConnectionPool
+from redis.asyncio import RedisCluster
+from redis.asyncio.connection import SSLConnection
+from redis.asyncio.sentinel import SentinelConnectionPool
 
 from controller.domain.errors import StoreUnavailable
 from controller.store.connection import MAX_CONNECTIONS, connect
@@ -17,16 +19,56 @@ from tests.invariants import check_invariants
 from tests.samples import A, B, C, worker
 
 
-@pytest.mark.parametrize("url", ["redis://h:1/2", "rediss://h", "unix:///s"])
+@pytest.mark.parametrize("url", ["redis://u:p@h:1/2", "rediss://u:p@h", "unix:///s", "rediss+sentinel://u:p@a,b/main"])
 async def test_everything_that_versions_of_redis_py_differ_in_is_set(url: str) -> None:
-    client = connect(url, timeout=0.7)
+    client = connect(url, timeout=0.6)
     pool = client.connection_pool
-    assert isinstance(pool, BlockingConnectionPool)
-    assert (pool.max_connections, pool.timeout) == (MAX_CONNECTIONS, 0.7)
+    assert pool.max_connections == MAX_CONNECTIONS
     options = pool.connection_kwargs
-    assert (options["socket_timeout"], options["socket_connect_timeout"]) == (0.7, 0.7)
+    assert (options["socket_timeout"], options["socket_connect_timeout"]) == (0.6, 0.6)
     assert options["retry"].get_retries() == 1
     assert (options["health_check_interval"], options["protocol"], options["decode_responses"]) == (0, 2, True)
+    assert options.get("password") == ("p" if "p@" in url else None)
+    assert (options.get("username"), options.get("db", 0)) == ("u" if "p@" in url else None, 2 if "/2" in url else 0)
+    assert issubclass(pool.connection_class, SSLConnection) == url.startswith("rediss")
+    await client.aclose()
+
+
+async def test_sentinels_are_asked_with_patience_for_all_of_them_and_with_their_own_password() -> None:
+    client = connect("rediss+sentinel://u:p@a,b:1,[::1]/main/3?sentinel_username=s&sentinel_password=t", timeout=0.8)
+    pool = client.connection_pool
+    assert isinstance(pool, SentinelConnectionPool)
+    assert (pool.service_name, pool.is_master, pool.connection_kwargs["db"]) == ("main", True, 3)
+    asked = [sentinel.connection_pool for sentinel in pool.sentinel_manager.sentinels]
+    options = [sentinel.connection_kwargs for sentinel in asked]
+    assert [(o["host"], o["port"]) for o in options] == [("a", 26379), ("b", 1), ("::1", 26379)]
+    for kwargs in options:
+        assert (kwargs["socket_timeout"], kwargs["socket_connect_timeout"]) == (0.2, 0.2)
+        assert (kwargs["username"], kwargs["password"]) == ("s", "t")
+        assert kwargs["retry"].get_retries() == 0
+        assert (kwargs["health_check_interval"], kwargs["protocol"]) == (0, 2)
+    assert all(sentinel.connection_class is SSLConnection for sentinel in asked)
+    await client.aclose()
+
+
+async def test_sentinels_do_not_get_the_password_of_redis() -> None:
+    client = connect("redis+sentinel://u:p@a/main", timeout=0.8)
+    [sentinel] = client.connection_pool.sentinel_manager.sentinels
+    assert sentinel.connection_pool.connection_kwargs["password"] is None
+    assert sentinel.connection_pool.connection_kwargs["username"] is None
+    await client.aclose()
+
+
+async def test_a_cluster_s_client_has_everything_set_too() -> None:
+    client = connect("rediss+cluster://u:p@a,b:1", timeout=0.8)
+    assert isinstance(client, RedisCluster)
+    assert sorted((node.host, node.port) for node in client.startup_nodes) == [("a", 6379), ("b", 1)]
+    options = client.connection_kwargs
+    assert (options["socket_timeout"], options["socket_connect_timeout"]) == (0.4, 0.4)
+    assert (options["username"], options["password"], options["max_connections"]) == ("u", "p", MAX_CONNECTIONS)
+    assert (options["health_check_interval"], options["protocol"], options["decode_responses"]) == (0, 2, True)
+    assert options["connection_class"] is SSLConnection
+    assert client.retry.get_retries() == 1
     await client.aclose()
 
 
@@ -40,7 +82,7 @@ async def test_lost_replies_do_not_book_twice(embedded_url: str, short_dir: Path
         chosen = [name for _ in range(2000) for name in await registry.dispatch_shortest_queue(["m"])]
         assert lossy.lost > 30
         assert len([name for name in chosen if name]) == 2000
-        assert sum(w.status.queue_length for w in await registry.list_workers()) == 2000
+        assert sum(w.status.queue_length for w in (await registry.list_workers()).workers) == 2000
         await client.aclose()
     direct = connect(embedded_url, timeout=5.0)
     await check_invariants(direct, "lost-replies")
@@ -50,20 +92,20 @@ async def test_lost_replies_do_not_book_twice(embedded_url: str, short_dir: Path
 
 async def test_an_answer_is_kept_for_longer_than_a_repetition_can_take(embedded_url: str) -> None:
     client = connect(embedded_url, timeout=5.0)
-    for call_timeout in (0.5, 20.0):
-        registry = Registry(client, "kept", 90.0, call_timeout)
+    for deadline in (0.5, 20.0):
+        registry = Registry(client, "kept", 90.0, deadline)
         await registry.register(worker(A))
         await registry.dispatch_shortest_queue(["m"])
         [reply] = await client.keys("{kept}:reply:*")
-        assert 5 * call_timeout < await client.pttl(reply) / 1000 <= 6 * call_timeout
+        assert max(5.0, 5 * deadline) < await client.pttl(reply) / 1000 <= max(6.0, 6 * deadline)
         await client.delete(*await client.keys("{kept}*"))
     await client.aclose()
 
 
 async def test_a_hung_store_ends_every_call_in_time(short_dir: Path) -> None:
     with EmbeddedStore(short_dir / "hung") as server:
-        client = connect(server.url, timeout=0.2)
-        registry = Registry(client, "ns", 90.0)
+        client = connect(server.url, timeout=30.0)
+        registry = Registry(client, "ns", 90.0, deadline=0.2)
         await registry.register(worker(A))
         os.kill(server.pid, signal.SIGSTOP)
         try:

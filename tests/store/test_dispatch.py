@@ -17,7 +17,7 @@ from tests.samples import A, B, C, worker
 
 
 async def queues(registry: Registry) -> list[int]:
-    return [known.status.queue_length for known in await registry.list_workers()]
+    return [known.status.queue_length for known in (await registry.list_workers()).workers]
 
 
 async def test_no_worker(registry: Registry) -> None:
@@ -141,7 +141,7 @@ async def test_an_index_entry_without_its_hash_is_dropped(store: Store, registry
         assert set(await registry.dispatch_lottery(["m"] * 20)) == {B}
         await registry.heartbeat([(A, 0)])
         assert await registry.dispatch_shortest_queue(["m"]) == [B]
-    assert [known.name for known in await registry.list_workers()] == [B]
+    assert [known.name for known in (await registry.list_workers()).workers] == [B]
     await store.client.delete(*await store.client.keys(f"{key}*"))
 
 
@@ -165,7 +165,7 @@ async def test_many_deaths_at_once_are_forgotten_in_several_calls(
     monkeypatch.setattr(Registry, "_run", counting)
     assert await getattr(registry, operation)(["absent", "m", "m"]) == ["", A, A]
     assert len(calls) == len(set(calls)) == 1 + 100 * 11 // 256, "each with an id of its own"
-    assert [known.name for known in await registry.list_workers()] == [A]
+    assert [known.name for known in (await registry.list_workers()).workers] == [A]
 
 
 @pytest.mark.parametrize("operation", ["dispatch_shortest_queue", "dispatch_lottery"])
@@ -181,7 +181,7 @@ async def test_requests_that_are_left_get_the_answers_that_are_theirs(
     assert answers == [C, A, B, A, C, "", B]
 
 
-async def test_what_is_booked_is_answered_even_if_the_rest_cannot_be(
+async def test_a_dispatch_that_fails_half_way_is_taken_back_whole(
     store: Store, registry: Registry, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for i in range(60):
@@ -199,8 +199,14 @@ async def test_what_is_booked_is_answered_even_if_the_rest_cannot_be(
 
     with monkeypatch.context() as patch:
         patch.setattr(Registry, "_run", once)
-        assert await registry.dispatch_shortest_queue(["o", "m", "o"]) == [A, "", A]
+        with pytest.raises(StoreUnavailable):
+            await registry.dispatch_shortest_queue(["o", "m", "o"])
     assert len(calls) == 2
+    assert await queues(registry) == [2]
+    [settlement] = registry.settlements({}, 0)
+    assert len(settlement.unanswered) == 2
+    await registry.settle(settlement)
+    assert await queues(registry) == [0]
 
 
 async def test_setting_the_clock_back_changes_no_ticket(store: Store) -> None:

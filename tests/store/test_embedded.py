@@ -39,7 +39,7 @@ def gone(pid: int) -> bool:
 async def known(url: str) -> list[str]:
     client = connect(url, timeout=5.0)
     try:
-        return [w.name for w in await Registry(client, "ns", 90.0).list_workers()]
+        return [w.name for w in (await Registry(client, "ns", 90.0).list_workers()).workers]
     finally:
         await client.aclose()
 

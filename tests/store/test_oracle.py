@@ -2,6 +2,7 @@
 
 import asyncio
 import itertools
+from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from typing import Any
@@ -24,6 +25,7 @@ from tests.invariants import check_invariants
 NAMES = [f"http://w{i}:1" for i in range(5)]
 MODELS = ["m", "n", "o"]
 _namespaces = itertools.count()
+_request_ids = itertools.count()
 
 names = st.sampled_from(NAMES)
 model_lists = st.lists(st.sampled_from(MODELS), unique=True, max_size=3)
@@ -122,7 +124,7 @@ class RegistryMachine(RuleBasedStateMachine):
         self.sweeps = sweeps
         self.runner = asyncio.Runner()
         client: Redis = fakeredis.FakeAsyncRedis(decode_responses=True) if kind == "fakeredis" else connect(url, 10.0)
-        self.store = Store(kind, client, f"oracle-{kind}-{next(_namespaces)}")
+        self.store = Store(kind, client, client, f"oracle-{kind}-{next(_namespaces)}")
         self.draws: list[float] = []
         self.registry: Registry = self.store.registry(deviate=lambda: self.draws.pop(0))
         self.oracle = Oracle()
@@ -168,6 +170,32 @@ class RegistryMachine(RuleBasedStateMachine):
         expected = self.oracle.dispatch_lottery(models, draws)
         assert self.run(self.registry.dispatch_lottery(models)) == expected
 
+    @rule(
+        unanswered=st.lists(st.sampled_from([*MODELS, "absent"]), max_size=4),
+        bookings=st.dictionaries(names, st.integers(0, 3)),
+        arrives=st.sampled_from(["before", "after", "never"]),
+        times=st.integers(1, 2),
+    )
+    def settle(self, unanswered: list[str], bookings: dict[str, int], arrives: str, times: int) -> None:
+        """A dispatch whose answer is lost, which the store gets before the settlement, after it or not at all."""
+        request_id = f"id-{next(_request_ids)}"
+        call = ("dispatch_shortest_queue", request_id, 6000, *unanswered)
+        change = Counter(bookings)
+        if unanswered:
+            self.registry._unanswered.append(request_id)
+        if unanswered and arrives == "before":
+            change.subtract(name for name in self.oracle.dispatch_shortest_queue(unanswered) if name)
+            self.run(self.registry._run(*call))
+        for settlement in self.registry.settlements(bookings, 0):
+            for _ in range(times):
+                self.run(self.registry.settle(settlement))
+        for name, number in change.items():
+            if name in self.oracle.workers:
+                known = self.oracle.workers[name]
+                known.set_queue_length(max(0, known.registration.status.queue_length + number))
+        if unanswered and arrives == "after":
+            assert self.run(self.registry._run(*call)) == []
+
     @rule(name=names)
     def remove(self, name: str) -> None:
         assert self.run(self.registry.remove(name)) == self.oracle.forget(name)
@@ -185,7 +213,9 @@ class RegistryMachine(RuleBasedStateMachine):
 
     @invariant()
     def both_know_the_same(self) -> None:
-        known = {w.name: (w.status, w.check_heart_beat, w.multimodal) for w in self.run(self.registry.list_workers())}
+        known = {
+            w.name: (w.status, w.check_heart_beat, w.multimodal) for w in self.run(self.registry.list_workers()).workers
+        }
         expected = {
             name: (w.registration.status, w.registration.check_heart_beat, w.registration.multimodal)
             for name, w in self.oracle.workers.items()

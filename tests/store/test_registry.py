@@ -6,7 +6,7 @@ import pytest
 
 from controller.domain.worker import Registration, WorkerStatus
 from controller.store import keys
-from controller.store.registry import Registry
+from controller.store.registry import NOT_ALIVE, Registry
 from tests.conftest import Store
 from tests.invariants import check_invariants, whole_state
 from tests.samples import A, B, C, worker
@@ -14,12 +14,12 @@ from tests.waiting import wait_until
 
 
 async def names(registry: Registry) -> list[str]:
-    return [worker.name for worker in await registry.list_workers()]
+    return [worker.name for worker in (await registry.list_workers()).workers]
 
 
 async def test_a_registered_worker_is_known_whole(store: Store, registry: Registry) -> None:
     assert await registry.register(worker(A, "m", 'ü"\\ {x}:y', speed=2.5, queue_length=3, multimodal=True)) is True
-    [known] = await registry.list_workers()
+    [known] = (await registry.list_workers()).workers
     assert known.name == A
     assert known.status == WorkerStatus(("m", 'ü"\\ {x}:y'), 2.5, 3)
     assert (known.multimodal, known.check_heart_beat, known.registration) == (True, True, 1)
@@ -70,7 +70,7 @@ async def test_a_worker_may_serve_no_model(registry: Registry) -> None:
 
 async def test_a_conditional_registration_does_not_revive_the_dead(store: Store, registry: Registry) -> None:
     await registry.register(worker(A))
-    [seen] = await registry.list_workers()
+    [seen] = (await registry.list_workers()).workers
     await store.lapse(A)
     assert await registry.register(worker(A), only_if=seen.registration) is None
     assert await names(registry) == []
@@ -86,7 +86,7 @@ async def test_a_worker_that_comes_back_stands_behind_the_others_of_its_load(sto
 
 async def test_a_conditional_registration_does_nothing_after_a_newer_one(store: Store, registry: Registry) -> None:
     await registry.register(worker(A))
-    [seen] = await registry.list_workers()
+    [seen] = (await registry.list_workers()).workers
     assert await registry.register(worker(A, "newer"), only_if=seen.registration) is False
     before = await whole_state(store.client, store.namespace)
     assert await registry.register(worker(A, "stale"), only_if=seen.registration) is None
@@ -100,7 +100,7 @@ async def test_a_heartbeat_sets_the_queue_and_prolongs_life(store: Store) -> Non
     short, long = store.registry(heartbeat_expiration=1.0), store.registry(heartbeat_expiration=100.0)
     await short.register(worker(A, "m", "n", speed=2))
     assert await long.heartbeat([(A, 7)]) == [True]
-    [known] = await long.list_workers()
+    [known] = (await long.list_workers()).workers
     assert known.status.queue_length == 7
     assert known.expires_in is not None
     assert known.expires_in > 90
@@ -112,15 +112,15 @@ async def test_a_heartbeat_is_the_youngest_sign_of_life(store: Store, registry: 
     await registry.register(worker(A))
     key = keys.worker(store.namespace, A)
     await store.client.hset(key, "heartbeat_at", int(await store.client.hget(key, "heartbeat_at")) - 50_000)
-    assert (await registry.list_workers())[0].heartbeat_age > 49
+    assert (await registry.list_workers()).workers[0].heartbeat_age > 49
     await registry.heartbeat([(A, 0)])
-    assert (await registry.list_workers())[0].heartbeat_age < 5
+    assert (await registry.list_workers()).workers[0].heartbeat_age < 5
 
 
 async def test_a_heartbeat_key_without_its_hash_is_no_worker(store: Store, registry: Registry) -> None:
     await registry.register(worker(A))
     await store.client.delete(keys.worker(store.namespace, A))
-    assert await registry.list_workers() == []
+    assert (await registry.list_workers()).workers == []
     assert await registry.heartbeat([(A, 0)]) == [False]
     assert not await store.client.exists(keys.heartbeat(store.namespace, A))
     assert await registry.dispatch_shortest_queue(["m"]) == [""]
@@ -131,7 +131,7 @@ async def test_heartbeats_of_a_batch_are_answered_in_order(registry: Registry) -
     await registry.register(worker(A))
     await registry.register(worker(B))
     assert await registry.heartbeat([(A, 1), (C, 1), (B, 2), (A, 3)]) == [True, False, True, True]
-    assert [w.status.queue_length for w in await registry.list_workers()] == [3, 2]
+    assert [w.status.queue_length for w in (await registry.list_workers()).workers] == [3, 2]
 
 
 async def test_a_lapsed_worker_is_gone_at_once_without_a_sweep(store: Store) -> None:
@@ -143,7 +143,7 @@ async def test_a_lapsed_worker_is_gone_at_once_without_a_sweep(store: Store) -> 
         return not await store.client.exists(key)
 
     await wait_until(lapsed, "the heartbeat lapses")
-    assert await registry.list_workers() == []
+    assert (await registry.list_workers()).workers == []
     assert await registry.list_models() == []
     assert await registry.dispatch_shortest_queue(["m"]) == [""]
     assert await registry.heartbeat([(A, 0)]) == [False]
@@ -175,7 +175,7 @@ async def test_a_worker_without_heartbeats_lives_until_it_is_removed(store: Stor
     await registry.register(worker(A, check_heart_beat=False))
     assert await registry.heartbeat([(A, 4)]) == [True]
     assert await registry.sweep(0.001) == []
-    [known] = await registry.list_workers()
+    [known] = (await registry.list_workers()).workers
     assert (known.expires_in, known.status.queue_length) == (None, 4)
     assert await registry.remove(A) is True
     assert await names(registry) == []
@@ -184,7 +184,7 @@ async def test_a_worker_without_heartbeats_lives_until_it_is_removed(store: Stor
 async def test_a_worker_may_begin_and_cease_to_send_heartbeats(store: Store, registry: Registry) -> None:
     for check_heart_beat in (True, False, True):
         await registry.register(worker(A, check_heart_beat=check_heart_beat))
-        [known] = await registry.list_workers()
+        [known] = (await registry.list_workers()).workers
         assert (known.expires_in is None) is not check_heart_beat
         await check_invariants(store.client, store.namespace)
 
@@ -201,11 +201,11 @@ async def test_removing_leaves_nothing(store: Store, registry: Registry) -> None
 
 async def test_an_older_decision_does_not_remove_a_worker_that_registered_since(registry: Registry) -> None:
     await registry.register(worker(A))
-    [seen] = await registry.list_workers()
+    [seen] = (await registry.list_workers()).workers
     await registry.register(worker(A))
     assert await registry.remove(A, only_if=seen.registration) is False
     assert await names(registry) == [A]
-    [seen] = await registry.list_workers()
+    [seen] = (await registry.list_workers()).workers
     assert await registry.remove(A, only_if=seen.registration) is True
 
 
@@ -232,7 +232,7 @@ async def test_numbers_stay_as_the_worker_wrote_them(registry: Registry) -> None
     speeds = [1, 3, 0.1, 1e-6, 123456.789, 10**9]
     for i, speed in enumerate(speeds):
         await registry.register(worker(f"http://w{i}:1", speed=speed))
-    told = [known.status.speed for known in await registry.list_workers()]
+    told = [known.status.speed for known in (await registry.list_workers()).workers]
     assert told == speeds
     assert [type(speed) for speed in told] == [type(speed) for speed in speeds]
 
@@ -240,7 +240,7 @@ async def test_numbers_stay_as_the_worker_wrote_them(registry: Registry) -> None
 async def test_namespaces_do_not_see_each_other(store: Store, registry: Registry) -> None:
     other = Registry(store.client, store.namespace + "-other", 90.0)
     await registry.register(worker(A))
-    assert await other.list_workers() == []
+    assert (await other.list_workers()).workers == []
     assert await other.dispatch_shortest_queue(["m"]) == [""]
     assert await other.heartbeat([(A, 0)]) == [False]
     assert await other.remove(A) is False
@@ -263,3 +263,40 @@ async def test_a_score_loses_no_digit_on_its_way(store: Store, registry: Registr
     [(_, load)] = state.indexes["m"]
     assert load == 1 / 3
     assert math.isfinite(state.lotteries["m"][A])
+
+
+async def test_many_workers_are_listed_in_parts(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    """No part holds up the store for long, and none is left out that is there all the while."""
+    registry = store.registry()
+    names = sorted(f"http://w{i}:1" for i in range(900))
+    for name in names:
+        await registry.register(worker(name))
+    parts: list[int] = []
+    run = Registry._run
+
+    async def counting(self: Registry, script: str, *arguments: str | int) -> list[object]:
+        result = await run(self, script, *arguments)
+        parts.append(len(result[2]))
+        await run(self, "heartbeat", 90_000, names[len(parts)], 1)  # which moves the worker in the set that is walked
+        return result
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Registry, "_run", counting)
+        workers, sequence = await registry.list_workers()
+    assert [known.name for known in workers] == names
+    assert sequence == 900
+    assert max(parts) < 500
+    assert len(parts) > 2
+
+
+async def test_only_if_it_is_not_alive(registry: Registry, store: Store) -> None:
+    assert await registry.register(worker(A), only_if=NOT_ALIVE, expires_in=30.0) is True
+    assert await registry.register(worker(A, "other"), only_if=NOT_ALIVE) is None
+    [known] = (await registry.list_workers()).workers
+    assert known.status.model_names == ("m",)
+    assert known.expires_in is not None
+    assert 25 < known.expires_in <= 30
+    await store.lapse(A)
+    assert await registry.register(worker(A, "other"), only_if=NOT_ALIVE) is True
+    [known] = (await registry.list_workers()).workers
+    assert known.status.model_names == ("other",)

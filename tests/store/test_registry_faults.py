@@ -2,11 +2,13 @@
 
 import pytest
 from redis._parsers.base import BaseParser
+from redis.asyncio.sentinel import MasterNotFoundError
+from redis.exceptions import ClusterError, MaxConnectionsError, RedisClusterException, SlotNotCoveredError
 
-from controller.domain.errors import StoreRejection, StoreUnavailable
+from controller.domain.errors import StoreIncompatible, StoreRejection, StoreUnavailable
 from controller.store import keys
 from controller.store.connection import connect
-from controller.store.registry import Registry, _store_error
+from controller.store.registry import _FAILURES, SCHEMA, Registry, _store_error
 from tests.conftest import Store
 from tests.invariants import whole_state
 from tests.samples import A, B, C, worker
@@ -55,7 +57,7 @@ async def test_a_full_store_changes_nothing_by_halves_and_makes_room(store: Stor
             assert await whole_state(store.client, store.namespace) == before
         assert await registry.heartbeat([(A, 1)]) == [False]
         assert await registry.sweep(0.001) == [B]
-        assert [known.name for known in await registry.list_workers()] == [C]
+        assert [known.name for known in (await registry.list_workers()).workers] == [C]
     finally:
         await store.client.config_set("maxmemory", "0")
 
@@ -87,6 +89,26 @@ ERRORS = {
 }
 
 
+@pytest.mark.parametrize(
+    "error",
+    [
+        RedisClusterException("All slots are not covered"),
+        SlotNotCoveredError("not covered"),
+        ClusterError("TTL exhausted."),
+        MaxConnectionsError("Too many connections"),
+        MasterNotFoundError("No master found"),
+        ConnectionResetError("reset"),
+    ],
+)
+def test_every_failure_of_a_client_may_pass(error: Exception) -> None:
+    assert isinstance(error, _FAILURES)
+    assert type(_store_error(error)) is StoreUnavailable
+
+
+def test_a_call_that_took_too_long_is_told_in_words() -> None:
+    assert "no answer in time" in str(_store_error(TimeoutError()))
+
+
 @pytest.mark.parametrize("line", ERRORS)
 def test_errors_that_pass_are_told_from_mistakes(line: str) -> None:
     error = BaseParser.parse_error(line)
@@ -102,7 +124,7 @@ async def test_check_does_not_mind_a_user_who_may_not_ask_for_the_policy(store: 
     try:
         registry = Registry(client, store.namespace, 90.0)
         await registry.check()
-        assert await registry.list_workers() == []
+        assert (await registry.list_workers()).workers == []
     finally:
         await client.aclose()
         await store.client.acl_deluser("few")
@@ -111,8 +133,17 @@ async def test_check_does_not_mind_a_user_who_may_not_ask_for_the_policy(store: 
 async def test_a_key_that_is_not_ours_is_told_from_an_outage(store: Store, registry: Registry) -> None:
     await store.client.set(keys.workers(store.namespace), "not a set")
     with pytest.raises(StoreRejection, match="WRONGTYPE"):
-        await registry.list_workers()
+        (await registry.list_workers()).workers
     await store.client.delete(keys.workers(store.namespace))
+
+
+async def test_check_refuses_another_layout_of_keys_and_touches_nothing(store: Store, registry: Registry) -> None:
+    await registry.check()
+    assert await store.client.get(keys.schema(store.namespace)) == SCHEMA
+    await store.client.set(keys.schema(store.namespace), "2")
+    with pytest.raises(StoreIncompatible, match="laid out in version 2, this program works with version 1"):
+        await registry.check()
+    assert await store.client.get(keys.schema(store.namespace)) == "2"
 
 
 async def test_check_refuses_a_store_that_would_evict_heartbeats(store: Store, registry: Registry) -> None:
@@ -153,6 +184,13 @@ INVALID = [
     ("dispatch_lottery", ["id", "1", "m", "-1"]),
     ("dispatch_lottery", ["id", "1", "m", "1", "m", "x"]),
     ("list_models", ["2"]),
+    ("list_workers", ["x", "1"]),
+    ("list_workers", ["0", "0"]),
+    ("settle", ["id", "0", "0", "[]"]),
+    ("settle", ["id", "1", "x", "[]"]),
+    ("settle", ["id", "1", "0", "[]", A]),
+    ("settle", ["id", "1", "0", "[]", A, "-1"]),
+    ("settle", ["id", "1", "0", "[]", A, "1", B, "0.5"]),
     ("sweep", ["0", "1"]),
     ("sweep", ["1", "0"]),
 ]

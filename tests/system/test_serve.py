@@ -19,7 +19,7 @@ from redis.asyncio import Redis
 from controller.store.connection import connect
 from tests.invariants import check_invariants
 from tests.system.conftest import Serve
-from tests.system.processes import ControllerProcess, answers, call, listens
+from tests.system.processes import ControllerProcess, answers, call, listens, serves
 from tests.waiting import wait_until
 
 A, B = "http://a:1", "http://b:1"
@@ -128,7 +128,7 @@ async def test_a_replica_that_is_killed_is_replaced_and_the_store_stays(serve: S
     before, store = set(replicas(controller)), stores(controller)
     os.kill(min(before), signal.SIGKILL)
     await wait_until(lambda: len(set(replicas(controller)) - before) == 1, "another replica is there")
-    await wait_until(lambda: answers(f"{controller.url}/readyz"), "it is ready")
+    await wait_until(lambda: serves(controller.url), "it is ready")
     assert stores(controller) == store
     assert controller.names() == [A]
 
@@ -138,7 +138,7 @@ async def test_a_store_that_is_killed_comes_back_with_its_data(serve: Serve) -> 
     controller.register(A)
     [store] = stores(controller)
     os.kill(store, signal.SIGKILL)
-    await wait_until(lambda: answers(f"{controller.url}/readyz"), "the controller is ready again")
+    await wait_until(lambda: serves(controller.url), "the controller is ready again")
     assert controller.names() == [A]
     assert controller.dispatch() == A
     assert "starting it again on the same data" in controller.log
@@ -222,7 +222,7 @@ async def test_a_redis_named_by_url_is_used_and_left_running(serve: Serve, embed
 async def test_a_redis_that_is_away_at_the_start_is_no_reason_to_crash(serve: Serve, short_dir: Path) -> None:
     controller = serve("--redis-url", f"unix://{short_dir}/nowhere/redis.sock", "--register-patience", "0", ready=False)
     controller.wait_for(lambda: answers(f"{controller.url}/healthz"), "the process answers")
-    assert not answers(f"{controller.url}/readyz")
+    assert not serves(controller.url)
     assert controller.dispatch() == ""
     assert controller.post("/list_models") == {"models": []}
     with pytest.raises(OSError, match="503"):

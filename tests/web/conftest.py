@@ -49,7 +49,7 @@ async def open_api(registry: Registry, **settings: object) -> AsyncIterator[Api]
     transport = httpx.ASGITransport(build_app(controller, metrics), raise_app_exceptions=False)
     async with httpx.AsyncClient(transport=transport, base_url="http://controller") as http:
         yield Api(http, controller, registry, metrics)
-    await workers.close()
+    await controller.close()
 
 
 @pytest.fixture

@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import re
 from typing import Any
 
 import httpx
@@ -82,7 +83,7 @@ async def test_a_worker_without_status_is_asked_for_it(api: Api, told: object) -
         body = {"worker_name": worker.address, "check_heart_beat": False}
         response = await api.post("/register_worker", body if told == "missing" else {**body, "worker_status": told})
         assert (response.status_code, response.json()) == (200, None)
-        [known] = await api.registry.list_workers()
+        [known] = (await api.registry.list_workers()).workers
         assert (known.name, known.status.model_names, known.status.queue_length) == (worker.address, ("asked",), 7)
         await api.registry.remove(worker.address)
 
@@ -92,7 +93,7 @@ async def test_a_worker_that_does_not_tell_its_status_is_not_registered(api: Api
         response = await api.post("/register_worker", {"worker_name": worker.address, "check_heart_beat": True})
     assert response.status_code == 502
     assert response.json()["error"]["code"] == "worker_unreachable"
-    assert await api.registry.list_workers() == []
+    assert (await api.registry.list_workers()).workers == []
 
 
 async def stream(api: Api, model: str = "m") -> list[object]:
@@ -246,7 +247,8 @@ class TestWithoutStore:
         text = api.metrics.render().decode()
         assert 'controller_dispatches_total{outcome="store_unavailable"} 3.0' in text
         assert 'controller_heartbeats_total{outcome="store_unavailable"} 3.0' in text
-        assert "controller_store_failures_total 6.0" in text
+        # One try at the store, and those in the background: not one for each request.
+        assert re.search(r"controller_store_failures_total [1-3]\.0", text)
 
 
 async def test_a_store_that_rejects_calls_is_no_address_either(

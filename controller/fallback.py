@@ -1,0 +1,161 @@
+"""What a replica goes by while the store does not serve, and how it returns to the store.
+
+It keeps a snapshot of the live workers. Dispatches that the store cannot make are made from it, and when the store is
+back it is told of them. A store that comes back without its memory is given the workers again.
+"""
+
+import asyncio
+import contextlib
+import logging
+import random
+import time
+from collections import Counter
+from collections.abc import Callable, Sequence
+from typing import Final
+
+from controller.domain.dispatch import DispatchMethod
+from controller.domain.errors import StoreError, StoreUnavailable
+from controller.domain.worker import Registration, Worker
+from controller.guard import StoreGuard
+from controller.metrics import Metrics
+from controller.settings import Settings
+from controller.snapshot import Snapshot
+from controller.store.registry import NOT_ALIVE, Registry, Settlement
+
+logger = logging.getLogger("controller")
+
+_SHARE: Final = 50  # a snapshot takes no more than one part in so many of a replica's time
+
+
+class Fallback:
+    """One replica's snapshot, and what it did by itself.
+
+    guard is what the replica's calls to the store go through. draw gives random numbers from 0 to 1.
+    """
+
+    def __init__(
+        self, settings: Settings, registry: Registry, metrics: Metrics, draw: Callable[[], float] = random.random
+    ) -> None:
+        self._settings = settings
+        self._registry = registry
+        self._draw = draw
+        self._snapshot: Snapshot | None = None
+        self._bookings: Counter[str] = Counter()
+        self._unsettled: list[Settlement] = []
+        self._told_of: float | None = None
+        self._news = asyncio.Event()
+        self.guard = StoreGuard(self._return_to_store, metrics)
+
+    def snapshot(self, cause: StoreError) -> tuple[Snapshot, float]:
+        """The snapshot and its age in seconds. Raises `cause` if there is none, or it is too old to go by.
+
+        And if `cause` is not that the store does not serve: then it is for somebody to look at.
+        """
+        if self._snapshot is not None and isinstance(cause, StoreUnavailable):
+            age = time.monotonic() - self._snapshot.taken_at
+            if age <= self._settings.heartbeat_expiration:
+                return self._snapshot, age
+        raise cause
+
+    def dispatch(self, models: Sequence[str], cause: StoreError) -> tuple[list[str], float]:
+        """Choose a worker for each model from the snapshot, and keep in mind what the store must be told.
+
+        Returns the addresses, "" where a model has no worker, and the age of the snapshot. Raises as snapshot().
+        """
+        snapshot, age = self.snapshot(cause)
+        self._tell_once(snapshot, age)
+        if self._settings.dispatch_method is DispatchMethod.LOTTERY:
+            return [snapshot.lottery(model) for model in models], age
+        addresses = [snapshot.shortest_queue(model) for model in models]
+        self._bookings.update(address for address in addresses if address)
+        return addresses, age
+
+    async def keep_forever(self) -> None:
+        """Take snapshots for ever. What that costs depends on the number of workers, not on that of dispatches."""
+        while True:
+            began = time.monotonic()
+            self._news.clear()
+            with contextlib.suppress(StoreError):  # the guard has told of it
+                await self.guard.ask(self._take_snapshot)
+            rest = _SHARE * (time.monotonic() - began)
+            await asyncio.sleep(rest)
+            out_of_step = random.uniform(0.9, 1.1)  # noqa: S311
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(
+                    self._news.wait(), max(0.0, self._settings.snapshot_interval - rest) * out_of_step
+                )
+
+    def tell_news(self) -> None:
+        """A worker has registered: take the next snapshot soon."""
+        self._news.set()
+
+    async def close(self) -> None:
+        """End what goes on in the background."""
+        await self.guard.close()
+
+    async def _return_to_store(self) -> None:
+        """Prove that the store serves, and tell it what it missed. Raises StoreError if it does not serve yet."""
+        await self._registry.reconnect()
+        await self._registry.check()
+        await self._settle()
+        await self._take_snapshot()
+        await self._settle()  # last, without a pause until the guard lets calls through: nothing is left behind
+
+    async def _take_snapshot(self) -> None:
+        before = self._snapshot
+        taken_at = time.monotonic()
+        workers, sequence = await self._registry.list_workers()
+        if before is not None and sequence < before.sequence:
+            await self._restore(before, {worker.name for worker in workers})
+            workers, sequence = await self._registry.list_workers()
+        self._snapshot = Snapshot(workers, sequence, taken_at, self._draw)
+
+    async def _restore(self, snapshot: Snapshot, known: set[str]) -> None:
+        """Give the store the workers that it has forgotten: it counts fewer registrations and dispatches than it did.
+
+        Each lives on for as long as it would have. Those that have registered meanwhile stay as they are.
+        """
+        forgotten = [
+            worker
+            for worker in snapshot.workers(time.monotonic())
+            if worker.name not in known and worker.expires_in != 0
+        ]
+        for worker in forgotten:
+            del self._bookings[worker.name]  # its queue length has them already
+        logger.warning(
+            "The store has lost its memory, or a part of it: giving it back %d workers, as they were %.1f s ago.",
+            len(forgotten),
+            time.monotonic() - snapshot.taken_at,
+        )
+        await asyncio.gather(*(self._register_again(worker) for worker in forgotten))
+        await self._settle(snapshot.sequence)
+
+    async def _register_again(self, worker: Worker) -> None:
+        registration = Registration(worker.name, worker.status, worker.check_heart_beat, worker.multimodal)
+        await self._registry.register(registration, only_if=NOT_ALIVE, expires_in=worker.expires_in)
+
+    async def _settle(self, sequence: int = 0) -> None:
+        """Tell the store of what was dispatched without it, and of the calls that it never answered.
+
+        What was told and not acknowledged is told again in the same words, so that it counts once.
+        """
+        while True:
+            while self._unsettled:
+                await self._registry.settle(self._unsettled[0])
+                del self._unsettled[0]
+            bookings, self._bookings = self._bookings, Counter()
+            self._unsettled = self._registry.settlements(bookings, sequence)
+            if not self._unsettled:
+                return
+            sequence = 0
+
+    def _tell_once(self, snapshot: Snapshot, age: float) -> None:
+        """Log that dispatches are made from a snapshot: once in a time of trouble."""
+        if self._told_of != self.guard.trouble_since:
+            self._told_of = self.guard.trouble_since
+            logger.warning(
+                "Dispatching by a snapshot of %d workers, %.1f s old, until the store serves; for %.0f s at most.",
+                len(snapshot),
+                age,
+                self._settings.heartbeat_expiration - age,
+            )

@@ -1,0 +1,90 @@
+"""The live workers as they were at one time, to go by while the store does not serve."""
+
+import heapq
+from bisect import bisect
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from itertools import accumulate
+
+from controller.domain.worker import Worker
+
+
+class Snapshot:
+    """What the store told of its live workers at `taken_at`, and what was dispatched by it since.
+
+    taken_at is in seconds on the replica's monotonic clock; sequence counts the registrations and requested dispatches
+    that the store had seen. draw gives random numbers from 0 to 1. Nothing here expires: whoever asks decides for how
+    long an old snapshot is better than none.
+    """
+
+    def __init__(self, workers: Sequence[Worker], sequence: int, taken_at: float, draw: Callable[[], float]) -> None:
+        self.sequence = sequence
+        self.taken_at = taken_at
+        self._workers = {worker.name: worker for worker in workers}
+        self._queues = {worker.name: worker.status.queue_length for worker in workers}
+        self._draw = draw
+        self._serving: dict[str, list[str]] = {}  # by model
+        for worker in workers:
+            for model in worker.status.model_names:
+                self._serving.setdefault(model, []).append(worker.name)
+        self._heaps: dict[str, list[tuple[float, float, str]]] = {}
+        self._odds: dict[str, list[float]] = {}
+
+    def __len__(self) -> int:
+        return len(self._workers)
+
+    def shortest_queue(self, model: str) -> str:
+        """Choose the worker with the least load, one at random among equals, and book it; "" if there is none.
+
+        Not in turns, as the store does: each replica goes by a snapshot of its own, and turns would make all of them
+        choose the same.
+        """
+        if model not in self._serving:
+            return ""
+        heap = self._heaps.get(model)
+        if heap is None:
+            heap = self._heaps[model] = [self._entry(name) for name in self._serving[model]]
+            heapq.heapify(heap)
+        while heap[0][0] < self._load(heap[0][2]):  # it was booked for another of its models
+            heapq.heapreplace(heap, self._entry(heap[0][2]))
+        name = heap[0][2]
+        self._queues[name] += 1
+        heapq.heapreplace(heap, self._entry(name))
+        return name
+
+    def lottery(self, model: str) -> str:
+        """Draw a worker with odds proportional to speed; "" if there is none."""
+        if model not in self._serving:
+            return ""
+        names = self._serving[model]
+        odds = self._odds.get(model)
+        if odds is None:
+            odds = self._odds[model] = list(accumulate(self._workers[name].status.speed for name in names))
+        return names[min(bisect(odds, self._draw() * odds[-1]), len(names) - 1)]
+
+    def list_models(self, multimodal: bool | None = None) -> list[str]:
+        """As Registry.list_models()."""
+        return sorted(
+            model
+            for model, names in self._serving.items()
+            if multimodal is None or any(self._workers[name].multimodal == multimodal for name in names)
+        )
+
+    def workers(self, now: float) -> list[Worker]:
+        """As Registry.list_workers(), with what was dispatched since; expires_in is 0 where a heartbeat is overdue."""
+        age = now - self.taken_at
+        return [
+            replace(
+                worker,
+                status=replace(worker.status, queue_length=self._queues[name]),
+                heartbeat_age=worker.heartbeat_age + age,
+                expires_in=None if worker.expires_in is None else max(0.0, worker.expires_in - age),
+            )
+            for name, worker in self._workers.items()
+        ]
+
+    def _entry(self, name: str) -> tuple[float, float, str]:
+        return self._load(name), self._draw(), name
+
+    def _load(self, name: str) -> float:
+        return self._queues[name] / self._workers[name].status.speed
