@@ -10,7 +10,7 @@ import logging
 import random
 import time
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Final
 
 from controller.domain.dispatch import DispatchMethod
@@ -20,7 +20,7 @@ from controller.guard import StoreGuard
 from controller.metrics import Metrics
 from controller.settings import Settings
 from controller.snapshot import Snapshot
-from controller.store.registry import NOT_ALIVE, Registry, Settlement
+from controller.store.registry import NOT_ALIVE, Registry, Settlement, WorkerList
 
 logger = logging.getLogger("controller")
 
@@ -40,10 +40,12 @@ class Fallback:
         self._registry = registry
         self._draw = draw
         self._snapshot: Snapshot | None = None
+        self._told: WorkerList | None = None  # what it was made from
         self._bookings: Counter[str] = Counter()
         self._unsettled: list[Settlement] = []
-        self._told_of: float | None = None
+        self._logged_for: float | None = None
         self._news = asyncio.Event()
+        self._lock = asyncio.Lock()  # of those that look whether the store has lost its memory
         self.guard = StoreGuard(self._return_to_store, metrics)
 
     def snapshot(self, cause: StoreError) -> tuple[Snapshot, float]:
@@ -89,6 +91,24 @@ class Fallback:
         """A worker has registered: take the next snapshot soon."""
         self._news.set()
 
+    async def find_again(self, models: Iterable[str] | None = None) -> bool:
+        """Whether any of the models, or any model at all, has a worker, though the store has just said that none has.
+
+        It may have lost its memory since the last snapshot; if so, it is given it again before this returns. Raises
+        StoreUnavailable.
+        """
+        before = self._snapshot
+        if before is None:
+            return False
+        missing = before.list_models() if models is None else [model for model in models if before.serves(model)]
+        if not missing:
+            return False
+        async with self._lock:
+            if self._snapshot is before:
+                await self.guard.ask(self._take_snapshot)
+        now = self._snapshot
+        return now is not None and any(now.serves(model) for model in missing)
+
     async def close(self) -> None:
         """End what goes on in the background."""
         await self.guard.close()
@@ -102,16 +122,17 @@ class Fallback:
         await self._settle()  # last, without a pause until the guard lets calls through: nothing is left behind
 
     async def _take_snapshot(self) -> None:
-        before = self._snapshot
         taken_at = time.monotonic()
-        workers, sequence = await self._registry.list_workers()
-        if before is not None and sequence < before.sequence:
-            await self._restore(before, {worker.name for worker in workers})
-            workers, sequence = await self._registry.list_workers()
-        self._snapshot = Snapshot(workers, sequence, taken_at, self._draw)
+        told = await self._registry.list_workers()
+        before = self._told
+        if before is not None and (told.epoch != before.epoch or told.sequence < before.sequence):
+            await self._restore(before.sequence, {worker.name for worker in told.workers})
+            told = await self._registry.list_workers()
+        self._told = told
+        self._snapshot = Snapshot(told.workers, taken_at, self._draw)
 
-    async def _restore(self, snapshot: Snapshot, known: set[str]) -> None:
-        """Give the store the workers that it has forgotten: it counts fewer registrations and dispatches than it did.
+    async def _restore(self, snapshot: Snapshot, sequence: int, known: set[str]) -> None:
+        """Give the store, which has forgotten something, the workers that it does not know.
 
         Each lives on for as long as it would have. Those that have registered meanwhile stay as they are.
         """
@@ -122,13 +143,11 @@ class Fallback:
         ]
         for worker in forgotten:
             del self._bookings[worker.name]  # its queue length has them already
-        logger.warning(
-            "The store has lost its memory, or a part of it: giving it back %d workers, as they were %.1f s ago.",
-            len(forgotten),
-            time.monotonic() - snapshot.taken_at,
-        )
+        if forgotten:
+            logger.warning("The store has lost its memory, or a part of it: giving it back %d workers.", len(forgotten))
+        await self._registry.check()  # its memory gets a name, before anything is in it
         await asyncio.gather(*(self._register_again(worker) for worker in forgotten))
-        await self._settle(snapshot.sequence)
+        await self._settle(sequence)
 
     async def _register_again(self, worker: Worker) -> None:
         registration = Registration(worker.name, worker.status, worker.check_heart_beat, worker.multimodal)
@@ -151,8 +170,8 @@ class Fallback:
 
     def _tell_once(self, snapshot: Snapshot, age: float) -> None:
         """Log that dispatches are made from a snapshot: once in a time of trouble."""
-        if self._told_of != self.guard.trouble_since:
-            self._told_of = self.guard.trouble_since
+        if self._logged_for != self.guard.trouble_since:
+            self._logged_for = self.guard.trouble_since
             logger.warning(
                 "Dispatching by a snapshot of %d workers, %.1f s old, until the store serves; for %.0f s at most.",
                 len(snapshot),

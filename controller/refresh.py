@@ -68,7 +68,7 @@ class Refresher:
 
     async def _refresh_all(self) -> None:
         """Probe all workers at once, for so long at most; those not reached by then are left as they are."""
-        workers, _ = await self._guard.ask(self._registry.list_workers)
+        workers = (await self._guard.ask(self._registry.list_workers)).workers
         if not workers:
             return
         places = asyncio.Semaphore(_MAX_PROBES_AT_ONCE)

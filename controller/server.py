@@ -22,13 +22,13 @@ from starlette.types import ASGIApp
 from uvicorn.supervisors import Multiprocess
 
 from controller import __version__
-from controller.domain.errors import SettingsError
+from controller.domain.errors import SettingsError, StoreError, StoreIncompatible
 from controller.metrics import Metrics
 from controller.service import Controller
 from controller.settings import DEFAULT_DATA_DIR, Settings
 from controller.store.embedded import EmbeddedStore
 from controller.store_url import StoreKind, parse_store_url
-from controller.web.app import build_app, create_controller
+from controller.web.app import build_app, create_controller, create_registry
 from controller.web.protocol import BoundedProtocol
 
 logger = logging.getLogger("controller.server")
@@ -40,13 +40,14 @@ def serve(settings: Settings) -> None:
     """Serve until SIGTERM or SIGINT.
 
     Raises SettingsError when the address cannot be listened on, EmbeddedStoreError when the embedded store cannot be
-    started.
+    started, StoreIncompatible when the store holds the registry of another version.
     """
     logging.config.dictConfig(logging_config(settings.log_level))
     _check_address(settings)
     signal.signal(signal.SIGTERM, _exit)  # uvicorn raises its signals again once it has shut down
     with contextlib.ExitStack() as resources:
         store_url, store = _store(settings, resources)
+        asyncio.run(_check_layout(settings, store_url))
         logger.info(
             "controller %s: %s, dispatch by %s, heartbeats expire after %g s, %s",
             __version__,
@@ -198,6 +199,19 @@ def _store(settings: Settings, resources: contextlib.ExitStack) -> tuple[str, st
     data_dir = Path(named.path) if named.path else settings.data_dir or DEFAULT_DATA_DIR
     store = resources.enter_context(EmbeddedStore(data_dir))
     return store.url, f"embedded store (process {store.pid}) in {store.data_dir}"
+
+
+async def _check_layout(settings: Settings, store_url: str) -> None:
+    """Raise StoreIncompatible if it is. A store that is not there yet is waited for, by the replicas."""
+    registry = create_registry(settings, store_url)
+    try:
+        await registry.check()
+    except StoreIncompatible:
+        raise
+    except StoreError as error:
+        logger.warning("Starting without the store. %s", error)
+    finally:
+        await registry.close()
 
 
 def _shared_metrics_dir(resources: contextlib.ExitStack) -> Path:

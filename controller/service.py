@@ -212,11 +212,23 @@ class Controller:
             addresses = await self._guard.ask(self._dispatch_batch, models)
         except StoreError as error:
             return self._dispatch_degraded(models, error)
+        if "" in addresses:
+            addresses = await self._dispatch_again(models, addresses)
         without = addresses.count("")
         self._metrics.dispatch_batches.inc()
         self._metrics.dispatches_chosen.inc(len(addresses) - without)
         self._metrics.dispatches_no_worker.inc(without)
         return [Found(address) for address in addresses]
+
+    async def _dispatch_again(self, models: Sequence[str], addresses: list[str]) -> list[str]:
+        """The addresses, and others in the place of "" where the store had only forgotten the model's workers."""
+        left = [i for i, address in enumerate(addresses) if not address]
+        with contextlib.suppress(StoreError):  # then "" it is: the others are booked and must have their answers
+            if await self._fallback.find_again({models[i] for i in left}):
+                more = await self._guard.ask(self._dispatch_batch, [models[i] for i in left])
+                for i, address in zip(left, more, strict=True):
+                    addresses[i] = address
+        return addresses
 
     def _dispatch_degraded(self, models: Sequence[str], error: StoreError) -> list[Found[str]]:
         try:
@@ -243,7 +255,10 @@ class Controller:
 
     async def _list_models(self, kind: bool | None) -> Found[list[str]]:
         try:
-            return Found(await self._guard.ask(self._registry.list_models, kind))
+            models = await self._guard.ask(self._registry.list_models, kind)
+            if not models and await self._fallback.find_again():
+                models = await self._guard.ask(self._registry.list_models, kind)
+            return Found(models)
         except StoreError as error:
             return self._from_snapshot(error, lambda snapshot: snapshot.list_models(kind))
 

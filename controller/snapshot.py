@@ -12,13 +12,11 @@ from controller.domain.worker import Worker
 class Snapshot:
     """What the store told of its live workers at `taken_at`, and what was dispatched by it since.
 
-    taken_at is in seconds on the replica's monotonic clock; sequence counts the registrations and requested dispatches
-    that the store had seen. draw gives random numbers from 0 to 1. Nothing here expires: whoever asks decides for how
-    long an old snapshot is better than none.
+    taken_at is in seconds on the replica's monotonic clock; draw gives random numbers from 0 to 1. Nothing here expires:
+    whoever asks decides for how long an old snapshot is better than none.
     """
 
-    def __init__(self, workers: Sequence[Worker], sequence: int, taken_at: float, draw: Callable[[], float]) -> None:
-        self.sequence = sequence
+    def __init__(self, workers: Sequence[Worker], taken_at: float, draw: Callable[[], float]) -> None:
         self.taken_at = taken_at
         self._workers = {worker.name: worker for worker in workers}
         self._queues = {worker.name: worker.status.queue_length for worker in workers}
@@ -32,6 +30,10 @@ class Snapshot:
 
     def __len__(self) -> int:
         return len(self._workers)
+
+    def serves(self, model: str) -> bool:
+        """Whether there is a worker for a model."""
+        return model in self._serving
 
     def shortest_queue(self, model: str) -> str:
         """Choose the worker with the least load, one at random among equals, and book it; "" if there is none.

@@ -1,9 +1,11 @@
 --[[
   Proves that the store runs scripts and takes what they write, and that its keys are laid out as the caller expects.
+  Gives the store's memory a name, if it has none: whoever finds another one later knows that the store has lost it.
 
   Input:
     KEYS[1]  '{<ns>}' the namespace
     ARGV[1]  the version of the layout of keys that the caller works with
+    ARGV[2]  a name that nobody else has
 
   Output:
     the version of the layout in this namespace: the caller's, if there was none
@@ -11,4 +13,8 @@
 --- @include "key"
 redis.call("SET", key("check"), "1", "PX", 1000)
 redis.call("SET", key("schema"), ARGV[1], "NX")
-return redis.call("GET", key("schema"))
+local schema = redis.call("GET", key("schema"))
+if schema == ARGV[1] then
+  redis.call("SET", key("epoch"), ARGV[2], "NX")
+end
+return schema

@@ -25,7 +25,7 @@ def known(name: str, *models: str, speed: float = 1, queue_length: int = 0, mult
 
 
 def snapshot(*workers: Worker, seed: int = 1) -> Snapshot:
-    return Snapshot(workers, 7, 100.0, random.Random(seed).random)
+    return Snapshot(workers, 100.0, random.Random(seed).random)
 
 
 def test_nobody() -> None:
@@ -87,7 +87,7 @@ def test_the_lottery_is_proportional_to_speed() -> None:
 
 @pytest.mark.parametrize("draw", [0.0, 1.0])
 def test_the_ends_of_the_random_numbers(draw: float) -> None:
-    taken = Snapshot([known("a"), known("b")], 0, 0.0, lambda: draw)
+    taken = Snapshot([known("a"), known("b")], 0.0, lambda: draw)
     assert taken.lottery("m") in ("a", "b")
 
 

@@ -65,6 +65,11 @@ def schema(name: str) -> str:
     return f"{{{name}}}:schema"
 
 
+def epoch(name: str) -> str:
+    """STRING: a random name for the memory of the store; another one means that it has been lost."""
+    return f"{{{name}}}:epoch"
+
+
 def refresh(name: str) -> str:
     """STRING with a TTL: the lock of the replica that is asking all workers for their status."""
     return f"{{{name}}}:refresh"

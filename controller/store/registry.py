@@ -44,10 +44,15 @@ _NOT_THE_SCRIPTS_FAULT: Final = ("can't run this command", "killed")
 
 
 class WorkerList(NamedTuple):
-    """All live workers, in order of name, and how many registrations and requested dispatches there had been."""
+    """All live workers, in order of name.
+
+    sequence is how many registrations and requested dispatches there had been, epoch the name of the store's memory:
+    less of the one, or another of the other, and the store has forgotten what it knew before.
+    """
 
     workers: list[Worker]
     sequence: int
+    epoch: str
 
 
 class Registry:
@@ -187,13 +192,12 @@ class Registry:
     async def list_workers(self) -> WorkerList:
         """All live workers. One that comes or goes meanwhile may or may not be among them."""
         found: dict[str, Worker] = {}
-        place, sequence = "0", None
-        while True:
-            place, counted, workers = await self._run("list_workers", place, _PAGE)
-            sequence = counted if sequence is None else sequence
+        place, sequence, epoch, workers = await self._run("list_workers", "0", _PAGE)
+        found.update((fields[0], _worker(fields)) for fields in workers)
+        while place != "0":
+            place, _, _, workers = await self._run("list_workers", place, _PAGE)
             found.update((fields[0], _worker(fields)) for fields in workers)
-            if place == "0":
-                return WorkerList([found[name] for name in sorted(found)], sequence)
+        return WorkerList([found[name] for name in sorted(found)], sequence, epoch)
 
     async def list_models(self, multimodal: bool | None = None) -> list[str]:
         """The models of all live workers, of the multimodal ones (True) or of the others (False), sorted."""
@@ -213,7 +217,7 @@ class Registry:
 
         Raises StoreIncompatible if another version of this program keeps its registry there.
         """
-        found = await self._run("check", SCHEMA)
+        found = await self._run("check", SCHEMA, secrets.token_hex(8))
         if found != SCHEMA:
             raise StoreIncompatible(
                 f"The registry in the store is laid out in version {found}, this program works with version {SCHEMA}. "

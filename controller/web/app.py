@@ -23,10 +23,15 @@ from controller.web.errors import http_exception
 from controller.web.worker_plane import WorkerPlane
 
 
-def create_controller(settings: Settings, store_url: str, metrics: Metrics) -> Controller:
-    """One replica without its routes. Call it in a running event loop. store_url names the Redis with the registry."""
+def create_registry(settings: Settings, store_url: str) -> Registry:
+    """The registry in the Redis that store_url names."""
     client = connect(store_url, settings.redis_timeout)
-    registry = Registry(client, settings.namespace, settings.heartbeat_expiration, settings.redis_timeout)
+    return Registry(client, settings.namespace, settings.heartbeat_expiration, settings.redis_timeout)
+
+
+def create_controller(settings: Settings, store_url: str, metrics: Metrics) -> Controller:
+    """One replica without its routes. Call it in a running event loop."""
+    registry = create_registry(settings, store_url)
     workers = WorkerClient(settings.probe_timeout, settings.worker_timeout)
     return Controller(settings, registry, workers, metrics)
 

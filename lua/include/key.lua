@@ -4,8 +4,8 @@
 
   Input:
     KEYS[1]  '{<ns>}' the namespace, which is the hash tag of all its keys
-    kind     'workers', 'models', 'sequence', 'sweep', 'check', 'schema'; with a rest: 'worker', 'heartbeat', 'model',
-             'lottery', 'reply'
+    kind     'workers', 'models', 'sequence', 'sweep', 'check', 'schema', 'epoch'; with a rest: 'worker', 'heartbeat',
+             'model', 'lottery', 'reply'
     rest     a worker's name, a model's name or a request id; nil for a kind that has but one key
 ]]
 local function key(kind, rest)

@@ -16,6 +16,7 @@ NAMES = {
     keys.sweep: ("{ns}:sweep",),
     keys.check: ("{ns}:check",),
     keys.schema: ("{ns}:schema",),
+    keys.epoch: ("{ns}:epoch",),
     keys.refresh: ("{ns}:refresh",),
     keys.worker: ("{ns}:worker:http://a:1", "http://a:1"),
     keys.heartbeat: ("{ns}:heartbeat:http://a:1", "http://a:1"),

@@ -1,0 +1,321 @@
+"""What clients and workers see while the store is away, and that it is whole afterwards."""
+
+import asyncio
+import contextlib
+import os
+import signal
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import pytest
+from redis.asyncio import Redis
+
+from controller.store import keys
+from controller.store.connection import connect
+from tests.faults import proxy_aside
+from tests.invariants import check_invariants
+from tests.system.conftest import Serve
+from tests.system.load import Seen, load
+from tests.system.processes import ControllerProcess, serves, stock_worker
+from tests.system.processes import Server as WorkerProcess
+from tests.system.servers import Server, cluster, sentinels, single
+from tests.waiting import wait_until
+
+PERSISTENT = ("--appendonly", "yes", "--appendfsync", "always", "--save", "")
+
+
+@contextlib.asynccontextmanager
+async def workers(work_dir: Path, controller: ControllerProcess) -> AsyncIterator[list[WorkerProcess]]:
+    """Three stock workers, which send heartbeats every second."""
+    with contextlib.ExitStack() as stack:
+        flags = ("--model-names", "m")
+        started = [stack.enter_context(stock_worker(work_dir, controller.url, *flags)) for _ in range(3)]
+        await wait_until(lambda: set(controller.names()) == {w.url for w in started}, "the workers are registered")
+        yield started
+
+
+async def all_heartbeat(controller: ControllerProcess, started: list[WorkerProcess]) -> None:
+    """Assert that every worker is there and sends heartbeats, and that none was restarted."""
+    await wait_until(
+        lambda: (
+            {w["worker_name"] for w in controller.workers() if w["heartbeat_age"] < 1.5} == {w.url for w in started}
+        ),
+        "all workers send heartbeats",
+    )
+    assert all(w.popen.poll() is None for w in started)
+
+
+async def snapshots_taken(controllers: list[ControllerProcess], number: int = 3) -> None:
+    """Wait until every replica knows so many workers without the store."""
+    for controller in controllers:
+        await wait_until(lambda c=controller: len(c.names()) == number, "the replica knows the workers")
+    await asyncio.sleep(1.5)  # and has taken a snapshot since: nothing but time tells
+
+
+async def booked(url: str) -> int:
+    client = connect(url, timeout=5.0)
+    try:
+        await check_invariants(client, "controller")
+        names = await client.zrange(keys.workers("controller"), 0, -1)
+        return sum([int(await client.hget(keys.worker("controller", name), "queue_length")) for name in names])
+    finally:
+        await client.aclose()
+
+
+def registered_for_good(controller: ControllerProcess) -> set[str]:
+    """Three workers that send no heartbeats: nobody but us sets their queue length."""
+    names = {f"http://w{i}:1" for i in range(3)}
+    for name in names:
+        controller.register(name, check=False)
+    return names
+
+
+async def test_a_store_that_hangs_for_ten_seconds(serve: Serve, work_dir: Path) -> None:
+    async with single(work_dir) as store:
+        replicas = [serve("--redis-url", store.url, data=f"r{i}") for i in range(2)]
+        async with workers(work_dir, replicas[0]) as started:
+            await snapshots_taken(replicas)
+            async with load([replica.url for replica in replicas]) as seen:
+                await wait_until(lambda: seen.total > 100, "the load is on")
+                store.stop()
+                await asyncio.sleep(10.0)
+                assert seen.degraded > 100
+                store.go_on()
+                await returned(replicas, seen)
+            await all_heartbeat(replicas[0], started)
+    assert seen.failed == []
+    assert set(seen.addresses) == {w.url for w in started}
+
+
+async def returned(replicas: list[ControllerProcess], seen: Seen) -> None:
+    """Wait until all replicas dispatch by the store again."""
+    for replica in replicas:
+        await wait_until(lambda r=replica: serves(r.url), "the replica dispatches by the store again")
+    degraded, total = seen.degraded, seen.total
+    await wait_until(lambda: seen.total > total + 50, "dispatches go on")
+    assert seen.degraded <= degraded + 8, "no more than were under way"
+
+
+async def test_every_dispatch_through_an_outage_is_booked_once(serve: Serve, work_dir: Path) -> None:
+    """SIGSTOP three times: what waits in the sockets runs late, and what was made without the store is told."""
+    async with single(work_dir) as store:
+        replicas = [serve("--redis-url", store.url, data=f"r{i}") for i in range(2)]
+        names = registered_for_good(replicas[0])
+        await snapshots_taken(replicas)
+        async with load([replica.url for replica in replicas]) as seen:
+            for _ in range(3):
+                total = seen.total
+                await wait_until(lambda total=total: seen.total > total + 100, "dispatches go on")
+                store.stop()
+                degraded = seen.degraded
+                await wait_until(lambda before=degraded: seen.degraded > before + 100, "they go on without the store")
+                store.go_on()
+                await returned(replicas, seen)
+        assert seen.failed == []
+        assert set(seen.addresses) == names
+        assert await booked(store.url) == seen.total
+
+
+async def test_one_replica_is_cut_off(serve: Serve, work_dir: Path) -> None:
+    """The others dispatch exactly; the one dispatches too, and tells of it when it is back."""
+    socket = str(work_dir / "redis.sock")
+    async with single(work_dir, "--save", "", "--unixsocket", socket) as store:
+        with proxy_aside(work_dir / "cut.sock", socket) as line:
+            lonely = serve("--redis-url", line.url, data="lonely")
+            other = serve("--redis-url", store.url, data="other")
+            registered_for_good(other)
+            await snapshots_taken([lonely, other])
+            async with load([lonely.url, other.url]) as seen:
+                await wait_until(lambda: seen.total > 100, "the load is on")
+                line.hang()
+                await wait_until(lambda: seen.degraded > 200, "it goes on without the store")
+                assert serves(other.url)
+                assert not serves(lonely.url)
+                line.resume()
+                await returned([lonely, other], seen)
+        assert seen.failed == []
+        assert await booked(store.url) == seen.total
+
+
+async def test_a_store_that_is_killed_and_keeps_its_data(serve: Serve, work_dir: Path) -> None:
+    async with single(work_dir, *PERSISTENT) as store:
+        replicas = [serve("--redis-url", store.url, data=f"r{i}") for i in range(2)]
+        registered_for_good(replicas[0])
+        await snapshots_taken(replicas)
+        async with load([replica.url for replica in replicas]) as seen:
+            await wait_until(lambda: seen.total > 100, "the load is on")
+            store.kill()
+            await wait_until(lambda: seen.degraded > 100, "they go on without the store")
+            store.start()
+            await returned(replicas, seen)
+        assert seen.failed == []
+        assert len(replicas[0].names()) == 3
+        assert await booked(store.url) == seen.total
+
+
+@pytest.mark.parametrize("quickly", [True, False])
+async def test_a_store_that_loses_everything_is_given_the_workers_again(
+    serve: Serve, work_dir: Path, quickly: bool
+) -> None:
+    async with single(work_dir) as store:
+        replicas = [serve("--redis-url", store.url, data=f"r{i}") for i in range(2)]
+        async with workers(work_dir, replicas[0]) as started:
+            await snapshots_taken(replicas)
+            async with load([replica.url for replica in replicas]) as seen:
+                await wait_until(lambda: seen.total > 100, "the load is on")
+                store.kill()
+                if not quickly:
+                    await wait_until(lambda: seen.degraded > 100, "they go on without the store")
+                store.start()
+                await returned(replicas, seen)
+            assert seen.failed == []
+            assert set(seen.addresses) == {w.url for w in started}
+            await all_heartbeat(replicas[0], started)
+            assert any("giving it back 3 workers" in replica.log for replica in replicas)
+
+
+async def test_everybody_comes_back_when_nobody_remembers(serve: Serve, work_dir: Path) -> None:
+    """The store and all replicas are killed, and nothing is kept: the workers' heartbeats bring them back."""
+    async with single(work_dir) as store:
+        first = serve("--redis-url", store.url, data="first")
+        async with workers(work_dir, first) as started:
+            store.kill()
+            first.kill()
+            store.start()
+            again = serve("--redis-url", store.url, data="again", port=first.port)
+            await all_heartbeat(again, started)
+
+
+async def test_a_replica_starts_without_its_store_and_waits_for_it(serve: Serve, work_dir: Path) -> None:
+    async with single(work_dir) as store:
+        store.kill()
+        controller = serve("--redis-url", store.url, ready=False)
+        controller.wait_for(lambda: "Uvicorn running" in controller.log, "it is up")
+        with pytest.raises(OSError, match="503"):
+            controller.post("/receive_heart_beat", {"worker_name": "http://a:1", "queue_length": 0})
+        assert controller.dispatch() == ""
+        assert not serves(controller.url)
+        store.start()
+        controller.ready()
+        controller.register("http://a:1")
+        assert controller.dispatch() == "http://a:1"
+        assert controller.popen.poll() is None
+
+
+async def test_sentinel_promotes_another_when_the_master_is_killed(serve: Serve, work_dir: Path) -> None:
+    async with sentinels(work_dir) as store:
+        replicas = [serve("--redis-url", store.url, data=f"r{i}") for i in range(2)]
+        async with workers(work_dir, replicas[0]) as started:
+            await snapshots_taken(replicas)
+            async with load([replica.url for replica in replicas]) as seen:
+                await wait_until(lambda: seen.total > 100, "the load is on")
+                store.first.kill()
+                await wait_until(lambda: store.other_master(store.first), "another is promoted")
+                await returned(replicas, seen)
+            await all_heartbeat(replicas[0], started)
+        master = await store.master()
+        assert master is not None
+        await booked(master.url)
+    assert seen.failed == []
+    assert seen.degraded > 0
+
+
+async def test_a_planned_failover_loses_nothing(serve: Serve, work_dir: Path) -> None:
+    """The README's procedure: first hold the writes, then fail over."""
+    async with sentinels(work_dir) as store:
+        replicas = [serve("--redis-url", store.url, data=f"r{i}") for i in range(2)]
+        registered_for_good(replicas[0])
+        await snapshots_taken(replicas)
+        async with load([replica.url for replica in replicas]) as seen:
+            await wait_until(lambda: seen.total > 100, "the load is on")
+            await store.first.ask("CLIENT", "PAUSE", "5000", "WRITE")
+            await store.sentinels[0].ask("SENTINEL", "FAILOVER", "main")
+            await wait_until(lambda: store.other_master(store.first), "another is promoted")
+            await returned(replicas, seen)
+        master = await store.master()
+        assert master is not None
+        assert seen.failed == []
+        assert await booked(master.url) == seen.total
+
+
+@pytest.mark.parametrize("planned", [True, False])
+async def test_a_cluster_fails_over_the_slot_s_master(serve: Serve, work_dir: Path, planned: bool) -> None:
+    async with cluster(work_dir) as store:
+        replicas = [serve("--redis-url", store.url, data=f"r{i}") for i in range(2)]
+        async with workers(work_dir, replicas[0]) as started:
+            await snapshots_taken(replicas)
+            before = await store.owner(keys.namespace("controller"))
+            assert before is not None
+            async with load([replica.url for replica in replicas]) as seen:
+                await wait_until(lambda: seen.total > 100, "the load is on")
+                if planned:
+                    follower = store.nodes[store.nodes.index(before) + 3]
+                    await follower.ask("CLUSTER", "FAILOVER")
+                else:
+                    before.kill()
+                await wait_until(lambda: changed(store, before), "another is the master of the slot")
+                await returned(replicas, seen)
+            await all_heartbeat(replicas[0], started)
+        assert seen.failed == []
+        if not planned:
+            assert seen.degraded > 0
+
+
+async def changed(store: object, before: Server) -> bool:
+    owner = await store.owner(keys.namespace("controller"))
+    return owner is not None and owner is not before
+
+
+async def test_two_namespaces_do_not_see_each_other(serve: Serve, work_dir: Path) -> None:
+    async with single(work_dir) as store:
+        one, other = (serve("--redis-url", store.url, "--namespace", name, data=name) for name in ("one", "other"))
+        one.register("http://a:1")
+        other.register("http://b:1", queue_length=3)
+        assert [one.dispatch(), other.dispatch()] == ["http://a:1", "http://b:1"]
+        assert (one.names(), other.names()) == (["http://a:1"], ["http://b:1"])
+        assert one.post("/remove_worker", {"worker_name": "http://b:1"}) == {"exist": False}
+        assert other.workers()[0]["queue_length"] == 4
+
+
+async def test_a_store_with_another_layout_stops_a_replica_with_a_clear_word(serve: Serve, work_dir: Path) -> None:
+    async with single(work_dir) as store:
+        client: Redis = store.client()
+        await client.set(keys.schema("controller"), "2")
+        controller = serve("--redis-url", store.url, ready=False)
+        assert controller.popen.wait(20) == 1
+        assert "laid out in version 2, this program works with version 1" in controller.log
+        assert "Traceback" not in controller.log
+        await wait_until(lambda: only_the_schema(client), "nothing else is left")
+        await client.aclose()
+
+
+async def only_the_schema(client: Redis) -> bool:
+    return bool(await client.keys("*") == [keys.schema("controller")])
+
+
+async def test_a_store_that_stops_while_a_worker_registers(serve: Serve, work_dir: Path) -> None:
+    """Trap 1: the registration waits, and is then made."""
+    async with single(work_dir) as store:
+        controller = serve("--redis-url", store.url)
+        store.stop()
+        call = asyncio.get_running_loop().run_in_executor(None, controller.register, "http://a:1")
+        await wait_until(lambda: "does not serve" in controller.log, "the store is known to be away")
+        assert not call.done()
+        store.go_on()
+        await call
+        assert controller.dispatch() == "http://a:1"
+
+
+async def test_sigterm_ends_a_registration_that_waits_with_a_503(serve: Serve, work_dir: Path) -> None:
+    """So that a load balancer gives it to another replica."""
+    async with single(work_dir) as store:
+        controller = serve("--redis-url", store.url)
+        store.kill()
+        status = {"model_names": ["m"], "speed": 1, "queue_length": 0}
+        body = {"worker_name": "http://a:1", "check_heart_beat": True, "worker_status": status}
+        call = asyncio.get_running_loop().run_in_executor(None, controller.post, "/register_worker", body)
+        await wait_until(lambda: "does not serve" in controller.log, "the store is known to be away")
+        os.kill(controller.popen.pid, signal.SIGTERM)
+        with pytest.raises(OSError, match="503"):
+            await call
+        assert controller.popen.wait(15) == 0
