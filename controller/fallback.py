@@ -131,16 +131,14 @@ class Fallback:
         self._told = told
         self._snapshot = Snapshot(told.workers, taken_at, self._draw)
 
-    async def _restore(self, snapshot: Snapshot, sequence: int, known: set[str]) -> None:
-        """Give the store, which has forgotten something, the workers that it does not know.
+    async def _restore(self, sequence: int, known: set[str]) -> None:
+        """Give the store, which has forgotten something, the workers of the snapshot that it does not know.
 
         Each lives on for as long as it would have. Those that have registered meanwhile stay as they are.
         """
-        forgotten = [
-            worker
-            for worker in snapshot.workers(time.monotonic())
-            if worker.name not in known and worker.expires_in != 0
-        ]
+        now = time.monotonic()
+        remembered = self._snapshot.workers(now) if self._snapshot is not None else []
+        forgotten = [worker for worker in remembered if worker.name not in known and worker.expires_in != 0]
         for worker in forgotten:
             del self._bookings[worker.name]  # its queue length has them already
         if forgotten:

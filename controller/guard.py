@@ -100,8 +100,9 @@ class StoreGuard:
         except StoreError as error:
             self._failed(error)
         except Exception as error:  # a bug; but to give up would be to serve never again
-            logger.exception("The store cannot be taken into use; this is a bug.")
-            self._reason = StoreUnavailable(f"The store cannot be taken into use: {error!r}.")
+            if not isinstance(self._reason, StoreRejection):
+                logger.exception("The store cannot be taken into use; this is a bug.")
+            self._reason = StoreRejection(f"The store cannot be taken into use, by a bug: {error!r}.")
         else:
             self._serves = True
         finally:

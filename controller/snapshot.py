@@ -12,8 +12,8 @@ from controller.domain.worker import Worker
 class Snapshot:
     """What the store told of its live workers at `taken_at`, and what was dispatched by it since.
 
-    taken_at is in seconds on the replica's monotonic clock; draw gives random numbers from 0 to 1. Nothing here expires:
-    whoever asks decides for how long an old snapshot is better than none.
+    taken_at is in seconds on the replica's monotonic clock; draw gives random numbers from 0 to 1. Nothing here
+    expires: whoever asks decides for how long an old snapshot is better than none.
     """
 
     def __init__(self, workers: Sequence[Worker], taken_at: float, draw: Callable[[], float]) -> None:
