@@ -165,6 +165,7 @@ def serve_app(kind: str, port: int, data_dir: Path | None) -> None:
     from controller.server import uvicorn_options
     from controller.settings import Settings
     from controller.store.embedded import EmbeddedStore
+    from controller.store_url import parse_store_url
     from controller.web.app import HotPath, build_app, create_controller
 
     async def echo(request: Request) -> JSONResponse:
@@ -184,7 +185,7 @@ def serve_app(kind: str, port: int, data_dir: Path | None) -> None:
 
             def factory() -> HotPath:
                 metrics = Metrics()
-                routed = build_app(create_controller(settings, store.url, metrics), metrics)
+                routed = build_app(create_controller(settings, parse_store_url(store.url), metrics), metrics)
                 assert isinstance(routed, HotPath)
                 return HotPath({}, routed._app)
 

@@ -14,7 +14,7 @@ from controller.domain.dispatch import DispatchMethod
 from controller.domain.errors import ControllerError
 from controller.settings import Settings, all_settings, environment_variables, flag
 
-_PATHS = ("ssl_keyfile", "ssl_certfile", "data_dir")
+_PATHS = ("ssl_keyfile", "ssl_certfile", "redis_password_file", "data_dir")
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})

@@ -31,15 +31,15 @@ class StoreGuard:
         self._prove = prove
         self._metrics = metrics
         self._serves = False
-        self._reason: StoreError | None = None
+        self._reason: StoreUnavailable | None = None
         self._proving: asyncio.Task[None] | None = None
         self._proof_tried = asyncio.Event()
-        self._told: type[StoreError] | None = None
+        self._told: type[Exception] | None = None
         self._trouble_since: float | None = None
         self._failed_last = 0.0
 
     @property
-    def reason(self) -> StoreError | None:
+    def reason(self) -> StoreUnavailable | None:
         """Why calls are refused; None while they are let through, or before the first."""
         return None if self._serves else self._reason
 
@@ -100,9 +100,10 @@ class StoreGuard:
         except StoreError as error:
             self._failed(error)
         except Exception as error:  # a bug; but to give up would be to serve never again
-            if not isinstance(self._reason, StoreRejection):
+            if self._told is not type(error):
+                self._told = type(error)
                 logger.exception("The store cannot be taken into use; this is a bug.")
-            self._reason = StoreRejection(f"The store cannot be taken into use, by a bug: {error!r}.")
+            self._reason = StoreUnavailable(f"The store cannot be taken into use, by a bug: {error!r}.")
         else:
             self._serves = True
         finally:
@@ -123,7 +124,7 @@ class StoreGuard:
             if self._serves:
                 self._metrics.store_outages.inc()
             self._serves = False
-            self._reason = error
+            self._reason = error if isinstance(error, StoreUnavailable) else StoreUnavailable(str(error))
             self._start_proving()
 
     def _tell_of_calm(self, trouble_since: float) -> None:

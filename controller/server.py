@@ -27,7 +27,7 @@ from controller.metrics import Metrics
 from controller.service import Controller
 from controller.settings import DEFAULT_DATA_DIR, Settings
 from controller.store.embedded import EmbeddedStore
-from controller.store_url import StoreKind, parse_store_url
+from controller.store_url import StoreKind, StoreUrl, parse_store_url
 from controller.web.app import build_app, create_controller, create_registry
 from controller.web.protocol import BoundedProtocol
 
@@ -46,19 +46,19 @@ def serve(settings: Settings) -> None:
     _check_address(settings)
     signal.signal(signal.SIGTERM, _exit)  # uvicorn raises its signals again once it has shut down
     with contextlib.ExitStack() as resources:
-        store_url, store = _store(settings, resources)
-        asyncio.run(_check_layout(settings, store_url))
+        store, told = _store(settings, resources)
+        asyncio.run(_check_layout(settings, store))
         logger.info(
             "controller %s: %s, dispatch by %s, heartbeats expire after %g s, %s",
             __version__,
-            store,
+            told,
             settings.dispatch_method,
             settings.heartbeat_expiration,
             "1 replica" if settings.replicas == 1 else f"{settings.replicas} replicas",
         )
         metrics_dir = _shared_metrics_dir(resources) if settings.replicas > 1 else None
         server_config = uvicorn.Config(
-            partial(replica, settings, store_url, metrics_dir),
+            partial(replica, settings, store, metrics_dir),
             factory=True,
             host=settings.host,
             port=settings.port,
@@ -127,10 +127,10 @@ _HINTS: Final[Mapping[int, str]] = {
 }
 
 
-def replica(settings: Settings, store_url: str, metrics_dir: Path | None) -> ASGIApp:
+def replica(settings: Settings, store: StoreUrl, metrics_dir: Path | None) -> ASGIApp:
     """The application of one replica; in a child process, one that ends with its parent."""
     metrics = Metrics(metrics_dir)
-    controller = create_controller(settings, store_url, metrics)
+    controller = create_controller(settings, store, metrics)
     departure = _Departure(settings, controller)
     parent = multiprocessing.parent_process()
     if parent is not None:
@@ -191,19 +191,19 @@ class _Departure:
         await self._controller.end_streams()
 
 
-def _store(settings: Settings, resources: contextlib.ExitStack) -> tuple[str, str]:
-    """The URL of the store to use, and how to call it in the log."""
-    named = parse_store_url(settings.redis_url or "embedded://")
-    if settings.redis_url is not None and named.kind is not StoreKind.EMBEDDED:
-        return settings.redis_url, f"store {named}"  # written without the password
+def _store(settings: Settings, resources: contextlib.ExitStack) -> tuple[StoreUrl, str]:
+    """The store to use, and how to call it in the log."""
+    named = settings.store_url()
+    if named.kind is not StoreKind.EMBEDDED:
+        return named, f"store {named}"  # written without the password
     data_dir = Path(named.path) if named.path else settings.data_dir or DEFAULT_DATA_DIR
     store = resources.enter_context(EmbeddedStore(data_dir))
-    return store.url, f"embedded store (process {store.pid}) in {store.data_dir}"
+    return parse_store_url(store.url), f"embedded store (process {store.pid}) in {store.data_dir}"
 
 
-async def _check_layout(settings: Settings, store_url: str) -> None:
+async def _check_layout(settings: Settings, store: StoreUrl) -> None:
     """Raise StoreIncompatible if it is. A store that is not there yet is waited for, by the replicas."""
-    registry = create_registry(settings, store_url)
+    registry = create_registry(settings, store)
     try:
         await registry.check()
     except StoreIncompatible:

@@ -2,14 +2,14 @@
 
 import re
 from collections.abc import Sequence
-from dataclasses import Field, dataclass, field, fields
+from dataclasses import Field, dataclass, field, fields, replace
 from pathlib import Path
 from ssl import PROTOCOL_TLS_SERVER, SSLContext
 from typing import Any, Final
 
 from controller.domain.dispatch import DispatchMethod
 from controller.domain.errors import SettingsError
-from controller.store_url import parse_store_url
+from controller.store_url import StoreKind, StoreUrl, parse_store_url
 
 _NAMESPACE: Final = re.compile(r"[A-Za-z0-9._:-]{1,64}\Z")
 DEFAULT_DATA_DIR: Final = Path("controller-data")
@@ -52,6 +52,9 @@ class Settings:
         "The Redis that holds the registry: redis://host:6379/0, rediss://..., unix:///path, "
         "redis+sentinel://h1,h2,h3/master, redis+cluster://h1,h2 (rediss+... for TLS); or embedded://, which is the "
         "default: a server of our own, under --data-dir. With a password in it, give it as the variable.",
+    )
+    redis_password_file: Path | None = _setting(
+        None, "A file with the password for --redis-url, so that it stands in no command line and no environment."
     )
     namespace: str = _setting("controller", "Separates clusters that share one Redis.")
     heartbeat_expiration: float = _setting(
@@ -129,8 +132,24 @@ class Settings:
                 "--redis-url and --data-dir exclude each other: a data directory is for the embedded store, which is "
                 "not started when a Redis is named. Drop one of the two."
             )
-        if self.redis_url is not None:
-            parse_store_url(self.redis_url)
+        self.store_url()
+
+    def store_url(self) -> StoreUrl:
+        """The store that the settings name, with its password."""
+        store = parse_store_url(self.redis_url or "embedded://")
+        if self.redis_password_file is None:
+            return store
+        if store.kind is StoreKind.EMBEDDED or store.password is not None:
+            raise SettingsError(
+                "--redis-password-file goes with a --redis-url that names a server and has no password in it itself."
+            )
+        try:
+            password = self.redis_password_file.read_text(encoding="utf-8").rstrip("\r\n")
+        except (OSError, ValueError) as error:
+            raise SettingsError(f"--redis-password-file {self.redis_password_file} cannot be read: {error}.") from error
+        if not password:
+            raise SettingsError(f"--redis-password-file {self.redis_password_file} is empty.")
+        return replace(store, password=password)
 
 
 def _no_password() -> str:

@@ -16,13 +16,15 @@ from starlette.applications import Starlette
 from starlette.responses import JSONResponse, StreamingResponse
 
 parser = argparse.ArgumentParser()
+parser.add_argument("--host", default="localhost", help="address to listen on")
 parser.add_argument("--port", type=int, default=21002)
+parser.add_argument("--worker-address", help="where clients reach it  [default: http://localhost:PORT]")
 parser.add_argument("--controller-address", default="http://localhost:21001")
 parser.add_argument("--model", default="echo")
 parser.add_argument("--speed", type=float, default=1, help="relative to other workers")
 parser.add_argument("--heartbeat-interval", type=float, default=45, help="seconds")
 args = parser.parse_args()
-name = f"http://localhost:{args.port}"  # where clients reach this worker
+name = args.worker_address or f"http://localhost:{args.port}"
 slot = asyncio.Semaphore(1)  # one request runs, the others wait
 queue_length = 0  # how many run or wait
 
@@ -81,4 +83,4 @@ async def lifespan(_):
 app = Starlette(lifespan=lifespan)
 app.add_route("/worker_generate_stream", worker_generate_stream, ["POST"])
 app.add_route("/worker_get_status", worker_get_status, ["POST"])
-uvicorn.run(app, host="localhost", port=args.port, log_level="warning")
+uvicorn.run(app, host=args.host, port=args.port, log_level="warning")

@@ -72,7 +72,11 @@ def test_files_and_switches(served: list[Settings], tmp_path: Path) -> None:
         assert settings.ssl
         assert (settings.ssl_keyfile, settings.ssl_certfile) == (tmp_path / "key", tmp_path / "certificate")
         assert settings.data_dir == tmp_path
-    named = set(VALUES) | {"ssl", "ssl_keyfile", "ssl_certfile", "data_dir"}
+    (tmp_path / "password").write_text("p")
+    with_password = ("serve", "--redis-url", "redis://h", "--redis-password-file", str(tmp_path / "password"))
+    assert run(*with_password).exit_code == 0
+    assert served[2].store_url().password == "p"
+    named = set(VALUES) | {"ssl", "ssl_keyfile", "ssl_certfile", "data_dir", "redis_password_file"}
     assert named == {setting.name for setting in all_settings()}
 
 

@@ -5,7 +5,7 @@ import asyncio
 import pytest
 
 from controller import guard as module
-from controller.domain.errors import StoreError, StoreRejection, StoreUnavailable
+from controller.domain.errors import StoreRejection, StoreUnavailable
 from controller.guard import StoreGuard
 from controller.metrics import Metrics
 from tests.waiting import wait_until
@@ -116,7 +116,7 @@ async def test_a_rejection_refuses_nothing(store: FakeStore) -> None:
 @pytest.mark.parametrize("error", [StoreRejection("a mistake"), RuntimeError("a bug")])
 async def test_proofs_go_on_whatever_goes_wrong(store: FakeStore, error: Exception) -> None:
     store.proof_error = error
-    with pytest.raises(StoreError, match=r"a mistake|a bug"):
+    with pytest.raises(StoreUnavailable, match=r"a mistake|a bug"):
         await store.ask()
     await wait_until(lambda: store.proofs > 3, "it goes on proving")
     store.proof_error = None

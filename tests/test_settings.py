@@ -65,6 +65,16 @@ def test_every_setting_has_a_flag_and_a_variable() -> None:
         ({"redis_url": "redis://h/-1"}, "else than a database's number"),
         ({"redis_url": "redis://h?socket_timeout=abc"}, "takes no options behind a question mark"),
         ({"redis_url": "unix:///s?db=1"}, "no options behind a question mark"),
+        (
+            {"redis_password_file": Path("/nowhere")},
+            "--redis-password-file goes with a --redis-url that names a server",
+        ),
+        (
+            {"redis_url": "redis://:p@h", "redis_password_file": Path("/nowhere")},
+            "--redis-password-file goes with a --redis-url that .* no password in it",
+        ),
+        ({"redis_url": "redis://h", "redis_password_file": Path("/nowhere")}, "/nowhere cannot be read"),
+        ({"redis_url": "redis://h", "redis_password_file": Path("/dev/null")}, "/dev/null is empty"),
         ({"redis_timeout": 61}, "--redis-timeout must be at most 60 s, not 61"),
     ],
 )
@@ -98,3 +108,10 @@ def test_a_key_with_a_password_is_refused_without_asking_for_it(tmp_path: Path) 
     (tmp_path / "key").write_bytes(locked)
     with pytest.raises(SettingsError, match="the key has a password"):
         Settings(ssl=True, ssl_keyfile=tmp_path / "key", ssl_certfile=tmp_path / "certificate")
+
+
+def test_a_password_from_a_file(tmp_path: Path) -> None:
+    path = tmp_path / "password"
+    path.write_text("se/cr:et@ \n")
+    store = Settings(redis_url="redis://user@h", redis_password_file=path).store_url()
+    assert (store.username, store.password, str(store)) == ("user", "se/cr:et@ ", "redis://h:6379")

@@ -17,15 +17,15 @@ StoreClient: TypeAlias = Redis | RedisCluster
 MAX_CONNECTIONS: Final = 48  # to one server; the registry makes fewer calls at once
 
 
-def connect(url: str, timeout: float) -> StoreClient:
-    """A client for a store's URL; it connects when it is first used.
+def connect(url: str | StoreUrl, timeout: float) -> StoreClient:
+    """A client for a store; it connects when it is first used.
 
     Every property that differs between versions of redis-py is set here. A call whose connection broke is sent once
     more on a fresh one: all scripts stand being run twice. `timeout` is in seconds, for the wait for one answer and
     for one connection to be made. It is no bound of a call as a whole: the registry has one. Where several servers may
     have to be asked before one is found that answers, each gets a part of it.
     """
-    store = parse_store_url(url)
+    store = parse_store_url(url) if isinstance(url, str) else url
     if store.kind is StoreKind.SENTINEL:
         return _by_sentinel(store, timeout)
     if store.kind is StoreKind.CLUSTER:

@@ -15,6 +15,7 @@ from controller.service import Controller
 from controller.settings import Settings
 from controller.store.connection import connect
 from controller.store.registry import Registry
+from controller.store_url import StoreUrl
 from controller.upstream.client import WorkerClient
 from controller.web.admin_plane import AdminPlane
 from controller.web.client_plane import MAX_STREAM_BODY, ClientPlane
@@ -23,15 +24,15 @@ from controller.web.errors import http_exception
 from controller.web.worker_plane import WorkerPlane
 
 
-def create_registry(settings: Settings, store_url: str) -> Registry:
-    """The registry in the Redis that store_url names."""
-    client = connect(store_url, settings.redis_timeout)
+def create_registry(settings: Settings, store: StoreUrl) -> Registry:
+    """The registry in the Redis that `store` names."""
+    client = connect(store, settings.redis_timeout)
     return Registry(client, settings.namespace, settings.heartbeat_expiration, settings.redis_timeout)
 
 
-def create_controller(settings: Settings, store_url: str, metrics: Metrics) -> Controller:
+def create_controller(settings: Settings, store: StoreUrl, metrics: Metrics) -> Controller:
     """One replica without its routes. Call it in a running event loop."""
-    registry = create_registry(settings, store_url)
+    registry = create_registry(settings, store)
     workers = WorkerClient(settings.probe_timeout, settings.worker_timeout)
     return Controller(settings, registry, workers, metrics)
 

@@ -61,6 +61,7 @@ class EchoWorker(BaseModelWorker):
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser()
+    parser.add_argument("--host", default="127.0.0.1")
     parser.add_argument("--port", type=int, required=True)
     parser.add_argument("--worker-address", required=True)
     parser.add_argument("--controller-address", required=True)
@@ -70,4 +71,4 @@ if __name__ == "__main__":
     parser.add_argument("--delay", type=float, default=0.0)
     parsed = parser.parse_args()
     worker = EchoWorker(parsed)
-    uvicorn.run(app, host="127.0.0.1", port=parsed.port, log_level="warning")
+    uvicorn.run(app, host=parsed.host, port=parsed.port, log_level="warning")
