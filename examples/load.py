@@ -1,6 +1,6 @@
 """Clients for a FastChat controller: they ask which worker to use, use it, and tell every second how it went.
 
-    python examples/load.py --controller-address http://localhost:21001
+python examples/load.py --controller-address http://localhost:21001
 """
 
 import argparse

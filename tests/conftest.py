@@ -40,6 +40,22 @@ def pytest_report_header() -> str:
     return "stores: fakeredis, embedded. NOT TESTED: redis-server, which is not on PATH"
 
 
+_figures: list[str] = []
+
+
+@pytest.fixture
+def figure() -> Callable[[str, object], None]:
+    """Tells, at the end of the run, what was measured."""
+    return lambda what, seen: _figures.append(f"{what}: {seen}")
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    if _figures:
+        terminalreporter.section("figures")
+        for line in _figures:
+            terminalreporter.write_line(line)
+
+
 @pytest.fixture(scope="session")
 def anyio_backend() -> str:
     return "asyncio"

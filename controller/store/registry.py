@@ -239,7 +239,7 @@ class Registry:
             )
 
     async def _eviction_policy(self) -> str:
-        async with asyncio.timeout(self._deadline):
+        async with asyncio.timeout(self._deadline), self._places:
             if isinstance(self._client, RedisCluster):
                 node = self._client.get_node_from_key(self._keys[0])
                 info = await self._client.info("memory", target_nodes=node)

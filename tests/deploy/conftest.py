@@ -1,0 +1,72 @@
+"""A cluster in containers, as `docker compose up` makes it, with stock FastChat workers on its network."""
+
+import shutil
+from collections.abc import Iterator
+
+import pytest
+
+from tests.deploy.compose import ROOT, Compose, docker, images, up, why_not
+
+# The workers, and for the test a user of Redis who may look at everything.
+EXTRA = """
+services:
+  redis:
+    volumes:
+      - {directory}/redis:/etc/redis-controller:ro
+  stock-worker:
+    image: controller-test-worker
+    pull_policy: never
+    init: true
+    entrypoint: [sh, -c]
+    command:
+      - >-
+        cd /tmp && exec /opt/worker/bin/python /opt/worker/stock_worker.py --host 0.0.0.0 --port 21002 --delay 0.05
+        --worker-address "http://$$(hostname -i):21002" --controller-address http://loadbalancer:21001
+        --model-names m
+    environment:
+      FASTCHAT_WORKER_HEART_BEAT_INTERVAL: "1"
+    deploy:
+      replicas: 3
+    depends_on: [controller, loadbalancer]
+"""
+TEST_USER = "user test on >test ~* &* +@all\n"
+
+
+@pytest.fixture(scope="session")
+def built(tmp_path_factory: pytest.TempPathFactory) -> None:
+    """The images: the controller's own, and one with stock FastChat in it. Skips where there is no Docker."""
+    reason = why_not()
+    if reason:
+        pytest.skip(f"NOT TESTED, containers: {reason}")
+    arguments = [f"PYTHON_IMAGE={images()['PYTHON_IMAGE']}"] if "PYTHON_IMAGE" in images() else []
+    build = [word for argument in arguments for word in ("--build-arg", argument)]
+    docker(
+        "build", "--quiet", "--tag", "controller-cluster", "--file", str(ROOT / "deploy/Dockerfile"), *build, str(ROOT)
+    )
+    context = tmp_path_factory.mktemp("worker")
+    for name in ("tests/deploy/worker.Dockerfile", "tests/system/stock_worker.py", "constraints.txt"):
+        shutil.copy(ROOT / name, context)
+    worker = ["--tag", "controller-test-worker", "--file", str(context / "worker.Dockerfile")]
+    docker("build", "--quiet", *worker, *build, str(context))
+
+
+@pytest.fixture(scope="module")
+def cluster(built: None, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Compose]:
+    """deploy/docker-compose.yml as it is: three replicas; and three stock workers."""
+    directory = tmp_path_factory.mktemp("compose")
+    shutil.copytree(ROOT / "deploy/redis", directory / "redis")
+    with (directory / "redis/users.acl").open("a") as users:
+        users.write(TEST_USER)
+    extra = directory / "extra.yml"
+    extra.write_text(EXTRA.format(directory=directory))
+    files = (ROOT / "deploy/docker-compose.yml", extra)
+    compose = Compose("controller-test", *files, CONTROLLER_HEARTBEAT_EXPIRATION="4")
+    with up(compose, "--no-build") as running:
+        yield running
+    assert compose.leftovers() == []
+
+
+def redis_url(compose: Compose) -> str:
+    """Redis, for the test's own user."""
+    [container] = compose.containers("redis")
+    return f"redis://test:test@{compose.address(container)}:6379"

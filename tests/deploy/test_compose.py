@@ -1,0 +1,235 @@
+"""`docker compose up`, and everything that may then happen to it. The tests go on in one cluster, in order."""
+
+import asyncio
+import contextlib
+import json
+import random
+import re
+import time
+
+import httpx
+import pytest
+
+from controller.store import keys
+from controller.store.connection import connect
+from tests.deploy.compose import Compose, docker
+from tests.deploy.conftest import redis_url
+from tests.invariants import check_invariants
+from tests.system.load import load
+from tests.system.processes import call, serves
+from tests.waiting import wait_until
+
+KILLING = 60.0  # seconds
+
+pytestmark = pytest.mark.timeout(400)
+
+
+def addresses(cluster: Compose) -> set[str]:
+    return {f"http://{cluster.address(container)}:21002" for container in cluster.containers("stock-worker")}
+
+
+def heartbeating(cluster: Compose) -> set[str]:
+    """The workers of which the cluster has heard lately; none if it does not answer."""
+    try:
+        workers = call(f"{cluster.url}/workers", method="GET", timeout=2.0)["workers"]
+    except OSError:
+        return set()
+    return {worker["worker_name"] for worker in workers if worker["heartbeat_age"] < 2}
+
+
+async def all_workers(cluster: Compose) -> set[str]:
+    """Wait until all stock workers send heartbeats; their addresses."""
+    expected = addresses(cluster)
+    await wait_until(lambda: heartbeating(cluster) == expected, "all stock workers send heartbeats", timeout=60)
+    return expected
+
+
+async def whole(cluster: Compose) -> None:
+    """Assert that registry and indexes agree. Heartbeats go on meanwhile, so it may take more than one look."""
+    client = connect(redis_url(cluster), timeout=5.0)
+    try:
+        for _ in range(20):
+            with contextlib.suppress(AssertionError):
+                await check_invariants(client, "controller")
+                return
+        await check_invariants(client, "controller")
+    finally:
+        await client.aclose()
+
+
+async def ready_replicas(cluster: Compose, number: int) -> None:
+    """Wait until so many replicas are ready, each asked by itself."""
+    for container in await wait_until(lambda: of_service(cluster, number), f"{number} replicas are there"):
+        url = f"http://{cluster.address(container)}:21001"
+        await wait_until(lambda url=url: serves(url), "the replica is ready")
+
+
+def of_service(cluster: Compose, number: int) -> list[str]:
+    containers = cluster.containers("controller")
+    return containers if len(containers) == number else []
+
+
+async def test_every_route_through_the_load_balancer(cluster: Compose) -> None:
+    await wait_until(lambda: serves(cluster.url), "the cluster is ready", timeout=60)
+    workers = await all_workers(cluster)
+    url = cluster.url
+
+    def post(path: str, body: object = None) -> object:
+        return call(url + path, body)
+
+    assert call(f"{url}/test_connection", method="GET") == "success"
+    assert call(f"{url}/healthz", method="GET") == {"healthy": True}
+    assert post("/list_models") == {"models": ["m"]} == post("/list_language_models")
+    assert post("/list_multimodal_models") == {"models": []}
+    assert {post("/get_worker_address", {"model": "m"})["address"] for _ in range(3)} == workers
+    assert post("/worker_get_status")["model_names"] == ["m"]
+    assert post("/refresh_all_workers") is None
+    assert heartbeating(cluster) == workers
+    body = {"worker_name": "http://w:1", "check_heart_beat": True}
+    status = {"model_names": ["other"], "speed": 1, "queue_length": 0}
+    assert post("/register_worker", {**body, "worker_status": status}) is None
+    assert post("/receive_heart_beat", {"worker_name": "http://w:1", "queue_length": 3}) == {"exist": True}
+    assert post("/remove_worker", {"worker_name": "http://w:1"}) == {"exist": True}
+    assert post("/receive_heart_beat", {"worker_name": "http://w:1", "queue_length": 3}) == {"exist": False}
+    metrics = httpx.get(f"{url}/metrics").text
+    assert "controller_dispatches_total" in metrics
+    assert httpx.post(f"{url}/get_worker_address", content=b"nonsense").status_code == 400
+
+
+async def test_a_stream_comes_through_frame_by_frame(cluster: Compose) -> None:
+    prompt = " ".join(str(i) for i in range(20))
+    arrived: list[float] = []
+    frames = b""
+    async with (
+        httpx.AsyncClient(timeout=30.0) as http,
+        http.stream("POST", f"{cluster.url}/worker_generate_stream", json={"model": "m", "prompt": prompt}) as response,
+    ):
+        async for part in response.aiter_raw():
+            frames += part
+            arrived.append(time.monotonic())
+    told = [json.loads(frame) for frame in frames.split(b"\0")[:-1]]
+    assert len(told) == 21
+    assert told[-1]["text"].endswith(prompt)
+    assert len(arrived) > 10, "they were not kept back"
+
+
+async def test_three_become_six_under_load(cluster: Compose, figure: object) -> None:
+    workers = await all_workers(cluster)
+    async with load([cluster.url]) as seen:
+        await wait_until(lambda: seen.total > 100, "the load is on")
+        await asyncio.to_thread(cluster, "up", "--detach", "--no-build", "--no-recreate", "--scale", "controller=6")
+        await ready_replicas(cluster, 6)
+        await wait_until(lambda: all(dispatches(cluster, c) > 0 for c in cluster.containers("controller")), "all work")
+    figure("scaled from 3 to 6", seen)
+    assert seen.failed == []
+    assert set(seen.addresses) == workers
+
+
+def dispatches(cluster: Compose, container: str) -> float:
+    """How many a replica has made, by its own count."""
+    text = httpx.get(f"http://{cluster.address(container)}:21001/metrics").text
+    match = re.search(r'dispatches_total\{outcome="chosen"\} ([0-9.e+]+)', text)
+    return float(match[1]) if match else 0.0
+
+
+async def test_replicas_are_killed_at_random_for_a_minute(cluster: Compose, figure: object) -> None:
+    cluster("up", "--detach", "--no-build", "--no-recreate", "--scale", "controller=3")
+    await ready_replicas(cluster, 3)
+    workers = await all_workers(cluster)
+    victim = cluster.containers("stock-worker")[0]
+    dead = f"http://{cluster.address(victim)}:21002"
+    kills = 0
+    async with load([cluster.url]) as seen:
+        await wait_until(lambda: seen.total > 100, "the load is on")
+        await asyncio.to_thread(docker, "kill", victim)
+        await wait_until(lambda: dead not in names(cluster), "its heartbeat has lapsed")
+        to_the_dead = seen.addresses[dead]
+        end = time.monotonic() + KILLING
+        while time.monotonic() < end:
+            replica = random.choice(cluster.containers("controller"))
+            await asyncio.to_thread(docker, "kill", replica)
+            kills += 1
+            await asyncio.sleep(random.uniform(0.2, 1.0))
+            await asyncio.to_thread(docker, "start", replica)
+            await wait_until(lambda r=replica: serves(f"http://{cluster.address(r)}:21001"), "the replica is back")
+    figure(f"{kills} replicas of 3 killed in {KILLING:g} s", seen)
+    assert seen.failed == []
+    assert seen.addresses[dead] == to_the_dead, "none to a dead worker"
+    assert set(seen.addresses) == workers
+    assert kills > 10
+    await whole(cluster)
+    docker("start", victim)
+    await all_workers(cluster)
+
+
+def names(cluster: Compose) -> set[str]:
+    return {worker["worker_name"] for worker in call(f"{cluster.url}/workers", method="GET")["workers"]}
+
+
+async def test_a_rolling_restart_under_load(cluster: Compose, figure: object) -> None:
+    async with load([cluster.url]) as seen:
+        await wait_until(lambda: seen.total > 100, "the load is on")
+        for replica in cluster.containers("controller"):
+            await asyncio.to_thread(docker, "stop", "--time", "40", replica)
+            [state] = json.loads(docker("inspect", replica, "--format", "[{{json .State}}]"))
+            assert state["ExitCode"] == 0
+            await asyncio.to_thread(docker, "start", replica)
+            await wait_until(lambda r=replica: serves(f"http://{cluster.address(r)}:21001"), "the replica is back")
+    figure("rolling restart of 3 replicas", seen)
+    assert seen.failed == []
+    await all_workers(cluster)
+    await whole(cluster)
+
+
+async def test_redis_is_restarted_under_load(cluster: Compose, figure: object) -> None:
+    workers = await all_workers(cluster)
+    registered = {"model_names": ["kept"], "speed": 1, "queue_length": 0}
+    body = {"worker_name": "http://kept:1", "check_heart_beat": False, "worker_status": registered}
+    assert call(f"{cluster.url}/register_worker", body) is None
+    async with load([cluster.url]) as seen:
+        await wait_until(lambda: seen.total > 100, "the load is on")
+        await asyncio.to_thread(cluster, "restart", "redis")
+        await ready_replicas(cluster, 3)
+        total = seen.total
+        await wait_until(lambda: seen.total > total + 100, "dispatches go on")
+    figure("docker compose restart redis", seen)
+    assert seen.failed == []
+    assert set(seen.addresses) == workers
+    assert call(f"{cluster.url}/get_worker_address", {"model": "kept"}) == {"address": "http://kept:1"}
+    assert call(f"{cluster.url}/remove_worker", {"worker_name": "http://kept:1"}) == {"exist": True}
+    await all_workers(cluster)
+    await whole(cluster)
+
+
+async def test_redis_is_killed_under_load(cluster: Compose, figure: object) -> None:
+    [redis] = cluster.containers("redis")
+    async with load([cluster.url]) as seen:
+        await wait_until(lambda: seen.total > 100, "the load is on")
+        await asyncio.to_thread(docker, "kill", redis)
+        await wait_until(lambda: seen.degraded > 100, "dispatches go on without it")
+        await asyncio.to_thread(docker, "start", redis)
+        await ready_replicas(cluster, 3)
+    figure("redis killed, and started again", seen)
+    assert seen.failed == []
+    await all_workers(cluster)
+    await whole(cluster)
+
+
+async def test_what_a_replica_may_do_is_little(cluster: Compose) -> None:
+    replica = cluster.containers("controller")[0]
+    [told] = json.loads(docker("inspect", replica))
+    assert told["Config"]["User"] == "10001:10001"
+    assert told["HostConfig"]["ReadonlyRootfs"] is True
+    assert told["HostConfig"]["CapDrop"] == ["ALL"]
+    password = docker("exec", replica, "cat", "/run/controller/password").strip()
+    assert len(password) > 30
+    assert password not in json.dumps(told)
+    assert password not in cluster("logs", "--no-color")
+    client = connect(redis_url(cluster).replace("test:test", f"controller:{password}"), timeout=5.0)
+    for command in (["KEYS", "*"], ["GET", "other"], ["FLUSHALL"], ["CONFIG", "GET", "*"], ["ACL", "LIST"], ["DBSIZE"]):
+        with pytest.raises(Exception, match="no permissions"):
+            await client.execute_command(*command)
+    assert await client.get(keys.schema("controller")) == "1"
+    await client.aclose()
+    assert "127.0.0.1" in docker("port", cluster.containers("loadbalancer")[0], "21001")
+    assert docker("ps", "--quiet", "--filter", "publish=6379") == ""
