@@ -79,7 +79,8 @@ class Fallback:
             self._news.clear()
             with contextlib.suppress(StoreError):  # the guard has told of it
                 await self.guard.ask(self._take_snapshot)
-            rest = _SHARE * (time.monotonic() - began)
+            # One that took long because the machine was busy must not keep the next from coming while it is of use.
+            rest = min(_SHARE * (time.monotonic() - began), self._settings.heartbeat_expiration / 8)
             await asyncio.sleep(rest)
             out_of_step = random.uniform(0.9, 1.1)  # noqa: S311
             with contextlib.suppress(TimeoutError):

@@ -60,7 +60,7 @@ def cluster(built: None, tmp_path_factory: pytest.TempPathFactory) -> Iterator[C
     extra = directory / "extra.yml"
     extra.write_text(EXTRA.format(directory=directory))
     files = (ROOT / "deploy/docker-compose.yml", extra)
-    compose = Compose("controller-test", *files, CONTROLLER_HEARTBEAT_EXPIRATION="4")
+    compose = Compose("controller-test", *files, CONTROLLER_HEARTBEAT_EXPIRATION="12")
     with up(compose, "--no-build") as running:
         yield running
     assert compose.leftovers() == []

@@ -156,7 +156,7 @@ async def test_replicas_are_killed_at_random_for_a_minute(cluster: Compose, figu
     assert seen.failed == []
     assert seen.addresses[dead] == to_the_dead, "none to a dead worker"
     assert set(seen.addresses) == workers
-    assert kills > 10
+    assert kills >= KILLING / 6
     await whole(cluster)
     docker("start", victim)
     await all_workers(cluster)
@@ -227,7 +227,7 @@ async def test_what_a_replica_may_do_is_little(cluster: Compose) -> None:
     assert password not in cluster("logs", "--no-color")
     client = connect(redis_url(cluster).replace("test:test", f"controller:{password}"), timeout=5.0)
     for command in (["KEYS", "*"], ["GET", "other"], ["FLUSHALL"], ["CONFIG", "GET", "*"], ["ACL", "LIST"], ["DBSIZE"]):
-        with pytest.raises(Exception, match="no permissions"):
+        with pytest.raises(Exception, match=r"(?i)no permissions"):
             await client.execute_command(*command)
     assert await client.get(keys.schema("controller")) == "1"
     await client.aclose()

@@ -1,0 +1,86 @@
+"""The compose files for Sentinel and for a Cluster: up, a master killed under load, down."""
+
+import asyncio
+from collections.abc import Callable
+
+import pytest
+
+from controller.store import keys
+from tests.deploy.compose import ROOT, Compose, docker, up
+from tests.system.load import load
+from tests.system.processes import call, serves
+from tests.waiting import wait_until
+
+DEPLOY = ROOT / "deploy"
+NAMES = {f"http://w{i}:1" for i in range(3)}
+
+pytestmark = pytest.mark.timeout(300)
+
+
+def compose(topology: str) -> Compose:
+    files = (DEPLOY / "docker-compose.yml", DEPLOY / f"docker-compose.{topology}.yml")
+    return Compose(f"controller-test-{topology}", *files)
+
+
+def redis_cli(container: str, *command: str) -> str:
+    """What an administrator is answered inside a container of Redis; "" if it is not there."""
+    ask = 'REDISCLI_AUTH=$(cat /run/controller/password) exec redis-cli --user admin "$@"'
+    try:
+        return docker("exec", container, "sh", "-c", ask, "sh", *command).strip()
+    except AssertionError:
+        return ""
+
+
+async def killed_under_load(running: Compose, master: str, promoted: Callable[[], bool], figure: object) -> None:
+    """Register workers, kill the master, and see that no dispatch fails until another has taken over."""
+    await wait_until(lambda: serves(running.url), "the cluster is ready", timeout=90)
+    for name in NAMES:
+        status = {"model_names": ["m"], "speed": 1, "queue_length": 0}
+        body = {"worker_name": name, "check_heart_beat": False, "worker_status": status}
+        assert call(f"{running.url}/register_worker", body) is None
+    for replica in running.containers("controller"):
+        url = f"http://{running.address(replica)}:21001"
+        await wait_until(lambda url=url: serves(url), "the replica is ready")
+    await asyncio.sleep(1.5)  # until each has taken a snapshot with the workers in it: nothing but time tells
+    async with load([running.url]) as seen:
+        await wait_until(lambda: seen.total > 100, "the load is on")
+        await asyncio.to_thread(docker, "kill", master)
+        await wait_until(promoted, "another master has taken over", timeout=60, interval=0.5)
+        await wait_until(lambda: serves(running.url), "it is in use")
+    figure(f"master killed in {running.project}", seen)
+    assert seen.failed == []
+    assert seen.degraded > 0
+    assert set(seen.addresses) == NAMES
+    await asyncio.to_thread(docker, "start", master)
+    await wait_until(lambda: "slave" in redis_cli(master, "role"), "the old master follows", timeout=60, interval=0.5)
+
+
+async def test_sentinels(built: None, figure: object) -> None:
+    with up(compose("sentinel"), "--no-build") as running:
+        [master], *others = (running.containers(service) for service in ("redis", "redis-2", "redis-3"))
+
+        def promoted() -> bool:
+            return any(redis_cli(container, "role").startswith("master") for [container] in others)
+
+        await wait_until(lambda: redis_cli(master, "info", "replication").count("state=online") == 2, "they follow")
+        await killed_under_load(running, master, promoted, figure)
+    assert running.leftovers() == []
+
+
+async def test_a_cluster(built: None, figure: object) -> None:
+    with up(compose("cluster"), "--no-build") as running:
+        nodes = running.containers("redis")
+
+        def owner() -> str:
+            for node in nodes:
+                if redis_cli(node, "exists", keys.schema("controller")) == "1" and "slave" not in redis_cli(
+                    node, "role"
+                ):
+                    return node
+            return ""
+
+        await wait_until(lambda: serves(running.url), "the cluster is ready", timeout=90)
+        master = owner()
+        await wait_until(lambda: "state=online" in redis_cli(master, "info", "replication"), "it is followed")
+        await killed_under_load(running, master, lambda: owner() not in ("", master), figure)
+    assert running.leftovers() == []
