@@ -185,9 +185,10 @@ def serve_app(kind: str, port: int, data_dir: Path | None) -> None:
 
             def factory() -> HotPath:
                 metrics = Metrics()
-                routed = build_app(create_controller(settings, parse_store_url(store.url), metrics), metrics)
+                controller = create_controller(settings, parse_store_url(store.url), metrics)
+                routed = build_app(controller, metrics)
                 assert isinstance(routed, HotPath)
-                return HotPath({}, routed._app)
+                return HotPath({}, routed._app, controller)
 
         uvicorn.run(factory, factory=True, host="127.0.0.1", port=port, **uvicorn_options(settings))
 

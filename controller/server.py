@@ -151,7 +151,6 @@ class _Departure:
         self._controller = controller
         self._loop = asyncio.get_running_loop()
         self._leaving = False
-        self._ending: asyncio.Task[None] | None = None
         self._uvicorn = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
         for number in self._uvicorn:
             signal.signal(number, self._signalled)
@@ -179,16 +178,11 @@ class _Departure:
         self._loop.call_later(self._settings.shutdown_delay, self._end, number)
 
     def _end(self, number: int) -> None:
-        if self._ending is None:
-            self._ending = self._loop.create_task(self._break_off())
+        self._loop.call_later(self._settings.shutdown_timeout, self._controller.end_streams)
         self._controller.end_patience()
         handler = self._uvicorn[signal.Signals(number)]
         if callable(handler):
             handler(number, None)
-
-    async def _break_off(self) -> None:
-        await asyncio.sleep(self._settings.shutdown_timeout)
-        await self._controller.end_streams()
 
 
 def _store(settings: Settings, resources: contextlib.ExitStack) -> tuple[StoreUrl, str]:

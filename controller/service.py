@@ -185,6 +185,11 @@ class Controller:
 
     # The end
 
+    @property
+    def leaving(self) -> bool:
+        """Whether this replica is about to end."""
+        return self._leaving
+
     def leave(self) -> None:
         """Say from now on that this replica is not ready, so that clients are sent to others. It serves as before."""
         self._leaving = True
@@ -193,10 +198,9 @@ class Controller:
         """Answer the registrations that wait for the store: the replica will not be there when it is back."""
         self._patience_over.set()
 
-    async def end_streams(self) -> None:
+    def end_streams(self) -> None:
         """Break off the streams that still go on; each ends as if its worker had broken it."""
-        await self._refresher.close()
-        await self._workers.close()
+        self._workers.end_streams()
 
     async def close(self) -> None:
         """End what is under way and close all connections."""

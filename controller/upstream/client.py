@@ -35,12 +35,18 @@ class WorkerClient:
         self._stream_timeout = aiohttp.ClientTimeout(
             total=None, sock_connect=min(_CONNECT_TIMEOUT, worker_timeout), sock_read=worker_timeout
         )
+        self._streams: set[aiohttp.StreamReader] = set()
         self._session = aiohttp.ClientSession(
             connector=aiohttp.TCPConnector(limit=0),
             cookie_jar=aiohttp.DummyCookieJar(),
             headers=_HEADERS,
             auto_decompress=False,
         )
+
+    def end_streams(self) -> None:
+        """Break off all streams that have begun: each raises StreamBroken."""
+        for stream in self._streams:
+            stream.set_exception(aiohttp.ClientConnectionError("this replica is shutting down"))
 
     async def close(self) -> None:
         """Close all connections."""
@@ -53,8 +59,6 @@ class WorkerClient:
         are not followed.
         """
         url = f"{name}/worker_get_status"
-        if self._session.closed:
-            raise WorkerUnreachable(f"{url} was not asked: this replica is shutting down.")
         try:
             async with self._session.post(url, timeout=self._probe_timeout, allow_redirects=False) as response:
                 if response.status != 200:
@@ -79,23 +83,26 @@ class WorkerClient:
         url = f"{name}/worker_generate_stream"
         rest = bytearray()
         headers = {"Content-Type": "application/json"}
-        if self._session.closed:
-            raise StreamBroken(f"{url} was not asked: this replica is shutting down.")
         try:
             async with self._session.post(
                 url, data=body, headers=headers, timeout=self._stream_timeout, allow_redirects=False
             ) as response:
                 if response.status != 200:
                     raise StreamBroken(f"{url} answered {response.status} where 200 is expected.")
-                async for chunk in response.content.iter_any():
-                    end = chunk.rfind(b"\0") + 1
-                    if end:
-                        yield bytes(rest) + chunk[:end]
-                        rest = bytearray(chunk[end:])
-                    else:
-                        rest += chunk
-                    if len(rest) > _MAX_FRAME_BYTES:
-                        raise StreamBroken(f"{url} sent a frame of more than {_MAX_FRAME_BYTES} bytes.")
+                stream = response.content
+                self._streams.add(stream)
+                try:
+                    async for chunk in stream.iter_any():
+                        end = chunk.rfind(b"\0") + 1
+                        if end:
+                            yield bytes(rest) + chunk[:end]
+                            rest = bytearray(chunk[end:])
+                        else:
+                            rest += chunk
+                        if len(rest) > _MAX_FRAME_BYTES:
+                            raise StreamBroken(f"{url} sent a frame of more than {_MAX_FRAME_BYTES} bytes.")
+                finally:
+                    self._streams.discard(stream)
         except TimeoutError as error:
             raise StreamBroken(f"{url} was silent for too long.") from error
         except _UNREACHABLE as error:

@@ -166,3 +166,15 @@ async def test_closing_a_stream_ends_the_request(client: WorkerClient) -> None:
         await stream.aclose()
         await wait_until(lambda: worker.open == 0, "the worker sees that its client is gone")
         assert len(worker.requests) == 1
+
+
+async def test_streams_can_be_broken_off(client: WorkerClient) -> None:
+    async with bad_worker(worker_generate_stream=chunks(*[b"a\0"] * 1000, pause=0.05)) as worker:
+        streams = [client.stream(worker.address, b"{}") for _ in range(3)]
+        assert [await anext(stream) for stream in streams] == [b"a\0"] * 3
+        client.end_streams()
+        for stream in streams:
+            with pytest.raises(StreamBroken, match="shutting down"):
+                async for _ in stream:
+                    pass
+        assert client._streams == set()
