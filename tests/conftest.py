@@ -40,11 +40,12 @@ def pytest_report_header() -> str:
     return "stores: fakeredis, embedded. NOT TESTED: redis-server, which is not on PATH"
 
 
+Figure = Callable[[str, object], None]
 _figures: list[str] = []
 
 
 @pytest.fixture
-def figure() -> Callable[[str, object], None]:
+def figure() -> Figure:
     """Tells, at the end of the run, what was measured."""
     return lambda what, seen: _figures.append(f"{what}: {seen}")
 

@@ -12,6 +12,7 @@ import pytest
 
 from controller.store import keys
 from controller.store.connection import connect
+from tests.conftest import Figure
 from tests.deploy.compose import Compose, docker
 from tests.deploy.conftest import redis_url
 from tests.invariants import check_invariants
@@ -113,7 +114,7 @@ async def test_a_stream_comes_through_frame_by_frame(cluster: Compose) -> None:
     assert len(arrived) > 10, "they were not kept back"
 
 
-async def test_three_become_six_under_load(cluster: Compose, figure: object) -> None:
+async def test_three_become_six_under_load(cluster: Compose, figure: Figure) -> None:
     workers = await all_workers(cluster)
     async with load([cluster.url]) as seen:
         await wait_until(lambda: seen.total > 100, "the load is on")
@@ -132,7 +133,7 @@ def dispatches(cluster: Compose, container: str) -> float:
     return float(match[1]) if match else 0.0
 
 
-async def test_replicas_are_killed_at_random_for_a_minute(cluster: Compose, figure: object) -> None:
+async def test_replicas_are_killed_at_random_for_a_minute(cluster: Compose, figure: Figure) -> None:
     cluster("up", "--detach", "--no-build", "--no-recreate", "--scale", "controller=3")
     await ready_replicas(cluster, 3)
     workers = await all_workers(cluster)
@@ -166,7 +167,7 @@ def names(cluster: Compose) -> set[str]:
     return {worker["worker_name"] for worker in call(f"{cluster.url}/workers", method="GET")["workers"]}
 
 
-async def test_a_rolling_restart_under_load(cluster: Compose, figure: object) -> None:
+async def test_a_rolling_restart_under_load(cluster: Compose, figure: Figure) -> None:
     async with load([cluster.url]) as seen:
         await wait_until(lambda: seen.total > 100, "the load is on")
         for replica in cluster.containers("controller"):
@@ -181,7 +182,7 @@ async def test_a_rolling_restart_under_load(cluster: Compose, figure: object) ->
     await whole(cluster)
 
 
-async def test_redis_is_restarted_under_load(cluster: Compose, figure: object) -> None:
+async def test_redis_is_restarted_under_load(cluster: Compose, figure: Figure) -> None:
     workers = await all_workers(cluster)
     registered = {"model_names": ["kept"], "speed": 1, "queue_length": 0}
     body = {"worker_name": "http://kept:1", "check_heart_beat": False, "worker_status": registered}
@@ -201,7 +202,7 @@ async def test_redis_is_restarted_under_load(cluster: Compose, figure: object) -
     await whole(cluster)
 
 
-async def test_redis_is_killed_under_load(cluster: Compose, figure: object) -> None:
+async def test_redis_is_killed_under_load(cluster: Compose, figure: Figure) -> None:
     [redis] = cluster.containers("redis")
     async with load([cluster.url]) as seen:
         await wait_until(lambda: seen.total > 100, "the load is on")

@@ -6,6 +6,7 @@ from collections.abc import Callable
 import pytest
 
 from controller.store import keys
+from tests.conftest import Figure
 from tests.deploy.compose import ROOT, Compose, docker, up
 from tests.system.load import load
 from tests.system.processes import call, serves
@@ -31,7 +32,7 @@ def redis_cli(container: str, *command: str) -> str:
         return ""
 
 
-async def killed_under_load(running: Compose, master: str, promoted: Callable[[], bool], figure: object) -> None:
+async def killed_under_load(running: Compose, master: str, promoted: Callable[[], bool], figure: Figure) -> None:
     """Register workers, kill the master, and see that no dispatch fails until another has taken over."""
     await wait_until(lambda: serves(running.url), "the cluster is ready", timeout=90)
     for name in NAMES:
@@ -55,7 +56,7 @@ async def killed_under_load(running: Compose, master: str, promoted: Callable[[]
     await wait_until(lambda: "slave" in redis_cli(master, "role"), "the old master follows", timeout=60, interval=0.5)
 
 
-async def test_sentinels(built: None, figure: object) -> None:
+async def test_sentinels(built: None, figure: Figure) -> None:
     with up(compose("sentinel"), "--no-build") as running:
         [master], *others = (running.containers(service) for service in ("redis", "redis-2", "redis-3"))
 
@@ -67,7 +68,7 @@ async def test_sentinels(built: None, figure: object) -> None:
     assert running.leftovers() == []
 
 
-async def test_a_cluster(built: None, figure: object) -> None:
+async def test_a_cluster(built: None, figure: Figure) -> None:
     with up(compose("cluster"), "--no-build") as running:
         nodes = running.containers("redis")
 

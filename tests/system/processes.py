@@ -27,8 +27,12 @@ def call(url: str, body: Any = None, *, method: str = "POST", timeout: float = 1
     """The JSON answer to a JSON body; raises OSError unless it is a 200."""
     data = None if method == "GET" else json.dumps(body).encode()
     request = urllib.request.Request(url, data=data, method=method, headers={"Content-Type": "application/json"})
-    with urllib.request.urlopen(request, timeout=timeout) as response:
-        return json.loads(response.read())
+    try:
+        with urllib.request.urlopen(request, timeout=timeout) as response:
+            return json.loads(response.read())
+    except urllib.error.HTTPError as error:
+        error.close()
+        raise
 
 
 def answers(url: str, method: str = "GET") -> bool:

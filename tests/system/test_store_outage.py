@@ -12,6 +12,7 @@ from redis.asyncio import Redis
 
 from controller.store import keys
 from controller.store.connection import connect
+from tests.conftest import Figure
 from tests.faults import proxy_aside
 from tests.invariants import check_invariants
 from tests.system.conftest import Serve
@@ -70,7 +71,7 @@ def registered_for_good(controller: ControllerProcess) -> set[str]:
     return names
 
 
-async def test_a_store_that_hangs_for_ten_seconds(serve: Serve, work_dir: Path) -> None:
+async def test_a_store_that_hangs_for_ten_seconds(serve: Serve, work_dir: Path, figure: Figure) -> None:
     async with single(work_dir) as store:
         replicas = [serve("--redis-url", store.url, data=f"r{i}") for i in range(2)]
         async with workers(work_dir, replicas[0]) as started:
@@ -83,6 +84,7 @@ async def test_a_store_that_hangs_for_ten_seconds(serve: Serve, work_dir: Path) 
                 store.go_on()
                 await returned(replicas, seen)
             await all_heartbeat(replicas[0], started)
+    figure("Redis stopped for 10 s (SIGSTOP)", seen)
     assert seen.failed == []
     assert set(seen.addresses) == {w.url for w in started}
 
@@ -96,7 +98,7 @@ async def returned(replicas: list[ControllerProcess], seen: Seen) -> None:
     assert seen.degraded <= degraded + 8, "no more than were under way"
 
 
-async def test_every_dispatch_through_an_outage_is_booked_once(serve: Serve, work_dir: Path) -> None:
+async def test_every_dispatch_through_an_outage_is_booked_once(serve: Serve, work_dir: Path, figure: Figure) -> None:
     """SIGSTOP three times: what waits in the sockets runs late, and what was made without the store is told."""
     async with single(work_dir) as store:
         replicas = [serve("--redis-url", store.url, data=f"r{i}") for i in range(2)]
@@ -111,12 +113,13 @@ async def test_every_dispatch_through_an_outage_is_booked_once(serve: Serve, wor
                 await wait_until(lambda before=degraded: seen.degraded > before + 100, "they go on without the store")
                 store.go_on()
                 await returned(replicas, seen)
+        figure("Redis stopped three times; every dispatch booked once", seen)
         assert seen.failed == []
         assert set(seen.addresses) == names
         assert await booked(store.url) == seen.total
 
 
-async def test_one_replica_is_cut_off(serve: Serve, work_dir: Path) -> None:
+async def test_one_replica_is_cut_off(serve: Serve, work_dir: Path, figure: Figure) -> None:
     """The others dispatch exactly; the one dispatches too, and tells of it when it is back."""
     socket = str(work_dir / "redis.sock")
     async with single(work_dir, "--save", "", "--unixsocket", socket) as store:
@@ -133,11 +136,12 @@ async def test_one_replica_is_cut_off(serve: Serve, work_dir: Path) -> None:
                 assert not serves(lonely.url)
                 line.resume()
                 await returned([lonely, other], seen)
+        figure("one of two replicas cut off; every dispatch booked once", seen)
         assert seen.failed == []
         assert await booked(store.url) == seen.total
 
 
-async def test_a_store_that_is_killed_and_keeps_its_data(serve: Serve, work_dir: Path) -> None:
+async def test_a_store_that_is_killed_and_keeps_its_data(serve: Serve, work_dir: Path, figure: Figure) -> None:
     async with single(work_dir, *PERSISTENT) as store:
         replicas = [serve("--redis-url", store.url, data=f"r{i}") for i in range(2)]
         registered_for_good(replicas[0])
@@ -148,6 +152,7 @@ async def test_a_store_that_is_killed_and_keeps_its_data(serve: Serve, work_dir:
             await wait_until(lambda: seen.degraded > 100, "they go on without the store")
             store.start()
             await returned(replicas, seen)
+        figure("Redis killed and started again, with its data; every dispatch booked once", seen)
         assert seen.failed == []
         assert len(replicas[0].names()) == 3
         assert await booked(store.url) == seen.total
@@ -155,7 +160,7 @@ async def test_a_store_that_is_killed_and_keeps_its_data(serve: Serve, work_dir:
 
 @pytest.mark.parametrize("quickly", [True, False])
 async def test_a_store_that_loses_everything_is_given_the_workers_again(
-    serve: Serve, work_dir: Path, quickly: bool
+    serve: Serve, work_dir: Path, figure: Figure, quickly: bool
 ) -> None:
     async with single(work_dir) as store:
         replicas = [serve("--redis-url", store.url, data=f"r{i}") for i in range(2)]
@@ -168,6 +173,7 @@ async def test_a_store_that_loses_everything_is_given_the_workers_again(
                     await wait_until(lambda: seen.degraded > 100, "they go on without the store")
                 store.start()
                 await returned(replicas, seen)
+            figure(f"Redis killed and started again {'at once' if quickly else 'later'}, without data", seen)
             assert seen.failed == []
             assert set(seen.addresses) == {w.url for w in started}
             await all_heartbeat(replicas[0], started)
@@ -202,7 +208,9 @@ async def test_a_replica_starts_without_its_store_and_waits_for_it(serve: Serve,
         assert controller.popen.poll() is None
 
 
-async def test_sentinel_promotes_another_when_the_master_is_killed(serve: Serve, work_dir: Path) -> None:
+async def test_sentinel_promotes_another_when_the_master_is_killed(
+    serve: Serve, work_dir: Path, figure: Figure
+) -> None:
     async with sentinels(work_dir) as store:
         replicas = [serve("--redis-url", store.url, data=f"r{i}") for i in range(2)]
         async with workers(work_dir, replicas[0]) as started:
@@ -216,11 +224,12 @@ async def test_sentinel_promotes_another_when_the_master_is_killed(serve: Serve,
         master = await store.master()
         assert master is not None
         await booked(master.url)
+    figure("Sentinel failover, master killed", seen)
     assert seen.failed == []
     assert seen.degraded > 0
 
 
-async def test_a_planned_failover_loses_nothing(serve: Serve, work_dir: Path) -> None:
+async def test_a_planned_failover_loses_nothing(serve: Serve, work_dir: Path, figure: Figure) -> None:
     """The README's procedure: first hold the writes, then fail over."""
     async with sentinels(work_dir) as store:
         replicas = [serve("--redis-url", store.url, data=f"r{i}") for i in range(2)]
@@ -234,12 +243,15 @@ async def test_a_planned_failover_loses_nothing(serve: Serve, work_dir: Path) ->
             await returned(replicas, seen)
         master = await store.master()
         assert master is not None
+        figure("Sentinel failover, planned; every dispatch booked once", seen)
         assert seen.failed == []
         assert await booked(master.url) == seen.total
 
 
 @pytest.mark.parametrize("planned", [True, False])
-async def test_a_cluster_fails_over_the_slot_s_master(serve: Serve, work_dir: Path, planned: bool) -> None:
+async def test_a_cluster_fails_over_the_slot_s_master(
+    serve: Serve, work_dir: Path, figure: Figure, planned: bool
+) -> None:
     async with cluster(work_dir) as store:
         replicas = [serve("--redis-url", store.url, data=f"r{i}") for i in range(2)]
         async with workers(work_dir, replicas[0]) as started:
@@ -256,6 +268,7 @@ async def test_a_cluster_fails_over_the_slot_s_master(serve: Serve, work_dir: Pa
                 await wait_until(lambda: changed(store, before), "another is the master of the slot")
                 await returned(replicas, seen)
             await all_heartbeat(replicas[0], started)
+        figure(f"Cluster failover, {'planned' if planned else 'master killed'}", seen)
         assert seen.failed == []
         if not planned:
             assert seen.degraded > 0
