@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import Final
 
 from controller.domain.dispatch import DispatchMethod
-from controller.domain.errors import StoreError, StoreUnavailable
+from controller.domain.errors import StoreError, StoreRejection, StoreUnavailable
 from controller.domain.worker import Registration, Worker
 from controller.guard import StoreGuard
 from controller.metrics import Metrics
@@ -45,7 +45,8 @@ class Fallback:
         self._unsettled: list[Settlement] = []
         self._logged_for: float | None = None
         self._news = asyncio.Event()
-        self._lock = asyncio.Lock()  # of those that look whether the store has lost its memory
+        # One at a time tells the store what it must know: a snapshot may find that it has forgotten something.
+        self._talking = asyncio.Lock()
         self.guard = StoreGuard(self._return_to_store, metrics)
 
     def snapshot(self, cause: StoreError) -> tuple[Snapshot, float]:
@@ -78,7 +79,7 @@ class Fallback:
             began = time.monotonic()
             self._news.clear()
             with contextlib.suppress(StoreError):  # the guard has told of it
-                await self.guard.ask(self._take_snapshot)
+                await self.guard.ask(self._look)
             # One that took long because the machine was busy must not keep the next from coming while it is of use.
             rest = min(_SHARE * (time.monotonic() - began), self._settings.heartbeat_expiration / 8)
             await asyncio.sleep(rest)
@@ -104,9 +105,7 @@ class Fallback:
         missing = before.list_models() if models is None else [model for model in models if before.serves(model)]
         if not missing:
             return False
-        async with self._lock:
-            if self._snapshot is before:
-                await self.guard.ask(self._take_snapshot)
+        await self.guard.ask(self._look, before)
         now = self._snapshot
         return now is not None and any(now.serves(model) for model in missing)
 
@@ -116,11 +115,21 @@ class Fallback:
 
     async def _return_to_store(self) -> None:
         """Prove that the store serves, and tell it what it missed. Raises StoreError if it does not serve yet."""
-        await self._registry.reconnect()
-        await self._registry.check()
-        await self._settle()
-        await self._take_snapshot()
-        await self._settle()  # last, without a pause until the guard lets calls through: nothing is left behind
+        async with self._talking:
+            await self._registry.reconnect()
+            await self._registry.check()
+            await self._settle()
+            try:
+                await self._take_snapshot()
+            except StoreRejection as error:  # what cannot be read must not keep others from being served
+                logger.error("No snapshot can be taken: %s", error)  # noqa: TRY400 - the message says it all
+            await self._settle()  # last, without a pause until the guard lets calls through: nothing is left behind
+
+    async def _look(self, since: Snapshot | None = None) -> None:
+        """Take a snapshot; if `since` is given, only if none was taken since that one."""
+        async with self._talking:
+            if since is None or self._snapshot is since:
+                await self._take_snapshot()
 
     async def _take_snapshot(self) -> None:
         taken_at = time.monotonic()

@@ -302,7 +302,7 @@ async def test_a_store_that_lost_its_memory_is_given_the_workers_again(
     ]
     assert all(known.expires_in and 80 < known.expires_in < 90 for known in workers), "no heartbeat was invented"
     assert await controller.heartbeat(A, 3) is True
-    await other._fallback._take_snapshot()
+    await other._fallback._look()
     assert caplog.text.count("giving it back") == 1, "one replica's word is enough"
     await store.aside.delete("unrelated")
 
@@ -397,3 +397,50 @@ async def test_a_worker_that_registers_is_soon_in_the_snapshot(store: Store, lin
     await controller.register(A, check_heart_beat=True, status=WorkerStatus(("m",), 1, 0), multimodal=False)
     await wait_until(lambda: knows(controller, A), "the worker is in the snapshot", timeout=10)
     keeping.cancel()
+
+
+async def test_a_model_that_is_missing_is_looked_for_once(controller: Controller, link: Link, store: Store) -> None:
+    """The store has lost its memory without being away: it is found out by the first who gets no worker."""
+    await store.aside.delete(*await store.aside.keys(f"{keys.namespace(store.namespace)}*"))
+    link.passed.clear()
+    answers = await asyncio.gather(*(controller.dispatch(model) for model in ["m", "n", "m", "nobody's"]))
+    assert [bool(answer.value) for answer in answers] == [True, True, True, False]
+    assert {answer.snapshot_age for answer in answers} == {None}
+    assert link.passed.count("list_workers") == 2
+    assert sum((await queues(store)).values()) == 3
+    await store.aside.delete(*await store.aside.keys(f"{keys.namespace(store.namespace)}*"))
+    assert (await controller.list_models()).value == ["m", "n"]
+
+
+async def test_a_model_that_is_gone_is_looked_for_once(controller: Controller, link: Link, store: Store) -> None:
+    for name in (A, B):
+        await store.lapse(name)
+    link.passed.clear()
+    for _ in range(5):
+        assert await controller.dispatch("m") == Found("")
+    assert link.passed.count("list_workers") == 1
+    assert (await controller.list_models()).value == []
+
+
+async def test_what_cannot_be_read_keeps_nobody_from_being_served(
+    controller: Controller, link: Link, store: Store, caplog: pytest.LogCaptureFixture
+) -> None:
+    await store.aside.hset(keys.worker(store.namespace, B), "models", "no JSON")
+    with link.broken():
+        await controller.dispatch("n")
+    await back(controller)
+    assert "is not of our making" in caplog.text
+    assert await controller.dispatch("n") == Found(A)
+    await store.aside.hset(keys.worker(store.namespace, B), "models", '["m"]')
+
+
+async def test_two_that_tell_the_store_at_once_tell_everything_once(
+    controller: Controller, link: Link, store: Store
+) -> None:
+    with link.broken():
+        for _ in range(4):
+            await controller.dispatch("m")
+    keeper = controller._fallback
+    await asyncio.gather(keeper._return_to_store(), keeper._look(), keeper._return_to_store())
+    await back(controller)
+    assert await queues(store) == {A: 2, B: 2}

@@ -6,6 +6,7 @@ from redis.asyncio import ConnectionPool, Redis, RedisCluster, Sentinel
 from redis.asyncio.cluster import ClusterNode
 from redis.asyncio.connection import Connection, SSLConnection, UnixDomainSocketConnection
 from redis.asyncio.retry import Retry
+from redis.asyncio.sentinel import SentinelConnectionPool
 from redis.backoff import NoBackoff
 from redis.exceptions import ConnectionError as RedisConnectionError
 
@@ -107,3 +108,10 @@ async def reconnect(client: StoreClient) -> None:
         await client.aclose()  # it learns the nodes again when it is next used
     else:
         await client.connection_pool.disconnect(inuse_connections=False)
+
+
+async def close(client: StoreClient) -> None:
+    """Close all connections, those to Sentinels too."""
+    await client.aclose()
+    if isinstance(client, Redis) and isinstance(client.connection_pool, SentinelConnectionPool):
+        await client.connection_pool.sentinel_manager.aclose()

@@ -21,10 +21,10 @@ from redis.exceptions import (
     ResponseError,
 )
 
-from controller.domain.errors import StoreError, StoreIncompatible, StoreRejection, StoreUnavailable
+from controller.domain.errors import InvalidInput, StoreError, StoreIncompatible, StoreRejection, StoreUnavailable
 from controller.domain.worker import Registration, Worker, WorkerStatus
 from controller.store import keys, scripts
-from controller.store.connection import StoreClient, reconnect
+from controller.store.connection import StoreClient, close, reconnect
 
 SCHEMA: Final = "1"  # of the keys; another number for a layout that this one's scripts cannot work with
 NOT_ALIVE: Final = 0  # as the number of a registration: of a worker that has none
@@ -253,7 +253,7 @@ class Registry:
 
     async def close(self) -> None:
         """Close all connections."""
-        await self._client.aclose()
+        await close(self._client)
 
     async def _run(self, script: str, *arguments: str | int) -> Any:
         try:
@@ -327,7 +327,10 @@ def _store_error(error: Exception) -> StoreError:
 
 def _worker(fields: Sequence[Any]) -> Worker:
     name, models, speed, queue_length, multimodal, check_heart_beat, registration, age_ms, expires_in_ms = fields
-    status = WorkerStatus(tuple(json.loads(models)), _number(speed), int(queue_length))
+    try:
+        status = WorkerStatus(tuple(json.loads(models)), _number(speed), int(queue_length))
+    except (ValueError, TypeError, InvalidInput) as error:
+        raise StoreRejection(f"The store holds a worker {name!r} that is not of our making: {error}.") from error
     return Worker(
         name=name,
         status=status,

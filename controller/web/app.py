@@ -1,7 +1,8 @@
 """The one place where everything is wired: settings in, an ASGI application out."""
 
 import asyncio
-from collections.abc import AsyncIterator, Mapping
+import logging
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import asynccontextmanager
 from typing import Final
 
@@ -22,6 +23,10 @@ from controller.web.client_plane import MAX_STREAM_BODY, ClientPlane
 from controller.web.endpoint import Endpoint
 from controller.web.errors import http_exception
 from controller.web.worker_plane import WorkerPlane
+
+logger = logging.getLogger("controller")
+
+_CHORE_PAUSE: Final = 5.0
 
 
 def create_registry(settings: Settings, store: StoreUrl) -> Registry:
@@ -68,8 +73,8 @@ def build_app(controller: Controller, metrics: Metrics) -> ASGIApp:
     @asynccontextmanager
     async def lifespan(_: Starlette) -> AsyncIterator[None]:
         chores = [
-            asyncio.create_task(controller.sweep_forever()),
-            asyncio.create_task(controller.keep_snapshot_forever()),
+            asyncio.create_task(_never_give_up(chore))
+            for chore in (controller.sweep_forever, controller.keep_snapshot_forever)
         ]
         try:
             yield
@@ -81,6 +86,15 @@ def build_app(controller: Controller, metrics: Metrics) -> ASGIApp:
 
     app = Starlette(routes=routes, exception_handlers={HTTPException: http_exception}, lifespan=lifespan)
     return HotPath({path: endpoints[path] for path in HOT_ROUTES}, app, controller)
+
+
+async def _never_give_up(chore: Callable[[], Awaitable[None]]) -> None:
+    while True:
+        try:
+            await chore()
+        except Exception:  # a bug; but the next time it may go well
+            logger.exception("A chore failed and is begun anew in %g s; this is a bug.", _CHORE_PAUSE)
+        await asyncio.sleep(_CHORE_PAUSE)
 
 
 HOT_ROUTES: Final = ("/get_worker_address", "/receive_heart_beat")
