@@ -316,7 +316,9 @@ class RefreshLock:
 def _store_error(error: Exception) -> StoreError:
     """What an error of the client or the server means. What is not known to be a mistake may pass: wait for it."""
     text = str(error)
-    mistaken_script = "user_script" in text and not any(words in text for words in _NOT_THE_SCRIPTS_FAULT)
+    # What a script was refused by the server begins with a code in capitals; the client takes away a mere ERR.
+    refused = text.partition(" ")[0].isupper()
+    mistaken_script = "user_script" in text and not refused and not any(w in text for w in _NOT_THE_SCRIPTS_FAULT)
     if isinstance(error, (ClusterCrossSlotError, DataError)) or (
         type(error) is ResponseError and (text.startswith(_MISTAKES) or mistaken_script)  # not its subclasses
     ):

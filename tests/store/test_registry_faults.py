@@ -66,6 +66,8 @@ ERRORS = {
     "BUSY Redis is busy running a script. You can only call SCRIPT KILL or SHUTDOWN NOSAVE.": StoreUnavailable,
     "MISCONF Redis is configured to save RDB snapshots, but it's currently unable to persist": StoreUnavailable,
     "NOREPLICAS Not enough good replicas to write.": StoreUnavailable,
+    "NOREPLICAS Not enough good replicas to write. script: abc, on @user_script:105.": StoreUnavailable,
+    "MISCONF Errors writing to the AOF file: No space left on device script: abc, on @user_script:1.": StoreUnavailable,
     "READONLY You can't write against a read only replica.": StoreUnavailable,
     "OOM command not allowed when used memory > 'maxmemory'. script: 1, on @user_script:8.": StoreUnavailable,
     "LOADING Redis is loading the dataset in memory": StoreUnavailable,
@@ -83,7 +85,9 @@ ERRORS = {
     "ERR Error running script: Script killed by user with SCRIPT KILL. on @user_script:3": StoreUnavailable,
     "ERR The user executing the script can't run this command or subcommand on @user_script:1": StoreUnavailable,
     "ERR user_script:12: attempt to index a nil value script: abc, on @user_script:12.": StoreRejection,
+    "ERR Wrong number of args calling Redis command from script script: abc, on @user_script:3.": StoreRejection,
     "WRONGTYPE Operation against a key holding the wrong kind of value": StoreRejection,
+    "WRONGTYPE Operation against a key script: abc, on @user_script:82.": StoreRejection,
     "CROSSSLOT Keys in request don't hash to the same slot": StoreRejection,
     "INVALID speed": StoreRejection,
 }
