@@ -17,6 +17,7 @@ import fakeredis
 import pytest
 from redis.asyncio import Redis
 
+from controller.domain.errors import StoreUnavailable
 from controller.metrics import Metrics
 from controller.service import Controller
 from controller.settings import Settings
@@ -26,6 +27,8 @@ from controller.store.embedded import EmbeddedStore
 from controller.store.registry import Registry
 from controller.upstream.client import WorkerClient
 from tests.invariants import check_invariants, check_nothing_leaks
+from tests.outage import Link
+from tests.samples import A, B, worker
 from tests.waiting import wait_until
 
 REDIS_SERVER = shutil.which("redis-server")
@@ -170,3 +173,33 @@ async def replica(store: Store) -> AsyncIterator[Open]:
     yield open_replica
     for controller in opened:
         await controller.close()
+
+
+@pytest.fixture
+def link(monkeypatch: pytest.MonkeyPatch) -> Link:
+    way = Link()
+    run = Registry._run
+
+    async def pass_on(self: Registry, script: str, *arguments: str | int) -> object:
+        concerned = way.script in (None, script)
+        if way.cut == "before" and concerned:
+            raise StoreUnavailable("The store is away.")
+        result = await run(self, script, *arguments)
+        way.passed.append(script)
+        if way.cut and concerned:
+            raise StoreUnavailable("The answer was lost.")
+        return result
+
+    monkeypatch.setattr(Registry, "_run", pass_on)
+    return way
+
+
+@pytest.fixture
+async def controller(store: Store, link: Link, replica: Open) -> Controller:
+    """A replica with a snapshot of two workers."""
+    registry = store.registry()
+    await registry.register(worker(A, "m", "n"))
+    await registry.register(worker(B, "m", multimodal=True))
+    opened = replica()
+    await opened.check()
+    return opened

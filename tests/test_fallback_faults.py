@@ -10,8 +10,8 @@ from redis.exceptions import ResponseError
 from controller.store.connection import connect
 from controller.store.registry import Registry
 from tests.conftest import Open, Store
+from tests.outage import back, queues
 from tests.samples import A, B, worker
-from tests.test_fallback import back, queues
 from tests.waiting import wait_until
 
 

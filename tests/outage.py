@@ -1,0 +1,44 @@
+"""Outages of the store as a replica sees them, and what is there when they are over."""
+
+import contextlib
+from collections.abc import Iterator
+from typing import Any
+
+from controller.domain.errors import StoreUnavailable
+from controller.service import Controller
+from controller.store import keys
+from tests.waiting import wait_until
+
+
+class Link:
+    """The way between a registry and its store: it can be cut for one script or all, before a call is made or after."""
+
+    def __init__(self) -> None:
+        self.cut: str | None = None
+        self.script: str | None = None
+        self.passed: list[str] = []
+
+    @contextlib.contextmanager
+    def broken(self, when: str = "before", script: str | None = None) -> Iterator[None]:
+        self.cut, self.script = when, script
+        try:
+            yield
+        finally:
+            self.cut = None
+
+
+async def queues(store: Any) -> dict[str, int]:
+    client = store.aside
+    names = await client.zrange(keys.workers(store.namespace), 0, -1)
+    return {name: int(await client.hget(keys.worker(store.namespace, name), "queue_length")) for name in names}
+
+
+async def back(controller: Controller) -> None:
+    await wait_until(lambda: served_by_store(controller), "the store is in use again")
+
+
+async def served_by_store(controller: Controller) -> bool:
+    try:
+        return (await controller.check()).snapshot_age is None
+    except StoreUnavailable:
+        return False
