@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import Final
 
 from controller.domain.dispatch import DispatchMethod
-from controller.domain.errors import StoreError, StoreRejection, StoreUnavailable
+from controller.domain.errors import StoreError, StoreIncompatible, StoreRejection, StoreUnavailable
 from controller.domain.worker import Registration, Worker
 from controller.guard import StoreGuard
 from controller.metrics import Metrics
@@ -24,6 +24,7 @@ from controller.store.registry import NOT_ALIVE, Registry, Settlement, WorkerLis
 
 logger = logging.getLogger("controller")
 
+_RESTORED_AT_ONCE: Final = 16
 _SHARE: Final = 50  # a snapshot takes no more than one part in so many of a replica's time
 
 
@@ -54,7 +55,11 @@ class Fallback:
 
         And if `cause` is not that the store does not serve: then it is for somebody to look at.
         """
-        if self._snapshot is not None and isinstance(cause, StoreUnavailable):
+        if (
+            self._snapshot is not None
+            and isinstance(cause, StoreUnavailable)
+            and not isinstance(cause, StoreIncompatible)
+        ):
             age = time.monotonic() - self._snapshot.taken_at
             if age <= self._settings.heartbeat_expiration:
                 return self._snapshot, age
@@ -83,18 +88,21 @@ class Fallback:
             # One that took long because the machine was busy must not keep the next from coming while it is of use.
             rest = min(_SHARE * (time.monotonic() - began), self._settings.heartbeat_expiration / 8)
             await asyncio.sleep(rest)
+            pause = min(self._settings.snapshot_interval, self._settings.heartbeat_expiration / 4) - rest
             out_of_step = random.uniform(0.9, 1.1)  # noqa: S311
             with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(
-                    self._news.wait(), max(0.0, self._settings.snapshot_interval - rest) * out_of_step
-                )
+                await asyncio.wait_for(self._news.wait(), max(0.0, pause) * out_of_step)
 
     def tell_news(self) -> None:
         """A worker has registered: take the next snapshot soon."""
         self._news.set()
 
-    async def find_again(self, models: Iterable[str] | None = None) -> bool:
-        """Whether any of the models, or any model at all, has a worker, though the store has just said that none has.
+    def expected_models(self, multimodal: bool | None) -> list[str]:
+        """What Registry.list_models() should say, by the snapshot; nothing if there is none."""
+        return self._snapshot.list_models(multimodal) if self._snapshot is not None else []
+
+    async def find_again(self, models: Iterable[str]) -> bool:
+        """Whether any of the models has a worker, though the store has just said that none of them has one.
 
         It may have lost its memory since the last snapshot; if so, it is given it again before this returns. Raises
         StoreUnavailable.
@@ -102,7 +110,7 @@ class Fallback:
         before = self._snapshot
         if before is None:
             return False
-        missing = before.list_models() if models is None else [model for model in models if before.serves(model)]
+        missing = [model for model in models if before.serves(model)]
         if not missing:
             return False
         await self.guard.ask(self._look, before)
@@ -118,7 +126,6 @@ class Fallback:
         async with self._talking:
             await self._registry.reconnect()
             await self._registry.check()
-            await self._settle()
             try:
                 await self._take_snapshot()
             except StoreRejection as error:  # what cannot be read must not keep others from being served
@@ -136,30 +143,35 @@ class Fallback:
         told = await self._registry.list_workers()
         before = self._told
         if before is not None and (told.epoch != before.epoch or told.sequence < before.sequence):
-            await self._restore(before.sequence, {worker.name for worker in told.workers})
+            await self._restore(before, {worker.name for worker in told.workers})
             told = await self._registry.list_workers()
         self._told = told
         self._snapshot = Snapshot(told.workers, taken_at, self._draw)
 
-    async def _restore(self, sequence: int, known: set[str]) -> None:
-        """Give the store, which has forgotten something, the workers of the snapshot that it does not know.
+    async def _restore(self, told: WorkerList, known: set[str]) -> None:
+        """Give the store, which has forgotten something, the workers that it told of and does not know any more.
 
-        Each lives on for as long as it would have. Those that have registered meanwhile stay as they are.
+        Each lives on for as long as it would have. Those that have registered meanwhile stay as they are, those that
+        were removed meanwhile stay away.
         """
-        now = time.monotonic()
-        remembered = self._snapshot.workers(now) if self._snapshot is not None else []
-        forgotten = [worker for worker in remembered if worker.name not in known and worker.expires_in != 0]
-        for worker in forgotten:
-            del self._bookings[worker.name]  # its queue length has them already
+        age = time.monotonic() - self._snapshot.taken_at if self._snapshot is not None else 0.0
+        forgotten = [
+            (worker, worker.expires_in if worker.expires_in is None else worker.expires_in - age)
+            for worker in told.workers
+            if worker.name not in known and (worker.expires_in is None or worker.expires_in > age)
+        ]
         if forgotten:
             logger.warning("The store has lost its memory, or a part of it: giving it back %d workers.", len(forgotten))
         await self._registry.check()  # its memory gets a name, before anything is in it
-        await asyncio.gather(*(self._register_again(worker) for worker in forgotten))
-        await self._settle(sequence)
+        for first in range(0, len(forgotten), _RESTORED_AT_ONCE):  # and leave places for others
+            await asyncio.gather(
+                *(self._register_again(*each) for each in forgotten[first : first + _RESTORED_AT_ONCE])
+            )
+        await self._settle(told.sequence)
 
-    async def _register_again(self, worker: Worker) -> None:
+    async def _register_again(self, worker: Worker, expires_in: float | None) -> None:
         registration = Registration(worker.name, worker.status, worker.check_heart_beat, worker.multimodal)
-        await self._registry.register(registration, only_if=NOT_ALIVE, expires_in=worker.expires_in)
+        await self._registry.register(registration, only_if=NOT_ALIVE, expires_in=expires_in)
 
     async def _settle(self, sequence: int = 0) -> None:
         """Tell the store of what was dispatched without it, and of the calls that it never answered.

@@ -81,7 +81,7 @@ class StoreGuard:
             self._start_proving()
             await self._proof_tried.wait()
         if self._reason is not None and not self._serves:
-            raise self._reason
+            raise self._reason.with_traceback(None)  # else each raise would add to the traceback of the last
 
     def _start_proving(self) -> None:
         if self._proving is None:

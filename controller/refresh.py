@@ -1,11 +1,12 @@
 """Asks all workers for their status, as FastChat's API server wants it each time that somebody lists its models."""
 
 import asyncio
+import contextlib
 import logging
 import time
 from typing import Final
 
-from controller.domain.errors import WorkerError
+from controller.domain.errors import StoreError, WorkerError
 from controller.domain.worker import Registration, Worker, WorkerStatus
 from controller.guard import StoreGuard
 from controller.metrics import Metrics
@@ -60,7 +61,8 @@ class Refresher:
             try:
                 await self._refresh_all()
             finally:
-                await lock.release()
+                with contextlib.suppress(StoreError):  # then it is given up by itself
+                    await lock.release()
             return
         deadline = time.monotonic() + self._bound
         while time.monotonic() < deadline and await self._guard.ask(lock.held):  # noqa: ASYNC110 - maybe held elsewhere

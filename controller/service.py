@@ -11,7 +11,7 @@ from typing import Final, Generic, NamedTuple, TypeVar
 
 from controller.coalescer import Coalescer
 from controller.domain.dispatch import DispatchMethod
-from controller.domain.errors import NoWorker, ShuttingDown, StoreError, WorkerError
+from controller.domain.errors import NoWorker, ShuttingDown, StoreError, StoreUnavailable, WorkerError
 from controller.domain.worker import Registration, Worker, WorkerStatus, WorkerStatusTotal, total_status
 from controller.fallback import Fallback
 from controller.metrics import Metrics
@@ -61,6 +61,7 @@ class Controller:
         self._dispatches: Coalescer[str, Found[str]] = Coalescer(self._dispatch_all)
         self._heartbeats: Coalescer[tuple[str, int], bool] = Coalescer(self._heartbeat_all, limit=64)
         self._model_lists: Coalescer[bool | None, Found[list[str]]] = Coalescer(self._list_models_all)
+        self._latest: dict[str, Registration] = {}  # of the registrations that are under way, by worker
         self._leaving = False
         self._patience_over = asyncio.Event()
 
@@ -111,7 +112,14 @@ class Controller:
         if status is None:
             status = await self._workers.status(name)
         registration = Registration(name, status, check_heart_beat, multimodal)
-        new = await self._patiently(lambda: self._registry.register(registration))
+        self._latest[name] = registration
+        try:
+            new = await self._patiently(lambda: self._register(registration))
+        finally:
+            if self._latest.get(name) is registration:
+                del self._latest[name]
+        if new is None:
+            return
         self._fallback.tell_news()
         self._metrics.registrations.labels("new" if new else "again").inc()
         logger.info(
@@ -122,6 +130,12 @@ class Controller:
             status.speed,
             status.queue_length,
         )
+
+    async def _register(self, registration: Registration) -> bool | None:
+        """Register, unless the worker has sent another registration while this one waited, as after a restart."""
+        if self._latest.get(registration.name) is not registration:
+            return None
+        return await self._registry.register(registration)
 
     async def heartbeat(self, name: str, queue_length: int) -> bool:
         """Take a worker's heartbeat; whether the worker is registered. If not, it should register."""
@@ -216,23 +230,31 @@ class Controller:
             addresses = await self._guard.ask(self._dispatch_batch, models)
         except StoreError as error:
             return self._dispatch_degraded(models, error)
-        if "" in addresses:
-            addresses = await self._dispatch_again(models, addresses)
-        without = addresses.count("")
         self._metrics.dispatch_batches.inc()
-        self._metrics.dispatches_chosen.inc(len(addresses) - without)
+        found = [Found(address) for address in addresses]
+        if "" in addresses:
+            await self._dispatch_again(models, found)
+        without = sum(not each.value for each in found)
+        self._metrics.dispatches_chosen.inc(len(found) - without)
         self._metrics.dispatches_no_worker.inc(without)
-        return [Found(address) for address in addresses]
+        return found
 
-    async def _dispatch_again(self, models: Sequence[str], addresses: list[str]) -> list[str]:
-        """The addresses, and others in the place of "" where the store had only forgotten the model's workers."""
-        left = [i for i, address in enumerate(addresses) if not address]
-        with contextlib.suppress(StoreError):  # then "" it is: the others are booked and must have their answers
-            if await self._fallback.find_again({models[i] for i in left}):
-                more = await self._guard.ask(self._dispatch_batch, [models[i] for i in left])
-                for i, address in zip(left, more, strict=True):
-                    addresses[i] = address
-        return addresses
+    async def _dispatch_again(self, models: Sequence[str], found: list[Found[str]]) -> None:
+        """Put addresses in the place of "" where the store had only forgotten the model's workers."""
+        left = [i for i, each in enumerate(found) if not each.value]
+        missing = [models[i] for i in left]
+        try:
+            if not await self._fallback.find_again(missing):
+                return
+            more = [Found(address) for address in await self._guard.ask(self._dispatch_batch, missing)]
+        except StoreError as error:
+            try:
+                addresses, age = self._fallback.dispatch(missing, error)
+            except StoreError:
+                return  # then "" it is: the others are booked and must have their answers
+            more = [Found(address, age) for address in addresses]
+        for i, each in zip(left, more, strict=True):
+            found[i] = each
 
     def _dispatch_degraded(self, models: Sequence[str], error: StoreError) -> list[Found[str]]:
         try:
@@ -260,7 +282,7 @@ class Controller:
     async def _list_models(self, kind: bool | None) -> Found[list[str]]:
         try:
             models = await self._guard.ask(self._registry.list_models, kind)
-            if not models and await self._fallback.find_again():
+            if not models and await self._fallback.find_again(self._fallback.expected_models(kind)):
                 models = await self._guard.ask(self._registry.list_models, kind)
             return Found(models)
         except StoreError as error:
@@ -279,7 +301,7 @@ class Controller:
         while True:
             try:
                 return await self._guard.ask(call)
-            except StoreError:
+            except StoreUnavailable:
                 if self._patience_over.is_set() or time.monotonic() + _RETRY_INTERVAL > deadline:
                     raise
             with contextlib.suppress(TimeoutError):

@@ -136,7 +136,7 @@ class Settings:
 
     def store_url(self) -> StoreUrl:
         """The store that the settings name, with its password."""
-        store = parse_store_url(self.redis_url or "embedded://")
+        store = parse_store_url("embedded://" if self.redis_url is None else self.redis_url)
         if self.redis_password_file is None:
             return store
         if store.kind is StoreKind.EMBEDDED or store.password is not None:

@@ -75,7 +75,10 @@ def parse_store_url(text: str) -> StoreUrl:
 
 
 def _parse(text: str) -> StoreUrl:
-    parts = urlsplit(text)  # it would drop tabs and line breaks in silence
+    try:
+        parts = urlsplit(text)  # it would drop tabs and line breaks in silence
+    except ValueError:
+        raise ValueError("is not a URL") from None  # without the reason: it quotes what may be the password
     if text != text.strip() or re.search(r"[\x00-\x20\x7f]", text):
         raise ValueError("has a space or a control character in it")
     if parts.fragment:

@@ -12,15 +12,16 @@
     ARGV[3]  speed, greater than 0
     ARGV[4]  queue length
     ARGV[5]  '1' if it is multimodal, else '0'
-    ARGV[6]  do it only if this is still the worker's registration; '0' to do it only if the worker is not alive; '' to
-             do it in any case
+    ARGV[6]  do it only if this is still the worker's registration; '0' to do it only if the worker is not alive and was
+             not removed of late; '' to do it in any case
     ARGV[7]  its models, a JSON array of distinct strings
     ARGV[8…] for each model, in order, a draw from the exponential distribution of mean 1
 
   Output:
      1  a worker that was not alive before
      0  a worker that was alive already
-    -1  nothing was done: the worker has registered again or is gone; with '0', it is alive (only with ARGV[6])
+    -1  nothing was done (only with ARGV[6]): the worker has registered again or is gone; with '0', it is alive or was
+        removed
     error 'INVALID …' if an argument cannot be; nothing was done
 ]]
 --- @include "alive"
@@ -74,6 +75,9 @@ if expected_registration ~= "" then
   if current_registration ~= expected_registration then
     return -1
   end
+  if expected_registration == "0" and redis.call("EXISTS", key("removed", name)) == 1 then
+    return -1
+  end
 end
 
 local time = now()
@@ -81,6 +85,7 @@ local time = now()
 local registration = redis.call("INCR", key("sequence"))
 if not was_alive then
   forget(name)
+  redis.call("DEL", key("removed", name))
 end
 local known = redis.call("HMGET", worker, "models", "speed", "turn")
 local same_speed = known[2] and tonumber(known[2]) == speed

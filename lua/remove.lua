@@ -5,16 +5,23 @@
     KEYS[1]  '{<ns>}' the namespace
     ARGV[1]  the worker's name
     ARGV[2]  do it only if this is still the worker's registration; '' to do it in any case
+    ARGV[3]  for how many milliseconds it is remembered that it was removed: nobody restores it from old knowledge
 
   Output:
     1  a live worker was removed
     0  there was no such live worker (with ARGV[2]: it has registered again or is gone)
+    error 'INVALID …' if an argument cannot be; nothing was done
 ]]
 --- @include "alive"
 --- @include "forget"
 --- @include "key"
+--- @include "whole_number"
 local name = ARGV[1]
 local expected_registration = ARGV[2]
+local keep = whole_number(ARGV[3], 1)
+if not keep then
+  return redis.error_reply("INVALID time")
+end
 
 if expected_registration ~= "" then
   if redis.call("HGET", key("worker", name), "registration") ~= expected_registration then
@@ -23,5 +30,8 @@ if expected_registration ~= "" then
 end
 
 local was_alive = alive(name)
-forget(name)
+forget(name) -- first: a full store refuses what follows, but not what makes room
+if was_alive then
+  redis.call("SET", key("removed", name), "1", "PX", keep)
+end
 return was_alive and 1 or 0

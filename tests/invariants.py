@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from redis.asyncio import Redis
 
-TTL_KINDS = {"reply", "sweep", "refresh", "check"}
+TTL_KINDS = {"reply", "removed", "sweep", "refresh", "check"}
 
 
 @dataclass

@@ -8,6 +8,7 @@ from controller.domain.errors import StoreIncompatible
 from controller.domain.worker import WorkerStatus
 from controller.service import Controller, Found
 from controller.store import keys
+from controller.store.registry import Registry
 from tests.conftest import Open, Store
 from tests.outage import Link, back, queues
 from tests.samples import A, B, worker
@@ -126,3 +127,119 @@ async def test_a_layout_of_another_version_is_not_touched(
     await back(controller)
     assert await store.aside.get(keys.schema(store.namespace)) == "1"
     assert await controller.dispatch("m") == Found("")
+
+
+async def wipe(store: Store) -> None:
+    await store.aside.delete(*await store.aside.keys(f"{keys.namespace(store.namespace)}*"))
+
+
+async def test_what_two_replicas_did_is_told_to_a_store_that_has_forgotten_all(
+    controller: Controller, link: Link, store: Store, replica: Open
+) -> None:
+    other = replica()
+    await other.check()
+    with link.broken():
+        for one in (controller, other):
+            for _ in range(4):
+                await one.dispatch("m")
+        await wipe(store)
+    await back(controller)
+    await back(other)
+    assert sum((await queues(store)).values()) == 8
+
+
+async def test_who_was_removed_since_stays_away(controller: Controller, store: Store, replica: Open) -> None:
+    other = replica()
+    await other.check()
+    await wipe(store)
+    await controller._fallback._look()
+    assert set(await queues(store)) == {A, B}
+    assert await controller.remove(A) is True
+    await other._fallback._look()
+    assert set(await queues(store)) == {B}
+    registry = store.registry()
+    assert await registry.register(worker(A)) is True
+    assert await registry.remove(A) is True
+    await store.aside.delete(keys.removed(store.namespace, A))
+
+
+async def test_a_part_of_the_memory_is_enough(controller: Controller, store: Store) -> None:
+    """As after a failover to a replica that had not all of it: the same memory, but it counts less."""
+    before = int(await store.aside.get(keys.sequence(store.namespace)))
+    await store.registry().remove(A)
+    await store.aside.delete(keys.removed(store.namespace, A))
+    await store.aside.set(keys.sequence(store.namespace), before - 1)
+    await controller._fallback._look()
+    assert set(await queues(store)) == {A, B}
+    assert int(await store.aside.get(keys.sequence(store.namespace))) >= before
+
+
+async def test_who_left_is_not_missed(controller: Controller, store: Store) -> None:
+    await store.registry().remove(A)
+    await controller._fallback._look()
+    assert set(await queues(store)) == {B}
+
+
+async def test_a_layout_that_changes_later_ends_the_snapshot_too(
+    controller: Controller, link: Link, store: Store
+) -> None:
+    with link.broken():
+        assert (await controller.dispatch("n")).value == A
+        await store.aside.set(keys.schema(store.namespace), "999")
+    await wait_until(lambda: refuses(controller), "it has seen that")
+    with pytest.raises(StoreIncompatible):
+        await controller.dispatch("n")
+    await store.aside.set(keys.schema(store.namespace), "1")
+    await back(controller)
+
+
+async def refuses(controller: Controller) -> bool:
+    try:
+        await controller.check()
+    except StoreIncompatible:
+        return True
+    return False
+
+
+async def test_a_loss_in_the_middle_of_a_listing_is_no_list(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    registry = store.registry()
+    await registry.check()
+    for i in range(600):
+        await registry.register(worker(f"http://w{i}:1"))
+    run = Registry._run
+    pages = 0
+
+    async def lose(self: Registry, script: str, *arguments: str | int) -> object:
+        nonlocal pages
+        pages += 1
+        if pages == 2:
+            await wipe(store)
+            await run(self, "register", B, "", "1", 0, "0", "", '["m"]', "1")
+        return await run(self, script, *arguments)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Registry, "_run", lose)
+        workers, sequence, epoch = await registry.list_workers()
+    assert ([known.name for known in workers], sequence, epoch) == ([B], 1, "")
+
+
+async def test_a_failing_restoration_does_not_end_in_no_worker(
+    controller: Controller, link: Link, store: Store
+) -> None:
+    await wipe(store)
+    with link.broken("before", "register"):
+        answer = await controller.dispatch("n")
+    assert (answer.value, answer.snapshot_age is None) == (A, False)
+    await back(controller)
+    assert (await queues(store))[A] == 1
+
+
+async def test_a_kind_of_model_that_nobody_serves_is_not_looked_for(
+    controller: Controller, link: Link, store: Store
+) -> None:
+    await store.registry().register(worker(B, "m"))
+    await controller._fallback._look()
+    link.passed.clear()
+    for _ in range(3):
+        assert (await controller.list_models(multimodal=True)).value == []
+    assert link.passed == ["list_models"] * 3

@@ -190,3 +190,22 @@ async def test_concurrent_calls_become_few(replica: Open, registry: Registry, sc
         answers_ = await asyncio.gather(*(call() for _ in range(50)))
         assert answers_[0] in (Found(A), True, Found(["m"]))
         assert len(script_calls) <= 2
+
+
+async def test_of_two_registrations_that_wait_the_newer_counts(
+    replica: Open, registry: Registry, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A worker that was started again while the store was away."""
+    controller = replica()
+    with failing(registry, monkeypatch):
+        calls = []
+        for model in ("old", "new"):
+            status = WorkerStatus((model,), 1, 0)
+            call = controller.register(A, check_heart_beat=True, status=status, multimodal=False)
+            calls.append(asyncio.create_task(call))
+            await wait_until(lambda: not controller._latest or A in controller._latest, "it waits")
+            await asyncio.sleep(0.1)
+        await asyncio.sleep(0.1)
+    await asyncio.gather(*calls)
+    assert (await controller.list_models()).value == ["new"]
+    assert controller._latest == {}

@@ -75,6 +75,7 @@ def test_every_setting_has_a_flag_and_a_variable() -> None:
         ),
         ({"redis_url": "redis://h", "redis_password_file": Path("/nowhere")}, "/nowhere cannot be read"),
         ({"redis_url": "redis://h", "redis_password_file": Path("/dev/null")}, "/dev/null is empty"),
+        ({"redis_url": ""}, "has a scheme that is not known"),
         ({"redis_timeout": 61}, "--redis-timeout must be at most 60 s, not 61"),
     ],
 )

@@ -2,6 +2,7 @@
 
 from typing import Any, Final, TypeAlias
 
+from redis._parsers.commands import AsyncCommandsParser
 from redis.asyncio import ConnectionPool, Redis, RedisCluster, Sentinel
 from redis.asyncio.cluster import ClusterNode
 from redis.asyncio.connection import Connection, SSLConnection, UnixDomainSocketConnection
@@ -75,7 +76,7 @@ def _by_sentinel(store: StoreUrl, timeout: float) -> Redis:
 
 
 def _cluster(store: StoreUrl, timeout: float) -> RedisCluster:
-    return RedisCluster(
+    client = RedisCluster(
         startup_nodes=[ClusterNode(host, port) for host, port in store.hosts],
         dynamic_startup_nodes=False,  # those that were named stay the ones to begin with: their names may be DNS names
         require_full_coverage=False,  # all our keys are in one slot
@@ -84,6 +85,20 @@ def _cluster(store: StoreUrl, timeout: float) -> RedisCluster:
         ssl=store.tls,
         **_options(store, timeout / 2),
     )
+    client.commands_parser = _CommandsParser()
+    return client
+
+
+class _CommandsParser(AsyncCommandsParser):
+    """Asks once which commands there are.
+
+    redis-py asks the first master of the Cluster each time that it learns the nodes anew; when that one hangs, a client
+    whose own master serves could not come back.
+    """
+
+    async def initialize(self, node: ClusterNode | None = None) -> None:
+        if not self.commands:
+            await super().initialize(node)
 
 
 def _options(store: StoreUrl, timeout: float) -> dict[str, Any]:

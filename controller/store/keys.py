@@ -25,6 +25,11 @@ def heartbeat(name: str, worker_name: str) -> str:
     return f"{{{name}}}:heartbeat:{worker_name}"
 
 
+def removed(name: str, worker_name: str) -> str:
+    """STRING with a TTL: exists after a worker was removed, so that nobody restores it from old knowledge."""
+    return f"{{{name}}}:removed:{worker_name}"
+
+
 def models(name: str) -> str:
     """SET: the models that have an index."""
     return f"{{{name}}}:models"

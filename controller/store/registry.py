@@ -1,6 +1,7 @@
 """The registry of workers in Redis: one method an operation, one Lua script a method, the same name for both."""
 
 import asyncio
+import contextlib
 import json
 import random
 import secrets
@@ -33,6 +34,7 @@ _MAX_CALLS: Final = 32
 _REPLY_KEPT_MS: Final = 6_000
 _MAX_UNANSWERED: Final = 1_000
 _PAGE: Final = 250
+_LISTINGS: Final = 3  # to try, when the store loses its memory in the middle of one
 _SWEEP_BUDGET: Final = 2_000
 _SETTLED_AT_ONCE: Final = 1_000
 # What a client may raise. RedisClusterException is no RedisError; an OSError is a connection's, or our own timeout; an
@@ -93,8 +95,8 @@ class Registry:
         """Register a worker, or register it again; it is alive from now on.
 
         only_if is the number of a registration: the call does nothing, and returns None, when the worker has
-        registered again since or is gone; with NOT_ALIVE, when it is alive. Otherwise returns whether the worker is
-        new. expires_in is for a worker whose heartbeat was not now, in seconds.
+        registered again since or is gone; with NOT_ALIVE, when it is alive or was removed of late. Otherwise returns
+        whether the worker is new. expires_in is for a worker whose heartbeat was not now, in seconds.
         """
         status = registration.status
         expiration_ms = self._expiration_ms if expires_in is None else max(1, round(expires_in * 1000))
@@ -160,7 +162,7 @@ class Registry:
         await self._run(
             "settle",
             settlement.request_id,
-            self._reply_kept_ms,
+            max(self._reply_kept_ms, self._expiration_ms),  # it may be told again after a long outage
             settlement.sequence,
             json.dumps(settlement.unanswered),
             *(argument for booking in settlement.bookings.items() for argument in booking),
@@ -187,17 +189,21 @@ class Registry:
 
     async def remove(self, name: str, only_if: int | None = None) -> bool:
         """Remove a worker; whether there was such a live one. only_if is as for register()."""
-        return bool(await self._run("remove", name, "" if only_if is None else only_if))
+        return bool(await self._run("remove", name, "" if only_if is None else only_if, self._expiration_ms))
 
     async def list_workers(self) -> WorkerList:
         """All live workers. One that comes or goes meanwhile may or may not be among them."""
-        found: dict[str, Worker] = {}
-        place, sequence, epoch, workers = await self._run("list_workers", "0", _PAGE)
-        found.update((fields[0], _worker(fields)) for fields in workers)
-        while place != "0":
-            place, _, _, workers = await self._run("list_workers", place, _PAGE)
+        for _ in range(_LISTINGS):
+            found: dict[str, Worker] = {}
+            place, sequence, epoch, workers = await self._run("list_workers", "0", _PAGE)
+            first = sequence, epoch
             found.update((fields[0], _worker(fields)) for fields in workers)
-        return WorkerList([found[name] for name in sorted(found)], sequence, epoch)
+            while place != "0" and epoch == first[1] and sequence >= first[0]:
+                place, sequence, epoch, workers = await self._run("list_workers", place, _PAGE)
+                found.update((fields[0], _worker(fields)) for fields in workers)
+            if epoch == first[1] and sequence >= first[0]:
+                return WorkerList([found[name] for name in sorted(found)], *first)
+        raise StoreUnavailable("The store forgets what it knows again and again: its workers cannot be listed.")
 
     async def list_models(self, multimodal: bool | None = None) -> list[str]:
         """The models of all live workers, of the multimodal ones (True) or of the others (False), sorted."""
@@ -249,7 +255,9 @@ class Registry:
 
     async def reconnect(self) -> None:
         """Drop idle connections, so that the next call finds out anew where the master is."""
-        await reconnect(self._client)
+        with contextlib.suppress(*_FAILURES):  # such as a farewell that a hung server does not answer
+            async with asyncio.timeout(self._deadline):
+                await reconnect(self._client)
 
     async def close(self) -> None:
         """Close all connections."""

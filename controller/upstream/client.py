@@ -1,6 +1,7 @@
 """Speaks to workers as FastChat's controller does. Nothing that a worker sends is trusted."""
 
-from collections.abc import AsyncGenerator, Mapping
+import asyncio
+from collections.abc import AsyncGenerator, Awaitable, Mapping
 from typing import Final
 
 import aiohttp
@@ -35,6 +36,7 @@ class WorkerClient:
         self._stream_timeout = aiohttp.ClientTimeout(
             total=None, sock_connect=min(_CONNECT_TIMEOUT, worker_timeout), sock_read=worker_timeout
         )
+        self._ending = asyncio.Event()
         self._streams: set[aiohttp.StreamReader] = set()
         self._session = aiohttp.ClientSession(
             connector=aiohttp.TCPConnector(limit=0),
@@ -44,9 +46,23 @@ class WorkerClient:
         )
 
     def end_streams(self) -> None:
-        """Break off all streams that have begun: each raises StreamBroken."""
+        """Break off all streams, those that wait for their first frame too: each raises StreamBroken."""
+        self._ending.set()
         for stream in self._streams:
-            stream.set_exception(aiohttp.ClientConnectionError("this replica is shutting down"))
+            stream.set_exception(_shutting_down())
+
+    async def _unless_ending(self, request: Awaitable[aiohttp.ClientResponse]) -> aiohttp.ClientResponse:
+        """The head of an answer, for which a busy worker may let us wait for long; unless streams are broken off."""
+        answer = asyncio.ensure_future(request)
+        ending = asyncio.ensure_future(self._ending.wait())
+        try:
+            await asyncio.wait((answer, ending), return_when=asyncio.FIRST_COMPLETED)
+            if answer.done():
+                return answer.result()
+            raise _shutting_down()
+        finally:
+            answer.cancel()
+            ending.cancel()
 
     async def close(self) -> None:
         """Close all connections."""
@@ -84,9 +100,10 @@ class WorkerClient:
         rest = bytearray()
         headers = {"Content-Type": "application/json"}
         try:
-            async with self._session.post(
+            request = self._session.post(
                 url, data=body, headers=headers, timeout=self._stream_timeout, allow_redirects=False
-            ) as response:
+            )
+            async with await self._unless_ending(request) as response:
                 if response.status != 200:
                     raise StreamBroken(f"{url} answered {response.status} where 200 is expected.")
                 stream = response.content
@@ -109,6 +126,10 @@ class WorkerClient:
             raise StreamBroken(f"{url} broke off: {_one_line(error)}") from error
         if rest:
             yield bytes(rest) + b"\0"
+
+
+def _shutting_down() -> aiohttp.ClientConnectionError:
+    return aiohttp.ClientConnectionError("this replica is shutting down")
 
 
 async def _read(response: aiohttp.ClientResponse, limit: int) -> bytes:

@@ -1,7 +1,7 @@
 #!/bin/sh
 # Makes a Cluster of the six containers behind the name `redis`, unless they are one already.
 set -eu
-REDISCLI_AUTH=$(cat /run/controller/password)
+REDISCLI_AUTH=$(cat /run/controller/operator-password)
 export REDISCLI_AUTH
 
 nodes() { getent ahostsv4 redis | awk '{ print $1 }' | sort -u; }

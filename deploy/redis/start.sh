@@ -1,21 +1,26 @@
 #!/bin/sh
-# Starts Redis, or a Sentinel, for the controllers. The password is drawn at the first start and stays in a volume; the
-# users may do what the files that REDIS_USERS names allow, and nobody else may do anything.
+# Starts Redis, or a Sentinel, for the controllers. Passwords are drawn at the first start and stay in a volume: one for
+# the controllers, one for operators, replicas and Sentinels. The users may do what the files that REDIS_USERS names allow,
+# and nobody else may do anything. For images on Debian, as redis:8 is.
 set -eu
 HERE=/etc/redis-controller
-SECRET=/run/controller # shared with the controllers, who only read it
+SECRET=/run/controller # shared with the controllers, who read their password in it and nothing else
 DATA=/data
 
 umask 077
-if [ ! -s "$SECRET/password" ]; then
-  head -c 32 /dev/urandom | base64 | tr -d '/+=\n' >"$SECRET/password.$$"
-  ln "$SECRET/password.$$" "$SECRET/password" 2>/dev/null || true # of several that start at once, the first has drawn
-  rm "$SECRET/password.$$"
-fi
-chgrp -R 10001 "$SECRET" # the controllers' group
+draw() { # of several that start at once, the first has drawn
+  [ -s "$1" ] && return
+  head -c 32 /dev/urandom | base64 | tr -d '/+=\n' >"$1.$$"
+  ln "$1.$$" "$1" 2>/dev/null || true
+  rm "$1.$$"
+}
+draw "$SECRET/password"
+draw "$SECRET/operator-password"
+chgrp 10001 "$SECRET" "$SECRET/password" # the controllers' group
 chmod 750 "$SECRET"
 chmod 640 "$SECRET/password"
 password=$(cat "$SECRET/password")
+operator=$(cat "$SECRET/operator-password")
 
 run() {
   find "$DATA" /tmp/redis ! -user redis -exec chown redis: {} +
@@ -23,14 +28,23 @@ run() {
 }
 
 mkdir -p /tmp/redis
+# What Sentinels and Redis write into their configuration when a master has changed must outlive a restart: it is made
+# once, and theirs from then on.
 if [ "${1:-}" = sentinel ]; then
-  # It goes by the address, not the name: the name of a container that has died cannot be resolved.
-  until master=$(getent hosts redis); do sleep 0.2; done
-  sed "s|MASTER|${master%% *}|; s|PASSWORD|$password|" "$HERE/sentinel.conf" >/tmp/redis/sentinel.conf
-  run redis-server /tmp/redis/sentinel.conf --sentinel
+  if [ ! -s "$DATA/sentinel.conf" ]; then
+    # It goes by the address, not the name: the name of a container that has died cannot be resolved.
+    until master=$(getent hosts redis); do sleep 0.2; done
+    sed "s|MASTER|${master%% *}|; s|PASSWORD|$operator|" "$HERE/sentinel.conf" >"$DATA/sentinel.conf"
+  fi
+  run redis-server "$DATA/sentinel.conf" --sentinel
 fi
 for users in ${REDIS_USERS:-users.acl}; do
-  sed "s|>PASSWORD|>$password|" "$HERE/$users"
+  sed "s|>PASSWORD|>$password|; s|>OPERATOR|>$operator|" "$HERE/$users"
 done >/tmp/redis/users.acl
-printf 'include %s/redis.conf\nmasteruser replication\nmasterauth %s\n' "$HERE" "$password" >/tmp/redis/redis.conf
-run redis-server /tmp/redis/redis.conf "$@"
+if [ ! -s "$DATA/redis.conf" ]; then
+  {
+    printf 'include %s/redis.conf\nmasteruser replication\nmasterauth %s\n' "$HERE" "$operator"
+    printf '%s\n' "$@"
+  } >"$DATA/redis.conf"
+fi
+run redis-server "$DATA/redis.conf"

@@ -216,6 +216,61 @@ async def test_redis_is_killed_under_load(cluster: Compose, figure: Figure) -> N
     await whole(cluster)
 
 
+async def test_redis_remembers_when_nobody_else_does(cluster: Compose) -> None:
+    """All replicas are gone while Redis is killed: what it has on disk is all that is left."""
+    registered = {"model_names": ["kept"], "speed": 1, "queue_length": 0}
+    body = {"worker_name": "http://kept:1", "check_heart_beat": False, "worker_status": registered}
+    assert call(f"{cluster.url}/register_worker", body) is None
+    assert call(f"{cluster.url}/get_worker_address", {"model": "kept"}) == {"address": "http://kept:1"}
+    await asyncio.sleep(1.1)  # Redis writes to the disk every second
+    replicas, [redis] = cluster.containers("controller"), cluster.containers("redis")
+    await asyncio.to_thread(docker, "kill", *replicas)
+    await asyncio.to_thread(docker, "kill", redis)
+    await asyncio.to_thread(docker, "start", redis, *replicas)
+    await ready_replicas(cluster, 3)
+    [kept] = [w for w in call(f"{cluster.url}/workers", method="GET")["workers"] if w["worker_name"] == "http://kept:1"]
+    assert kept["queue_length"] == 1
+    assert call(f"{cluster.url}/remove_worker", {"worker_name": "http://kept:1"}) == {"exist": True}
+    told = docker("logs", redis)
+    assert "NOPERM" not in told
+    assert "CRITICAL" not in told
+    await all_workers(cluster)
+
+
+async def test_all_replicas_are_killed_at_once(cluster: Compose, figure: Figure) -> None:
+    await all_workers(cluster)
+    replicas = cluster.containers("controller")
+    async with load([cluster.url]) as seen:
+        await wait_until(lambda: seen.total > 100, "the load is on")
+        await asyncio.to_thread(docker, "kill", *replicas)
+        await asyncio.to_thread(docker, "start", *replicas)
+        await ready_replicas(cluster, 3)
+        total = seen.total
+        await wait_until(lambda: seen.total > total + 100, "dispatches go on")
+    figure("all replicas killed at once, and started again", seen)
+    assert set(seen.addresses) - {""} == addresses(cluster)
+    await all_workers(cluster)
+
+
+async def test_a_replica_hangs_under_load(cluster: Compose, figure: Figure) -> None:
+    workers = await all_workers(cluster)
+    replica = cluster.containers("controller")[0]
+    async with load([cluster.url]) as seen:
+        await wait_until(lambda: seen.total > 100, "the load is on")
+        await asyncio.to_thread(docker, "pause", replica)
+        try:
+            answers = [asyncio.to_thread(call, f"{cluster.url}/workers", method="GET", timeout=30.0) for _ in range(9)]
+            assert all(len(answer["workers"]) == 3 for answer in await asyncio.gather(*answers))
+            total = seen.total
+            await wait_until(lambda: seen.total > total + 300, "dispatches go on")
+        finally:
+            await asyncio.to_thread(docker, "unpause", replica)
+    figure("a replica paused, and let go on", seen)
+    assert seen.failed == []
+    assert set(seen.addresses) == workers
+    await ready_replicas(cluster, 3)
+
+
 async def test_what_a_replica_may_do_is_little(cluster: Compose) -> None:
     replica = cluster.containers("controller")[0]
     [told] = json.loads(docker("inspect", replica))

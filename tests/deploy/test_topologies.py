@@ -25,7 +25,7 @@ def compose(topology: str) -> Compose:
 
 def redis_cli(container: str, *command: str) -> str:
     """What an administrator is answered inside a container of Redis; "" if it is not there."""
-    ask = 'REDISCLI_AUTH=$(cat /run/controller/password) exec redis-cli --user admin "$@"'
+    ask = 'REDISCLI_AUTH=$(cat /run/controller/operator-password) exec redis-cli --user admin "$@"'
     try:
         return docker("exec", container, "sh", "-c", ask, "sh", *command).strip()
     except AssertionError:
@@ -65,7 +65,21 @@ async def test_sentinels(built: None, figure: Figure) -> None:
 
         await wait_until(lambda: redis_cli(master, "info", "replication").count("state=online") == 2, "they follow")
         await killed_under_load(running, master, promoted, figure)
+
+        # The promoted one is restarted: it remembers what it is.
+        [second] = [c for [c] in others if redis_cli(c, "role").startswith("master")]
+        await asyncio.to_thread(docker, "restart", "--time", "1", second)
+        everyone = [master, *(container for [container] in others)]
+        await wait_until(lambda: one_leads(everyone), "one leads and two follow", timeout=60, interval=0.5)
+        await wait_until(lambda: serves(running.url), "the cluster is ready", timeout=30)
+        assert call(f"{running.url}/get_worker_address", {"model": "m"})["address"] in NAMES
     assert running.leftovers() == []
+
+
+def one_leads(containers: list[str]) -> bool:
+    roles = sorted(redis_cli(container, "role").split("\n")[0] for container in containers)
+    links = [redis_cli(container, "role") for container in containers]
+    return roles == ["master", "slave", "slave"] and sum("connected" in link.split("\n") for link in links) == 2
 
 
 async def test_a_cluster(built: None, figure: Figure) -> None:

@@ -20,6 +20,7 @@ NAMES = {
     keys.refresh: ("{ns}:refresh",),
     keys.worker: ("{ns}:worker:http://a:1", "http://a:1"),
     keys.heartbeat: ("{ns}:heartbeat:http://a:1", "http://a:1"),
+    keys.removed: ("{ns}:removed:http://a:1", "http://a:1"),
     keys.model: ("{ns}:model:m", "m"),
     keys.lottery: ("{ns}:lottery:m", "m"),
     keys.reply: ("{ns}:reply:id", "id"),

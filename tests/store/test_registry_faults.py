@@ -187,6 +187,7 @@ INVALID = [
     ("dispatch_lottery", ["id", "1", "m"]),
     ("dispatch_lottery", ["id", "1", "m", "-1"]),
     ("dispatch_lottery", ["id", "1", "m", "1", "m", "x"]),
+    ("remove", [A, "", "0"]),
     ("list_models", ["2"]),
     ("list_workers", ["x", "1"]),
     ("list_workers", ["0", "0"]),

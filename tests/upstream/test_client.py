@@ -178,3 +178,15 @@ async def test_streams_can_be_broken_off(client: WorkerClient) -> None:
                 async for _ in stream:
                     pass
         assert client._streams == set()
+
+
+async def test_streams_that_have_not_begun_are_broken_off_too(client: WorkerClient) -> None:
+    async with bad_worker(worker_generate_stream=hangs) as worker:
+        waiting = asyncio.create_task(anext(client.stream(worker.address, b"{}")))
+        await wait_until(lambda: worker.requests, "the worker has the request")
+        client.end_streams()
+        with pytest.raises(StreamBroken, match="shutting down"):
+            await waiting
+        with pytest.raises(StreamBroken, match="shutting down"):
+            await anext(client.stream(worker.address, b"{}"))
+        assert [path for path, _ in worker.requests] == ["worker_generate_stream"]
