@@ -29,7 +29,7 @@ def terminate(controller: ControllerProcess) -> None:
 
 
 async def test_it_says_so_first_and_serves_on_for_a_moment(serve: Serve) -> None:
-    controller = serve("--shutdown-delay", "1.5")
+    controller = serve("--shutdown-delay", "4")
     controller.register(A)
     async with httpx.AsyncClient(base_url=controller.url) as kept:
         assert "connection" not in (await kept.post("/get_worker_address", json={"model": "m"})).headers
@@ -41,7 +41,7 @@ async def test_it_says_so_first_and_serves_on_for_a_moment(serve: Serve) -> None
         assert controller.post("/receive_heart_beat", {"worker_name": A, "queue_length": 0}) == {"exist": True}
         assert httpx.get(f"{controller.url}/healthz").status_code == 200
     assert controller.popen.wait(15) == 0
-    assert "serving for 1.5 s more" in controller.log
+    assert "serving for 4 s more" in controller.log
     assert "Traceback" not in controller.log
 
 

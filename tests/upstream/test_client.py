@@ -11,7 +11,7 @@ from controller.domain.worker import WorkerStatus
 from controller.upstream import client as upstream
 from controller.upstream.client import WorkerClient
 from tests.waiting import wait_until
-from tests.workers import Behaviour, answers, bad_worker, chunks, hangs, sends_without_end, status
+from tests.workers import BadWorker, Behaviour, answers, bad_worker, chunks, hangs, sends_without_end, status
 
 
 @pytest.fixture
@@ -180,8 +180,13 @@ async def test_streams_can_be_broken_off(client: WorkerClient) -> None:
         assert client._streams == set()
 
 
+async def is_busy(_: BadWorker, __: asyncio.StreamWriter, ___: bytes) -> None:
+    """Take the request and say nothing for a while."""
+    await asyncio.sleep(0.4)
+
+
 async def test_streams_that_have_not_begun_are_broken_off_too(client: WorkerClient) -> None:
-    async with bad_worker(worker_generate_stream=hangs) as worker:
+    async with bad_worker(worker_generate_stream=is_busy) as worker:
         waiting = asyncio.create_task(anext(client.stream(worker.address, b"{}")))
         await wait_until(lambda: worker.requests, "the worker has the request")
         client.end_streams()
@@ -190,3 +195,4 @@ async def test_streams_that_have_not_begun_are_broken_off_too(client: WorkerClie
         with pytest.raises(StreamBroken, match="shutting down"):
             await anext(client.stream(worker.address, b"{}"))
         assert [path for path, _ in worker.requests] == ["worker_generate_stream"]
+        await wait_until(lambda: worker.open == 0, "nothing is left open")
