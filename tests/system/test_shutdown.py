@@ -109,6 +109,7 @@ async def test_a_stream_that_takes_too_long_ends_with_a_frame_that_says_so(serve
 async def test_several_replicas_leave_as_one_does(serve: Serve) -> None:
     controller = serve("--replicas", "3", "--shutdown-delay", "1")
     assert len(replicas(controller)) == 3
+    await wait_until(lambda: controller.log.count("Application startup complete") == 3, "all serve")
     terminate(controller)
     await wait_until(lambda: ready(controller) == (503, "shutting_down"), "one says so")
     assert controller.popen.wait(20) == 0
