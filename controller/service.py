@@ -235,7 +235,9 @@ class Controller:
         if "" in addresses:
             await self._dispatch_again(models, found)
         without = sum(not each.value for each in found)
-        self._metrics.dispatches_chosen.inc(len(found) - without)
+        degraded = sum(each.snapshot_age is not None for each in found if each.value)
+        self._metrics.dispatches_chosen.inc(len(found) - without - degraded)
+        self._metrics.dispatches_degraded.inc(degraded)
         self._metrics.dispatches_no_worker.inc(without)
         return found
 

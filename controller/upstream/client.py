@@ -55,14 +55,18 @@ class WorkerClient:
         """The head of an answer, for which a busy worker may let us wait for long; unless streams are broken off."""
         answer = asyncio.ensure_future(request)
         ending = asyncio.ensure_future(self._ending.wait())
+        taken = False
         try:
             await asyncio.wait((answer, ending), return_when=asyncio.FIRST_COMPLETED)
-            if answer.done():
-                return answer.result()
-            raise _shutting_down()
+            if self._ending.is_set():
+                raise _shutting_down()
+            taken = True
+            return answer.result()
         finally:
-            answer.cancel()
             ending.cancel()
+            if not taken:
+                answer.cancel()
+                answer.add_done_callback(_discard)
 
     async def close(self) -> None:
         """Close all connections."""
@@ -126,6 +130,12 @@ class WorkerClient:
             raise StreamBroken(f"{url} broke off: {_one_line(error)}") from error
         if rest:
             yield bytes(rest) + b"\0"
+
+
+def _discard(answer: "asyncio.Future[aiohttp.ClientResponse]") -> None:
+    """Close an answer that nobody takes."""
+    if not answer.cancelled() and answer.exception() is None:
+        answer.result().close()
 
 
 def _shutting_down() -> aiohttp.ClientConnectionError:

@@ -10,9 +10,10 @@ DATA=/data
 umask 077
 draw() { # of several that start at once, the first has drawn
   [ -s "$1" ] && return
-  head -c 32 /dev/urandom | base64 | tr -d '/+=\n' >"$1.$$"
-  ln "$1.$$" "$1" 2>/dev/null || true
-  rm "$1.$$"
+  drawn=$(mktemp "$1.XXXXXX")
+  head -c 32 /dev/urandom | base64 | tr -d '/+=\n' >"$drawn"
+  ln "$drawn" "$1" 2>/dev/null || true
+  rm -f "$drawn"
 }
 draw "$SECRET/password"
 draw "$SECRET/operator-password"
@@ -21,6 +22,10 @@ chmod 750 "$SECRET"
 chmod 640 "$SECRET/password"
 password=$(cat "$SECRET/password")
 operator=$(cat "$SECRET/operator-password")
+if [ -z "$password" ] || [ -z "$operator" ]; then
+  echo "A password in $SECRET is empty. Remove it, and start again." >&2
+  exit 1
+fi
 
 run() {
   find "$DATA" /tmp/redis ! -user redis -exec chown redis: {} +
