@@ -25,7 +25,8 @@ from controller.store.registry import NOT_ALIVE, Registry, Settlement, WorkerLis
 logger = logging.getLogger("controller")
 
 _RESTORED_AT_ONCE: Final = 16
-_SHARE: Final = 50  # a snapshot takes no more than one part in so many of a replica's time
+_LEAST_PAUSE: Final = 0.02
+_PAUSE_PER_WORKER: Final = 0.75e-3  # 50 times what it costs the store and us to list one: 15 us, benchmarks/scripts.py
 
 
 class Fallback:
@@ -81,12 +82,13 @@ class Fallback:
     async def keep_forever(self) -> None:
         """Take snapshots for ever. What that costs depends on the number of workers, not on that of dispatches."""
         while True:
-            began = time.monotonic()
             self._news.clear()
             with contextlib.suppress(StoreError):  # the guard has told of it
                 await self.guard.ask(self._look)
-            # One that took long because the machine was busy must not keep the next from coming while it is of use.
-            rest = min(_SHARE * (time.monotonic() - began), self._settings.heartbeat_expiration / 8)
+            # By the number of workers, and not by the clock: a moment in which the machine was busy must not keep the
+            # next snapshot from coming while it is of use.
+            workers = len(self._snapshot) if self._snapshot is not None else 0
+            rest = min(_LEAST_PAUSE + _PAUSE_PER_WORKER * workers, self._settings.heartbeat_expiration / 8)
             await asyncio.sleep(rest)
             pause = min(self._settings.snapshot_interval, self._settings.heartbeat_expiration / 4) - rest
             out_of_step = random.uniform(0.9, 1.1)  # noqa: S311
