@@ -20,7 +20,8 @@ from controller.guard import StoreGuard
 from controller.metrics import Metrics
 from controller.settings import Settings
 from controller.snapshot import Snapshot
-from controller.store.registry import NOT_ALIVE, Registry, Settlement, WorkerList
+from controller.store.registry import NOT_ALIVE, Registry, WorkerList
+from controller.store.settlement import Settlement
 
 logger = logging.getLogger("controller")
 

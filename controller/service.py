@@ -7,6 +7,7 @@ import random
 import time
 from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
 from contextlib import aclosing
+from dataclasses import dataclass
 from typing import Final, Generic, NamedTuple, TypeVar
 
 from controller.coalescer import Coalescer
@@ -38,6 +39,14 @@ class Found(NamedTuple, Generic[Result]):
     snapshot_age: float | None = None
 
 
+@dataclass
+class _Underway:
+    """Registrations of one worker that wait for the store: the latest that it sent, and how many calls wait."""
+
+    latest: Registration
+    calls: int = 0
+
+
 class Controller:
     """One replica: it keeps nothing that another could not know, so any replica can take any call.
 
@@ -61,7 +70,7 @@ class Controller:
         self._dispatches: Coalescer[str, Found[str]] = Coalescer(self._dispatch_all)
         self._heartbeats: Coalescer[tuple[str, int], bool] = Coalescer(self._heartbeat_all, limit=64)
         self._model_lists: Coalescer[bool | None, Found[list[str]]] = Coalescer(self._list_models_all)
-        self._latest: dict[str, Registration] = {}  # of the registrations that are under way, by worker
+        self._underway: dict[str, _Underway] = {}  # registrations, by worker
         self._leaving = False
         self._patience_over = asyncio.Event()
 
@@ -75,16 +84,19 @@ class Controller:
         """The models of live workers, sorted: of all, of the multimodal ones (True) or of the others (False)."""
         return await self._model_lists.submit(multimodal)
 
-    async def stream(self, model: str, body: bytes) -> AsyncGenerator[bytes]:
-        """Forward a request to a worker and its answer back; each piece is one or more whole frames.
+    async def stream(self, model: str, body: bytes) -> Found[AsyncGenerator[bytes]]:
+        """Forward a request to a worker, and its answer back; each piece is one or more whole frames.
 
-        Raises NoWorker before the first frame if the model has no live worker, StreamBroken when the worker
-        cannot be reached or breaks off.
+        Raises NoWorker if the model has no live worker. The generator raises StreamBroken when the worker cannot be
+        reached or breaks off.
         """
-        address, _ = await self.dispatch(model)
+        address, snapshot_age = await self.dispatch(model)
         if not address:
             self._metrics.streams.labels("no_worker").inc()
             raise NoWorker(f"No live worker serves the model {model[:100]!r}.")
+        return Found(self._forward(address, body), snapshot_age)
+
+    async def _forward(self, address: str, body: bytes) -> AsyncGenerator[bytes]:
         outcome = "client_gone"
         try:
             async with aclosing(self._workers.stream(address, body)) as frames:
@@ -112,30 +124,27 @@ class Controller:
         if status is None:
             status = await self._workers.status(name)
         registration = Registration(name, status, check_heart_beat, multimodal)
-        self._latest[name] = registration
+        underway = self._underway.setdefault(name, _Underway(registration))
+        underway.latest = registration
+        underway.calls += 1
         try:
-            new = await self._patiently(lambda: self._register(registration))
+            # Where several of a worker wait here, as after its restart, each makes the latest of them.
+            new = await self._patiently(lambda: self._registry.register(underway.latest))
         finally:
-            if self._latest.get(name) is registration:
-                del self._latest[name]
-        if new is None:
-            return
+            made = underway.latest.status
+            underway.calls -= 1
+            if not underway.calls:
+                del self._underway[name]
         self._fallback.tell_news()
         self._metrics.registrations.labels("new" if new else "again").inc()
         logger.info(
             "Registered %s worker %s: models %s, speed %s, queue length %s",
             "a new" if new else "again the",
             name,
-            list(status.model_names),
-            status.speed,
-            status.queue_length,
+            list(made.model_names),
+            made.speed,
+            made.queue_length,
         )
-
-    async def _register(self, registration: Registration) -> bool | None:
-        """Register, unless the worker has sent another registration while this one waited, as after a restart."""
-        if self._latest.get(registration.name) is not registration:
-            return None
-        return await self._registry.register(registration)
 
     async def heartbeat(self, name: str, queue_length: int) -> bool:
         """Take a worker's heartbeat; whether the worker is registered. If not, it should register."""

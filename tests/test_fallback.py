@@ -101,6 +101,21 @@ def knows(controller: Controller, name: str) -> bool:
     return snapshot is not None and name in snapshot._workers
 
 
+async def test_news_is_taken_once(store: Store, link: Link, replica: Open) -> None:
+    controller = replica(snapshot_interval=60)
+    keeping = asyncio.create_task(controller.keep_snapshot_forever())
+    await wait_until(lambda: "list_workers" in link.passed, "it has begun")
+    for name in (A, B):
+        await controller.register(name, check_heart_beat=True, status=WorkerStatus(("m",), 1, 0), multimodal=False)
+        await wait_until(
+            lambda name=name: knows(controller, name), "the worker is in the snapshot, long before its time"
+        )
+    taken = link.passed.count("list_workers")
+    await asyncio.sleep(0.3)  # ten times the pause there is between two at least
+    assert link.passed.count("list_workers") == taken
+    keeping.cancel()
+
+
 async def test_an_outage_is_logged_once_and_counted(
     controller: Controller, link: Link, caplog: pytest.LogCaptureFixture
 ) -> None:

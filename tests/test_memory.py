@@ -27,6 +27,7 @@ async def test_a_store_that_lost_its_memory_is_given_the_workers_again(
     await back(controller)
     assert "giving it back 2 workers" in caplog.text
     assert await queues(store) == {A: 1, B: 0}
+    assert await store.aside.get(keys.epoch(store.namespace)), "the memory has a name, so that its loss is noticed"
     workers = (await store.registry().list_workers()).workers
     assert [(known.name, known.multimodal, known.check_heart_beat) for known in workers] == [
         (A, False, True),
@@ -201,7 +202,17 @@ async def refuses(controller: Controller) -> bool:
     return False
 
 
-async def test_a_loss_in_the_middle_of_a_listing_is_no_list(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_memory_that_is_found_lost_while_it_serves_gets_a_name(controller: Controller, store: Store) -> None:
+    await wipe(store)
+    await controller._fallback._look()
+    assert set(await queues(store)) == {A, B}
+    assert await store.aside.get(keys.epoch(store.namespace))
+
+
+@pytest.mark.parametrize("page", [2, 3])
+async def test_a_loss_in_the_middle_of_a_listing_is_no_list(
+    store: Store, monkeypatch: pytest.MonkeyPatch, page: int
+) -> None:
     registry = store.registry()
     await registry.check()
     for i in range(600):
@@ -212,7 +223,7 @@ async def test_a_loss_in_the_middle_of_a_listing_is_no_list(store: Store, monkey
     async def lose(self: Registry, script: str, *arguments: str | int) -> object:
         nonlocal pages
         pages += 1
-        if pages == 2:
+        if pages == page:
             await wipe(store)
             await run(self, "register", B, "", "1", 0, "0", "", '["m"]', "1")
         return await run(self, script, *arguments)

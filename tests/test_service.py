@@ -157,15 +157,15 @@ def counted(controller: Controller, line: str) -> bool:
 async def test_streams_are_counted_by_their_outcome(replica: Open, registry: Registry) -> None:
     controller = replica()
     with pytest.raises(NoWorker):
-        await anext(controller.stream("m", b"{}"))
+        await anext((await controller.stream("m", b"{}")).value)
     async with bad_worker(worker_generate_stream=chunks(*[b"a\0"] * 50, pause=0.01)) as living:
         await registry.register(worker(living.address))
-        gone = controller.stream("m", b"{}")
+        gone = (await controller.stream("m", b"{}")).value
         await anext(gone)
         await gone.aclose()
-        assert b"".join([frame async for frame in controller.stream("m", b"{}")]) == b"a\0" * 50
+        assert b"".join([frame async for frame in (await controller.stream("m", b"{}")).value]) == b"a\0" * 50
     with pytest.raises(StreamBroken):
-        await anext(controller.stream("m", b"{}"))
+        await anext((await controller.stream("m", b"{}")).value)
     for outcome in ("no_worker", "client_gone", "complete", "broken"):
         assert counted(controller, f'streams_total{{outcome="{outcome}"}} 1.0')
 
@@ -203,9 +203,14 @@ async def test_of_two_registrations_that_wait_the_newer_counts(
             status = WorkerStatus((model,), 1, 0)
             call = controller.register(A, check_heart_beat=True, status=status, multimodal=False)
             calls.append(asyncio.create_task(call))
-            await wait_until(lambda: not controller._latest or A in controller._latest, "it waits")
-            await asyncio.sleep(0.1)
+            await wait_until(lambda: waiting(controller) == len(calls), "it waits")
         await asyncio.sleep(0.1)
-    await asyncio.gather(*calls)
-    assert (await controller.list_models()).value == ["new"]
-    assert controller._latest == {}
+    for call in asyncio.as_completed(calls):
+        await call
+        assert (await controller.list_models()).value == ["new"], "no answer before the latest is made"
+    assert controller._underway == {}
+
+
+def waiting(controller: Controller) -> int:
+    underway = controller._underway.get(A)
+    return underway.calls if underway else 0

@@ -10,22 +10,16 @@ from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import Any, Final, NamedTuple
 
 from redis.asyncio import RedisCluster
-from redis.asyncio.lock import Lock
 from redis.commands.core import AsyncScript
-from redis.exceptions import (
-    ClusterCrossSlotError,
-    DataError,
-    LockError,
-    NoPermissionError,
-    RedisClusterException,
-    RedisError,
-    ResponseError,
-)
+from redis.exceptions import NoPermissionError
 
-from controller.domain.errors import InvalidInput, StoreError, StoreIncompatible, StoreRejection, StoreUnavailable
+from controller.domain.errors import InvalidInput, StoreIncompatible, StoreRejection, StoreUnavailable
 from controller.domain.worker import Registration, Worker, WorkerStatus
 from controller.store import keys, scripts
 from controller.store.connection import StoreClient, close, reconnect
+from controller.store.failures import FAILURES, store_error
+from controller.store.refresh_lock import RefreshLock
+from controller.store.settlement import Settlement, split
 
 SCHEMA: Final = "1"  # of the keys; another number for a layout that this one's scripts cannot work with
 NOT_ALIVE: Final = 0  # as the number of a registration: of a worker that has none
@@ -36,13 +30,6 @@ _MAX_UNANSWERED: Final = 1_000
 _PAGE: Final = 250
 _LISTINGS: Final = 3  # to try, when the store loses its memory in the middle of one
 _SWEEP_BUDGET: Final = 2_000
-_SETTLED_AT_ONCE: Final = 1_000
-# What a client may raise. RedisClusterException is no RedisError; an OSError is a connection's, or our own timeout; an
-# AttributeError is of a connection that the pool closed after it was taken and before it was used.
-_FAILURES: Final = (RedisError, RedisClusterException, OSError, AttributeError)
-# How errors begin that no waiting will mend; and what is said where a script stopped that is without fault.
-_MISTAKES: Final = ("INVALID", "WRONGTYPE")
-_NOT_THE_SCRIPTS_FAULT: Final = ("can't run this command", "killed")
 
 
 class WorkerList(NamedTuple):
@@ -157,7 +144,7 @@ class Registry:
             raise
         return [answer or "" for answer in answers]
 
-    async def settle(self, settlement: "Settlement") -> None:
+    async def settle(self, settlement: Settlement) -> None:
         """Tell the store what it cannot know of dispatches: see Settlement. Repeating it settles nothing twice."""
         await self._run(
             "settle",
@@ -168,24 +155,14 @@ class Registry:
             *(argument for booking in settlement.bookings.items() for argument in booking),
         )
 
-    def settlements(self, bookings: Mapping[str, int], sequence: int) -> "list[Settlement]":
+    def settlements(self, bookings: Mapping[str, int], sequence: int) -> list[Settlement]:
         """What to settle: the calls that had no answer so far, which are then forgotten here, and the bookings.
 
         None if there are neither and sequence, which is as in WorkerList, is 0.
         """
-        if not (bookings or sequence or self._unanswered):
-            return []
         unanswered = list(self._unanswered)
         self._unanswered.clear()
-        names = list(bookings)
-        parts = [
-            {name: bookings[name] for name in names[first : first + _SETTLED_AT_ONCE]}
-            for first in range(0, len(names), _SETTLED_AT_ONCE)
-        ]
-        return [
-            Settlement(secrets.token_hex(12), sequence, [] if i else unanswered, part)
-            for i, part in enumerate(parts or [{}])
-        ]
+        return split(bookings, unanswered, sequence)
 
     async def remove(self, name: str, only_if: int | None = None) -> bool:
         """Remove a worker; whether there was such a live one. only_if is as for register()."""
@@ -214,7 +191,7 @@ class Registry:
         removed: list[str] = await self._run("sweep", max(1, round(interval * 1000)), _SWEEP_BUDGET)
         return removed
 
-    def refresh_lock(self, timeout: float) -> "RefreshLock":
+    def refresh_lock(self, timeout: float) -> RefreshLock:
         """The lock that lets one replica at a time ask all workers for their status; see RefreshLock."""
         return RefreshLock(self._client, keys.refresh(self._namespace), timeout, self._deadline)
 
@@ -234,9 +211,9 @@ class Registry:
             )
         try:
             policy = await self._eviction_policy()
-        except _FAILURES as error:
+        except FAILURES as error:
             if not (isinstance(error, NoPermissionError) or "unknown command" in str(error)):
-                raise _store_error(error) from error
+                raise store_error(error) from error
             return  # it does not tell: an ACL without INFO, or fakeredis
         if policy != "noeviction":
             raise StoreUnavailable(
@@ -255,7 +232,7 @@ class Registry:
 
     async def reconnect(self) -> None:
         """Drop idle connections, so that the next call finds out anew where the master is."""
-        with contextlib.suppress(*_FAILURES):  # such as a farewell that a hung server does not answer
+        with contextlib.suppress(*FAILURES):  # such as a farewell that a hung server does not answer
             async with asyncio.timeout(self._deadline):
                 await reconnect(self._client)
 
@@ -267,72 +244,8 @@ class Registry:
         try:
             async with asyncio.timeout(self._deadline), self._places:
                 return await self._scripts[script](keys=self._keys, args=arguments)
-        except _FAILURES as error:
-            raise _store_error(error) from error
-
-
-class Settlement(NamedTuple):
-    """What a replica tells the store when it has found it again.
-
-    unanswered are ids of dispatch calls whose answers never came: what they booked is taken back, and what they would
-    still book is not. bookings are what the replica dispatched by itself, by worker. sequence is as in WorkerList.
-    """
-
-    request_id: str
-    sequence: int
-    unanswered: list[str]
-    bookings: Mapping[str, int]
-
-
-class RefreshLock:
-    """A lock in Redis that is given up by itself after `timeout` seconds, should its holder die.
-
-    No call takes longer than `deadline` seconds.
-    """
-
-    def __init__(self, client: StoreClient, key: str, timeout: float, deadline: float) -> None:
-        self._lock = Lock(client, key, timeout=timeout)
-        self._deadline = deadline
-
-    async def acquire(self) -> bool:
-        """Take the lock if nobody has it; whether it was taken. Never waits."""
-        try:
-            async with asyncio.timeout(self._deadline):
-                return bool(await self._lock.acquire(blocking=False))
-        except _FAILURES as error:
-            raise _store_error(error) from error
-
-    async def held(self) -> bool:
-        """Whether anybody has the lock."""
-        try:
-            async with asyncio.timeout(self._deadline):
-                return await self._lock.locked()
-        except _FAILURES as error:
-            raise _store_error(error) from error
-
-    async def release(self) -> None:
-        """Give the lock up; nothing happens when it was lost meanwhile."""
-        try:
-            async with asyncio.timeout(self._deadline):
-                await self._lock.release()
-        except LockError:
-            pass
-        except _FAILURES as error:
-            raise _store_error(error) from error
-
-
-def _store_error(error: Exception) -> StoreError:
-    """What an error of the client or the server means. What is not known to be a mistake may pass: wait for it."""
-    text = str(error)
-    # What a script was refused by the server begins with a code in capitals; the client takes away a mere ERR.
-    refused = text.partition(" ")[0].isupper()
-    mistaken_script = "user_script" in text and not refused and not any(w in text for w in _NOT_THE_SCRIPTS_FAULT)
-    if isinstance(error, (ClusterCrossSlotError, DataError)) or (
-        type(error) is ResponseError and (text.startswith(_MISTAKES) or mistaken_script)  # not its subclasses
-    ):
-        return StoreRejection(f"The store does not accept a call: {text}.")
-    reason = f"{type(error).__name__}: {text}" if text else "no answer in time"
-    return StoreUnavailable(f"The store does not serve ({reason}). Nothing is lost; try again in a few seconds.")
+        except FAILURES as error:
+            raise store_error(error) from error
 
 
 def _worker(fields: Sequence[Any]) -> Worker:

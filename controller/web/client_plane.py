@@ -8,7 +8,7 @@ is then answered 200 all the same, with "no worker" or "no models"; another head
 from collections.abc import AsyncIterator
 from typing import Final
 
-from starlette.responses import StreamingResponse
+from starlette.responses import Response, StreamingResponse
 
 from controller.domain.errors import NoWorker, StoreError, StoreUnavailable, WorkerError
 from controller.service import Controller
@@ -66,15 +66,21 @@ class ClientPlane:
             return _NOT_REFRESHED
         return _REFRESHED
 
-    async def worker_generate_stream(self, body: bytes) -> StreamingResponse:
+    async def worker_generate_stream(self, body: bytes) -> Response:
         """Forward a request to a worker of its model, and the worker's frames back as they come."""
-        return StreamingResponse(self._frames(wire.parse_model(body), body))
-
-    async def _frames(self, model: str, body: bytes) -> AsyncIterator[bytes]:
         try:
-            async for frames in self._controller.stream(model, body):
-                yield frames
+            frames, snapshot_age = await self._controller.stream(wire.parse_model(body), body)
         except (NoWorker, StoreError):
-            yield wire.error_frame(wire.NO_WORKER)
-        except WorkerError:
-            yield wire.error_frame(wire.WORKER_TIMEOUT)
+            return Response(wire.error_frame(wire.NO_WORKER))
+        response = StreamingResponse(_whole(frames))
+        response.raw_headers.extend(degraded(snapshot_age))
+        return response
+
+
+async def _whole(frames: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
+    """The frames, and when they break off, an error as the last one."""
+    try:
+        async for frame in frames:
+            yield frame
+    except WorkerError:
+        yield wire.error_frame(wire.WORKER_TIMEOUT)

@@ -8,7 +8,7 @@ import logging
 from collections.abc import Awaitable, Callable
 from typing import Final, NamedTuple
 
-from starlette.responses import StreamingResponse
+from starlette.responses import Response
 from starlette.types import Message, Receive, Scope, Send
 
 from controller.domain.errors import BodyTooLarge, ControllerError
@@ -38,7 +38,7 @@ class Endpoint:
     A ControllerError becomes the answer that stands for it; a mistake of ours, a 500 and a traceback in the log.
     """
 
-    def __init__(self, handle: Callable[[bytes], Awaitable[Answer | StreamingResponse]], limit: int = MAX_BODY) -> None:
+    def __init__(self, handle: Callable[[bytes], Awaitable[Answer | Response]], limit: int = MAX_BODY) -> None:
         self._handle = handle
         self._limit = limit
 
@@ -59,7 +59,7 @@ class Endpoint:
         except Exception:  # whatever it is, the client gets an answer, and the log a traceback
             logger.exception("A request to %s failed; this is a bug.", scope["path"])
             answer = Answer(error_body("internal_error", "The controller has a bug; its log has the details."), 500)
-        if isinstance(answer, StreamingResponse):
+        if isinstance(answer, Response):
             return await answer(scope, receive, send)
         await send(
             {

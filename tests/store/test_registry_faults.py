@@ -8,7 +8,8 @@ from redis.exceptions import ClusterError, MaxConnectionsError, RedisClusterExce
 from controller.domain.errors import StoreIncompatible, StoreRejection, StoreUnavailable
 from controller.store import keys
 from controller.store.connection import connect
-from controller.store.registry import _FAILURES, SCHEMA, Registry, _store_error
+from controller.store.failures import FAILURES, store_error
+from controller.store.registry import SCHEMA, Registry
 from tests.conftest import Store
 from tests.invariants import whole_state
 from tests.samples import A, B, C, worker
@@ -105,18 +106,18 @@ ERRORS = {
     ],
 )
 def test_every_failure_of_a_client_may_pass(error: Exception) -> None:
-    assert isinstance(error, _FAILURES)
-    assert type(_store_error(error)) is StoreUnavailable
+    assert isinstance(error, FAILURES)
+    assert type(store_error(error)) is StoreUnavailable
 
 
 def test_a_call_that_took_too_long_is_told_in_words() -> None:
-    assert "no answer in time" in str(_store_error(TimeoutError()))
+    assert "no answer in time" in str(store_error(TimeoutError()))
 
 
 @pytest.mark.parametrize("line", ERRORS)
 def test_errors_that_pass_are_told_from_mistakes(line: str) -> None:
     error = BaseParser.parse_error(line)
-    assert type(_store_error(error)) is ERRORS[line], f"{type(error).__name__}: {error}"
+    assert type(store_error(error)) is ERRORS[line], f"{type(error).__name__}: {error}"
 
 
 async def test_check_does_not_mind_a_user_who_may_not_ask_for_the_policy(store: Store, registry: Registry) -> None:

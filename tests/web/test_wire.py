@@ -15,6 +15,7 @@ from controller.store import keys
 from controller.upstream.client import WorkerClient
 from controller.web.app import build_app
 from tests.conftest import Store
+from tests.outage import Link
 from tests.samples import A, B, worker
 from tests.waiting import wait_until
 from tests.web.conftest import Api, open_api
@@ -169,6 +170,17 @@ async def test_metrics_count(api: Api) -> None:
         'controller_removals_total{reason="request"} 1.0',
     ):
         assert line in response.text
+
+
+async def test_a_stream_says_that_its_worker_comes_from_a_snapshot(api: Api, link: Link) -> None:
+    async with bad_worker(worker_generate_stream=chunks(b"a\0")) as worker:
+        await api.register(worker.address)
+        await api.controller._fallback._look()
+        response = await api.post("/worker_generate_stream", {"model": "m"})
+        assert (response.content, "x-controller-degraded" in response.headers) == (b"a\0", False)
+        with link.broken():
+            response = await api.post("/worker_generate_stream", {"model": "m"})
+    assert (response.content, float(response.headers["x-controller-degraded"]) < 60) == (b"a\0", True)
 
 
 class TestWithoutStore:
