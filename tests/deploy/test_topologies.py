@@ -1,6 +1,7 @@
 """The compose files for Sentinel and for a Cluster: up, a master killed under load, down."""
 
 import asyncio
+import json
 from collections.abc import Callable
 
 import pytest
@@ -13,6 +14,8 @@ from tests.system.processes import call, serves
 from tests.waiting import wait_until
 
 DEPLOY = ROOT / "deploy"
+NODES = ("redis", "redis-2", "redis-3")
+SENTINELS = ("sentinel-1", "sentinel-2", "sentinel-3")
 NAMES = {f"http://w{i}:1" for i in range(3)}
 
 pytestmark = pytest.mark.timeout(300)
@@ -80,37 +83,103 @@ async def test_sentinels(built: None, figure: Figure) -> None:
         await wait_until(lambda: serves(running.url), "the cluster is ready", timeout=30)
         assert call(f"{running.url}/get_worker_address", {"model": "m"})["address"] in NAMES
         await everything_begins_again(running)
+        await its_address_is_taken(running)
+        await the_machine_reboots(running)
     assert running.leftovers() == []
 
 
 async def everything_begins_again(running: Compose) -> None:
     """After `down` and `up` addresses are others, and yet the master is the one that it was."""
-    nodes = ("redis", "redis-2", "redis-3")
-
-    def leader() -> str:
-        roles = {node: redis_cli(container, "role") for node in nodes for container in running.containers(node)}
-        return " ".join(node for node, role in roles.items() if role.startswith("master"))
-
-    def addresses() -> dict[str, str]:
-        return {node: running.address(container) for node in nodes for container in running.containers(node)}
-
-    led, lived = leader(), addresses()
+    led, lived = leader(running), addresses(running)
     assert led in ("redis-2", "redis-3")
-    for node in nodes:
-        [container] = running.containers(node)
+    for container in nodes(running).values():
         redis_cli(container, "config", "set", "maxmemory", "1gb")
         assert redis_cli(container, "config", "rewrite") == "OK"
     running("down", "--timeout", "5")
     running("up", "--detach", "--no-build", "--no-deps", "redis-3")
     running("up", "--detach", "--no-build")
-    assert any(addresses()[node] != lived[node] for node in nodes)
-    everyone = [container for node in nodes for container in running.containers(node)]
-    await wait_until(lambda: one_leads(everyone), "one leads and two follow", timeout=60, interval=0.5)
-    assert leader() == led
-    for container in everyone:  # what the files in deploy/redis say, not what was once written into the volume
+    assert addresses(running) != lived
+    await one_leads_and_is_watched(running)
+    assert leader(running) == led
+    for container in nodes(running).values():
+        # What the files in deploy/redis say, not what was once written into the volume.
         assert redis_cli(container, "config", "get", "maxmemory").split() == ["maxmemory", str(256 * 1024 * 1024)]
     await wait_until(lambda: serves(running.url), "the cluster is ready", timeout=60)
     assert call(f"{running.url}/get_worker_address", {"model": "m"})["address"] in NAMES
+
+
+async def its_address_is_taken(running: Compose) -> None:
+    """A master that comes back at another address, while another leads, is found there."""
+    led, lived = leader(running), addresses(running)
+    await asyncio.to_thread(docker, "kill", nodes(running)[led])
+    [image] = json.loads(docker("inspect", nodes(running)[led], "--format", "[{{json .Config.Image}}]"))
+    taker = docker("run", "--detach", "--rm", "--network", f"{running.project}_default", image, "sleep", "300").strip()
+    try:
+        assert running.address(taker) == lived[led]
+        await wait_until(lambda: leader(running) not in ("", led), "another leads", timeout=60, interval=0.5)
+        docker("start", nodes(running)[led])
+        assert addresses(running)[led] != lived[led]
+        await one_leads_and_is_watched(running)
+        await the_leader_dies(running)
+    finally:
+        docker("kill", taker)
+
+
+async def the_machine_reboots(running: Compose) -> None:
+    """All is killed, and comes back in an order that nobody has chosen, at other addresses."""
+    led, lived = leader(running), addresses(running)
+    everything = running("ps", "--quiet").split()
+    await asyncio.to_thread(docker, "kill", *everything)
+    watchers = [container for sentinel in SENTINELS for container in running.containers(sentinel)]
+    first = [*watchers, nodes(running)[led]]
+    for container in [*first, *(container for container in reversed(everything) if container not in first)]:
+        docker("start", container)
+    assert addresses(running) != lived
+    await one_leads_and_is_watched(running)
+    assert leader(running) == led
+    await the_leader_dies(running)
+
+
+async def the_leader_dies(running: Compose) -> None:
+    """Kill the master: another takes over, and it follows when it is back."""
+    led = leader(running)
+    await asyncio.to_thread(docker, "kill", nodes(running)[led])
+    await wait_until(lambda: leader(running) not in ("", led), "another leads", timeout=60, interval=0.5)
+    docker("start", nodes(running)[led])
+    await one_leads_and_is_watched(running)
+    await wait_until(lambda: serves(running.url), "the cluster is ready", timeout=60)
+    assert call(f"{running.url}/get_worker_address", {"model": "m"})["address"] in NAMES
+
+
+async def one_leads_and_is_watched(running: Compose) -> None:
+    """Wait until one Redis leads, the others follow, and each Sentinel knows all of them."""
+    everyone = list(nodes(running).values())
+    await wait_until(lambda: one_leads(everyone), "one leads and two follow", timeout=60, interval=0.5)
+    expected = {address for node, address in addresses(running).items() if node != leader(running)}
+    for sentinel in SENTINELS:
+        known = lambda sentinel=sentinel: known_replicas(running, sentinel)  # noqa: E731
+        await wait_until(lambda known=known: known() == expected, f"{sentinel} knows them", timeout=30, interval=0.5)
+
+
+def nodes(running: Compose) -> dict[str, str]:
+    """The containers of Redis by their names."""
+    return {node: container for node in NODES for container in running.containers(node)}
+
+
+def leader(running: Compose) -> str:
+    """The name of the Redis that is a master; of several, all of them."""
+    return " ".join(node for node, it in nodes(running).items() if redis_cli(it, "role").startswith("master"))
+
+
+def addresses(running: Compose) -> dict[str, str]:
+    return {node: running.address(container) for node, container in nodes(running).items()}
+
+
+def known_replicas(running: Compose, sentinel: str) -> set[str]:
+    """The addresses of the replicas that a Sentinel could make the master."""
+    [container] = running.containers(sentinel)
+    told = json.loads(docker("exec", container, "redis-cli", "-p", "26379", "--json", "sentinel", "replicas", "main"))
+    return {it["ip"] for it in told if it["flags"] == "slave" and it["master-link-status"] == "ok"}
 
 
 def one_leads(containers: list[str]) -> bool:
@@ -144,5 +213,15 @@ async def test_a_cluster(built: None, figure: Figure) -> None:
         assert running.containers("redis") == nodes
         assert [running.address(node) for node in nodes] != lived
         await wait_until(lambda: serves(running.url), "the cluster is ready", timeout=60)
+        assert call(f"{running.url}/get_worker_address", {"model": "m"})["address"] in NAMES
+
+        # Each replica has found its master, so that the next death is survived, too.
+        masters = [node for node in nodes if redis_cli(node, "role").startswith("master")]
+        assert len(masters) == 3
+        assert [node for node in nodes if node not in masters and not follows(node)] == []
+        master = owner()
+        docker("kill", master)
+        await wait_until(lambda: owner() not in ("", master), "another has taken over", timeout=30, interval=0.5)
+        await wait_until(lambda: serves(running.url), "it is in use", timeout=30)
         assert call(f"{running.url}/get_worker_address", {"model": "m"})["address"] in NAMES
     assert running.leftovers() == []
