@@ -56,7 +56,7 @@ class Compose:
         self.project = project
         self.port = free_port()
         self.url = f"http://127.0.0.1:{self.port}"
-        self._files = [argument for file in files for argument in ("-f", str(file))]
+        self._options = ["-p", project, *(argument for file in files for argument in ("-f", str(file)))]
         self._env = {
             **os.environ,
             **images(),
@@ -65,10 +65,18 @@ class Compose:
             **env,
         }
 
-    def __call__(self, *arguments: str, timeout: float = 300.0) -> str:
-        """The output of `docker compose ...`; fails with what it said."""
-        command = ["docker", "compose", "-p", self.project, *self._files, *arguments]
-        done = subprocess.run(command, capture_output=True, text=True, timeout=timeout, env=self._env)
+    def __call__(self, *arguments: str, timeout: float = 300.0, **env: str) -> str:
+        """The output of `docker compose ...`, with these variables besides its own; fails with what it said."""
+        return self._run("docker", "compose", *self._options, *arguments, timeout=timeout, **env)
+
+    def upgrade(self, **env: str) -> str:
+        """Run deploy/upgrade.sh with this environment, which stays if all goes well; what it said."""
+        said = self._run("sh", str(ROOT / "deploy/upgrade.sh"), *self._options, timeout=300.0, **env)
+        self._env.update(env)
+        return said
+
+    def _run(self, *command: str, timeout: float, **env: str) -> str:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=timeout, env={**self._env, **env})
         assert done.returncode == 0, f"{' '.join(command)}: {done.stderr}{done.stdout}"
         return done.stdout
 

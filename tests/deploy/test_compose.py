@@ -182,6 +182,52 @@ async def test_a_rolling_restart_under_load(cluster: Compose, figure: Figure) ->
     await whole(cluster)
 
 
+async def test_an_upgrade_under_load(cluster: Compose, figure: Figure) -> None:
+    """deploy/upgrade.sh replaces the replicas by those of another environment; then `up` has nothing to do."""
+    workers = await all_workers(cluster)
+    old, everything = cluster.containers("controller"), containers(cluster)
+    async with load([cluster.url]) as seen:
+        await wait_until(lambda: seen.total > 100, "the load is on")
+        await asyncio.to_thread(cluster.upgrade, CONTROLLER_LOG_LEVEL="warning")
+        total = seen.total
+        await wait_until(lambda: seen.total > total + 100, "dispatches go on")
+    figure("upgrade of 3 replicas", seen)
+    assert seen.failed == []
+    assert set(seen.addresses) == workers
+    new = cluster.containers("controller")
+    assert len(new) == 3
+    assert set(new).isdisjoint(old)
+    for replica in new:
+        assert "CONTROLLER_LOG_LEVEL=warning" in docker("inspect", replica, "--format", "{{.Config.Env}}")
+    upgraded = containers(cluster)
+    assert everything - set(old) == upgraded - set(new), "nothing else has changed"
+    cluster("up", "--detach", "--no-build")
+    assert containers(cluster) == upgraded
+    await all_workers(cluster)
+    await whole(cluster)
+
+
+def containers(cluster: Compose) -> set[str]:
+    return set(cluster("ps", "--all", "--quiet").split())
+
+
+async def test_a_replica_that_does_not_get_ready_is_no_upgrade(cluster: Compose) -> None:
+    everything = containers(cluster)
+    with pytest.raises(AssertionError, match="did not get ready"):
+        cluster.upgrade(CONTROLLER_LOG_LEVEL="nonsense", UPGRADE_TIMEOUT="3")
+    assert containers(cluster) == everything
+
+
+async def test_replicas_that_are_replaced_leave_the_load_balancer_alone(cluster: Compose) -> None:
+    [balancer], replicas = cluster.containers("loadbalancer"), cluster.containers("controller")
+    cluster("up", "--detach", "--no-build", "controller", "loadbalancer", CONTROLLER_LOG_LEVEL="error")
+    assert cluster.containers("loadbalancer") == [balancer]
+    assert set(cluster.containers("controller")).isdisjoint(replicas)
+    cluster("up", "--detach", "--no-build")
+    await ready_replicas(cluster, 3)
+    await all_workers(cluster)
+
+
 async def test_redis_is_restarted_under_load(cluster: Compose, figure: Figure) -> None:
     workers = await all_workers(cluster)
     registered = {"model_names": ["kept"], "speed": 1, "queue_length": 0}
