@@ -20,15 +20,17 @@ from rich.table import Table
 from controller.domain.worker import Registration, WorkerStatus
 from controller.store.connection import connect
 from controller.store.embedded import EmbeddedStore
-from controller.store.registry import Registry
+from controller.store.registry import Registry, Report, Request
 
 BATCH = 32
 CASES = {
     "dispatch_shortest_queue, alone": 1,
     f"dispatch_shortest_queue, {BATCH} in a call, each": BATCH,
+    "dispatch_shortest_queue with a lease, alone": 1,
+    "release": 1,
     "dispatch_lottery, alone": 1,
     f"dispatch_lottery, {BATCH} in a call, each": BATCH,
-    "heartbeat": 1,
+    "heartbeat, or answer to a poll": 1,
     "register, again": 1,
     "list_models": 1,
     "list_workers": 1,
@@ -55,13 +57,22 @@ async def measure(url: str, workers: int, calls: int) -> dict[str, float]:
     for i in range(workers):
         await registry.register(registration(i))
     few = max(10, min(calls, 200_000 // workers))
-    one, many = ["m"], ["m"] * BATCH
+    one, many, leased = [Request("m")], [Request("m")] * BATCH, [Request("m", 60_000)]
+    leases: list[str] = []
+
+    async def lease(_: int) -> None:
+        leases.extend(await registry.dispatch_shortest_queue(leased))
+
     times = [
         await microseconds(client, calls, lambda _: registry.dispatch_shortest_queue(one)),
         await microseconds(client, calls // BATCH, lambda _: registry.dispatch_shortest_queue(many)),
+        await microseconds(client, calls, lease),
+        await microseconds(client, calls, lambda i: registry.release([leases[i]])),
         await microseconds(client, calls, lambda _: registry.dispatch_lottery(one)),
         await microseconds(client, calls // BATCH, lambda _: registry.dispatch_lottery(many)),
-        await microseconds(client, calls, lambda i: registry.heartbeat([(registration(i % workers).name, i % 7)])),
+        await microseconds(
+            client, calls, lambda i: registry.heartbeat([Report(registration(i % workers).name, i % 7)])
+        ),
         await microseconds(client, calls, lambda i: registry.register(registration(i % workers))),
         await microseconds(client, calls, lambda _: registry.list_models()),
         await microseconds(client, few, lambda _: registry.list_workers()),

@@ -43,7 +43,7 @@ def workers_table(workers: Sequence[Mapping[str, Any]]) -> Table:
     table = Table(title=f"{len(workers)} live workers", title_justify="left")
     table.add_column("worker", overflow="fold", min_width=20)
     table.add_column("models", overflow="fold")
-    for heading in ("speed", "queue", "heartbeat", "expires in"):
+    for heading in ("speed", "queue", "leased", "slots", "state", "heartbeat", "expires in"):
         table.add_column(heading, justify="right")
     for worker in workers:
         expires_in = worker["expires_in"]
@@ -52,7 +52,16 @@ def workers_table(workers: Sequence[Mapping[str, Any]]) -> Table:
             Text(", ".join(worker["model_names"])),
             f"{worker['speed']:g}",
             str(worker["queue_length"]),
+            str(worker["leased"]),
+            "" if worker["capacity"] is None else str(worker["capacity"]),
+            _state(worker),
             f"{worker['heartbeat_age']:.1f} s ago",
             "never" if expires_in is None else f"{expires_in:.1f} s",
         )
     return table
+
+
+def _state(worker: Mapping[str, Any]) -> str:
+    if worker["draining"]:
+        return "drained" if worker["drained"] else "draining"
+    return "failing" if worker["failing"] else "serving"

@@ -94,11 +94,16 @@ class Fallback:
             pause = min(self._settings.snapshot_interval, self._settings.heartbeat_expiration / 4) - rest
             out_of_step = random.uniform(0.9, 1.1)  # noqa: S311
             with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(self._news.wait(), max(0.0, pause) * out_of_step)
+                async with asyncio.timeout(max(0.0, pause) * out_of_step):  # wait_for() may lose a cancellation
+                    await self._news.wait()
 
     def tell_news(self) -> None:
         """A worker has registered: take the next snapshot soon."""
         self._news.set()
+
+    def known_workers(self) -> Sequence[Worker]:
+        """The live workers as of the last snapshot."""
+        return self._told.workers if self._told is not None else ()
 
     def expected_models(self, multimodal: bool | None) -> list[str]:
         """What Registry.list_models() should say, by the snapshot; nothing if there is none."""

@@ -5,10 +5,10 @@ import contextlib
 import logging
 import random
 import time
-from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Callable, Coroutine, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass
-from typing import Final, Generic, NamedTuple, TypeVar
+from typing import Any, Final, Generic, NamedTuple, TypeVar
 
 from controller.coalescer import Coalescer
 from controller.domain.dispatch import DispatchMethod
@@ -16,10 +16,11 @@ from controller.domain.errors import NoWorker, ShuttingDown, StoreError, StoreUn
 from controller.domain.worker import Registration, Worker, WorkerStatus, WorkerStatusTotal, total_status
 from controller.fallback import Fallback
 from controller.metrics import Metrics
+from controller.poller import Poller
 from controller.refresh import Refresher
 from controller.settings import Settings
 from controller.snapshot import Snapshot
-from controller.store.registry import Registry
+from controller.store.registry import Registry, Report, Request, worker_of
 from controller.upstream.client import WorkerClient
 
 logger = logging.getLogger("controller")
@@ -47,6 +48,13 @@ class _Underway:
     calls: int = 0
 
 
+class Leased(NamedTuple):
+    """A worker's address and the lease that books it; both "" if there is no worker."""
+
+    address: str
+    lease: str
+
+
 class Controller:
     """One replica: it keeps nothing that another could not know, so any replica can take any call.
 
@@ -63,13 +71,18 @@ class Controller:
         self._fallback = Fallback(settings, registry, metrics)
         self._guard = self._fallback.guard
         self._refresher = Refresher(self._guard, registry, workers, metrics, settings.probe_timeout)
+        self._poller = Poller(
+            self._guard, registry, workers, metrics, settings.poll_interval, self._fallback.known_workers
+        )
         self._dispatch_batch = {
             DispatchMethod.SHORTEST_QUEUE: registry.dispatch_shortest_queue,
             DispatchMethod.LOTTERY: registry.dispatch_lottery,
         }[settings.dispatch_method]
-        self._dispatches: Coalescer[str, Found[str]] = Coalescer(self._dispatch_all)
-        self._heartbeats: Coalescer[tuple[str, int], bool] = Coalescer(self._heartbeat_all, limit=64)
+        self._dispatches: Coalescer[Request, Found[str]] = Coalescer(self._dispatch_all)
+        self._releases: Coalescer[str, bool] = Coalescer(self._release_all)
+        self._heartbeats: Coalescer[Report, bool] = Coalescer(self._heartbeat_all, limit=64)
         self._model_lists: Coalescer[bool | None, Found[list[str]]] = Coalescer(self._list_models_all)
+        self._errands: set[asyncio.Task[None]] = set()
         self._underway: dict[str, _Underway] = {}  # registrations, by worker
         self._leaving = False
         self._patience_over = asyncio.Event()
@@ -78,7 +91,29 @@ class Controller:
 
     async def dispatch(self, model: str) -> Found[str]:
         """Choose a worker for one request and book it; its address, or "" if the model has no live worker."""
-        return await self._dispatches.submit(model)
+        return await self._dispatches.submit(Request(model))
+
+    async def dispatch_with_lease(self, model: str, lease_time: float | None = None) -> Found[Leased]:
+        """Choose a worker for one request and book it until the lease is released, or its time in seconds is over.
+
+        While the store is away there are no leases: then the lease is "", and the booking as without.
+        """
+        lease_ms = max(1, round(1000 * (self._settings.lease_time if lease_time is None else lease_time)))
+        chosen, snapshot_age = await self._dispatches.submit(Request(model, lease_ms))
+        address = worker_of(chosen)
+        return Found(Leased(address, "" if address == chosen else chosen), snapshot_age)
+
+    async def release(self, lease: str) -> bool:
+        """End a lease: its request has ended. Whether it was out."""
+        return await self._releases.submit(lease)
+
+    async def renew(self, lease: str) -> bool:
+        """Let a lease last as long again, from now on, as it was to last; whether it is out."""
+        return await self._guard.ask(self._registry.renew, lease)
+
+    async def report_failure(self, name: str) -> bool:
+        """Put a worker behind all others until its next heartbeat; whether there is such a live one."""
+        return await self._guard.ask(self._registry.report_failure, name)
 
     async def list_models(self, multimodal: bool | None = None) -> Found[list[str]]:
         """The models of live workers, sorted: of all, of the multimodal ones (True) or of the others (False)."""
@@ -90,17 +125,20 @@ class Controller:
         Raises NoWorker if the model has no live worker. The generator raises StreamBroken when the worker cannot be
         reached or breaks off.
         """
-        address, snapshot_age = await self.dispatch(model)
-        if not address:
+        leased, snapshot_age = await self.dispatch_with_lease(model)
+        if not leased.address:
             self._metrics.streams.labels("no_worker").inc()
             raise NoWorker(f"No live worker serves the model {model[:100]!r}.")
-        return Found(self._forward(address, body), snapshot_age)
+        return Found(self._forward(leased, body), snapshot_age)
 
-    async def _forward(self, address: str, body: bytes) -> AsyncGenerator[bytes]:
+    async def _forward(self, leased: Leased, body: bytes) -> AsyncGenerator[bytes]:
+        address = leased.address
         outcome = "client_gone"
+        begun = False
         try:
             async with aclosing(self._workers.stream(address, body)) as frames:
                 async for frame in frames:
+                    begun = True
                     yield frame
             outcome = "complete"
         except WorkerError as error:
@@ -109,6 +147,21 @@ class Controller:
             raise
         finally:
             self._metrics.streams.labels(outcome).inc()
+            # Not here: what goes on in a generator that is closed may be cut off at any await.
+            self._later(self._after_stream(leased, failed=outcome == "broken" and not begun))
+
+    async def _after_stream(self, leased: Leased, failed: bool) -> None:
+        """Tell the store that a stream has ended, and whether its worker failed before the first frame."""
+        with contextlib.suppress(StoreError):  # then the lease ends by itself
+            if leased.lease:
+                await self.release(leased.lease)
+            if failed:
+                await self.report_failure(leased.address)
+
+    def _later(self, call: Coroutine[Any, Any, None]) -> None:
+        task = asyncio.create_task(call)
+        self._errands.add(task)
+        task.add_done_callback(self._errands.discard)
 
     # Workers
 
@@ -148,7 +201,15 @@ class Controller:
 
     async def heartbeat(self, name: str, queue_length: int) -> bool:
         """Take a worker's heartbeat; whether the worker is registered. If not, it should register."""
-        return await self._heartbeats.submit((name, queue_length))
+        return await self._heartbeats.submit(Report(name, queue_length, time.monotonic()))
+
+    async def drain(self, name: str, drain: bool = True) -> bool:
+        """Send a worker no new requests, or send it some again; whether there is such a live one."""
+        exists = await self._guard.ask(self._registry.drain, name, drain)
+        if exists:
+            self._fallback.tell_news()
+            logger.info("Worker %s drains." if drain else "Worker %s serves again.", name)
+        return exists
 
     async def remove(self, name: str) -> bool:
         """Remove a worker; whether it was registered."""
@@ -193,6 +254,10 @@ class Controller:
         """Take snapshots, to go by when the store does not serve."""
         await self._fallback.keep_forever()
 
+    async def poll_forever(self) -> None:
+        """Ask workers for their queue lengths again and again, sharing them with the other replicas."""
+        await self._poller.poll_forever()
+
     async def sweep_forever(self) -> None:
         """Tidy away lapsed workers again and again, out of step with the other replicas."""
         interval = self._settings.sweep_interval
@@ -227,22 +292,25 @@ class Controller:
 
     async def close(self) -> None:
         """End what is under way and close all connections."""
+        if self._errands:
+            await asyncio.wait(self._errands, timeout=self._settings.redis_timeout)
         await self._refresher.close()
+        await self._poller.close()
         await self._fallback.close()
         await self._workers.close()
         await self._registry.close()
 
     # The calls behind the coalescers
 
-    async def _dispatch_all(self, models: Sequence[str]) -> list[Found[str]]:
+    async def _dispatch_all(self, requests: Sequence[Request]) -> list[Found[str]]:
         try:
-            addresses = await self._guard.ask(self._dispatch_batch, models)
+            addresses = await self._guard.ask(self._dispatch_batch, requests)
         except StoreError as error:
-            return self._dispatch_degraded(models, error)
+            return self._dispatch_degraded([request.model for request in requests], error)
         self._metrics.dispatch_batches.inc()
         found = [Found(address) for address in addresses]
         if "" in addresses:
-            await self._dispatch_again(models, found)
+            await self._dispatch_again(requests, found)
         without = sum(not each.value for each in found)
         degraded = sum(each.snapshot_age is not None for each in found if each.value)
         self._metrics.dispatches_chosen.inc(len(found) - without - degraded)
@@ -250,14 +318,15 @@ class Controller:
         self._metrics.dispatches_no_worker.inc(without)
         return found
 
-    async def _dispatch_again(self, models: Sequence[str], found: list[Found[str]]) -> None:
+    async def _dispatch_again(self, requests: Sequence[Request], found: list[Found[str]]) -> None:
         """Put addresses in the place of "" where the store had only forgotten the model's workers."""
         left = [i for i, each in enumerate(found) if not each.value]
-        missing = [models[i] for i in left]
+        missing = [requests[i].model for i in left]
         try:
             if not await self._fallback.find_again(missing):
                 return
-            more = [Found(address) for address in await self._guard.ask(self._dispatch_batch, missing)]
+            again = [requests[i] for i in left]
+            more = [Found(address) for address in await self._guard.ask(self._dispatch_batch, again)]
         except StoreError as error:
             try:
                 addresses, age = self._fallback.dispatch(missing, error)
@@ -276,7 +345,10 @@ class Controller:
         self._metrics.dispatches_degraded.inc(len(models))
         return [Found(address, age) for address in addresses]
 
-    async def _heartbeat_all(self, reports: Sequence[tuple[str, int]]) -> list[bool]:
+    async def _release_all(self, leases: Sequence[str]) -> list[bool]:
+        return await self._guard.ask(self._registry.release, leases)
+
+    async def _heartbeat_all(self, reports: Sequence[Report]) -> list[bool]:
         try:
             known = await self._guard.ask(self._registry.heartbeat, reports)
         except StoreError:
@@ -316,4 +388,5 @@ class Controller:
                 if self._patience_over.is_set() or time.monotonic() + _RETRY_INTERVAL > deadline:
                     raise
             with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(self._patience_over.wait(), _RETRY_INTERVAL)
+                async with asyncio.timeout(_RETRY_INTERVAL):
+                    await self._patience_over.wait()

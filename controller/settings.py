@@ -9,11 +9,14 @@ from typing import Any, Final
 
 from controller.domain.dispatch import DispatchMethod
 from controller.domain.errors import SettingsError
+from controller.domain.load import MAX_LEASE_TIME
 from controller.store_url import StoreKind, StoreUrl, parse_store_url
 
 _NAMESPACE: Final = re.compile(r"[A-Za-z0-9._:-]{1,64}\Z")
 DEFAULT_DATA_DIR: Final = Path("controller-data")
 _MAX_REDIS_TIMEOUT: Final = 60.0
+_MAX_BOOKING_DELAY: Final = 60.0
+_LEAST_POLL_INTERVAL: Final = 0.05
 _POSITIVE: Final = (
     "heartbeat_expiration",
     "worker_timeout",
@@ -70,6 +73,19 @@ class Settings:
         also=["FASTCHAT_WORKER_API_TIMEOUT"],
     )
     probe_timeout: float = _setting(5.0, "How long a worker may take to tell its status.")
+    booking_decay: str = _setting(
+        "on",
+        "Whether a booking without a lease counts for less as it ages. off is FastChat's arithmetic: it counts until "
+        "the worker's next report.",
+        choices=("on", "off"),
+    )
+    booking_delay: float = _setting(
+        0.2, "How long a request is under way to its worker: bookings so young are not in what it reports yet."
+    )
+    lease_time: float = _setting(600.0, "After how long a lease ends by itself, where its client names no time.")
+    poll_interval: float = _setting(
+        5.0, "How often a worker is asked for its queue length, by one of the replicas. 0 for never."
+    )
     redis_timeout: float = _setting(
         0.25, "How long a call to the store may take; then dispatch goes on from a snapshot, until the store is back."
     )
@@ -92,7 +108,18 @@ class Settings:
                 raise SettingsError(f"{flag(name)} must be a positive number of seconds, not {getattr(self, name)}.")
         if self.redis_timeout > _MAX_REDIS_TIMEOUT:
             raise SettingsError(f"--redis-timeout must be at most {_MAX_REDIS_TIMEOUT:g} s, not {self.redis_timeout}.")
-        for name in ("register_patience", "shutdown_delay", "shutdown_timeout"):
+        if not 0.001 <= self.lease_time <= MAX_LEASE_TIME:
+            raise SettingsError(f"--lease-time must be from 0.001 to {MAX_LEASE_TIME:g} s, not {self.lease_time}.")
+        if self.booking_decay not in ("on", "off"):
+            raise SettingsError(f"--booking-decay must be on or off, not {self.booking_decay}.")
+        if self.booking_delay > _MAX_BOOKING_DELAY:
+            raise SettingsError(f"--booking-delay must be at most {_MAX_BOOKING_DELAY:g} s, not {self.booking_delay}.")
+        if 0 < self.poll_interval < _LEAST_POLL_INTERVAL:
+            raise SettingsError(
+                f"--poll-interval must be 0, for never, or at least {_LEAST_POLL_INTERVAL:g} s, not "
+                f"{self.poll_interval}."
+            )
+        for name in ("register_patience", "booking_delay", "poll_interval", "shutdown_delay", "shutdown_timeout"):
             if not 0 <= getattr(self, name) <= 10**7:
                 raise SettingsError(f"{flag(name)} must be 0 or more seconds, not {getattr(self, name)}.")
         if not 0 <= self.port <= 65535:

@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from itertools import accumulate
 
+from controller.domain.load import Load
 from controller.domain.worker import Worker
 
 
@@ -23,6 +24,8 @@ class Snapshot:
         self._draw = draw
         self._serving: dict[str, list[str]] = {}  # by model
         for worker in workers:
+            if worker.draining:
+                continue
             for model in worker.status.model_names:
                 self._serving.setdefault(model, []).append(worker.name)
         self._heaps: dict[str, list[tuple[float, float, str]]] = {}
@@ -89,4 +92,7 @@ class Snapshot:
         return self._load(name), self._draw(), name
 
     def _load(self, name: str) -> float:
-        return self._queues[name] / self._workers[name].status.speed
+        worker = self._workers[name]
+        return Load(worker.status.speed, worker.status.capacity, self._queues[name], failing=bool(worker.failing)).cost(
+            0.0, 1.0
+        )

@@ -1,62 +1,81 @@
 --[[
-  Takes the heartbeats of a batch of workers: each lives on, with the queue length that it reports.
+  Takes what workers say of their queues: the heartbeats of a batch of workers, each of which lives on, or answers to
+  polls, which prolong no life.
 
-  A worker that is not alive is not revived, whether a sweep has seen it or not: it is told so, and registers.
+  A worker that is not alive is not revived, whether a sweep has seen it or not: it is told so, and registers. A
+  heartbeat forgives all failures, an answer to a poll those of polls.
 
   Input:
     KEYS[1]   '{<ns>}' the namespace
-    ARGV[1]   expiration of the heartbeats in milliseconds
-    ARGV[2…]  for each heartbeat two: the worker's name, its queue length
+    ARGV[1]   expiration of the heartbeats in milliseconds; '' for answers to polls
+    ARGV[2]   '1' if bookings fade, else '0'
+    ARGV[3]   for how many milliseconds a booking is under way to a worker
+    ARGV[4…]  for each worker three: its name, its queue length, how many milliseconds ago it said so
 
   Output:
-    an array with one entry a heartbeat, in order:
+    an array with one entry a worker, in order:
       1  the worker is registered
       0  it is not
     error 'INVALID …' if an argument cannot be; nothing was done
 ]]
 --- @include "alive"
+--- @include "end_overdue_leases"
 --- @include "forget"
---- @include "key"
---- @include "member"
+--- @include "index_fading"
+--- @include "index_static"
+--- @include "load_of"
 --- @include "now"
 --- @include "prolong"
+--- @include "take_report"
 --- @include "whole_number"
-local expiration = whole_number(ARGV[1], 1)
-if not expiration then
+--- @include "write_load"
+local poll = ARGV[1] == ""
+local expiration = not poll and whole_number(ARGV[1], 1) or nil
+local fades = ARGV[2] == "1"
+local unseen_for = whole_number(ARGV[3], 0)
+if not poll and not expiration then
   return redis.error_reply("INVALID expiration")
 end
-if #ARGV % 2 == 0 then
-  return redis.error_reply("INVALID number of arguments")
+if not unseen_for or #ARGV % 3 ~= 0 then
+  return redis.error_reply("INVALID arguments")
 end
-for i = 3, #ARGV, 2 do
-  if not whole_number(ARGV[i], 0) then
-    return redis.error_reply("INVALID queue length")
+for i = 5, #ARGV, 3 do
+  if not whole_number(ARGV[i], 0) or not whole_number(ARGV[i + 1], 0) then
+    return redis.error_reply("INVALID report")
   end
 end
 
 local time = now()
 local dead = {}
 
-local function take(name, queue_length)
-  local worker = key("worker", name)
-  local fields = redis.call("HMGET", worker, "models", "speed", "turn", "check_heart_beat")
-  if not fields[1] or not alive(name) then
+local function take(name, queue_length, age)
+  local load = load_of(name, fades and time)
+  if not load or not alive(name) then
     dead[#dead + 1] = name
     return 0
   end
-  redis.call("HSET", worker, "queue_length", queue_length, "heartbeat_at", time)
-  prolong(name, time, fields[4] == "1" and expiration or nil)
-  local index_member = member(fields[3], name)
-  for _, model in ipairs(cjson.decode(fields[1])) do
-    redis.call("ZADD", key("model", model), queue_length / tonumber(fields[2]), index_member)
+  if poll then
+    redis.call("HSET", load.worker, "polled", "1")
+  else
+    local must_send = redis.call("HGET", load.worker, "check_heart_beat") == "1"
+    redis.call("HSET", load.worker, "heartbeat_at", time)
+    prolong(name, time, must_send and expiration or nil)
   end
+  if not poll or load.failing == "polls" then
+    load.failing = false
+  end
+  take_report(load, queue_length, time - age, unseen_for, time, fades)
+  write_load(load)
+  index_static(load, fades)
+  index_fading(load, fades and time)
   return 1
 end
 
 local known = {}
-for i = 2, #ARGV, 2 do
-  known[#known + 1] = take(ARGV[i], tonumber(ARGV[i + 1]))
+for i = 4, #ARGV, 3 do
+  known[#known + 1] = take(ARGV[i], tonumber(ARGV[i + 1]), tonumber(ARGV[i + 2]))
 end
+end_overdue_leases(time, fades, 64)
 -- Last: a full store refuses the heartbeats of the living, all or none, but not what makes room.
 for _, name in ipairs(dead) do
   forget(name)

@@ -7,6 +7,7 @@
     KEYS[1]  '{<ns>}' the namespace
     ARGV[1]  '0' to begin; then the place at which the call before ended
     ARGV[2]  about how many workers are looked at
+    ARGV[3]  '1' if bookings fade, else '0'
 
   Output:
     an array:
@@ -17,18 +18,25 @@
              [1]  name
              [2]  models, a JSON array
              [3]  speed
-             [4]  queue length
+             [4]  queue length, rounded
              [5]  '1' if it is multimodal, else '0'
              [6]  '1' if it must send heartbeats, else '0'
              [7]  number of its registration
              [8]  age of its last heartbeat or registration in milliseconds
              [9]  milliseconds until it expires; -1 for a worker that need not send heartbeats
+             [10] how many leases are out
+             [11] capacity; '' if it does not tell
+             [12] '1' if it drains, else '0'
+             [13] 'request' or 'polls' if it fails, as in report_failure.lua, else ''
+             [14] '1' if it has ever answered a poll, else '0'
     error 'INVALID …' if an argument cannot be
 ]]
 --- @include "key"
+--- @include "load_of"
 --- @include "now"
 --- @include "whole_number"
 local place, count = ARGV[1], whole_number(ARGV[2], 1)
+local fades = ARGV[3] == "1"
 if not place:match("^%d+$") or not count then
   return redis.error_reply("INVALID arguments")
 end
@@ -41,12 +49,15 @@ local workers = {}
 for i = 1, #members, 2 do
   local name = members[i]
   local expires_in = redis.call("PTTL", key("heartbeat", name)) -- -2: there is no such key
-  local fields = redis.call("HMGET", key("worker", name),
-    "models", "speed", "queue_length", "multimodal", "check_heart_beat", "registration", "heartbeat_at")
-  if expires_in ~= -2 and fields[1] then
+  local load = load_of(name, fades and time)
+  if expires_in ~= -2 and load then
+    local fields = redis.call("HMGET", load.worker, "models", "speed", "multimodal", "check_heart_beat",
+      "registration", "heartbeat_at", "capacity", "polled")
+    local queue_length = math.floor(load.leased - load.ended + load.expected + 0.5)
     workers[#workers + 1] = {
-      name, fields[1], fields[2], fields[3], fields[4], fields[5], fields[6],
-      math.max(0, time - tonumber(fields[7])), expires_in,
+      name, fields[1], fields[2], string.format("%.0f", queue_length), fields[3], fields[4], fields[5],
+      math.max(0, time - tonumber(fields[6])), expires_in,
+      tonumber(load.leased), fields[7], load.draining and "1" or "0", load.failing or "", fields[8],
     }
   end
 end

@@ -1,39 +1,50 @@
 --[[
-  Registers a worker, or registers it again: what it says of itself replaces what was known, it leaves the indexes
-  of the models that it no longer serves, and it is alive from now on. Doing it twice is doing it once.
+  Registers a worker, or registers it again with all that it says of itself now. It is alive from then on.
 
-  A worker that was alive keeps its turn and its lottery tickets; a new one gets the next turn, and stands behind
-  the others of its load.
+  A worker that registers again of its own accord has begun anew: the leases of its life before are over, and what it
+  reports is all that it has to do. If it was told to drain, it still drains. A worker whose speed and models are what
+  they were keeps its tickets in the lottery, so that registering often is of no use; its place among equals is kept in
+  any case.
 
   Input:
-    KEYS[1]  '{<ns>}' the namespace
-    ARGV[1]  the worker's name
-    ARGV[2]  expiration of its heartbeat in milliseconds; '' for a worker that sends none
-    ARGV[3]  speed, greater than 0
-    ARGV[4]  queue length
-    ARGV[5]  '1' if it is multimodal, else '0'
-    ARGV[6]  do it only if this is still the worker's registration; '0' to do it only if the worker is not alive and was
-             not removed of late; '' to do it in any case
-    ARGV[7]  its models, a JSON array of distinct strings
-    ARGV[8…] for each model, in order, a draw from the exponential distribution of mean 1
+    KEYS[1]   '{<ns>}' the namespace
+    ARGV[1]   the worker's name
+    ARGV[2]   expiration of its heartbeat in milliseconds; '' for a worker that need not send any
+    ARGV[3]   speed
+    ARGV[4]   queue length
+    ARGV[5]   '1' if it is multimodal, else '0'
+    ARGV[6]   '' to register in any case; the number of a registration: only if that is still the worker's, which then
+              goes on with its life; '0': only if it is not alive and was not removed of late
+    ARGV[7]   models, a JSON array of distinct names
+    ARGV[8]   capacity: how many requests it runs at once; '' if it does not tell
+    ARGV[9]   '1' if bookings fade, else '0'
+    ARGV[10]  for how many milliseconds a booking is under way to a worker
+    ARGV[11]  how many milliseconds ago it said so
+    ARGV[12…] for each model a draw from the exponential distribution of mean 1
 
   Output:
-     1  a worker that was not alive before
-     0  a worker that was alive already
-    -1  nothing was done (only with ARGV[6]): the worker has registered again or is gone; with '0', it is alive or was
-        removed
+    1   it is new
+    0   it was registered
+    -1  with ARGV[6]: nothing was done
     error 'INVALID …' if an argument cannot be; nothing was done
 ]]
 --- @include "alive"
 --- @include "finite"
 --- @include "forget"
+--- @include "index_fading"
+--- @include "index_static"
 --- @include "join_lottery"
 --- @include "key"
+--- @include "learn"
+--- @include "load_of"
 --- @include "member"
 --- @include "now"
+--- @include "phase"
 --- @include "prolong"
+--- @include "take_report"
 --- @include "unindex"
 --- @include "whole_number"
+--- @include "write_load"
 local name = ARGV[1]
 local expiration = ARGV[2] ~= "" and whole_number(ARGV[2], 1) or nil
 local speed = finite(ARGV[3])
@@ -41,6 +52,9 @@ local queue_length = whole_number(ARGV[4], 0)
 local multimodal = ARGV[5]
 local expected_registration = ARGV[6]
 local models = cjson.decode(ARGV[7])
+local fades = ARGV[9] == "1"
+local unseen_for = whole_number(ARGV[10], 0)
+local age = whole_number(ARGV[11], 0)
 local worker = key("worker", name)
 
 if ARGV[2] ~= "" and not expiration then
@@ -55,7 +69,13 @@ end
 if multimodal ~= "0" and multimodal ~= "1" then
   return redis.error_reply("INVALID kind of worker")
 end
-if #ARGV - 7 ~= #models then
+if ARGV[8] ~= "" and not whole_number(ARGV[8], 1) then
+  return redis.error_reply("INVALID capacity")
+end
+if not unseen_for or not age then
+  return redis.error_reply("INVALID time")
+end
+if #ARGV - 11 ~= #models then
   return redis.error_reply("INVALID number of draws")
 end
 for _, model in ipairs(models) do
@@ -63,7 +83,7 @@ for _, model in ipairs(models) do
     return redis.error_reply("INVALID model")
   end
 end
-for i = 8, #ARGV do
+for i = 12, #ARGV do
   if not finite(ARGV[i]) then
     return redis.error_reply("INVALID draw")
   end
@@ -87,31 +107,67 @@ if not was_alive then
   forget(name)
   redis.call("DEL", key("removed", name))
 end
-local known = redis.call("HMGET", worker, "models", "speed", "turn")
+local before = load_of(name, fades and time)
+local known = redis.call("HMGET", worker, "models", "speed")
 local same_speed = known[2] and tonumber(known[2]) == speed
-local turn = known[3] or registration
-local index_member = member(turn, name)
+local draining = redis.call("DEL", key("draining", name)) == 1 or (before ~= nil and before.draining)
 
 redis.call("HSET", worker,
   "models", ARGV[7],
   "speed", ARGV[3],
-  "queue_length", queue_length,
+  "capacity", ARGV[8],
   "multimodal", multimodal,
   "check_heart_beat", expiration and "1" or "0",
   "registration", registration,
-  "turn", turn,
   "heartbeat_at", time)
 prolong(name, time, expiration)
+for _, model in ipairs(fades and not draining and models or {}) do
+  learn(model, time, speed, 0, 0) -- so that its phase has begun
+end
+
+local load = before
+if was_alive and expected_registration ~= "" then
+  take_report(load, queue_length, time - age, unseen_for, time, fades)
+else
+  redis.call("HSET", worker, "life", registration, "polled", "0", "reported", queue_length, "reported_at", time)
+  load = {
+    name = name,
+    worker = worker,
+    leased = 0,
+    ended = 0,
+    unleased = queue_length,
+    expected = queue_length,
+    turn = before and before.turn or registration,
+    place = before and before.place or registration,
+    booked = 0,
+    lent = 0,
+    done = 0,
+    marked_at = 0,
+    marks = "",
+    failing = false,
+    draining = draining,
+  }
+end
+load.models = models
+load.speed = ARGV[3]
+load.capacity = ARGV[8] ~= "" and ARGV[8] or nil
+local _, _, phase_text = phase(models[1], time)
+load.phase = fades and phase_text or "0"
+write_load(load)
 
 local serves = {}
 for i, model in ipairs(models) do
   serves[model] = true
-  redis.call("SADD", key("models"), model)
-  redis.call("ZADD", key("model", model), queue_length / speed, index_member)
-  if not (same_speed and redis.call("ZSCORE", key("lottery", model), name)) then
-    join_lottery(model, name, speed, tonumber(ARGV[7 + i]))
+  if not draining then
+    redis.call("SADD", key("models"), model)
+    if not (same_speed and redis.call("ZSCORE", key("lottery", model), name)) then
+      join_lottery(model, name, speed, tonumber(ARGV[11 + i]))
+    end
   end
 end
+index_static(load, fades)
+index_fading(load, fades and time)
+local index_member = member(load.place, name)
 for _, model in ipairs(known[1] and cjson.decode(known[1]) or {}) do
   if not serves[model] then
     unindex(model, index_member, name)

@@ -31,6 +31,7 @@ end
 
 local was_alive = alive(name)
 forget(name) -- first: a full store refuses what follows, but not what makes room
+redis.call("DEL", key("draining", name))
 if was_alive then
   redis.call("SET", key("removed", name), "1", "PX", keep)
 end

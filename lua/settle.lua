@@ -13,7 +13,8 @@
     ARGV[3]   the number of registrations and requested dispatches that the replica has seen; the count goes on from
               there, should the store have lost its memory
     ARGV[4]   the request ids of the calls without an answer, a JSON array
-    ARGV[5…]  for each worker two: its name, how many requests it was sent
+    ARGV[5]   '1' if bookings fade, else '0'
+    ARGV[6…]  for each worker two: its name, how many requests it was sent
 
   Output:
     1  it is settled
@@ -21,20 +22,26 @@
     error 'INVALID …' if an argument cannot be; nothing was done
 ]]
 --- @include "alive"
+--- @include "end_lease"
+--- @include "index_fading"
+--- @include "index_static"
 --- @include "key"
---- @include "member"
+--- @include "load_of"
+--- @include "now"
 --- @include "whole_number"
+--- @include "write_load"
 local reply = key("reply", ARGV[1])
 local keep = whole_number(ARGV[2], 1)
 local seen = whole_number(ARGV[3], 0)
 local unanswered = cjson.decode(ARGV[4])
+local fades = ARGV[5] == "1"
 if not keep or not seen then
   return redis.error_reply("INVALID arguments")
 end
-if #ARGV % 2 == 1 then
+if #ARGV % 2 == 0 then
   return redis.error_reply("INVALID number of arguments")
 end
-for i = 6, #ARGV, 2 do
+for i = 7, #ARGV, 2 do
   if not whole_number(ARGV[i], 0) then
     return redis.error_reply("INVALID number of requests")
   end
@@ -45,6 +52,7 @@ if redis.call("EXISTS", reply) == 1 then
 end
 redis.call("SET", reply, "1", "PX", keep)
 
+local time = now()
 local change = {}
 local names = {}
 local function add(name, number)
@@ -57,25 +65,28 @@ end
 
 for _, request_id in ipairs(unanswered) do
   local answered = redis.call("GET", key("reply", request_id))
-  for _, name in ipairs(answered and cjson.decode(answered) or {}) do
-    if name and name ~= "" then
-      add(name, -1)
+  for _, chosen in ipairs(answered and cjson.decode(answered) or {}) do
+    if chosen and chosen:match("^%d+%-") then
+      end_lease(chosen, time, fades)
+    elseif chosen and chosen ~= "" then
+      add(chosen, -1)
     end
   end
   redis.call("SET", key("reply", request_id), "[]", "PX", keep)
 end
-for i = 5, #ARGV, 2 do
+for i = 6, #ARGV, 2 do
   add(ARGV[i], tonumber(ARGV[i + 1]))
 end
 
 for _, name in ipairs(names) do
-  local fields = redis.call("HMGET", key("worker", name), "queue_length", "speed", "models", "turn")
-  if fields[1] and alive(name) then
-    local queue_length = math.max(0, tonumber(fields[1]) + change[name])
-    redis.call("HSET", key("worker", name), "queue_length", queue_length)
-    for _, model in ipairs(cjson.decode(fields[3])) do
-      redis.call("ZADD", key("model", model), queue_length / tonumber(fields[2]), member(fields[4], name))
-    end
+  local load = load_of(name, fades and time)
+  if load and alive(name) then
+    load.unleased = math.max(0, load.unleased + change[name])
+    load.expected = math.max(0, load.expected + change[name])
+    load.booked = math.max(0, load.booked + change[name])
+    write_load(load)
+    index_static(load, fades)
+    index_fading(load, fades and time)
   end
 end
 

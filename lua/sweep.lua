@@ -1,19 +1,21 @@
 --[[
-  Tidies away workers whose heartbeat has lapsed. Only memory and the length of walks depend on it: every other
-  script judges liveness for itself.
+  Tidies away workers whose heartbeat has lapsed, and leases whose time is over. Of the workers, only memory and the
+  length of walks depend on it: every other script judges liveness for itself.
 
   Many replicas call it; the first of an interval does the work, the others find it done.
 
   Input:
     KEYS[1]  '{<ns>}' the namespace
     ARGV[1]  the interval in milliseconds
-    ARGV[2]  about how many index entries are removed at most
+    ARGV[2]  about how many index entries are removed, and leases ended, at most
+    ARGV[3]  '1' if bookings fade, else '0'
 
   Output:
     an array of the names of the removed workers
     error 'INVALID …' if an argument cannot be; nothing was done
 ]]
 --- @include "alive"
+--- @include "end_overdue_leases"
 --- @include "forget"
 --- @include "key"
 --- @include "now"
@@ -41,6 +43,7 @@ for _, name in ipairs(redis.call("ZRANGEBYSCORE", key("workers"), "-inf", time, 
     removed[#removed + 1] = name
   end
 end
+end_overdue_leases(time, ARGV[3] == "1", budget)
 -- Last, because a full store refuses it, but not what makes room.
 redis.call("SET", key("sweep"), "1", "PX", interval)
 return removed

@@ -88,6 +88,10 @@ def redis_server_url(short_dir: Path) -> Iterator[str]:
         process.terminate()
 
 
+# What a dispatch chooses then depends on the calls alone, and not on the time between them.
+FASTCHATS_ARITHMETIC = {"heartbeat_expiration": 90.0, "booking_decay": False, "booking_delay": 0.0}
+
+
 @dataclass
 class Store:
     """A server to test on, in a namespace of the test's own."""
@@ -104,7 +108,7 @@ class Store:
 
     def registry(self, **options: object) -> Registry:
         """A registry as a replica has it; any number of them share the store."""
-        return Registry(self.client, self.namespace, **{"heartbeat_expiration": 90.0, **options})
+        return Registry(self.client, self.namespace, **{**FASTCHATS_ARITHMETIC, **options})
 
     async def lapse(self, name: str) -> None:
         """Let a worker's heartbeat lapse: leave behind what its expiration would."""
@@ -125,7 +129,7 @@ async def open_store(request: pytest.FixtureRequest, kind: str) -> AsyncIterator
     try:
         yield Store(kind, client, aside, namespace)
         state = await check_invariants(client, namespace)
-        registry = Registry(client, namespace, 90.0)
+        registry = Registry(client, namespace, 90.0, booking_decay=False, booking_delay=0.0)
         for name in state.hashes:
             await registry.remove(name)
         await check_nothing_leaks(client, namespace)

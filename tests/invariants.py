@@ -1,12 +1,15 @@
 """What must hold in Redis after anything: indexes, registry and worker hashes agree, and no key is left behind."""
 
 import json
+import math
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 
 from redis.asyncio import Redis
 
-TTL_KINDS = {"reply", "removed", "sweep", "refresh", "check"}
+from controller.domain.load import Load
+
+TTL_KINDS = {"reply", "removed", "draining", "sweep", "refresh", "check", "replicas"}
 
 
 @dataclass
@@ -18,12 +21,15 @@ class WholeState:
     workers: dict[str, float]
     models: set[str]
     indexes: dict[str, list[tuple[str, float]]]
+    fading: dict[str, dict[str, float]]
+    fades: dict[str, str]
     lotteries: dict[str, dict[str, float]]
+    leases: list[str] = field(default_factory=list, compare=False)  # those of workers that are gone end by themselves
 
 
 async def whole_state(client: Redis, namespace: str) -> WholeState:
     """Read a namespace, asserting that each of its keys is of a known kind and has a TTL if it should."""
-    state = WholeState({}, set(), {}, set(), {}, {})
+    state = WholeState({}, set(), {}, set(), {}, {}, {}, {})
     for key in await client.keys(f"{{{namespace}}}*"):
         kind, _, rest = key.removeprefix(f"{{{namespace}}}:").partition(":")
         if kind == "worker":
@@ -36,6 +42,13 @@ async def whole_state(client: Redis, namespace: str) -> WholeState:
             state.models = await client.smembers(key)
         elif kind == "model":
             state.indexes[rest] = await client.zrange(key, 0, -1, withscores=True)
+        elif kind == "fading":
+            state.fading[rest] = dict(await client.zrange(key, 0, -1, withscores=True))
+        elif kind == "fade":
+            state.fades[rest] = await client.get(key)
+        elif kind == "leases":
+            assert await client.pttl(key) != -1, f"{key} would stay for ever"
+            state.leases = [lease for lease, _ in await client.zrange(key, 0, -1, withscores=True)]
         elif kind == "lottery":
             state.lotteries[rest] = dict(await client.zrange(key, 0, -1, withscores=True))
         elif kind in TTL_KINDS:
@@ -45,14 +58,68 @@ async def whole_state(client: Redis, namespace: str) -> WholeState:
     return state
 
 
-async def check_invariants(client: Redis, namespace: str) -> WholeState:
+# The parts of the field "load", as lua/include/write_load.lua writes them.
+LOAD = [
+    *("unleased", "expected", "phase", "turn", "booked", "speed", "capacity", "leased"),
+    *("ended", "place", "lent", "done", "failing", "draining", "marked_at", "marks"),
+]
+
+
+def load_of(fields: dict[str, str]) -> Load:
+    """A worker's load as its hash tells it."""
+    told = dict(zip(LOAD, fields["load"].split(" "), strict=True))
+    marks = [mark.split(":") for mark in told["marks"].split(";")[:-1]]
+    return Load(
+        speed=float(told["speed"]),
+        capacity=None if told["capacity"] == "-" else int(told["capacity"]),
+        leased=int(told["leased"]),
+        ended=int(told["ended"]),
+        unleased=float(told["unleased"]),
+        expected=float(told["expected"]),
+        faded_from=float(told["phase"]),
+        failing=told["failing"] != "-",
+        reported=int(fields["reported"]),
+        reported_at=float(fields["reported_at"]),
+        booked=int(told["booked"]),
+        lent=int(told["lent"]),
+        done=int(told["done"]),
+        marked_at=float(told["marked_at"]),
+        marks=[(float(at), int(booked), int(lent)) for at, booked, lent in marks],
+    )
+
+
+def close(a: dict[str, float], b: dict[str, float]) -> bool:
+    return a.keys() == b.keys() and all(math.isclose(a[k], b[k], rel_tol=1e-9, abs_tol=1e-6) for k in a)
+
+
+async def check_invariants(
+    client: Redis, namespace: str, fades: bool = False, clock: float | None = None
+) -> WholeState:
     """Assert that all parts of a namespace agree; returns what it holds."""
     state = await whole_state(client, namespace)
     indexed: dict[str, dict[str, float]] = {}
+    fading: dict[str, dict[str, float]] = {}
     for name, fields in state.hashes.items():
-        turn, load = int(fields["turn"]), int(fields["queue_length"]) / float(fields["speed"])
+        load = load_of(fields)
+        told = dict(zip(LOAD, fields["load"].split(" "), strict=True))
+        assert (float(told["speed"]), told["capacity"]) == (float(fields["speed"]), fields["capacity"] or "-")
+        static = replace(load, unleased=0, expected=0) if fades else load
+        leases = [lease for lease in state.leases if lease.endswith(f"-{fields['life']}@{name}")]
+        assert load.leased == len(leases), f"{name} has {load.leased} leases, and these are out: {leases}"
+        assert 0 <= load.ended <= load.leased
         for model in json.loads(fields["models"]):
-            indexed.setdefault(model, {})[f"{turn:016d}{name}"] = load
+            if told["draining"] == "1":
+                continue
+            assert not fades or model in state.fades
+            indexed.setdefault(model, {})[f"{int(told['place']):016d}{name}"] = static.cost(load.faded_from, 1.0)
+            score = state.fading.get(model, {}).get(name)
+            fading.setdefault(model, {})[name] = score if score is not None else math.nan
+            if score is not None and fades and load.unleased > 0:
+                assert score > -1e14
+                if len(json.loads(fields["models"])) == 1:
+                    assert math.isclose(score, math.log(load.unleased / load.speed) + load.faded_from, abs_tol=1e-6)
+            elif score is not None:
+                assert -1e15 <= score < -1e14, f"{name} has nothing that fades"
             assert name in state.lotteries[model]
         if name in state.heartbeats:
             ttl = await client.pttl(f"{{{namespace}}}:heartbeat:{name}")
@@ -60,12 +127,15 @@ async def check_invariants(client: Redis, namespace: str) -> WholeState:
             if ttl == -1:
                 assert state.workers[name] == float("inf")
             else:
-                seconds, microseconds = await client.time()
+                seconds, microseconds = await client.time() if clock is None else (clock / 1000, 0)
                 due = state.workers[name] - (seconds * 1000 + microseconds / 1000)
                 assert abs(due - ttl) < 1000, f"{name} expires in {ttl} ms, and is looked for in {due} ms"
     assert set(state.workers) == set(state.hashes)
     assert state.heartbeats <= set(state.hashes)
-    assert {model: dict(members) for model, members in state.indexes.items()} == indexed
+    assert state.indexes.keys() == indexed.keys()
+    assert all(close(dict(state.indexes[model]), indexed[model]) for model in indexed), (state.indexes, indexed)
+    assert state.fading == fading
+    assert state.fades.keys() == (indexed.keys() if fades else set())
     assert state.models == set(indexed)
     assert set(state.lotteries) == set(indexed)
     for model, tickets in state.lotteries.items():
@@ -77,4 +147,4 @@ async def check_invariants(client: Redis, namespace: str) -> WholeState:
 async def check_nothing_leaks(client: Redis, namespace: str) -> None:
     """Assert that without workers a namespace keeps nothing but the sequence and what expires by itself."""
     state = await whole_state(client, namespace)
-    assert state == WholeState({}, set(), {}, set(), {}, {})
+    assert state == WholeState({}, set(), {}, set(), {}, {}, {}, {})

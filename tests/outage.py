@@ -30,7 +30,14 @@ class Link:
 async def queues(store: Any) -> dict[str, int]:
     client = store.aside
     names = await client.zrange(keys.workers(store.namespace), 0, -1)
-    return {name: int(await client.hget(keys.worker(store.namespace, name), "queue_length")) for name in names}
+    return {name: await queue_length(client, store.namespace, name) for name in names}
+
+
+async def queue_length(client: Any, namespace: str, name: str) -> int:
+    """How long a worker's queue is believed to be, where bookings do not fade."""
+    told = await client.hget(keys.worker(namespace, name), "load")
+    unleased, leased, ended = (float(told.split()[i]) for i in (0, 7, 8))
+    return round(leased - ended + unleased)
 
 
 async def back(controller: Controller) -> None:

@@ -1,6 +1,9 @@
 """Workers to register."""
 
+from collections.abc import Iterable
+
 from controller.domain.worker import Registration, WorkerStatus
+from controller.store.registry import Report, Request
 
 A, B, C = "http://a:1", "http://b:1", "http://c:1"
 
@@ -12,5 +15,17 @@ def worker(
     queue_length: int = 0,
     check_heart_beat: bool = True,
     multimodal: bool = False,
+    capacity: int | None = None,
 ) -> Registration:
-    return Registration(name, WorkerStatus(models or ("m",), speed, queue_length), check_heart_beat, multimodal)
+    status = WorkerStatus(models or ("m",), speed, queue_length, capacity)
+    return Registration(name, status, check_heart_beat, multimodal)
+
+
+def asks(models: Iterable[str], lease_ms: int = 0) -> list[Request]:
+    """A request for each model."""
+    return [Request(model, lease_ms) for model in models]
+
+
+def reports(told: Iterable[tuple[str, int]]) -> list[Report]:
+    """What workers say now: name and queue length of each."""
+    return [Report(*each) for each in told]

@@ -8,7 +8,7 @@ from controller.domain.errors import StoreIncompatible
 from controller.domain.worker import WorkerStatus
 from controller.service import Controller, Found
 from controller.store import keys
-from controller.store.registry import Registry
+from controller.store.registry import SCHEMA, Registry
 from tests.conftest import Open, Store
 from tests.outage import Link, back, queues
 from tests.samples import A, B, worker
@@ -117,7 +117,7 @@ async def test_a_layout_of_another_version_is_not_touched(
 ) -> None:
     await store.aside.set(keys.schema(store.namespace), "999")
     controller = replica()
-    with pytest.raises(StoreIncompatible, match="laid out in version 999, this program works with version 1"):
+    with pytest.raises(StoreIncompatible, match="laid out in version 999, this program works with version 2"):
         await controller.check()
     with pytest.raises(StoreIncompatible):
         await controller.dispatch("m")
@@ -126,7 +126,7 @@ async def test_a_layout_of_another_version_is_not_touched(
     assert "laid out in version 999" in caplog.text
     await store.aside.delete(keys.schema(store.namespace))
     await back(controller)
-    assert await store.aside.get(keys.schema(store.namespace)) == "1"
+    assert await store.aside.get(keys.schema(store.namespace)) == SCHEMA
     assert await controller.dispatch("m") == Found("")
 
 
@@ -190,7 +190,7 @@ async def test_a_layout_that_changes_later_ends_the_snapshot_too(
     await wait_until(lambda: refuses(controller), "it has seen that")
     with pytest.raises(StoreIncompatible):
         await controller.dispatch("n")
-    await store.aside.set(keys.schema(store.namespace), "1")
+    await store.aside.set(keys.schema(store.namespace), SCHEMA)
     await back(controller)
 
 
@@ -225,7 +225,7 @@ async def test_a_loss_in_the_middle_of_a_listing_is_no_list(
         pages += 1
         if pages == page:
             await wipe(store)
-            await run(self, "register", B, "", "1", 0, "0", "", '["m"]', "1")
+            await run(self, "register", B, "", "1", 0, "0", "", '["m"]', "", "0", 0, 0, "1")
         return await run(self, script, *arguments)
 
     with monkeypatch.context() as patch:

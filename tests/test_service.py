@@ -168,6 +168,24 @@ async def test_streams_are_counted_by_their_outcome(replica: Open, registry: Reg
         await anext((await controller.stream("m", b"{}")).value)
     for outcome in ("no_worker", "client_gone", "complete", "broken"):
         assert counted(controller, f'streams_total{{outcome="{outcome}"}} 1.0')
+    await wait_until(lambda: not controller._errands, "the ends of the streams are told")
+    [known] = (await registry.list_workers()).workers
+    assert (known.leased, known.status.queue_length, known.failing) == (0, 0, "request"), "on every way out"
+
+
+async def test_a_stream_leases_its_worker_while_it_goes_on(replica: Open, registry: Registry) -> None:
+    controller = replica()
+    async with bad_worker(worker_generate_stream=chunks(*[b"a\0"] * 50, pause=0.01)) as living:
+        await registry.register(worker(living.address))
+        frames = (await controller.stream("m", b"{}")).value
+        await anext(frames)
+        [known] = (await registry.list_workers()).workers
+        assert (known.leased, known.status.queue_length) == (1, 1)
+        async for _ in frames:
+            pass
+    await wait_until(lambda: not controller._errands, "the end of the stream is told")
+    [known] = (await registry.list_workers()).workers
+    assert (known.leased, known.status.queue_length, known.failing) == (0, 0, "")
 
 
 async def test_status_is_one_read_of_the_store(replica: Open, registry: Registry, script_calls: list[str]) -> None:

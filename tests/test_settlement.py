@@ -10,7 +10,7 @@ from controller.store import keys
 from controller.store.registry import Registry
 from tests.conftest import Store
 from tests.outage import Link, back, queues
-from tests.samples import A, B, C, worker
+from tests.samples import A, B, C, asks, reports, worker
 from tests.waiting import wait_until
 
 
@@ -92,7 +92,7 @@ async def test_a_settlement_counts_once_however_often_it_is_sent(store: Store) -
     for _ in range(3):
         await registry.settle(settlement)
     assert await queues(store) == {A: 3, B: 4}
-    assert await registry.dispatch_shortest_queue(["m"]) == [A], "the indexes were brought up to date"
+    assert await registry.dispatch_shortest_queue(asks(["m"])) == [A], "the indexes were brought up to date"
 
 
 async def test_there_is_nothing_to_settle_where_nothing_happened(store: Store) -> None:
@@ -116,10 +116,10 @@ async def test_a_large_settlement_is_sent_in_parts(store: Store) -> None:
 async def test_a_booking_is_never_taken_back_below_zero(store: Store) -> None:
     registry = store.registry()
     await registry.register(worker(A))
-    assert await registry.dispatch_shortest_queue(["m"]) == [A]
+    assert await registry.dispatch_shortest_queue(asks(["m"])) == [A]
     [reply] = await store.aside.keys(f"{keys.namespace(store.namespace)}:reply:*")
     registry._unanswered.append(reply.rpartition(":")[2])
-    await registry.heartbeat([(A, 0)])
+    await registry.heartbeat(reports([(A, 0)]))
     [settlement] = registry.settlements({}, 0)
     await registry.settle(settlement)
     assert await queues(store) == {A: 0}

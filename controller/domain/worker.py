@@ -14,6 +14,7 @@ MAX_NAME_LENGTH: Final = 1024
 MAX_MODELS: Final = 512
 MAX_MODEL_NAME_LENGTH: Final = 512
 MAX_QUEUE_LENGTH: Final = 10**9
+MAX_CAPACITY: Final = 10**6
 MIN_SPEED: Final = 1e-6
 MAX_SPEED: Final = 1e9
 
@@ -89,6 +90,7 @@ class WorkerStatus:
     model_names: tuple[str, ...]
     speed: float
     queue_length: int
+    capacity: int | None = None
 
     def __post_init__(self) -> None:
         if len(self.model_names) > MAX_MODELS:
@@ -102,6 +104,8 @@ class WorkerStatus:
         if not MIN_SPEED <= self.speed <= MAX_SPEED:  # nor NaN
             raise InvalidInput("speed", f"must be a number from {MIN_SPEED:g} to {MAX_SPEED:g}")
         check_queue_length(self.queue_length)
+        if self.capacity is not None and not 1 <= self.capacity <= MAX_CAPACITY:
+            raise InvalidInput("capacity", f"must be a whole number from 1 to {MAX_CAPACITY}, or be left out")
         object.__setattr__(self, "model_names", tuple(dict.fromkeys(self.model_names)))
 
 
@@ -130,7 +134,9 @@ class Worker:
     """A registered, live worker as the registry knows it.
 
     registration is the number of the worker's last registration: another number means that it has registered
-    since. heartbeat_age is in seconds; expires_in too, and None for a worker that need not send heartbeats.
+    since. heartbeat_age is in seconds; expires_in too, and None for a worker that need not send heartbeats. leased is
+    how many of its requests have a lease; draining, that it gets no new ones; failing, why it comes behind all others:
+    "request" or "polls" failed, or ""; polled, that it has answered a poll.
     """
 
     name: str
@@ -140,6 +146,15 @@ class Worker:
     registration: int
     heartbeat_age: float
     expires_in: float | None
+    leased: int = 0
+    draining: bool = False
+    failing: str = ""
+    polled: bool = False
+
+    @property
+    def drained(self) -> bool:
+        """Whether it gets no new requests and has none left."""
+        return self.draining and not self.leased and not self.status.queue_length
 
 
 @dataclass(frozen=True, slots=True)
@@ -157,7 +172,8 @@ def total_status(workers: Iterable[Worker]) -> WorkerStatusTotal:
     speed: float = 0
     queue_length = 0
     for worker in workers:
-        models.update(worker.status.model_names)
-        speed += worker.status.speed
+        if not worker.draining:
+            models.update(worker.status.model_names)
+            speed += worker.status.speed
         queue_length += worker.status.queue_length
     return WorkerStatusTotal(tuple(sorted(models)), speed, queue_length)

@@ -30,19 +30,44 @@ def removed(name: str, worker_name: str) -> str:
     return f"{{{name}}}:removed:{worker_name}"
 
 
+def draining(name: str, worker_name: str) -> str:
+    """STRING with a TTL: exists after a worker that drained was forgotten, so that it still drains when it is back."""
+    return f"{{{name}}}:draining:{worker_name}"
+
+
 def models(name: str) -> str:
     """SET: the models that have an index."""
     return f"{{{name}}}:models"
 
 
 def model(name: str, model_name: str) -> str:
-    """ZSET: the index of a model for shortest_queue, `<turn in 16 digits><worker's name>` by load."""
+    """ZSET: the first index of a model for shortest_queue, `<turn in 16 digits><worker's name>` by what stays."""
     return f"{{{name}}}:model:{model_name}"
+
+
+def fading(name: str, model_name: str) -> str:
+    """ZSET: the second index of a model for shortest_queue, worker's name by the logarithm of what fades."""
+    return f"{{{name}}}:fading:{model_name}"
+
+
+def fade(name: str, model_name: str) -> str:
+    """STRING: how the bookings of a model fade, and what was learned of it."""
+    return f"{{{name}}}:fade:{model_name}"
 
 
 def lottery(name: str, model_name: str) -> str:
     """ZSET: the index of a model for the lottery, worker's name by ticket; the member '' is its clock."""
     return f"{{{name}}}:lottery:{model_name}"
+
+
+def leases(name: str) -> str:
+    """ZSET with a TTL: the leases that are out, by the time in ms at which they end by themselves."""
+    return f"{{{name}}}:leases"
+
+
+def replicas(name: str) -> str:
+    """ZSET with a TTL: the ids of the replicas, by the time in ms until which they are believed to be there."""
+    return f"{{{name}}}:replicas"
 
 
 def sequence(name: str) -> str:

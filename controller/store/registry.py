@@ -5,6 +5,7 @@ import contextlib
 import json
 import random
 import secrets
+import time
 from collections import deque
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import Any, Final, NamedTuple
@@ -21,7 +22,7 @@ from controller.store.failures import FAILURES, store_error
 from controller.store.refresh_lock import RefreshLock
 from controller.store.settlement import Settlement, split
 
-SCHEMA: Final = "1"  # of the keys; another number for a layout that this one's scripts cannot work with
+SCHEMA: Final = "2"  # of the keys; another number for a layout that this one's scripts cannot work with
 NOT_ALIVE: Final = 0  # as the number of a registration: of a worker that has none
 
 _MAX_CALLS: Final = 32
@@ -30,6 +31,21 @@ _MAX_UNANSWERED: Final = 1_000
 _PAGE: Final = 250
 _LISTINGS: Final = 3  # to try, when the store loses its memory in the middle of one
 _SWEEP_BUDGET: Final = 2_000
+
+
+class Request(NamedTuple):
+    """A request for a worker. lease_ms is for how many milliseconds a lease is wanted, 0 for none."""
+
+    model: str
+    lease_ms: int = 0
+
+
+class Report(NamedTuple):
+    """What a worker said of its queue, and when, on this replica's monotonic clock; None is now."""
+
+    name: str
+    queue_length: int
+    written_at: float | None = None
 
 
 class WorkerList(NamedTuple):
@@ -47,10 +63,11 @@ class WorkerList(NamedTuple):
 class Registry:
     """The workers of one namespace, as any number of replicas see them at once.
 
-    heartbeat_expiration is in seconds; deadline too: no call takes longer, whatever the store does. deviate draws from
-    the exponential distribution of mean 1; the tests pass their own. Every method raises StoreUnavailable when the
-    store does not answer or cannot serve; whether the operation took place is then unknown, and it may be repeated.
-    StoreRejection is a mistake: of ours, or of whoever put other things under our keys.
+    heartbeat_expiration is in seconds; deadline too: no call takes longer, whatever the store does. booking_decay and
+    booking_delay are as in the settings. deviate draws from the exponential distribution of mean 1; the tests pass
+    their own. Every method raises StoreUnavailable when the store does not answer or cannot serve; whether the
+    operation took place is then unknown, and it may be repeated. StoreRejection is a mistake: of ours, or of whoever
+    put other things under our keys.
     """
 
     def __init__(
@@ -59,6 +76,8 @@ class Registry:
         namespace: str,
         heartbeat_expiration: float,
         deadline: float = 5.0,
+        booking_decay: bool = True,
+        booking_delay: float = 0.2,
         deviate: Callable[[], float] = lambda: random.expovariate(1.0),
     ) -> None:
         self._client = client
@@ -66,6 +85,8 @@ class Registry:
         self._keys = [keys.namespace(namespace)]
         self._expiration_ms = max(1, round(heartbeat_expiration * 1000))
         self._deadline = deadline
+        self._fades = int(booking_decay)
+        self._unseen_for_ms = round(booking_delay * 1000)
         self._deviate = deviate
         self._places = asyncio.Semaphore(_MAX_CALLS)
         # Calls that chose and booked, maybe: their answers never came. settle() will tell the store.
@@ -77,13 +98,18 @@ class Registry:
         }
 
     async def register(
-        self, registration: Registration, only_if: int | None = None, expires_in: float | None = None
+        self,
+        registration: Registration,
+        only_if: int | None = None,
+        expires_in: float | None = None,
+        written_at: float | None = None,
     ) -> bool | None:
         """Register a worker, or register it again; it is alive from now on.
 
         only_if is the number of a registration: the call does nothing, and returns None, when the worker has
         registered again since or is gone; with NOT_ALIVE, when it is alive or was removed of late. Otherwise returns
-        whether the worker is new. expires_in is for a worker whose heartbeat was not now, in seconds.
+        whether the worker is new. expires_in is for a worker whose heartbeat was not now, in seconds; written_at is as
+        in Report.
         """
         status = registration.status
         expiration_ms = self._expiration_ms if expires_in is None else max(1, round(expires_in * 1000))
@@ -96,53 +122,95 @@ class Registry:
             int(registration.multimodal),
             "" if only_if is None else only_if,
             json.dumps(status.model_names, ensure_ascii=False),
+            "" if status.capacity is None else status.capacity,
+            self._fades,
+            self._unseen_for_ms,
+            _age_ms(written_at),
             *(repr(self._deviate()) for _ in status.model_names),
         )
         return None if result == -1 else bool(result)
 
-    async def heartbeat(self, reports: Sequence[tuple[str, int]]) -> list[bool]:
-        """Take heartbeats, each a worker's name and queue length; for each, whether the worker is registered."""
-        arguments = (argument for report in reports for argument in report)
-        return [bool(known) for known in await self._run("heartbeat", self._expiration_ms, *arguments)]
+    async def heartbeat(self, reports: Sequence[Report], *, of_polls: bool = False) -> list[bool]:
+        """Take heartbeats; for each, whether the worker is registered.
 
-    async def dispatch_shortest_queue(self, models: Sequence[str]) -> list[str]:
-        """Choose and book a worker for each model; "" where a model has no live worker."""
+        of_polls is for answers to polls: they tell of queues just so, but prolong no life.
+        """
+        arguments = (
+            argument
+            for name, queue_length, written_at in reports
+            for argument in (name, queue_length, _age_ms(written_at))
+        )
+        expiration = "" if of_polls else self._expiration_ms
+        known = await self._run("heartbeat", expiration, self._fades, self._unseen_for_ms, *arguments)
+        return [bool(each) for each in known]
 
-        def run(request_id: str, models: Sequence[str]) -> Awaitable[list[str | None]]:
-            return self._run("dispatch_shortest_queue", request_id, self._reply_kept_ms, *models)
+    async def dispatch_shortest_queue(self, requests: Sequence[Request]) -> list[str]:
+        """Choose and book a worker for each request: its name, or with a lease, that; see worker_of().
 
-        return await self._dispatch(run, models, self._unanswered)
+        "" where a model has no live worker.
+        """
 
-    async def dispatch_lottery(self, models: Sequence[str]) -> list[str]:
-        """Draw a worker for each model, in proportion to speed; "" where a model has no live worker."""
+        def run(request_id: str, requests: Sequence[Request]) -> Awaitable[list[str | None]]:
+            arguments = (argument for request in requests for argument in request)
+            return self._run("dispatch_shortest_queue", request_id, self._reply_kept_ms, self._fades, *arguments)
 
-        def run(request_id: str, models: Sequence[str]) -> Awaitable[list[str | None]]:
-            arguments = (argument for model in models for argument in (model, repr(self._deviate())))
-            return self._run("dispatch_lottery", request_id, self._reply_kept_ms, *arguments)
+        return await self._dispatch(run, requests)
 
-        return await self._dispatch(run, models, deque(maxlen=0))  # nothing is booked
+    async def dispatch_lottery(self, requests: Sequence[Request]) -> list[str]:
+        """Draw a worker for each request, in proportion to speed; as dispatch_shortest_queue()."""
+
+        def run(request_id: str, requests: Sequence[Request]) -> Awaitable[list[str | None]]:
+            arguments = (
+                argument for model, lease_ms in requests for argument in (model, lease_ms, repr(self._deviate()))
+            )
+            return self._run("dispatch_lottery", request_id, self._reply_kept_ms, self._fades, *arguments)
+
+        return await self._dispatch(run, requests)
 
     async def _dispatch(
         self,
-        run: Callable[[str, Sequence[str]], Awaitable[list[str | None]]],
-        models: Sequence[str],
-        unanswered: deque[str],
+        run: Callable[[str, Sequence[Request]], Awaitable[list[str | None]]],
+        requests: Sequence[Request],
     ) -> list[str]:
-        """Run a dispatch script for the models, and again for those that it left because too many workers had died.
+        """Run a dispatch script for requests, and again for those that it left because too many workers had died.
 
         When it fails, what it has booked is to be taken back, also by those calls that did not fail.
         """
         request_ids = [secrets.token_hex(12)]
         try:
-            answers = await run(request_ids[0], models)
+            answers = await run(request_ids[0], requests)
             while left := [i for i, answer in enumerate(answers) if answer is None]:
                 request_ids.append(secrets.token_hex(12))
-                for i, answer in zip(left, await run(request_ids[-1], [models[i] for i in left]), strict=True):
+                for i, answer in zip(left, await run(request_ids[-1], [requests[i] for i in left]), strict=True):
                     answers[i] = answer
         except BaseException:  # cancelled, too
-            unanswered.extend(request_ids)
+            self._unanswered.extend(request_ids)
             raise
         return [answer or "" for answer in answers]
+
+    async def release(self, leases: Sequence[str]) -> list[bool]:
+        """End leases; for each, whether it was out."""
+        return [bool(ended) for ended in await self._run("release", self._fades, *leases)]
+
+    async def renew(self, lease: str) -> bool:
+        """Let a lease last as long again, from now on, as it was to last; whether it is out."""
+        return bool(await self._run("renew", lease))
+
+    async def drain(self, name: str, drain: bool = True) -> bool:
+        """Send a worker no new requests, or send it some again; whether there is such a live one."""
+        return bool(await self._run("drain", name, int(drain), self._fades, repr(self._deviate())))
+
+    async def report_failure(self, name: str, *, of_polls: bool = False) -> bool:
+        """Put a worker behind all others until its next heartbeat; whether there is such a live one.
+
+        of_polls is for one that does not answer polls: an answer puts it back, too.
+        """
+        return bool(await self._run("report_failure", name, "polls" if of_polls else "request", self._fades))
+
+    async def meet(self, replica: str, stay: float) -> list[str]:
+        """Tell the other replicas that this one is there, for `stay` seconds; the ids of all that are there."""
+        replicas: list[str] = await self._run("meet", replica, round(stay * 1000))
+        return replicas
 
     async def settle(self, settlement: Settlement) -> None:
         """Tell the store what it cannot know of dispatches: see Settlement. Repeating it settles nothing twice."""
@@ -152,6 +220,7 @@ class Registry:
             max(self._reply_kept_ms, self._expiration_ms),  # it may be told again after a long outage
             settlement.sequence,
             json.dumps(settlement.unanswered),
+            self._fades,
             *(argument for booking in settlement.bookings.items() for argument in booking),
         )
 
@@ -172,11 +241,11 @@ class Registry:
         """All live workers. One that comes or goes meanwhile may or may not be among them."""
         for _ in range(_LISTINGS):
             found: dict[str, Worker] = {}
-            place, sequence, epoch, workers = await self._run("list_workers", "0", _PAGE)
+            place, sequence, epoch, workers = await self._run("list_workers", "0", _PAGE, self._fades)
             first = sequence, epoch
             found.update((fields[0], _worker(fields)) for fields in workers)
             while place != "0" and epoch == first[1] and sequence >= first[0]:
-                place, sequence, epoch, workers = await self._run("list_workers", place, _PAGE)
+                place, sequence, epoch, workers = await self._run("list_workers", place, _PAGE, self._fades)
                 found.update((fields[0], _worker(fields)) for fields in workers)
             if epoch == first[1] and sequence >= first[0]:
                 return WorkerList([found[name] for name in sorted(found)], *first)
@@ -188,7 +257,7 @@ class Registry:
 
     async def sweep(self, interval: float) -> list[str]:
         """Tidy away lapsed workers, unless some replica did within `interval` seconds; their names."""
-        removed: list[str] = await self._run("sweep", max(1, round(interval * 1000)), _SWEEP_BUDGET)
+        removed: list[str] = await self._run("sweep", max(1, round(interval * 1000)), _SWEEP_BUDGET, self._fades)
         return removed
 
     def refresh_lock(self, timeout: float) -> RefreshLock:
@@ -248,10 +317,22 @@ class Registry:
             raise store_error(error) from error
 
 
+def worker_of(chosen: str) -> str:
+    """The worker that a dispatch has chosen, by what it answered: a worker's name, or a lease."""
+    return chosen if chosen[:1] == "h" else chosen.partition("@")[2]
+
+
+def _age_ms(written_at: float | None) -> int:
+    return 0 if written_at is None else max(0, int((time.monotonic() - written_at) * 1000))
+
+
 def _worker(fields: Sequence[Any]) -> Worker:
-    name, models, speed, queue_length, multimodal, check_heart_beat, registration, age_ms, expires_in_ms = fields
+    name, models, speed, queue_length, multimodal, check_heart_beat, registration, age_ms, expires_in_ms = fields[:9]
+    leased, capacity, draining, failing, polled = fields[9:]
     try:
-        status = WorkerStatus(tuple(json.loads(models)), _number(speed), int(queue_length))
+        status = WorkerStatus(
+            tuple(json.loads(models)), _number(speed), int(queue_length), int(capacity) if capacity else None
+        )
     except (ValueError, TypeError, InvalidInput) as error:
         raise StoreRejection(f"The store holds a worker {name!r} that is not of our making: {error}.") from error
     return Worker(
@@ -262,6 +343,10 @@ def _worker(fields: Sequence[Any]) -> Worker:
         registration=int(registration),
         heartbeat_age=age_ms / 1000,
         expires_in=None if expires_in_ms < 0 else expires_in_ms / 1000,
+        leased=leased,
+        draining=draining == "1",
+        failing=failing,
+        polled=polled == "1",
     )
 
 

@@ -23,6 +23,7 @@ class _Status(msgspec.Struct):
     model_names: list[str]
     speed: int | float
     queue_length: int
+    capacity: int | None = None
 
 
 class WorkerClient:
@@ -85,7 +86,7 @@ class WorkerClient:
                     raise WorkerUnreachable(f"{url} answered {response.status} where 200 is expected.")
                 body = await _read(response, _MAX_STATUS_BYTES)
             told = msgspec.json.decode(body, type=_Status)
-            return WorkerStatus(tuple(told.model_names), told.speed, told.queue_length)
+            return WorkerStatus(tuple(told.model_names), told.speed, told.queue_length, told.capacity)
         except TimeoutError as error:
             raise WorkerUnreachable(f"{url} did not answer within {self._probe_timeout.total:g} s.") from error
         except (msgspec.DecodeError, UnicodeDecodeError, RecursionError, InvalidInput) as error:

@@ -2,7 +2,7 @@
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Mapping
 from contextlib import asynccontextmanager
 from typing import Final
 
@@ -27,12 +27,20 @@ from controller.web.worker_plane import WorkerPlane
 logger = logging.getLogger("controller")
 
 _CHORE_PAUSE: Final = 5.0
+_CANCEL_AGAIN: Final = 0.5
 
 
 def create_registry(settings: Settings, store: StoreUrl) -> Registry:
     """The registry in the Redis that `store` names."""
     client = connect(store, settings.redis_timeout)
-    return Registry(client, settings.namespace, settings.heartbeat_expiration, settings.redis_timeout)
+    return Registry(
+        client,
+        settings.namespace,
+        settings.heartbeat_expiration,
+        settings.redis_timeout,
+        booking_decay=settings.booking_decay == "on",
+        booking_delay=settings.booking_delay,
+    )
 
 
 def create_controller(settings: Settings, store: StoreUrl, metrics: Metrics) -> Controller:
@@ -49,7 +57,12 @@ def build_app(controller: Controller, metrics: Metrics) -> ASGIApp:
         "/register_worker": worker.register_worker,
         "/receive_heart_beat": worker.receive_heart_beat,
         "/remove_worker": worker.remove_worker,
+        "/drain_worker": worker.drain_worker,
+        "/resume_worker": worker.resume_worker,
         "/get_worker_address": client.get_worker_address,
+        "/release_worker": client.release_worker,
+        "/renew_lease": client.renew_lease,
+        "/report_failure": client.report_failure,
         "/list_models": client.list_models,
         "/list_multimodal_models": client.list_multimodal_models,
         "/list_language_models": client.list_language_models,
@@ -74,18 +87,25 @@ def build_app(controller: Controller, metrics: Metrics) -> ASGIApp:
     async def lifespan(_: Starlette) -> AsyncIterator[None]:
         chores = [
             asyncio.create_task(_never_give_up(chore))
-            for chore in (controller.sweep_forever, controller.keep_snapshot_forever)
+            for chore in (controller.sweep_forever, controller.keep_snapshot_forever, controller.poll_forever)
         ]
         try:
             yield
         finally:
-            for chore in chores:
-                chore.cancel()
-            await asyncio.wait(chores)
+            await _end(chores)
             await controller.close()
 
     app = Starlette(routes=routes, exception_handlers={HTTPException: http_exception}, lifespan=lifespan)
     return HotPath({path: endpoints[path] for path in HOT_ROUTES}, app, controller)
+
+
+async def _end(chores: Collection["asyncio.Task[None]"]) -> None:
+    """Cancel until they are gone: a cancellation may be lost that comes as what was waited for does."""
+    pending = set(chores)
+    while pending:
+        for chore in pending:
+            chore.cancel()
+        _, pending = await asyncio.wait(pending, timeout=_CANCEL_AGAIN)
 
 
 async def _never_give_up(chore: Callable[[], Awaitable[None]]) -> None:
@@ -97,7 +117,7 @@ async def _never_give_up(chore: Callable[[], Awaitable[None]]) -> None:
         await asyncio.sleep(_CHORE_PAUSE)
 
 
-HOT_ROUTES: Final = ("/get_worker_address", "/receive_heart_beat")
+HOT_ROUTES: Final = ("/get_worker_address", "/release_worker", "/receive_heart_beat")
 
 
 class HotPath:

@@ -19,6 +19,7 @@ MAX_STREAM_BODY: Final = 32 * 1024 * 1024  # a prompt with images in it
 
 _STORE_UNAVAILABLE: Final = ((b"x-controller-error", StoreUnavailable.code.encode()),)
 _NO_ADDRESS: Final = Answer(b'{"address":""}', headers=_STORE_UNAVAILABLE)
+_NO_LEASE: Final = Answer(b'{"address":"","lease":""}', headers=_STORE_UNAVAILABLE)
 _NO_MODELS: Final = Answer(b'{"models":[]}', headers=_STORE_UNAVAILABLE)
 _NOT_REFRESHED: Final = Answer(b"null", headers=_STORE_UNAVAILABLE)
 _REFRESHED: Final = Answer(b"null")
@@ -32,12 +33,33 @@ class ClientPlane:
 
     async def get_worker_address(self, body: bytes) -> Answer:
         """Choose a worker for a model."""
-        model = wire.parse_model(body)
+        model, lease = wire.parse_dispatch(body)
+        if lease is not False:
+            return await self._lease(model, None if lease is True else lease)
         try:
             address, snapshot_age = await self._controller.dispatch(model)
         except StoreError:
             return _NO_ADDRESS
         return Answer(b'{"address":"%s"}' % address.encode(), headers=degraded(snapshot_age))  # a URL needs no escaping
+
+    async def _lease(self, model: str, lease_time: float | None) -> Answer:
+        try:
+            leased, snapshot_age = await self._controller.dispatch_with_lease(model, lease_time)
+        except StoreError:
+            return _NO_LEASE
+        return Answer(wire.encode(leased._asdict()), headers=degraded(snapshot_age))
+
+    async def release_worker(self, body: bytes) -> Answer:
+        """End a lease."""
+        return Answer(wire.encode({"released": await self._controller.release(wire.parse_lease(body))}))
+
+    async def renew_lease(self, body: bytes) -> Answer:
+        """Prolong a lease."""
+        return Answer(wire.encode({"renewed": await self._controller.renew(wire.parse_lease(body))}))
+
+    async def report_failure(self, body: bytes) -> Answer:
+        """Put a worker behind all others."""
+        return Answer(wire.encode({"exist": await self._controller.report_failure(wire.parse_name(body))}))
 
     async def list_models(self, _: bytes) -> Answer:
         """List the models of all live workers."""

@@ -8,6 +8,7 @@ from typing import Any, Final, TypeVar
 import msgspec
 
 from controller.domain.errors import InvalidInput
+from controller.domain.load import LEASE, MAX_LEASE_TIME
 from controller.domain.worker import Worker, WorkerStatus, WorkerStatusTotal, check_queue_length, worker_name
 
 # FastChat's error codes and text (fastchat/constants.py), which its web server shows to people.
@@ -23,6 +24,15 @@ class _ModelBody(msgspec.Struct):
     model: str
 
 
+class _DispatchBody(msgspec.Struct):
+    model: str
+    lease: bool | int | float | None = None
+
+
+class _LeaseBody(msgspec.Struct):
+    lease: str
+
+
 class _NameBody(msgspec.Struct):
     worker_name: str
 
@@ -36,6 +46,7 @@ class _StatusBody(msgspec.Struct):
     model_names: list[str]
     speed: int | float
     queue_length: int
+    capacity: int | None = None
 
 
 class _RegisterBody(msgspec.Struct):
@@ -55,6 +66,8 @@ class RegisterRequest(msgspec.Struct):
 
 
 _model_decoder = msgspec.json.Decoder(_ModelBody)
+_dispatch_decoder = msgspec.json.Decoder(_DispatchBody)
+_lease_decoder = msgspec.json.Decoder(_LeaseBody)
 _name_decoder = msgspec.json.Decoder(_NameBody)
 _heartbeat_decoder = msgspec.json.Decoder(_HeartbeatBody)
 _status_decoder = msgspec.json.Decoder(_StatusBody)
@@ -73,6 +86,23 @@ def _decode(decoder: "msgspec.json.Decoder[Body]", body: bytes) -> Body:
 def parse_model(body: bytes) -> str:
     """The `model` of a request for a worker, or of a request to be forwarded to one."""
     return _decode(_model_decoder, body).model
+
+
+def parse_dispatch(body: bytes) -> tuple[str, float | bool]:
+    """The `model` of a request for a worker, and its `lease`: for how many seconds, or whether any is wanted."""
+    request = _decode(_dispatch_decoder, body)
+    lease = request.lease or False
+    if lease is not True and lease is not False and not 0.001 <= lease <= MAX_LEASE_TIME:
+        raise InvalidInput("lease", f"must be true, or a number of seconds from 0.001 to {MAX_LEASE_TIME:g}")
+    return request.model, lease
+
+
+def parse_lease(body: bytes) -> str:
+    """The `lease` of a request about one."""
+    lease = _decode(_lease_decoder, body).lease
+    if not LEASE.match(lease):
+        raise InvalidInput("lease", "is not one that this controller has given")
+    return lease
 
 
 def parse_name(body: bytes) -> str:
@@ -103,7 +133,7 @@ def _status(body: bytes) -> WorkerStatus | None:
         return None
     try:
         status = _status_decoder.decode(body)
-        return WorkerStatus(tuple(status.model_names), status.speed, status.queue_length)
+        return WorkerStatus(tuple(status.model_names), status.speed, status.queue_length, status.capacity)
     except msgspec.ValidationError as error:
         raise InvalidInput("worker_status", f"{error}. Send all three fields, or leave worker_status out.") from error
     except InvalidInput as error:
@@ -122,6 +152,11 @@ def worker_body(worker: Worker) -> dict[str, Any]:
         "model_names": worker.status.model_names,
         "speed": worker.status.speed,
         "queue_length": worker.status.queue_length,
+        "leased": worker.leased,
+        "capacity": worker.status.capacity,
+        "draining": worker.draining,
+        "drained": worker.drained,
+        "failing": worker.failing or None,
         "multimodal": worker.multimodal,
         "check_heart_beat": worker.check_heart_beat,
         "heartbeat_age": worker.heartbeat_age,

@@ -34,3 +34,11 @@ class WorkerPlane:
     async def remove_worker(self, body: bytes) -> Answer:
         """Remove a worker."""
         return _KNOWN if await self._controller.remove(wire.parse_name(body)) else _UNKNOWN
+
+    async def drain_worker(self, body: bytes) -> Answer:
+        """Send a worker no new requests."""
+        return _KNOWN if await self._controller.drain(wire.parse_name(body)) else _UNKNOWN
+
+    async def resume_worker(self, body: bytes) -> Answer:
+        """Send a worker that drains new requests again."""
+        return _KNOWN if await self._controller.drain(wire.parse_name(body), drain=False) else _UNKNOWN

@@ -1,5 +1,5 @@
 --[[
-  Removes every trace of a worker, whether it is known or not.
+  Removes every trace of a worker, whether it is known or not. That it was draining is remembered for an hour.
 
   Output: how much work that was, 1 and 1 for each of its models.
 ]]
@@ -8,11 +8,16 @@
 --- @include "unindex"
 local function forget(name)
   local work = 1
-  local fields = redis.call("HMGET", key("worker", name), "models", "turn")
+  local fields = redis.call("HMGET", key("worker", name), "models", "load")
   if fields[1] then
+    local place, draining = fields[2]:match("^" .. ("%S+ "):rep(9) .. "(%S+) %S+ %S+ %S+ (%S+)")
+    local index_member = member(place, name)
     for _, model in ipairs(cjson.decode(fields[1])) do
-      unindex(model, member(fields[2], name), name)
+      unindex(model, index_member, name)
       work = work + 1
+    end
+    if draining == "1" then
+      redis.pcall("SET", key("draining", name), "1", "PX", 3600000) -- a full store may refuse
     end
   end
   redis.call("DEL", key("worker", name), key("heartbeat", name))

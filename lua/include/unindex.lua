@@ -1,5 +1,5 @@
 --[[
-  Takes a worker out of both indexes of one model, and the model out of the models when it was the last.
+  Takes a worker out of the indexes of one model, and the model out of the models when it was the last.
 
   Input:
     model         the model's name
@@ -10,9 +10,11 @@
 local function unindex(model, index_member, name)
   local index = key("model", model)
   redis.call("ZREM", index, index_member)
+  redis.call("ZREM", key("fading", model), name)
   redis.call("ZREM", key("lottery", model), name)
   if redis.call("EXISTS", index) == 0 then
     redis.call("DEL", key("lottery", model)) -- of which only the clock is left
+    redis.call("DEL", key("fading", model), key("fade", model))
     redis.call("SREM", key("models"), model)
   end
 end

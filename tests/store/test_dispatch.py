@@ -13,7 +13,7 @@ from controller.store.connection import connect
 from controller.store.registry import Registry
 from tests.conftest import Store
 from tests.invariants import whole_state
-from tests.samples import A, B, C, worker
+from tests.samples import A, B, C, asks, reports, worker
 
 
 async def queues(registry: Registry) -> list[int]:
@@ -21,57 +21,59 @@ async def queues(registry: Registry) -> list[int]:
 
 
 async def test_no_worker(registry: Registry) -> None:
-    assert await registry.dispatch_shortest_queue(["m"]) == [""]
-    assert await registry.dispatch_lottery(["m"]) == [""]
+    assert await registry.dispatch_shortest_queue(asks(["m"])) == [""]
+    assert await registry.dispatch_lottery(asks(["m"])) == [""]
 
 
 async def test_the_shortest_queue_per_speed_is_chosen_and_booked(registry: Registry) -> None:
     await registry.register(worker(A, speed=1, queue_length=3))
     await registry.register(worker(B, speed=4, queue_length=8))
     await registry.register(worker(C, speed=1, queue_length=9))
-    assert await registry.dispatch_shortest_queue(["m"] * 6) == [B, B, B, B, A, B]
+    assert await registry.dispatch_shortest_queue(asks(["m"] * 6)) == [B, B, B, B, A, B]
     assert await queues(registry) == [4, 13, 9]
 
 
 async def test_equal_workers_take_turns_in_the_order_of_their_registration(registry: Registry) -> None:
     for name in (B, C, A):
         await registry.register(worker(name))
-    assert await registry.dispatch_shortest_queue(["m"] * 7) == [B, C, A, B, C, A, B]
+    assert await registry.dispatch_shortest_queue(asks(["m"] * 7)) == [B, C, A, B, C, A, B]
 
 
 async def test_a_heartbeat_does_not_change_the_turns(registry: Registry) -> None:
     for name in (A, B, C):
         await registry.register(worker(name))
-    assert await registry.dispatch_shortest_queue(["m"]) == [A]
-    await registry.heartbeat([(A, 0), (B, 0), (C, 0)])
-    assert await registry.dispatch_shortest_queue(["m", "m", "m"]) == [B, C, A]
+    assert await registry.dispatch_shortest_queue(asks(["m"])) == [A]
+    await registry.heartbeat(reports([(A, 0), (B, 0), (C, 0)]))
+    assert await registry.dispatch_shortest_queue(asks(["m", "m", "m"])) == [B, C, A]
 
 
 async def test_a_booking_counts_for_all_models_of_the_worker(registry: Registry) -> None:
     await registry.register(worker(A, "m", "n"))
     await registry.register(worker(B, "n"))
-    assert await registry.dispatch_shortest_queue(["m", "m", "n", "n", "n", "m"]) == [A, A, B, B, A, A]
+    assert await registry.dispatch_shortest_queue(asks(["m", "m", "n", "n", "n", "m"])) == [A, A, B, B, A, A]
 
 
 async def test_one_batch_is_as_good_as_many_calls(store: Store) -> None:
     one = store.registry()
-    many = Registry(store.client, store.namespace + "-many", 90.0)
+    many = Registry(store.client, store.namespace + "-many", 90.0, booking_decay=False, booking_delay=0.0)
     draw = random.Random(7)
     models = [draw.choice(["m", "n", "absent"]) for _ in range(60)]
     for registry in (one, many):
         for i in range(6):
             await registry.register(worker(f"http://w{i}:1", *["m", "n"][i % 2 :], speed=1 + i % 3, queue_length=i))
-    assert await one.dispatch_shortest_queue(models) == [(await many.dispatch_shortest_queue([m]))[0] for m in models]
+    assert await one.dispatch_shortest_queue(asks(models)) == [
+        (await many.dispatch_shortest_queue(asks([m])))[0] for m in models
+    ]
     assert await queues(one) == await queues(many)
 
 
-@pytest.mark.parametrize(("script", "draw"), [("dispatch_shortest_queue", []), ("dispatch_lottery", ["0.5"])])
+@pytest.mark.parametrize(("script", "draw"), [("dispatch_shortest_queue", ["0"]), ("dispatch_lottery", ["0", "0.5"])])
 async def test_a_repeated_call_gets_the_same_answer_and_books_nothing(
     store: Store, registry: Registry, script: str, draw: list[str]
 ) -> None:
     for name in (A, B, C):
         await registry.register(worker(name))
-    arguments = ["the-id", "60000", *["m", *draw] * 5, "absent", *draw]
+    arguments = ["the-id", "60000", "0", *["m", *draw] * 5, "absent", *draw]
     first = await registry._run(script, *arguments)
     after_first = await whole_state(store.client, store.namespace)
     assert await registry._run(script, *arguments) == first
@@ -81,7 +83,7 @@ async def test_a_repeated_call_gets_the_same_answer_and_books_nothing(
 
 async def test_the_lottery_books_nothing(registry: Registry) -> None:
     await registry.register(worker(A, queue_length=2))
-    assert await registry.dispatch_lottery(["m"] * 5) == [A] * 5
+    assert await registry.dispatch_lottery(asks(["m"] * 5)) == [A] * 5
     assert await queues(registry) == [2]
 
 
@@ -94,12 +96,12 @@ async def test_lottery_is_proportional_to_speed(store: Store) -> None:
         if speed != 4:
             await registry.register(worker(name, speed=speed))
     await registry.register(worker("http://dead:1", speed=50))
-    await registry.dispatch_lottery(["m"] * 250)
+    await registry.dispatch_lottery(asks(["m"] * 250))
     await store.lapse("http://dead:1")
     await registry.register(worker("http://w4:1", speed=4))
     drawn: Counter[str] = Counter()
     for _ in range(draws // 250):
-        drawn.update(await registry.dispatch_lottery(["m"] * 250))
+        drawn.update(await registry.dispatch_lottery(asks(["m"] * 250)))
     total = sum(speeds.values())
     chi_square = sum((drawn[name] - draws * s / total) ** 2 / (draws * s / total) for name, s in speeds.items())
     assert set(drawn) == set(speeds)
@@ -112,7 +114,7 @@ async def test_lottery_draws_do_not_depend_on_each_other(store: Store) -> None:
     registry = store.registry(deviate=partial(random.Random(5).expovariate, 1.0))
     await registry.register(worker(A))
     await registry.register(worker(B))
-    winners = [name for _ in range(draws // 250) for name in await registry.dispatch_lottery(["m"] * 250)]
+    winners = [name for _ in range(draws // 250) for name in await registry.dispatch_lottery(asks(["m"] * 250))]
     pairs = Counter(zip(winners[::2], winners[1::2], strict=True))
     expected = draws / 2 / 4
     assert sum((pairs[x, y] - expected) ** 2 / expected for x in (A, B) for y in (A, B)) < 16.27
@@ -122,10 +124,10 @@ async def test_lottery_follows_a_change_of_speed(store: Store) -> None:
     registry = store.registry(deviate=partial(random.Random(3).expovariate, 1.0))
     await registry.register(worker(A, speed=1000))
     await registry.register(worker(B, speed=1))
-    await registry.dispatch_lottery(["m"] * 200)
+    await registry.dispatch_lottery(asks(["m"] * 200))
     await registry.register(worker(A, speed=1e-6))
-    await registry.dispatch_lottery(["m"])
-    assert Counter(await registry.dispatch_lottery(["m"] * 200))[B] == 200
+    await registry.dispatch_lottery(asks(["m"]))
+    assert Counter(await registry.dispatch_lottery(asks(["m"] * 200)))[B] == 200
 
 
 async def test_an_index_entry_without_its_hash_is_dropped(store: Store, registry: Registry) -> None:
@@ -135,12 +137,12 @@ async def test_an_index_entry_without_its_hash_is_dropped(store: Store, registry
     for lost in ([f"{key}:worker:{A}"], [f"{key}:worker:{A}", f"{key}:heartbeat:{A}"]):
         await registry.register(worker(A))
         await store.client.delete(*lost)
-        assert await registry.dispatch_shortest_queue(["m", "m"]) == [B, B]
+        assert await registry.dispatch_shortest_queue(asks(["m", "m"])) == [B, B]
         await registry.register(worker(A))
         await store.client.delete(*lost)
-        assert set(await registry.dispatch_lottery(["m"] * 20)) == {B}
-        await registry.heartbeat([(A, 0)])
-        assert await registry.dispatch_shortest_queue(["m"]) == [B]
+        assert set(await registry.dispatch_lottery(asks(["m"] * 20))) == {B}
+        await registry.heartbeat(reports([(A, 0)]))
+        assert await registry.dispatch_shortest_queue(asks(["m"])) == [B]
     assert [known.name for known in (await registry.list_workers()).workers] == [B]
     await store.client.delete(*await store.client.keys(f"{key}*"))
 
@@ -163,7 +165,7 @@ async def test_many_deaths_at_once_are_forgotten_in_several_calls(
         return await run(self, script, *arguments)
 
     monkeypatch.setattr(Registry, "_run", counting)
-    assert await getattr(registry, operation)(["absent", "m", "m"]) == ["", A, A]
+    assert await getattr(registry, operation)(asks(["absent", "m", "m"])) == ["", A, A]
     assert len(calls) == len(set(calls)) == 1 + 100 * 11 // 256, "each with an id of its own"
     assert [known.name for known in (await registry.list_workers()).workers] == [A]
 
@@ -177,7 +179,7 @@ async def test_requests_that_are_left_get_the_answers_that_are_theirs(
         await store.lapse(f"http://dead{i}:1")
     for name, model in ((A, "m"), (B, "n"), (C, "o")):
         await registry.register(worker(name, model, queue_length=1000, speed=0.001))
-    answers = await getattr(registry, operation)(["o", "m", "n", "m", "o", "absent", "n"])
+    answers = await getattr(registry, operation)(asks(["o", "m", "n", "m", "o", "absent", "n"]))
     assert answers == [C, A, B, A, C, "", B]
 
 
@@ -200,7 +202,7 @@ async def test_a_dispatch_that_fails_half_way_is_taken_back_whole(
     with monkeypatch.context() as patch:
         patch.setattr(Registry, "_run", once)
         with pytest.raises(StoreUnavailable):
-            await registry.dispatch_shortest_queue(["o", "m", "o"])
+            await registry.dispatch_shortest_queue(asks(["o", "m", "o"]))
     assert len(calls) == 2
     assert await queues(registry) == [2]
     [settlement] = registry.settlements({}, 0)
@@ -212,7 +214,7 @@ async def test_a_dispatch_that_fails_half_way_is_taken_back_whole(
 async def test_setting_the_clock_back_changes_no_ticket(store: Store) -> None:
     registry = store.registry(deviate=partial(random.Random(2).expovariate, 1.0))
     await registry.register(worker(A, speed=1e-6))
-    await registry.dispatch_lottery(["m"] * 250)
+    await registry.dispatch_lottery(asks(["m"] * 250))
     before = (await whole_state(store.client, store.namespace)).lotteries["m"]
     await registry.register(worker(B, speed=1e9))
     after = (await whole_state(store.client, store.namespace)).lotteries["m"]
@@ -225,10 +227,10 @@ async def test_the_lottery_stays_exact_when_the_fast_join_the_slow(store: Store)
     """At the bounds of speed: the clock has run far under slow workers, and a fast one's tickets are tiny."""
     registry = store.registry(deviate=partial(random.Random(2).expovariate, 1.0))
     await registry.register(worker(A, speed=1e-6))
-    await registry.dispatch_lottery(["m"] * 250)
+    await registry.dispatch_lottery(asks(["m"] * 250))
     for name in (B, C):
         await registry.register(worker(name, speed=1e9))
-    drawn = Counter(await registry.dispatch_lottery(["m"] * 1000))
+    drawn = Counter(await registry.dispatch_lottery(asks(["m"] * 1000)))
     assert set(drawn) == {B, C}
     assert 400 < drawn[B] < 600
 
@@ -238,9 +240,9 @@ def dispatch_many(url: str, namespace: str, times: int) -> None:
 
     async def run() -> None:
         client = connect(url, timeout=30.0)
-        registry = Registry(client, namespace, 90.0)
+        registry = Registry(client, namespace, 90.0, booking_decay=False, booking_delay=0.0)
         for _ in range(times):
-            [name] = await registry.dispatch_shortest_queue(["m"])
+            [name] = await registry.dispatch_shortest_queue(asks(["m"]))
             assert name
         await client.aclose()
 

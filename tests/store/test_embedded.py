@@ -39,14 +39,17 @@ def gone(pid: int) -> bool:
 async def known(url: str) -> list[str]:
     client = connect(url, timeout=5.0)
     try:
-        return [w.name for w in (await Registry(client, "ns", 90.0).list_workers()).workers]
+        return [
+            w.name
+            for w in (await Registry(client, "ns", 90.0, booking_decay=False, booking_delay=0.0).list_workers()).workers
+        ]
     finally:
         await client.aclose()
 
 
 async def register(url: str) -> None:
     client = connect(url, timeout=5.0)
-    await Registry(client, "ns", 90.0).register(worker(A))
+    await Registry(client, "ns", 90.0, booking_decay=False, booking_delay=0.0).register(worker(A))
     await client.aclose()
 
 

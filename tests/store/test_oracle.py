@@ -21,6 +21,7 @@ from controller.store.connection import connect
 from controller.store.registry import Registry
 from tests.conftest import STORES, Store
 from tests.invariants import check_invariants
+from tests.samples import asks, reports
 
 NAMES = [f"http://w{i}:1" for i in range(5)]
 MODELS = ["m", "n", "o"]
@@ -149,18 +150,18 @@ class RegistryMachine(RuleBasedStateMachine):
         expected = self.oracle.register(registration, draws[: len(models)])
         assert self.run(self.registry.register(registration)) == expected
 
-    @rule(reports=st.lists(st.tuples(names, queue_lengths), min_size=1, max_size=4))
-    def heartbeat(self, reports: list[tuple[str, int]]) -> None:
-        expected = [name in self.oracle.workers for name, _ in reports]
-        for name, queue_length in reports:
+    @rule(told=st.lists(st.tuples(names, queue_lengths), min_size=1, max_size=4))
+    def heartbeat(self, told: list[tuple[str, int]]) -> None:
+        expected = [name in self.oracle.workers for name, _ in told]
+        for name, queue_length in told:
             if name in self.oracle.workers:
                 self.oracle.workers[name].set_queue_length(queue_length)
-        assert self.run(self.registry.heartbeat(reports)) == expected
+        assert self.run(self.registry.heartbeat(reports(told))) == expected
 
     @rule(models=st.lists(st.sampled_from([*MODELS, "absent"]), min_size=1, max_size=8))
     def dispatch_shortest_queue(self, models: list[str]) -> None:
         expected = self.oracle.dispatch_shortest_queue(models)
-        assert self.run(self.registry.dispatch_shortest_queue(models)) == expected
+        assert self.run(self.registry.dispatch_shortest_queue(asks(models))) == expected
 
     @precondition(lambda self: self.sweeps)
     @rule(requests=st.lists(st.tuples(st.sampled_from([*MODELS, "absent"]), deviates), min_size=1, max_size=8))
@@ -168,7 +169,7 @@ class RegistryMachine(RuleBasedStateMachine):
         models, draws = [model for model, _ in requests], [draw for _, draw in requests]
         self.draws = list(draws)
         expected = self.oracle.dispatch_lottery(models, draws)
-        assert self.run(self.registry.dispatch_lottery(models)) == expected
+        assert self.run(self.registry.dispatch_lottery(asks(models))) == expected
 
     @rule(
         unanswered=st.lists(st.sampled_from([*MODELS, "absent"]), max_size=4),
@@ -179,7 +180,7 @@ class RegistryMachine(RuleBasedStateMachine):
     def settle(self, unanswered: list[str], bookings: dict[str, int], arrives: str, times: int) -> None:
         """A dispatch whose answer is lost, which the store gets before the settlement, after it or not at all."""
         request_id = f"id-{next(_request_ids)}"
-        call = ("dispatch_shortest_queue", request_id, 6000, *unanswered)
+        call = ("dispatch_shortest_queue", request_id, 6000, 0, *itertools.chain(*asks(unanswered)))
         change = Counter(bookings)
         if unanswered:
             self.registry._unanswered.append(request_id)
@@ -231,7 +232,9 @@ class RegistryMachine(RuleBasedStateMachine):
             assert self.run(self.registry.list_models(multimodal)) == sorted(models)
         state = self.run(check_invariants(self.store.client, self.store.namespace))
         turns = {name: known.turn for name, known in self.oracle.workers.items()}
-        assert {name: int(f["turn"]) for name, f in state.hashes.items() if name in state.heartbeats} == turns
+        assert {
+            name: int(f["load"].split()[3]) for name, f in state.hashes.items() if name in state.heartbeats
+        } == turns
         for model in MODELS if self.sweeps else []:
             tickets = {candidate.name: candidate.ticket for candidate in self.oracle.candidates(model)}
             clock = {"": self.oracle.clocks.get(model, 0.0)} if tickets else {}

@@ -9,7 +9,7 @@ from controller.store import keys
 from controller.store.registry import NOT_ALIVE, Registry
 from tests.conftest import Store
 from tests.invariants import check_invariants, whole_state
-from tests.samples import A, B, C, worker
+from tests.samples import A, B, C, asks, reports, worker
 from tests.waiting import wait_until
 
 
@@ -37,7 +37,7 @@ async def test_registering_twice_is_registering_once(store: Store, registry: Reg
     after = await whole_state(store.client, store.namespace)
     for state in (before, after):
         state.workers.clear()  # the time at which it lapses
-        for field in ("registration", "heartbeat_at"):
+        for field in ("registration", "life", "reported_at", "heartbeat_at"):
             del state.hashes[A][field]
     assert after == before
 
@@ -46,8 +46,8 @@ async def test_a_registration_replaces_the_models(store: Store, registry: Regist
     await registry.register(worker(A, "old", "both"))
     await registry.register(worker(A, "both", "new"))
     assert await registry.list_models() == ["both", "new"]
-    assert await registry.dispatch_shortest_queue(["old", "both", "new"]) == ["", A, A]
-    assert await registry.dispatch_lottery(["old", "both", "new"]) == ["", A, A]
+    assert await registry.dispatch_shortest_queue(asks(["old", "both", "new"])) == ["", A, A]
+    assert await registry.dispatch_lottery(asks(["old", "both", "new"])) == ["", A, A]
     state = await check_invariants(store.client, store.namespace)
     assert state.models == {"both", "new"}
 
@@ -81,7 +81,7 @@ async def test_a_worker_that_comes_back_stands_behind_the_others_of_its_load(sto
         await registry.register(worker(name))
     await store.lapse(A)
     await registry.register(worker(A))
-    assert await registry.dispatch_shortest_queue(["m", "m"]) == [B, A]
+    assert await registry.dispatch_shortest_queue(asks(["m", "m"])) == [B, A]
 
 
 async def test_a_conditional_registration_does_nothing_after_a_newer_one(store: Store, registry: Registry) -> None:
@@ -99,7 +99,7 @@ async def test_a_conditional_registration_does_nothing_after_a_newer_one(store: 
 async def test_a_heartbeat_sets_the_queue_and_prolongs_life(store: Store) -> None:
     short, long = store.registry(heartbeat_expiration=1.0), store.registry(heartbeat_expiration=100.0)
     await short.register(worker(A, "m", "n", speed=2))
-    assert await long.heartbeat([(A, 7)]) == [True]
+    assert await long.heartbeat(reports([(A, 7)])) == [True]
     [known] = (await long.list_workers()).workers
     assert known.status.queue_length == 7
     assert known.expires_in is not None
@@ -113,7 +113,7 @@ async def test_a_heartbeat_is_the_youngest_sign_of_life(store: Store, registry: 
     key = keys.worker(store.namespace, A)
     await store.client.hset(key, "heartbeat_at", int(await store.client.hget(key, "heartbeat_at")) - 50_000)
     assert (await registry.list_workers()).workers[0].heartbeat_age > 49
-    await registry.heartbeat([(A, 0)])
+    await registry.heartbeat(reports([(A, 0)]))
     assert (await registry.list_workers()).workers[0].heartbeat_age < 5
 
 
@@ -121,16 +121,16 @@ async def test_a_heartbeat_key_without_its_hash_is_no_worker(store: Store, regis
     await registry.register(worker(A))
     await store.client.delete(keys.worker(store.namespace, A))
     assert (await registry.list_workers()).workers == []
-    assert await registry.heartbeat([(A, 0)]) == [False]
+    assert await registry.heartbeat(reports([(A, 0)])) == [False]
     assert not await store.client.exists(keys.heartbeat(store.namespace, A))
-    assert await registry.dispatch_shortest_queue(["m"]) == [""]
+    assert await registry.dispatch_shortest_queue(asks(["m"])) == [""]
     await store.client.delete(*await store.client.keys(f"{keys.namespace(store.namespace)}*"))
 
 
 async def test_heartbeats_of_a_batch_are_answered_in_order(registry: Registry) -> None:
     await registry.register(worker(A))
     await registry.register(worker(B))
-    assert await registry.heartbeat([(A, 1), (C, 1), (B, 2), (A, 3)]) == [True, False, True, True]
+    assert await registry.heartbeat(reports([(A, 1), (C, 1), (B, 2), (A, 3)])) == [True, False, True, True]
     assert [w.status.queue_length for w in (await registry.list_workers()).workers] == [3, 2]
 
 
@@ -145,8 +145,8 @@ async def test_a_lapsed_worker_is_gone_at_once_without_a_sweep(store: Store) -> 
     await wait_until(lapsed, "the heartbeat lapses")
     assert (await registry.list_workers()).workers == []
     assert await registry.list_models() == []
-    assert await registry.dispatch_shortest_queue(["m"]) == [""]
-    assert await registry.heartbeat([(A, 0)]) == [False]
+    assert await registry.dispatch_shortest_queue(asks(["m"])) == [""]
+    assert await registry.heartbeat(reports([(A, 0)])) == [False]
     assert await registry.remove(A) is False
 
 
@@ -156,7 +156,7 @@ async def test_a_dead_worker_at_the_head_is_forgotten_and_the_next_is_tried(stor
     await registry.register(worker(A, "m", "only-a", speed=9))
     await registry.register(worker(B, queue_length=5))
     await store.lapse(A)
-    assert await getattr(registry, operation)(["m"]) == [B]
+    assert await getattr(registry, operation)(asks(["m"])) == [B]
     state = await check_invariants(store.client, store.namespace)
     assert set(state.hashes) == {B}
     assert state.models == {"m"}
@@ -165,7 +165,7 @@ async def test_a_dead_worker_at_the_head_is_forgotten_and_the_next_is_tried(stor
 async def test_a_late_heartbeat_does_not_revive_the_dead(store: Store, registry: Registry) -> None:
     await registry.register(worker(A))
     await store.lapse(A)
-    assert await registry.heartbeat([(A, 0)]) == [False]
+    assert await registry.heartbeat(reports([(A, 0)])) == [False]
     assert (await whole_state(store.client, store.namespace)).hashes == {}
     assert await registry.register(worker(A)) is True
 
@@ -173,7 +173,7 @@ async def test_a_late_heartbeat_does_not_revive_the_dead(store: Store, registry:
 async def test_a_worker_without_heartbeats_lives_until_it_is_removed(store: Store) -> None:
     registry = store.registry(heartbeat_expiration=0.01)
     await registry.register(worker(A, check_heart_beat=False))
-    assert await registry.heartbeat([(A, 4)]) == [True]
+    assert await registry.heartbeat(reports([(A, 4)])) == [True]
     assert await registry.sweep(0.001) == []
     [known] = (await registry.list_workers()).workers
     assert (known.expires_in, known.status.queue_length) == (None, 4)
@@ -238,11 +238,11 @@ async def test_numbers_stay_as_the_worker_wrote_them(registry: Registry) -> None
 
 
 async def test_namespaces_do_not_see_each_other(store: Store, registry: Registry) -> None:
-    other = Registry(store.client, store.namespace + "-other", 90.0)
+    other = Registry(store.client, store.namespace + "-other", 90.0, booking_decay=False, booking_delay=0.0)
     await registry.register(worker(A))
     assert (await other.list_workers()).workers == []
-    assert await other.dispatch_shortest_queue(["m"]) == [""]
-    assert await other.heartbeat([(A, 0)]) == [False]
+    assert await other.dispatch_shortest_queue(asks(["m"])) == [""]
+    assert await other.heartbeat(reports([(A, 0)])) == [False]
     assert await other.remove(A) is False
     assert await names(registry) == [A]
 
@@ -253,7 +253,7 @@ async def test_namespaces_do_not_see_each_other(store: Store, registry: Registry
 async def test_no_name_reaches_another_key(store: Store, registry: Registry, name: str) -> None:
     await registry.register(worker(A))
     await registry.register(worker(name, name))
-    assert await registry.dispatch_shortest_queue([name, "m"]) == [name, A]
+    assert await registry.dispatch_shortest_queue(asks([name, "m"])) == [name, A]
     assert sorted(await names(registry)) == sorted([A, name])
 
 

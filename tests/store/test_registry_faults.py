@@ -12,7 +12,7 @@ from controller.store.failures import FAILURES, store_error
 from controller.store.registry import SCHEMA, Registry
 from tests.conftest import Store
 from tests.invariants import whole_state
-from tests.samples import A, B, C, worker
+from tests.samples import A, B, C, asks, reports, worker
 
 
 async def test_check_passes_on_a_store_that_keeps_what_it_is_given(store: Store, registry: Registry) -> None:
@@ -49,14 +49,14 @@ async def test_a_full_store_changes_nothing_by_halves_and_makes_room(store: Stor
         for refused in (
             registry.register(worker(A, "other")),
             registry.register(worker("http://new:1")),
-            registry.heartbeat([(A, 1), (C, 1)]),
-            registry.heartbeat([(C, 1), (A, 1)]),
-            registry.dispatch_shortest_queue(["m"]),
+            registry.heartbeat(reports([(A, 1), (C, 1)])),
+            registry.heartbeat(reports([(C, 1), (A, 1)])),
+            registry.dispatch_shortest_queue(asks(["m"])),
         ):
             with pytest.raises(StoreUnavailable, match="OutOfMemory"):
                 await refused
             assert await whole_state(store.client, store.namespace) == before
-        assert await registry.heartbeat([(A, 1)]) == [False]
+        assert await registry.heartbeat(reports([(A, 1)])) == [False]
         assert await registry.sweep(0.001) == [B]
         assert [known.name for known in (await registry.list_workers()).workers] == [C]
     finally:
@@ -127,7 +127,7 @@ async def test_check_does_not_mind_a_user_who_may_not_ask_for_the_policy(store: 
     client = connect(store.url, timeout=5.0)
     await client.execute_command("AUTH", "few", "")
     try:
-        registry = Registry(client, store.namespace, 90.0)
+        registry = Registry(client, store.namespace, 90.0, booking_decay=False, booking_delay=0.0)
         await registry.check()
         assert (await registry.list_workers()).workers == []
     finally:
@@ -145,10 +145,10 @@ async def test_a_key_that_is_not_ours_is_told_from_an_outage(store: Store, regis
 async def test_check_refuses_another_layout_of_keys_and_touches_nothing(store: Store, registry: Registry) -> None:
     await registry.check()
     assert await store.client.get(keys.schema(store.namespace)) == SCHEMA
-    await store.client.set(keys.schema(store.namespace), "2")
-    with pytest.raises(StoreIncompatible, match="laid out in version 2, this program works with version 1"):
+    await store.client.set(keys.schema(store.namespace), "3")
+    with pytest.raises(StoreIncompatible, match="laid out in version 3, this program works with version 2"):
         await registry.check()
-    assert await store.client.get(keys.schema(store.namespace)) == "2"
+    assert await store.client.get(keys.schema(store.namespace)) == "3"
 
 
 async def test_check_refuses_a_store_that_would_evict_heartbeats(store: Store, registry: Registry) -> None:
@@ -163,42 +163,54 @@ async def test_check_refuses_a_store_that_would_evict_heartbeats(store: Store, r
 
 
 INVALID = [
-    ("register", [A, "x", "1", "0", "0", "", "[]"]),
-    ("register", [A, "1.5", "1", "0", "0", "", "[]"]),
-    ("register", [A, "1", "0", "0", "0", "", "[]"]),
-    ("register", [A, "1", "nan", "0", "0", "", "[]"]),
-    ("register", [A, "1", "inf", "0", "0", "", "[]"]),
-    ("register", [A, "1", "1", "-1", "0", "", "[]"]),
-    ("register", [A, "1", "1", "0.5", "0", "", "[]"]),
-    ("register", [A, "1", "1", "0", "0", "", '["m"]']),
-    ("register", [A, "1", "1", "0", "0", "", '["m"]', "nan"]),
-    ("register", [A, "1", "1", "0", "0", "", '["m"]', "1", "1"]),
-    ("register", [A, "1", "1", "0", "2", "", "[]"]),
-    ("register", [A, "1", "1", "0", "", "", "[]"]),
-    ("register", [A, "1", "1", "0", "0", "", "[{}]", "1"]),
-    ("register", [A, "1", "1", "0", "0", "", "[1]", "1"]),
-    ("register", [A, "1", "1", "9007199254740994", "0", "", "[]"]),
-    ("heartbeat", ["0", A, "1"]),
-    ("heartbeat", ["x", A, "1"]),
-    ("heartbeat", ["1", A]),
-    ("heartbeat", ["1", A, "1", B, "x"]),
-    ("dispatch_shortest_queue", ["id", "0", "m"]),
-    ("dispatch_shortest_queue", ["id", "1"]),
-    ("dispatch_lottery", ["id", "1"]),
-    ("dispatch_lottery", ["id", "1", "m"]),
-    ("dispatch_lottery", ["id", "1", "m", "-1"]),
-    ("dispatch_lottery", ["id", "1", "m", "1", "m", "x"]),
+    ("register", [A, "x", "1", "0", "0", "", "[]", "", "0", "0", "0"]),
+    ("register", [A, "1.5", "1", "0", "0", "", "[]", "", "0", "0", "0"]),
+    ("register", [A, "1", "0", "0", "0", "", "[]", "", "0", "0", "0"]),
+    ("register", [A, "1", "nan", "0", "0", "", "[]", "", "0", "0", "0"]),
+    ("register", [A, "1", "inf", "0", "0", "", "[]", "", "0", "0", "0"]),
+    ("register", [A, "1", "1", "-1", "0", "", "[]", "", "0", "0", "0"]),
+    ("register", [A, "1", "1", "0.5", "0", "", "[]", "", "0", "0", "0"]),
+    ("register", [A, "1", "1", "0", "0", "", '["m"]', "", "0", "0", "0"]),
+    ("register", [A, "1", "1", "0", "0", "", '["m"]', "", "0", "0", "0", "nan"]),
+    ("register", [A, "1", "1", "0", "0", "", '["m"]', "", "0", "0", "0", "1", "1"]),
+    ("register", [A, "1", "1", "0", "2", "", "[]", "", "0", "0", "0"]),
+    ("register", [A, "1", "1", "0", "", "", "[]", "", "0", "0", "0"]),
+    ("register", [A, "1", "1", "0", "0", "", "[{}]", "", "0", "0", "0", "1"]),
+    ("register", [A, "1", "1", "0", "0", "", "[1]", "", "0", "0", "0", "1"]),
+    ("register", [A, "1", "1", "9007199254740994", "0", "", "[]", "", "0", "0", "0"]),
+    ("register", [A, "1", "1", "0", "0", "", "[]", "0", "0", "0", "0"]),
+    ("register", [A, "1", "1", "0", "0", "", "[]", "1.5", "0", "0", "0"]),
+    ("register", [A, "1", "1", "0", "0", "", "[]", "", "0", "x", "0"]),
+    ("register", [A, "1", "1", "0", "0", "", "[]", "", "0", "0", "-1"]),
+    ("heartbeat", ["0", "0", "0", A, "1", "0"]),
+    ("heartbeat", ["x", "0", "0", A, "1", "0"]),
+    ("heartbeat", ["1", "0", "x", A, "1", "0"]),
+    ("heartbeat", ["1", "0", "0", A, "1"]),
+    ("heartbeat", ["1", "0", "0", A, "1", "0", B, "x", "0"]),
+    ("heartbeat", ["1", "0", "0", A, "1", "0", B, "1", "-1"]),
+    ("dispatch_shortest_queue", ["id", "0", "0", "m", "0"]),
+    ("dispatch_shortest_queue", ["id", "1", "0"]),
+    ("dispatch_shortest_queue", ["id", "1", "0", "m"]),
+    ("dispatch_shortest_queue", ["id", "1", "0", "m", "0", "m", "x"]),
+    ("dispatch_lottery", ["id", "1", "0"]),
+    ("dispatch_lottery", ["id", "1", "0", "m", "0"]),
+    ("dispatch_lottery", ["id", "1", "0", "m", "0", "-1"]),
+    ("dispatch_lottery", ["id", "1", "0", "m", "0", "1", "m", "0", "x"]),
+    ("dispatch_lottery", ["id", "1", "0", "m", "0", "1", "m", "x", "1"]),
+    ("drain", [A, "1", "0", "x"]),
+    ("report_failure", [A, "whim", "0"]),
+    ("meet", ["id", "x"]),
     ("remove", [A, "", "0"]),
     ("list_models", ["2"]),
-    ("list_workers", ["x", "1"]),
-    ("list_workers", ["0", "0"]),
-    ("settle", ["id", "0", "0", "[]"]),
-    ("settle", ["id", "1", "x", "[]"]),
-    ("settle", ["id", "1", "0", "[]", A]),
-    ("settle", ["id", "1", "0", "[]", A, "-1"]),
-    ("settle", ["id", "1", "0", "[]", A, "1", B, "0.5"]),
-    ("sweep", ["0", "1"]),
-    ("sweep", ["1", "0"]),
+    ("list_workers", ["x", "1", "0"]),
+    ("list_workers", ["0", "0", "0"]),
+    ("settle", ["id", "0", "0", "[]", "0"]),
+    ("settle", ["id", "1", "x", "[]", "0"]),
+    ("settle", ["id", "1", "0", "[]", "0", A]),
+    ("settle", ["id", "1", "0", "[]", "0", A, "-1"]),
+    ("settle", ["id", "1", "0", "[]", "0", A, "1", B, "0.5"]),
+    ("sweep", ["0", "1", "0"]),
+    ("sweep", ["1", "0", "0"]),
 ]
 
 

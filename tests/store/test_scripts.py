@@ -9,7 +9,7 @@ import pytest
 from controller.store import scripts
 from controller.store.registry import Registry
 from tests.conftest import Store
-from tests.samples import A, worker
+from tests.samples import A, asks, reports, worker
 
 FOLDER = Path(str(scripts.folder()))
 SCRIPTS = sorted(FOLDER.glob("*.lua"))
@@ -99,17 +99,27 @@ async def test_callers_pass_the_arguments_that_the_headers_name(
 
     monkeypatch.setattr(Registry, "_run", counting)
     await registry.register(worker(A))
-    await registry.heartbeat([(A, 0)])
-    await registry.dispatch_shortest_queue(["m"])
-    await registry.dispatch_lottery(["m"])
+    await registry.heartbeat(reports([(A, 0)]))
+    await registry.dispatch_shortest_queue(asks(["m"]))
+    await registry.dispatch_lottery(asks(["m"]))
     (await registry.list_workers()).workers
     await registry.list_models()
     await registry.sweep(1.0)
     await registry.check()
+    await registry.release(["no lease"])
+    await registry.renew("no lease")
+    await registry.drain(A)
+    await registry.report_failure(A)
+    await registry.meet("replica", 1.0)
     for settlement in registry.settlements({A: 1}, 0):
         await registry.settle(settlement)
     await registry.remove(A)
-    tails = {"heartbeat": 2, "dispatch_lottery": 2, "settle": 2}  # what a repeated part holds, where it is not one
+    tails = {
+        "heartbeat": 3,
+        "dispatch_shortest_queue": 2,
+        "dispatch_lottery": 3,
+        "settle": 2,
+    }  # what a repeated part holds, where it is not one
     for path in SCRIPTS:
         inputs = parts(path)[0].partition("\n  Input:\n")[2].partition("\n  Output:\n")[0]
         listed = re.findall(r"^    ARGV\[\d+(…?)\]", inputs, re.MULTILINE)

@@ -112,6 +112,13 @@ class ControllerProcess(Process):
         where = [] if "--redis-url" in flags else ["--data-dir", str(data_dir)]
         if "--shutdown-delay" not in flags:
             where += ["--shutdown-delay", "0"]  # nobody looks at /readyz
+        if "--booking-decay" not in flags:
+            where += [
+                "--booking-decay",
+                "off",
+                "--booking-delay",
+                "0",
+            ]  # FastChat's arithmetic: bookings can be counted
         address = ["--host", "127.0.0.1", "--port", str(self.port)]
         log = data_dir.parent / f"{data_dir.name}.log"
         super().__init__(log, "-m", "controller", "serve", *address, *where, *flags, **env)

@@ -96,7 +96,9 @@ async def check_whole(controller: ControllerProcess, load: Load) -> None:
     client = connect(controller.store_url, timeout=5.0)
     try:
         await check_invariants(client, "controller")
-        workers = (await Registry(client, "controller", 90.0).list_workers()).workers
+        workers = (
+            await Registry(client, "controller", 90.0, booking_decay=False, booking_delay=0.0).list_workers()
+        ).workers
         booked = {w.name: w.status.queue_length for w in workers if w.name in WORKERS}
         # A booking without an answer: what a replica had booked when it was killed. Never an answer without one.
         lost = sum(booked.values()) - load.acknowledged.total()

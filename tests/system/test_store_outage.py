@@ -15,6 +15,7 @@ from controller.store.connection import connect
 from tests.conftest import Figure
 from tests.faults import proxy_aside
 from tests.invariants import check_invariants
+from tests.outage import queue_length
 from tests.system.conftest import Serve
 from tests.system.load import Seen, load
 from tests.system.processes import ControllerProcess, serves, stock_worker
@@ -58,7 +59,7 @@ async def booked(url: str) -> int:
     try:
         await check_invariants(client, "controller")
         names = await client.zrange(keys.workers("controller"), 0, -1)
-        return sum([int(await client.hget(keys.worker("controller", name), "queue_length")) for name in names])
+        return sum([await queue_length(client, "controller", name) for name in names])
     finally:
         await client.aclose()
 
@@ -293,10 +294,10 @@ async def test_two_namespaces_do_not_see_each_other(serve: Serve, work_dir: Path
 async def test_a_store_with_another_layout_stops_a_replica_with_a_clear_word(serve: Serve, work_dir: Path) -> None:
     async with single(work_dir) as store:
         client: Redis = store.client()
-        await client.set(keys.schema("controller"), "2")
+        await client.set(keys.schema("controller"), "3")
         controller = serve("--redis-url", store.url, ready=False)
         assert controller.popen.wait(20) == 1
-        assert "laid out in version 2, this program works with version 1" in controller.log
+        assert "laid out in version 3, this program works with version 2" in controller.log
         assert "Traceback" not in controller.log
         await wait_until(lambda: only_the_schema(client), "nothing else is left")
         await client.aclose()

@@ -22,6 +22,11 @@ GOOD: dict[str, dict[str, Any]] = {
     },
     "/receive_heart_beat": {"worker_name": A, "queue_length": 1},
     "/remove_worker": {"worker_name": A},
+    "/drain_worker": {"worker_name": A},
+    "/resume_worker": {"worker_name": A},
+    "/report_failure": {"worker_name": A},
+    "/release_worker": {"lease": f"1800000000000-1000-1-1@{A}"},
+    "/renew_lease": {"lease": f"1800000000000-1000-1-1@{A}"},
     "/get_worker_address": {"model": "m"},
     "/worker_generate_stream": {"model": "m"},
 }
@@ -51,9 +56,11 @@ WRONG: dict[str, list[bytes]] = {
     "multimodal": [b"1", b'"x"', b"[]"],
     "queue_length": [b"-1", b"true", b"1.5", b'"1"', b"null", b"NaN", b"Infinity", b"1e309", b"[]", b"9" * 5000],
     "model": [b"1", b"null", b"[]", b"{}", b"true"],
+    "lease": [b"1", b"null", b"[]", b"true", b'""', b'"x"', b'"1-1-1-1@"', b'"1800000000000-1-1-1@http://a:1\\n"'],
     "worker_status": [b"1", b'"x"', b"[]", b"[1]", b'{"speed": 1}', b"true"],
     "worker_status.model_names": [b"1", b'"m"', b"[1]", b"[null]", b'[""]', b'["a\\nb"]', b"null"],
     "worker_status.speed": [b"0", b"-1", b"true", b'"1"', b"NaN", b"1e309", b"null", b"9" * 5000],
+    "worker_status.capacity": [b"0", b"-1", b"true", b"1.5", b'"1"', b"1e309", b"1000001"],
     "worker_status.queue_length": [b"-1", b"true", b"1.5", b'"1"', b"null", b"1e309"],
 }
 

@@ -1,0 +1,132 @@
+"""What a worker is believed to have to do: bookings, leases and reports, as pure functions of what happened when.
+
+They say what the scripts in `lua/` mean; the tests hold the two equal. Times are in milliseconds of the store's clock,
+phases are those of controller/domain/fade.py. docs/dispatch.md tells the reasons.
+"""
+
+import math
+import re
+from dataclasses import dataclass, field
+from typing import Final
+
+# What is added to a cost: whoever has no free slot comes behind all who have, whoever fails behind them all.
+FULL: Final = 1e9
+FAILING: Final = 1e12
+
+MAX_LEASE_TIME: Final = 86_400.0  # in seconds
+# '<when booked>-<for how long, both in milliseconds>-<number of the choice>-<life of the worker>@<its name>'
+LEASE: Final = re.compile(r"\d{13}-\d{1,8}-\d{1,16}-\d{1,16}@[!-~]{8,1024}\Z")
+MARK_MS: Final = 50  # bookings are told apart by their time to so much
+MAX_MARKS: Final = 8  # of a busy worker the older bookings count as seen
+LATE_RELEASE_MS: Final = 1_000
+
+
+@dataclass(slots=True)
+class Load:
+    """One worker's load.
+
+    capacity is how many requests it runs at once, None if it does not tell. leased is the number of leases that are
+    out, ended of how many of them the last report told that their requests had ended. unleased and expected are all
+    others: so many at phase `faded_from`, and fewer since; unleased at the pace of the model, by which workers are kept
+    in order, expected at the worker's own pace, which is the better guess of how many there are.
+    """
+
+    speed: float
+    capacity: int | None = None
+    leased: int = 0
+    ended: int = 0
+    unleased: float = 0.0
+    expected: float = 0.0
+    faded_from: float = 0.0
+    failing: bool = False
+    reported: int = 0
+    reported_at: float = 0.0
+    booked: int = 0
+    lent: int = 0
+    done: int = 0
+    marked_at: float = 0.0
+    marks: list[tuple[float, int, int]] = field(
+        default_factory=list
+    )  # time, booked and lent before it; the oldest first
+
+    def unleased_at(self, phase: float) -> float:
+        """What is left of the bookings without a lease, and of the requests that only a report told of."""
+        return self.unleased * math.exp(min(0.0, self.faded_from - phase))
+
+    def expected_at(self, phase: float, pace: float) -> float:
+        """The same at the worker's own pace, which is so many times the model's, if it has slots to be counted."""
+        if self.capacity is None:
+            return self.unleased_at(phase)
+        return self.expected * math.exp(min(0.0, self.faded_from - phase) * pace)
+
+    def fade(self, phase: float, pace: float) -> None:
+        """Take off what has faded until now."""
+        self.expected, self.unleased = self.expected_at(phase, pace), self.unleased_at(phase)
+        self.faded_from = phase
+
+    def queue(self, phase: float, pace: float) -> float:
+        """The best guess of how many requests it has to run and to do."""
+        return self.leased - self.ended + self.expected_at(phase, pace)
+
+    def cost(self, phase: float, pace: float) -> float:
+        """What shortest_queue compares: the worker with the least is chosen.
+
+        With a free slot, or where nobody knows of slots, it is requests for each unit of speed, as in FastChat;
+        without, how long the next request would wait, in units of a request's time.
+        """
+        cost = (self.leased - self.ended + self.unleased_at(phase)) / self.speed
+        if self.capacity is not None:
+            missing = self.queue(phase, pace) + 1 - self.capacity
+            if missing > 0:
+                cost = FULL + missing / (self.capacity * self.speed)
+        return cost + FAILING if self.failing else cost
+
+    def book(self, now: float, phase: float, pace: float, leased: bool) -> None:
+        """One more request is on its way to it."""
+        if now >= self.marked_at + MARK_MS:
+            self.marks.append((now, self.booked, self.lent))
+            self.marked_at = now
+            del self.marks[:-MAX_MARKS]
+        if leased:
+            self.leased += 1
+            self.lent += 1
+        else:
+            self.fade(phase, pace)
+            self.unleased += 1
+            self.expected += 1
+            self.booked += 1
+
+    def release(self, booked_at: float, now: float) -> None:
+        """A lease has ended, by its holder or by itself. The caller knows that it was out."""
+        if self.ended and booked_at < self.reported_at and now < self.reported_at + LATE_RELEASE_MS:
+            self.ended -= 1  # its request had ended before the report, the word of it came after
+        if booked_at >= self.reported_at:  # or the next report would take it for one that is under way
+            self.lent -= 1
+            self.done += 1
+            self.marks = [(at, booked, lent - (at > booked_at)) for at, booked, lent in self.marks]
+        self.leased -= 1
+        self.ended = min(self.ended, self.leased)
+
+    def report(self, queue_length: int, written_at: float, phase: float, unseen_for: float) -> tuple[float, int] | None:
+        """The worker said at `written_at` how many requests it had to run and to do.
+
+        Bookings that were made less than `unseen_for` before were still on their way then, and are added. Returns for
+        how many request-milliseconds it has worked since the report before, and how many bookings that were; None if
+        the report before was written later: then nothing changes.
+        """
+        if written_at < self.reported_at:
+            return None
+        seen_booked, seen_lent = self.booked, self.lent
+        unseen = [mark for mark in self.marks if mark[0] > written_at - unseen_for]
+        if unseen:
+            _, seen_booked, seen_lent = unseen[0]
+        work = (self.reported + queue_length) / 2 * (written_at - self.reported_at)
+        bookings = seen_booked + seen_lent + self.done
+        self.marks = [(at, booked - seen_booked, lent - seen_lent) for at, booked, lent in unseen]
+        self.booked, self.lent, self.done = self.booked - seen_booked, self.lent - seen_lent, 0
+        seen_leases = self.leased - self.lent
+        self.ended = max(0, seen_leases - queue_length)
+        self.unleased = self.expected = max(0, queue_length - seen_leases) + self.booked
+        self.faded_from = phase
+        self.reported, self.reported_at = queue_length, written_at
+        return work, bookings

@@ -1,0 +1,154 @@
+"""Asks workers for their queue lengths between their heartbeats: each of them is asked by one of the replicas."""
+
+import asyncio
+import contextlib
+import logging
+import random
+import secrets
+import time
+from collections.abc import Callable, Sequence
+from typing import Final
+from zlib import crc32
+
+from controller.coalescer import Coalescer
+from controller.domain.errors import StoreError, WorkerError
+from controller.domain.worker import Worker
+from controller.guard import StoreGuard
+from controller.metrics import Metrics
+from controller.store.registry import Registry, Report
+from controller.upstream.client import WorkerClient
+
+logger = logging.getLogger("controller")
+
+_MAX_POLLS_AT_ONCE: Final = 64
+_MEETING_INTERVAL: Final = 1.0
+_STAY: Final = 3.0  # for so long after its last word a replica is believed to be there
+_STEPS: Final = 50  # in an interval: polls begin at so many times
+_FAILURES: Final = 2  # in a row, and a worker comes behind all others
+
+
+class Poller:
+    """One replica's part of the polling.
+
+    interval is in seconds; known gives the workers, as this replica saw them last. A worker that has never answered any
+    replica sits where it cannot be reached: it is left alone until it registers again.
+    """
+
+    def __init__(
+        self,
+        guard: StoreGuard,
+        registry: Registry,
+        workers: WorkerClient,
+        metrics: Metrics,
+        interval: float,
+        known: Callable[[], Sequence[Worker]],
+    ) -> None:
+        self._guard = guard
+        self._registry = registry
+        self._workers = workers
+        self._metrics = metrics
+        self._interval = interval
+        self._known = known
+        self._id = secrets.token_hex(8)
+        self._replicas: list[str] = []
+        self._met_at = float("-inf")
+        self._due: dict[str, float] = {}  # when each of this replica's workers is asked next
+        self._failures: dict[str, int] = {}  # in a row
+        self._left_alone: dict[str, int] = {}  # the registration that does not answer
+        self._places = asyncio.Semaphore(_MAX_POLLS_AT_ONCE)
+        self._polls: set[asyncio.Task[None]] = set()
+        self._reports: Coalescer[Report, bool] = Coalescer(self._report_all, limit=256)
+
+    async def poll_forever(self) -> None:
+        """Poll for ever; never, if the interval is 0."""
+        if not self._interval:
+            return
+        while True:
+            if time.monotonic() - self._met_at >= min(_MEETING_INTERVAL, self._interval):
+                await self._meet()
+            self._begin_polls()
+            await asyncio.sleep(self._interval / _STEPS)
+
+    async def close(self) -> None:
+        """End the polls that are under way, and leave the workers to the other replicas."""
+        for poll in self._polls:
+            poll.cancel()
+        if self._polls:
+            await asyncio.wait(self._polls)
+        if self._replicas:
+            with contextlib.suppress(StoreError):  # then they will find out
+                await self._guard.ask(self._registry.meet, self._id, 0.0)
+
+    async def _meet(self) -> None:
+        """Find out which replicas there are, and which workers are this one's.
+
+        Each worker goes to the replica for which it draws the highest number (rendezvous hashing: Thaler and
+        Ravishankar, 1998), so that one that comes or goes moves its own share and no other.
+        """
+        self._met_at = time.monotonic()
+        try:
+            self._replicas = await self._guard.ask(self._registry.meet, self._id, _STAY)
+        except StoreError:
+            self._replicas = []  # what they would tell could not be written down
+        salts = [(replica, crc32(replica.encode())) for replica in self._replicas]
+        mine = [
+            worker
+            for worker in self._known()
+            if salts and max(salts, key=lambda salt: crc32(worker.name.encode(), salt[1]))[0] == self._id
+        ]
+        spread = random.uniform  # polls of workers that come together are spread in time
+        self._due = {
+            worker.name: self._due.get(worker.name) or time.monotonic() + spread(0, self._interval)
+            for worker in mine
+            if self._left_alone.get(worker.name) != worker.registration
+        }
+        self._failures = {name: number for name, number in self._failures.items() if name in self._due}
+        names = {worker.name for worker in mine}
+        self._left_alone = {name: number for name, number in self._left_alone.items() if name in names}
+
+    def _begin_polls(self) -> None:
+        now = time.monotonic()
+        workers = {worker.name: worker for worker in self._known()} if self._due else {}
+        for name, due in self._due.items():
+            if due <= now and name in workers:
+                self._due[name] = max(due + self._interval, now)
+                poll = asyncio.create_task(self._poll(workers[name]))
+                self._polls.add(poll)
+                poll.add_done_callback(self._polls.discard)
+
+    async def _poll(self, worker: Worker) -> None:
+        async with self._places:
+            asked_at = time.monotonic()
+            try:
+                status = await self._workers.status(worker.name)
+            except WorkerError as error:
+                await self._failed(worker, error)
+                return
+        self._failures.pop(worker.name, None)
+        self._metrics.polls_answered.inc()
+        with contextlib.suppress(StoreError):  # the guard has told of it
+            await self._reports.submit(Report(worker.name, status.queue_length, asked_at))
+
+    async def _failed(self, worker: Worker, error: WorkerError) -> None:
+        self._metrics.polls_failed.inc()
+        failures = self._failures[worker.name] = self._failures.get(worker.name, 0) + 1
+        if failures < _FAILURES:
+            return
+        if not worker.polled:
+            self._left_alone[worker.name] = worker.registration
+            self._due.pop(worker.name, None)
+            logger.info("A worker cannot be asked for its status, and is not asked again: %s", error)
+            return
+        if failures == _FAILURES:
+            logger.warning("A worker does not answer, and comes behind all others: %s", error)
+        with contextlib.suppress(StoreError):  # the guard has told of it
+            await self._guard.ask(self._report_failure, worker.name)
+
+    async def _report_failure(self, name: str) -> bool:
+        return await self._registry.report_failure(name, of_polls=True)
+
+    async def _report_all(self, reports: Sequence[Report]) -> list[bool]:
+        return await self._guard.ask(self._take, reports)
+
+    async def _take(self, reports: Sequence[Report]) -> list[bool]:
+        return await self._registry.heartbeat(reports, of_polls=True)

@@ -1,0 +1,63 @@
+--[[
+  Lets a worker drain: it gets no new request, but is listed and sends heartbeats as before. Or lets it serve again.
+
+  Input:
+    KEYS[1]  '{<ns>}' the namespace
+    ARGV[1]  the worker's name
+    ARGV[2]  '1' to drain, '0' to resume
+    ARGV[3]  '1' if bookings fade, else '0'
+    ARGV[4]  a draw from the exponential distribution of mean 1, for its tickets in the lottery
+
+  Output:
+    1  so it is
+    0  there is no such live worker
+    error 'INVALID …' if an argument cannot be; nothing was done
+]]
+--- @include "alive"
+--- @include "finite"
+--- @include "index_fading"
+--- @include "index_static"
+--- @include "join_lottery"
+--- @include "key"
+--- @include "learn"
+--- @include "load_of"
+--- @include "member"
+--- @include "now"
+--- @include "unindex"
+--- @include "write_load"
+local name = ARGV[1]
+local drain = ARGV[2] == "1"
+local fades = ARGV[3] == "1"
+local draw = finite(ARGV[4])
+if not draw then
+  return redis.error_reply("INVALID draw")
+end
+local time = now()
+
+local load = load_of(name, fades and time)
+if not drain then
+  redis.call("DEL", key("draining", name))
+end
+if not load or not alive(name) then
+  return 0
+end
+if load.draining == drain then
+  return 1
+end
+
+load.draining = drain
+write_load(load)
+for _, model in ipairs(load.models) do
+  if drain then
+    unindex(model, member(load.place, name), name)
+  else
+    redis.call("SADD", key("models"), model)
+    if fades then
+      learn(model, time, load.speed, 0, 0) -- so that its phase has begun
+    end
+    join_lottery(model, name, load.speed, draw)
+  end
+end
+index_static(load, fades)
+index_fading(load, fades and time)
+return 1

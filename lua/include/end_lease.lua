@@ -1,0 +1,45 @@
+--[[
+  Ends a lease, on its holder's word or because its time is over.
+
+  If the worker's last report came after its request had ended, but before this, it is counted out already.
+  The rule in Python: controller/domain/load.py, Load.release().
+
+  Input:
+    lease  the lease
+    time   the time
+    fades  whether bookings fade
+
+  Output: whether the lease was out; false, too, if the worker has registered anew since, which ended it.
+]]
+--- @include "index_static"
+--- @include "key"
+--- @include "load_of"
+--- @include "write_load"
+local function end_lease(lease, time, fades)
+  if redis.call("ZREM", key("leases"), lease) == 0 then
+    return false
+  end
+  local booked_at, life, name = lease:match("^(%d+)%-[^@]*%-(%d+)@(.*)$")
+  local known = redis.call("HMGET", key("worker", name), "life", "reported_at")
+  if known[1] ~= life then
+    return false
+  end
+  local load = load_of(name, fades and time)
+  local reported_at = tonumber(known[2])
+  if tonumber(load.ended) > 0 and tonumber(booked_at) < reported_at and time < reported_at + 1000 then
+    load.ended = load.ended - 1
+  end
+  if tonumber(booked_at) >= reported_at then -- or the next report would take it for one that is under way
+    load.lent, load.done = load.lent - 1, load.done + 1
+    load.marks = load.marks:gsub("(%d+):(%d+):(%d+);", function(at, booked, lent)
+      if at > booked_at then
+        return at .. ":" .. booked .. ":" .. lent - 1 .. ";"
+      end
+    end)
+  end
+  load.leased = load.leased - 1
+  load.ended = math.min(load.ended, load.leased)
+  write_load(load)
+  index_static(load, fades)
+  return true
+end

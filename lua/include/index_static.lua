@@ -1,0 +1,27 @@
+--[[
+  Puts a worker where it belongs in the first index of each of its models: by the part of its cost that stays as it is
+  while time passes. Where bookings do not fade, that is all of it. A worker that drains is in no index.
+
+  Input:
+    load       as include/load_of.lua gives it
+    fades      whether bookings fade
+    old_place  the turn in its member until now, if it was in there with another; else nil
+]]
+--- @include "cost_of"
+--- @include "key"
+--- @include "member"
+local function index_static(load, fades, old_place)
+  if load.draining then
+    return
+  end
+  local cost = fades and cost_of(load, 0, 0) or cost_of(load, load.unleased, load.expected)
+  local index_member = member(load.place, load.name)
+  local old_member = old_place and member(old_place, load.name)
+  for _, model in ipairs(load.models) do
+    local index = key("model", model)
+    if old_member then
+      redis.call("ZREM", index, old_member)
+    end
+    redis.call("ZADD", index, cost, index_member)
+  end
+end

@@ -1,0 +1,45 @@
+--[[
+  Takes what a worker said of its queue, and learns from it. What was booked so shortly before that the worker cannot
+  have known of it is added; if a later report has come first, nothing changes.
+  The rule in Python: controller/domain/load.py, Load.report().
+
+  Input:
+    load          as include/load_of.lua gives it
+    queue_length  how many requests the worker had to run and to do
+    written_at    when that was
+    unseen_for    for how long a booking is under way to the worker
+    time          the time
+    fades         whether bookings fade
+
+  Output: nothing; load has changed, its hash but for that and the indexes have not.
+]]
+--- @include "learn"
+local function take_report(load, queue_length, written_at, unseen_for, time, fades)
+  local last = redis.call("HMGET", load.worker, "reported", "reported_at")
+  if written_at < tonumber(last[2]) then
+    return
+  end
+  local booked, lent, marks = load.booked, load.lent, ""
+  for at, booked_then, lent_then in load.marks:gmatch("(%d+):(%d+):(%d+);") do
+    if tonumber(at) > written_at - unseen_for then
+      if marks == "" then
+        booked, lent = booked_then, lent_then
+      end
+      marks = marks .. at .. ":" .. booked_then - booked .. ":" .. lent_then - lent .. ";"
+    end
+  end
+  local work = (last[1] + queue_length) / 2 * (written_at - last[2])
+  local bookings = booked + lent + load.done
+  load.booked, load.lent, load.done = load.booked - booked, load.lent - lent, 0 -- those that it has not seen
+  local seen_leases = load.leased - load.lent
+  load.ended = math.max(0, seen_leases - queue_length)
+  load.unleased = math.max(0, queue_length - seen_leases) + load.booked
+  load.expected = load.unleased
+  load.marks = marks
+  redis.call("HSET", load.worker, "reported", queue_length, "reported_at", written_at)
+  if fades and not load.draining then
+    for _, model in ipairs(load.models) do
+      learn(model, time, load.speed, work, bookings)
+    end
+  end
+end

@@ -1,0 +1,22 @@
+--[[
+  Ends leases: their requests have ended.
+
+  Input:
+    KEYS[1]   '{<ns>}' the namespace
+    ARGV[1]   '1' if bookings fade, else '0'
+    ARGV[2…]  for each one the lease
+
+  Output:
+    an array with one entry a lease, in order:
+      1  it was out, and has ended
+      0  it was not: released before, its time over, or its worker gone or registered anew
+]]
+--- @include "end_lease"
+--- @include "now"
+local fades = ARGV[1] == "1"
+local time = now()
+local released = {}
+for i = 2, #ARGV do
+  released[i - 1] = end_lease(ARGV[i], time, fades) and 1 or 0
+end
+return released

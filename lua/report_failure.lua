@@ -1,0 +1,35 @@
+--[[
+  Puts a worker behind all others, because it failed: until its next heartbeat, or, where it failed to answer polls,
+  until it answers one.
+
+  Input:
+    KEYS[1]  '{<ns>}' the namespace
+    ARGV[1]  the worker's name
+    ARGV[2]  'request' if a request to it failed, 'polls' if polls did
+    ARGV[3]  '1' if bookings fade, else '0'
+
+  Output:
+    1  so it is
+    0  there is no such live worker
+    error 'INVALID …' if an argument cannot be; nothing was done
+]]
+--- @include "alive"
+--- @include "index_static"
+--- @include "load_of"
+--- @include "now"
+--- @include "write_load"
+local name = ARGV[1]
+local why = ARGV[2]
+local fades = ARGV[3] == "1"
+if why ~= "request" and why ~= "polls" then
+  return redis.error_reply("INVALID failure")
+end
+
+local load = load_of(name, fades and now())
+if not load or not alive(name) then
+  return 0
+end
+load.failing = load.failing == "request" and "request" or why -- which an answer to a poll does not forgive
+write_load(load)
+index_static(load, fades)
+return 1

@@ -1,0 +1,70 @@
+"""Several replicas, with the settings that they come with, choose as one would."""
+
+import asyncio
+import os
+import signal
+from collections import Counter
+from pathlib import Path
+
+import httpx
+import pytest
+
+from tests.system.conftest import Serve
+from tests.system.processes import ControllerProcess, stock_worker
+from tests.waiting import wait_until
+
+DEFAULTS = ("--booking-decay", "on", "--booking-delay", "0.2")
+
+
+async def ask(controller: ControllerProcess, number: int, **body: object) -> list[dict[str, str]]:
+    async with httpx.AsyncClient(timeout=30.0, limits=httpx.Limits(max_connections=64)) as http:
+        url = f"{controller.url}/get_worker_address"
+        answers = await asyncio.gather(*(http.post(url, json={"model": "m", **body}) for _ in range(number)))
+    return [answer.json() for answer in answers]
+
+
+@pytest.mark.parametrize("lease", [False, True])
+async def test_a_burst_is_spread_evenly(serve: Serve, lease: bool) -> None:
+    controller = serve("--replicas", "4", *DEFAULTS)
+    for i in range(4):
+        controller.register(f"http://w{i}:1")
+    answers = await ask(controller, 256, lease=lease)
+    assert Counter(answer["address"] for answer in answers) == {f"http://w{i}:1": 64 for i in range(4)}
+    if lease:
+        assert [worker["queue_length"] for worker in controller.workers()] == [64] * 4
+        for answer in answers:
+            assert controller.post("/release_worker", {"lease": answer["lease"]}) == {"released": True}
+        assert [worker["queue_length"] for worker in controller.workers()] == [0] * 4
+
+
+async def test_a_lease_whose_client_died_ends_by_itself(serve: Serve) -> None:
+    controller = serve("--lease-time", "0.5")
+    controller.register("http://w:1")
+    [answer] = await ask(controller, 1, lease=True)
+    await ask(controller, 1, lease=60)
+    await asyncio.sleep(0.6)
+    await ask(controller, 1, lease=60)  # by then at the latest
+    [worker] = controller.workers()
+    assert (worker["leased"], worker["queue_length"]) == (2, 2)
+    assert controller.post("/release_worker", {"lease": answer["lease"]}) == {"released": False}
+
+
+async def test_a_stock_worker_that_hangs_gets_no_work_soon(serve: Serve, work_dir: Path) -> None:
+    """Long before its heartbeat lapses; and gets work again when it answers."""
+    controller = serve("--poll-interval", "0.3", "--probe-timeout", "0.3", *DEFAULTS)
+    with stock_worker(work_dir, controller.url, "--model-names", "m", interval=45) as hanging:
+        controller.register("http://127.0.0.1:9", queue_length=50)
+        await wait_until(lambda: controller.dispatch() == hanging.url, "it gets work")
+        await asyncio.sleep(1.5)  # until it has answered a poll
+        os.kill(hanging.popen.pid, signal.SIGSTOP)
+        try:
+            await wait_until(lambda: failing(controller, hanging.url) == "polls", "it does not answer")
+            assert {controller.dispatch() for _ in range(5)} == {"http://127.0.0.1:9"}
+        finally:
+            os.kill(hanging.popen.pid, signal.SIGCONT)
+        await wait_until(lambda: controller.dispatch() == hanging.url, "it is forgiven")
+
+
+def failing(controller: ControllerProcess, name: str) -> object:
+    [shown] = [worker for worker in controller.workers() if worker["worker_name"] == name]
+    return shown["failing"]
