@@ -1,7 +1,6 @@
 """A replica whose store goes away dispatches on, for a while, and tells how old its knowledge is."""
 
 import asyncio
-from collections.abc import Coroutine
 from types import SimpleNamespace
 
 import pytest
@@ -143,17 +142,15 @@ async def test_time_for_snapshots_is_a_small_share(replica: Open, monkeypatch: p
     async def sleep(seconds: float) -> None:
         pauses.append(seconds)
 
-    async def wait_for(news: Coroutine[object, object, object], timeout: float) -> None:
-        news.close()
-        pauses.append(timeout)
-        if len(pauses) == 8:
-            raise asyncio.CancelledError
+    def timeout(seconds: float) -> object:
+        pauses.append(seconds)
+        raise asyncio.CancelledError if len(pauses) == 8 else TimeoutError
 
     async def take(_: object) -> None:
         keeper._snapshot = range(next(sizes))
 
     monkeypatch.setattr(keeper.guard, "ask", take)
-    monkeypatch.setattr(fallback, "asyncio", SimpleNamespace(sleep=sleep, wait_for=wait_for))
+    monkeypatch.setattr(fallback, "asyncio", SimpleNamespace(sleep=sleep, timeout=timeout))
     with pytest.raises(asyncio.CancelledError):
         await keeper.keep_forever()
     assert pauses[0] == pytest.approx(0.02)
