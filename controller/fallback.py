@@ -92,7 +92,7 @@ class Fallback:
             rest = min(_LEAST_PAUSE + _PAUSE_PER_WORKER * workers, self._settings.heartbeat_expiration / 8)
             await asyncio.sleep(rest)
             pause = min(self._settings.snapshot_interval, self._settings.heartbeat_expiration / 4) - rest
-            out_of_step = random.uniform(0.9, 1.1)  # noqa: S311
+            out_of_step = random.uniform(0.9, 1.1)  # noqa: S311 - to be out of step
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(max(0.0, pause) * out_of_step):  # wait_for() may lose a cancellation
                     await self._news.wait()
