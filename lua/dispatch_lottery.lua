@@ -67,7 +67,7 @@ local function draw_one(model, draw)
     if fields[1] and alive(name) then
       redis.call("ZADD", lottery, ticket, "")
       redis.call("ZADD", lottery, ticket + draw / tonumber(fields[1]), name)
-      return name, fields[2]:find("%a") ~= nil -- why it fails is the only word in there
+      return name, fields[2]:find("%a%a") ~= nil -- why it fails is the only word in there; 1e-07 is none
     end
     if forgotten >= BUDGET then
       return false

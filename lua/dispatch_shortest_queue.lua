@@ -2,10 +2,10 @@
   Chooses a worker for each of a batch of requests, one after the other, and books it: the live worker with the least
   cost (controller/domain/load.py), among equals the one whose last turn is longest ago.
 
-  Each model has two indexes: by the part of the cost that stays while time passes, and by the part that fades. They are
-  read from the front, side by side; no worker that was not met yet can cost less than where they have been read to tell
-  together (the threshold algorithm: Fagin, Lotem and Naor, 2001). Where all clients are of one kind, with leases or
-  without, the first is the one. No more than LOOK are read of each: should that not be enough, it is the best of them.
+  Each model has two indexes: by the part of the cost that stays while time passes, and by the part that fades. Where
+  all clients are of one kind, with leases or without, the worker in front of the one or the other is the one. Where
+  they are not, it is the best of the LOOK in front of each (docs/dispatch.md tells what that misses).
+  The rule in Python: controller/domain/dispatch.py, least_cost().
 
   A dead worker that is met is forgotten on the spot and the choice begins anew. So many may have died at once
   that forgetting them would hold up everybody: a call forgets no more than about BUDGET index entries.
@@ -35,11 +35,10 @@
 --- @include "member"
 --- @include "name_of"
 --- @include "now"
---- @include "phase"
 --- @include "unindex"
 --- @include "whole_number"
 local BUDGET = 256
-local LOOK = 16
+local LOOK = 6
 
 local reply = key("reply", ARGV[1])
 local keep = whole_number(ARGV[2], 1)
@@ -83,63 +82,44 @@ local function candidate(model, name, index_member)
 end
 
 -- The best worker; nil if one was met that cannot be chosen; false if there is none.
-local function best_of(model, static_first)
-  local static_index, fading_index = key("model", model), key("fading", model)
-  local best, best_cost, static, fading, seen
-  local last = 0
-  for i = 1, 2 * LOOK, 2 do
-    local least, score = 0, -1e15
-    for step = 1, 2 do
-      local of_static = (step == 1) == static_first
-      local name, index_member
-      if of_static then
-        if i > last or not static then
-          static = redis.call("ZRANGE", static_index, 0, i == 1 and 0 or LOOK - 1, "WITHSCORES")
-        end
-        index_member = static[i]
-        if not index_member then
-          return best or false -- all have been met
-        end
-        name, least = name_of(index_member), tonumber(static[i + 1])
-      else
-        if i > last or not fading then
-          fading = redis.call("ZRANGE", fading_index, 0, i == 1 and 0 or LOOK - 1, "WITHSCORES")
-        end
-        name, score = fading[i], tonumber(fading[i + 1] or -1e15)
-      end
-      if name and not (seen and seen[name]) then
-        local load = candidate(model, name, index_member)
+local function best_of(model, by_leases)
+  local static, fading = key("model", model), key("fading", model)
+  local front = redis.call("ZRANGE", by_leases and static or fading, 0, 0)[1]
+  if not front then
+    return false
+  end
+  local best = candidate(model, by_leases and name_of(front) or front, by_leases and front)
+  if not best then
+    return nil
+  end
+  local least = cost_of(best, best.unleased, best.expected)
+  -- Nobody can cost less than the first of an index does by what that is sorted by.
+  if by_leases and (best.unleased == 0 or not fades) or not by_leases and least == best.unleased / best.speed then
+    return best
+  end
+  local seen = { [best.name] = true }
+  for _, index in ipairs({ static, fading }) do
+    for _, entry in ipairs(redis.call("ZRANGE", index, 0, LOOK - 1)) do
+      local name = index == static and name_of(entry) or entry
+      if not seen[name] then
+        seen[name] = true
+        local load = candidate(model, name, index == static and entry)
         if not load then
           return nil
         end
         local cost = cost_of(load, load.unleased, load.expected)
-        if not best or cost < best_cost or (cost == best_cost and tonumber(load.turn) < tonumber(best.turn)) then
-          best, best_cost = load, cost
+        if cost < least or (cost == least and tonumber(load.turn) < tonumber(best.turn)) then
+          best, least = load, cost
         end
       end
-      -- Those not met yet cost as much as where the indexes were read to tell together, at least.
-      local bound = least
-      if least < 1e9 and score > -1e14 then
-        bound = least + math.exp(score - phase(model, time))
-      end
-      if best and best_cost <= bound + bound * 1e-6 then
-        return best
-      end
-      seen = seen or {}
-      if name then
-        seen[name] = true
-      end
-    end
-    if i == 3 then
-      last = 2 * LOOK
     end
   end
-  return best or false
+  return best
 end
 
-local function choose(model, lease_time, turn, static_first)
+local function choose(model, lease_time, turn)
   while true do
-    local best = best_of(model, static_first)
+    local best = best_of(model, lease_time > 0 or not fades)
     if best then
       local lease = lease_time > 0 and lend(best, lease_time, turn, time)
       book(best, turn, time, fades, lease)
@@ -162,8 +142,7 @@ for i = 1, requests do
     end_overdue_leases(time, fades, 64)
     leases_are_in_order = true
   end
-  -- The index that tells at once, where all clients ask as this one does.
-  chosen[i] = choose(ARGV[2 + 2 * i], lease_time, turn + i, lease_time > 0 or not fades)
+  chosen[i] = choose(ARGV[2 + 2 * i], lease_time, turn + i)
 end
 redis.call("SET", reply, cjson.encode(chosen), "PX", keep)
 return chosen

@@ -57,7 +57,7 @@ for i = 1, #members, 2 do
     workers[#workers + 1] = {
       name, fields[1], fields[2], string.format("%.0f", queue_length), fields[3], fields[4], fields[5],
       math.max(0, time - tonumber(fields[6])), expires_in,
-      tonumber(load.leased), fields[7], load.draining and "1" or "0", load.failing or "", fields[8],
+      load.leased, fields[7], load.draining and "1" or "0", load.failing or "", fields[8],
     }
   end
 end

@@ -129,7 +129,11 @@ local load = before
 if was_alive and expected_registration ~= "" then
   take_report(load, queue_length, time - age, unseen_for, time, fades)
 else
-  redis.call("HSET", worker, "life", registration, "polled", "0", "reported", queue_length, "reported_at", time)
+  redis.call("HSET", worker,
+    "life", registration,
+    "polled", "0",
+    "reported", queue_length,
+    "reported_at", time)
   load = {
     name = name,
     worker = worker,
@@ -150,7 +154,7 @@ else
 end
 load.models = models
 load.speed = ARGV[3]
-load.capacity = ARGV[8] ~= "" and ARGV[8] or nil
+load.capacity = whole_number(ARGV[8], 1)
 local _, _, phase_text = phase(models[1], time)
 load.phase = fades and phase_text or "0"
 write_load(load)

@@ -7,6 +7,7 @@ from typing import Any
 from controller.domain.errors import StoreUnavailable
 from controller.service import Controller
 from controller.store import keys
+from tests.invariants import load_of
 from tests.waiting import wait_until
 
 
@@ -35,9 +36,8 @@ async def queues(store: Any) -> dict[str, int]:
 
 async def queue_length(client: Any, namespace: str, name: str) -> int:
     """How long a worker's queue is believed to be, where bookings do not fade."""
-    told = await client.hget(keys.worker(namespace, name), "load")
-    unleased, leased, ended = (float(told.split()[i]) for i in (0, 7, 8))
-    return round(leased - ended + unleased)
+    load = load_of(await client.hgetall(keys.worker(namespace, name)))
+    return round(load.queue(load.faded_from, 1.0))
 
 
 async def back(controller: Controller) -> None:

@@ -117,7 +117,7 @@ async def test_a_layout_of_another_version_is_not_touched(
 ) -> None:
     await store.aside.set(keys.schema(store.namespace), "999")
     controller = replica()
-    with pytest.raises(StoreIncompatible, match="laid out in version 999, this program works with version 2"):
+    with pytest.raises(StoreIncompatible, match=f"laid out in version 999, this program works with version {SCHEMA}"):
         await controller.check()
     with pytest.raises(StoreIncompatible):
         await controller.dispatch("m")

@@ -4,9 +4,15 @@ They say what the scripts in `lua/` mean; the tests hold the two equal. Whatever
 an argument.
 """
 
-from collections.abc import Iterable
+import heapq
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass, replace
 from enum import StrEnum
+from typing import Final
+
+from controller.domain.load import Load
+
+LOOK: Final = 6
 
 
 class DispatchMethod(StrEnum):
@@ -44,6 +50,48 @@ def shortest_queue(candidates: Iterable[Candidate]) -> Candidate | None:
 def book(candidate: Candidate, turn: int) -> Candidate:
     """The candidate after it was chosen by shortest_queue as the `turn`-th choice of all."""
     return replace(candidate, queue_length=candidate.queue_length + 1, turn=turn)
+
+
+@dataclass(slots=True)
+class Indexed:
+    """A worker in both indexes of a model.
+
+    score is its load's index_cost() when it was last touched, place the number of the choice when it last took a new
+    place among those of equal scores: its last with a lease, or, where bookings do not fade, its last.
+    """
+
+    load: Load
+    turn: int = 0
+    place: int = 0
+    score: float = 0.0
+
+
+def least_cost(workers: Collection[Indexed], *, leased: bool, fades: bool, phase: float, pace: float) -> Indexed | None:
+    """The worker for a request, by the fronts of two indexes: one by index_cost(), one by what fades.
+
+    Where all clients are of one kind, with leases or without, the first of one index has the least cost of all.
+    Otherwise it is the best of the first LOOK of both. pace is that of a worker of speed 1.
+    """
+
+    def by_score(worker: Indexed) -> tuple[float, int]:
+        return worker.score, worker.place
+
+    def by_what_fades(worker: Indexed) -> tuple[float, int]:
+        return worker.load.unleased_at(phase) / worker.load.speed, worker.turn
+
+    def by_cost(worker: Indexed) -> tuple[float, int]:
+        return worker.load.cost(phase, pace * worker.load.speed), worker.turn
+
+    if leased or not fades:
+        first = min(workers, key=by_score, default=None)
+        if first is None or not fades or first.load.unleased == 0:
+            return first
+    else:
+        first = min(workers, key=by_what_fades, default=None)
+        if first is None or by_cost(first) == by_what_fades(first):
+            return first
+    front = heapq.nsmallest(LOOK, workers, key=by_score) + heapq.nsmallest(LOOK, workers, key=by_what_fades)
+    return min(front, key=by_cost)
 
 
 def lottery(candidates: Iterable[Candidate]) -> Candidate | None:

@@ -81,6 +81,17 @@ class Load:
                 cost = FULL + missing / (self.capacity * self.speed)
         return cost + FAILING if self.failing else cost
 
+    def index_cost(self, phase: float, pace: float, fades: bool) -> float:
+        """What the first index is sorted by: the part of the cost that stays as it is while time passes.
+
+        Where bookings do not fade, that is all of it. Where it tells a capacity, it is all of it as it is now, until
+        the worker is touched again: only with what fades there is a question whether a slot is free.
+        """
+        if self.capacity is not None or not fades:
+            return self.cost(phase, pace)
+        cost = (self.leased - self.ended) / self.speed
+        return cost + FAILING if self.failing else cost
+
     def book(self, now: float, phase: float, pace: float, leased: bool) -> None:
         """One more request is on its way to it."""
         if now >= self.marked_at + MARK_MS:

@@ -22,7 +22,7 @@ from controller.store.failures import FAILURES, store_error
 from controller.store.refresh_lock import RefreshLock
 from controller.store.settlement import Settlement, split
 
-SCHEMA: Final = "2"  # of the keys; another number for a layout that this one's scripts cannot work with
+SCHEMA: Final = "3"  # of the keys; another number for a layout that this one's scripts cannot work with
 NOT_ALIVE: Final = 0  # as the number of a registration: of a worker that has none
 
 _MAX_CALLS: Final = 32

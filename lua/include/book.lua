@@ -13,14 +13,13 @@
 ]]
 --- @include "index_fading"
 --- @include "index_static"
+--- @include "mark"
 --- @include "write_load"
 local function book(load, turn, time, fades, leased)
   if time >= load.marked_at + 50 then
-    load.marks = load.marks .. time .. ":" .. load.booked .. ":" .. load.lent .. ";"
+    -- The last 8: of a busy worker the older bookings count as seen.
+    load.marks = string.sub(load.marks .. mark(time, load.booked, load.lent), -8 * 28)
     load.marked_at = time
-    if select(2, load.marks:gsub(";", "")) > 8 then
-      load.marks = load.marks:match(";(.*)$") -- so few: of a busy worker the older bookings count as seen
-    end
   end
   load.turn = turn
   local old_place = load.place
@@ -28,18 +27,22 @@ local function book(load, turn, time, fades, leased)
     load.lent = load.lent + 1
     load.leased = load.leased + 1
     load.place = turn
-  else
-    load.booked = load.booked + 1
-    load.unleased = load.unleased + 1
-    load.expected = load.expected + 1
-    if not fades then
-      load.place = turn
-    end
-  end
-  write_load(load)
-  if load.place ~= old_place then
+    write_load(load)
     index_static(load, fades, old_place)
-  else
-    index_fading(load, time)
+    return
+  end
+  load.booked = load.booked + 1
+  load.unleased = load.unleased + 1
+  load.expected = load.expected + 1
+  if not fades then
+    load.place = turn
+    write_load(load, load.more)
+    index_static(load, fades, old_place)
+    return
+  end
+  write_load(load, load.more)
+  index_fading(load, time)
+  if load.capacity then
+    index_static(load, fades)
   end
 end

@@ -14,6 +14,7 @@
 --- @include "index_static"
 --- @include "key"
 --- @include "load_of"
+--- @include "mark"
 --- @include "write_load"
 local function end_lease(lease, time, fades)
   if redis.call("ZREM", key("leases"), lease) == 0 then
@@ -26,14 +27,14 @@ local function end_lease(lease, time, fades)
   end
   local load = load_of(name, fades and time)
   local reported_at = tonumber(known[2])
-  if tonumber(load.ended) > 0 and tonumber(booked_at) < reported_at and time < reported_at + 1000 then
+  if load.ended > 0 and tonumber(booked_at) < reported_at and time < reported_at + 1000 then
     load.ended = load.ended - 1
   end
   if tonumber(booked_at) >= reported_at then -- or the next report would take it for one that is under way
     load.lent, load.done = load.lent - 1, load.done + 1
     load.marks = load.marks:gsub("(%d+):(%d+):(%d+);", function(at, booked, lent)
       if at > booked_at then
-        return at .. ":" .. booked .. ":" .. lent - 1 .. ";"
+        return mark(at, booked, lent - 1)
       end
     end)
   end

@@ -10,13 +10,13 @@ local function forget(name)
   local work = 1
   local fields = redis.call("HMGET", key("worker", name), "models", "load")
   if fields[1] then
-    local place, draining = fields[2]:match("^" .. ("%S+ "):rep(9) .. "(%S+) %S+ %S+ %S+ (%S+)")
+    local place, more = fields[2]:match("^%S+ %S+ %S+ %S+ (%S+) %S+ %S+ %S+ ?(.*)")
     local index_member = member(place, name)
     for _, model in ipairs(cjson.decode(fields[1])) do
       unindex(model, index_member, name)
       work = work + 1
     end
-    if draining == "1" then
+    if more:match("1$") then -- it drains
       redis.pcall("SET", key("draining", name), "1", "PX", 3600000) -- a full store may refuse
     end
   end

@@ -1,6 +1,7 @@
 --[[
   Puts a worker where it belongs in the first index of each of its models: by the part of its cost that stays as it is
-  while time passes. Where bookings do not fade, that is all of it. A worker that drains is in no index.
+  while time passes. Where bookings do not fade, that is all of it; where it tells a capacity, it is all of it as it is
+  now, for only with what fades there is a question whether a slot is free. A worker that drains is in no index.
 
   Input:
     load       as include/load_of.lua gives it
@@ -14,7 +15,8 @@ local function index_static(load, fades, old_place)
   if load.draining then
     return
   end
-  local cost = fades and cost_of(load, 0, 0) or cost_of(load, load.unleased, load.expected)
+  local all = load.capacity or not fades
+  local cost = all and cost_of(load, load.unleased, load.expected) or cost_of(load, 0, 0)
   local index_member = member(load.place, load.name)
   local old_member = old_place and member(old_place, load.name)
   for _, model in ipairs(load.models) do

@@ -8,21 +8,6 @@
              'worker', 'heartbeat', 'removed', 'draining', 'model', 'fading', 'fade', 'lottery', 'reply'
     rest     a worker's name, a model's name or a request id; nil for a kind that has but one key
 ]]
-local made = {} -- a batch asks for the same names again and again
-
 local function key(kind, rest)
-  if not rest then
-    return KEYS[1] .. ":" .. kind
-  end
-  local of_kind = made[kind]
-  if not of_kind then
-    of_kind = {}
-    made[kind] = of_kind
-  end
-  local name = of_kind[rest]
-  if not name then
-    name = KEYS[1] .. ":" .. kind .. ":" .. rest
-    of_kind[rest] = name
-  end
-  return name
+  return rest and KEYS[1] .. ":" .. kind .. ":" .. rest or KEYS[1] .. ":" .. kind
 end

@@ -6,55 +6,61 @@
     name  the worker's name
     time  the time; nil or false where bookings do not fade
 
-  Output: a table; nil if there is no such worker. It is written by include/write_load.lua. Its numbers are
-  text as long as nobody has changed them, because to make text of a number takes time: compare none without tonumber().
+  Output: a table; nil if there is no such worker. It is written by include/write_load.lua, which tells its parts.
+  turn, place, booked, marked_at, speed and phase are text as long as nobody has changed them, because to make text of a
+  number takes time: compare none of them without tonumber().
 ]]
 --- @include "key"
 --- @include "phase"
-local models_of = {} -- by their JSON: in a batch the same again and again
+local last_json, last_models -- in a batch mostly the same again
+local plain = { leased = 0, ended = 0, lent = 0, done = 0, failing = false, draining = false } -- what most workers have
+plain.__index = plain -- a smaller table of what else there is is made in half the time
 
 local function load_of(name, time)
   local worker = key("worker", name)
-  local fields = redis.call("HMGET", worker, "load", "models")
-  local text, json = fields[1], fields[2]
+  local fields = redis.call("HMGET", worker, "load", "models", "marks")
+  local text, json, marks = fields[1], fields[2], fields[3]
   if not text then
     return nil
   end
-  local unleased, expected, phase_then, turn, booked, speed, capacity, leased, ended, place, lent, done, why, drains,
-    marked_at, marks = text:match("(%S+) (%S+) (%S+) (%S+) (%S+) (%S+) (%S+) (%S+) (%S+) (%S+) (%S+) (%S+) (%S+) (%S+) "
-    .. "(%S+) (%S*)")
-  local models = models_of[json]
-  if not models then
-    local is_json, decoded = pcall(cjson.decode, json) -- what one worker's is must not keep others from being served
-    models = is_json and decoded or {}
-    models_of[json] = models
+  if json ~= last_json then
+    local is_json, models = pcall(cjson.decode, json) -- what one worker's is must not keep others from being served
+    last_json, last_models = json, is_json and models or {}
   end
-  capacity = capacity ~= "-" and capacity or nil
+  local unleased, expected, phase_then, turn, place, booked, marked_at, speed, more =
+    text:match("(%S+) (%S+) (%S+) (%S+) (%S+) (%S+) (%S+) (%S+) ?(.*)")
   local phase_now, pace, phase_text = 0, 1, "0"
   if time then
-    phase_now, pace, phase_text = phase(models[1], time)
+    phase_now, pace, phase_text = phase(last_models[1], time)
   end
   local faded = math.min(0, phase_then - phase_now)
   unleased = unleased * math.exp(faded)
-  return {
+  local load = setmetatable({
     name = name,
     worker = worker,
-    models = models,
-    speed = speed,
-    capacity = capacity,
-    leased = leased,
-    ended = ended,
+    models = last_models,
     unleased = unleased,
-    expected = capacity and expected * math.exp(faded * pace * speed) or unleased,
+    expected = unleased,
     phase = phase_text,
     turn = turn,
     place = place,
     booked = booked,
-    lent = lent,
-    done = done,
-    failing = why ~= "-" and why,
-    draining = drains == "1",
     marked_at = marked_at,
+    speed = speed,
+    more = more,
     marks = marks,
-  }
+    marks_before = marks,
+  }, plain)
+  if more ~= "" then
+    local leased, ended, lent, done, capacity, why, drains =
+      more:match("(%S+) (%S+) (%S+) (%S+) (%S+) (%S+) (%S+)")
+    load.leased, load.ended, load.lent, load.done = leased + 0, ended + 0, lent + 0, done + 0
+    load.failing = why ~= "-" and why
+    load.draining = drains == "1"
+    if capacity ~= "-" then
+      load.capacity = capacity + 0
+      load.expected = expected * math.exp(faded * pace * speed)
+    end
+  end
+  return load
 end

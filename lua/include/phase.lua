@@ -9,19 +9,19 @@
   Output: phase, pace, and the phase as text
 ]]
 --- @include "key"
-local phases, paces, texts = {}, {}, {}
+local phases = {} -- by model: in a batch the same again and again
 
 local function phase(model, time)
   local known = model and phases[model]
-  if known then
-    return known, paces[model], texts[model]
+  if not known then
+    local fade = model and redis.call("GET", key("fade", model))
+    if not fade then
+      return 0, 1, "0"
+    end
+    local phase_then, at, time_constant, pace = fade:match("(%S+) (%S+) (%S+) (%S+)")
+    local phase_now = phase_then + (time - at) / time_constant
+    known = { phase_now, tonumber(pace), phase_now .. "" }
+    phases[model] = known
   end
-  local fade = model and redis.call("GET", key("fade", model))
-  if not fade then
-    return 0, 1, "0"
-  end
-  local phase_then, at, time_constant, pace = fade:match("(%S+) (%S+) (%S+) (%S+)")
-  known = phase_then + (time - at) / time_constant
-  phases[model], paces[model], texts[model] = known, tonumber(pace), known .. ""
-  return known, paces[model], texts[model]
+  return known[1], known[2], known[3]
 end

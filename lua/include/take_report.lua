@@ -14,6 +14,7 @@
   Output: nothing; load has changed, its hash but for that and the indexes have not.
 ]]
 --- @include "learn"
+--- @include "mark"
 local function take_report(load, queue_length, written_at, unseen_for, time, fades)
   local last = redis.call("HMGET", load.worker, "reported", "reported_at")
   if written_at < tonumber(last[2]) then
@@ -25,7 +26,7 @@ local function take_report(load, queue_length, written_at, unseen_for, time, fad
       if marks == "" then
         booked, lent = booked_then, lent_then
       end
-      marks = marks .. at .. ":" .. booked_then - booked .. ":" .. lent_then - lent .. ";"
+      marks = marks .. mark(at, booked_then - booked, lent_then - lent)
     end
   end
   local work = (last[1] + queue_length) / 2 * (written_at - last[2])

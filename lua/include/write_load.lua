@@ -1,26 +1,40 @@
 --[[
-  Writes a worker's load: one field of its hash, because a dispatch reads and writes all of it.
+  Writes a worker's load: one field of its hash, because a dispatch reads and writes all of it, and one for the marks,
+  which change less often.
 
   Input:
     load  as include/load_of.lua gives it
+    more  the second half of the field as it was read, where nothing of it has changed; else nil
 
-  The field, its parts with a space between them:
-    unleased, expected, phase     as in controller/domain/load.py
+  The field "load", its parts with a space between them:
+    unleased, expected, phase     as in controller/domain/load.py; expected is '-' where no capacity is told
     turn                          number of the choice that was its last, or of its registration
-    booked                        how many were booked without a lease since its last report
-    speed, capacity               '-' if it does not tell that
-    leased, ended                 leases that are out; of them ended
     place                         the turn in its member of the first index
+    booked                        how many were booked without a lease since its last report
+    marked at                     the time of the last mark
+    speed
+  and, left out where there are no leases, no capacity is told, and it neither fails nor drains:
+    leased, ended                 leases that are out; of them ended
     lent, done                    leased since its last report, and still out; ended
+    capacity                      '-' if it does not tell that
     why it fails                  'request', 'polls', or '-'
     drains                        '1' or '0'
-    marked at, marks              the time of the last mark; for each '<time>:<booked>:<lent>;' (include/book.lua)
+
+  The field "marks": marks, as include/mark.lua makes them.
 ]]
-local function write_load(load)
-  local unleased = load.unleased .. ""
-  redis.call("HSET", load.worker, "load", unleased .. " "
-    .. (load.expected == load.unleased and unleased or load.expected) .. " " .. load.phase .. " " .. load.turn .. " "
-    .. load.booked .. " " .. load.speed .. " " .. (load.capacity or "-") .. " " .. load.leased .. " " .. load.ended
-    .. " " .. load.place .. " " .. load.lent .. " " .. load.done .. " " .. (load.failing or "-")
-    .. (load.draining and " 1 " or " 0 ") .. load.marked_at .. " " .. load.marks)
+local function write_load(load, more)
+  if not more then
+    more = ""
+    if load.capacity or load.failing or load.draining or load.leased + load.lent + load.done > 0 then
+      more = load.leased .. " " .. load.ended .. " " .. load.lent .. " " .. load.done .. " " .. (load.capacity or "-")
+        .. " " .. (load.failing or "-") .. (load.draining and " 1" or " 0")
+    end
+  end
+  local text = load.unleased .. " " .. (load.capacity and load.expected or "-") .. " " .. load.phase .. " " .. load.turn
+    .. " " .. load.place .. " " .. load.booked .. " " .. load.marked_at .. " " .. load.speed .. " " .. more
+  if load.marks == load.marks_before then
+    redis.call("HSET", load.worker, "load", text)
+  else
+    redis.call("HSET", load.worker, "load", text, "marks", load.marks)
+  end
 end

@@ -8,11 +8,13 @@ from functools import partial
 
 import pytest
 
+from controller.domain.dispatch import Indexed, least_cost
 from controller.domain.errors import StoreUnavailable
+from controller.store import keys
 from controller.store.connection import connect
-from controller.store.registry import Registry
+from controller.store.registry import Registry, worker_of
 from tests.conftest import Store
-from tests.invariants import whole_state
+from tests.invariants import load_of, parts_of, whole_state
 from tests.samples import A, B, C, asks, reports, worker
 
 
@@ -209,6 +211,48 @@ async def test_a_dispatch_that_fails_half_way_is_taken_back_whole(
     assert len(settlement.unanswered) == 2
     await registry.settle(settlement)
     assert await queues(registry) == [0]
+
+
+async def fleet(store: Store, namespace: str) -> dict[str, Indexed]:
+    """The workers as the indexes of the model m and their hashes tell them."""
+    state = await whole_state(store.client, namespace)
+    told = {member[16:]: (score, int(member[:16])) for member, score in state.indexes["m"]}
+    return {
+        name: Indexed(load_of(fields), int(parts_of(fields)["turn"]), told[name][1], told[name][0])
+        for name, fields in state.hashes.items()
+    }
+
+
+@pytest.mark.parametrize("capacity", [None, 4])
+async def test_where_only_some_lease_it_is_the_best_of_the_front_of_both_indexes(
+    store: Store, capacity: int | None
+) -> None:
+    namespace = f"{store.namespace}-fading"
+    registry = Registry(store.client, namespace, 90.0, booking_decay=True, booking_delay=0.2)
+    for i in range(20):
+        await registry.register(worker(f"http://w{i}:1", queue_length=i % 7, speed=1 + i % 2, capacity=capacity))
+    order = random.Random(3)
+    for _ in range(60):
+        workers = await fleet(store, namespace)
+        leased = order.random() < 0.5
+        [chosen] = await registry.dispatch_shortest_queue(asks(["m"], 60_000 * leased))
+        phase = (await fleet(store, namespace))[worker_of(chosen)].load.faded_from  # that of this choice
+        best = least_cost(workers.values(), leased=leased, fades=True, phase=phase, pace=1.0)
+        assert best is not None
+        costs = [each.load.cost(phase, each.load.speed) for each in (best, workers[worker_of(chosen)])]
+        assert costs[0] == pytest.approx(costs[1], rel=1e-5)
+    await store.client.delete(*await store.client.keys(f"{{{namespace}}}*"))
+
+
+async def test_a_booking_that_has_faded_to_almost_nothing_is_no_failure(store: Store) -> None:
+    registry = store.registry(deviate=partial(random.Random(2).expovariate, 1.0))
+    for name in (A, B):
+        await registry.register(worker(name))
+    key = keys.worker(store.namespace, A)
+    told = (await store.client.hget(key, "load")).split(" ", 1)
+    await store.client.hset(key, "load", f"1e-07 {told[1]}")
+    drawn = Counter(await registry.dispatch_lottery(asks(["m"] * 1000)))
+    assert 400 < drawn[A] < 600
 
 
 async def test_setting_the_clock_back_changes_no_ticket(store: Store) -> None:

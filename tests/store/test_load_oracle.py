@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule, run_state_machine_as_test
 from redis.asyncio import Redis
 
+from controller.domain.dispatch import Indexed, least_cost
 from controller.domain.fade import Fade
 from controller.domain.load import Load
 from controller.domain.worker import Registration, WorkerStatus
@@ -42,6 +43,7 @@ class Known:
     def __init__(self, model: str, load: Load) -> None:
         self.model = model
         self.load = load
+        self.indexed = Indexed(load)
         self.draining = False
         self.leases: dict[str, float] = {}  # when booked, by lease
         self.why = ""
@@ -58,6 +60,7 @@ class LoadMachine(RuleBasedStateMachine):
         self.namespace = f"load-oracle-{kind}-{next(_namespaces)}"
         self.registry = Registry(self.client, self.namespace, 90.0, 10.0, fades, UNSEEN_FOR / 1000)
         self.now = NOW
+        self.sequence = 0
         self.known: dict[str, Known] = {}
         self.fade: dict[str, Fade] = {}
         self.ends: dict[str, float] = {}
@@ -90,6 +93,9 @@ class LoadMachine(RuleBasedStateMachine):
         served = {known.model for known in self.known.values() if not known.draining}
         self.fade = {model: fade for model, fade in self.fade.items() if model in served}
 
+    def index(self, known: Known) -> None:
+        known.indexed.score = known.load.index_cost(self.phase(known.model), self.pace(known), self.fades)
+
     def touch(self, known: Known) -> None:
         """What changes a worker takes off, at the pace of now, what has faded until now."""
         known.load.fade(self.phase(known.model), self.pace(known))
@@ -99,6 +105,7 @@ class LoadMachine(RuleBasedStateMachine):
         told = known.load.report(queue, self.now - age, self.phase(known.model), UNSEEN_FOR)
         if told is not None and self.fades and not known.draining:
             self.fade[known.model].learn(self.now, known.load.speed, *told)
+        self.index(known)
 
     def end(self, lease: str) -> bool:
         """A lease ends by itself or by its holder."""
@@ -111,6 +118,7 @@ class LoadMachine(RuleBasedStateMachine):
             return False
         self.touch(known)
         known.load.release(known.leases.pop(lease), self.now)
+        self.index(known)
         return True
 
     def end_overdue(self) -> None:
@@ -132,8 +140,13 @@ class LoadMachine(RuleBasedStateMachine):
             self.begin(model)
         load = Load(speed, capacity, unleased=queue, expected=queue, reported=queue, reported_at=self.now)
         load.faded_from = self.phase(model)
-        self.known[name] = Known(model, load)
-        self.known[name].draining = draining
+        self.sequence += 1
+        known = Known(model, load)
+        known.draining = draining
+        known.indexed.turn = before.indexed.turn if before else self.sequence
+        known.indexed.place = before.indexed.place if before else self.sequence
+        self.known[name] = known
+        self.index(known)
         self.forget_fades()
 
     @rule(name=names, queue=queues, age=ages)
@@ -148,6 +161,7 @@ class LoadMachine(RuleBasedStateMachine):
         arguments = self.run(self.arguments_of(Registration(name, status, False, False), number))
         arguments[10] = age
         self.run(self.registry._run("register", *arguments))
+        self.sequence += 1
         if self.fades and not known.draining:
             self.fade[known.model].learn(self.now, known.load.speed, 0, 0)
         self.report(known, queue, age)
@@ -183,19 +197,30 @@ class LoadMachine(RuleBasedStateMachine):
         chosen = self.run(
             self.registry.dispatch_shortest_queue([Request(model, LEASE * leased) for model, leased in asked])
         )
-        for (model, leased), choice in zip(asked, chosen, strict=True):
+        first = self.sequence + 1
+        self.sequence += len(asked)
+        for turn, (model, leased), choice in zip(itertools.count(first), asked, chosen, strict=False):
             if leased:
                 self.end_overdue()
             serving = {n: k for n, k in self.known.items() if k.model == model and not k.draining}
             assert (choice != "") == bool(serving)
             if not serving:
                 continue
-            costs = {n: k.load.cost(self.phase(model), self.pace(k)) for n, k in serving.items()}
-            name = worker_of(choice)
-            assert math.isclose(costs[name], min(costs.values()), rel_tol=2e-6, abs_tol=1e-9), (name, costs)
-            known = serving[name]
+            phase = self.phase(model)
+            pace = self.fade[model].pace(1.0) if self.fades and model in self.fade else 1.0
+            indexed = [known.indexed for known in serving.values()]
+            best = least_cost(indexed, leased=leased, fades=self.fades, phase=phase, pace=pace)
+            assert best is not None
+            known = serving[worker_of(choice)]
+            costs = [load.cost(phase, pace * load.speed) for load in (best.load, known.load)]
+            assert math.isclose(*costs, rel_tol=2e-6, abs_tol=1e-9), (choice, self.known)
             self.touch(known)
-            known.load.book(self.now, self.phase(model), self.pace(known), leased)
+            known.load.book(self.now, phase, self.pace(known), leased)
+            known.indexed.turn = turn
+            if leased or not self.fades:
+                known.indexed.place = turn
+            if leased or not self.fades or known.load.capacity is not None:
+                self.index(known)
             if leased:
                 known.leases[choice] = self.now
                 self.ends[choice] = self.now + LEASE
@@ -225,6 +250,7 @@ class LoadMachine(RuleBasedStateMachine):
         if self.fades and not drain:
             self.begin(known.model)
             self.fade[known.model].learn(self.now, known.load.speed, 0, 0)
+        self.index(known)
         self.forget_fades()
 
     @rule(name=names, polls=st.booleans())
@@ -235,6 +261,7 @@ class LoadMachine(RuleBasedStateMachine):
             self.touch(known)
             known.load.failing = True
             known.why = "request" if known.why == "request" or not polls else "polls"
+            self.index(known)
 
     @rule(name=names)
     def remove(self, name: str) -> None:

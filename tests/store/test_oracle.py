@@ -20,7 +20,7 @@ from controller.domain.worker import Registration, WorkerStatus
 from controller.store.connection import connect
 from controller.store.registry import Registry
 from tests.conftest import STORES, Store
-from tests.invariants import check_invariants
+from tests.invariants import check_invariants, parts_of
 from tests.samples import asks, reports
 
 NAMES = [f"http://w{i}:1" for i in range(5)]
@@ -232,9 +232,7 @@ class RegistryMachine(RuleBasedStateMachine):
             assert self.run(self.registry.list_models(multimodal)) == sorted(models)
         state = self.run(check_invariants(self.store.client, self.store.namespace))
         turns = {name: known.turn for name, known in self.oracle.workers.items()}
-        assert {
-            name: int(f["load"].split()[3]) for name, f in state.hashes.items() if name in state.heartbeats
-        } == turns
+        assert {name: int(parts_of(f)["turn"]) for name, f in state.hashes.items() if name in state.heartbeats} == turns
         for model in MODELS if self.sweeps else []:
             tickets = {candidate.name: candidate.ticket for candidate in self.oracle.candidates(model)}
             clock = {"": self.oracle.clocks.get(model, 0.0)} if tickets else {}

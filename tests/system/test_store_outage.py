@@ -12,6 +12,7 @@ from redis.asyncio import Redis
 
 from controller.store import keys
 from controller.store.connection import connect
+from controller.store.registry import SCHEMA
 from tests.conftest import Figure
 from tests.faults import proxy_aside
 from tests.invariants import check_invariants
@@ -294,10 +295,10 @@ async def test_two_namespaces_do_not_see_each_other(serve: Serve, work_dir: Path
 async def test_a_store_with_another_layout_stops_a_replica_with_a_clear_word(serve: Serve, work_dir: Path) -> None:
     async with single(work_dir) as store:
         client: Redis = store.client()
-        await client.set(keys.schema("controller"), "3")
+        await client.set(keys.schema("controller"), "999")
         controller = serve("--redis-url", store.url, ready=False)
         assert controller.popen.wait(20) == 1
-        assert "laid out in version 3, this program works with version 2" in controller.log
+        assert f"laid out in version 999, this program works with version {SCHEMA}" in controller.log
         assert "Traceback" not in controller.log
         await wait_until(lambda: only_the_schema(client), "nothing else is left")
         await client.aclose()

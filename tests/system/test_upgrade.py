@@ -18,7 +18,7 @@ from tests.system.servers import single
 from tests.waiting import wait_until
 
 ROOT = Path(__file__).parents[2]
-ANOTHER_LAYOUT = "16496be"  # the last commit whose keys are laid out in version 1
+ANOTHER_LAYOUT = "72c5d7d"  # the last commit whose keys are laid out in version 2
 BEFORE = "76fca9f"  # the first of version 2
 NAMES = {f"http://w{i}:1" for i in range(4)}
 
@@ -72,9 +72,11 @@ async def test_another_layout_is_not_touched(serve: Serve, work_dir: Path, old: 
             body = {"worker_name": name, "check_heart_beat": False, "worker_status": status}
             assert call(f"{old[0].url}/register_worker", body) is None
         client = connect(store.url, timeout=5.0)
-        assert await client.get(keys.schema("controller")) == "1"
+        assert await client.get(keys.schema("controller")) == "2"
         new = serve("--redis-url", store.url, ready=False)
-        new.wait_for(lambda: "is laid out in version 1, this program works with version 2" in new.log, "it says so")
+        new.wait_for(
+            lambda: f"is laid out in version 2, this program works with version {SCHEMA}" in new.log, "it says so"
+        )
         async with load([old[0].url]) as seen:
             await wait_until(lambda: seen.total > 200, "the other goes on")
         assert seen.failed == []
