@@ -19,7 +19,7 @@ from tests.waiting import wait_until
 
 ROOT = Path(__file__).parents[2]
 ANOTHER_LAYOUT = "72c5d7d"  # the last commit whose keys are laid out in version 2
-BEFORE = "76fca9f"  # the first of version 2
+BEFORE = "a6dfc1e"  # the first of version 3
 NAMES = {f"http://w{i}:1" for i in range(4)}
 
 
