@@ -67,7 +67,7 @@ BENCHMARKS = Path(__file__).parent
 HAPROXY = shutil.which("haproxy", path=f"{os.environ.get('PATH', '')}{os.pathsep}/usr/sbin")
 HAPROXY_CONFIGURATION = """
 global
-  maxconn 4000
+  maxconn 1000
 defaults
   mode http
   timeout connect 1s
@@ -84,8 +84,8 @@ listen controller
 """
 
 
-class StartError(Exception):
-    """A process did not come up. The message has the end of its log."""
+class ProcessFailed(Exception):
+    """A process did not come up, or ended early. The message has the end of its log."""
 
 
 @dataclass(frozen=True)
@@ -214,7 +214,7 @@ class Child:
         while not ready():
             if self.process.poll() is not None or time.monotonic() > deadline:
                 tail = "\n".join(self.log.read_text(errors="replace").splitlines()[-8:])
-                raise StartError(f"{' '.join(self.command)} does not come up:\n{tail}")
+                raise ProcessFailed(f"{' '.join(self.command)} does not come up:\n{tail}")
             time.sleep(0.02)
 
 
@@ -314,7 +314,7 @@ def run_clients(
         progress(time.monotonic() - told)
         told = time.monotonic()
     if clients.process.returncode:
-        raise StartError(f"The clients ended early:\n{clients.log.read_text(errors='replace')}")
+        raise ProcessFailed(f"The clients ended early:\n{clients.log.read_text(errors='replace')}")
     return Seen(**json.loads(seen.read_text()))
 
 
@@ -466,7 +466,7 @@ def main() -> None:
         spread = asyncio.run(burst())
         console.print(f"A burst of {sum(spread)} on {REPLICAS} replicas, {len(spread)} idle workers: {spread}")
         results = measure(arguments, console)
-    except (StartError, EmbeddedStoreError) as error:
+    except (ProcessFailed, EmbeddedStoreError) as error:
         sys.exit(str(error))
     except KeyboardInterrupt:
         sys.exit(130)
