@@ -71,6 +71,20 @@ class Fleet:
         swing = 1 + self.drift * math.sin(2 * math.pi * 2 * progress) if self.drift else 1.0
         return rng.lognormvariate(mu, self.service_sigma) * swing
 
+    def traffic(self, rng: random.Random) -> "deque[Request]":
+        """All requests of a run, in order of arrival."""
+        arrivals = self.arrivals(rng)
+        lease_rng = random.Random(self.seed + 1)
+        return deque(
+            Request(
+                arrived,
+                self.service_time(rng, i / self.requests),
+                rng.randrange(self.routers),
+                lease_rng.random() < self.lease_share,
+            )
+            for i, arrived in enumerate(itertools.islice(arrivals, self.requests))
+        )
+
 
 class Worker:
     """A server with slots and a queue in front of them."""
@@ -241,11 +255,15 @@ class Ours:
 
 
 class Simulation:
-    """One run of a fleet under a policy: the waits before a slot of all requests but the first tenth, in seconds."""
+    """One run of a fleet under a policy: the waits before a slot of all requests, in seconds.
 
-    def __init__(self, fleet: Fleet, policy: Policy) -> None:
+    first_heartbeats says when each worker sends its first one; it is drawn where that is not given.
+    """
+
+    def __init__(self, fleet: Fleet, policy: Policy, first_heartbeats: Sequence[float] = ()) -> None:
         self.fleet = fleet
         self.policy = policy
+        self.first_heartbeats = first_heartbeats
         self.rng = random.Random(fleet.seed)
         self.workers = [Worker(fleet.slots, speed) for speed in fleet.speeds()]
         self.events: list[tuple[float, int, Callable[..., None], tuple[object, ...]]] = []
@@ -259,19 +277,10 @@ class Simulation:
 
     def run(self, progress: Callable[[float], None] = lambda _: None) -> list[float]:
         fleet, rng = self.fleet, self.rng
-        arrivals = fleet.arrivals(rng)
-        lease_rng = random.Random(fleet.seed + 1)
-        requests = deque(
-            Request(
-                arrived,
-                fleet.service_time(rng, i / fleet.requests),
-                rng.randrange(fleet.routers),
-                lease_rng.random() < fleet.lease_share,
-            )
-            for i, arrived in enumerate(itertools.islice(arrivals, fleet.requests))
-        )
+        requests = fleet.traffic(rng)
         for i in range(len(self.workers)):
-            self.at(rng.uniform(0, fleet.heartbeat_interval), self.beat, i, fleet.heartbeat_interval, True)
+            first = self.first_heartbeats[i] if self.first_heartbeats else rng.uniform(0, fleet.heartbeat_interval)
+            self.at(first, self.beat, i, fleet.heartbeat_interval, True)
             if fleet.poll_interval:
                 self.at(rng.uniform(0, fleet.poll_interval), self.beat, i, fleet.poll_interval, False)
         while self.left:

@@ -1,0 +1,482 @@
+"""How long requests wait under our rules and under FastChat's: real processes, and beside them their simulation.
+
+    python benchmarks/confirmation.py [--seconds 30] [--rounds 2] [--load 0.85] [--json results.json]
+
+Each row starts four replicas of `controller serve` on one embedded store, HAProxy in front of them, 20 workers that
+sleep where others compute (8 slots each, 6 of the workers twice as fast), and clients that arrive as a Poisson process,
+all over HTTP on this machine. The row "FastChat" has the real FastChat controller in place of replicas, store and
+HAProxy; it needs the package fschat. Without HAProxy (Debian: apt install haproxy) the kernel spreads the connections
+over `controller serve --replicas 4`.
+
+Time is compressed: service times (a mean of 8 s, lognormal), heartbeats (45 s), polls (5 s) and --booking-delay (0.2 s)
+are shorter by --compression, so that a row of 30 s is one of five minutes. All rows of a round, real and simulated,
+have the same arrivals and service times, and the workers' heartbeats begin at the same times, on which much depends. A
+wait is the dispatch plus the time from the worker's door to a slot; requests that arrive in the first heartbeat
+interval are not counted. In the simulation a dispatch takes 1 to 5 ms.
+
+A row where the clients' own event loop was late by more than 50 ms, or where a dispatch was from a snapshot because the
+store was slow, is marked "!": run it again on a quieter machine. The exit status is then 1, as it is when a request
+failed.
+"""
+
+import argparse
+import asyncio
+import contextlib
+import json
+import math
+import os
+import platform
+import random
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+import urllib.request
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass, replace
+from functools import partial
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+import aiohttp
+from clients import PlannedRequest, Seen, write_plan
+from rich.console import Console
+from rich.progress import Progress
+from rich.table import Table
+from simulation import Fleet, Ours, Policy, Simulation, Stock
+from sleeping_workers import MODEL
+
+from controller.domain.errors import EmbeddedStoreError
+from controller.store.embedded import EmbeddedStore
+
+REPLICAS = 4
+COMPRESSION = 10.0
+WORKER_PROCESSES = 4
+BOOKING_DELAY = 0.2  # the default of `controller serve`, as are 5 s for polls
+POLL_INTERVAL = 5.0
+LARGEST_LAG = 0.05
+START_TIMEOUT = 30.0
+STOP_TIMEOUT = 10.0
+BENCHMARKS = Path(__file__).parent
+# Debian keeps it where only root looks.
+HAPROXY = shutil.which("haproxy", path=f"{os.environ.get('PATH', '')}{os.pathsep}/usr/sbin")
+HAPROXY_CONFIGURATION = """
+global
+  maxconn 1000
+defaults
+  mode http
+  timeout connect 1s
+  timeout client 1m
+  timeout server 1m
+listen controller
+  bind 127.0.0.1:{port}
+  balance roundrobin
+  option http-no-delay
+  # As in deploy/: a kept connection that its replica has just closed is no failure.
+  option redispatch 1
+  retries 3
+  retry-on conn-failure empty-response
+"""
+
+
+class ProcessFailed(Exception):
+    """A process did not come up, or ended early. The message has the end of its log."""
+
+
+@dataclass(frozen=True)
+class Row:
+    """A way to dispatch. lease_share is the share of clients that ask for leases."""
+
+    name: str
+    stock: bool = False
+    fades: bool = True
+    polls: bool = True
+    lease_share: float = 0.0
+    tells_capacity: bool = False
+
+    def fleet(self, fleet: Fleet, compression: float) -> Fleet:
+        """What this row makes of the fleet of all rows."""
+        polled = self.polls and not self.stock
+        return replace(
+            fleet, poll_interval=POLL_INTERVAL / compression if polled else 0.0, lease_share=self.lease_share
+        )
+
+    def policy(self, fleet: Fleet, compression: float) -> Policy:
+        """The same in the simulation."""
+        if self.stock:
+            return Stock(fleet.speeds(), random.Random(fleet.seed))
+        capacity = fleet.slots if self.tells_capacity else None
+        return Ours(fleet.speeds(), capacity, decay=self.fades, unseen_for=BOOKING_DELAY / compression)
+
+
+STOCK = Row("FastChat", stock=True)
+NO_DECAY = Row("ours, no decay, no polls", fades=False, polls=False)
+NO_POLLS = Row("ours, no polls", polls=False)
+DEFAULTS = Row("ours, as it comes")
+HALF_LEASE = Row("ours, half lease", lease_share=0.5)
+LEASES = Row("ours, leases", lease_share=1.0)
+LEASES_AND_CAPACITY = Row("ours, leases, capacity told", lease_share=1.0, tells_capacity=True)
+ROWS = [STOCK, NO_DECAY, NO_POLLS, DEFAULTS, HALF_LEASE, LEASES, LEASES_AND_CAPACITY]
+
+
+@dataclass(frozen=True)
+class Waits:
+    """In seconds, of the requests that are counted."""
+
+    mean: float
+    p99: float
+
+    @classmethod
+    def of(cls, waits: Sequence[float], fleet: Fleet) -> Self:
+        """From all waits of a run: those before each worker has sent a heartbeat do not count."""
+        warm_up = fleet.heartbeat_interval * fleet.rate() / fleet.requests
+        counted = sorted(waits[math.ceil(len(waits) * warm_up) :])
+        return cls(sum(counted) / len(counted), counted[int(len(counted) * 0.99)])
+
+
+@dataclass(frozen=True)
+class Result:
+    """One run of a row. Times are in seconds."""
+
+    name: str
+    seed: int
+    real: Waits
+    simulated: Waits
+    dispatch_time: float  # mean
+    requests: int
+    failed: list[str]
+    degraded: int
+    largest_lag: float
+    cpu_share: float
+
+    @property
+    def sound(self) -> bool:
+        """Whether the clients were in time, and the replicas never without their store."""
+        return self.largest_lag <= LARGEST_LAG and not self.degraded
+
+
+class Processes:
+    """Child processes, each with a log of its own; all end with the block."""
+
+    def __init__(self, directory: Path) -> None:
+        self._directory = directory
+        self._started: list[subprocess.Popen[bytes]] = []
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        for process in self._started:
+            process.terminate()
+        for process in self._started:
+            try:
+                process.wait(STOP_TIMEOUT)
+            except subprocess.TimeoutExpired:
+                process.kill()
+                process.wait()
+
+    def start(self, *command: str) -> "Child":
+        log = self._directory / f"{len(self._started)}.log"
+        with log.open("wb") as output:
+            process = subprocess.Popen(
+                command,
+                stdin=subprocess.DEVNULL,
+                stdout=output,
+                stderr=output,
+                cwd=self._directory,
+                env={**os.environ, "LOGDIR": str(self._directory)},  # where FastChat writes its logs
+                start_new_session=True,  # Ctrl-C is for us: we end the others
+            )
+        self._started.append(process)
+        return Child(process, log, command)
+
+
+@dataclass(frozen=True)
+class Child:
+    """A process that was started, and its log."""
+
+    process: subprocess.Popen[bytes]
+    log: Path
+    command: tuple[str, ...]
+
+    def says(self, word: str) -> bool:
+        return word in self.log.read_text(errors="replace")
+
+    def wait_until(self, ready: Callable[[], bool]) -> None:
+        deadline = time.monotonic() + START_TIMEOUT
+        while not ready():
+            if self.process.poll() is not None or time.monotonic() > deadline:
+                tail = "\n".join(self.log.read_text(errors="replace").splitlines()[-8:])
+                raise ProcessFailed(f"{' '.join(self.command)} does not come up:\n{tail}")
+            time.sleep(0.02)
+
+
+def free_ports(number: int) -> list[int]:
+    with contextlib.ExitStack() as probes:
+        sockets = [probes.enter_context(socket.socket()) for _ in range(number)]
+        for probe in sockets:
+            probe.bind(("127.0.0.1", 0))
+        return [probe.getsockname()[1] for probe in sockets]
+
+
+def answers(url: str) -> bool:
+    """Whether a GET is answered 200."""
+    try:
+        with urllib.request.urlopen(url, timeout=2):
+            return True
+    except OSError:
+        return False
+
+
+def start_stock(processes: Processes) -> str:
+    """FastChat's controller; its URL."""
+    [port] = free_ports(1)
+    url = f"http://127.0.0.1:{port}"
+    command = ["-m", "fastchat.serve.controller", "--host", "127.0.0.1", "--port", str(port)]
+    controller = processes.start(sys.executable, *command)
+    controller.wait_until(partial(answers, f"{url}/test_connection"))
+    return url
+
+
+def start_replicas(processes: Processes, store: str, ports: Sequence[int], *flags: str) -> list[str]:
+    """A process of `controller serve` for each port, all on one store; their URLs."""
+    address = ["--host", "127.0.0.1", "--redis-url", store, "--shutdown-delay", "0", "--log-level", "warning"]
+    command = [sys.executable, "-m", "controller", "serve", *address, *flags]
+    replicas = [processes.start(*command, "--port", str(port)) for port in ports]
+    urls = [f"http://127.0.0.1:{port}" for port in ports]
+    for replica, url in zip(replicas, urls, strict=True):
+        replica.wait_until(partial(answers, f"{url}/readyz"))
+    return urls
+
+
+def start_ours(processes: Processes, store: str, directory: Path, *flags: str) -> str:
+    """Four replicas behind HAProxy, or behind the kernel where there is none; the URL for all."""
+    balanced, *ports = free_ports(1 + REPLICAS)
+    url = f"http://127.0.0.1:{balanced}"
+    if HAPROXY is None:
+        start_replicas(processes, store, [balanced], "--replicas", str(REPLICAS), *flags)
+        return url
+    start_replicas(processes, store, ports, *flags)
+    servers = "".join(f"  server replica-{port} 127.0.0.1:{port}\n" for port in ports)
+    configuration = directory / "haproxy.cfg"
+    configuration.write_text(HAPROXY_CONFIGURATION.format(port=balanced) + servers)
+    balancer = processes.start(HAPROXY, "-db", "-f", str(configuration))
+    balancer.wait_until(partial(answers, f"{url}/readyz"))
+    return url
+
+
+def first_heartbeats(fleet: Fleet) -> list[float]:
+    """When each worker sends its first one, in seconds from its start."""
+    rng = random.Random(fleet.seed + 2)
+    return [rng.uniform(0, fleet.heartbeat_interval) for _ in range(fleet.workers)]
+
+
+def start_workers(processes: Processes, controller: str, row: Row, fleet: Fleet) -> None:
+    """All workers, registered, in a few processes."""
+    speeds, first = ([str(each) for each in values] for values in (fleet.speeds(), first_heartbeats(fleet)))
+    flags = ["--slots", str(fleet.slots), "--heartbeat-interval", str(fleet.heartbeat_interval)]
+    flags += ["--tell-capacity"] if row.tells_capacity else []
+    script = [sys.executable, str(BENCHMARKS / "sleeping_workers.py"), "--controller-address", controller]
+    started = []
+    for i in range(WORKER_PROCESSES):
+        each = ["--speeds", *speeds[i::WORKER_PROCESSES], "--first-heartbeats", *first[i::WORKER_PROCESSES]]
+        started.append(processes.start(*script, *flags, *each))
+    for worker in started:
+        worker.wait_until(partial(worker.says, "ready"))
+
+
+def controller_flags(row: Row, fleet: Fleet, compression: float) -> list[str]:
+    return [
+        *("--booking-decay", "on" if row.fades else "off"),
+        *("--booking-delay", str(BOOKING_DELAY / compression)),
+        *("--poll-interval", str(fleet.poll_interval)),
+    ]
+
+
+def run_clients(
+    processes: Processes, directory: Path, controller: str, fleet: Fleet, progress: Callable[[float], None]
+) -> Seen:
+    """Let all requests of a run arrive; progress is told for how many more seconds it has run."""
+    plan, seen = directory / "plan.json", directory / "seen.json"
+    traffic = fleet.traffic(random.Random(fleet.seed))
+    write_plan(plan, controller, [PlannedRequest(each.arrived, each.service, each.leased) for each in traffic])
+    clients = processes.start(sys.executable, str(BENCHMARKS / "clients.py"), str(plan), str(seen))
+    told = time.monotonic()
+    while clients.process.poll() is None:
+        time.sleep(0.1)
+        progress(time.monotonic() - told)
+        told = time.monotonic()
+    if clients.process.returncode:
+        raise ProcessFailed(f"The clients ended early:\n{clients.log.read_text(errors='replace')}")
+    return Seen(**json.loads(seen.read_text()))
+
+
+def simulate(row: Row, fleet: Fleet, compression: float) -> Waits:
+    return Waits.of(Simulation(fleet, row.policy(fleet, compression), first_heartbeats(fleet)).run(), fleet)
+
+
+def run(row: Row, fleet: Fleet, compression: float, progress: Callable[[float], None] = lambda _: None) -> Result:
+    """One row, really and simulated, on a fleet whose times are compressed already."""
+    fleet = row.fleet(fleet, compression)
+    with contextlib.ExitStack() as resources:
+        directory = Path(resources.enter_context(tempfile.TemporaryDirectory(prefix="cb-")))
+        store = None if row.stock else resources.enter_context(EmbeddedStore(directory / "data"))
+        processes = resources.enter_context(Processes(directory))
+        if store is None:
+            controller = start_stock(processes)
+        else:
+            controller = start_ours(processes, store.url, directory, *controller_flags(row, fleet, compression))
+        start_workers(processes, controller, row, fleet)
+        seen = run_clients(processes, directory, controller, fleet, progress)
+    return Result(
+        name=row.name,
+        seed=fleet.seed,
+        real=Waits.of(seen.waits, fleet),
+        simulated=simulate(row, fleet, compression),
+        dispatch_time=sum(seen.dispatch_times) / len(seen.dispatch_times),
+        requests=fleet.requests,
+        failed=seen.failed,
+        degraded=seen.degraded,
+        largest_lag=seen.largest_lag,
+        cpu_share=seen.cpu_share,
+    )
+
+
+def compressed_fleet(load: float, seconds: float, compression: float, seed: int) -> Fleet:
+    """20 workers, 6 of them fast, with requests for so many (compressed) seconds."""
+    fleet = Fleet(
+        workers=20,
+        fast_share=0.3,
+        load=load,
+        service_mean=Fleet.service_mean / compression,
+        heartbeat_interval=Fleet.heartbeat_interval / compression,
+        delay=(0.001, 0.005),  # what a dispatch takes on loopback, for the simulation
+        report_delay=(0.0001, 0.005),
+        seed=seed,
+    )
+    return replace(fleet, requests=round(seconds * fleet.rate()))
+
+
+async def burst(requests: int = 256, workers: int = 4) -> list[int]:
+    """How many of a burst, put to four replicas at once, each of some equal and idle workers gets."""
+    with contextlib.ExitStack() as resources:
+        directory = Path(resources.enter_context(tempfile.TemporaryDirectory(prefix="cb-")))
+        store = resources.enter_context(EmbeddedStore(directory / "data"))
+        processes = resources.enter_context(Processes(directory))
+        replicas = start_replicas(processes, store.url, free_ports(REPLICAS), "--poll-interval", "0")
+        async with aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=0), raise_for_status=True) as http:
+
+            async def ask(number: int) -> str:
+                url = f"{replicas[number % REPLICAS]}/get_worker_address"
+                async with http.post(url, json={"model": MODEL}) as answer:
+                    return str((await answer.json())["address"])
+
+            for i in range(workers):
+                status = {"model_names": [MODEL], "speed": 1, "queue_length": 0}
+                body = {"worker_name": f"http://worker-{i}", "check_heart_beat": False, "worker_status": status}
+                await (await http.post(f"{replicas[0]}/register_worker", json=body)).read()
+            chosen = Counter(await asyncio.gather(*(ask(number) for number in range(requests))))
+    return [chosen[f"http://worker-{i}"] for i in range(workers)]
+
+
+def measure(arguments: argparse.Namespace, console: Console) -> list[Result]:
+    rows = [row for row in ROWS if not arguments.rows or row.name in arguments.rows]
+    results = []
+    with Progress(console=console, transient=True) as progress:
+        task = progress.add_task("", total=len(rows) * arguments.rounds * arguments.seconds)
+        for number in range(arguments.rounds):
+            fleet = compressed_fleet(arguments.load, arguments.seconds, arguments.compression, seed=number)
+            for done, row in enumerate(rows, start=number * len(rows) + 1):
+                progress.update(task, description=f"round {number + 1}, {row.name}")
+                results.append(run(row, fleet, arguments.compression, lambda more: progress.advance(task, more)))
+                progress.update(task, completed=done * arguments.seconds)
+    return results
+
+
+def cell(waits: Iterator[Waits]) -> str:
+    """The mean of several runs, in milliseconds."""
+    each = list(waits)
+    mean, p99 = (1000 * sum(getattr(one, name) for one in each) / len(each) for name in ("mean", "p99"))
+    return f"{mean:,.0f} / {p99:,.0f}"
+
+
+def show(results: Sequence[Result], arguments: argparse.Namespace, console: Console) -> None:
+    balancer = "HAProxy" if HAPROXY else "no HAProxy: the kernel balances"
+    title = (
+        f"milliseconds of waiting, mean / p99, load {arguments.load:g}, {arguments.rounds} x {arguments.seconds:g} s, "
+        f"time compressed {arguments.compression:g} x\n{balancer}, {platform.machine()}, {os.cpu_count()} cores"
+    )
+    table = Table(title=title, title_justify="left")
+    table.add_column(no_wrap=True)
+    for heading in ("real", "simulated", "dispatch", "requests", "failed", "client CPU", "largest lag"):
+        table.add_column(heading, justify="right")
+    for name in dict.fromkeys(result.name for result in results):
+        runs = [result for result in results if result.name == name]
+        table.add_row(
+            name,
+            cell(one.real for one in runs) + ("" if all(one.sound for one in runs) else " !"),
+            cell(one.simulated for one in runs),
+            f"{1000 * sum(one.dispatch_time for one in runs) / len(runs):.1f}",
+            f"{sum(one.requests for one in runs):,}",
+            str(sum(len(one.failed) for one in runs)),
+            f"{100 * max(one.cpu_share for one in runs):.0f} %",
+            f"{1000 * max(one.largest_lag for one in runs):.0f} ms",
+        )
+    console.print(table)
+    for result in results:
+        if not result.sound:
+            console.print(
+                f"! {result.name}, round {result.seed + 1}: the clients were late by up to "
+                f"{1000 * result.largest_lag:.0f} ms, {result.degraded} dispatches were from a snapshot"
+            )
+        for what, number in Counter(result.failed).most_common(3):
+            console.print(f"{result.name}, round {result.seed + 1}: {number} x {what}")
+
+
+def parse() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--seconds", type=float, default=30, help="in which requests arrive, a row (default: 30)")
+    parser.add_argument("--rounds", type=int, default=2, help="runs of each row, with other arrivals (default: 2)")
+    parser.add_argument("--load", type=float, default=0.85, help="of what all slots can do (default: 0.85)")
+    parser.add_argument(
+        "--compression", type=float, default=COMPRESSION, help="how much faster time goes by (default: 10)"
+    )
+    parser.add_argument("--rows", nargs="+", metavar="ROW", choices=[row.name for row in ROWS], help="these rows only")
+    parser.add_argument("--json", type=Path, help="write the figures of all runs to this file too")
+    arguments = parser.parse_args()
+    if arguments.seconds * arguments.compression < 2 * Fleet.heartbeat_interval:
+        parser.error("--seconds: at least two heartbeat intervals, of 45 s by --compression; the first does not count")
+    if arguments.rounds < 1 or arguments.load <= 0 or not 1 <= arguments.compression <= 100:
+        parser.error("--rounds: at least 1; --load: more than 0; --compression: from 1 to 100")
+    return arguments
+
+
+def main() -> None:
+    arguments = parse()
+    console = Console(width=120)
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that the processes end with us
+    try:
+        spread = asyncio.run(burst())
+        console.print(f"A burst of {sum(spread)} on {REPLICAS} replicas, {len(spread)} idle workers: {spread}")
+        results = measure(arguments, console)
+    except (ProcessFailed, EmbeddedStoreError) as error:
+        sys.exit(str(error))
+    except KeyboardInterrupt:
+        sys.exit(130)
+    show(results, arguments, console)
+    if arguments.json:
+        figures = {"burst": spread, "runs": [asdict(result) for result in results]}
+        arguments.json.write_text(json.dumps(figures, indent=2) + "\n")
+    if not all(result.sound and not result.failed for result in results):
+        sys.exit(1)
+
+
+if __name__ == "__main__":
+    main()
