@@ -17,8 +17,10 @@ import argparse
 import json
 from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor
+from contextlib import ExitStack
 from dataclasses import Field, asdict, dataclass, fields, replace
 from functools import partial
+from multiprocessing import get_context
 from pathlib import Path
 from statistics import fmean
 from typing import Any
@@ -81,7 +83,7 @@ LOADS = (0.7, 0.85, 0.95)
 DRAWN_LOADS = (0.5, 0.55, 0.6, 0.65, 0.7, 0.75, 0.8, 0.85, 0.9, 0.95)
 INTERVALS = (1.0, 5.0, 15.0, 45.0, 90.0)
 REPLICAS = (1, 2, 4, 8, 16, 32)
-DEATHS = 4  # where that is asked, and --deaths not given
+DEATHS = 4  # where that is the question, and --deaths not given
 MOST_COLUMNS = 4  # that leave room for 99th percentiles
 
 
@@ -112,7 +114,8 @@ Answers = dict[str, dict[float, list[Figures]]]  # by row and value, one of each
 
 def questions(arguments: argparse.Namespace) -> dict[str, Question]:
     loads = arguments.loads or (DRAWN_LOADS if arguments.plots else LOADS)
-    intervals, counts, deaths = arguments.heartbeat_intervals, arguments.replica_counts, arguments.deaths or DEATHS
+    intervals, counts = arguments.heartbeat_intervals, arguments.replica_counts
+    deaths = arguments.deaths or min(DEATHS, arguments.workers - 2)
     return {
         "load": Question("load", "load", loads, tuple(CASES)),
         "heartbeats": Question("time between heartbeats, s", "heartbeat_interval", intervals, DRAWN, True),
@@ -141,8 +144,10 @@ def answer(question: Question, fleet: Fleet, seeds: int, jobs: int, progress: Pr
         for seed in range(seeds)
     ]
     answers: Answers = {}
-    with ProcessPoolExecutor(jobs) as pool:
-        results = pool.map(simulate, [case for case, _, _ in runs], [fleet for _, _, fleet in runs])
+    with ExitStack() as stack:
+        # Spawned, not forked: the progress bar has a thread.
+        at_once = map if jobs == 1 else stack.enter_context(ProcessPoolExecutor(jobs, get_context("spawn"))).map
+        results = at_once(simulate, [case for case, _, _ in runs], [fleet for _, _, fleet in runs])
         shown = progress.track(results, total=len(runs), description=question.title)
         for (case, value, _), figures in zip(runs, shown, strict=True):
             answers.setdefault(case, {}).setdefault(value, []).append(figures)
@@ -172,11 +177,10 @@ def waits_table(question: Question, answers: Answers) -> Table:
 
 
 def deaths_table(requests: int, answers: Answers) -> Table:
-    """A share is of all requests."""
-    table = Table("when workers die")
-    for column in (
-        "sent to a dead worker, each", "share", "lost: refused twice", "lost: in a worker", "wait, mean / p99"
-    ):  # fmt: skip
+    """Requests that were sent to a dead worker, or lost; all shares are of all requests."""
+    table = Table()
+    table.add_column("when workers die", no_wrap=True)
+    for column in ("sent to each", "of all", "refused twice", "lost inside", "wait, mean / p99"):
         table.add_column(column, justify="right")
     for case, by_value in answers.items():
         [(deaths, runs)] = by_value.items()
@@ -248,8 +252,10 @@ def parse() -> argparse.Namespace:
     arguments = parser.parse_args()
     if min(*(arguments.loads or LOADS), arguments.at_load) <= 0:
         parser.error("a load must be more than 0.")
+    if arguments.workers < 3:
+        parser.error("--workers must be at least 3.")
     if not 0 <= arguments.deaths <= arguments.workers - 2:
-        parser.error("--deaths must leave two workers.")
+        parser.error("--deaths must be 0 or more, and leave two workers.")
     if arguments.pareto_shape <= 1:
         parser.error("--pareto-shape must be more than 1, or service times have no mean.")
     return arguments

@@ -183,14 +183,22 @@ class Notice(Enum):
     REFUSAL = auto()  # a client that leases was refused, and reported it
 
 
+class Place(Enum):
+    """Where a worker is chosen."""
+
+    ROUTER = auto()
+    STORE = auto()
+    DOOR = auto()  # of all workers at once
+
+
 class Policy(Protocol):
     """Chooses workers. All that it learns, it learns through these calls."""
 
     told_of_ends: bool  # of all requests, at once
-    asks_store: bool
+    place: Place
 
     def choose(self, now: float, request: Request) -> int:
-        """The worker for a request; -1 to hold it back until one is free."""
+        """The worker for a request; at the door, -1 to hold it back until one is free."""
 
     def ended(self, now: float, request: Request) -> None:
         """A client says that its request has ended: those with leases, and all clients of policies that are told."""
@@ -206,7 +214,7 @@ class Stock:
     """FastChat's shortest_queue: the first with the least count, which grows until a heartbeat sets it."""
 
     told_of_ends = False
-    asks_store = False
+    place = Place.ROUTER
 
     def __init__(self, fleet: Fleet) -> None:
         self.speeds = fleet.speeds()
@@ -256,7 +264,7 @@ class TwoChoices:
     """
 
     told_of_ends = True
-    asks_store = False
+    place = Place.ROUTER
 
     def __init__(self, fleet: Fleet) -> None:
         self.speeds = fleet.speeds()
@@ -282,10 +290,13 @@ class TwoChoices:
 
 
 class Ideal:
-    """One queue in front of all slots: a request is sent off when a slot is free, to the fastest that has one."""
+    """One queue in front of all slots: a request that has come there begins in the fastest that is free.
+
+    It has its way to the workers behind it, or slots would stand free while their next requests are under way.
+    """
 
     told_of_ends = True
-    asks_store = False
+    place = Place.DOOR
 
     def __init__(self, fleet: Fleet) -> None:
         speeds = fleet.speeds()
@@ -313,7 +324,7 @@ class Ours:
     """This project's shortest_queue, by the rules in controller/domain: one view for any number of replicas."""
 
     told_of_ends = False
-    asks_store = True
+    place = Place.STORE
 
     def __init__(self, fleet: Fleet, capacity_told: bool = False, decay: bool = True) -> None:
         self.loads = [Load(speed, fleet.slots if capacity_told else None) for speed in fleet.speeds()]
@@ -400,17 +411,23 @@ class Simulation:
     # Requests
 
     def arrive(self, now: float, request: Request) -> None:
-        if self.policy.asks_store:
+        if self.policy.place is Place.DOOR:
+            self.at(now + request.delay, self.queue, request)
+        elif self.policy.place is Place.STORE:
             way, way_back = (self.ways.uniform(*self.fleet.store_latency) for _ in range(2))
-            self.at(now + way, self.send, request, way_back)
-        elif not self.send(now, request):
+            self.at(now + way, self.send, request, way_back + request.delay)
+        else:
+            self.send(now, request, request.delay)
+
+    def queue(self, now: float, request: Request) -> None:
+        if not self.send(now, request, 0.0):
             self.held.append(request)
 
-    def send(self, now: float, request: Request, way_back: float = 0.0) -> bool:
+    def send(self, now: float, request: Request, way: float) -> bool:
         request.worker = self.policy.choose(now, request)
         if request.worker < 0:
             return False
-        self.at(now + way_back + request.delay, self.enter, request)
+        self.at(now + way, self.enter, request)
         return True
 
     def enter(self, now: float, request: Request) -> None:
@@ -447,7 +464,7 @@ class Simulation:
         self.policy.ended(now, request)
         if refused and request.leased:
             self.notice(now, request.worker, Notice.REFUSAL)
-        while self.held and self.send(now, self.held[0]):
+        while self.held and self.send(now, self.held[0], 0.0):
             self.held.popleft()
 
     # Heartbeats and polls

@@ -1,13 +1,14 @@
 """The simulation of benchmarks/dispatch_quality.py: what holds whatever the figures are."""
 
 import itertools
+import json
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from statistics import fmean
 
 import pytest
-from dispatch_quality import CASES, simulate
+from dispatch_quality import CASES, QUESTIONS, main, simulate
 from simulation import SERVICES, Fleet, Ideal, Notice, Ours, Policy, Request, Simulation, Stock, TwoChoices
 
 FLEET = Fleet(workers=8, slots=4, requests=600, load=0.8, heartbeat_interval=5.0, routers=2)
@@ -25,7 +26,7 @@ def test_all_are_served_and_none_waits_less_than_in_one_queue(case: str) -> None
     assert len(result.waits) == FLEET.requests
     assert (result.refused, result.lost_at_the_door, result.lost_inside) == (0, 0, 0)
     assert min(result.waits) >= FLEET.delay[0]
-    assert fmean(result.waits) > 0.95 * mean_ideal_wait(FLEET)
+    assert fmean(result.waits) >= mean_ideal_wait(FLEET)
 
 
 @pytest.mark.parametrize("case", CASES)
@@ -45,7 +46,7 @@ class Watch:
         self.policy = policy
         self.by = by
         self.found: set[tuple[int, int]] = set()
-        self.told_of_ends, self.asks_store = policy.told_of_ends, policy.asks_store
+        self.told_of_ends, self.place = policy.told_of_ends, policy.place
         self.ended, self.reported = policy.ended, policy.reported
 
     def choose(self, now: float, request: Request) -> int:
@@ -114,3 +115,16 @@ def test_a_replay_has_the_rhythm_of_its_file(tmp_path: Path) -> None:
     times = [0.0, *(request.arrived for request in fleet.all_requests())]
     gaps = [after - before for before, after in itertools.pairwise(times)]
     assert [gap / gaps[0] for gap in gaps] == pytest.approx([1, 3] * 4 + [1])
+
+
+@pytest.mark.parametrize("question", QUESTIONS)
+def test_the_command_answers(question: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    file = tmp_path / "figures"
+    few = "--workers 6 --requests 100 --seeds 2 --loads 0.7 --heartbeat-intervals 5 --replica-counts 2"
+    knobs = "--delay 0.01 0.02 --store-latency 0 0.1 --retry-delay 0 --lease-share 0.3 --bursts --service constant"
+    monkeypatch.setattr("sys.argv", ["", "--question", question, "--json", str(file), *few.split(), *knobs.split()])
+    main()
+    written = json.loads(file.read_text())
+    assert (written["fleet"]["workers"], written["fleet"]["delay"]) == (6, [0.01, 0.02])
+    for by_value in written["answers"][question].values():
+        assert [len(runs) for runs in by_value.values()] == [2]
