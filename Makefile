@@ -6,7 +6,7 @@ PIP_INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check 
 ARGS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help serve test check demo format bench clean
+.PHONY: help serve test check demo format bench simulate clean
 
 help:  ## List the targets.
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 12
@@ -33,6 +33,9 @@ format: $(VENV)/.check  ## Format the code and mend what the linter can.
 bench: $(VENV)/.test  ## Measure dispatches beside the stock controller. ARGS="--seconds 5"
 	@exec $(BIN)/python benchmarks/dispatch.py $(ARGS)
 
+simulate: $(VENV)/.bench  ## Simulate how long requests wait under each policy. ARGS="--plots docs/images"
+	@exec $(BIN)/python benchmarks/dispatch_quality.py $(ARGS)
+
 clean:  ## Remove the virtual environment.
 	rm -rf $(VENV)
 
@@ -56,4 +59,9 @@ $(VENV)/.test: $(VENV)/.serve
 $(VENV)/.check: $(VENV)/.test
 	@echo "Installing linter and type checker ..."
 	@$(PIP_INSTALL) --group check
+	@touch $@
+
+$(VENV)/.bench: $(VENV)/.serve
+	@echo "Installing what the plots need ..."
+	@$(PIP_INSTALL) --group bench
 	@touch $@

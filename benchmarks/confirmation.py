@@ -57,8 +57,6 @@ from controller.store.embedded import EmbeddedStore
 REPLICAS = 4
 COMPRESSION = 10.0
 WORKER_PROCESSES = 4
-BOOKING_DELAY = 0.2  # the default of `controller serve`, as are 5 s for polls
-POLL_INTERVAL = 5.0
 LARGEST_LAG = 0.05
 START_TIMEOUT = 30.0
 STOP_TIMEOUT = 10.0
@@ -99,19 +97,14 @@ class Row:
     lease_share: float = 0.0
     tells_capacity: bool = False
 
-    def fleet(self, fleet: Fleet, compression: float) -> Fleet:
+    def fleet(self, fleet: Fleet) -> Fleet:
         """What this row makes of the fleet of all rows."""
         polled = self.polls and not self.stock
-        return replace(
-            fleet, poll_interval=POLL_INTERVAL / compression if polled else 0.0, lease_share=self.lease_share
-        )
+        return replace(fleet, poll_interval=fleet.poll_interval if polled else 0.0, lease_share=self.lease_share)
 
-    def policy(self, fleet: Fleet, compression: float) -> Policy:
+    def policy(self, fleet: Fleet) -> Policy:
         """The same in the simulation."""
-        if self.stock:
-            return Stock(fleet.speeds(), random.Random(fleet.seed))
-        capacity = fleet.slots if self.tells_capacity else None
-        return Ours(fleet.speeds(), capacity, decay=self.fades, unseen_for=BOOKING_DELAY / compression)
+        return Stock(fleet) if self.stock else Ours(fleet, self.tells_capacity, decay=self.fades)
 
 
 STOCK = Row("FastChat", stock=True)
@@ -292,10 +285,10 @@ def start_workers(processes: Processes, controller: str, row: Row, fleet: Fleet)
         worker.wait_until(partial(worker.says, "ready"))
 
 
-def controller_flags(row: Row, fleet: Fleet, compression: float) -> list[str]:
+def controller_flags(row: Row, fleet: Fleet) -> list[str]:
     return [
         *("--booking-decay", "on" if row.fades else "off"),
-        *("--booking-delay", str(BOOKING_DELAY / compression)),
+        *("--booking-delay", str(fleet.booking_delay)),
         *("--poll-interval", str(fleet.poll_interval)),
     ]
 
@@ -305,8 +298,8 @@ def run_clients(
 ) -> Seen:
     """Let all requests of a run arrive; progress is told for how many more seconds it has run."""
     plan, seen = directory / "plan.json", directory / "seen.json"
-    traffic = fleet.traffic(random.Random(fleet.seed))
-    write_plan(plan, controller, [PlannedRequest(each.arrived, each.service, each.leased) for each in traffic])
+    requests = [PlannedRequest(each.arrived, each.service, each.leased) for each in fleet.all_requests()]
+    write_plan(plan, controller, requests)
     clients = processes.start(sys.executable, str(BENCHMARKS / "clients.py"), str(plan), str(seen))
     told = time.monotonic()
     while clients.process.poll() is None:
@@ -318,13 +311,13 @@ def run_clients(
     return Seen(**json.loads(seen.read_text()))
 
 
-def simulate(row: Row, fleet: Fleet, compression: float) -> Waits:
-    return Waits.of(Simulation(fleet, row.policy(fleet, compression), first_heartbeats(fleet)).run(), fleet)
+def simulate(row: Row, fleet: Fleet) -> Waits:
+    return Waits.of(Simulation(fleet, row.policy(fleet), first_heartbeats(fleet)).run().waits, fleet)
 
 
-def run(row: Row, fleet: Fleet, compression: float, progress: Callable[[float], None] = lambda _: None) -> Result:
+def run(row: Row, fleet: Fleet, progress: Callable[[float], None] = lambda _: None) -> Result:
     """One row, really and simulated, on a fleet whose times are compressed already."""
-    fleet = row.fleet(fleet, compression)
+    fleet = row.fleet(fleet)
     with contextlib.ExitStack() as resources:
         directory = Path(resources.enter_context(tempfile.TemporaryDirectory(prefix="cb-")))
         store = None if row.stock else resources.enter_context(EmbeddedStore(directory / "data"))
@@ -332,14 +325,14 @@ def run(row: Row, fleet: Fleet, compression: float, progress: Callable[[float], 
         if store is None:
             controller = start_stock(processes)
         else:
-            controller = start_ours(processes, store.url, directory, *controller_flags(row, fleet, compression))
+            controller = start_ours(processes, store.url, directory, *controller_flags(row, fleet))
         start_workers(processes, controller, row, fleet)
         seen = run_clients(processes, directory, controller, fleet, progress)
     return Result(
         name=row.name,
         seed=fleet.seed,
         real=Waits.of(seen.waits, fleet),
-        simulated=simulate(row, fleet, compression),
+        simulated=simulate(row, fleet),
         dispatch_time=sum(seen.dispatch_times) / len(seen.dispatch_times),
         requests=fleet.requests,
         failed=seen.failed,
@@ -357,6 +350,8 @@ def compressed_fleet(load: float, seconds: float, compression: float, seed: int)
         load=load,
         service_mean=Fleet.service_mean / compression,
         heartbeat_interval=Fleet.heartbeat_interval / compression,
+        poll_interval=Fleet.poll_interval / compression,
+        booking_delay=Fleet.booking_delay / compression,
         delay=(0.001, 0.005),  # what a dispatch takes on loopback, for the simulation
         report_delay=(0.0001, 0.005),
         seed=seed,
@@ -395,7 +390,7 @@ def measure(arguments: argparse.Namespace, console: Console) -> list[Result]:
             fleet = compressed_fleet(arguments.load, arguments.seconds, arguments.compression, seed=number)
             for done, row in enumerate(rows, start=number * len(rows) + 1):
                 progress.update(task, description=f"round {number + 1}, {row.name}")
-                results.append(run(row, fleet, arguments.compression, lambda more: progress.advance(task, more)))
+                results.append(run(row, fleet, lambda more: progress.advance(task, more)))
                 progress.update(task, completed=done * arguments.seconds)
     return results
 

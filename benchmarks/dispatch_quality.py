@@ -1,90 +1,292 @@
 """How long requests wait under our rules and under others: a simulation.
 
-    python benchmarks/dispatch_quality.py [--loads 0.7 0.85 0.95] [--seeds 5] [--json results.json]
+    python benchmarks/dispatch_quality.py                             a table of all policies at three loads
+    python benchmarks/dispatch_quality.py --question deaths           one of what goes to workers that die
+    python benchmarks/dispatch_quality.py --plots docs/images         wait against load, heartbeats and replicas
+    python benchmarks/dispatch_quality.py --bursts --loads 0.7 --seeds 10 --json results.json
 
 The rows "ours" run the rules of controller/domain, to which the Lua is tested equal. Beside them: stock FastChat,
-lottery, round robin, the power of two choices by local counts in 8 routers, and one ideal queue in front of all slots,
-which no system has. 0.11 s of each wait is the way to the worker.
+its lottery, round robin, the power of two choices by each router's own counts, and one ideal queue in front of all
+slots, which no system has. 0.11 s of each wait is the way to the worker.
+
+Of ours, "no polls" and "leases" go without polls; "as it comes" is polled and has no leases; "half lease" is polled,
+and --lease-share of the clients lease. "capacity told": the workers tell how many slots they have.
 """
 
 import argparse
 import json
-import random
-from collections.abc import Callable, Iterator
-from dataclasses import asdict, replace
+from collections.abc import Callable, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from contextlib import ExitStack
+from dataclasses import Field, asdict, dataclass, fields, replace
+from functools import partial
+from multiprocessing import get_context
 from pathlib import Path
+from statistics import fmean
+from typing import Any
 
 from rich.console import Console
 from rich.progress import Progress
 from rich.table import Table
-from simulation import Fleet, Ideal, Lottery, Ours, Policy, RoundRobin, Simulation, Stock, TwoChoices
-
-POLLS = 5.0
+from simulation import SERVICES, Fleet, Ideal, Lottery, Ours, Policy, RoundRobin, Simulation, Stock, TwoChoices
 
 
-def cases(fleet: Fleet) -> Iterator[tuple[str, Fleet, Callable[[], Policy]]]:
-    """A name, what is simulated, and the policy."""
-    speeds, slots = fleet.speeds(), fleet.slots
-    rng = random.Random(fleet.seed + 7)
-    polled, leased = replace(fleet, poll_interval=POLLS), replace(fleet, lease_share=1.0)
-    mixed = replace(polled, lease_share=0.5)
-    yield "FastChat shortest_queue", fleet, lambda: Stock(speeds, rng)
-    yield "lottery", fleet, lambda: Lottery(speeds, rng)
-    yield "round robin", fleet, lambda: RoundRobin(speeds, rng)
-    yield "two choices, 8 routers", fleet, lambda: TwoChoices(speeds, fleet.routers, rng)
-    yield "ours, no decay", fleet, lambda: Ours(speeds, None, decay=False)
-    yield "ours, no polls", fleet, lambda: Ours(speeds, None)
-    yield "ours, no polls, capacity told", fleet, lambda: Ours(speeds, slots)
-    yield "ours, as it comes", polled, lambda: Ours(speeds, None)
-    yield "ours, capacity told", polled, lambda: Ours(speeds, slots)
-    yield "ours, half lease", mixed, lambda: Ours(speeds, None)
-    yield "ours, half lease, capacity told", mixed, lambda: Ours(speeds, slots)
-    yield "ours, leases", leased, lambda: Ours(speeds, None)
-    yield "ours, leases, capacity told", leased, lambda: Ours(speeds, slots)
-    yield "one ideal queue", fleet, lambda: Ideal(speeds, slots)
+def bare(fleet: Fleet) -> Fleet:
+    return replace(fleet, poll_interval=0.0, lease_share=0.0)
+
+
+def polled(fleet: Fleet) -> Fleet:
+    return replace(fleet, lease_share=0.0)
+
+
+def mixed(fleet: Fleet) -> Fleet:
+    return fleet
+
+
+def leased(fleet: Fleet) -> Fleet:
+    return replace(fleet, poll_interval=0.0, lease_share=1.0)
+
+
+def leased_and_polled(fleet: Fleet) -> Fleet:
+    return replace(fleet, lease_share=1.0)
+
+
+# The clients and polls of a row, and its policy.
+CASES: dict[str, tuple[Callable[[Fleet], Fleet], Callable[[Fleet], Policy]]] = {
+    "FastChat shortest_queue": (bare, Stock),
+    "FastChat lottery": (bare, Lottery),
+    "round robin": (bare, RoundRobin),
+    "two choices": (bare, TwoChoices),
+    "ours, no decay": (bare, partial(Ours, decay=False)),
+    "ours, no polls": (bare, Ours),
+    "ours, no polls, capacity told": (bare, partial(Ours, capacity_told=True)),
+    "ours, as it comes": (polled, Ours),
+    "ours, capacity told": (polled, partial(Ours, capacity_told=True)),
+    "ours, half lease": (mixed, Ours),
+    "ours, half lease, capacity told": (mixed, partial(Ours, capacity_told=True)),
+    "ours, leases": (leased, Ours),
+    "ours, leases, capacity told": (leased, partial(Ours, capacity_told=True)),
+    "ours, leases, polls, capacity told": (leased_and_polled, partial(Ours, capacity_told=True)),
+    "one ideal queue": (bare, Ideal),
+}
+DRAWN = (
+    "FastChat shortest_queue",
+    "two choices",
+    "ours, no polls",
+    "ours, as it comes",
+    "ours, half lease, capacity told",
+    "ours, leases, capacity told",
+    "one ideal queue",
+)
+QUESTIONS = ("load", "heartbeats", "replicas", "deaths")
+LOADS = (0.7, 0.85, 0.95)
+DRAWN_LOADS = (0.5, 0.55, 0.6, 0.65, 0.7, 0.75, 0.8, 0.85, 0.9, 0.95)
+INTERVALS = (1.0, 5.0, 15.0, 45.0, 90.0)
+REPLICAS = (1, 2, 4, 8, 16, 32)
+DEATHS = 4  # where that is the question, and --deaths not given
+MOST_COLUMNS = 4  # that leave room for 99th percentiles
+
+
+@dataclass(frozen=True)
+class Question:
+    """What is varied, and in which rows."""
+
+    title: str
+    varied: str  # the field of a Fleet
+    values: Sequence[float]
+    cases: Sequence[str]
+    logarithmic: bool = False  # the axis of a plot
+
+
+@dataclass(frozen=True)
+class Figures:
+    """What is told of one run. Times are in seconds."""
+
+    mean: float
+    p99: float
+    refused: int
+    lost_at_the_door: int
+    lost_inside: int
+
+
+Answers = dict[str, dict[float, list[Figures]]]  # by row and value, one of each seed
+
+
+def questions(arguments: argparse.Namespace) -> dict[str, Question]:
+    loads = arguments.loads or (DRAWN_LOADS if arguments.plots else LOADS)
+    intervals, counts = arguments.heartbeat_intervals, arguments.replica_counts
+    deaths = arguments.deaths or min(DEATHS, arguments.workers - 2)
+    return {
+        "load": Question("load", "load", loads, tuple(CASES)),
+        "heartbeats": Question("time between heartbeats, s", "heartbeat_interval", intervals, DRAWN, True),
+        "replicas": Question("replicas, or routers", "routers", counts, DRAWN, True),
+        "deaths": Question("workers that die", "deaths", [deaths], tuple(CASES)),
+    }
+
+
+def simulate(case: str, fleet: Fleet) -> Figures:
+    adapt, policy = CASES[case]
+    fleet = adapt(fleet)
+    result = Simulation(fleet, policy(fleet)).run()
+    waits = result.measured()
+    p99 = waits[int(len(waits) * 0.99)]
+    return Figures(fmean(waits), p99, result.refused, result.lost_at_the_door, result.lost_inside)
+
+
+def answer(question: Question, fleet: Fleet, seeds: int, jobs: int, progress: Progress) -> Answers:
+    def varied(value: Any, seed: int) -> Fleet:
+        return replace(fleet, **{question.varied: value}, seed=seed)
+
+    runs = [
+        (case, value, varied(value, seed))
+        for case in question.cases
+        for value in question.values
+        for seed in range(seeds)
+    ]
+    answers: Answers = {}
+    with ExitStack() as stack:
+        # Spawned, not forked: the progress bar has a thread.
+        at_once = map if jobs == 1 else stack.enter_context(ProcessPoolExecutor(jobs, get_context("spawn"))).map
+        results = at_once(simulate, [case for case, _, _ in runs], [fleet for _, _, fleet in runs])
+        shown = progress.track(results, total=len(runs), description=question.title)
+        for (case, value, _), figures in zip(runs, shown, strict=True):
+            answers.setdefault(case, {}).setdefault(value, []).append(figures)
+    return answers
+
+
+def spaced(values: Sequence[float]) -> str:
+    return " ".join(f"{value:g}" for value in values)
+
+
+def mean_of(name: str, runs: Sequence[Figures]) -> float:
+    return fmean(getattr(figures, name) for figures in runs)
+
+
+def waits_table(question: Question, answers: Answers) -> Table:
+    tails = len(question.values) <= MOST_COLUMNS
+    table = Table(f"seconds of waiting, mean{' / p99' if tails else ''}; by {question.title}")
+    for value in question.values:
+        table.add_column(f"{value:g}", justify="right")
+    for case, by_value in answers.items():
+        cells = (
+            f"{mean_of('mean', runs):.2f}" + (f" / {mean_of('p99', runs):.1f}" if tails else "")
+            for runs in by_value.values()
+        )
+        table.add_row(case, *cells)
+    return table
+
+
+def deaths_table(requests: int, answers: Answers) -> Table:
+    """Requests that were sent to a dead worker, or lost; all shares are of all requests."""
+    table = Table()
+    table.add_column("when workers die", no_wrap=True)
+    for column in ("sent to each", "of all", "refused twice", "lost inside", "wait, mean / p99"):
+        table.add_column(column, justify="right")
+    for case, by_value in answers.items():
+        [(deaths, runs)] = by_value.items()
+        refused, at_the_door, inside = (mean_of(name, runs) for name in ("refused", "lost_at_the_door", "lost_inside"))
+        table.add_row(
+            case,
+            f"{refused / deaths:.0f}",
+            f"{refused / requests:.2%}",
+            f"{at_the_door / requests:.2%}",
+            f"{inside / requests:.2%}",
+            f"{mean_of('mean', runs):.2f} / {mean_of('p99', runs):.1f}",
+        )
+    return table
+
+
+def add_knob(parser: argparse._ArgumentGroup, knob: "Field[object]") -> None:
+    """The flag for one field of a Fleet."""
+    flag, told, default = f"--{knob.name.replace('_', '-')}", knob.metadata["help"], knob.default
+    if isinstance(default, bool):
+        parser.add_argument(flag, action="store_true", help=told)
+    elif isinstance(default, tuple):
+        low, high = default
+        told = f"{told} (default: {low:g} to {high:g})"
+        parser.add_argument(flag, type=float, nargs=2, metavar=("LEAST", "MOST"), default=default, help=told)
+    elif isinstance(default, str):
+        parser.add_argument(flag, choices=SERVICES, default=default, help=f"{told} (default: {default})")
+    elif default is None:
+        parser.add_argument(flag, type=Path, metavar="FILE", help=told)
+    else:
+        assert isinstance(default, int | float)
+        parser.add_argument(
+            flag, type=type(default), metavar="N", default=default, help=f"{told} (default: {default:g})"
+        )
+
+
+def parse() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    asked = parser.add_argument_group("what is asked")
+    add = partial(asked.add_argument, metavar="N")
+    asked.add_argument(
+        "--question", nargs="+", choices=QUESTIONS, help="what is varied (default: load; with --plots, all but deaths)"
+    )
+    add("--loads", type=float, nargs="+", help=f"varied: loads (default: {spaced(LOADS)}; with --plots, 0.5 to 0.95)")
+    add(
+        "--heartbeat-intervals",
+        type=float,
+        nargs="+",
+        default=INTERVALS,
+        help=f"varied: seconds between heartbeats (default: {spaced(INTERVALS)})",
+    )
+    add(
+        "--replica-counts",
+        type=int,
+        nargs="+",
+        default=REPLICAS,
+        help=f"varied: replicas of ours, routers of two choices (default: {spaced(REPLICAS)})",
+    )
+    add("--at-load", type=float, default=0.85, help="the load where something else is varied (default: 0.85)")
+    add("--seeds", type=int, default=5, help="runs for each figure, with other random numbers (default: 5)")
+    add("--jobs", type=int, default=1, help="runs at once, each in a process of its own (default: 1)")
+    asked.add_argument("--json", type=Path, metavar="FILE", help="a file for the figures of each run")
+    asked.add_argument(
+        "--plots", type=Path, metavar="DIR", help="a directory for one SVG of each question; needs matplotlib"
+    )
+    knobs = parser.add_argument_group("the fleet (times are in seconds)")
+    for knob in fields(Fleet):
+        if knob.metadata:
+            add_knob(knobs, knob)
+    arguments = parser.parse_args()
+    if min(*(arguments.loads or LOADS), arguments.at_load) <= 0:
+        parser.error("a load must be more than 0.")
+    if arguments.workers < 3:
+        parser.error("--workers must be at least 3.")
+    if not 0 <= arguments.deaths <= arguments.workers - 2:
+        parser.error("--deaths must be 0 or more, and leave two workers.")
+    if arguments.pareto_shape <= 1:
+        parser.error("--pareto-shape must be more than 1, or service times have no mean.")
+    return arguments
+
+
+def fleet_of(arguments: argparse.Namespace) -> Fleet:
+    knobs = {knob.name: getattr(arguments, knob.name) for knob in fields(Fleet) if knob.metadata}
+    return Fleet(**knobs, load=arguments.at_load)
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--loads", type=float, nargs="+", default=[0.7, 0.85, 0.95])
-    parser.add_argument("--seeds", type=int, default=5, help="runs a figure, each with another seed (default: 5)")
-    parser.add_argument("--json", type=Path, help="a file for all figures")
-    for name, kind in (
-        ("workers", int), ("slots", int), ("fast-share", float), ("fast-speed", float), ("service-mean", float),
-        ("service-sigma", float), ("drift", float), ("requests", int), ("heartbeat-interval", float), ("routers", int),
-    ):  # fmt: skip
-        default = getattr(Fleet(), name.replace("-", "_"))
-        parser.add_argument(f"--{name}", type=kind, default=default, help=f"(default: {default:g})")
-    parser.add_argument("--bursts", action="store_true", help="arrivals in bursts, not as a Poisson process")
-    arguments = parser.parse_args()
-    fields = {name: value for name, value in vars(arguments).items() if name in asdict(Fleet())}
-    console = Console(width=120)
-    means: dict[str, dict[float, list[float]]] = {}
-    tails: dict[str, dict[float, list[float]]] = {}
-    runs = [
-        (load, case)
-        for load in arguments.loads
-        for seed in range(arguments.seeds)
-        for case in cases(Fleet(**fields, load=load, seed=seed))
-    ]
-    with Progress(console=console, transient=True) as progress:
-        for load, (name, fleet, policy) in progress.track(runs, description="simulating"):
-            waits = Simulation(fleet, policy()).run()
-            waits = sorted(waits[len(waits) // 10 :])
-            means.setdefault(name, {}).setdefault(load, []).append(sum(waits) / len(waits))
-            tails.setdefault(name, {}).setdefault(load, []).append(waits[int(len(waits) * 0.99)])
-    table = Table("seconds of waiting, mean / p99", title_justify="left")
-    for load in arguments.loads:
-        table.add_column(f"load {load:g}", justify="right")
-    for name, by_load in means.items():
-        cells = (
-            f"{sum(by_load[load]) / arguments.seeds:.2f} / {sum(tails[name][load]) / arguments.seeds:.1f}"
-            for load in arguments.loads
-        )
-        table.add_row(name, *cells)
-    console.print(table)
+    arguments = parse()
+    fleet, console = fleet_of(arguments), Console(width=120)
+    asked = arguments.question or (("load", "heartbeats", "replicas") if arguments.plots else ("load",))
+    written = {}
+    for name in asked:
+        question = questions(arguments)[name]
+        with Progress(console=console, transient=True) as progress:
+            answers = answer(question, fleet, arguments.seeds, arguments.jobs, progress)
+        console.print(deaths_table(fleet.requests, answers) if name == "deaths" else waits_table(question, answers))
+        written[name] = {
+            case: {value: [asdict(figures) for figures in runs] for value, runs in by_value.items()}
+            for case, by_value in answers.items()
+        }
+        if arguments.plots and name != "deaths":
+            from dispatch_plots import draw  # matplotlib is needed for nothing else
+
+            means = {case: {value: mean_of("mean", runs) for value, runs in answers[case].items()} for case in DRAWN}
+            draw(arguments.plots / f"wait-by-{name}.svg", question.title, question.logarithmic, means)
     if arguments.json:
-        arguments.json.write_text(json.dumps({"fleet": fields, "means": means, "p99": tails}, indent=1))
+        arguments.json.write_text(json.dumps({"fleet": asdict(fleet), "answers": written}, indent=1, default=str))
 
 
 if __name__ == "__main__":

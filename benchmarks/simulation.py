@@ -2,7 +2,8 @@
 
 Used by benchmarks/dispatch_quality.py. Our own policy goes by the very rules of controller/domain, to which the Lua is
 tested equal; a worker serves `slots` requests at once, in order of arrival; between a choice and the worker's door, a
-request is under way for `delay` seconds.
+request is under way for `delay` seconds. Replicas of ours choose in the store, when their call arrives there: they see
+one state, so their number changes nothing in the simulation. In life it changes how many dispatches share a call.
 """
 
 import heapq
@@ -11,37 +12,65 @@ import math
 import random
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
+from enum import Enum, auto
+from pathlib import Path
 from typing import Protocol
 
+from controller.domain.dispatch import Indexed, least_cost
 from controller.domain.fade import Fade
 from controller.domain.load import Load
 
 MS = 1000.0
+HEARTBEAT_EXPIRATION = 90.0  # FastChat's, and ours
+FAILED_POLLS = 2  # in a row, and a worker comes behind all others
+TRIES = 2  # of a client that is refused
+SWINGS = 2  # of drifting service times, in the course of a run
+SERVICES = ("lognormal", "exponential", "constant", "pareto")
+
+Range = tuple[float, float]
 
 
 @dataclass(frozen=True)
 class Fleet:
     """What is simulated. Times are in seconds; load is of what all slots together can do."""
 
-    workers: int = 40
-    slots: int = 8
-    fast_share: float = 1 / 3
-    fast_speed: float = 2.0
+    workers: int = field(default=40, metadata={"help": "how many there are"})
+    slots: int = field(default=8, metadata={"help": "requests that a worker runs at once"})
+    fast_share: float = field(default=1 / 3, metadata={"help": "share of the workers that are fast"})
+    fast_speed: float = field(default=2.0, metadata={"help": "speed of the fast ones; that of the others is 1"})
     load: float = 0.85
-    service_mean: float = 8.0
-    service_sigma: float = 1.0  # of the logarithm
-    drift: float = 0.0  # service times swing by this factor up and down, in the course of the run
-    requests: int = 20_000
-    delay: tuple[float, float] = (0.02, 0.2)
-    heartbeat_interval: float = 45.0
-    poll_interval: float = 0.0
-    report_delay: tuple[float, float] = (0.001, 0.05)
-    routers: int = 8
-    lease_share: float = 0.0
-    bursts: bool = False
-    deaths: int = 0
+    requests: int = field(default=20_000, metadata={"help": "in one run; the first tenth is not measured"})
+    bursts: bool = field(default=False, metadata={"help": "arrivals in bursts, not as a Poisson process"})
+    arrivals: Path | None = field(
+        default=None,
+        metadata={"help": "replay: a file of arrival times in seconds, one in a line, stretched to the load"},
+    )
+    service: str = field(default="lognormal", metadata={"help": "distribution of service times"})
+    service_mean: float = field(default=8.0, metadata={"help": "mean service time at speed 1"})
+    service_sigma: float = field(default=1.0, metadata={"help": "of the logarithm, for lognormal"})
+    pareto_shape: float = field(default=2.0, metadata={"help": "tail index, for pareto; above 1"})
+    drift: float = field(
+        default=0.0, metadata={"help": "service times swing by this share up and down, twice in a run"}
+    )
+    heartbeat_interval: float = field(default=45.0, metadata={"help": "between a worker's heartbeats"})
+    poll_interval: float = field(
+        default=5.0, metadata={"help": "between our polls of a worker, in the rows with polls"}
+    )
+    booking_delay: float = field(default=0.2, metadata={"help": "our --booking-delay"})
+    lease_share: float = field(default=0.5, metadata={"help": "share of the clients that lease, in the mixed rows"})
+    routers: int = field(default=8, metadata={"help": "routers of two choices; replicas of ours"})
+    delay: Range = field(default=(0.02, 0.2), metadata={"help": "from a choice to the worker"})
+    report_delay: Range = field(default=(0.001, 0.05), metadata={"help": "of a heartbeat, a poll's way, a release"})
+    store_latency: Range = field(default=(0.0002, 0.001), metadata={"help": "from a replica to the store, one way"})
+    deaths: int = field(default=0, metadata={"help": "workers that die, in the middle half of a run"})
+    health_interval: float = field(default=10.0, metadata={"help": "between health checks of the two choices' routers"})
+    retry_delay: float = field(default=0.5, metadata={"help": "after which a refused client tries once more"})
     seed: int = 0
+
+    def stream(self, name: str) -> random.Random:
+        """Random numbers for one purpose, so that a change of one thing leaves the others as they were."""
+        return random.Random(f"{self.seed} {name}")
 
     def speeds(self) -> list[float]:
         """Of each worker; the fast ones are spread evenly."""
@@ -52,10 +81,24 @@ class Fleet:
         """Requests a second."""
         return self.load * self.slots * sum(self.speeds()) / self.service_mean
 
-    def arrivals(self, rng: random.Random) -> Iterator[float]:
-        """When requests arrive: a Poisson process, or one whose rate jumps between a third and thrice the mean."""
-        now, rate = 0.0, self.rate()
-        factor, until = 1.0, 0.0
+    def all_requests(self) -> Iterator["Request"]:
+        """What arrives in one run; the same under every policy."""
+        times = self.replayed() if self.arrivals else self.drawn()
+        services, delays = self.stream("services"), self.stream("delays")
+        routers, leases = self.stream("routers"), self.stream("leases")
+        for i, arrived in enumerate(itertools.islice(times, self.requests)):
+            yield Request(
+                arrived,
+                self.service_time(services, i / self.requests),
+                delays.uniform(*self.delay),
+                routers.randrange(self.routers),
+                leases.random() < self.lease_share,
+            )
+
+    def drawn(self) -> Iterator[float]:
+        """When requests arrive: a Poisson process, or one whose rate jumps between half and three times the mean."""
+        rng, rate = self.stream("arrivals"), self.rate()
+        now, factor, until = 0.0, 1.0, 0.0
         while True:
             if self.bursts and now >= until:
                 # Bursts of 2 s at 3 times the rate, and lulls long enough that the mean is the same.
@@ -65,25 +108,38 @@ class Fleet:
             now += rng.expovariate(rate * factor)
             yield now
 
+    def replayed(self) -> Iterator[float]:
+        """The arrivals of a file at the rate that is asked for, over and over."""
+        assert self.arrivals
+        times = sorted(float(line) for line in self.arrivals.read_text().split())
+        stretch = (len(times) - 1) / (times[-1] - times[0]) / self.rate()
+        gaps = [(after - before) * stretch for before, after in itertools.pairwise(times)]
+        return itertools.accumulate(itertools.cycle(gaps))
+
     def service_time(self, rng: random.Random, progress: float) -> float:
         """How long a request takes in a slot of speed 1."""
-        mu = math.log(self.service_mean) - self.service_sigma**2 / 2
-        swing = 1 + self.drift * math.sin(2 * math.pi * 2 * progress) if self.drift else 1.0
-        return rng.lognormvariate(mu, self.service_sigma) * swing
+        mean = self.service_mean * (1 + self.drift * math.sin(2 * math.pi * SWINGS * progress))
+        if self.service == "exponential":
+            return rng.expovariate(1 / mean)
+        if self.service == "pareto":
+            return rng.paretovariate(self.pareto_shape) * mean * (1 - 1 / self.pareto_shape)
+        if self.service == "constant":
+            return mean
+        return rng.lognormvariate(math.log(mean) - self.service_sigma**2 / 2, self.service_sigma)
 
-    def traffic(self, rng: random.Random) -> "deque[Request]":
-        """All requests of a run, in order of arrival."""
-        arrivals = self.arrivals(rng)
-        lease_rng = random.Random(self.seed + 1)
-        return deque(
-            Request(
-                arrived,
-                self.service_time(rng, i / self.requests),
-                rng.randrange(self.routers),
-                lease_rng.random() < self.lease_share,
-            )
-            for i, arrived in enumerate(itertools.islice(arrivals, self.requests))
-        )
+
+@dataclass(slots=True, eq=False)
+class Request:
+    """One request on its way."""
+
+    arrived: float
+    service: float
+    delay: float
+    router: int
+    leased: bool
+    worker: int = -1
+    booked_at: float = 0.0
+    tries: int = 1
 
 
 class Worker:
@@ -92,114 +148,161 @@ class Worker:
     def __init__(self, slots: int, speed: float) -> None:
         self.slots = slots
         self.speed = speed
-        self.running = 0
+        self.running: list[Request] = []
         self.waiting: deque[Request] = deque()
         self.dead = False
+        self.last_heartbeat = 0.0
+        self.failed_polls = 0
 
     @property
     def queue_length(self) -> int:
         """What it reports."""
-        return self.running + len(self.waiting)
+        return len(self.running) + len(self.waiting)
 
 
-@dataclass(slots=True)
-class Request:
-    """One request on its way."""
+@dataclass
+class Result:
+    """What came of one run. Waits are from arrival to a slot, in seconds, in the order in which they ended."""
 
-    arrived: float
-    service: float
-    router: int
-    leased: bool
-    worker: int = -1
-    booked_at: float = 0.0
-    wait: float = math.nan
-    tries: int = 0
+    waits: list[float] = field(default_factory=list)
+    refused: int = 0  # sent to a dead worker, second tries included
+    lost_at_the_door: int = 0  # refused at each try
+    lost_inside: int = 0  # with a worker when it died
+
+    def measured(self) -> list[float]:
+        """The waits but for the first tenth, sorted."""
+        return sorted(self.waits[len(self.waits) // 10 :])
+
+
+class Notice(Enum):
+    """How it becomes known that a worker is dead."""
+
+    DEATH = auto()  # the moment itself, which none but an ideal queue knows of
+    LAPSE = auto()  # its last heartbeat is too long ago
+    CHECK = auto()  # a router's health check failed
+    POLLS = auto()  # polls failed in a row
+    REFUSAL = auto()  # a client that leases was refused, and reported it
+
+
+class Place(Enum):
+    """Where a worker is chosen."""
+
+    ROUTER = auto()
+    STORE = auto()
+    DOOR = auto()  # of all workers at once
 
 
 class Policy(Protocol):
     """Chooses workers. All that it learns, it learns through these calls."""
 
+    told_of_ends: bool  # of all requests, at once
+    place: Place
+
     def choose(self, now: float, request: Request) -> int:
-        """The worker for a request; -1 to hold it back until worker_free() asks for one."""
+        """The worker for a request; at the door, -1 to hold it back until one is free."""
 
     def ended(self, now: float, request: Request) -> None:
         """A client says that its request has ended: those with leases, and all clients of policies that are told."""
 
-    def reported(self, now: float, worker: int, queue_length: int, written_at: float, heartbeat: bool) -> None:
-        """A heartbeat, or an answer to a poll."""
+    def reported(self, now: float, worker: int, queue_length: int, asked_at: float | None) -> None:
+        """A heartbeat, or the answer to a poll, which was sent at `asked_at`."""
+
+    def noticed(self, now: float, worker: int, notice: Notice, router: int) -> None:
+        """Something tells that a worker is dead; router says to whom, where it is told to one."""
 
 
 class Stock:
     """FastChat's shortest_queue: the first with the least count, which grows until a heartbeat sets it."""
 
     told_of_ends = False
+    place = Place.ROUTER
 
-    def __init__(self, speeds: Sequence[float], rng: random.Random) -> None:
-        self.speeds = speeds
-        self.rng = rng
-        self.counts = [0] * len(speeds)
+    def __init__(self, fleet: Fleet) -> None:
+        self.speeds = fleet.speeds()
+        self.rng = fleet.stream("policy")
+        self.counts = [0] * fleet.workers
+        self.known = list(range(fleet.workers))
 
     def choose(self, now: float, request: Request) -> int:
-        worker = min(range(len(self.speeds)), key=lambda i: self.counts[i] / self.speeds[i])
+        worker = min(self.known, key=lambda i: self.counts[i] / self.speeds[i])
         self.counts[worker] += 1
         return worker
 
     def ended(self, now: float, request: Request) -> None: ...
 
-    def reported(self, now: float, worker: int, queue_length: int, written_at: float, heartbeat: bool) -> None:
+    def reported(self, now: float, worker: int, queue_length: int, asked_at: float | None) -> None:
         self.counts[worker] = queue_length
+
+    def noticed(self, now: float, worker: int, notice: Notice, router: int) -> None:
+        if notice is Notice.LAPSE:
+            self.known.remove(worker)
 
 
 class Lottery(Stock):
     """FastChat's lottery: at random, in proportion to speed."""
 
     def choose(self, now: float, request: Request) -> int:
-        return self.rng.choices(range(len(self.speeds)), self.speeds)[0]
+        return self.rng.choices(self.known, [self.speeds[i] for i in self.known])[0]
 
 
 class RoundRobin(Stock):
-    """One after the other."""
+    """One after the other. Nobody tells it of anything, deaths included."""
 
-    def __init__(self, speeds: Sequence[float], rng: random.Random) -> None:
-        super().__init__(speeds, rng)
-        self.turns = itertools.cycle(range(len(speeds)))
+    def __init__(self, fleet: Fleet) -> None:
+        super().__init__(fleet)
+        self.turns = itertools.cycle(self.known)
 
     def choose(self, now: float, request: Request) -> int:
         return next(self.turns)
 
+    def noticed(self, now: float, worker: int, notice: Notice, router: int) -> None: ...
+
 
 class TwoChoices:
-    """Power of two choices by the requests that a router has under way itself, as routers in front of engines do it."""
+    """Power of two choices by the requests that a router has under way itself, as routers in front of engines do it.
+
+    Each router checks the health of each worker by itself.
+    """
 
     told_of_ends = True
+    place = Place.ROUTER
 
-    def __init__(self, speeds: Sequence[float], routers: int, rng: random.Random) -> None:
-        self.speeds = speeds
-        self.rng = rng
-        self.counts = [[0] * len(speeds) for _ in range(routers)]
+    def __init__(self, fleet: Fleet) -> None:
+        self.speeds = fleet.speeds()
+        self.rng = fleet.stream("policy")
+        self.counts = [[0] * fleet.workers for _ in range(fleet.routers)]
+        self.known = [list(range(fleet.workers)) for _ in range(fleet.routers)]
 
     def choose(self, now: float, request: Request) -> int:
         counts = self.counts[request.router]
-        worker = min(
-            self.rng.sample(range(len(self.speeds)), 2), key=lambda i: (counts[i] / self.speeds[i], self.rng.random())
-        )
+        drawn = self.rng.sample(self.known[request.router], 2)
+        worker = min(drawn, key=lambda i: (counts[i] / self.speeds[i], self.rng.random()))
         counts[worker] += 1
         return worker
 
     def ended(self, now: float, request: Request) -> None:
         self.counts[request.router][request.worker] -= 1
 
-    def reported(self, now: float, worker: int, queue_length: int, written_at: float, heartbeat: bool) -> None: ...
+    def reported(self, now: float, worker: int, queue_length: int, asked_at: float | None) -> None: ...
+
+    def noticed(self, now: float, worker: int, notice: Notice, router: int) -> None:
+        if notice is Notice.CHECK:
+            self.known[router].remove(worker)
 
 
 class Ideal:
-    """One queue in front of all slots: a request is sent off when a slot is free, to the fastest that has one."""
+    """One queue in front of all slots: a request that has come there begins in the fastest that is free.
+
+    It has its way to the workers behind it, or slots would stand free while their next requests are under way.
+    """
 
     told_of_ends = True
+    place = Place.DOOR
 
-    def __init__(self, speeds: Sequence[float], slots: int) -> None:
-        self.order = sorted(range(len(speeds)), key=lambda i: -speeds[i])
-        self.free = [slots] * len(speeds)
+    def __init__(self, fleet: Fleet) -> None:
+        speeds = fleet.speeds()
+        self.order = sorted(range(fleet.workers), key=lambda i: -speeds[i])
+        self.free = [fleet.slots] * fleet.workers
 
     def choose(self, now: float, request: Request) -> int:
         for worker in self.order:
@@ -211,51 +314,75 @@ class Ideal:
     def ended(self, now: float, request: Request) -> None:
         self.free[request.worker] += 1
 
-    def reported(self, now: float, worker: int, queue_length: int, written_at: float, heartbeat: bool) -> None: ...
+    def reported(self, now: float, worker: int, queue_length: int, asked_at: float | None) -> None: ...
+
+    def noticed(self, now: float, worker: int, notice: Notice, router: int) -> None:
+        if notice is Notice.DEATH:
+            self.order.remove(worker)
 
 
 class Ours:
     """This project's shortest_queue, by the rules in controller/domain: one view for any number of replicas."""
 
     told_of_ends = False
+    place = Place.STORE
 
-    def __init__(
-        self, speeds: Sequence[float], capacity: int | None, decay: bool = True, unseen_for: float = 0.2
-    ) -> None:
-        self.loads = [Load(speed, capacity) for speed in speeds]
+    def __init__(self, fleet: Fleet, capacity_told: bool = False, decay: bool = True) -> None:
+        capacity = fleet.slots if capacity_told else None
+        self.workers = {i: Indexed(Load(speed, capacity), i, i) for i, speed in enumerate(fleet.speeds())}
+        self.known = dict(self.workers)
+        self.numbers = {id(worker): i for i, worker in self.workers.items()}
         self.fade = Fade()
         self.decay = decay
-        self.unseen_for = unseen_for * MS
-        self.turns = [0] * len(speeds)
-        self.turn = 0
+        self.unseen_for = fleet.booking_delay * MS
+        self.turn = fleet.workers
 
     def phase(self, now: float) -> float:
         return self.fade.phase_at(now * MS) if self.decay else 0.0
 
+    def index(self, worker: Indexed, now: float) -> None:
+        load = worker.load
+        worker.score = load.index_cost(self.phase(now), self.fade.pace(load.speed), self.decay)
+
     def choose(self, now: float, request: Request) -> int:
-        phase = self.phase(now)
-        pace, loads, turns = self.fade.pace(1.0), self.loads, self.turns
-        worker = min(range(len(loads)), key=lambda i: (loads[i].cost(phase, pace * loads[i].speed), turns[i]))
-        load = loads[worker]
+        phase, pace = self.phase(now), self.fade.pace(1.0)
+        worker = least_cost(self.known.values(), leased=request.leased, fades=self.decay, phase=phase, pace=pace)
+        assert worker is not None
+        load = worker.load
         load.book(now * MS, phase, pace * load.speed, request.leased)
         request.booked_at = now * MS
         self.turn += 1
-        turns[worker] = self.turn
-        return worker
+        worker.turn = self.turn
+        if request.leased or not self.decay:
+            worker.place = self.turn
+        if request.leased or not self.decay or load.capacity is not None:
+            self.index(worker, now)
+        return self.numbers[id(worker)]
 
     def ended(self, now: float, request: Request) -> None:
         if request.leased:
-            self.loads[request.worker].release(request.booked_at, now * MS)
+            worker = self.workers[request.worker]
+            worker.load.release(request.booked_at, now * MS)
+            self.index(worker, now)
 
-    def reported(self, now: float, worker: int, queue_length: int, written_at: float, heartbeat: bool) -> None:
-        load = self.loads[worker]
+    def reported(self, now: float, worker: int, queue_length: int, asked_at: float | None) -> None:
+        load = self.workers[worker].load
+        written_at = now if asked_at is None else asked_at  # FastChat's heartbeats carry no time
         told = load.report(queue_length, written_at * MS, self.phase(now), self.unseen_for)
         if told is not None:
             self.fade.learn(now * MS, load.speed, *told)
+        self.index(self.workers[worker], now)
+
+    def noticed(self, now: float, worker: int, notice: Notice, router: int) -> None:
+        if notice is Notice.LAPSE:
+            del self.known[worker]
+        elif notice in (Notice.POLLS, Notice.REFUSAL):
+            self.workers[worker].load.failing = True
+            self.index(self.workers[worker], now)
 
 
 class Simulation:
-    """One run of a fleet under a policy: the waits before a slot of all requests, in seconds.
+    """One run of a fleet under a policy.
 
     first_heartbeats says when each worker sends its first one; it is drawn where that is not given.
     """
@@ -264,76 +391,151 @@ class Simulation:
         self.fleet = fleet
         self.policy = policy
         self.first_heartbeats = first_heartbeats
-        self.rng = random.Random(fleet.seed)
+        self.ways = fleet.stream("ways to the store")
+        self.reports = fleet.stream("reports")
+        self.deaths = fleet.stream("deaths")
         self.workers = [Worker(fleet.slots, speed) for speed in fleet.speeds()]
-        self.events: list[tuple[float, int, Callable[..., None], tuple[object, ...]]] = []
+        self.events: list[tuple[float, int, Callable[..., object], tuple[object, ...]]] = []
         self.order = itertools.count()
         self.held: deque[Request] = deque()
-        self.waits: list[float] = []
+        self.result = Result()
         self.left = fleet.requests
 
-    def at(self, time: float, call: Callable[..., None], *arguments: object) -> None:
+    def at(self, time: float, call: Callable[..., object], *arguments: object) -> None:
         heapq.heappush(self.events, (time, next(self.order), call, arguments))
 
-    def run(self, progress: Callable[[float], None] = lambda _: None) -> list[float]:
-        fleet, rng = self.fleet, self.rng
-        requests = fleet.traffic(rng)
-        for i in range(len(self.workers)):
-            first = self.first_heartbeats[i] if self.first_heartbeats else rng.uniform(0, fleet.heartbeat_interval)
-            self.at(first, self.beat, i, fleet.heartbeat_interval, True)
-            if fleet.poll_interval:
-                self.at(rng.uniform(0, fleet.poll_interval), self.beat, i, fleet.poll_interval, False)
+    def run(self) -> Result:
+        requests = deque(self.fleet.all_requests())
+        self.schedule(requests[-1].arrived)
         while self.left:
             if requests and (not self.events or requests[0].arrived <= self.events[0][0]):
                 request = requests.popleft()
                 self.arrive(request.arrived, request)
-                if len(requests) % 1000 == 0:
-                    progress(1 - len(requests) / fleet.requests)
             else:
                 now, _, call, arguments = heapq.heappop(self.events)
                 call(now, *arguments)
-        return self.waits
+        return self.result
+
+    def schedule(self, duration: float) -> None:
+        """Heartbeats, polls and deaths."""
+        fleet, phases = self.fleet, self.fleet.stream("phases")
+        for i in range(fleet.workers):
+            drawn = phases.uniform(0, fleet.heartbeat_interval)
+            self.at(self.first_heartbeats[i] if self.first_heartbeats else drawn, self.beat, i)
+            if fleet.poll_interval:
+                self.at(phases.uniform(0, fleet.poll_interval), self.poll, i)
+        for i, worker in enumerate(self.deaths.sample(range(fleet.workers), fleet.deaths)):
+            self.at(duration * (0.25 + 0.5 * (i + self.deaths.random()) / fleet.deaths), self.die, worker)
+
+    # Requests
 
     def arrive(self, now: float, request: Request) -> None:
+        if self.policy.place is Place.DOOR:
+            self.at(now + request.delay, self.queue, request)
+        elif self.policy.place is Place.STORE:
+            way, way_back = (self.ways.uniform(*self.fleet.store_latency) for _ in range(2))
+            self.at(now + way, self.send, request, way_back + request.delay)
+        else:
+            self.send(now, request, request.delay)
+
+    def queue(self, now: float, request: Request) -> None:
+        if not self.send(now, request, 0.0):
+            self.held.append(request)
+
+    def send(self, now: float, request: Request, way: float) -> bool:
         request.worker = self.policy.choose(now, request)
         if request.worker < 0:
-            self.held.append(request)
-        else:
-            self.at(now + self.rng.uniform(*self.fleet.delay), self.enter, request)
+            return False
+        self.at(now + way, self.enter, request)
+        return True
 
     def enter(self, now: float, request: Request) -> None:
         worker = self.workers[request.worker]
-        if worker.running < worker.slots:
+        if worker.dead:
+            self.refuse(now, request)
+        elif len(worker.running) < worker.slots:
             self.start(now, worker, request)
         else:
             worker.waiting.append(request)
 
     def start(self, now: float, worker: Worker, request: Request) -> None:
-        worker.running += 1
-        request.wait = now - request.arrived
-        self.waits.append(request.wait)
+        worker.running.append(request)
+        self.result.waits.append(now - request.arrived)
         self.at(now + request.service / worker.speed, self.end, request)
 
     def end(self, now: float, request: Request) -> None:
         worker = self.workers[request.worker]
-        worker.running -= 1
+        if worker.dead:
+            return  # it was lost with its worker
+        worker.running.remove(request)
         self.left -= 1
         if worker.waiting:
             self.start(now, worker, worker.waiting.popleft())
+        self.leave(now, request)
+
+    def leave(self, now: float, request: Request, refused: bool = False) -> None:
         if self.policy.told_of_ends:
-            self.tell(now, request)
+            self.tell(now, request, refused)
         elif request.leased:
-            self.at(now + self.rng.uniform(*self.fleet.report_delay), self.tell, request)
+            self.at(now + self.reports.uniform(*self.fleet.report_delay), self.tell, request, refused)
 
-    def tell(self, now: float, request: Request) -> None:
+    def tell(self, now: float, request: Request, refused: bool) -> None:
         self.policy.ended(now, request)
-        if self.held:
-            self.arrive(now, self.held.popleft())
+        if refused and request.leased:
+            self.notice(now, request.worker, Notice.REFUSAL)
+        while self.held and self.send(now, self.held[0], 0.0):
+            self.held.popleft()
 
-    def beat(self, now: float, worker: int, interval: float, heartbeat: bool) -> None:
-        queue_length = self.workers[worker].queue_length
-        self.at(now + self.rng.uniform(*self.fleet.report_delay), self.report, worker, queue_length, now, heartbeat)
-        self.at(now + interval, self.beat, worker, interval, heartbeat)
+    # Heartbeats and polls
 
-    def report(self, now: float, worker: int, queue_length: int, written_at: float, heartbeat: bool) -> None:
-        self.policy.reported(now, worker, queue_length, written_at, heartbeat)
+    def beat(self, now: float, i: int) -> None:
+        worker = self.workers[i]
+        if worker.dead:
+            return
+        worker.last_heartbeat = now
+        self.at(now + self.reports.uniform(*self.fleet.report_delay), self.report, i, worker.queue_length, None)
+        self.at(now + self.fleet.heartbeat_interval, self.beat, i)
+
+    def poll(self, now: float, i: int) -> None:
+        self.at(now + self.reports.uniform(*self.fleet.report_delay), self.answer, i, now)
+        self.at(now + self.fleet.poll_interval, self.poll, i)
+
+    def answer(self, now: float, i: int, asked_at: float) -> None:
+        worker = self.workers[i]
+        back_at = now + self.reports.uniform(*self.fleet.report_delay)
+        if not worker.dead:
+            self.at(back_at, self.report, i, worker.queue_length, asked_at)
+            return
+        worker.failed_polls += 1
+        if worker.failed_polls == FAILED_POLLS:
+            self.at(back_at, self.notice, i, Notice.POLLS)
+
+    def report(self, now: float, i: int, queue_length: int, asked_at: float | None) -> None:
+        self.policy.reported(now, i, queue_length, asked_at)
+
+    # Deaths
+
+    def die(self, now: float, i: int) -> None:
+        worker = self.workers[i]
+        worker.dead = True
+        self.notice(now, i, Notice.DEATH)
+        self.at(max(now, worker.last_heartbeat + HEARTBEAT_EXPIRATION), self.notice, i, Notice.LAPSE)
+        for router in range(self.fleet.routers):
+            self.at(now + self.deaths.uniform(0, self.fleet.health_interval), self.notice, i, Notice.CHECK, router)
+        for request in (*worker.running, *worker.waiting):
+            self.left -= 1
+            self.result.lost_inside += 1
+            self.leave(now, request)
+
+    def notice(self, now: float, i: int, notice: Notice, router: int = 0) -> None:
+        self.policy.noticed(now, i, notice, router)
+
+    def refuse(self, now: float, request: Request) -> None:
+        self.result.refused += 1
+        self.leave(now, request, refused=True)
+        if request.tries < TRIES:
+            # Another object: the word of the first try is under way yet.
+            self.at(now + self.fleet.retry_delay, self.arrive, replace(request, tries=request.tries + 1))
+        else:
+            self.left -= 1
+            self.result.lost_at_the_door += 1

@@ -17,7 +17,7 @@ def test_each_rule_shortens_the_waits(figure: Figure) -> None:
     fleet = compressed_fleet(LOAD, SECONDS, COMPRESSION, seed=0)
     means = []
     for row in (NO_DECAY, DEFAULTS, LEASES_AND_CAPACITY):
-        result = run(row, fleet, COMPRESSION)
+        result = run(row, fleet)
         assert result.failed == []
         means.append(result.real.mean - result.dispatch_time)  # which a busy machine makes longer, for all rows
         figure(f"waits, {row.name}", f"mean {1000 * result.real.mean:.0f} ms, p99 {1000 * result.real.p99:.0f} ms")

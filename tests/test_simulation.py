@@ -1,0 +1,130 @@
+"""The simulation of benchmarks/dispatch_quality.py: what holds whatever the figures are."""
+
+import itertools
+import json
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from statistics import fmean
+
+import pytest
+from dispatch_quality import CASES, QUESTIONS, main, simulate
+from simulation import SERVICES, Fleet, Ideal, Notice, Ours, Policy, Request, Simulation, Stock, TwoChoices
+
+FLEET = Fleet(workers=8, slots=4, requests=600, load=0.8, heartbeat_interval=5.0, routers=2)
+
+
+def mean_ideal_wait(fleet: Fleet) -> float:
+    return fmean(Simulation(fleet, Ideal(fleet)).run().waits)
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_all_are_served_and_none_waits_less_than_in_one_queue(case: str) -> None:
+    adapt, policy = CASES[case]
+    fleet = adapt(FLEET)
+    result = Simulation(fleet, policy(fleet)).run()
+    assert len(result.waits) == FLEET.requests
+    assert (result.refused, result.lost_at_the_door, result.lost_inside) == (0, 0, 0)
+    assert min(result.waits) >= FLEET.delay[0]
+    assert fmean(result.waits) >= mean_ideal_wait(FLEET)
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_all_are_served_or_lost_when_workers_die(case: str) -> None:
+    adapt, policy = CASES[case]
+    fleet = adapt(replace(FLEET, deaths=2))
+    result = Simulation(fleet, policy(fleet)).run()
+    # Those that were lost while they ran have waited too.
+    assert len(result.waits) <= FLEET.requests <= len(result.waits) + result.lost_at_the_door + result.lost_inside
+    assert result.lost_at_the_door <= result.refused / 2
+
+
+class Watch:
+    """A policy that must not choose a worker of which it was told that it is dead."""
+
+    def __init__(self, policy: Policy, by: set[Notice]) -> None:
+        self.policy = policy
+        self.by = by
+        self.found: set[tuple[int, int]] = set()
+        self.told_of_ends, self.place = policy.told_of_ends, policy.place
+        self.ended, self.reported = policy.ended, policy.reported
+
+    def choose(self, now: float, request: Request) -> int:
+        worker = self.policy.choose(now, request)
+        assert (worker, request.router) not in self.found
+        return worker
+
+    def noticed(self, now: float, worker: int, notice: Notice, router: int) -> None:
+        self.policy.noticed(now, worker, notice, router)
+        if notice in self.by:
+            routers = [router] if notice is Notice.CHECK else range(FLEET.routers)
+            self.found.update((worker, router) for router in routers)
+
+
+@pytest.mark.parametrize(
+    ("policy", "by"),
+    [
+        (Stock, {Notice.LAPSE}),
+        (TwoChoices, {Notice.CHECK}),
+        (Ours, {Notice.LAPSE, Notice.POLLS, Notice.REFUSAL}),
+        (Ideal, {Notice.DEATH}),
+    ],
+)
+def test_the_dead_get_nothing_once_they_are_found(policy: Callable[[Fleet], Policy], by: set[Notice]) -> None:
+    fleet = replace(FLEET, deaths=2, requests=1000)
+    watch = Watch(policy(fleet), by)
+    Simulation(fleet, watch).run()
+    assert len(watch.found) == 2 * FLEET.routers
+
+
+def test_runs_repeat_and_seeds_differ() -> None:
+    first, again = (simulate("ours, half lease", replace(FLEET, seed=3)) for _ in range(2))
+    assert first == again
+    assert simulate("ours, half lease", replace(FLEET, seed=4)) != first
+
+
+def test_replicas_share_one_view() -> None:
+    one, many = (simulate("ours, half lease", replace(FLEET, routers=routers)) for routers in (1, 32))
+    assert one == many
+
+
+@pytest.mark.parametrize("service", SERVICES)
+@pytest.mark.parametrize("drift", [0.0, 0.5])
+def test_service_times_have_their_mean(service: str, drift: float) -> None:
+    fleet = Fleet(service=service, drift=drift, pareto_shape=3.0)
+    assert fmean(request.service for request in fleet.all_requests()) == pytest.approx(8.0, rel=0.05)
+
+
+def rate(fleet: Fleet) -> float:
+    times = [request.arrived for request in fleet.all_requests()]
+    assert times == sorted(times)
+    return len(times) / times[-1]
+
+
+@pytest.mark.parametrize("bursts", [False, True])
+def test_arrivals_make_the_load(bursts: bool) -> None:
+    fleet = Fleet(bursts=bursts, requests=50_000)
+    assert rate(fleet) == pytest.approx(fleet.rate(), rel=0.1)
+
+
+def test_a_replay_has_the_rhythm_of_its_file(tmp_path: Path) -> None:
+    file = tmp_path / "arrivals"
+    file.write_text("10\n11\n14\n")
+    fleet = Fleet(arrivals=file, requests=9)
+    assert rate(fleet) == pytest.approx(fleet.rate(), rel=0.2)
+    times = [0.0, *(request.arrived for request in fleet.all_requests())]
+    gaps = [after - before for before, after in itertools.pairwise(times)]
+    assert [gap / gaps[0] for gap in gaps] == pytest.approx([1, 3] * 4 + [1])
+
+
+@pytest.mark.parametrize("question", QUESTIONS)
+def test_the_command_answers(question: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    file = tmp_path / "figures"
+    few = "--workers 6 --requests 100 --seeds 2 --loads 0.7 --heartbeat-intervals 5 --replica-counts 2"
+    knobs = "--delay 0.01 0.02 --store-latency 0 0.1 --retry-delay 0 --lease-share 0.3 --bursts --service constant"
+    monkeypatch.setattr("sys.argv", ["", "--question", question, "--json", str(file), *few.split(), *knobs.split()])
+    main()
+    written = json.loads(file.read_text())
+    assert (written["fleet"]["workers"], written["fleet"]["delay"]) == (6, [0.01, 0.02])
+    for by_value in written["answers"][question].values():
+        assert [len(runs) for runs in by_value.values()] == [2]
