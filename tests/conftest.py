@@ -7,8 +7,10 @@ that would stay for ever fail it.
 import contextlib
 import itertools
 import shutil
+import socket
 import subprocess
 import tempfile
+import time
 from collections.abc import AsyncIterator, Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -84,6 +86,10 @@ def redis_server_url(short_dir: Path) -> Iterator[str]:
     path = short_dir / "redis.sock"
     options = ["--port", "0", "--unixsocket", str(path), "--save", "", "--dir", str(short_dir)]
     with subprocess.Popen([str(REDIS_SERVER), *options], stdout=subprocess.DEVNULL) as process:
+        with socket.socket(socket.AF_UNIX) as probe:
+            while probe.connect_ex(str(path)):
+                assert process.poll() is None, "redis-server ended"
+                time.sleep(0.01)
         yield f"unix://{path}"
         process.terminate()
 

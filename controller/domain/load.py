@@ -17,7 +17,7 @@ MAX_LEASE_TIME: Final = 86_400.0  # in seconds
 # '<when booked>-<for how long, both in milliseconds>-<number of the choice>-<life of the worker>@<its name>'
 LEASE: Final = re.compile(r"\d{13}-\d{1,8}-\d{1,16}-\d{1,16}@[!-~]{8,1024}\Z")
 MARK_MS: Final = 50  # bookings are told apart by their time to so much
-MAX_MARKS: Final = 8  # of a busy worker the older bookings count as seen
+MAX_MARKS: Final = 8  # bookings older than this many marks count as seen
 LATE_RELEASE_MS: Final = 1_000
 
 
@@ -95,6 +95,8 @@ class Load:
     def book(self, now: float, phase: float, pace: float, leased: bool) -> None:
         """One more request is on its way to it."""
         if now >= self.marked_at + MARK_MS:
+            if now >= self.marked_at + MAX_MARKS * MARK_MS:
+                self.marks.clear()
             self.marks.append((now, self.booked, self.lent))
             self.marked_at = now
             del self.marks[:-MAX_MARKS]

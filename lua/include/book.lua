@@ -17,8 +17,9 @@
 --- @include "write_load"
 local function book(load, turn, time, fades, leased)
   if time >= load.marked_at + 50 then
-    -- The last 8: of a busy worker the older bookings count as seen.
-    load.marks = string.sub(load.marks .. mark(time, load.booked, load.lent), -8 * 28)
+    -- The last 8, and none older than so many can be: older bookings count as seen.
+    local before = time < load.marked_at + 8 * 50 and load.marks or ""
+    load.marks = string.sub(before .. mark(time, load.booked, load.lent), -8 * 28)
     load.marked_at = time
   end
   load.turn = turn
