@@ -26,4 +26,5 @@ local function learn(model, time, speed, work, bookings)
   redis.call("SET", key("fade", model), string.format("%.17g %.0f %.17g %.17g %.17g %.17g %.17g",
     now_phase, time, math.min(3600000, math.max(20, all_work / all_bookings)), all_work / by_speed,
     all_bookings, all_work, by_speed))
+  phases[model] = nil -- at another pace from now on
 end

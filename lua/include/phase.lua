@@ -9,7 +9,7 @@
   Output: phase, pace, and the phase as text
 ]]
 --- @include "key"
-local phases = {} -- by model: in a batch the same again and again
+local phases = {} -- by model: in a batch the same again and again; include/learn.lua takes back what has changed
 
 local function phase(model, time)
   local known = model and phases[model]
