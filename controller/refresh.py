@@ -4,7 +4,7 @@ import asyncio
 import contextlib
 import logging
 import time
-from typing import Final
+from typing import Final, NamedTuple
 
 from controller.domain.errors import StoreError, WorkerError
 from controller.domain.worker import Registration, Worker, WorkerStatus
@@ -18,6 +18,13 @@ logger = logging.getLogger("controller")
 _MAX_PROBES_AT_ONCE: Final = 256
 _PROBE_PAUSE: Final = 0.25
 _LOCK_POLL: Final = 0.05
+
+
+class _Answer(NamedTuple):
+    """What a worker told of itself, and when it was asked, by the monotonic clock."""
+
+    status: WorkerStatus
+    asked_at: float
 
 
 class Refresher:
@@ -82,7 +89,7 @@ class Refresher:
                 probe.cancel()
         # _probe() turns every failure that it knows of into None; one that it does not know of is that worker's alone.
         answers = [(probes[probe], None if probe.exception() else probe.result()) for probe in done]
-        silent = [worker for worker, status in answers if status is None]
+        silent = [worker for worker, answer in answers if answer is None]
         if len(silent) > 1 and len(silent) == len(answers):
             logger.error(
                 "Not one of %d workers answered a probe: more likely this controller's network is at fault than all "
@@ -90,29 +97,33 @@ class Refresher:
                 len(silent),
             )
             return
-        for worker, status in answers:
-            await self._guard.ask(self._refreshed_worker, worker, status)
+        for worker, answer in answers:
+            await self._guard.ask(self._refreshed_worker, worker, answer)
 
-    async def _refreshed_worker(self, worker: Worker, status: WorkerStatus | None) -> None:
+    async def _refreshed_worker(self, worker: Worker, answer: _Answer | None) -> None:
         """Act on the answer to a probe, unless the worker has registered again since it was asked."""
-        if status is None:
+        if answer is None:
             if await self._registry.remove(worker.name, only_if=worker.registration):
                 self._metrics.removals.labels("refresh").inc()
                 logger.warning("Removed worker %s: it did not answer two probes.", worker.name)
             return
-        registration = Registration(worker.name, status, worker.check_heart_beat, worker.multimodal)
-        await self._registry.register(registration, only_if=worker.registration)
+        registration = Registration(worker.name, answer.status, worker.check_heart_beat, worker.multimodal)
+        await self._registry.register(registration, only_if=worker.registration, written_at=answer.asked_at)
 
-    async def _probe(self, name: str, places: asyncio.Semaphore) -> WorkerStatus | None:
+    async def _probe(self, name: str, places: asyncio.Semaphore) -> _Answer | None:
         """A worker's status, or None if it failed to tell it twice."""
         async with places:
             try:
-                return await self._workers.status(name)
+                return await self._ask(name)
             except WorkerError as error:
                 logger.warning("A probe failed, trying once more: %s", error)
             await asyncio.sleep(_PROBE_PAUSE)  # so that one blip does not fail both
             try:
-                return await self._workers.status(name)
+                return await self._ask(name)
             except WorkerError as error:
                 logger.warning("A probe failed twice: %s", error)
             return None
+
+    async def _ask(self, name: str) -> _Answer:
+        asked_at = time.monotonic()
+        return _Answer(await self._workers.status(name), asked_at)

@@ -11,7 +11,7 @@ from controller.store import keys
 from controller.store.registry import Registry
 from controller.upstream.client import WorkerClient
 from tests.conftest import Open, Store
-from tests.samples import A, worker
+from tests.samples import A, asks, worker
 from tests.waiting import wait_until
 from tests.workers import BadWorker, answers, bad_worker, hangs, status
 
@@ -118,6 +118,21 @@ async def test_refreshes_at_the_same_time_share_one_run_also_across_replicas(rep
         assert len(living.requests) == 1
         await replicas[1].refresh()
         assert len(living.requests) == 2
+
+
+async def test_what_is_booked_while_a_probe_is_under_way_is_not_lost(replica: Open, registry: Registry) -> None:
+    controller = replica()
+
+    async def slow(asked: BadWorker, writer: asyncio.StreamWriter, body: bytes) -> None:
+        await asyncio.sleep(0.01)  # the store's clock has milliseconds
+        await registry.dispatch_shortest_queue(asks(["m", "m"]))  # of which its answer does not know yet
+        await status("m", queue_length=5)(asked, writer, body)
+
+    async with bad_worker(worker_get_status=slow) as busy:
+        await registry.register(worker(busy.address))
+        await controller.refresh()
+        [known] = (await controller.list_workers()).value
+        assert known.status.queue_length == 5 + 2
 
 
 async def test_a_caller_that_goes_away_does_not_end_the_run_of_the_others(replica: Open, registry: Registry) -> None:
