@@ -38,7 +38,7 @@
 --- @include "unindex"
 --- @include "whole_number"
 local BUDGET = 256
-local LOOK = 6
+local LOOK = 8
 
 local reply = key("reply", ARGV[1])
 local keep = whole_number(ARGV[2], 1)

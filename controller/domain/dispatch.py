@@ -12,7 +12,7 @@ from typing import Final
 
 from controller.domain.load import Load
 
-LOOK: Final = 6
+LOOK: Final = 8
 
 
 class DispatchMethod(StrEnum):
