@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from copy import deepcopy
 from dataclasses import dataclass
 
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from controller.domain.load import MARK_MS, MAX_MARKS, Load
@@ -16,7 +16,7 @@ UNSEEN_FOR = 200
 LATEST_REPORT = MAX_MARKS * MARK_MS - UNSEEN_FOR  # so long on its way, and there is a mark from before it was written
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Request:
     """From its booking until a lease's end is known here; without a lease, that is never known."""
 
@@ -61,6 +61,7 @@ def at_the_worker(requests: list[Request], time: int) -> list[Request]:
     return [r for r in requests if r.arrived <= time < r.ended]
 
 
+@settings(max_examples=400)
 @given(requests(), reports)
 def test_a_report_is_taken_for_what_was_true_when_it_was_written(
     requests: list[Request], reports: list[Report]
