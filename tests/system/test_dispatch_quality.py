@@ -11,6 +11,7 @@ import pytest
 
 from tests.system.conftest import Serve
 from tests.system.processes import ControllerProcess, stock_worker
+from tests.system.servers import single
 from tests.waiting import wait_until
 
 DEFAULTS = ("--booking-decay", "on", "--booking-delay", "0.2")
@@ -55,7 +56,7 @@ async def test_a_stock_worker_that_hangs_gets_no_work_soon(serve: Serve, work_di
     with stock_worker(work_dir, controller.url, "--model-names", "m", interval=45) as hanging:
         controller.register("http://127.0.0.1:9", queue_length=50)
         await wait_until(lambda: controller.dispatch() == hanging.url, "it gets work")
-        await asyncio.sleep(1.5)  # until it has answered a poll
+        await wait_until(lambda: answered_polls(controller) > 0, "it has answered a poll")
         os.kill(hanging.popen.pid, signal.SIGSTOP)
         try:
             await wait_until(lambda: failing(controller, hanging.url) == "polls", "it does not answer")
@@ -63,6 +64,46 @@ async def test_a_stock_worker_that_hangs_gets_no_work_soon(serve: Serve, work_di
         finally:
             os.kill(hanging.popen.pid, signal.SIGCONT)
         await wait_until(lambda: controller.dispatch() == hanging.url, "it is forgiven")
+
+
+async def test_a_stream_whose_replica_was_killed_is_booked_until_its_lease_is_over(
+    serve: Serve, work_dir: Path
+) -> None:
+    flags = ("--lease-time", "1.5", "--poll-interval", "0.3", *DEFAULTS)
+    async with single(work_dir) as store:
+        killed, other = (serve("--redis-url", store.url, *flags, data=f"r{i}") for i in range(2))
+        with stock_worker(work_dir, other.url, "--model-names", "m", "--delay", "0.3", interval=45) as worker:
+            await wait_until(lambda: other.dispatch() == worker.url, "it gets work")
+            with pytest.raises(httpx.TransportError):
+                await kill_during(killed, other)
+            assert leased(other) == 1, "nobody can know yet that the stream has ended"
+            await wait_until(lambda: leased(other) == 0, "its lease is over")
+
+
+async def kill_during(killed: ControllerProcess, other: ControllerProcess) -> None:
+    """A stream through a replica that is killed after the first frame."""
+    body = {"model": "m", "prompt": "word " * 30}
+    async with (
+        httpx.AsyncClient() as http,
+        http.stream("POST", f"{killed.url}/worker_generate_stream", json=body) as answer,
+    ):
+        async for _ in answer.aiter_bytes():
+            assert leased(other) == 1
+            killed.kill()
+
+
+def leased(controller: ControllerProcess) -> object:
+    [shown] = controller.workers()
+    return shown["leased"]
+
+
+def answered_polls(controller: ControllerProcess) -> float:
+    [line] = [line for line in metrics(controller) if line.startswith('controller_polls_total{outcome="answered"}')]
+    return float(line.split()[1])
+
+
+def metrics(controller: ControllerProcess) -> list[str]:
+    return httpx.get(f"{controller.url}/metrics").text.splitlines()
 
 
 def failing(controller: ControllerProcess, name: str) -> object:
