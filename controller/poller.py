@@ -134,15 +134,17 @@ class Poller:
         failures = self._failures[worker.name] = self._failures.get(worker.name, 0) + 1
         if failures < _FAILURES:
             return
-        if not worker.polled:
+        try:
+            # The store knows whether it has ever answered, us or another replica; what we know of it may be older.
+            has_answered = await self._guard.ask(self._report_failure, worker.name)
+        except StoreError:
+            return  # the guard has told of it
+        if not has_answered:
             self._left_alone[worker.name] = worker.registration
             self._due.pop(worker.name, None)
             logger.info("A worker cannot be asked for its status, and is not asked again: %s", error)
-            return
-        if failures == _FAILURES:
+        elif failures == _FAILURES:
             logger.warning("A worker does not answer, and comes behind all others: %s", error)
-        with contextlib.suppress(StoreError):  # the guard has told of it
-            await self._guard.ask(self._report_failure, worker.name)
 
     async def _report_failure(self, name: str) -> bool:
         return await self._registry.report_failure(name, of_polls=True)

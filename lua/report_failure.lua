@@ -5,12 +5,13 @@
   Input:
     KEYS[1]  '{<ns>}' the namespace
     ARGV[1]  the worker's name
-    ARGV[2]  'request' if a request to it failed, 'polls' if polls did
+    ARGV[2]  'request' if a request to it failed, 'polls' if polls did: of a worker that has never answered one in this
+             life, that tells nothing
     ARGV[3]  '1' if bookings fade, else '0'
 
   Output:
     1  so it is
-    0  there is no such live worker
+    0  there is no such live worker, or it has never answered a poll
     error 'INVALID …' if an argument cannot be; nothing was done
 ]]
 --- @include "alive"
@@ -26,7 +27,7 @@ if why ~= "request" and why ~= "polls" then
 end
 
 local load = load_of(name, fades and now())
-if not load or not alive(name) then
+if not load or not alive(name) or (why == "polls" and redis.call("HGET", load.worker, "polled") ~= "1") then
   return 0
 end
 load.failing = load.failing == "request" and "request" or why -- which an answer to a poll does not forgive

@@ -45,12 +45,12 @@ async def asked(engine: Engine) -> AsyncIterator[BadWorker]:
 
 
 @pytest.fixture
-async def polling(replica: Open) -> AsyncIterator[Callable[[], Controller]]:
+async def polling(replica: Open) -> AsyncIterator[Callable[..., Controller]]:
     """Opens replicas that take snapshots and poll."""
     chores: list[asyncio.Task[None]] = []
 
-    def start() -> Controller:
-        controller = replica(poll_interval=INTERVAL, snapshot_interval=0.05)
+    def start(snapshot_interval: float = 0.05) -> Controller:
+        controller = replica(poll_interval=INTERVAL, snapshot_interval=snapshot_interval)
         chores.extend(
             asyncio.create_task(chore()) for chore in (controller.keep_snapshot_forever, controller.poll_forever)
         )
@@ -65,7 +65,7 @@ async def known(store: Store, name: str) -> Worker:
 
 
 async def test_a_poll_sets_the_queue_length_and_prolongs_no_life(
-    store: Store, polling: Callable[[], Controller], engine: Engine, asked: BadWorker
+    store: Store, polling: Callable[..., Controller], engine: Engine, asked: BadWorker
 ) -> None:
     await store.registry().register(worker(asked.address, queue_length=3))
     engine.queue_length = 7
@@ -88,7 +88,7 @@ async def queue_is(store: Store, name: str, queue_length: int) -> bool:
 
 async def test_who_stops_answering_comes_behind_all_others_until_it_answers(
     store: Store,
-    polling: Callable[[], Controller],
+    polling: Callable[..., Controller],
     engine: Engine,
     asked: BadWorker,
     caplog: pytest.LogCaptureFixture,
@@ -110,6 +110,17 @@ async def test_who_stops_answering_comes_behind_all_others_until_it_answers(
     assert not (await known(store, "http://127.0.0.1:9")).failing, "who cannot be asked is left alone"
 
 
+async def test_who_stops_answering_soon_after_its_first_answer_is_not_left_alone(
+    store: Store, polling: Callable[..., Controller], engine: Engine, asked: BadWorker
+) -> None:
+    """What the replica knows of the workers was true before that answer."""
+    await store.registry().register(worker(asked.address))
+    polling(snapshot_interval=60.0)
+    await wait_until(lambda: polled(store, asked.address), "it has answered")
+    engine.fails = True
+    await wait_until(lambda: fails(store, asked.address), "it is known to fail")
+
+
 async def polled(store: Store, name: str) -> bool:
     return (await known(store, name)).polled
 
@@ -124,7 +135,7 @@ async def serves(store: Store, name: str) -> bool:
 
 async def test_who_was_left_alone_is_asked_again_when_it_registers_again(
     store: Store,
-    polling: Callable[[], Controller],
+    polling: Callable[..., Controller],
     engine: Engine,
     asked: BadWorker,
     caplog: pytest.LogCaptureFixture,
@@ -142,7 +153,7 @@ async def test_who_was_left_alone_is_asked_again_when_it_registers_again(
     await wait_until(lambda: polled(store, asked.address), "it is asked, and answers")
 
 
-async def test_replicas_share_the_workers_and_take_over(store: Store, polling: Callable[[], Controller]) -> None:
+async def test_replicas_share_the_workers_and_take_over(store: Store, polling: Callable[..., Controller]) -> None:
     registry = store.registry()
     names = [f"http://127.0.0.1:{port}" for port in range(1, 41)]
     for name in names:

@@ -203,7 +203,8 @@ class Registry:
     async def report_failure(self, name: str, *, of_polls: bool = False) -> bool:
         """Put a worker behind all others until its next heartbeat; whether there is such a live one.
 
-        of_polls is for one that does not answer polls: an answer puts it back, too.
+        of_polls is for one that does not answer polls: an answer puts it back, too. One that has never answered any
+        stays where it is, and False is returned.
         """
         return bool(await self._run("report_failure", name, "polls" if of_polls else "request", self._fades))
 

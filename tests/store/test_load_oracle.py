@@ -45,6 +45,7 @@ class Known:
         self.load = load
         self.indexed = Indexed(load)
         self.draining = False
+        self.polled = False
         self.leases: dict[str, float] = {}  # when booked, by lease
         self.why = ""
 
@@ -187,6 +188,7 @@ class LoadMachine(RuleBasedStateMachine):
         for name, queue, age in told:
             if name in self.known:
                 worker = self.known[name]
+                worker.polled = worker.polled or polls
                 if not polls or worker.why == "polls":
                     worker.why, worker.load.failing = "", False
                 self.report(worker, queue, age)
@@ -256,8 +258,9 @@ class LoadMachine(RuleBasedStateMachine):
     @rule(name=names, polls=st.booleans())
     def fails(self, name: str, polls: bool) -> None:
         known = self.known.get(name)
-        assert self.run(self.registry.report_failure(name, of_polls=polls)) == (known is not None)
-        if known is not None:
+        told = known is not None and (known.polled or not polls)
+        assert self.run(self.registry.report_failure(name, of_polls=polls)) == told
+        if known is not None and told:
             self.touch(known)
             known.load.failing = True
             known.why = "request" if known.why == "request" or not polls else "polls"
