@@ -157,6 +157,7 @@ def worker_body(worker: Worker) -> dict[str, Any]:
         "draining": worker.draining,
         "drained": worker.drained,
         "failing": worker.failing or None,
+        "polled": worker.polled,
         "multimodal": worker.multimodal,
         "check_heart_beat": worker.check_heart_beat,
         "heartbeat_age": worker.heartbeat_age,
