@@ -12,7 +12,14 @@ from typing import Any, Final, Generic, NamedTuple, TypeVar
 
 from controller.coalescer import Coalescer
 from controller.domain.dispatch import DispatchMethod
-from controller.domain.errors import NoWorker, ShuttingDown, StoreError, StoreUnavailable, WorkerError
+from controller.domain.errors import (
+    NoWorker,
+    ShuttingDown,
+    StoreError,
+    StoreUnavailable,
+    WorkerError,
+    WorkerUnreachable,
+)
 from controller.domain.worker import Registration, Worker, WorkerStatus, WorkerStatusTotal, total_status
 from controller.fallback import Fallback
 from controller.metrics import Metrics
@@ -122,7 +129,7 @@ class Controller:
     async def stream(self, model: str, body: bytes) -> Found[AsyncGenerator[bytes]]:
         """Forward a request to a worker, and its answer back; each piece is one or more whole frames.
 
-        Raises NoWorker if the model has no live worker. The generator raises StreamBroken when the worker cannot be
+        Raises NoWorker if the model has no live worker. The generator raises WorkerError when the worker cannot be
         reached or breaks off.
         """
         leased, snapshot_age = await self.dispatch_with_lease(model)
@@ -134,24 +141,25 @@ class Controller:
     async def _forward(self, leased: Leased, body: bytes) -> AsyncGenerator[bytes]:
         address = leased.address
         outcome = "client_gone"
-        begun = False
+        unreachable = False
         try:
             async with aclosing(self._workers.stream(address, body)) as frames:
                 async for frame in frames:
-                    begun = True
                     yield frame
             outcome = "complete"
         except WorkerError as error:
             outcome = "broken"
+            # Nothing else tells of the worker: not a request that it refuses, nor this replica's own end.
+            unreachable = isinstance(error, WorkerUnreachable)
             logger.warning("A stream from a worker broke: %s", error)
             raise
         finally:
             self._metrics.streams.labels(outcome).inc()
             # Not here: what goes on in a generator that is closed may be cut off at any await.
-            self._later(self._after_stream(leased, failed=outcome == "broken" and not begun))
+            self._later(self._after_stream(leased, failed=unreachable))
 
     async def _after_stream(self, leased: Leased, failed: bool) -> None:
-        """Tell the store that a stream has ended, and whether its worker failed before the first frame."""
+        """Tell the store that a stream has ended, and whether its worker could not be reached."""
         with contextlib.suppress(StoreError):  # then the lease ends by itself
             if leased.lease:
                 await self.release(leased.lease)

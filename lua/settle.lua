@@ -27,6 +27,7 @@
 --- @include "index_static"
 --- @include "key"
 --- @include "load_of"
+--- @include "mark"
 --- @include "now"
 --- @include "whole_number"
 --- @include "write_load"
@@ -84,6 +85,9 @@ for _, name in ipairs(names) do
     load.unleased = math.max(0, load.unleased + change[name])
     load.expected = math.max(0, load.expected + change[name])
     load.booked = math.max(0, load.booked + change[name])
+    load.marks = load.marks:gsub("(%d+):(%d+):(%d+);", function(at, booked, lent)
+      return mark(at, math.min(booked, load.booked), lent) -- or a report would take more for seen than there are
+    end)
     write_load(load)
     index_static(load, fades)
     index_fading(load, fades and time)

@@ -6,7 +6,7 @@ import contextlib
 import pytest
 
 from controller import guard, service
-from controller.domain.errors import NoWorker, StoreRejection, StoreUnavailable, StreamBroken
+from controller.domain.errors import NoWorker, StoreRejection, StoreUnavailable, StreamBroken, WorkerUnreachable
 from controller.domain.worker import WorkerStatus
 from controller.service import Controller, Found
 from controller.store import keys
@@ -14,7 +14,7 @@ from controller.store.registry import Registry
 from tests.conftest import Open, Store
 from tests.samples import A, B, worker
 from tests.waiting import wait_until
-from tests.workers import bad_worker, chunks
+from tests.workers import answers, bad_worker, chunks, hangs
 
 
 @pytest.fixture
@@ -164,13 +164,33 @@ async def test_streams_are_counted_by_their_outcome(replica: Open, registry: Reg
         await anext(gone)
         await gone.aclose()
         assert b"".join([frame async for frame in (await controller.stream("m", b"{}")).value]) == b"a\0" * 50
-    with pytest.raises(StreamBroken):
+    with pytest.raises(WorkerUnreachable):
         await anext((await controller.stream("m", b"{}")).value)
     for outcome in ("no_worker", "client_gone", "complete", "broken"):
         assert counted(controller, f'streams_total{{outcome="{outcome}"}} 1.0')
     await wait_until(lambda: not controller._errands, "the ends of the streams are told")
     [known] = (await registry.list_workers()).workers
     assert (known.leased, known.status.queue_length, known.failing) == (0, 0, "request"), "on every way out"
+
+
+async def test_only_a_worker_that_cannot_be_reached_is_put_behind_the_others(replica: Open, registry: Registry) -> None:
+    """Not one that refuses a request, and not one whose answer this replica does not wait for."""
+    controller = replica()
+    async with bad_worker(worker_generate_stream=answers(b"", "400 Bad Request")) as refusing:
+        await registry.register(worker(refusing.address))
+        with pytest.raises(StreamBroken):
+            await anext((await controller.stream("m", b"{}")).value)
+    await registry.remove(refusing.address)
+    async with bad_worker(worker_generate_stream=hangs) as busy:
+        await registry.register(worker(busy.address))
+        waiting = asyncio.create_task(anext((await controller.stream("m", b"{}")).value))
+        await wait_until(lambda: busy.requests, "it is asked")
+        controller.end_streams()
+        with pytest.raises(StreamBroken):
+            await waiting
+    await wait_until(lambda: not controller._errands, "the ends of the streams are told")
+    [known] = (await registry.list_workers()).workers
+    assert (known.leased, known.failing) == (0, "")
 
 
 async def test_a_stream_leases_its_worker_while_it_goes_on(replica: Open, registry: Registry) -> None:

@@ -18,6 +18,8 @@ _HEADERS: Final[Mapping[str, str]] = {"Accept-Encoding": "identity", "User-Agent
 # ValueError: a name that the resolver or the URL parser will not have.
 _UNREACHABLE: Final = (aiohttp.ClientError, OSError, ValueError)
 
+_NO_CONNECTION: Final = (aiohttp.ClientConnectorError, aiohttp.ConnectionTimeoutError, ValueError)
+
 
 class _Status(msgspec.Struct):
     model_names: list[str]
@@ -98,8 +100,8 @@ class WorkerClient:
         """The frames of a worker's answer to `/worker_generate_stream`, as they come.
 
         Each piece is one or more whole frames, each ending in a NUL; a rest without one at the end of the stream
-        gets it (FastChat does the same). Raises StreamBroken when the worker cannot be reached, answers anything but
-        200, goes silent, or breaks off: then a frame that was begun is left out.
+        gets it (FastChat does the same). Raises WorkerUnreachable when no connection can be made; StreamBroken when
+        the worker answers anything but 200, goes silent, or breaks off: then a frame that was begun is left out.
         """
         url = f"{name}/worker_generate_stream"
         rest = bytearray()
@@ -125,6 +127,8 @@ class WorkerClient:
                             raise StreamBroken(f"{url} sent a frame of more than {_MAX_FRAME_BYTES} bytes.")
                 finally:
                     self._streams.discard(stream)
+        except _NO_CONNECTION as error:
+            raise WorkerUnreachable(f"{url} cannot be reached: {_one_line(error)}") from error
         except TimeoutError as error:
             raise StreamBroken(f"{url} was silent for too long.") from error
         except _UNREACHABLE as error:
