@@ -9,6 +9,7 @@ from controller.service import Controller
 from controller.store import keys
 from controller.store.registry import Registry
 from tests.conftest import Store
+from tests.invariants import load_of
 from tests.outage import Link, back, queues
 from tests.samples import A, B, C, asks, reports, worker
 from tests.waiting import wait_until
@@ -135,3 +136,22 @@ async def test_two_that_tell_the_store_at_once_tell_everything_once(
     await asyncio.gather(keeper._return_to_store(), keeper._look(), keeper._return_to_store())
     await back(controller)
     assert await queues(store) == {A: 2, B: 2}
+
+
+async def test_a_report_after_a_settlement_takes_no_more_for_seen_than_there_is(store: Store, link: Link) -> None:
+    registry = store.registry(booking_delay=0.1)
+    await registry.register(worker(A))
+    with link.broken("after", "dispatch_shortest_queue"):
+        for _ in range(5):
+            with pytest.raises(StoreUnavailable):
+                await registry.dispatch_shortest_queue(asks(["m"]))
+    await asyncio.sleep(0.06)  # and there is another mark
+    assert await registry.dispatch_shortest_queue(asks(["m"])) == [A]
+    for settlement in registry.settlements({}, 0):
+        await registry.settle(settlement)
+    await asyncio.sleep(0.06)
+    await registry.heartbeat(reports([(A, 0)]))
+    load = load_of(await store.aside.hgetall(keys.worker(store.namespace, A)))
+    assert load.booked >= 0
+    assert load.unleased >= 0
+    await registry.list_workers()
