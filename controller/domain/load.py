@@ -113,7 +113,8 @@ class Load:
         """A lease has ended, by its holder or by itself. The caller knows that it was out."""
         if self.ended and booked_at < self.reported_at and now < self.reported_at + LATE_RELEASE_MS:
             self.ended -= 1  # its request had ended before the report, the word of it came after
-        if booked_at >= self.reported_at:  # or the next report would take it for one that is under way
+        unseen_from = min([self.reported_at, *(at for at, _, _ in self.marks[:1])])
+        if booked_at >= unseen_from:  # or the next report would take it for one that is under way
             self.lent -= 1
             self.done += 1
             self.marks = [(at, booked, lent - (at > booked_at)) for at, booked, lent in self.marks]

@@ -30,7 +30,8 @@ local function end_lease(lease, time, fades)
   if load.ended > 0 and tonumber(booked_at) < reported_at and time < reported_at + 1000 then
     load.ended = load.ended - 1
   end
-  if tonumber(booked_at) >= reported_at then -- or the next report would take it for one that is under way
+  local unseen_from = math.min(reported_at, tonumber(load.marks:sub(1, 13)) or reported_at)
+  if tonumber(booked_at) >= unseen_from then -- or the next report would take it for one that is under way
     load.lent, load.done = load.lent - 1, load.done + 1
     load.marks = load.marks:gsub("(%d+):(%d+):(%d+);", function(at, booked, lent)
       if at > booked_at then

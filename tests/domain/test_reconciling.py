@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from copy import deepcopy
 from dataclasses import dataclass
 
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from controller.domain.load import MARK_MS, MAX_MARKS, Load
@@ -62,6 +62,8 @@ def at_the_worker(requests: list[Request], time: int) -> list[Request]:
 
 
 @settings(max_examples=400)
+@example([Request(1000, 1002, 1003, 1003), *(Request(1000, 1000, 1001, None) for _ in range(3))],
+         [Report(1001, 1001), Report(1001, 1003)])  # fmt: skip
 @given(requests(), reports)
 def test_a_report_is_taken_for_what_was_true_when_it_was_written(
     requests: list[Request], reports: list[Report]
