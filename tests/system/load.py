@@ -12,10 +12,14 @@ import httpx
 
 @dataclass
 class Seen:
-    """What happened to the dispatches of a load. latencies are in seconds, in order of their end."""
+    """What happened to the dispatches of a load. latencies are in seconds, in order of their end.
+
+    last_asked tells of each address when the latest of the requests began that got it, as time.perf_counter() says.
+    """
 
     latencies: list[float] = field(default_factory=list)
     addresses: Counter[str] = field(default_factory=Counter)
+    last_asked: dict[str, float] = field(default_factory=dict)
     degraded: int = 0
     failed: list[str] = field(default_factory=list)
 
@@ -50,6 +54,7 @@ async def load(urls: Sequence[str], model: str = "m", clients: int = 8, pause: f
                 seen.failed.append(f"{type(error).__name__}: {error}")
             else:
                 seen.addresses[address] += 1
+                seen.last_asked[address] = max(began, seen.last_asked.get(address, began))
                 seen.degraded += "x-controller-degraded" in response.headers
                 if not address:
                     seen.failed.append(f"{response.status_code} {response.text} {dict(response.headers)}")
