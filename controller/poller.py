@@ -7,6 +7,7 @@ import random
 import secrets
 import time
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Final
 from zlib import crc32
 
@@ -56,7 +57,7 @@ class Poller:
         self._failures: dict[str, int] = {}  # in a row
         self._left_alone: dict[str, int] = {}  # the registration that does not answer
         self._places = asyncio.Semaphore(_MAX_POLLS_AT_ONCE)
-        self._polls: set[asyncio.Task[None]] = set()
+        self._polls: dict[str, asyncio.Task[None]] = {}  # under way, by worker
         self._reports: Coalescer[Report, bool] = Coalescer(self._report_all, limit=256)
 
     async def poll_forever(self) -> None:
@@ -71,10 +72,11 @@ class Poller:
 
     async def close(self) -> None:
         """End the polls that are under way, and leave the workers to the other replicas."""
-        for poll in self._polls:
+        polls = list(self._polls.values())
+        for poll in polls:
             poll.cancel()
-        if self._polls:
-            await asyncio.wait(self._polls)
+        if polls:
+            await asyncio.wait(polls)
         if self._replicas:
             with contextlib.suppress(StoreError):  # then they will find out
                 await self._guard.ask(self._registry.meet, self._id, 0.0)
@@ -110,14 +112,18 @@ class Poller:
         now = time.monotonic()
         workers = {worker.name: worker for worker in self._known()} if self._due else {}
         for name, due in self._due.items():
-            if due <= now and name in workers:
+            if due <= now and name in workers and name not in self._polls:
                 self._due[name] = max(due + self._interval, now)
-                poll = asyncio.create_task(self._poll(workers[name]))
-                self._polls.add(poll)
-                poll.add_done_callback(self._polls.discard)
+                self._polls[name] = poll = asyncio.create_task(self._poll(workers[name]))
+                poll.add_done_callback(partial(self._ended, name))
+
+    def _ended(self, name: str, _: asyncio.Task[None]) -> None:
+        del self._polls[name]
 
     async def _poll(self, worker: Worker) -> None:
         async with self._places:
+            if worker.name not in self._due:
+                return  # while this waited for a place, the worker went to another replica
             asked_at = time.monotonic()
             try:
                 status = await self._workers.status(worker.name)

@@ -1,7 +1,10 @@
 """Replicas ask workers for their queue lengths, each worker one replica."""
 
 import asyncio
+import contextlib
 import json
+import math
+import time
 from collections import Counter
 from collections.abc import AsyncIterator, Callable
 
@@ -10,9 +13,12 @@ import pytest
 from controller.domain.worker import Worker
 from controller.poller import Poller
 from controller.service import Controller
+from controller.store import keys
+from controller.store.registry import Registry
 from controller.web.app import _end as end
 from tests.conftest import Open, Store
-from tests.samples import worker
+from tests.outage import Link
+from tests.samples import asks, worker
 from tests.waiting import wait_until
 from tests.workers import BadWorker, answers, bad_worker
 
@@ -20,15 +26,23 @@ INTERVAL = 0.1
 
 
 class Engine:
-    """A worker that tells how often it was asked, and fails when it is told to."""
+    """A worker that tells how often it was asked, and fails, always or now and then, or hangs when it is told to."""
 
     def __init__(self) -> None:
         self.asked = 0
         self.queue_length = 0
         self.fails = False
+        self.fails_every_other = False
+        self.failed_in_a_row = 0
+        self.goes_on = asyncio.Event()
+        self.goes_on.set()
 
     async def __call__(self, living: BadWorker, writer: asyncio.StreamWriter, body: bytes) -> None:
         self.asked += 1
+        if self.fails_every_other:
+            self.fails = self.asked % 2 == 0
+        self.failed_in_a_row = self.failed_in_a_row + 1 if self.fails else 0
+        await self.goes_on.wait()
         told = json.dumps({"model_names": ["m"], "speed": 1, "queue_length": self.queue_length}).encode()
         await answers(told, "500 Down" if self.fails else "200 OK")(living, writer, body)
 
@@ -49,8 +63,8 @@ async def polling(replica: Open) -> AsyncIterator[Callable[..., Controller]]:
     """Opens replicas that take snapshots and poll."""
     chores: list[asyncio.Task[None]] = []
 
-    def start(snapshot_interval: float = 0.05) -> Controller:
-        controller = replica(poll_interval=INTERVAL, snapshot_interval=snapshot_interval)
+    def start(snapshot_interval: float = 0.05, **settings: object) -> Controller:
+        controller = replica(poll_interval=INTERVAL, snapshot_interval=snapshot_interval, **settings)
         chores.extend(
             asyncio.create_task(chore()) for chore in (controller.keep_snapshot_forever, controller.poll_forever)
         )
@@ -131,6 +145,134 @@ async def fails(store: Store, name: str) -> bool:
 
 async def serves(store: Store, name: str) -> bool:
     return not (await known(store, name)).failing
+
+
+async def test_one_failure_now_and_then_is_none(
+    store: Store, polling: Callable[..., Controller], engine: Engine, asked: BadWorker
+) -> None:
+    await store.registry().register(worker(asked.address))
+    engine.fails_every_other = True
+    reports = []
+    controller = polling()
+    report_failure = controller._registry.report_failure
+
+    async def report(name: str, *, of_polls: bool = False) -> bool:
+        reports.append(engine.failed_in_a_row)
+        return await report_failure(name, of_polls=of_polls)
+
+    controller._registry.report_failure = report  # type: ignore[method-assign]
+    await wait_until(lambda: engine.asked > 8, "it has failed now and then")
+    assert reports == [], "only those that come in a row count"
+    engine.fails_every_other = False
+    await wait_until(lambda: queue_is(store, asked.address, 0), "it answers")
+    engine.fails = True
+    await wait_until(lambda: reports, "two in a row")
+    assert reports[0] == 2
+
+
+async def test_who_hangs_is_not_asked_again_until_the_last_poll_has_ended(
+    store: Store, polling: Callable[..., Controller], engine: Engine, asked: BadWorker
+) -> None:
+    other = Engine()
+    engine.goes_on.clear()
+    async with bad_worker(worker_get_status=other) as living:
+        for address in (asked.address, living.address):
+            await store.registry().register(worker(address))
+        polling(probe_timeout=10.0)
+        await wait_until(lambda: other.asked > 10, "the other is asked again and again")
+    assert engine.asked == 1
+    engine.goes_on.set()
+    await wait_until(lambda: engine.asked > 3, "it is asked again")
+
+
+async def test_no_more_than_so_many_are_asked_at_once(
+    store: Store, polling: Callable[..., Controller], engine: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("controller.poller._MAX_POLLS_AT_ONCE", 3)
+    engine.goes_on.clear()
+    async with contextlib.AsyncExitStack() as stack:
+        for _ in range(7):
+            living = await stack.enter_async_context(bad_worker(worker_get_status=engine))
+            await store.registry().register(worker(living.address))
+        controller = polling(probe_timeout=10.0)
+        await wait_until(lambda: len(controller._poller._polls) == 7, "all are due")
+        await wait_until(lambda: engine.asked == 3, "three are asked")
+        await asyncio.sleep(2 * INTERVAL)
+        assert engine.asked == 3
+        controller._poller._met_at = math.inf
+        controller._poller._due.clear()  # as if all of them went to another replica
+        engine.goes_on.set()
+        await wait_until(lambda: not controller._poller._polls, "the polls that were under way have ended")
+        assert engine.asked == 3, "nobody asks for what is another's"
+
+
+async def test_what_is_booked_while_a_poll_is_under_way_is_not_taken_for_seen(
+    store: Store, polling: Callable[..., Controller]
+) -> None:
+    """It may have counted before it had that request, for all that we know."""
+    registry = store.registry()
+    is_asked, goes_on = asyncio.Semaphore(0), asyncio.Semaphore(0)
+
+    async def slow(living: BadWorker, writer: asyncio.StreamWriter, body: bytes) -> None:
+        is_asked.release()
+        await goes_on.acquire()
+        await answers(b'{"model_names": ["m"], "speed": 1, "queue_length": 2}')(living, writer, body)
+
+    async with bad_worker(worker_get_status=slow) as living:
+        await registry.register(worker(living.address))
+        polling(probe_timeout=10.0)
+        await is_asked.acquire()
+        await asyncio.sleep(0.01)  # times are told to a millisecond
+        await registry.dispatch_shortest_queue(asks(["m"]))
+        goes_on.release()
+        await is_asked.acquire()  # for the second time: the first answer is written down
+        await wait_until(lambda: queue_is(store, living.address, 3), "what was booked is added")
+        goes_on.release()
+        await wait_until(lambda: queue_is(store, living.address, 2), "the next answer tells of it")
+
+
+async def test_polls_of_many_are_spread_in_time(store: Store, polling: Callable[..., Controller]) -> None:
+    for i in range(40):
+        await store.registry().register(worker(f"http://127.0.0.1:{i + 1}"))
+    poller = polling()._poller
+    poller._interval = 100.0
+    await wait_until(lambda: len(poller._due) == 40, "all are this one's")
+    due = sorted(poller._due.values())
+    assert due[0] < time.monotonic() + 50 < due[-1], "and not all at once"
+
+
+async def test_without_a_store_nobody_is_asked(
+    store: Store, polling: Callable[..., Controller], engine: Engine, asked: BadWorker, link: Link
+) -> None:
+    """What they would tell could not be written down, and two replicas might ask the same."""
+    await store.registry().register(worker(asked.address))
+    controller = polling()
+    await wait_until(lambda: engine.asked > 1, "it is asked")
+    with link.broken():
+        await wait_until(lambda: not controller._poller._due, "nobody is this one's")
+    await wait_until(lambda: controller._poller._due, "and when the store is back, it is again")
+
+
+async def test_a_replica_that_ends_leaves_at_once(store: Store, polling: Callable[..., Controller]) -> None:
+    controller = polling()
+    await wait_until(lambda: controller._poller._replicas, "it is there")
+    assert controller._poller._id in await store.registry().meet("another", 60.0)
+    seconds, _ = await store.client.time()
+    believed_until = await store.client.zscore(keys.replicas(store.namespace), controller._poller._id)
+    assert 0 < believed_until / 1000 - seconds <= 4.1, "should it die, others have its workers within seconds"
+    await controller._poller.close()
+    assert await store.registry().meet("another", 60.0) == ["another"]
+
+
+async def test_a_replica_that_died_is_believed_to_be_there_for_its_time(store: Store) -> None:
+    registry = store.registry()
+    assert await registry.meet("dying", 0.2) == ["dying"]
+    assert set(await registry.meet("living", 60.0)) == {"dying", "living"}
+    await wait_until(lambda: alone(registry), "it is not believed in any more")
+
+
+async def alone(registry: Registry) -> bool:
+    return await registry.meet("living", 60.0) == ["living"]
 
 
 async def test_who_was_left_alone_is_asked_again_when_it_registers_again(
