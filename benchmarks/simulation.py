@@ -343,6 +343,7 @@ class Ours:
     def index(self, worker: Indexed, now: float) -> None:
         load = worker.load
         worker.score = load.index_cost(self.phase(now), self.fade.pace(load.speed), self.decay)
+        worker.fading = load.what_fades()
 
     def choose(self, now: float, request: Request) -> int:
         phase, pace = self.phase(now), self.fade.pace(1.0)
@@ -357,6 +358,7 @@ class Ours:
             worker.place = self.turn
         if request.leased or not self.decay or load.capacity is not None:
             self.index(worker, now)
+        worker.fading = load.what_fades()
         return self.numbers[id(worker)]
 
     def ended(self, now: float, request: Request) -> None:
@@ -368,7 +370,7 @@ class Ours:
     def reported(self, now: float, worker: int, queue_length: int, asked_at: float | None) -> None:
         load = self.workers[worker].load
         written_at = now if asked_at is None else asked_at  # FastChat's heartbeats carry no time
-        told = load.report(queue_length, written_at * MS, self.phase(now), self.unseen_for)
+        told = load.report(queue_length, written_at * MS, now * MS, self.phase(now), self.unseen_for)
         if told is not None:
             self.fade.learn(now * MS, load.speed, *told)
         self.index(self.workers[worker], now)

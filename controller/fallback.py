@@ -171,6 +171,9 @@ class Fallback:
         if forgotten:
             logger.warning("The store has lost its memory, or a part of it: giving it back %d workers.", len(forgotten))
         await self._registry.check()  # its memory gets a name, before anything is in it
+        for worker in told.workers:
+            if worker.draining and worker.name in known:  # it has registered with a store that knew of no drain
+                await self._registry.drain(worker.name)
         for first in range(0, len(forgotten), _RESTORED_AT_ONCE):  # and leave places for others
             await asyncio.gather(
                 *(self._register_again(*each) for each in forgotten[first : first + _RESTORED_AT_ONCE])
@@ -179,7 +182,13 @@ class Fallback:
 
     async def _register_again(self, worker: Worker, expires_in: float | None) -> None:
         registration = Registration(worker.name, worker.status, worker.check_heart_beat, worker.multimodal)
-        await self._registry.register(registration, only_if=NOT_ALIVE, expires_in=expires_in)
+        restored = await self._registry.register(
+            registration, only_if=NOT_ALIVE, expires_in=expires_in, draining=worker.draining, polled=worker.polled
+        )
+        if restored is None and worker.draining:  # it has registered meanwhile, as above
+            await self._registry.drain(worker.name)
+        if restored and worker.failing:
+            await self._registry.report_failure(worker.name, of_polls=worker.failing == "polls")
 
     async def _settle(self, sequence: int = 0) -> None:
         """Tell the store of what was dispatched without it, and of the calls that it never answered.

@@ -120,7 +120,10 @@ class Controller:
 
     async def report_failure(self, name: str) -> bool:
         """Put a worker behind all others until its next heartbeat; whether there is such a live one."""
-        return await self._guard.ask(self._registry.report_failure, name)
+        exists = await self._guard.ask(self._registry.report_failure, name)
+        if exists:
+            self._fallback.tell_news()
+        return exists
 
     async def list_models(self, multimodal: bool | None = None) -> Found[list[str]]:
         """The models of live workers, sorted: of all, of the multimodal ones (True) or of the others (False)."""

@@ -9,13 +9,13 @@ from typing import Any, Final
 
 from controller.domain.dispatch import DispatchMethod
 from controller.domain.errors import SettingsError
-from controller.domain.load import MAX_LEASE_TIME
+from controller.domain.load import MARK_MS, MAX_LEASE_TIME, MAX_MARKS
 from controller.store_url import StoreKind, StoreUrl, parse_store_url
 
 _NAMESPACE: Final = re.compile(r"[A-Za-z0-9._:-]{1,64}\Z")
 DEFAULT_DATA_DIR: Final = Path("controller-data")
 _MAX_REDIS_TIMEOUT: Final = 60.0
-_MAX_BOOKING_DELAY: Final = 60.0
+_MAX_BOOKING_DELAY: Final = (MAX_MARKS - 1) * MARK_MS / 1000  # of what is older, there are no marks
 _LEAST_POLL_INTERVAL: Final = 0.05
 _POSITIVE: Final = (
     "heartbeat_expiration",
@@ -76,11 +76,12 @@ class Settings:
     booking_decay: str = _setting(
         "on",
         "Whether a booking without a lease counts for less as it ages. off is FastChat's arithmetic: it counts until "
-        "the worker's next report.",
+        "the worker's next report, and --booking-delay is 0.",
         choices=("on", "off"),
     )
     booking_delay: float = _setting(
-        0.2, "How long a request is under way to its worker: bookings so young are not in what it reports yet."
+        0.2,
+        "How long a request is under way to its worker, at most 0.35: younger bookings are not in what it reports yet.",
     )
     lease_time: float = _setting(600.0, "After how long a lease ends by itself, where its client names no time.")
     poll_interval: float = _setting(

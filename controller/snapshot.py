@@ -29,7 +29,7 @@ class Snapshot:
             for model in worker.status.model_names:
                 self._serving.setdefault(model, []).append(worker.name)
         self._heaps: dict[str, list[tuple[float, float, str]]] = {}
-        self._odds: dict[str, list[float]] = {}
+        self._odds: dict[str, tuple[list[str], list[float]]] = {}
 
     def __len__(self) -> int:
         return len(self._workers)
@@ -58,13 +58,14 @@ class Snapshot:
         return name
 
     def lottery(self, model: str) -> str:
-        """Draw a worker with odds proportional to speed; "" if there is none."""
+        """Draw a worker with odds proportional to speed, of those that do not fail if there are any; "" for nobody."""
         if model not in self._serving:
             return ""
-        names = self._serving[model]
-        odds = self._odds.get(model)
-        if odds is None:
-            odds = self._odds[model] = list(accumulate(self._workers[name].status.speed for name in names))
+        if model not in self._odds:
+            serving = self._serving[model]
+            names = [name for name in serving if not self._workers[name].failing] or serving
+            self._odds[model] = names, list(accumulate(self._workers[name].status.speed for name in names))
+        names, odds = self._odds[model]
         return names[min(bisect(odds, self._draw() * odds[-1]), len(names) - 1)]
 
     def list_models(self, multimodal: bool | None = None) -> list[str]:

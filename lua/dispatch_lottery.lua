@@ -1,7 +1,7 @@
 --[[
   Chooses a worker for each of a batch of requests, one after the other: at random among the live ones, with a
-  probability proportional to speed. Nothing is booked, as in FastChat, but for a request with a lease. One that fails
-  is passed over, for as long as others can be drawn in its place.
+  probability proportional to speed. Nothing is booked, as in FastChat, but for a request with a lease. Those that fail
+  are passed over and get new tickets.
   The rule in Python: controller/domain/dispatch.py, lottery() and next_ticket().
 
   A dead worker that holds the earliest ticket is forgotten on the spot and the next is tried; a call forgets no more
@@ -24,6 +24,7 @@
 ]]
 --- @include "alive"
 --- @include "book"
+--- @include "end_overdue_leases"
 --- @include "finite"
 --- @include "forget"
 --- @include "key"
@@ -32,7 +33,7 @@
 --- @include "now"
 --- @include "whole_number"
 local BUDGET = 256
-local LOOK = 16
+local MAX_PASSED_OVER = 16
 
 local reply = key("reply", ARGV[1])
 local keep = whole_number(ARGV[2], 1)
@@ -48,43 +49,60 @@ end
 
 local answered = redis.call("GET", reply)
 if answered then
-  return cjson.decode(answered)
+  local kept = cjson.decode(answered)
+  return kept.chosen or kept -- settle.lua leaves an empty one
 end
 
 local time = now()
 local forgotten = 0
 
--- The worker with the earliest ticket, which then gets a new one; "" if there is none, false over the budget.
+-- Gives a worker its next ticket.
+local function draw_ticket(lottery, clock, draw, worker)
+  redis.call("ZADD", lottery, clock + draw / worker.speed, worker.name)
+end
+
+-- The worker with the earliest ticket of those that do not fail, or, if the next MAX_PASSED_OVER all fail, of all; ""
+-- if there is none, false over the budget.
 local function draw_one(model, draw)
   local lottery = key("lottery", model)
-  while true do
-    local head = redis.call("ZRANGE", lottery, 1, 1, "WITHSCORES") -- at 0 stands the clock, the member ''
-    local name, ticket = head[1], tonumber(head[2])
+  local passed_over = {}
+  while #passed_over < MAX_PASSED_OVER do
+    local place = 1 + #passed_over -- at 0 stands the clock, the member ''
+    local entry = redis.call("ZRANGE", lottery, place, place, "WITHSCORES")
+    local name = entry[1]
     if not name then
-      return ""
+      break
     end
     local fields = redis.call("HMGET", key("worker", name), "speed", "load")
-    if fields[1] and alive(name) then
-      redis.call("ZADD", lottery, ticket, "")
-      redis.call("ZADD", lottery, ticket + draw / tonumber(fields[1]), name)
-      return name, fields[2]:find("%a%a") ~= nil -- why it fails is the only word in there; 1e-07 is none
+    local worker = { name = name, ticket = tonumber(entry[2]), speed = tonumber(fields[1]) }
+    if not fields[1] or not alive(name) then
+      if forgotten >= BUDGET then
+        return false
+      end
+      forgotten = forgotten + forget(name)
+      redis.call("ZREM", lottery, name) -- should its hash be gone, forget() did not find it
+    elseif fields[2]:find("%a%a") then -- why it fails is the only word in there; 1e-07 is none
+      passed_over[#passed_over + 1] = worker
+    else
+      redis.call("ZADD", lottery, worker.ticket, "")
+      draw_ticket(lottery, worker.ticket, draw, worker)
+      for _, failing in ipairs(passed_over) do
+        draw_ticket(lottery, worker.ticket, draw, failing)
+      end
+      return name
     end
-    if forgotten >= BUDGET then
-      return false
-    end
-    forgotten = forgotten + forget(name)
-    redis.call("ZREM", lottery, name) -- should its hash be gone, forget() did not find it
   end
+  local first = passed_over[1]
+  if not first then
+    return ""
+  end
+  redis.call("ZADD", lottery, first.ticket, "")
+  draw_ticket(lottery, first.ticket, draw, first)
+  return first.name
 end
 
 local function choose(model, lease_time, draw, turn)
-  local name, failing
-  for _ = 1, LOOK do
-    name, failing = draw_one(model, draw)
-    if not failing then
-      break
-    end
-  end
+  local name = draw_one(model, draw)
   if not name or name == "" or lease_time == 0 then
     return name
   end
@@ -94,14 +112,18 @@ local function choose(model, lease_time, draw, turn)
   return lease
 end
 
-local leases = 0
-for i = 5, #ARGV, 3 do
-  leases = leases + (tonumber(ARGV[i]) > 0 and 1 or 0)
+local requests = #ARGV / 3 - 1
+local leased = false
+for i = 1, requests do
+  leased = leased or tonumber(ARGV[2 + 3 * i]) > 0
 end
-local turn = leases > 0 and redis.call("INCRBY", key("sequence"), #ARGV / 3) or 0
+if leased then
+  end_overdue_leases(time, fades, 64)
+end
+local turn = leased and redis.call("INCRBY", key("sequence"), requests) - requests or 0 -- nothing else has one
 local chosen = {}
-for i = 4, #ARGV, 3 do
-  chosen[#chosen + 1] = choose(ARGV[i], tonumber(ARGV[i + 1]), tonumber(ARGV[i + 2]), turn - (#ARGV - i) / 3)
+for i = 1, requests do
+  chosen[i] = choose(ARGV[1 + 3 * i], tonumber(ARGV[2 + 3 * i]), tonumber(ARGV[3 + 3 * i]), turn + i)
 end
-redis.call("SET", reply, cjson.encode(chosen), "PX", keep)
+redis.call("SET", reply, cjson.encode({ chosen = chosen }), "PX", keep) -- and not booked, but for the leases
 return chosen

@@ -47,15 +47,16 @@ if not keep or #ARGV < 5 or #ARGV % 2 == 0 then
   return redis.error_reply("INVALID arguments")
 end
 for i = 5, #ARGV, 2 do
-  if not whole_number(ARGV[i], 0) then
+  if ARGV[i] ~= "0" and not whole_number(ARGV[i], 0) then
     return redis.error_reply("INVALID time of a lease")
   end
 end
 
-local answered = redis.call("GET", reply)
-if answered then
-  return cjson.decode(answered)
+local read = redis.call("MGET", reply, key("fade", ARGV[4]))
+if read[1] then
+  return cjson.decode(read[1])
 end
+fades_read[ARGV[4]] = read[2] -- of the first model, which is mostly the only one
 
 local time = now()
 local fading_time = fades and time or nil
@@ -63,7 +64,7 @@ local forgotten = 0
 
 -- A worker's load if it can be chosen. Otherwise it is taken out of the way.
 local function candidate(model, name, index_member)
-  local load = load_of(name, fading_time)
+  local load = load_of(name, fading_time, model)
   local vouched_for = load and not load.draining and (not index_member or member(load.place, name) == index_member)
   local lives = alive(name)
   if vouched_for and lives then
@@ -81,6 +82,12 @@ local function candidate(model, name, index_member)
   return nil
 end
 
+-- Whether none of a model's workers has anything that fades.
+local function nothing_fades(fading)
+  local last = redis.call("ZRANGE", fading, -1, -1, "WITHSCORES")
+  return tonumber(last[2] or 0) < -1e14
+end
+
 -- The best worker; nil if one was met that cannot be chosen; false if there is none.
 local function best_of(model, by_leases)
   local static, fading = key("model", model), key("fading", model)
@@ -93,8 +100,10 @@ local function best_of(model, by_leases)
     return nil
   end
   local least = cost_of(best, best.unleased, best.expected)
-  -- Nobody can cost less than the first of an index does by what that is sorted by.
-  if by_leases and (best.unleased == 0 or not fades) or not by_leases and least == best.unleased / best.speed then
+  -- Nobody can cost less than the first of an index does by what that is sorted by; only a place among those that were
+  -- full may be old, for what fades may have made room since.
+  if not fades or (by_leases and best.unleased == 0 and (least < 1e9 or nothing_fades(fading)))
+    or (not by_leases and least == best.unleased / best.speed) then
     return best
   end
   local seen = { [best.name] = true }

@@ -15,6 +15,7 @@
 ]]
 --- @include "alive"
 --- @include "finite"
+--- @include "forget"
 --- @include "index_fading"
 --- @include "index_static"
 --- @include "join_lottery"
@@ -23,6 +24,7 @@
 --- @include "load_of"
 --- @include "member"
 --- @include "now"
+--- @include "phase"
 --- @include "unindex"
 --- @include "write_load"
 local name = ARGV[1]
@@ -35,10 +37,14 @@ end
 local time = now()
 
 local load = load_of(name, fades and time)
+local lives = load and alive(name)
 if not drain then
+  if not lives then
+    forget(name) -- or what is left of it would tell its next life to drain
+  end
   redis.call("DEL", key("draining", name))
 end
-if not load or not alive(name) then
+if not lives then
   return 0
 end
 if load.draining == drain then
@@ -46,7 +52,6 @@ if load.draining == drain then
 end
 
 load.draining = drain
-write_load(load)
 for _, model in ipairs(load.models) do
   if drain then
     unindex(model, member(load.place, name), name)
@@ -58,6 +63,11 @@ for _, model in ipairs(load.models) do
     join_lottery(model, name, load.speed, draw)
   end
 end
+if fades and not drain then
+  local _, _, phase_text = phase(load.models[1], time)
+  load.phase = phase_text
+end
+write_load(load)
 index_static(load, fades)
 index_fading(load, fades and time)
 return 1

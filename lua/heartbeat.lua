@@ -3,7 +3,7 @@
   polls, which prolong no life.
 
   A worker that is not alive is not revived, whether a sweep has seen it or not: it is told so, and registers. A
-  heartbeat forgives all failures, an answer to a poll those of polls.
+  heartbeat forgives all failures, an answer to a poll as include/forgive.lua says; late reports, too.
 
   Input:
     KEYS[1]   '{<ns>}' the namespace
@@ -21,6 +21,7 @@
 --- @include "alive"
 --- @include "end_overdue_leases"
 --- @include "forget"
+--- @include "forgive"
 --- @include "index_fading"
 --- @include "index_static"
 --- @include "load_of"
@@ -61,7 +62,9 @@ local function take(name, queue_length, age)
     redis.call("HSET", load.worker, "heartbeat_at", time)
     prolong(name, time, must_send and expiration or nil)
   end
-  if not poll or load.failing == "polls" then
+  if poll then
+    forgive(load)
+  else
     load.failing = false
   end
   take_report(load, queue_length, time - age, unseen_for, time, fades)

@@ -29,6 +29,8 @@
              [12] '1' if it drains, else '0'
              [13] 'request' or 'polls' if it fails, as in report_failure.lua, else ''
              [14] '1' if it has ever answered a poll, else '0'
+             [15] how many requests it last said that it has
+             [16] how many were booked since without a lease
     error 'INVALID …' if an argument cannot be
 ]]
 --- @include "key"
@@ -52,12 +54,13 @@ for i = 1, #members, 2 do
   local load = load_of(name, fades and time)
   if expires_in ~= -2 and load then
     local fields = redis.call("HMGET", load.worker, "models", "speed", "multimodal", "check_heart_beat",
-      "registration", "heartbeat_at", "capacity", "polled")
+      "registration", "heartbeat_at", "capacity", "polled", "reported")
     local queue_length = math.floor(load.leased - load.ended + load.expected + 0.5)
     workers[#workers + 1] = {
       name, fields[1], fields[2], string.format("%.0f", queue_length), fields[3], fields[4], fields[5],
       math.max(0, time - tonumber(fields[6])), expires_in,
       load.leased, fields[7], load.draining and "1" or "0", load.failing or "", fields[8],
+      tonumber(fields[9]), tonumber(load.booked),
     }
   end
 end

@@ -20,7 +20,9 @@
     ARGV[9]   '1' if bookings fade, else '0'
     ARGV[10]  for how many milliseconds a booking is under way to a worker
     ARGV[11]  how many milliseconds ago it said so
-    ARGV[12…] for each model a draw from the exponential distribution of mean 1
+    ARGV[12]  '1' if it drains in any case, else '0'
+    ARGV[13]  '1' if it is known to have answered a poll, else '0'
+    ARGV[14…] for each model a draw from the exponential distribution of mean 1
 
   Output:
     1   it is new
@@ -31,6 +33,7 @@
 --- @include "alive"
 --- @include "finite"
 --- @include "forget"
+--- @include "forgive"
 --- @include "index_fading"
 --- @include "index_static"
 --- @include "join_lottery"
@@ -75,7 +78,12 @@ end
 if not unseen_for or not age then
   return redis.error_reply("INVALID time")
 end
-if #ARGV - 11 ~= #models then
+for i = 12, 13 do
+  if ARGV[i] ~= "0" and ARGV[i] ~= "1" then
+    return redis.error_reply("INVALID state")
+  end
+end
+if #ARGV - 13 ~= #models then
   return redis.error_reply("INVALID number of draws")
 end
 for _, model in ipairs(models) do
@@ -83,7 +91,7 @@ for _, model in ipairs(models) do
     return redis.error_reply("INVALID model")
   end
 end
-for i = 12, #ARGV do
+for i = 14, #ARGV do
   if not finite(ARGV[i]) then
     return redis.error_reply("INVALID draw")
   end
@@ -110,7 +118,8 @@ end
 local before = load_of(name, fades and time)
 local known = redis.call("HMGET", worker, "models", "speed")
 local same_speed = known[2] and tonumber(known[2]) == speed
-local draining = redis.call("DEL", key("draining", name)) == 1 or (before ~= nil and before.draining)
+local drained_before = redis.call("DEL", key("draining", name)) == 1 or (before ~= nil and before.draining)
+local draining = drained_before or ARGV[12] == "1"
 
 redis.call("HSET", worker,
   "models", ARGV[7],
@@ -126,12 +135,15 @@ for _, model in ipairs(fades and not draining and models or {}) do
 end
 
 local load = before
-if was_alive and expected_registration ~= "" then
+local goes_on = was_alive and expected_registration ~= ""
+local of_first_model = goes_on and before.models[1] == models[1]
+if goes_on then
+  forgive(load)
   take_report(load, queue_length, time - age, unseen_for, time, fades)
 else
   redis.call("HSET", worker,
     "life", registration,
-    "polled", "0",
+    "polled", ARGV[13],
     "reported", queue_length,
     "reported_at", time)
   load = {
@@ -155,8 +167,10 @@ end
 load.models = models
 load.speed = ARGV[3]
 load.capacity = whole_number(ARGV[8], 1)
-local _, _, phase_text = phase(models[1], time)
-load.phase = fades and phase_text or "0"
+if not of_first_model then
+  local _, _, phase_text = phase(models[1], time)
+  load.phase = phase_text
+end
 write_load(load)
 
 local serves = {}
@@ -165,7 +179,7 @@ for i, model in ipairs(models) do
   if not draining then
     redis.call("SADD", key("models"), model)
     if not (same_speed and redis.call("ZSCORE", key("lottery", model), name)) then
-      join_lottery(model, name, speed, tonumber(ARGV[11 + i]))
+      join_lottery(model, name, speed, tonumber(ARGV[13 + i]))
     end
   end
 end

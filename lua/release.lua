@@ -12,11 +12,13 @@
       0  it was not: released before, its time over, or its worker gone or registered anew
 ]]
 --- @include "end_lease"
+--- @include "key"
 --- @include "now"
 local fades = ARGV[1] == "1"
 local time = now()
 local released = {}
 for i = 2, #ARGV do
-  released[i - 1] = end_lease(ARGV[i], time, fades) and 1 or 0
+  local ends_at = tonumber(redis.call("ZSCORE", key("leases"), ARGV[i]) or 0)
+  released[i - 1] = end_lease(ARGV[i], time, fades) and ends_at > time and 1 or 0
 end
 return released

@@ -15,6 +15,7 @@
     error 'INVALID …' if an argument cannot be; nothing was done
 ]]
 --- @include "alive"
+--- @include "index_fading"
 --- @include "index_static"
 --- @include "load_of"
 --- @include "now"
@@ -26,11 +27,13 @@ if why ~= "request" and why ~= "polls" then
   return redis.error_reply("INVALID failure")
 end
 
-local load = load_of(name, fades and now())
+local time = fades and now()
+local load = load_of(name, time)
 if not load or not alive(name) or (why == "polls" and redis.call("HGET", load.worker, "polled") ~= "1") then
   return 0
 end
 load.failing = load.failing == "request" and "request" or why -- which an answer to a poll does not forgive
 write_load(load)
 index_static(load, fades)
+index_fading(load, time)
 return 1

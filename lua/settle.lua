@@ -66,10 +66,11 @@ end
 
 for _, request_id in ipairs(unanswered) do
   local answered = redis.call("GET", key("reply", request_id))
-  for _, chosen in ipairs(answered and cjson.decode(answered) or {}) do
+  local kept = answered and cjson.decode(answered) or {}
+  for _, chosen in ipairs(kept.chosen or kept) do
     if chosen and chosen:match("^%d+%-") then
       end_lease(chosen, time, fades)
-    elseif chosen and chosen ~= "" then
+    elseif chosen and chosen ~= "" and not kept.chosen then -- the lottery books nothing without a lease
       add(chosen, -1)
     end
   end

@@ -17,6 +17,7 @@ from pathlib import Path
 
 import fakeredis
 import pytest
+from hypothesis import HealthCheck, settings
 from redis.asyncio import Redis
 
 from controller.domain.errors import StoreUnavailable
@@ -36,6 +37,10 @@ from tests.waiting import wait_until
 REDIS_SERVER = shutil.which("redis-server")
 STORES = ["fakeredis", "embedded", *(["redis-server"] if REDIS_SERVER else [])]
 _namespaces = itertools.count()
+
+# How long an example takes says how busy the machine is, and no more.
+settings.register_profile("untimed", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("untimed")
 
 
 def pytest_report_header() -> str:
@@ -106,6 +111,7 @@ class Store:
     client: Redis  # the registry's
     aside: Redis  # the test's own: what it does is not disturbed when a replica drops its connections
     namespace: str
+    fades: bool = False  # whether a registry was opened in which bookings fade
 
     @property
     def url(self) -> str:
@@ -114,6 +120,7 @@ class Store:
 
     def registry(self, **options: object) -> Registry:
         """A registry as a replica has it; any number of them share the store."""
+        self.fades = self.fades or bool(options.get("booking_decay"))
         return Registry(self.client, self.namespace, **{**FASTCHATS_ARITHMETIC, **options})
 
     async def lapse(self, name: str) -> None:
@@ -133,8 +140,9 @@ async def open_store(request: pytest.FixtureRequest, kind: str) -> AsyncIterator
         client, aside = (connect(url, timeout=5.0) for _ in range(2))
     await wait_until(lambda: answers(client), f"{kind} answers")
     try:
-        yield Store(kind, client, aside, namespace)
-        state = await check_invariants(client, namespace)
+        store = Store(kind, client, aside, namespace)
+        yield store
+        state = await check_invariants(client, namespace, store.fades)
         registry = Registry(client, namespace, 90.0, booking_decay=False, booking_delay=0.0)
         for name in state.hashes:
             await registry.remove(name)

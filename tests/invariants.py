@@ -113,6 +113,8 @@ async def check_invariants(
         leases = [lease for lease in state.leases if lease.endswith(f"-{fields['life']}@{name}")]
         assert load.leased == len(leases), f"{name} has {load.leased} leases, and these are out: {leases}"
         assert 0 <= load.ended <= load.leased
+        assert load.lent >= 0
+        assert all(0 <= booked <= load.booked and 0 <= lent <= load.lent for _, booked, lent in load.marks)
         for model in json.loads(fields["models"]):
             if told["draining"] == "1":
                 continue
@@ -122,6 +124,9 @@ async def check_invariants(
             )
             score = state.fading.get(model, {}).get(name)
             fading.setdefault(model, {})[name] = score if score is not None else math.nan
+            if score is not None and load.failing:
+                assert score > 2e15, f"{name} fails, and is not behind the others"
+                score -= 4e15
             if score is not None and fades and load.unleased > 0:
                 assert score > -1e14
                 if len(json.loads(fields["models"])) == 1:

@@ -8,7 +8,7 @@ from controller.domain.errors import StoreIncompatible
 from controller.domain.worker import WorkerStatus
 from controller.service import Controller, Found
 from controller.store import keys
-from controller.store.registry import SCHEMA, Registry
+from controller.store.registry import SCHEMA, Registry, Report
 from tests.conftest import Open, Store
 from tests.outage import Link, back, queues
 from tests.samples import A, B, worker
@@ -38,6 +38,39 @@ async def test_a_store_that_lost_its_memory_is_given_the_workers_again(
     await other._fallback._look()
     assert caplog.text.count("giving it back") == 1, "one replica's word is enough"
     await store.aside.delete("unrelated")
+
+
+@pytest.mark.parametrize("registers_first", [True, False])
+async def test_a_worker_that_drained_drains_on(
+    controller: Controller, link: Link, store: Store, registers_first: bool
+) -> None:
+    assert await controller.drain(B)
+    await controller._fallback._look()
+    with link.broken():
+        await controller.dispatch("n")
+        await store.aside.delete(*await store.aside.keys(f"{keys.namespace(store.namespace)}*"))
+    if registers_first:
+        await store.registry().register(worker(B, "m"))
+    await back(controller)
+    assert {known.name: known.draining for known in (await store.registry().list_workers()).workers} == {
+        A: False,
+        B: True,
+    }
+    assert [(await controller.dispatch("m")).value for _ in range(3)] == [A, A, A]
+
+
+async def test_a_worker_that_failed_fails_on(controller: Controller, link: Link, store: Store) -> None:
+    registry = store.registry()
+    await registry.heartbeat([Report(B, 0)], of_polls=True)
+    assert await registry.report_failure(B, of_polls=True)
+    await controller._fallback._look()
+    with link.broken():
+        await controller.dispatch("n")
+        await store.aside.delete(*await store.aside.keys(f"{keys.namespace(store.namespace)}*"))
+    await back(controller)
+    [_, known] = (await registry.list_workers()).workers
+    assert (known.name, known.failing, known.polled) == (B, "polls", True)
+    assert [(await controller.dispatch("m")).value for _ in range(3)] == [A, A, A]
 
 
 async def test_what_has_registered_since_is_not_overwritten(controller: Controller, link: Link, store: Store) -> None:
@@ -225,7 +258,7 @@ async def test_a_loss_in_the_middle_of_a_listing_is_no_list(
         pages += 1
         if pages == page:
             await wipe(store)
-            await run(self, "register", B, "", "1", 0, "0", "", '["m"]', "", "0", 0, 0, "1")
+            await run(self, "register", B, "", "1", 0, "0", "", '["m"]', "", "0", 0, 0, "0", "0", "1")
         return await run(self, script, *arguments)
 
     with monkeypatch.context() as patch:

@@ -2,6 +2,8 @@
 
 import asyncio
 import contextlib
+import time
+from collections.abc import Sequence
 
 import pytest
 
@@ -10,7 +12,7 @@ from controller.domain.errors import NoWorker, StoreRejection, StoreUnavailable,
 from controller.domain.worker import WorkerStatus
 from controller.service import Controller, Found
 from controller.store import keys
-from controller.store.registry import Registry
+from controller.store.registry import Registry, Report
 from tests.conftest import Open, Store
 from tests.samples import A, B, worker
 from tests.waiting import wait_until
@@ -252,3 +254,36 @@ async def test_of_two_registrations_that_wait_the_newer_counts(
 def waiting(controller: Controller) -> int:
     underway = controller._underway.get(A)
     return underway.calls if underway else 0
+
+
+async def test_what_changes_the_choice_is_news_for_the_snapshot(replica: Open, registry: Registry) -> None:
+    controller = replica()
+    await registry.register(worker(A))
+    news = controller._fallback._news
+    for change in (controller.drain, controller.report_failure):
+        news.clear()
+        assert await change(A)
+        assert news.is_set()
+        news.clear()
+        assert not await change(B)
+        assert not news.is_set()
+
+
+async def test_a_heartbeat_is_from_when_it_came_though_it_waits(
+    replica: Open, registry: Registry, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Bookings made while it waits for a place are not in it."""
+    controller = replica()
+    taken: list[Report] = []
+
+    async def take(reports: Sequence[Report]) -> list[bool]:
+        taken.extend(reports)
+        return [True] * len(reports)
+
+    await controller.check()
+    monkeypatch.setattr(controller._registry, "heartbeat", take)
+    before = time.monotonic()
+    assert await controller.heartbeat(A, 3)
+    [report] = taken
+    assert report.written_at is not None
+    assert before <= report.written_at <= time.monotonic()

@@ -91,6 +91,29 @@ def test_the_ends_of_the_random_numbers(draw: float) -> None:
     assert taken.lottery("m") in ("a", "b")
 
 
+def test_who_drains_gets_nothing() -> None:
+    taken = snapshot(known("a"), replace(known("b"), draining=True), replace(known("c", "n"), draining=True))
+    assert {taken.shortest_queue("m") for _ in range(4)} == {taken.lottery("m") for _ in range(9)} == {"a"}
+    assert (taken.shortest_queue("n"), taken.lottery("n"), taken.list_models()) == ("", "", ["m"])
+    assert len(taken.workers(100.0)) == 3, "it is listed"
+
+
+def test_who_fails_comes_last() -> None:
+    failing = replace(known("a", speed=100), failing="request")
+    taken = snapshot(failing, known("b", queue_length=50))
+    assert {taken.shortest_queue("m") for _ in range(4)} == {taken.lottery("m") for _ in range(9)} == {"b"}
+    alone = snapshot(failing)
+    assert (alone.shortest_queue("m"), alone.lottery("m")) == ("a", "a")
+
+
+def test_a_free_slot_comes_first() -> None:
+    small, large = (
+        replace(known(name), status=WorkerStatus(("m",), 1, 0, slots)) for name, slots in (("a", 1), ("b", 3))
+    )
+    taken = snapshot(small, large)
+    assert Counter(taken.shortest_queue("m") for _ in range(4)) == {"a": 1, "b": 3}
+
+
 def test_models() -> None:
     taken = snapshot(known("a", "x", "y"), known("b", "y", "z", multimodal=True))
     assert taken.list_models() == ["x", "y", "z"]

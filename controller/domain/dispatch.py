@@ -5,14 +5,16 @@ an argument.
 """
 
 import heapq
+import math
 from collections.abc import Collection, Iterable
 from dataclasses import dataclass, replace
 from enum import StrEnum
 from typing import Final
 
-from controller.domain.load import Load
+from controller.domain.load import FULL, Load
 
 LOOK: Final = 8
+MAX_PASSED_OVER: Final = 16
 
 
 class DispatchMethod(StrEnum):
@@ -26,8 +28,8 @@ class DispatchMethod(StrEnum):
 class Candidate:
     """A live worker in the index of one model.
 
-    turn is the sequence number of its last choice or, before the first, of its registration. ticket is the time,
-    on the clock of the model's lottery, at which it is drawn next.
+    turn is the sequence number of its last choice or, before the first, of its registration. ticket is the time, on the
+    clock of the model's lottery, at which it is drawn next. failing says that it comes behind all others.
     """
 
     name: str
@@ -35,6 +37,7 @@ class Candidate:
     queue_length: int
     turn: int
     ticket: float = 0.0
+    failing: bool = False
 
     @property
     def load(self) -> float:
@@ -43,8 +46,8 @@ class Candidate:
 
 
 def shortest_queue(candidates: Iterable[Candidate]) -> Candidate | None:
-    """The candidate with the least load; among equals, the one whose last turn is longest ago."""
-    return min(candidates, key=lambda candidate: (candidate.load, candidate.turn), default=None)
+    """The candidate with the least load; among equals, the one whose last turn is longest ago; one that fails, last."""
+    return min(candidates, key=lambda candidate: (candidate.failing, candidate.load, candidate.turn), default=None)
 
 
 def book(candidate: Candidate, turn: int) -> Candidate:
@@ -57,13 +60,15 @@ class Indexed:
     """A worker in both indexes of a model.
 
     score is its load's index_cost() when it was last touched, place the number of the choice when it last took a new
-    place among those of equal scores: its last with a lease, or, where bookings do not fade, its last.
+    place among those of equal scores: its last with a lease, or, where bookings do not fade, its last. fading is its
+    load's what_fades() when that last changed.
     """
 
     load: Load
     turn: int = 0
     place: int = 0
     score: float = 0.0
+    fading: float = -math.inf
 
 
 def least_cost(workers: Collection[Indexed], *, leased: bool, fades: bool, phase: float, pace: float) -> Indexed | None:
@@ -76,33 +81,43 @@ def least_cost(workers: Collection[Indexed], *, leased: bool, fades: bool, phase
     def by_score(worker: Indexed) -> tuple[float, int]:
         return worker.score, worker.place
 
-    def by_what_fades(worker: Indexed) -> tuple[float, int]:
-        return worker.load.unleased_at(phase) / worker.load.speed, worker.turn
+    def by_what_fades(worker: Indexed) -> tuple[bool, float, int]:
+        return worker.load.failing, worker.fading, worker.turn
+
+    def cost(worker: Indexed) -> float:
+        return worker.load.cost(phase, pace * worker.load.speed)
 
     def by_cost(worker: Indexed) -> tuple[float, int]:
-        return worker.load.cost(phase, pace * worker.load.speed), worker.turn
+        return cost(worker), worker.turn
 
     if leased or not fades:
         first = min(workers, key=by_score, default=None)
-        if first is None or not fades or first.load.unleased == 0:
+        if first is None or not fades:
+            return first
+        # A place among those that were full may be old: what fades may have made room since.
+        is_sure = cost(first) < FULL or not any(worker.fading > -math.inf or worker.load.failing for worker in workers)
+        if first.load.unleased_at(phase) == 0 and is_sure:
             return first
     else:
         first = min(workers, key=by_what_fades, default=None)
-        if first is None or by_cost(first) == by_what_fades(first):
+        if first is None or cost(first) == first.load.unleased_at(phase) / first.load.speed:
             return first
     front = heapq.nsmallest(LOOK, workers, key=by_score) + heapq.nsmallest(LOOK, workers, key=by_what_fades)
     return min(front, key=by_cost)
 
 
 def lottery(candidates: Iterable[Candidate]) -> Candidate | None:
-    """The candidate with the earliest ticket.
+    """The candidate with the earliest ticket; of those that do not fail, if one of the first MAX_PASSED_OVER does not.
+
+    Those passed over draw new tickets from the winner's.
 
     Tickets are the next arrivals of independent Poisson processes, one a worker, whose rates are the speeds. The
     arrivals of all of them together belong to a given worker with a probability proportional to its speed, each
     independently of those before: the "exponential race" (Efraimidis and Spirakis, Weighted random sampling,
     2006; Devroye, Non-Uniform Random Variate Generation, 1986, on competing exponentials).
     """
-    return min(candidates, key=lambda candidate: (candidate.ticket, candidate.name), default=None)
+    front = heapq.nsmallest(MAX_PASSED_OVER, candidates, key=lambda candidate: (candidate.ticket, candidate.name))
+    return min(front, key=lambda candidate: candidate.failing, default=None)
 
 
 def next_ticket(clock: float, speed: float, deviate: float) -> float:

@@ -15,7 +15,7 @@ FAILING: Final = 1e12
 
 MAX_LEASE_TIME: Final = 86_400.0  # in seconds
 # '<when booked>-<for how long, both in milliseconds>-<number of the choice>-<life of the worker>@<its name>'
-LEASE: Final = re.compile(r"\d{13}-\d{1,8}-\d{1,16}-\d{1,16}@[!-~]{8,1024}\Z")
+LEASE: Final = re.compile(r"\d{13}-\d{1,8}-\d{1,16}-\d{1,16}@[!-~]{8,1024}\Z", re.ASCII)
 MARK_MS: Final = 50  # bookings are told apart by their time to so much
 MAX_MARKS: Final = 8  # bookings older than this many marks count as seen
 LATE_RELEASE_MS: Final = 1_000
@@ -60,9 +60,12 @@ class Load:
         return self.expected * math.exp(min(0.0, self.faded_from - phase) * pace)
 
     def fade(self, phase: float, pace: float) -> None:
-        """Take off what has faded until now."""
+        """Take off what has faded until now.
+
+        If the clock was set back, that is nothing, until that time comes again or a report does.
+        """
         self.expected, self.unleased = self.expected_at(phase, pace), self.unleased_at(phase)
-        self.faded_from = phase
+        self.faded_from = max(self.faded_from, phase)
 
     def queue(self, phase: float, pace: float) -> float:
         """The best guess of how many requests it has to run and to do."""
@@ -92,10 +95,29 @@ class Load:
         cost = (self.leased - self.ended) / self.speed
         return cost + FAILING if self.failing else cost
 
+    def what_fades(self, phase: float | None = None) -> float:
+        """What the second index of a model is sorted by: the logarithm of what fades, and at which phase it was that.
+
+        While time passes the order stays as it is. In front are those that have nothing that fades. phase is for the
+        index of another model than the first of the worker's, by which its load is kept.
+        """
+        if not self.unleased:
+            return -math.inf
+        return math.log(self.unleased / self.speed) + (self.faded_from if phase is None else phase)
+
+    def settle(self, change: int, phase: float, pace: float) -> None:
+        """So many more, or fewer, were booked than was known: see lua/settle.lua."""
+        self.fade(phase, pace)
+        self.unleased = max(0.0, self.unleased + change)
+        self.expected = max(0.0, self.expected + change)
+        self.booked = max(0, self.booked + change)
+        self.marks = [(at, min(booked, self.booked), lent) for at, booked, lent in self.marks]
+
     def book(self, now: float, phase: float, pace: float, leased: bool) -> None:
         """One more request is on its way to it."""
-        if now >= self.marked_at + MARK_MS:
-            if now >= self.marked_at + MAX_MARKS * MARK_MS:
+        since_mark = now - self.marked_at
+        if since_mark >= MARK_MS or since_mark < 0:  # the clock was set back
+            if since_mark >= MAX_MARKS * MARK_MS or since_mark < 0:
                 self.marks.clear()
             self.marks.append((now, self.booked, self.lent))
             self.marked_at = now
@@ -114,29 +136,36 @@ class Load:
         if self.ended and booked_at < self.reported_at and now < self.reported_at + LATE_RELEASE_MS:
             self.ended -= 1  # its request had ended before the report, the word of it came after
         unseen_from = min([self.reported_at, *(at for at, _, _ in self.marks[:1])])
-        if booked_at >= unseen_from:  # or the next report would take it for one that is under way
+        # Or the next report would take it for one that is under way. (The clock may have been set back in between: then
+        # it was maybe counted as seen, and no number must get below 0.)
+        if booked_at >= unseen_from and self.lent:
             self.lent -= 1
             self.done += 1
-            self.marks = [(at, booked, lent - (at > booked_at)) for at, booked, lent in self.marks]
+            self.marks = [
+                (at, booked, min(max(0, lent - (at > booked_at)), self.lent)) for at, booked, lent in self.marks
+            ]
         self.leased -= 1
         self.ended = min(self.ended, self.leased)
 
-    def report(self, queue_length: int, written_at: float, phase: float, unseen_for: float) -> tuple[float, int] | None:
+    def report(
+        self, queue_length: int, written_at: float, now: float, phase: float, unseen_for: float
+    ) -> tuple[float, int] | None:
         """The worker said at `written_at` how many requests it had to run and to do.
 
         Bookings that were made less than `unseen_for` before were still on their way then, and are added. Returns for
         how many request-milliseconds it has worked since the report before, and how many bookings that were; None if
-        the report before was written later: then nothing changes.
+        the report before was written later: then nothing changes. What was later than now was before the clock was
+        set back, and counts as older.
         """
-        if written_at < self.reported_at:
+        if written_at < self.reported_at <= now:
             return None
         seen_booked, seen_lent = self.booked, self.lent
-        unseen = [mark for mark in self.marks if mark[0] > written_at - unseen_for]
+        unseen = [mark for mark in self.marks if written_at - unseen_for < mark[0] <= now]
         if unseen:
             _, seen_booked, seen_lent = unseen[0]
-        work = (self.reported + queue_length) / 2 * (written_at - self.reported_at)
+        work = (self.reported + queue_length) / 2 * max(0.0, written_at - self.reported_at)
         bookings = seen_booked + seen_lent + self.done
-        self.marks = [(at, booked - seen_booked, lent - seen_lent) for at, booked, lent in unseen]
+        self.marks = [(at, booked - seen_booked, max(0, lent - seen_lent)) for at, booked, lent in unseen]
         self.booked, self.lent, self.done = self.booked - seen_booked, self.lent - seen_lent, 0
         seen_leases = self.leased - self.lent
         self.ended = max(0, seen_leases - queue_length)

@@ -133,10 +133,13 @@ class Registration:
 class Worker:
     """A registered, live worker as the registry knows it.
 
+    status.queue_length is the best guess of what it has to do now; reported is what it last said, booked how many
+    requests it was sent since without a lease, leased how many are out with one.
+
     registration is the number of the worker's last registration: another number means that it has registered
-    since. heartbeat_age is in seconds; expires_in too, and None for a worker that need not send heartbeats. leased is
-    how many of its requests have a lease; draining, that it gets no new ones; failing, why it comes behind all others:
-    "request" or "polls" failed, or ""; polled, that it has answered a poll.
+    since. heartbeat_age is in seconds; expires_in too, and None for a worker that need not send heartbeats. draining
+    says that it gets no new requests; failing, why it comes behind all others: "request" or "polls" failed, or "";
+    polled, that it has answered a poll.
     """
 
     name: str
@@ -150,11 +153,13 @@ class Worker:
     draining: bool = False
     failing: str = ""
     polled: bool = False
+    reported: int = 0
+    booked: int = 0
 
     @property
     def drained(self) -> bool:
-        """Whether it gets no new requests and has none left."""
-        return self.draining and not self.leased and not self.status.queue_length
+        """Whether it gets no new requests and, by its own word, has none left."""
+        return self.draining and not (self.reported or self.booked or self.leased)
 
 
 @dataclass(frozen=True, slots=True)

@@ -103,13 +103,16 @@ class Registry:
         only_if: int | None = None,
         expires_in: float | None = None,
         written_at: float | None = None,
+        draining: bool = False,
+        polled: bool = False,
     ) -> bool | None:
         """Register a worker, or register it again; it is alive from now on.
 
         only_if is the number of a registration: the call does nothing, and returns None, when the worker has
         registered again since or is gone; with NOT_ALIVE, when it is alive or was removed of late. Otherwise returns
         whether the worker is new. expires_in is for a worker whose heartbeat was not now, in seconds; written_at is as
-        in Report.
+        in Report. One that was draining drains on; with draining, so does this one. polled is for one that has
+        answered a poll.
         """
         status = registration.status
         expiration_ms = self._expiration_ms if expires_in is None else max(1, round(expires_in * 1000))
@@ -126,6 +129,8 @@ class Registry:
             self._fades,
             self._unseen_for_ms,
             _age_ms(written_at),
+            int(draining),
+            int(polled),
             *(repr(self._deviate()) for _ in status.model_names),
         )
         return None if result == -1 else bool(result)
@@ -329,7 +334,7 @@ def _age_ms(written_at: float | None) -> int:
 
 def _worker(fields: Sequence[Any]) -> Worker:
     name, models, speed, queue_length, multimodal, check_heart_beat, registration, age_ms, expires_in_ms = fields[:9]
-    leased, capacity, draining, failing, polled = fields[9:]
+    leased, capacity, draining, failing, polled, reported, booked = fields[9:]
     try:
         status = WorkerStatus(
             tuple(json.loads(models)), _number(speed), int(queue_length), int(capacity) if capacity else None
@@ -348,6 +353,8 @@ def _worker(fields: Sequence[Any]) -> Worker:
         draining=draining == "1",
         failing=failing,
         polled=polled == "1",
+        reported=reported,
+        booked=booked,
     )
 
 

@@ -39,7 +39,8 @@ def create_registry(settings: Settings, store: StoreUrl) -> Registry:
         settings.heartbeat_expiration,
         settings.redis_timeout,
         booking_decay=settings.booking_decay == "on",
-        booking_delay=settings.booking_delay,
+        # FastChat's arithmetic, exactly: a report is all there is.
+        booking_delay=settings.booking_delay if settings.booking_decay == "on" else 0.0,
     )
 
 

@@ -16,9 +16,11 @@
 --- @include "mark"
 --- @include "write_load"
 local function book(load, turn, time, fades, leased)
-  if time >= load.marked_at + 50 then
-    -- The last 8, and none older than so many can be: older bookings count as seen.
-    local before = time < load.marked_at + 8 * 50 and load.marks or ""
+  local since_mark = time - load.marked_at
+  if since_mark >= 50 or since_mark < 0 then
+    -- The last 8, and none older than so many can be, or from before the clock was set back: other bookings count as
+    -- seen.
+    local before = since_mark >= 0 and since_mark < 8 * 50 and load.marks or ""
     load.marks = string.sub(before .. mark(time, load.booked, load.lent), -8 * 28)
     load.marked_at = time
   end

@@ -11,6 +11,8 @@
     work      for how many request-milliseconds it has worked since its last report
     bookings  how many bookings that were
 
+  No report tells of more than an hour, or less than 20 ms, for each booking: one that is wrong does not spoil it all.
+
   What is written: '<phase> <at which time> <time constant> <pace> <bookings> <work> <the same by speed>'.
 ]]
 --- @include "key"
@@ -18,7 +20,8 @@
 local function learn(model, time, speed, work, bookings)
   local fade = redis.call("GET", key("fade", model)) or "0 0 10000 1 10 100000 100000"
   local all_bookings, all_work, by_speed = fade:match("^%S+ %S+ %S+ %S+ (%S+) (%S+) (%S+)$")
-  local kept = math.exp(-bookings / 2000)
+  local kept = math.exp(-math.min(bookings, 100000) / 2000)
+  work = math.max(20 * bookings, math.min(work, 3600000 * (bookings + 1)))
   all_bookings = all_bookings * kept + bookings
   all_work = all_work * kept + work
   by_speed = by_speed * kept + work * speed

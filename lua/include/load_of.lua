@@ -3,8 +3,9 @@
   The rule in Python: controller/domain/load.py, Load.
 
   Input:
-    name  the worker's name
-    time  the time; nil or false where bookings do not fade
+    name   the worker's name
+    time   the time; nil or false where bookings do not fade
+    model  a model that it serves, if one is known: most workers serve no other, and then there is nothing to decode
 
   Output: a table; nil if there is no such worker. It is written by include/write_load.lua, which tells its parts.
   turn, place, booked, marked_at, speed and phase are text as long as nobody has changed them, because to make text of a
@@ -16,7 +17,7 @@ local last_json, last_models -- in a batch mostly the same again
 local plain = { leased = 0, ended = 0, lent = 0, done = 0, failing = false, draining = false } -- what most workers have
 plain.__index = plain -- a smaller table of what else there is is made in half the time
 
-local function load_of(name, time)
+local function load_of(name, time, model)
   local worker = key("worker", name)
   local fields = redis.call("HMGET", worker, "load", "models", "marks")
   local text, json, marks = fields[1], fields[2], fields[3]
@@ -24,16 +25,24 @@ local function load_of(name, time)
     return nil
   end
   if json ~= last_json then
-    local is_json, models = pcall(cjson.decode, json) -- what one worker's is must not keep others from being served
-    last_json, last_models = json, is_json and models or {}
+    last_json = json
+    if model and json == '["' .. model .. '"]' then
+      last_models = { model }
+    else
+      local is_json, models = pcall(cjson.decode, json) -- what one worker's is must not keep others from being served
+      last_models = is_json and models or {}
+    end
   end
   local unleased, expected, phase_then, turn, place, booked, marked_at, speed, more =
     text:match("(%S+) (%S+) (%S+) (%S+) (%S+) (%S+) (%S+) (%S+) ?(.*)")
-  local phase_now, pace, phase_text = 0, 1, "0"
+  local phase_now, pace, phase_text = phase_then, 1, phase_then -- as it was, for replicas where bookings fade
   if time then
     phase_now, pace, phase_text = phase(last_models[1], time)
   end
-  local faded = math.min(0, phase_then - phase_now)
+  local faded = phase_then - phase_now
+  if faded > 0 then -- the clock was set back: it does not fade until that time comes again, or a report does
+    faded, phase_text = 0, phase_then
+  end
   unleased = unleased * math.exp(faded)
   local load = setmetatable({
     name = name,

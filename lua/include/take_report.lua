@@ -1,6 +1,7 @@
 --[[
   Takes what a worker said of its queue, and learns from it. What was booked so shortly before that the worker cannot
-  have known of it is added; if a later report has come first, nothing changes.
+  have known of it is added; if a later report has come first, nothing changes, unless that is from a time that is
+  still to come: then the clock was set back.
   The rule in Python: controller/domain/load.py, Load.report().
 
   Input:
@@ -15,27 +16,33 @@
 ]]
 --- @include "learn"
 --- @include "mark"
+--- @include "phase"
 local function take_report(load, queue_length, written_at, unseen_for, time, fades)
   local last = redis.call("HMGET", load.worker, "reported", "reported_at")
-  if written_at < tonumber(last[2]) then
+  local last_at = tonumber(last[2])
+  if written_at < last_at and last_at <= time then
     return
   end
   local booked, lent, marks = load.booked, load.lent, ""
   for at, booked_then, lent_then in load.marks:gmatch("(%d+):(%d+):(%d+);") do
-    if tonumber(at) > written_at - unseen_for then
+    if tonumber(at) > written_at - unseen_for and tonumber(at) <= time then
       if marks == "" then
         booked, lent = booked_then, lent_then
       end
-      marks = marks .. mark(at, booked_then - booked, lent_then - lent)
+      marks = marks .. mark(at, booked_then - booked, math.max(0, lent_then - lent))
     end
   end
-  local work = (last[1] + queue_length) / 2 * (written_at - last[2])
+  local work = (last[1] + queue_length) / 2 * math.max(0, written_at - last_at)
   local bookings = booked + lent + load.done
   load.booked, load.lent, load.done = load.booked - booked, load.lent - lent, 0 -- those that it has not seen
   local seen_leases = load.leased - load.lent
   load.ended = math.max(0, seen_leases - queue_length)
   load.unleased = math.max(0, queue_length - seen_leases) + load.booked
   load.expected = load.unleased
+  if fades then
+    local _, _, phase_text = phase(load.models[1], time)
+    load.phase = phase_text
+  end
   load.marks = marks
   redis.call("HSET", load.worker, "reported", queue_length, "reported_at", written_at)
   if fades and not load.draining then

@@ -23,7 +23,7 @@ def test_lottery() -> None:
 
 
 def indexed(load: Load, turn: int) -> Indexed:
-    return Indexed(load, turn, turn, load.index_cost(0.0, 1.0, fades=True))
+    return Indexed(load, turn, turn, load.index_cost(0.0, 1.0, fades=True), load.what_fades())
 
 
 def test_the_first_of_an_index_is_the_one_where_all_clients_are_of_one_kind() -> None:

@@ -79,7 +79,7 @@ def test_a_report_is_taken_for_what_was_true_when_it_was_written(
             continue
         before = deepcopy(load)
         there = at_the_worker(requests, subject.written)
-        told = load.report(len(there), subject.written, 0.0, UNSEEN_FOR)
+        told = load.report(len(there), subject.written, now, 0.0, UNSEEN_FOR)
         if told is None:
             assert subject.written < before.reported_at
             assert load == before, "one that was overtaken by a later one changes nothing"

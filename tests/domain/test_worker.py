@@ -123,6 +123,15 @@ def test_values_out_of_bounds(changed: dict[str, Any], field: str) -> None:
         WorkerStatus(**{"model_names": ("m",), "speed": 1, "queue_length": 0, **changed})
 
 
+def test_who_drains_adds_its_queue_alone() -> None:
+    """A parent is to send no more than the others can take."""
+    drains, serves = (
+        Worker(name, WorkerStatus((model,), speed, queue), True, False, 1, 0.0, 90.0, draining=draining)
+        for name, model, speed, queue, draining in (("a", "m", 4, 3, True), ("b", "n", 1, 2, False))
+    )
+    assert total_status([drains, serves]) == WorkerStatusTotal(("n",), 1, 5)
+
+
 def test_the_sum_over_workers() -> None:
     def worker(status: WorkerStatus) -> Worker:
         return Worker("http://w", status, True, False, 1, 0.0, 90.0)

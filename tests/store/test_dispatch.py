@@ -213,14 +213,17 @@ async def test_a_dispatch_that_fails_half_way_is_taken_back_whole(
     assert await queues(registry) == [0]
 
 
+def indexed(fields: dict[str, str], score: float, place: int) -> Indexed:
+    """A worker as its hash and its place in the first index tell it."""
+    load = load_of(fields)
+    return Indexed(load, int(parts_of(fields)["turn"]), place, score, load.what_fades())
+
+
 async def fleet(store: Store, namespace: str) -> dict[str, Indexed]:
     """The workers as the indexes of the model m and their hashes tell them."""
     state = await whole_state(store.client, namespace)
     told = {member[16:]: (score, int(member[:16])) for member, score in state.indexes["m"]}
-    return {
-        name: Indexed(load_of(fields), int(parts_of(fields)["turn"]), told[name][1], told[name][0])
-        for name, fields in state.hashes.items()
-    }
+    return {name: indexed(fields, *told[name]) for name, fields in state.hashes.items()}
 
 
 @pytest.mark.parametrize("capacity", [None, 4])

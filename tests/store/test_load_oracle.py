@@ -6,6 +6,9 @@ The clock of the store is the test's: time passes when it says so.
 import asyncio
 import itertools
 import math
+from collections import Counter
+from copy import copy
+from dataclasses import replace
 from typing import Any
 
 import fakeredis
@@ -21,9 +24,9 @@ from controller.domain.load import Load
 from controller.domain.worker import Registration, WorkerStatus
 from controller.store import keys, scripts
 from controller.store.connection import connect
-from controller.store.registry import Registry, Request, worker_of
+from controller.store.registry import NOT_ALIVE, Registry, Request, worker_of
 from tests.conftest import STORES
-from tests.invariants import check_invariants, load_of
+from tests.invariants import check_invariants, load_of, parts_of
 
 NAMES = [f"http://w{i}:1" for i in range(6)]
 MODELS = ["m", "n"]
@@ -31,23 +34,34 @@ UNSEEN_FOR = 200
 LEASE = 5_000
 NOW = 1_800_000_000_000
 _namespaces = itertools.count()
+_request_ids = itertools.count()
 
-names = st.sampled_from(NAMES)
+names = st.sampled_from([*NAMES[:3], *NAMES])
 queues = st.integers(0, 8)
 ages = st.sampled_from([0, 0, 0, 30, 150, 400, 3_000])
+model_lists = st.lists(st.sampled_from(MODELS), min_size=1, unique=True)
+requests = st.lists(st.tuples(st.sampled_from([*MODELS, *MODELS, "absent"]), st.booleans()), min_size=1, max_size=6)
 
 
 class Known:
-    """A worker as the rules see it."""
+    """A worker as the rules see it. Its load is kept by its first model; it has a place in the indexes of each."""
 
-    def __init__(self, model: str, load: Load) -> None:
-        self.model = model
+    def __init__(self, models: list[str], load: Load, turn: int, place: int) -> None:
+        self.models = models
         self.load = load
-        self.indexed = Indexed(load)
+        self.places = {model: Indexed(load) for model in models}
         self.draining = False
         self.polled = False
         self.leases: dict[str, float] = {}  # when booked, by lease
         self.why = ""
+        self.set_turn(turn, place)
+
+    def set_turn(self, turn: int, place: int | None = None) -> None:
+        self.turn = turn
+        for indexed in self.places.values():
+            indexed.turn = turn
+            if place is not None:
+                indexed.place = self.place = place
 
 
 class LoadMachine(RuleBasedStateMachine):
@@ -66,6 +80,8 @@ class LoadMachine(RuleBasedStateMachine):
         self.fade: dict[str, Fade] = {}
         self.ends: dict[str, float] = {}
         self.ended: list[str] = []
+        self.removed: set[str] = set()
+        self.drains_when_back: set[str] = set()
         self.tick(0)
 
     def run(self, call: Any) -> Any:
@@ -84,28 +100,33 @@ class LoadMachine(RuleBasedStateMachine):
         return self.fade[model].phase_at(self.now) if self.fades and model in self.fade else 0.0
 
     def pace(self, known: Known) -> float:
-        fade = self.fade.get(known.model)
+        fade = self.fade.get(known.models[0])
         return fade.pace(known.load.speed) if self.fades and fade else known.load.speed if self.fades else 1.0
 
-    def begin(self, model: str) -> None:
-        self.fade.setdefault(model, Fade(at=self.now))
+    def learn(self, known: Known, work: float = 0, bookings: int = 0) -> None:
+        """Each of its models does. For one that nothing is known of, the phase begins."""
+        for model in known.models if self.fades and not known.draining else []:
+            self.fade.setdefault(model, Fade(at=self.now)).learn(self.now, known.load.speed, work, bookings)
 
     def forget_fades(self) -> None:
-        served = {known.model for known in self.known.values() if not known.draining}
+        served = {model for known in self.known.values() if not known.draining for model in known.models}
         self.fade = {model: fade for model, fade in self.fade.items() if model in served}
 
-    def index(self, known: Known) -> None:
-        known.indexed.score = known.load.index_cost(self.phase(known.model), self.pace(known), self.fades)
+    def index(self, known: Known, what_fades: bool = True) -> None:
+        for model, indexed in known.places.items():
+            indexed.score = known.load.index_cost(self.phase(known.models[0]), self.pace(known), self.fades)
+            if what_fades and self.fades:
+                indexed.fading = known.load.what_fades(None if model == known.models[0] else self.phase(model))
 
     def touch(self, known: Known) -> None:
         """What changes a worker takes off, at the pace of now, what has faded until now."""
-        known.load.fade(self.phase(known.model), self.pace(known))
+        known.load.fade(self.phase(known.models[0]), self.pace(known))
 
     def report(self, known: Known, queue: int, age: int) -> None:
         self.touch(known)
-        told = known.load.report(queue, self.now - age, self.phase(known.model), UNSEEN_FOR)
-        if told is not None and self.fades and not known.draining:
-            self.fade[known.model].learn(self.now, known.load.speed, *told)
+        told = known.load.report(queue, self.now - age, self.now, self.phase(known.models[0]), UNSEEN_FOR)
+        if told is not None:
+            self.learn(known, *told)
         self.index(known)
 
     def end(self, lease: str) -> bool:
@@ -119,33 +140,57 @@ class LoadMachine(RuleBasedStateMachine):
             return False
         self.touch(known)
         known.load.release(known.leases.pop(lease), self.now)
-        self.index(known)
+        self.index(known, what_fades=False)
         return True
 
     def end_overdue(self) -> None:
         for lease in [lease for lease, end in self.ends.items() if end <= self.now]:
             self.end(lease)
 
-    @rule(by=st.sampled_from([1, 20, 60, 300, 1_500, 4_000, 20_000]))
+    def forget(self, name: str) -> bool:
+        known = self.known.pop(name, None)
+        if known is not None and known.draining:
+            self.drains_when_back.add(name)
+        self.forget_fades()
+        return known is not None
+
+    @rule(by=st.sampled_from([1, 20, 49, 50, 60, 300, 400, 999, 1_000, 1_500, 4_000, 20_000]))
     def time_passes(self, by: int) -> None:
         self.tick(by)
 
-    @rule(name=names, model=st.sampled_from(MODELS), speed=st.sampled_from([1, 2, 0.5]), queue=queues,
-          capacity=st.sampled_from([None, None, 1, 4]))  # fmt: skip
-    def register(self, name: str, model: str, speed: float, queue: int, capacity: int | None) -> None:
-        status = WorkerStatus((model,), speed, queue, capacity)
-        self.run(self.registry.register(Registration(name, status, False, False)))
+    @rule(by=st.sampled_from([1, 70, 350, 5_000]))
+    def clock_is_set_back(self, by: int) -> None:
+        self.tick(-by)
+
+    @rule(
+        name=names,
+        models=model_lists,
+        speed=st.sampled_from([1, 2, 0.5]),
+        queue=queues,
+        capacity=st.sampled_from([None, None, 1, 4]),
+        restored=st.sampled_from([None, None, None, False, True]),
+    )
+    def register(
+        self, name: str, models: list[str], speed: float, queue: int, capacity: int | None, restored: bool | None
+    ) -> None:
+        """restored: only if it is not alive, and whether it drains; None for a registration of its own."""
+        registration = Registration(name, WorkerStatus(tuple(models), speed, queue, capacity), False, False)
+        only_if = None if restored is None else NOT_ALIVE
         before = self.known.get(name)
-        draining = before is not None and before.draining
-        if self.fades and not draining:
-            self.begin(model)
-        load = Load(speed, capacity, unleased=queue, expected=queue, reported=queue, reported_at=self.now)
-        load.faded_from = self.phase(model)
+        new = self.run(self.registry.register(registration, only_if=only_if, draining=bool(restored)))
+        if restored is not None and (before is not None or name in self.removed):
+            assert new is None
+            return
+        assert new == (before is None)
+        self.removed.discard(name)
         self.sequence += 1
-        known = Known(model, load)
-        known.draining = draining
-        known.indexed.turn = before.indexed.turn if before else self.sequence
-        known.indexed.place = before.indexed.place if before else self.sequence
+        turn, place = (before.turn, before.place) if before else (self.sequence, self.sequence)
+        load = Load(speed, capacity, unleased=queue, expected=queue, reported=queue, reported_at=self.now)
+        known = Known(models, load, turn, place)
+        known.draining = (before is not None and before.draining) or name in self.drains_when_back or bool(restored)
+        self.drains_when_back.discard(name)
+        self.learn(known)
+        load.faded_from = self.phase(models[0])
         self.known[name] = known
         self.index(known)
         self.forget_fades()
@@ -157,14 +202,15 @@ class LoadMachine(RuleBasedStateMachine):
         if known is None:
             return
         number = int(self.run(self.client.hget(keys.worker(self.namespace, name), "registration")))
-        status = WorkerStatus((known.model,), known.load.speed, queue, known.load.capacity)
+        status = WorkerStatus(tuple(known.models), known.load.speed, queue, known.load.capacity)
         # The registry tells ages by its own clock, and the store's stands still.
         arguments = self.run(self.arguments_of(Registration(name, status, False, False), number))
         arguments[10] = age
         self.run(self.registry._run("register", *arguments))
         self.sequence += 1
-        if self.fades and not known.draining:
-            self.fade[known.model].learn(self.now, known.load.speed, 0, 0)
+        known.load.failing, known.why = False, ""  # it sends no heartbeats, so an answer forgives all
+        self.touch(known)  # before the phase goes on
+        self.learn(known)
         self.report(known, queue, age)
 
     async def arguments_of(self, registration: Registration, only_if: int) -> list[Any]:
@@ -189,48 +235,114 @@ class LoadMachine(RuleBasedStateMachine):
             if name in self.known:
                 worker = self.known[name]
                 worker.polled = worker.polled or polls
-                if not polls or worker.why == "polls":
-                    worker.why, worker.load.failing = "", False
+                worker.why, worker.load.failing = "", False  # without heartbeats, an answer to a poll forgives all
                 self.report(worker, queue, age)
         self.end_overdue()
 
-    @rule(asked=st.lists(st.tuples(st.sampled_from([*MODELS, "absent"]), st.booleans()), min_size=1, max_size=6))
-    def dispatch(self, asked: list[tuple[str, bool]]) -> None:
-        chosen = self.run(
-            self.registry.dispatch_shortest_queue([Request(model, LEASE * leased) for model, leased in asked])
-        )
+    def as_of_now(self, known: Known) -> Load:
+        """Its load with nothing left to fade. A dispatch looks at it, and does not touch it."""
+        load = copy(known.load)
+        load.fade(self.phase(known.models[0]), self.pace(known))
+        return load
+
+    def chosen_by_rule(self, model: str, leased: bool) -> Indexed | None:
+        serving = [known for known in self.known.values() if model in known.models and not known.draining]
+        indexed = [replace(known.places[model], load=self.as_of_now(known)) for known in serving]
+        return least_cost(indexed, leased=leased, fades=self.fades, phase=-math.inf, pace=1.0)
+
+    def booked(self, choice: str, turn: int, leased: bool) -> None:
+        known = self.known[worker_of(choice)]
+        self.touch(known)
+        known.load.book(self.now, self.phase(known.models[0]), self.pace(known), leased)
+        known.set_turn(turn, turn if leased or not self.fades else None)
+        self.index(known, what_fades=not leased)
+        if leased:
+            known.leases[choice] = self.now
+            self.ends[choice] = self.now + LEASE
+
+    def dispatched(self, asked: list[tuple[str, bool]], chosen: list[str]) -> None:
+        """The choices were those that the rules make; now the rules book them."""
         first = self.sequence + 1
         self.sequence += len(asked)
         for turn, (model, leased), choice in zip(itertools.count(first), asked, chosen, strict=False):
             if leased:
                 self.end_overdue()
-            serving = {n: k for n, k in self.known.items() if k.model == model and not k.draining}
-            assert (choice != "") == bool(serving)
-            if not serving:
+            best = self.chosen_by_rule(model, leased)
+            assert (choice != "") == (best is not None)
+            if best is None:
                 continue
-            phase = self.phase(model)
-            pace = self.fade[model].pace(1.0) if self.fades and model in self.fade else 1.0
-            indexed = [known.indexed for known in serving.values()]
-            best = least_cost(indexed, leased=leased, fades=self.fades, phase=phase, pace=pace)
-            assert best is not None
-            known = serving[worker_of(choice)]
-            costs = [load.cost(phase, pace * load.speed) for load in (best.load, known.load)]
+            known = self.known[worker_of(choice)]
+            costs = [load.cost(-math.inf, 1.0) for load in (best.load, self.as_of_now(known))]
             assert math.isclose(*costs, rel_tol=2e-6, abs_tol=1e-9), (choice, self.known)
-            self.touch(known)
-            known.load.book(self.now, phase, self.pace(known), leased)
-            known.indexed.turn = turn
-            if leased or not self.fades:
-                known.indexed.place = turn
-            if leased or not self.fades or known.load.capacity is not None:
+            if costs[0] == costs[1]:
+                assert known.turn == best.turn, "the one whose last turn is longest ago"
+            self.booked(choice, turn, leased)
+
+    @rule(asked=requests)
+    def dispatch(self, asked: list[tuple[str, bool]]) -> None:
+        all_asked = [Request(model, LEASE * leased) for model, leased in asked]
+        self.dispatched(asked, self.run(self.registry.dispatch_shortest_queue(all_asked)))
+
+    @rule(asked=requests)
+    def dispatch_by_lottery(self, asked: list[tuple[str, bool]]) -> None:
+        self.drawn(asked, self.run(self.registry.dispatch_lottery([Request(m, LEASE * leased) for m, leased in asked])))
+
+    def drawn(self, asked: list[tuple[str, bool]], chosen: list[str]) -> None:
+        first = self.sequence + 1
+        if any(leased for _, leased in asked):
+            self.sequence += len(asked)
+            self.end_overdue()
+        assert len(chosen) == len(asked)
+        for turn, (model, leased), choice in zip(itertools.count(first), asked, chosen, strict=False):
+            serving = {n: k for n, k in self.known.items() if model in k.models and not k.draining}
+            assert (choice != "") == bool(serving)
+            if serving:
+                failing = serving[worker_of(choice)].load.failing
+                assert not failing or all(known.load.failing for known in serving.values())
+                if leased:
+                    self.booked(choice, turn, leased)
+
+    @rule(
+        asked=requests,
+        bookings=st.dictionaries(names, st.integers(0, 3)),
+        arrives=st.booleans(),
+        lottery=st.booleans(),
+        by=st.sampled_from([0, 0, 60, 1_500, 6_000]),
+    )
+    def settle(
+        self, asked: list[tuple[str, bool]], bookings: dict[str, int], arrives: bool, lottery: bool, by: int
+    ) -> None:
+        """A dispatch whose answer is lost, which the store has got or has not, is taken back some time later."""
+        request_id = f"id-{next(_request_ids)}"
+        self.registry._unanswered.append(request_id)
+        change = Counter(bookings)
+        leases: list[str] = []
+        if arrives:
+            method = "dispatch_lottery" if lottery else "dispatch_shortest_queue"
+            arguments = ((m, LEASE * leased, "1.5") if lottery else (m, LEASE * leased) for m, leased in asked)
+            chosen = self.run(
+                self.registry._run(method, request_id, 90_000, int(self.fades), *itertools.chain(*arguments))
+            )
+            (self.drawn if lottery else self.dispatched)(asked, chosen)
+            leases = [choice for choice in chosen if "@" in choice]
+            if not lottery:
+                change.subtract(choice for choice in chosen if choice and "@" not in choice)
+            self.tick(by)
+        for settlement in self.registry.settlements(bookings, 0):
+            self.run(self.registry.settle(settlement))
+        for lease in leases:
+            self.end(lease)
+        for name, number in change.items():
+            if name in self.known:
+                known = self.known[name]
+                known.load.settle(number, self.phase(known.models[0]), self.pace(known))
                 self.index(known)
-            if leased:
-                known.leases[choice] = self.now
-                self.ends[choice] = self.now + LEASE
 
     @rule(data=st.data())
     def release(self, data: st.DataObject) -> None:
         lease = data.draw(st.sampled_from([*self.ends, *self.ended, f"{self.now}-1-1-1@{NAMES[0]}"]))
-        assert self.run(self.registry.release([lease])) == [self.end(lease)]
+        in_time = self.ends.get(lease, 0) > self.now
+        assert self.run(self.registry.release([lease])) == [self.end(lease) and in_time]
 
     @rule(data=st.data())
     def renew(self, data: st.DataObject) -> None:
@@ -245,13 +357,15 @@ class LoadMachine(RuleBasedStateMachine):
     def drain(self, name: str, drain: bool) -> None:
         known = self.known.get(name)
         assert self.run(self.registry.drain(name, drain)) == (known is not None)
+        if not drain:
+            self.drains_when_back.discard(name)
         if known is None or known.draining == drain:
             return
         self.touch(known)
         known.draining = drain
         if self.fades and not drain:
-            self.begin(known.model)
-            self.fade[known.model].learn(self.now, known.load.speed, 0, 0)
+            self.learn(known)
+            known.load.faded_from = self.phase(known.models[0])
         self.index(known)
         self.forget_fades()
 
@@ -268,8 +382,30 @@ class LoadMachine(RuleBasedStateMachine):
 
     @rule(name=names)
     def remove(self, name: str) -> None:
-        assert self.run(self.registry.remove(name)) == (self.known.pop(name, None) is not None)
-        self.forget_fades()
+        known = self.forget(name)
+        self.drains_when_back.discard(name)
+        assert self.run(self.registry.remove(name)) == known
+        if known:
+            self.removed.add(name)
+
+    @rule(name=names, asked=requests, met_by=st.sampled_from(["dispatch", "lottery", "heartbeat", "failure"]))
+    def dies(self, name: str, asked: list[tuple[str, bool]], met_by: str) -> None:
+        """Its heartbeat lapses; somebody meets it, maybe; then it is swept."""
+        known = self.known.get(name)
+        if known is None:
+            return
+        alone = self.forget(name) and [model for model in known.models if model not in self.fade]
+        self.run(self.client.delete(keys.heartbeat(self.namespace, name)))
+        if met_by == "dispatch" and not alone:
+            self.dispatch(asked)
+        elif met_by == "lottery":
+            self.dispatch_by_lottery(asked)
+        elif met_by == "heartbeat":
+            self.reports([(name, 1, 0)], polls=False)
+        elif met_by == "failure":
+            assert not self.run(self.registry.report_failure(name))
+        self.run(self.client.zadd(keys.workers(self.namespace), {name: 0}))
+        self.sweep()
 
     @rule()
     def sweep(self) -> None:
@@ -284,21 +420,29 @@ class LoadMachine(RuleBasedStateMachine):
         assert set(state.leases) == set(self.ends)
         for name, known in self.known.items():
             load = load_of(state.hashes[name])
-            phase, pace = self.phase(known.model), self.pace(known)
+            phase, pace = self.phase(known.models[0]), self.pace(known)
             for fact in ("speed", "capacity", "leased", "ended", "failing", "reported", "reported_at", "booked",
                          "lent", "done", "marks"):  # fmt: skip
                 assert getattr(load, fact) == getattr(known.load, fact), (name, fact, load, known.load)
             assert math.isclose(load.unleased_at(phase), known.load.unleased_at(phase), rel_tol=1e-6, abs_tol=1e-9)
             assert math.isclose(load.queue(phase, pace), known.load.queue(phase, pace), rel_tol=1e-6, abs_tol=1e-9)
+            turn, place = (parts_of(state.hashes[name])[part] for part in ("turn", "place"))
+            assert (int(turn), int(place)) == (known.turn, known.place)
+            for model, indexed in known.places.items() if self.fades and not known.draining else []:
+                score = state.fading[model][name] - 4e15 * load.failing
+                fading = score / 1e6 if score > -1e14 else -math.inf
+                assert math.isclose(fading, indexed.fading, abs_tol=1e-5), (name, model, fading, indexed)
         for model, fade in self.fade.items():
             told = [float(part) for part in state.fades[model].split()]
-            assert math.isclose(told[0] + (self.now - told[1]) / told[2], fade.phase_at(self.now), abs_tol=1e-6)
+            phase = told[0] + max(0.0, self.now - told[1]) / told[2]
+            assert math.isclose(phase, fade.phase_at(self.now), abs_tol=1e-6)
             assert math.isclose(told[2], fade.time_constant, rel_tol=1e-9)
         listed = {worker.name: worker for worker in self.run(self.registry.list_workers()).workers}
         for name, known in self.known.items():
-            queue = known.load.queue(self.phase(known.model), self.pace(known))
+            queue = known.load.queue(self.phase(known.models[0]), self.pace(known))
             assert abs(listed[name].status.queue_length - queue) <= 0.5 + 1e-6
             assert (listed[name].leased, listed[name].draining) == (known.load.leased, known.draining)
+            assert (listed[name].reported, listed[name].booked) == (known.load.reported, known.load.booked)
             assert listed[name].failing == known.why
 
 
@@ -323,7 +467,7 @@ def test_any_history_gives_what_the_rules_say(
     run_state_machine_as_test(
         lambda: LoadMachine(kind, url, fades),
         settings=settings(
-            max_examples=6 if kind == "fakeredis" else 60,  # which compiles a script each time it is run
+            max_examples=6 if kind == "fakeredis" else 100,  # which compiles a script each time it is run
             stateful_step_count=40,
             deadline=None,
             suppress_health_check=list(HealthCheck),

@@ -42,11 +42,17 @@ class Known:
     registration: Registration
     turn: int
     tickets: dict[str, float]
+    failing: bool = False
 
     def candidate(self, model: str) -> Candidate:
         status = self.registration.status
         return Candidate(
-            self.registration.name, status.speed, status.queue_length, self.turn, self.tickets.get(model, 0.0)
+            self.registration.name,
+            status.speed,
+            status.queue_length,
+            self.turn,
+            self.tickets.get(model, 0.0),
+            self.failing,
         )
 
     def set_queue_length(self, queue_length: int) -> None:
@@ -95,11 +101,14 @@ class Oracle:
     def dispatch_lottery(self, models: list[str], draws: list[float]) -> list[str]:
         chosen = []
         for model, draw in zip(models, draws, strict=True):
-            candidate = dispatch.lottery(self.candidates(model))
+            candidates = self.candidates(model)
+            candidate = dispatch.lottery(candidates)
             if candidate is not None:
                 self.clocks[model] = candidate.ticket
-                ticket = dispatch.next_ticket(candidate.ticket, candidate.speed, draw)
-                self.workers[candidate.name].tickets[model] = ticket
+                for each in candidates:
+                    if (each.ticket, each.name) <= (candidate.ticket, candidate.name):  # itself and those passed over
+                        ticket = dispatch.next_ticket(candidate.ticket, each.speed, draw)
+                        self.workers[each.name].tickets[model] = ticket
             chosen.append(candidate.name if candidate else "")
         return chosen
 
@@ -156,6 +165,7 @@ class RegistryMachine(RuleBasedStateMachine):
         for name, queue_length in told:
             if name in self.oracle.workers:
                 self.oracle.workers[name].set_queue_length(queue_length)
+                self.oracle.workers[name].failing = False
         assert self.run(self.registry.heartbeat(reports(told))) == expected
 
     @rule(models=st.lists(st.sampled_from([*MODELS, "absent"]), min_size=1, max_size=8))
@@ -196,6 +206,13 @@ class RegistryMachine(RuleBasedStateMachine):
                 known.set_queue_length(max(0, known.registration.status.queue_length + number))
         if unanswered and arrives == "after":
             assert self.run(self.registry._run(*call)) == []
+
+    @rule(name=names)
+    def fails(self, name: str) -> None:
+        known = self.oracle.workers.get(name)
+        if known is not None:
+            known.failing = True
+        assert self.run(self.registry.report_failure(name)) == (known is not None)
 
     @rule(name=names)
     def remove(self, name: str) -> None:

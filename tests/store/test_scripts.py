@@ -43,7 +43,7 @@ def test_header_and_body_name_the_same_arguments(path: Path) -> None:
     assert [kind for kind, *_ in listed].count("KEYS") == 1
     assert fixed | set(open_ended) == set(range(1, len(fixed) + len(open_ended) + 1)), "numbered without a gap"
     literal = {int(number) for number in re.findall(r"ARGV\[(\d+)\]", body)}
-    assert literal == fixed
+    assert fixed <= literal <= fixed | set(open_ended)
     assert bool(re.search(r"#ARGV", body)) == bool(open_ended)
     assert ("INVALID" in header) == ("INVALID" in body)
 
@@ -144,3 +144,14 @@ def test_an_include_of_itself_is_refused(tmp_path: Path, monkeypatch: pytest.Mon
     monkeypatch.setattr(scripts, "folder", lambda: tmp_path)
     with pytest.raises(ValueError, match="includes itself, by way of a and b"):
         scripts.source("x")
+
+
+def test_the_user_that_deploy_gives_to_the_replicas_may_do_all_that_the_scripts_do() -> None:
+    rights = set(re.findall(r" \+([a-z]+)", (SCRIPTS[0].parent.parent / "deploy/redis/users.acl").read_text()))
+    called = {
+        name.lower()
+        for path in [*SCRIPTS, *INCLUDES]
+        for name in re.findall(r'redis\.p?call\("(\w+)', path.read_text())
+    }
+    assert len(called) > 15
+    assert called <= rights

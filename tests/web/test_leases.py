@@ -93,6 +93,20 @@ async def test_a_worker_drains_until_it_is_resumed(api: Api) -> None:
     assert (await api.post("/drain_worker", {"worker_name": "http://c:1"})).json() == {"exist": False}
 
 
+async def test_it_has_drained_when_it_says_so_itself(api: Api) -> None:
+    async def drained() -> bool:
+        return bool((await api.http.get("/workers")).json()["workers"][0]["drained"])
+
+    await api.register(A)
+    assert await api.dispatch() == A
+    await api.post("/drain_worker", {"worker_name": A})
+    assert not await drained(), "it was sent a request since it last spoke"
+    await api.post("/receive_heart_beat", {"worker_name": A, "queue_length": 1})
+    assert not await drained()
+    await api.post("/receive_heart_beat", {"worker_name": A, "queue_length": 0})
+    assert await drained()
+
+
 async def test_who_failed_comes_last_until_its_heartbeat(api: Api) -> None:
     await api.register(A)
     assert (await api.post("/report_failure", {"worker_name": A})).json() == {"exist": True}
