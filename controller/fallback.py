@@ -8,6 +8,7 @@ import asyncio
 import contextlib
 import logging
 import random
+import secrets
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
@@ -48,6 +49,7 @@ class Fallback:
         self._unsettled: list[Settlement] = []
         self._logged_for: float | None = None
         self._news = asyncio.Event()
+        self._own_name = secrets.token_hex(8)
         # One at a time tells the store what it must know: a snapshot may find that it has forgotten something.
         self._talking = asyncio.Lock()
         self.guard = StoreGuard(self._return_to_store, metrics)
@@ -100,6 +102,11 @@ class Fallback:
     def tell_news(self) -> None:
         """A worker has registered: take the next snapshot soon."""
         self._news.set()
+
+    @property
+    def cluster(self) -> str:
+        """A name that the replicas of this store share with nobody else; one of this replica's own, at first."""
+        return self._told.epoch if self._told is not None and self._told.epoch else self._own_name
 
     def known_workers(self) -> Sequence[Worker]:
         """The live workers as of the last snapshot."""

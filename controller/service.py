@@ -5,28 +5,23 @@ import contextlib
 import logging
 import random
 import time
-from collections.abc import AsyncGenerator, Awaitable, Callable, Coroutine, Sequence
-from contextlib import aclosing
+from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, Final, Generic, NamedTuple, TypeVar
+from typing import Final, TypeVar
 
 from controller.coalescer import Coalescer
 from controller.domain.dispatch import DispatchMethod
-from controller.domain.errors import (
-    NoWorker,
-    ShuttingDown,
-    StoreError,
-    StoreUnavailable,
-    WorkerError,
-    WorkerUnreachable,
-)
+from controller.domain.errors import ShuttingDown, StoreError, StoreUnavailable
+from controller.domain.way import HEADER, passed
 from controller.domain.worker import Registration, Worker, WorkerStatus, WorkerStatusTotal, total_status
 from controller.fallback import Fallback
+from controller.forwarding import Forwarder, Leased, Passed
 from controller.metrics import Metrics
+from controller.parents import Parents
 from controller.poller import Poller
 from controller.refresh import Refresher
 from controller.settings import Settings
-from controller.snapshot import Snapshot
+from controller.snapshot import Found, Snapshot
 from controller.store.registry import Registry, Report, Request, worker_of
 from controller.upstream.client import WorkerClient
 
@@ -37,29 +32,12 @@ Result = TypeVar("Result")
 _RETRY_INTERVAL: Final = 0.25
 
 
-class Found(NamedTuple, Generic[Result]):
-    """What was asked for.
-
-    snapshot_age is None if the store has said it; otherwise it was found in a snapshot so many seconds old.
-    """
-
-    value: Result
-    snapshot_age: float | None = None
-
-
 @dataclass
 class _Underway:
     """Registrations of one worker that wait for the store: the latest that it sent, and how many calls wait."""
 
     latest: Registration
     calls: int = 0
-
-
-class Leased(NamedTuple):
-    """A worker's address and the lease that books it; both "" if there is no worker."""
-
-    address: str
-    lease: str
 
 
 class Controller:
@@ -81,6 +59,16 @@ class Controller:
         self._poller = Poller(
             self._guard, registry, workers, metrics, settings.poll_interval, self._fallback.known_workers
         )
+        self._parents = Parents(
+            self._guard,
+            registry,
+            settings.parents,
+            settings.advertise or "",
+            settings.parent_interval,
+            self._fallback.known_workers,
+            lambda: self._fallback.cluster,
+        )
+        self._forwarder = Forwarder(self, workers, metrics)
         self._dispatch_batch = {
             DispatchMethod.SHORTEST_QUEUE: registry.dispatch_shortest_queue,
             DispatchMethod.LOTTERY: registry.dispatch_lottery,
@@ -89,7 +77,6 @@ class Controller:
         self._releases: Coalescer[str, bool] = Coalescer(self._release_all)
         self._heartbeats: Coalescer[Report, bool] = Coalescer(self._heartbeat_all, limit=64)
         self._model_lists: Coalescer[bool | None, Found[list[str]]] = Coalescer(self._list_models_all)
-        self._errands: set[asyncio.Task[None]] = set()
         self._underway: dict[str, _Underway] = {}  # registrations, by worker
         self._leaving = False
         self._patience_over = asyncio.Event()
@@ -129,64 +116,35 @@ class Controller:
         """The models of live workers, sorted: of all, of the multimodal ones (True) or of the others (False)."""
         return await self._model_lists.submit(multimodal)
 
-    async def stream(self, model: str, body: bytes) -> Found[AsyncGenerator[bytes]]:
-        """Forward a request to a worker, and its answer back; each piece is one or more whole frames.
+    async def stream(self, model: str, body: bytes, way: str = "") -> Found[AsyncGenerator[bytes]]:
+        """Forward a request to a worker, and its answer back, in frames; see Forwarder.stream().
 
-        Raises NoWorker if the model has no live worker. The generator raises WorkerError when the worker cannot be
-        reached or breaks off.
+        way is by which clusters it has come. Raises LoopDetected if it goes in a circle.
         """
-        leased, snapshot_age = await self.dispatch_with_lease(model)
-        if not leased.address:
-            self._metrics.streams.labels("no_worker").inc()
-            raise NoWorker(f"No live worker serves the model {model[:100]!r}.")
-        return Found(self._forward(leased, body), snapshot_age)
+        return await self._forwarder.stream(model, body, self.pass_through(way))
 
-    async def _forward(self, leased: Leased, body: bytes) -> AsyncGenerator[bytes]:
-        address = leased.address
-        outcome = "client_gone"
-        unreachable = False
-        try:
-            async with aclosing(self._workers.stream(address, body)) as frames:
-                async for frame in frames:
-                    yield frame
-            outcome = "complete"
-        except WorkerError as error:
-            outcome = "broken"
-            # Nothing else tells of the worker: not a request that it refuses, nor this replica's own end.
-            unreachable = isinstance(error, WorkerUnreachable)
-            logger.warning("A stream from a worker broke: %s", error)
-            raise
-        finally:
-            self._metrics.streams.labels(outcome).inc()
-            # Not here: what goes on in a generator that is closed may be cut off at any await.
-            self._later(self._after_stream(leased, failed=unreachable))
+    async def call(self, model: str, path: str, body: bytes, way: str = "") -> Found[Passed]:
+        """Forward a request of any other kind to a worker, and its answer back; see stream() and Forwarder.call()."""
+        return await self._forwarder.call(model, path, body, self.pass_through(way))
 
-    async def _after_stream(self, leased: Leased, failed: bool) -> None:
-        """Tell the store that a stream has ended, and whether its worker could not be reached."""
-        with contextlib.suppress(StoreError):  # then the lease ends by itself
-            if leased.lease:
-                await self.release(leased.lease)
-            if failed:
-                await self.report_failure(leased.address)
-
-    def _later(self, call: Coroutine[Any, Any, None]) -> None:
-        task = asyncio.create_task(call)
-        self._errands.add(task)
-        task.add_done_callback(self._errands.discard)
+    def pass_through(self, way: str) -> dict[str, str]:
+        """The headers of a request that has come by `way` and goes on. Raises LoopDetected if it goes in a circle."""
+        return {HEADER: passed(way, self._fallback.cluster)}
 
     # Workers
 
     async def register(
-        self, name: str, *, check_heart_beat: bool, status: WorkerStatus | None, multimodal: bool
+        self, name: str, *, check_heart_beat: bool, status: WorkerStatus | None, multimodal: bool, way: str = ""
     ) -> None:
         """Register a worker; without a status, ask it for one.
 
         Waits for a store that does not serve, up to the setting register_patience: the heartbeat thread of a
         FastChat worker ends for good when its registration fails. Raises WorkerUnreachable if it had to ask the
-        worker and got no answer.
+        worker and got no answer; LoopDetected if the worker is a cluster that this one is below, or is itself.
         """
+        self.pass_through(way)
         if status is None:
-            status = await self._workers.status(name)
+            status = await self._workers.status(name, self.pass_through(""))
         registration = Registration(name, status, check_heart_beat, multimodal)
         underway = self._underway.setdefault(name, _Underway(registration))
         underway.latest = registration
@@ -269,6 +227,10 @@ class Controller:
         """Ask workers for their queue lengths again and again, sharing them with the other replicas."""
         await self._poller.poll_forever()
 
+    async def join_parents_forever(self) -> None:
+        """Send heartbeats to the controllers above this cluster, sharing the work with the other replicas."""
+        await self._parents.join_forever()
+
     async def sweep_forever(self) -> None:
         """Tidy away lapsed workers again and again, out of step with the other replicas."""
         interval = self._settings.sweep_interval
@@ -303,10 +265,10 @@ class Controller:
 
     async def close(self) -> None:
         """End what is under way and close all connections."""
-        if self._errands:
-            await asyncio.wait(self._errands, timeout=self._settings.redis_timeout)
+        await self._forwarder.close(self._settings.redis_timeout)
         await self._refresher.close()
         await self._poller.close()
+        await self._parents.close()
         await self._fallback.close()
         await self._workers.close()
         await self._registry.close()

@@ -8,8 +8,9 @@ from ssl import PROTOCOL_TLS_SERVER, SSLContext
 from typing import Any, Final
 
 from controller.domain.dispatch import DispatchMethod
-from controller.domain.errors import SettingsError
+from controller.domain.errors import InvalidInput, SettingsError
 from controller.domain.load import MARK_MS, MAX_LEASE_TIME, MAX_MARKS
+from controller.domain.worker import worker_name
 from controller.store_url import StoreKind, StoreUrl, parse_store_url
 
 _NAMESPACE: Final = re.compile(r"[A-Za-z0-9._:-]{1,64}\Z")
@@ -24,12 +25,20 @@ _POSITIVE: Final = (
     "redis_timeout",
     "snapshot_interval",
     "sweep_interval",
+    "parent_interval",
 )
 _LOG_LEVELS: Final = ("debug", "info", "warning", "error")
 
 
 def _setting(default: Any, text: str, *, also: Sequence[str] = (), choices: Sequence[str] = ()) -> Any:
     return field(default=default, metadata={"help": text, "also": tuple(also), "choices": tuple(choices)})
+
+
+def _check_address(name: str, text: str) -> None:
+    try:
+        worker_name(text)
+    except InvalidInput as error:
+        raise SettingsError(f"--{name} must be an address such as http://top:21001: {error.problem}.") from error
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -87,6 +96,19 @@ class Settings:
     poll_interval: float = _setting(
         5.0, "How often a worker is asked for its queue length, by one of the replicas. 0 for never."
     )
+    parent: str | None = _setting(
+        None,
+        "A controller above this cluster, which joins it as one worker; several with commas between them. "
+        "http://host:port, of ours or FastChat's.",
+    )
+    advertise: str | None = _setting(
+        None, "The address by which --parent reaches this cluster: that of its load balancer. http://host:port."
+    )
+    parent_interval: float = _setting(
+        45.0,
+        "How often the cluster, by one of its replicas, sends a heartbeat to each --parent.",
+        also=["FASTCHAT_WORKER_HEART_BEAT_INTERVAL"],
+    )
     redis_timeout: float = _setting(
         0.25, "How long a call to the store may take; then dispatch goes on from a snapshot, until the store is back."
     )
@@ -102,6 +124,11 @@ class Settings:
         30.0, "How long requests and streams may then take to end, before they are broken off."
     )
     log_level: str = _setting("info", "How much is logged to standard error.", choices=_LOG_LEVELS)
+
+    @property
+    def parents(self) -> tuple[str, ...]:
+        """The addresses of the controllers above this cluster."""
+        return tuple(worker_name(parent) for parent in self.parent.split(",")) if self.parent else ()
 
     def __post_init__(self) -> None:
         for name in _POSITIVE:
@@ -123,6 +150,12 @@ class Settings:
         for name in ("register_patience", "booking_delay", "poll_interval", "shutdown_delay", "shutdown_timeout"):
             if not 0 <= getattr(self, name) <= 10**7:
                 raise SettingsError(f"{flag(name)} must be 0 or more seconds, not {getattr(self, name)}.")
+        if bool(self.parent) != bool(self.advertise):
+            raise SettingsError("--parent and --advertise go together: where to join, and under which address.")
+        for parent in self.parent.split(",") if self.parent else ():
+            _check_address("parent", parent)
+        if self.advertise:
+            _check_address("advertise", self.advertise)
         if not 0 <= self.port <= 65535:
             raise SettingsError(f"--port must be from 0 to 65535, not {self.port}.")
         if not 1 <= self.replicas <= 256:

@@ -5,9 +5,22 @@ from bisect import bisect
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from itertools import accumulate
+from typing import Generic, NamedTuple, TypeVar
 
 from controller.domain.load import Load
 from controller.domain.worker import Worker
+
+Result = TypeVar("Result")
+
+
+class Found(NamedTuple, Generic[Result]):
+    """What was asked for.
+
+    snapshot_age is None if the store has said it; otherwise it was found in a snapshot so many seconds old.
+    """
+
+    value: Result
+    snapshot_age: float | None = None
 
 
 class Snapshot:

@@ -9,7 +9,7 @@ from redis.asyncio import Redis
 
 from controller.domain.load import Load
 
-TTL_KINDS = {"reply", "removed", "draining", "sweep", "refresh", "check", "replicas"}
+TTL_KINDS = {"reply", "removed", "draining", "sweep", "refresh", "check", "replicas", "duty", "told"}
 
 
 @dataclass

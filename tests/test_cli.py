@@ -44,6 +44,7 @@ VALUES: dict[str, tuple[str, Any]] = {
     "booking_delay": ("0.1", 0.1),
     "lease_time": ("60", 60.0),
     "poll_interval": ("0", 0.0),
+    "parent_interval": ("10", 10.0),
     "redis_timeout": ("0.5", 0.5),
     "register_patience": ("10", 10.0),
     "snapshot_interval": ("3", 3.0),
@@ -80,7 +81,10 @@ def test_files_and_switches(served: list[Settings], tmp_path: Path) -> None:
     with_password = ("serve", "--redis-url", "redis://h", "--redis-password-file", str(tmp_path / "password"))
     assert run(*with_password).exit_code == 0
     assert served[2].store_url().password == "p"
+    assert run("serve", "--parent", "http://top:1,http://Other:1/", "--advertise", "http://lb:1").exit_code == 0
+    assert served[3].parents == ("http://top:1", "http://other:1")
     named = set(VALUES) | {"ssl", "ssl_keyfile", "ssl_certfile", "data_dir", "redis_password_file"}
+    named |= {"parent", "advertise"}
     assert named == {setting.name for setting in all_settings()}
 
 

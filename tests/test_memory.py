@@ -6,7 +6,8 @@ import pytest
 
 from controller.domain.errors import StoreIncompatible
 from controller.domain.worker import WorkerStatus
-from controller.service import Controller, Found
+from controller.service import Controller
+from controller.snapshot import Found
 from controller.store import keys
 from controller.store.registry import SCHEMA, Registry, Report
 from tests.conftest import Open, Store

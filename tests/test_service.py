@@ -8,9 +8,17 @@ from collections.abc import Sequence
 import pytest
 
 from controller import guard, service
-from controller.domain.errors import NoWorker, StoreRejection, StoreUnavailable, StreamBroken, WorkerUnreachable
+from controller.domain.errors import (
+    NoWorker,
+    StoreRejection,
+    StoreUnavailable,
+    StreamBroken,
+    WorkerRefused,
+    WorkerUnreachable,
+)
 from controller.domain.worker import WorkerStatus
-from controller.service import Controller, Found
+from controller.service import Controller
+from controller.snapshot import Found
 from controller.store import keys
 from controller.store.registry import Registry, Report
 from tests.conftest import Open, Store
@@ -170,7 +178,7 @@ async def test_streams_are_counted_by_their_outcome(replica: Open, registry: Reg
         await anext((await controller.stream("m", b"{}")).value)
     for outcome in ("no_worker", "client_gone", "complete", "broken"):
         assert counted(controller, f'streams_total{{outcome="{outcome}"}} 1.0')
-    await wait_until(lambda: not controller._errands, "the ends of the streams are told")
+    await wait_until(lambda: not controller._forwarder._errands, "the ends of the streams are told")
     [known] = (await registry.list_workers()).workers
     assert (known.leased, known.status.queue_length, known.failing) == (0, 0, "request"), "on every way out"
 
@@ -180,7 +188,7 @@ async def test_only_a_worker_that_cannot_be_reached_is_put_behind_the_others(rep
     controller = replica()
     async with bad_worker(worker_generate_stream=answers(b"", "400 Bad Request")) as refusing:
         await registry.register(worker(refusing.address))
-        with pytest.raises(StreamBroken):
+        with pytest.raises(WorkerRefused):
             await anext((await controller.stream("m", b"{}")).value)
     await registry.remove(refusing.address)
     async with bad_worker(worker_generate_stream=hangs) as busy:
@@ -190,7 +198,7 @@ async def test_only_a_worker_that_cannot_be_reached_is_put_behind_the_others(rep
         controller.end_streams()
         with pytest.raises(StreamBroken):
             await waiting
-    await wait_until(lambda: not controller._errands, "the ends of the streams are told")
+    await wait_until(lambda: not controller._forwarder._errands, "the ends of the streams are told")
     [known] = (await registry.list_workers()).workers
     assert (known.leased, known.failing) == (0, "")
 
@@ -205,7 +213,7 @@ async def test_a_stream_leases_its_worker_while_it_goes_on(replica: Open, regist
         assert (known.leased, known.status.queue_length) == (1, 1)
         async for _ in frames:
             pass
-    await wait_until(lambda: not controller._errands, "the end of the stream is told")
+    await wait_until(lambda: not controller._forwarder._errands, "the end of the stream is told")
     [known] = (await registry.list_workers()).workers
     assert (known.leased, known.status.queue_length, known.failing) == (0, 0, "")
 

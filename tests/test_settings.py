@@ -76,6 +76,12 @@ def test_every_setting_has_a_flag_and_a_variable() -> None:
         ({"redis_url": "redis://h", "redis_password_file": Path("/nowhere")}, "/nowhere cannot be read"),
         ({"redis_url": "redis://h", "redis_password_file": Path("/dev/null")}, "/dev/null is empty"),
         ({"redis_url": ""}, "has a scheme that is not known"),
+        ({"parent": "http://top:1"}, "--parent and --advertise go together"),
+        ({"advertise": "http://lb:1"}, "--parent and --advertise go together"),
+        ({"parent": "http://top:1,", "advertise": "http://lb:1"}, "--parent must be an address such as"),
+        ({"parent": "top:1", "advertise": "http://lb:1"}, "--parent must be an address such as"),
+        ({"parent": "http://top:1", "advertise": "lb"}, "--advertise must be an address such as"),
+        ({"parent_interval": 0}, "--parent-interval must be a positive number"),
         ({"redis_timeout": 61}, "--redis-timeout must be at most 60 s, not 61"),
     ],
 )

@@ -11,10 +11,14 @@
     │   └── EmbeddedStoreError  the embedded server cannot be started
     ├── ShuttingDown            this replica is about to end; another will serve
     ├── ControllerUnreachable   there is no controller of ours at an address
+    ├── ParentUnreachable       a controller above this one does not take what it is told
+    ├── LoopDetected            a request goes in a circle of controllers, or through too many
     ├── NoWorker                no live worker serves the model that was asked for
     └── WorkerError             a worker did not do what it was asked
         ├── WorkerUnreachable   no usable answer from the worker in time
-        └── StreamBroken        a worker's stream ended before its end
+        ├── WorkerRefused       a worker answered with a status that says no
+        ├── WorkerSilent        a worker said nothing for too long
+        └── StreamBroken        a worker's answer ended before its end
 
 Each carries `code`, a stable word for programs, and a message for people: what happened, what it means, what
 to do.
@@ -98,6 +102,18 @@ class ControllerUnreachable(ControllerError):
     code = "controller_unreachable"
 
 
+class ParentUnreachable(ControllerError):
+    """A controller above this one does not take what it is told, or not in time."""
+
+    code = "parent_unreachable"
+
+
+class LoopDetected(ControllerError):
+    """A request goes in a circle of controllers, or through too many of them."""
+
+    code = "loop_detected"
+
+
 class NoWorker(ControllerError):
     """No live worker serves the model that was asked for."""
 
@@ -116,7 +132,19 @@ class WorkerUnreachable(WorkerError):
     code = "worker_unreachable"
 
 
+class WorkerRefused(WorkerError):
+    """A worker answered, with a status that says no."""
+
+    code = "worker_refused"
+
+
+class WorkerSilent(WorkerError):
+    """A worker said nothing for too long, in the middle of an answer or before it."""
+
+    code = "worker_silent"
+
+
 class StreamBroken(WorkerError):
-    """A worker's stream could not be opened, or ended before its end."""
+    """A worker's answer ended before its end."""
 
     code = "stream_broken"

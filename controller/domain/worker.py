@@ -169,16 +169,24 @@ class WorkerStatusTotal:
     model_names: tuple[str, ...]
     speed: float
     queue_length: int
+    capacity: int | None = None
 
 
 def total_status(workers: Iterable[Worker]) -> WorkerStatusTotal:
-    """All workers seen as one, for a parent controller (FastChat: `Controller.worker_api_get_status`)."""
+    """All workers seen as one, for a parent controller (FastChat: `Controller.worker_api_get_status`).
+
+    It has a capacity where all of them tell one: no number of slots would be right else.
+    """
     models: set[str] = set()
     speed: float = 0
     queue_length = 0
+    capacities: list[int | None] = []
     for worker in workers:
         if not worker.draining:
             models.update(worker.status.model_names)
             speed += worker.status.speed
+            capacities.append(worker.status.capacity)
         queue_length += worker.status.queue_length
-    return WorkerStatusTotal(tuple(sorted(models)), speed, queue_length)
+    told = [capacity for capacity in capacities if capacity is not None]
+    capacity = sum(told) if told and len(told) == len(capacities) else None
+    return WorkerStatusTotal(tuple(sorted(models)), speed, queue_length, capacity)

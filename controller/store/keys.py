@@ -80,6 +80,16 @@ def reply(name: str, request_id: str) -> str:
     return f"{{{name}}}:reply:{request_id}"
 
 
+def duty(name: str, what: str) -> str:
+    """STRING with a TTL: the replica that does what one of all has to do now and then; "" until it is due again."""
+    return f"{{{name}}}:duty:{what}"
+
+
+def told(name: str, what: str) -> str:
+    """STRING with a TTL: what was told when a duty was done last."""
+    return f"{{{name}}}:told:{what}"
+
+
 def sweep(name: str) -> str:
     """STRING with a TTL: exists while the sweep of the current interval is done."""
     return f"{{{name}}}:sweep"

@@ -218,6 +218,21 @@ class Registry:
         replicas: list[str] = await self._run("meet", replica, round(stay * 1000))
         return replicas
 
+    async def take_duty(self, duty: str, replica: str, hold: float, *, urgent: bool = False) -> tuple[bool, str]:
+        """Take what one replica has to do now and then for all, for `hold` seconds.
+
+        Returns whether this one has it, and what was told when it was done last, or "". urgent: also if it is not due.
+        """
+        taken, told = await self._run("take_duty", duty, replica, round(hold * 1000), int(urgent))
+        return bool(taken), told
+
+    async def end_duty(self, duty: str, replica: str, due_in: float, told: str, remembered: float) -> bool:
+        """Give it back: it is due again in `due_in` seconds; `told`, "" if it was not done, is remembered.
+
+        Returns whether this replica still had it.
+        """
+        return bool(await self._run("end_duty", duty, replica, round(due_in * 1000), told, round(remembered * 1000)))
+
     async def settle(self, settlement: Settlement) -> None:
         """Tell the store what it cannot know of dispatches: see Settlement. Repeating it settles nothing twice."""
         await self._run(

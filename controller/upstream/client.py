@@ -1,13 +1,15 @@
 """Speaks to workers as FastChat's controller does. Nothing that a worker sends is trusted."""
 
 import asyncio
-from collections.abc import AsyncGenerator, Awaitable, Mapping
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Iterator, Mapping
+from contextlib import asynccontextmanager, contextmanager
+from types import MappingProxyType
 from typing import Final
 
 import aiohttp
 import msgspec
 
-from controller.domain.errors import InvalidInput, StreamBroken, WorkerUnreachable
+from controller.domain.errors import InvalidInput, StreamBroken, WorkerRefused, WorkerSilent, WorkerUnreachable
 from controller.domain.worker import WorkerStatus
 
 _MAX_STATUS_BYTES: Final = 1024 * 1024
@@ -15,6 +17,8 @@ _MAX_FRAME_BYTES: Final = 16 * 1024 * 1024
 _CONNECT_TIMEOUT: Final = 5.0
 # No compression: a small answer could unfold to any size, and a stream's frames would arrive late.
 _HEADERS: Final[Mapping[str, str]] = {"Accept-Encoding": "identity", "User-Agent": "controller-cluster"}
+_JSON: Final[Mapping[str, str]] = {"Content-Type": "application/json"}
+NO_HEADERS: Final[Mapping[str, str]] = MappingProxyType({})
 # ValueError: a name that the resolver or the URL parser will not have.
 _UNREACHABLE: Final = (aiohttp.ClientError, OSError, ValueError)
 
@@ -49,10 +53,15 @@ class WorkerClient:
         )
 
     def end_streams(self) -> None:
-        """Break off all streams, those that wait for their first frame too: each raises StreamBroken."""
+        """Break off all answers, those that have not begun too: each raises StreamBroken."""
         self._ending.set()
         for stream in self._streams:
             stream.set_exception(_shutting_down())
+
+    @property
+    def ending(self) -> bool:
+        """Whether streams are broken off."""
+        return self._ending.is_set()
 
     async def _unless_ending(self, request: Awaitable[aiohttp.ClientResponse]) -> aiohttp.ClientResponse:
         """The head of an answer, for which a busy worker may let us wait for long; unless streams are broken off."""
@@ -75,7 +84,7 @@ class WorkerClient:
         """Close all connections."""
         await self._session.close()
 
-    async def status(self, name: str) -> WorkerStatus:
+    async def status(self, name: str, headers: Mapping[str, str] = NO_HEADERS) -> WorkerStatus:
         """What the worker says of itself (FastChat: `/worker_get_status`).
 
         Raises WorkerUnreachable for anything but a 200 with a status in it, in time and of a sane size. Redirects
@@ -83,7 +92,9 @@ class WorkerClient:
         """
         url = f"{name}/worker_get_status"
         try:
-            async with self._session.post(url, timeout=self._probe_timeout, allow_redirects=False) as response:
+            async with self._session.post(
+                url, headers=headers, timeout=self._probe_timeout, allow_redirects=False
+            ) as response:
                 if response.status != 200:
                     raise WorkerUnreachable(f"{url} answered {response.status} where 200 is expected.")
                 body = await _read(response, _MAX_STATUS_BYTES)
@@ -96,45 +107,81 @@ class WorkerClient:
         except _UNREACHABLE as error:
             raise WorkerUnreachable(f"{url} cannot be reached: {_one_line(error)}") from error
 
-    async def stream(self, name: str, body: bytes) -> AsyncGenerator[bytes]:
+    @asynccontextmanager
+    async def ask(
+        self, name: str, path: str, body: bytes, headers: Mapping[str, str] = NO_HEADERS
+    ) -> AsyncIterator["WorkerAnswer"]:
+        """Post a JSON body to a worker; what is yielded is its answer, of which the head is there.
+
+        Leaving the context closes what is left of it. Raises WorkerUnreachable when no connection can be made,
+        WorkerSilent and StreamBroken when no head comes.
+        """
+        url = name + path
+        with _in_our_words(url):
+            request = self._session.post(
+                url, data=body, headers={**headers, **_JSON}, timeout=self._stream_timeout, allow_redirects=False
+            )
+            response = await self._unless_ending(request)
+        async with response:
+            self._streams.add(response.content)
+            try:
+                yield WorkerAnswer(url, response)
+            finally:
+                self._streams.discard(response.content)
+
+    async def stream(self, name: str, body: bytes, headers: Mapping[str, str] = NO_HEADERS) -> AsyncGenerator[bytes]:
         """The frames of a worker's answer to `/worker_generate_stream`, as they come.
 
         Each piece is one or more whole frames, each ending in a NUL; a rest without one at the end of the stream
-        gets it (FastChat does the same). Raises WorkerUnreachable when no connection can be made; StreamBroken when
-        the worker answers anything but 200, goes silent, or breaks off: then a frame that was begun is left out.
+        gets it (FastChat does the same). Raises as ask(); WorkerRefused for any status but 200; WorkerSilent and
+        StreamBroken, too, in the middle: then a frame that was begun is left out.
         """
-        url = f"{name}/worker_generate_stream"
-        rest = bytearray()
-        headers = {"Content-Type": "application/json"}
-        try:
-            request = self._session.post(
-                url, data=body, headers=headers, timeout=self._stream_timeout, allow_redirects=False
-            )
-            async with await self._unless_ending(request) as response:
-                if response.status != 200:
-                    raise StreamBroken(f"{url} answered {response.status} where 200 is expected.")
-                stream = response.content
-                self._streams.add(stream)
-                try:
-                    async for chunk in stream.iter_any():
-                        end = chunk.rfind(b"\0") + 1
-                        if end:
-                            yield bytes(rest) + chunk[:end]
-                            rest = bytearray(chunk[end:])
-                        else:
-                            rest += chunk
-                        if len(rest) > _MAX_FRAME_BYTES:
-                            raise StreamBroken(f"{url} sent a frame of more than {_MAX_FRAME_BYTES} bytes.")
-                finally:
-                    self._streams.discard(stream)
-        except _NO_CONNECTION as error:
-            raise WorkerUnreachable(f"{url} cannot be reached: {_one_line(error)}") from error
-        except TimeoutError as error:
-            raise StreamBroken(f"{url} was silent for too long.") from error
-        except _UNREACHABLE as error:
-            raise StreamBroken(f"{url} broke off: {_one_line(error)}") from error
-        if rest:
-            yield bytes(rest) + b"\0"
+        async with self.ask(name, "/worker_generate_stream", body, headers) as answer:
+            if answer.status != 200:
+                raise WorkerRefused(f"{answer.url} answered {answer.status} where 200 is expected.")
+            rest = bytearray()
+            with _in_our_words(answer.url):
+                async for chunk in answer.content.iter_any():  # not by way of pieces(): each generator costs its share
+                    end = chunk.rfind(b"\0") + 1
+                    if end == len(chunk) and not rest:
+                        yield chunk
+                    elif end:
+                        yield bytes(rest) + chunk[:end]
+                        rest = bytearray(chunk[end:])
+                    else:
+                        rest += chunk
+                    if len(rest) > _MAX_FRAME_BYTES:
+                        raise StreamBroken(f"{answer.url} sent a frame of more than {_MAX_FRAME_BYTES} bytes.")
+            if rest:
+                yield bytes(rest) + b"\0"
+
+
+class WorkerAnswer:
+    """A worker's answer of which the body is still on its way."""
+
+    def __init__(self, url: str, response: aiohttp.ClientResponse) -> None:
+        self.url = url
+        self.status = response.status
+        self.content_type = response.headers.get("Content-Type", "application/json")
+        self.content = response.content
+
+    async def pieces(self) -> AsyncGenerator[bytes]:
+        """The body as it comes. Raises WorkerSilent or StreamBroken when it does not come to its end."""
+        with _in_our_words(self.url):
+            async for piece in self.content.iter_any():
+                yield piece
+
+
+@contextmanager
+def _in_our_words(url: str) -> Iterator[None]:
+    try:
+        yield
+    except _NO_CONNECTION as error:
+        raise WorkerUnreachable(f"{url} cannot be reached: {_one_line(error)}") from error
+    except TimeoutError as error:
+        raise WorkerSilent(f"{url} was silent for too long.") from error
+    except _UNREACHABLE as error:
+        raise StreamBroken(f"{url} broke off: {_one_line(error)}") from error
 
 
 def _discard(answer: "asyncio.Future[aiohttp.ClientResponse]") -> None:

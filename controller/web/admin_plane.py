@@ -16,8 +16,9 @@ class AdminPlane:
         self._controller = controller
         self._metrics = metrics
 
-    async def worker_get_status(self, _: bytes) -> Answer:
-        """All live workers as one, as a parent controller asks for it."""
+    async def worker_get_status(self, _: bytes, way: str) -> Answer:
+        """All live workers as one, as a parent controller asks for it. 508 if that is this cluster itself."""
+        self._controller.pass_through(way)
         status, snapshot_age = await self._controller.status()
         return Answer(wire.encode(wire.status_body(status)), headers=degraded(snapshot_age))
 

@@ -19,9 +19,10 @@ from controller.store.registry import Registry
 from controller.store_url import StoreUrl
 from controller.upstream.client import WorkerClient
 from controller.web.admin_plane import AdminPlane
-from controller.web.client_plane import MAX_STREAM_BODY, ClientPlane
-from controller.web.endpoint import Endpoint
+from controller.web.client_plane import ClientPlane
+from controller.web.endpoint import Endpoint, ForwardEndpoint, WayEndpoint
 from controller.web.errors import http_exception
+from controller.web.forward_plane import WORKER_ROUTES, ForwardPlane
 from controller.web.worker_plane import WorkerPlane
 
 logger = logging.getLogger("controller")
@@ -54,8 +55,8 @@ def create_controller(settings: Settings, store: StoreUrl, metrics: Metrics) -> 
 def build_app(controller: Controller, metrics: Metrics) -> ASGIApp:
     """The routes of a replica."""
     worker, client, admin = WorkerPlane(controller), ClientPlane(controller), AdminPlane(controller, metrics)
+    forward = ForwardPlane(controller)
     posts = {
-        "/register_worker": worker.register_worker,
         "/receive_heart_beat": worker.receive_heart_beat,
         "/remove_worker": worker.remove_worker,
         "/drain_worker": worker.drain_worker,
@@ -68,8 +69,8 @@ def build_app(controller: Controller, metrics: Metrics) -> ASGIApp:
         "/list_multimodal_models": client.list_multimodal_models,
         "/list_language_models": client.list_language_models,
         "/refresh_all_workers": client.refresh_all_workers,
-        "/worker_get_status": admin.worker_get_status,
     }
+    ways = {"/register_worker": worker.register_worker, "/worker_get_status": admin.worker_get_status}
     gets = {
         "/workers": admin.workers,
         "/test_connection": admin.test_connection,
@@ -79,16 +80,23 @@ def build_app(controller: Controller, metrics: Metrics) -> ASGIApp:
     endpoints: dict[str, ASGIApp] = {path: Endpoint(handle) for path, handle in posts.items()}
     routes = [
         *(Route(path, endpoint, methods=["POST"]) for path, endpoint in endpoints.items()),
+        *(Route(path, WayEndpoint(handle), methods=["POST"]) for path, handle in ways.items()),
         *(Route(path, Endpoint(handle), methods=["GET"]) for path, handle in gets.items()),
-        Route("/worker_generate_stream", Endpoint(client.worker_generate_stream, MAX_STREAM_BODY), methods=["POST"]),
         Route("/metrics", admin.metrics, methods=["GET"]),
+        Route("/worker_generate_stream", ForwardEndpoint(forward.worker_generate_stream), methods=["POST"]),
+        *(Route(path, ForwardEndpoint(forward.worker_call), methods=["POST"]) for path in WORKER_ROUTES),
     ]
 
     @asynccontextmanager
     async def lifespan(_: Starlette) -> AsyncIterator[None]:
         chores = [
             asyncio.create_task(_never_give_up(chore))
-            for chore in (controller.sweep_forever, controller.keep_snapshot_forever, controller.poll_forever)
+            for chore in (
+                controller.sweep_forever,
+                controller.keep_snapshot_forever,
+                controller.poll_forever,
+                controller.join_parents_forever,
+            )
         ]
         try:
             yield
@@ -97,7 +105,18 @@ def build_app(controller: Controller, metrics: Metrics) -> ASGIApp:
             await controller.close()
 
     app = Starlette(routes=routes, exception_handlers={HTTPException: http_exception}, lifespan=lifespan)
+    app.router.default = _posts(ForwardEndpoint(forward.unknown_call), app.router.default)
     return HotPath({path: endpoints[path] for path in HOT_ROUTES}, app, controller)
+
+
+def _posts(endpoint: ASGIApp, others: ASGIApp) -> ASGIApp:
+    """An application that gives POSTs to the one, and all else to the other."""
+
+    async def application(scope: Scope, receive: Receive, send: Send) -> None:
+        is_post = scope["type"] == "http" and scope["method"] == "POST"
+        await (endpoint if is_post else others)(scope, receive, send)
+
+    return application
 
 
 async def _end(chores: Collection["asyncio.Task[None]"]) -> None:

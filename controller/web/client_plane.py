@@ -1,21 +1,16 @@
-"""What clients call: which models there are, which worker to use, and to have a request forwarded.
+"""What clients call: which models there are, and which worker to use.
 
 While the store is away, answers are found in a snapshot, and a header says how old that is. And should there be none:
 FastChat's clients take the body of an answer for a worker's address whatever its status is. So a well-formed request
 is then answered 200 all the same, with "no worker" or "no models"; another header says that it is so.
 """
 
-from collections.abc import AsyncIterator
 from typing import Final
 
-from starlette.responses import Response, StreamingResponse
-
-from controller.domain.errors import NoWorker, StoreError, StoreUnavailable, WorkerError
+from controller.domain.errors import StoreError, StoreUnavailable
 from controller.service import Controller
 from controller.web import wire
 from controller.web.endpoint import Answer, degraded
-
-MAX_STREAM_BODY: Final = 32 * 1024 * 1024  # a prompt with images in it
 
 _STORE_UNAVAILABLE: Final = ((b"x-controller-error", StoreUnavailable.code.encode()),)
 _NO_ADDRESS: Final = Answer(b'{"address":""}', headers=_STORE_UNAVAILABLE)
@@ -26,7 +21,7 @@ _REFRESHED: Final = Answer(b"null")
 
 
 class ClientPlane:
-    """The handlers of the clients' routes; each takes a body and returns an answer, but for the stream."""
+    """The handlers of the clients' routes; each takes a body and returns an answer."""
 
     def __init__(self, controller: Controller) -> None:
         self._controller = controller
@@ -87,22 +82,3 @@ class ClientPlane:
         except StoreError:
             return _NOT_REFRESHED
         return _REFRESHED
-
-    async def worker_generate_stream(self, body: bytes) -> Response:
-        """Forward a request to a worker of its model, and the worker's frames back as they come."""
-        try:
-            frames, snapshot_age = await self._controller.stream(wire.parse_model(body), body)
-        except (NoWorker, StoreError):
-            return Response(wire.error_frame(wire.NO_WORKER))
-        response = StreamingResponse(_whole(frames))
-        response.raw_headers.extend(degraded(snapshot_age))
-        return response
-
-
-async def _whole(frames: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
-    """The frames, and when they break off, an error as the last one."""
-    try:
-        async for frame in frames:
-            yield frame
-    except WorkerError:
-        yield wire.error_frame(wire.WORKER_TIMEOUT)

@@ -5,18 +5,22 @@ them, and the others that take a body do the same, so that there is one way.
 """
 
 import logging
+from abc import ABC, abstractmethod
 from collections.abc import Awaitable, Callable
 from typing import Final, NamedTuple
 
 from starlette.responses import Response
 from starlette.types import Message, Receive, Scope, Send
 
+from controller.domain import way
 from controller.domain.errors import BodyTooLarge, ControllerError
 from controller.web.errors import error_body, status_of
 
 logger = logging.getLogger("controller.web")
 
 MAX_BODY: Final = 1024 * 1024  # a registration with as many and as long model names as are taken
+MAX_FORWARDED_BODY: Final = 32 * 1024 * 1024  # a prompt with images in it
+_WAY_HEADER: Final = way.HEADER.encode()
 
 
 class Answer(NamedTuple):
@@ -32,15 +36,18 @@ def degraded(snapshot_age: float | None) -> tuple[tuple[bytes, bytes], ...]:
     return () if snapshot_age is None else ((b"x-controller-degraded", b"%.1f" % snapshot_age),)
 
 
-class Endpoint:
-    """An ASGI application that hands a request's body, of at most `limit` bytes, to `handle` and sends its answer.
+class _BodyEndpoint(ABC):
+    """An ASGI application that reads a request's body, of at most `limit` bytes, and sends the answer to it.
 
     A ControllerError becomes the answer that stands for it; a mistake of ours, a 500 and a traceback in the log.
     """
 
-    def __init__(self, handle: Callable[[bytes], Awaitable[Answer | Response]], limit: int = MAX_BODY) -> None:
-        self._handle = handle
+    def __init__(self, limit: int) -> None:
         self._limit = limit
+
+    @abstractmethod
+    async def _answer(self, scope: Scope, body: bytes) -> Answer | Response:
+        """Answer a request."""
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer one request."""
@@ -48,7 +55,7 @@ class Endpoint:
             body = await read_body(scope, receive, self._limit)
             if body is None:
                 return None
-            answer = await self._handle(body)
+            answer = await self._answer(scope, body)
         except ControllerError as error:
             # Where the connection is kept, a body is passed over up to its end, so that its sender comes to read the
             # answer. But a sender that waits for "100 Continue" will not send it after this; its next request would be
@@ -74,6 +81,43 @@ class Endpoint:
         )
         await send({"type": "http.response.body", "body": answer.body})
         return None
+
+
+class Endpoint(_BodyEndpoint):
+    """Hands the body to `handle`."""
+
+    def __init__(self, handle: Callable[[bytes], Awaitable[Answer]], limit: int = MAX_BODY) -> None:
+        super().__init__(limit)
+        self._handle = handle
+
+    async def _answer(self, _: Scope, body: bytes) -> Answer:
+        return await self._handle(body)
+
+
+class WayEndpoint(_BodyEndpoint):
+    """Hands body and way (controller/domain/way.py) of a request to `handle`."""
+
+    def __init__(self, handle: Callable[[bytes, str], Awaitable[Answer]]) -> None:
+        super().__init__(MAX_BODY)
+        self._handle = handle
+
+    async def _answer(self, scope: Scope, body: bytes) -> Answer:
+        return await self._handle(body, _way(scope))
+
+
+class ForwardEndpoint(_BodyEndpoint):
+    """Hands path, body and way of a request to `handle`."""
+
+    def __init__(self, handle: Callable[[str, bytes, str], Awaitable[Response]]) -> None:
+        super().__init__(MAX_FORWARDED_BODY)
+        self._handle = handle
+
+    async def _answer(self, scope: Scope, body: bytes) -> Response:
+        return await self._handle(scope["path"], body, _way(scope))
+
+
+def _way(scope: Scope) -> str:
+    return ",".join(value.decode("latin-1") for name, value in scope["headers"] if name == _WAY_HEADER)
 
 
 async def read_body(scope: Scope, receive: Receive, limit: int) -> bytes | None:

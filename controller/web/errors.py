@@ -11,6 +11,7 @@ from controller.domain.errors import (
     BodyTooLarge,
     ControllerError,
     InvalidInput,
+    LoopDetected,
     ShuttingDown,
     StoreUnavailable,
     WorkerUnreachable,
@@ -22,6 +23,7 @@ _STATUS: Final[Mapping[type[ControllerError], int]] = {
     BodyTooLarge: 413,
     WorkerUnreachable: 502,
     StoreUnavailable: 503,
+    LoopDetected: 508,
     ShuttingDown: 503,
 }
 

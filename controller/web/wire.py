@@ -12,6 +12,7 @@ from controller.domain.load import LEASE, MAX_LEASE_TIME
 from controller.domain.worker import Worker, WorkerStatus, WorkerStatusTotal, check_queue_length, worker_name
 
 # FastChat's error codes and text (fastchat/constants.py), which its web server shows to people.
+INTERNAL_ERROR: Final = 50001
 NO_WORKER: Final = 50005
 WORKER_TIMEOUT: Final = 50006
 SERVER_ERROR_MSG: Final = "**NETWORK ERROR DUE TO HIGH TRAFFIC. PLEASE REGENERATE OR REFRESH THIS PAGE.**"
@@ -142,7 +143,8 @@ def _status(body: bytes) -> WorkerStatus | None:
 
 def status_body(status: WorkerStatusTotal) -> dict[str, Any]:
     """The answer of `/worker_get_status`."""
-    return {"model_names": status.model_names, "speed": status.speed, "queue_length": status.queue_length}
+    told = {"model_names": status.model_names, "speed": status.speed, "queue_length": status.queue_length}
+    return told if status.capacity is None else {**told, "capacity": status.capacity}
 
 
 def worker_body(worker: Worker) -> dict[str, Any]:
@@ -165,6 +167,11 @@ def worker_body(worker: Worker) -> dict[str, Any]:
     }
 
 
-def error_frame(error_code: int) -> bytes:
+def error_frame(error_code: int, text: str = SERVER_ERROR_MSG) -> bytes:
     """The frame that ends a stream which went wrong."""
-    return encode({"text": SERVER_ERROR_MSG, "error_code": error_code}) + b"\0"
+    return encode({"text": text, "error_code": error_code}) + b"\0"
+
+
+def worker_error(code: str, message: str, error_code: int) -> bytes:
+    """An answer in the place of a worker's: in our form and in FastChat's."""
+    return encode({"error": {"code": code, "message": message}, "text": message, "error_code": error_code})

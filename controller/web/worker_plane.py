@@ -15,14 +15,15 @@ class WorkerPlane:
     def __init__(self, controller: Controller) -> None:
         self._controller = controller
 
-    async def register_worker(self, body: bytes) -> Answer:
-        """Register a worker. 502 if it had to be asked for its status and did not tell it."""
+    async def register_worker(self, body: bytes, way: str) -> Answer:
+        """Register a worker. 502 if it had to be asked for its status and did not tell it; 508 if that is us."""
         request = wire.parse_register(body)
         await self._controller.register(
             request.name,
             check_heart_beat=request.check_heart_beat,
             status=request.status,
             multimodal=request.multimodal,
+            way=way,
         )
         return _NULL
 

@@ -29,6 +29,8 @@ NAMES = {
     keys.model: ("{ns}:model:m", "m"),
     keys.lottery: ("{ns}:lottery:m", "m"),
     keys.reply: ("{ns}:reply:id", "id"),
+    keys.duty: ("{ns}:duty:http://top:1", "http://top:1"),
+    keys.told: ("{ns}:told:http://top:1", "http://top:1"),
 }
 
 

@@ -467,7 +467,7 @@ def test_any_history_gives_what_the_rules_say(
     run_state_machine_as_test(
         lambda: LoadMachine(kind, url, fades),
         settings=settings(
-            max_examples=6 if kind == "fakeredis" else 100,  # which compiles a script each time it is run
+            max_examples=5 if kind == "fakeredis" else 60,  # which compiles a script each time it is run
             stateful_step_count=40,
             deadline=None,
             suppress_health_check=list(HealthCheck),

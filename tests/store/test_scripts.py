@@ -111,6 +111,8 @@ async def test_callers_pass_the_arguments_that_the_headers_name(
     await registry.drain(A)
     await registry.report_failure(A)
     await registry.meet("replica", 1.0)
+    await registry.take_duty("duty", "replica", 1.0)
+    await registry.end_duty("duty", "replica", 1.0, "told", 1.0)
     for settlement in registry.settlements({A: 1}, 0):
         await registry.settle(settlement)
     await registry.remove(A)

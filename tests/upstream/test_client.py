@@ -6,7 +6,7 @@ from collections.abc import AsyncIterator
 
 import pytest
 
-from controller.domain.errors import StreamBroken, WorkerUnreachable
+from controller.domain.errors import StreamBroken, WorkerError, WorkerRefused, WorkerSilent, WorkerUnreachable
 from controller.domain.worker import WorkerStatus
 from controller.upstream import client as upstream
 from controller.upstream.client import WorkerClient
@@ -132,12 +132,17 @@ async def test_the_request_is_passed_on_as_it_is(client: WorkerClient) -> None:
         assert worker.requests == [("worker_generate_stream", body)]
 
 
-BROKEN_STREAMS: dict[str, tuple[Behaviour, list[bytes], str]] = {
-    "breaks off": (chunks(b"a\0b\0half", end=False), [b"a\0b\0"], "broke off"),
-    "goes silent": (chunks(b"a\0", pause=3600), [b"a\0"], "silent for too long"),
-    "500": (answers(b"oops", "500 Internal Server Error"), [], "answered 500"),
-    "redirects": (answers(b"", "307 Temporary Redirect", "Location: http://127.0.0.1:1/"), [], "answered 307"),
-    "endless frame": (sends_without_end, [], "a frame of more than"),
+BROKEN_STREAMS: dict[str, tuple[Behaviour, list[bytes], type[WorkerError], str]] = {
+    "breaks off": (chunks(b"a\0b\0half", end=False), [b"a\0b\0"], StreamBroken, "broke off"),
+    "goes silent": (chunks(b"a\0", pause=3600), [b"a\0"], WorkerSilent, "silent for too long"),
+    "500": (answers(b"oops", "500 Internal Server Error"), [], WorkerRefused, "answered 500"),
+    "redirects": (
+        answers(b"", "307 Temporary Redirect", "Location: http://127.0.0.1:1/"),
+        [],
+        WorkerRefused,
+        "answered 307",
+    ),
+    "endless frame": (sends_without_end, [], StreamBroken, "a frame of more than"),
 }
 
 
@@ -146,7 +151,7 @@ async def test_a_broken_stream_gives_whole_frames_only(
     client: WorkerClient, case: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(upstream, "_MAX_FRAME_BYTES", 1_000_000)
-    behaviour, whole, message = BROKEN_STREAMS[case]
+    behaviour, whole, kind, message = BROKEN_STREAMS[case]
     pieces: list[bytes] = []
 
     async def receive() -> None:
@@ -154,7 +159,7 @@ async def test_a_broken_stream_gives_whole_frames_only(
             pieces.append(piece)
 
     async with bad_worker(worker_generate_stream=behaviour) as worker:
-        with pytest.raises(StreamBroken, match=message):
+        with pytest.raises(kind, match=message):
             await receive()
     assert pieces == whole
 

@@ -1,0 +1,227 @@
+"""Requests are forwarded to workers: to another when one fails before it has begun, and to none that was silent."""
+
+import asyncio
+from collections import Counter
+
+import pytest
+
+from controller.domain.errors import LoopDetected, NoWorker, StreamBroken, WorkerError, WorkerRefused, WorkerSilent
+from controller.domain.way import HEADER
+from controller.service import Controller
+from controller.store.registry import Registry
+from tests.conftest import Open
+from tests.samples import worker
+from tests.waiting import wait_until
+from tests.workers import BadWorker, Behaviour, answers, bad_worker, chunks, hangs
+
+DEAD = "http://127.0.0.1:9"
+
+
+@pytest.fixture
+async def controller(replica: Open) -> Controller:
+    return replica()
+
+
+async def streamed(controller: Controller) -> bytes:
+    return b"".join([frame async for frame in (await controller.stream("m", b"{}")).value])
+
+
+async def called(controller: Controller, path: str = "/count_token") -> tuple[int, str, bytes]:
+    status, content_type, body = (await controller.call("m", path, b'{"model": "m"}')).value
+    return status, content_type, b"".join([piece async for piece in body])
+
+
+async def state(controller: Controller, registry: Registry) -> dict[str, tuple[int, str]]:
+    """Leases and failures of all workers, when all that has ended is told."""
+    await wait_until(lambda: not controller._forwarder._errands, "the ends are told")
+    return {known.name: (known.leased, known.failing) for known in (await registry.list_workers()).workers}
+
+
+async def test_who_cannot_be_reached_is_not_the_last_to_be_tried(controller: Controller, registry: Registry) -> None:
+    await registry.register(worker(DEAD))
+    async with bad_worker(worker_generate_stream=chunks(b"a\0b\0"), count_token=answers(b'{"count": 3}')) as living:
+        await registry.register(worker(living.address, queue_length=5))
+        assert await streamed(controller) == b"a\0b\0"
+        assert await state(controller, registry) == {DEAD: (0, "request"), living.address: (0, "")}
+        await registry.register(worker(DEAD))
+        assert await called(controller) == (200, "application/json", b'{"count": 3}')
+        assert await state(controller, registry) == {DEAD: (0, "request"), living.address: (0, "")}
+
+
+async def breaks_off(_: BadWorker, writer: asyncio.StreamWriter, __: bytes) -> None:
+    writer.transport.abort()
+
+
+@pytest.mark.parametrize("behaviour", [breaks_off, chunks(end=False)])
+async def test_who_breaks_off_before_it_has_begun_is_not_the_last(
+    controller: Controller, registry: Registry, behaviour: Behaviour
+) -> None:
+    async with (
+        bad_worker(worker_generate_stream=behaviour) as broken,
+        bad_worker(worker_generate_stream=chunks(b"a\0")) as living,
+    ):
+        await registry.register(worker(broken.address))
+        await registry.register(worker(living.address, queue_length=5))
+        assert await streamed(controller) == b"a\0"
+        assert await state(controller, registry) == {broken.address: (0, "request"), living.address: (0, "")}
+
+
+@pytest.mark.parametrize(
+    ("behaviour", "kind"),
+    [
+        (chunks(b"a\0", end=False), StreamBroken),
+        (hangs, WorkerSilent),
+        (answers(b"", "400 Bad Request"), WorkerRefused),
+    ],
+)
+async def test_nobody_else_is_tried_when_a_frame_has_gone_out_or_the_worker_may_be_at_work(
+    replica: Open, registry: Registry, behaviour: Behaviour, kind: type[WorkerError]
+) -> None:
+    controller = replica(worker_timeout=0.3)
+    async with (
+        bad_worker(worker_generate_stream=behaviour) as bad,
+        bad_worker(worker_generate_stream=chunks(b"other\0")) as other,
+    ):
+        await registry.register(worker(bad.address))
+        await registry.register(worker(other.address, queue_length=5))
+        with pytest.raises(kind):
+            await streamed(controller)
+        assert other.requests == []
+        assert await state(controller, registry) == {bad.address: (0, ""), other.address: (0, "")}
+
+
+async def test_no_more_than_three_are_tried(controller: Controller, registry: Registry) -> None:
+    async with bad_worker(worker_generate_stream=breaks_off) as bad:
+        for i, name in enumerate([bad.address, *(f"http://127.0.0.1:{port}" for port in (9, 10, 11))]):
+            await registry.register(worker(name, queue_length=i))
+        with pytest.raises(WorkerError):
+            await streamed(controller)
+        told = await state(controller, registry)
+        assert len(bad.requests) == 1
+        assert Counter(failing for _, failing in told.values()) == {"": 1, "request": 3}
+        assert all(leased == 0 for leased, _ in told.values())
+
+
+async def test_the_only_one_is_tried_once(controller: Controller, registry: Registry) -> None:
+    await registry.register(worker(DEAD))
+    with pytest.raises(WorkerError):
+        await streamed(controller)
+    with pytest.raises(WorkerError):
+        await called(controller)
+    assert await state(controller, registry) == {DEAD: (0, "request")}
+
+
+async def test_a_replica_that_ends_tries_nobody_else(controller: Controller, registry: Registry) -> None:
+    async with bad_worker(worker_generate_stream=hangs) as bad, bad_worker(worker_generate_stream=hangs) as other:
+        await registry.register(worker(bad.address))
+        await registry.register(worker(other.address, queue_length=5))
+        waiting = asyncio.create_task(streamed(controller))
+        await wait_until(lambda: bad.requests, "it is asked")
+        controller.end_streams()
+        with pytest.raises(StreamBroken):
+            await waiting
+        assert other.requests == []
+
+
+async def test_a_client_that_goes_away_while_another_worker_is_chosen_leaves_no_lease(
+    controller: Controller, registry: Registry, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await registry.register(worker(DEAD))
+    await registry.register(worker("http://127.0.0.1:10", queue_length=5))
+    frames = (await controller.stream("m", b"{}")).value
+    chooses, goes_on = asyncio.Event(), asyncio.Event()
+    dispatch = controller.dispatch_with_lease
+
+    async def slowly(model: str, lease_time: float | None = None) -> object:
+        chosen = await dispatch(model, lease_time)
+        chooses.set()
+        await goes_on.wait()
+        return chosen
+
+    monkeypatch.setattr(controller, "dispatch_with_lease", slowly)
+    waiting = asyncio.ensure_future(anext(frames))
+    await chooses.wait()
+    waiting.cancel()
+    await asyncio.wait([waiting])
+    goes_on.set()
+    await asyncio.sleep(0.01)
+    assert {leased for leased, _ in (await state(controller, registry)).values()} == {0}
+
+
+async def test_an_answer_is_passed_on_as_it_is(controller: Controller, registry: Registry) -> None:
+    async with bad_worker(
+        anything=answers(b"\x00\xff", "418 I am a teapot", "Content-Type: image/png"),
+        count_token=chunks(b"half", end=False),
+    ) as living:
+        await registry.register(worker(living.address))
+        assert await called(controller, "/v1/anything") == (418, "image/png", b"\x00\xff")
+        assert living.requests == [("anything", b'{"model": "m"}')]
+        with pytest.raises(StreamBroken):
+            await called(controller)
+        assert await state(controller, registry) == {living.address: (0, "")}
+
+
+async def test_a_call_whose_client_goes_away_is_given_up(controller: Controller, registry: Registry) -> None:
+    async with bad_worker(count_token=hangs, model_details=chunks(*[b"a"] * 100, pause=0.05)) as living:
+        await registry.register(worker(living.address))
+        waiting = asyncio.create_task(called(controller))
+        await wait_until(lambda: living.requests, "it is asked")
+        waiting.cancel()
+        await asyncio.wait([waiting])
+        body = (await controller.call("m", "/model_details", b"{}")).value.body
+        assert await anext(body) == b"a"
+        await body.aclose()
+        connector = controller._workers._session.connector
+        assert connector is not None
+        await wait_until(lambda: not connector._acquired, "no connection is in use")
+        assert await state(controller, registry) == {living.address: (0, "")}
+
+
+async def test_who_was_passed_is_told_and_nobody_twice(controller: Controller, registry: Registry) -> None:
+    async with bad_worker(worker_generate_stream=chunks(b"a\0")) as living:
+        await registry.register(worker(living.address))
+        await controller._fallback._return_to_store()  # and it knows how the cluster is called
+        async for _ in (await controller.stream("m", b"{}", "top,middle")).value:
+            pass
+        own = controller._fallback.cluster
+        assert f"{HEADER}: top,middle,{own}\r\n".encode() in living.heads[0].lower()
+        for call in (controller.stream("m", b"{}", f"top,{own}"), controller.call("m", "/x", b"{}", own)):
+            with pytest.raises(LoopDetected):
+                await call
+    with pytest.raises(NoWorker):
+        await controller.call("absent", "/x", b"{}")
+
+
+async def test_frames_come_through_byte_for_byte(registry: Registry, controller: Controller) -> None:
+    """However the network splits them; a worker client's own test has the small cases."""
+    frames = [bytes([65 + i % 26]) * (1 + i * 7919 % 60_000) + b"\0" for i in range(300)]
+    whole = b"".join(frames)
+    pieces = [whole[i : i + 50_021] for i in range(0, len(whole), 50_021)]
+    async with bad_worker(worker_generate_stream=chunks(*pieces)) as living:
+        await registry.register(worker(living.address))
+        seen = [piece async for piece in (await controller.stream("m", b"{}")).value]
+    assert all(piece.endswith(b"\0") for piece in seen)
+    assert b"".join(seen) == whole
+
+
+async def test_a_slow_client_slows_the_worker(registry: Registry, controller: Controller) -> None:
+    sent = 0
+
+    async def fast(_: BadWorker, writer: asyncio.StreamWriter, __: bytes) -> None:
+        nonlocal sent
+        writer.write(b"HTTP/1.1 200 OK\r\nConnection: close\r\n\r\n")
+        for _ in range(2_000):
+            writer.write(b"x" * 65_535 + b"\0")
+            await writer.drain()
+            sent += 65_536
+
+    async with bad_worker(worker_generate_stream=fast) as living:
+        await registry.register(worker(living.address))
+        frames = (await controller.stream("m", b"{}")).value
+        await anext(frames)
+        before = -1
+        while before != sent:
+            before = sent
+            await asyncio.sleep(0.2)
+        assert sent < 16 * 1024 * 1024, "of 128 MiB: what the sockets hold"
+        await frames.aclose()

@@ -1,0 +1,180 @@
+"""A cluster joins the controllers above it as one worker."""
+
+import asyncio
+import json
+import time
+from collections.abc import AsyncIterator, Callable
+from typing import Any
+
+import pytest
+
+from controller.service import Controller
+from controller.store.registry import Registry
+from controller.web.app import _end as end
+from tests.conftest import Open, Store
+from tests.outage import Link
+from tests.samples import A, B, worker
+from tests.waiting import wait_until
+from tests.workers import BadWorker, answers, bad_worker
+
+INTERVAL = 0.4
+OWN = "http://lb:21001"
+
+
+class Parent:
+    """A controller that remembers what it is told."""
+
+    def __init__(self) -> None:
+        self.registrations: list[dict[str, Any]] = []
+        self.heartbeats: list[dict[str, Any]] = []
+        self.times: list[float] = []
+        self.knows = False
+        self.refuses = False
+        self.address = ""
+
+    async def register(self, living: BadWorker, writer: asyncio.StreamWriter, body: bytes) -> None:
+        if self.refuses:
+            return await answers(b"no", "500 Down")(living, writer, body)
+        self.registrations.append(json.loads(body))
+        self.knows = True
+        return await answers(b"null")(living, writer, body)
+
+    async def heartbeat(self, living: BadWorker, writer: asyncio.StreamWriter, body: bytes) -> None:
+        if self.refuses:
+            return await answers(b"no", "500 Down")(living, writer, body)
+        self.heartbeats.append(json.loads(body))
+        self.times.append(time.monotonic())
+        return await answers(b'{"exist": %s}' % (b"true" if self.knows else b"false"))(living, writer, body)
+
+
+@pytest.fixture
+async def parent() -> AsyncIterator[Parent]:
+    told = Parent()
+    async with bad_worker(register_worker=told.register, receive_heart_beat=told.heartbeat) as living:
+        told.address = living.address
+        yield told
+
+
+@pytest.fixture
+async def joining(replica: Open, parent: Parent) -> AsyncIterator[Callable[..., Controller]]:
+    """Opens replicas that take snapshots and join."""
+    chores: list[asyncio.Task[None]] = []
+
+    def start(**settings: object) -> Controller:
+        told = {"parent": parent.address, "advertise": OWN, "parent_interval": INTERVAL, "snapshot_interval": 0.05}
+        controller = replica(**{**told, **settings})
+        chores.extend(
+            asyncio.create_task(chore())
+            for chore in (controller.keep_snapshot_forever, controller.join_parents_forever)
+        )
+        return controller
+
+    yield start
+    await end(chores)
+
+
+async def test_replicas_join_as_one_worker_and_send_one_heartbeat(
+    joining: Callable[..., Controller], registry: Registry, parent: Parent
+) -> None:
+    await registry.register(worker(A, "m", speed=2, queue_length=3, capacity=4))
+    await registry.register(worker(B, "n", "m", speed=1, queue_length=1, capacity=8))
+    for _ in range(3):
+        joining()
+    await wait_until(lambda: parent.registrations, "it is registered")
+    assert parent.registrations[0] == {
+        "worker_name": OWN,
+        "check_heart_beat": True,
+        "worker_status": {"model_names": ["m", "n"], "speed": 3, "queue_length": 4, "capacity": 12},
+        "multimodal": False,
+    }
+    await wait_until(lambda: len(parent.heartbeats) >= 5, "heartbeats are sent")
+    assert parent.heartbeats[-1] == {"worker_name": OWN, "queue_length": 4}
+    assert len(parent.registrations) == 1
+    gaps = [later - earlier for earlier, later in zip(parent.times, parent.times[1:], strict=False)]
+    assert min(gaps) > INTERVAL / 3, "each is sent by one of them"
+
+
+async def test_what_changes_is_told_at_once(
+    joining: Callable[..., Controller], registry: Registry, parent: Parent
+) -> None:
+    await registry.register(worker(A, "m"))
+    joining(parent_interval=20.0)  # long after the end of this test
+    await wait_until(lambda: parent.registrations, "it is registered")
+    await registry.register(worker(B, "n"))
+    await wait_until(lambda: len(parent.registrations) == 2, "it is told of another model")
+    assert parent.registrations[1]["worker_status"]["model_names"] == ["m", "n"]
+    await registry.remove(B)
+    await wait_until(lambda: len(parent.registrations) == 3, "and that it is gone")
+    assert parent.heartbeats == []
+
+
+async def test_a_parent_that_has_forgotten_is_told_again(
+    joining: Callable[..., Controller], registry: Registry, parent: Parent
+) -> None:
+    await registry.register(worker(A))
+    joining()
+    await wait_until(lambda: parent.heartbeats, "heartbeats are sent")
+    parent.knows = False
+    await wait_until(lambda: parent.knows, "it is registered again")
+    assert len(parent.registrations) == 2
+
+
+async def test_a_parent_that_is_away_is_tried_again(
+    joining: Callable[..., Controller], registry: Registry, parent: Parent, caplog: pytest.LogCaptureFixture
+) -> None:
+    await registry.register(worker(A))
+    parent.refuses = True
+    joining()
+    await wait_until(lambda: "does not take this cluster" in caplog.text, "it is told")
+    parent.refuses = False
+    await wait_until(lambda: parent.registrations, "it is registered")
+    assert caplog.text.count("does not take this cluster") == 1
+
+
+async def test_another_takes_over_who_died_with_the_duty(
+    store: Store, joining: Callable[..., Controller], registry: Registry, parent: Parent
+) -> None:
+    await registry.register(worker(A))
+    taken, _ = await registry.take_duty(parent.address, "dead", 0.15 * INTERVAL)
+    assert taken
+    assert await registry.take_duty(parent.address, "living", 1.0) == (False, "")
+    joining()
+    await wait_until(lambda: parent.registrations, "it is registered")
+    assert not await registry.end_duty(parent.address, "dead", 1.0, "late", 1.0), "its time is over"
+
+
+async def test_without_the_store_each_tells_what_it_knows(
+    joining: Callable[..., Controller], registry: Registry, parent: Parent, link: Link
+) -> None:
+    await registry.register(worker(A, queue_length=2))
+    joining()
+    await wait_until(lambda: parent.heartbeats, "heartbeats are sent")
+    with link.broken():
+        before = len(parent.heartbeats)
+        await wait_until(lambda: len(parent.heartbeats) > before + 2, "and go on")
+    assert parent.heartbeats[-1]["queue_length"] == 2
+
+
+async def test_several_parents(joining: Callable[..., Controller], registry: Registry, parent: Parent) -> None:
+    other = Parent()
+    async with bad_worker(register_worker=other.register, receive_heart_beat=other.heartbeat) as living:
+        await registry.register(worker(A))
+        joining(parent=f"{parent.address},{living.address}")
+        for told in (parent, other):
+            await wait_until(lambda told=told: told.heartbeats, "each is told")
+
+
+async def test_a_duty_is_one_s_until_it_is_due_again(registry: Registry) -> None:
+    assert await registry.take_duty("x", "a", 60.0) == (True, "")
+    assert await registry.take_duty("x", "b", 60.0, urgent=True) == (False, ""), "it is under way"
+    assert await registry.end_duty("x", "a", 60.0, "told", 60.0)
+    assert not await registry.end_duty("x", "a", 60.0, "twice", 60.0)
+    assert await registry.take_duty("x", "b", 60.0) == (False, "told"), "it is not due"
+    assert await registry.take_duty("x", "b", 60.0, urgent=True) == (True, "told")
+    assert await registry.end_duty("x", "b", 0.05, "", 60.0), "it could not be done"
+
+    async def due() -> bool:
+        return (await registry.take_duty("x", "c", 60.0))[0]
+
+    await wait_until(due, "it is due again")
+    assert await registry.take_duty("x", "a", 1.0) == (False, ""), "what was told before is not so any more"

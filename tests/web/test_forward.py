@@ -1,0 +1,102 @@
+"""The worker interface of a whole cluster, over HTTP."""
+
+import json
+
+import pytest
+
+from controller.domain.way import HEADER
+from controller.web.forward_plane import WORKER_ROUTES
+from tests.samples import A
+from tests.web.conftest import Api
+from tests.workers import answers, bad_worker, chunks
+
+LOOP = 50001
+
+
+@pytest.mark.parametrize("path", [*WORKER_ROUTES, "/v1/rerank", "/generate-2"])
+async def test_a_request_is_forwarded_to_a_worker_of_its_model(api: Api, path: str) -> None:
+    name = path.rpartition("/")[2]
+    async with bad_worker(**{name: answers(b'{"answer": 1}', "200 OK", "Content-Type: application/json")}) as living:
+        await api.register(living.address)
+        response = await api.post(path, {"model": "m", "input": "x"})
+        assert (response.status_code, response.json()) == (200, {"answer": 1})
+        assert response.headers["content-type"] == "application/json"
+        [(_, body)] = living.requests
+        assert json.loads(body) == {"model": "m", "input": "x"}
+
+
+@pytest.mark.parametrize("path", WORKER_ROUTES)
+async def test_without_a_worker_it_says_so_in_both_languages(api: Api, path: str) -> None:
+    response = await api.post(path, {"model": "m"})
+    told = response.json()
+    assert (response.status_code, told["error"]["code"], told["error_code"]) == (503, "no_worker", 50005)
+    assert "m" in told["text"]
+    assert (await api.post(path, {"input": "x"})).status_code == 400
+
+
+@pytest.mark.parametrize(
+    ("path", "body"),
+    [
+        ("/unknown", {"model": "m"}),
+        ("/unknown", {"input": "x"}),
+        ("/unknown", "text"),
+        ("/a/..%2Fb", {"model": "served"}),
+        ("/a%20b", {"model": "served"}),
+        ("/" + "a" * 200, {"model": "served"}),
+        ("//a", {"model": "served"}),
+    ],
+)
+async def test_what_is_for_no_worker_is_not_found(api: Api, path: str, body: object) -> None:
+    async with bad_worker() as living:
+        await api.register(living.address, "served")
+        response = await api.http.post(f"http://controller{path}", json=body)
+        assert (response.status_code, response.json()["error"]["code"]) == (404, "not_found")
+        assert living.requests == []
+
+
+async def test_a_dead_worker_is_told_in_both_languages(api: Api) -> None:
+    await api.register("http://127.0.0.1:1")
+    response = await api.post("/worker_generate", {"model": "m"})
+    told = response.json()
+    assert (response.status_code, told["error"]["code"], told["error_code"]) == (502, "worker_unreachable", 50006)
+
+
+async def test_a_request_that_goes_in_a_circle_ends(api: Api) -> None:
+    async with bad_worker(worker_generate=answers(b"{}"), worker_generate_stream=chunks(b"a\0")) as living:
+        await api.register(living.address)
+        own = api.controller._fallback.cluster
+        for way, passes in (("top,middle", True), (f"top,{own}", False), (",".join("abcdefgh"), False)):
+            headers = {HEADER: way}
+            response = await api.http.post("/worker_generate", json={"model": "m"}, headers=headers)
+            stream = await api.http.post("/worker_generate_stream", json={"model": "m"}, headers=headers)
+            if passes:
+                assert (response.status_code, stream.content) == (200, b"a\0")
+            else:
+                told = response.json()
+                assert (response.status_code, told["error"]["code"], told["error_code"]) == (508, "loop_detected", LOOP)
+                frame = json.loads(stream.content[:-1])
+                assert (frame["error_code"], frame["text"]) == (LOOP, told["text"])
+    response = await api.http.post("/worker_generate", json={"model": "m"}, headers={HEADER: "a b"})
+    assert (response.status_code, response.json()["error"]["code"]) == (400, "invalid_input")
+
+
+async def test_a_cluster_is_not_its_own_worker(api: Api) -> None:
+    await api.controller._fallback._return_to_store()  # and it knows how it is called
+    own = api.controller._fallback.cluster
+    status = {"model_names": ["m"], "speed": 1, "queue_length": 0}
+    body = {"worker_name": A, "check_heart_beat": True, "worker_status": status}
+    response = await api.http.post("/register_worker", json=body, headers={HEADER: own})
+    assert (response.status_code, response.json()["error"]["code"]) == (508, "loop_detected")
+    asked = await api.http.post("/worker_get_status", headers={HEADER: f"x,{own}"})
+    assert asked.status_code == 508, "so a registration without a status is refused, too"
+    assert (await api.registry.list_workers()).workers == []
+    assert (await api.http.post("/register_worker", json=body, headers={HEADER: "another"})).status_code == 200
+
+
+async def test_capacities_are_summed_where_all_tell_them(api: Api) -> None:
+    status = {"model_names": ["m"], "speed": 1, "queue_length": 0}
+    await api.register("http://a:1", worker_status={**status, "capacity": 3})
+    await api.register("http://b:1", worker_status={**status, "capacity": 5})
+    assert (await api.post("/worker_get_status")).json()["capacity"] == 8
+    await api.register("http://c:1", worker_status=status)
+    assert "capacity" not in (await api.post("/worker_get_status")).json()
