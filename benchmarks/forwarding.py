@@ -9,10 +9,10 @@ median of a hundred. Needs the package fschat.
 """
 
 import argparse
-import asyncio
 import contextlib
 import json
 import os
+import selectors
 import socket
 import statistics
 import subprocess
@@ -21,8 +21,8 @@ import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
-import uvloop
 from dispatch import AS_PIP_INSTALLS_IT, free_port, on_core, post
 from rich.console import Console
 from rich.progress import Progress
@@ -36,92 +36,120 @@ NAMES = (STOCK, OURS, PROXY, DIRECT)
 PATH = "/worker_generate_stream"
 
 
-class Worker(asyncio.Protocol):
-    """Sends its frames one by one, as fast as they are taken. As lean as can be: it shares a core with the clients."""
-
-    def __init__(self, size: int) -> None:
-        frame = json.dumps({"text": "x" * size, "error_code": 0}).encode() + b"\0"
-        self._chunk = b"%x\r\n%b\r\n" % (len(frame), frame)
-        self._came = b""
-        self._left = 0
-        self._paused = False
-
-    def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        self._transport = transport
-        self._loop = asyncio.get_running_loop()
-
-    def data_received(self, data: bytes) -> None:
-        self._came += data
-        _, end, body = self._came.partition(b"\r\n\r\n")
-        if end and body.endswith(b"}"):
-            self._came = b""
-            self._left = json.loads(body)["frames"]
-            self._transport.write(b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n")
-            self._send()
-
-    def pause_writing(self) -> None:
-        self._paused = True
-
-    def resume_writing(self) -> None:
-        self._paused = False
-        self._send()
-
-    def _send(self) -> None:
-        if self._paused or self._transport.is_closing():
-            return
-        if self._left:
-            self._left -= 1
-            self._transport.write(self._chunk)
-            self._loop.call_soon(self._send)
-        else:
-            self._transport.write(b"0\r\n\r\n")
-
-
-async def work(port: int, size: int) -> None:
-    server = await asyncio.get_running_loop().create_server(lambda: Worker(size), "127.0.0.1", port, backlog=2000)
-    await server.serve_forever()
-
-
-class Client(asyncio.Protocol):
-    """One stream: when its first frame came, and how many."""
+class Stream:
+    """An answer that the worker sends: what is left of the write that did not go out whole, and of its frames."""
 
     def __init__(self, frames: int) -> None:
-        self._body = json.dumps({"model": "m", "frames": frames}).encode()
-        self.ended: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        self.first = 0.0
-        self.came = 0
-
-    def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        self._transport = transport
-        head = f"POST {PATH} HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: {len(self._body)}"
-        transport.write(f"{head}\r\n\r\n".encode() + self._body)
-
-    def data_received(self, data: bytes) -> None:
-        self.came += data.count(b"\0")
-        if self.came and not self.first:
-            self.first = time.perf_counter()
-        if data.endswith(b"0\r\n\r\n"):
-            self._transport.close()
-
-    def connection_lost(self, _: Exception | None) -> None:
-        self.ended.set_result(None)
+        self.waiting = b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n"
+        self.frames = frames
+        self.ended = False
 
 
-async def one(url: str, frames: int) -> tuple[float, int]:
-    """One stream: the time to its first frame, and how many came."""
+def work(port: int, size: int) -> None:
+    """A worker that sends its frames one by one, a write each, to all streams by turns, as fast as they are taken."""
+    frame = json.dumps({"text": "x" * size, "error_code": 0}).encode() + b"\0"
+    chunk = b"%x\r\n%b\r\n" % (len(frame), frame)
+    listener = socket.create_server(("127.0.0.1", port), backlog=2000)
+    listener.setblocking(False)
+    selector = selectors.DefaultSelector()
+    selector.register(listener, selectors.EVENT_READ)
+    requests: dict[socket.socket, bytes] = {}
+    streams: dict[socket.socket, Stream] = {}
+    while True:
+        for key, _ in selector.select(0 if streams else None):
+            accept_or_read(key.fileobj, listener, selector, requests, streams)
+        for connection, stream in list(streams.items()):
+            try:
+                send_one(connection, stream, chunk)
+            except ConnectionError:
+                del streams[connection]
+                continue
+            if stream.ended and not stream.waiting:
+                del streams[connection]
+
+
+def accept_or_read(
+    ready: Any,
+    listener: socket.socket,
+    selector: selectors.BaseSelector,
+    requests: dict[socket.socket, bytes],
+    streams: dict[socket.socket, Stream],
+) -> None:
+    if ready is listener:
+        with contextlib.suppress(BlockingIOError):
+            while True:
+                connection, _ = listener.accept()
+                connection.setblocking(False)
+                connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+                requests[connection] = b""
+                selector.register(connection, selectors.EVENT_READ)
+        return
+    try:
+        came = ready.recv(65_536)
+    except ConnectionError:
+        came = b""
+    if not came:
+        selector.unregister(ready)
+        requests.pop(ready)
+        streams.pop(ready, None)
+        ready.close()
+        return
+    requests[ready] += came
+    _, end, body = requests[ready].partition(b"\r\n\r\n")
+    if end and body.endswith(b"}"):
+        requests[ready] = b""
+        streams[ready] = Stream(json.loads(body)["frames"])
+
+
+def send_one(connection: socket.socket, stream: Stream, chunk: bytes) -> None:
+    if not stream.waiting:
+        stream.waiting = chunk if stream.frames else b"0\r\n\r\n"
+        stream.ended = not stream.frames
+        stream.frames -= 1
+    with contextlib.suppress(BlockingIOError):
+        stream.waiting = stream.waiting[connection.send(stream.waiting) :]
+
+
+def ask(url: str, frames: int) -> socket.socket:
+    """A request for a stream, sent."""
     host, port = url.removeprefix("http://").split(":")
-    began = time.perf_counter()
-    _, client = await asyncio.get_running_loop().create_connection(lambda: Client(frames), host, int(port))
-    await client.ended
-    return client.first - began, client.came
+    connection = socket.create_connection((host, int(port)))
+    body = json.dumps({"model": "m", "frames": frames}).encode()
+    head = f"POST {PATH} HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: {len(body)}"
+    connection.sendall(f"{head}\r\n\r\n".encode() + body)
+    return connection
 
 
-async def load(url: str, streams: int, frames: int) -> dict[str, float]:
-    firsts = [(await one(url, 1))[0] for _ in range(100)]
+def first_frame(url: str) -> float:
+    """How long a lone stream takes to its first frame, from the connection on; seconds."""
     began = time.perf_counter()
-    told = await asyncio.gather(*(one(url, frames) for _ in range(streams)))
+    with ask(url, 1) as connection:
+        came = b""
+        while b"\0" not in came:
+            came += connection.recv(65_536)
+        return time.perf_counter() - began
+
+
+def load(url: str, streams: int, frames: int) -> dict[str, float]:
+    """All streams at once. They are read by turns, so that it is not the clients that are measured."""
+    firsts = [first_frame(url) for _ in range(100)]
+    began = time.perf_counter()
+    reading = [ask(url, frames) for _ in range(streams)]
+    for connection in reading:
+        connection.setblocking(False)
+    came = 0
+    while reading:
+        for connection in list(reading):
+            try:
+                part = connection.recv(262_144)
+            except BlockingIOError:
+                continue
+            came += part.count(b"\0")
+            if not part or part.endswith(b"0\r\n\r\n"):
+                connection.close()
+                reading.remove(connection)
+        time.sleep(0.005)
     took = time.perf_counter() - began
-    came = sum(count for _, count in told)
     return {"rate": came / took, "missing": streams * frames - came, "first": statistics.median(firsts)}
 
 
@@ -207,8 +235,15 @@ def memory(pid: int, what: str) -> float:
     return next(float(line.split()[1]) for line in status.splitlines() if line.startswith(what))
 
 
+def cpu(pid: int) -> float:
+    """Seconds of processor time that a process has had."""
+    told = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    return (int(told[11]) + int(told[12])) / os.sysconf("SC_CLK_TCK")
+
+
 def measure(arguments: argparse.Namespace, console: Console) -> dict[str, list[dict[str, float]]]:
     results: dict[str, list[dict[str, float]]] = {name: [] for name in NAMES}
+    frames = arguments.streams * arguments.frames
     with Progress(console=console, transient=True) as progress:
         task = progress.add_task("", total=arguments.rounds * len(NAMES))
         for _ in range(arguments.rounds):
@@ -221,15 +256,16 @@ def measure(arguments: argparse.Namespace, console: Console) -> dict[str, list[d
                     with child(1, directory, __file__, "--work", "--port", str(port), "--size", str(arguments.size)):
                         wait_for(port)
                         with forwarding(name, directory, worker) as (url, pid):
-                            asyncio.run(load(url, 10, 10))  # to warm up
-                            before = memory(pid, "VmRSS") if pid else 0.0
+                            load(url, 10, 10)  # to warm up
+                            before, spent = (memory(pid, "VmRSS"), cpu(pid)) if pid else (0.0, 0.0)
                             command = [sys.executable, __file__, "--load", url]
                             command += ["--streams", str(arguments.streams), "--frames", str(arguments.frames)]
                             told = subprocess.run(
                                 [*on_core(1), *command], capture_output=True, text=True, check=True
                             ).stdout
-                            grown = memory(pid, "VmHWM") - before if pid else 0.0
-                            results[name].append({**json.loads(told), "memory": grown / arguments.streams})
+                            grown, took = (memory(pid, "VmHWM") - before, cpu(pid) - spent) if pid else (0.0, 0.0)
+                            figures = {"memory": grown / arguments.streams, "cpu": took / frames}
+                            results[name].append({**json.loads(told), **figures})
                 progress.advance(task)
     return results
 
@@ -237,7 +273,14 @@ def measure(arguments: argparse.Namespace, console: Console) -> dict[str, list[d
 def show(results: dict[str, list[dict[str, float]]], arguments: argparse.Namespace, console: Console) -> None:
     title = f"{arguments.streams} streams of {arguments.frames} frames at once, medians of {arguments.rounds}"
     table = Table("forwarded by", title=f"{title}, {os.cpu_count()} cores", title_justify="left")
-    for heading in ("frames/s", "x stock", "memory a stream, KiB", "first frame, ms more", "frames missing"):
+    for heading in (
+        "frames/s",
+        "x stock",
+        "CPU a frame, us",
+        "memory a stream, KiB",
+        "first frame, ms more",
+        "frames missing",
+    ):
         table.add_column(heading, justify="right")
 
     def median(name: str, what: str) -> float:
@@ -248,6 +291,7 @@ def show(results: dict[str, list[dict[str, float]]], arguments: argparse.Namespa
             name,
             f"{median(name, 'rate'):,.0f}",
             f"{median(name, 'rate') / median(STOCK, 'rate'):.1f}",
+            f"{1e6 * median(name, 'cpu'):.1f}" if name != DIRECT else "",
             f"{median(name, 'memory'):.1f}" if name != DIRECT else "",
             f"{1000 * (median(name, 'first') - median(DIRECT, 'first')):.2f}",
             f"{sum(run['missing'] for run in results[name]):.0f}",
@@ -268,11 +312,11 @@ def main() -> None:
     parser.add_argument("--port", type=int, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.work:
-        uvloop.run(work(arguments.port, arguments.size))
+        work(arguments.port, arguments.size)
     elif arguments.proxy:
         proxy(arguments.port, arguments.proxy)
     elif arguments.load:
-        print(json.dumps(uvloop.run(load(arguments.load, arguments.streams, arguments.frames))))
+        print(json.dumps(load(arguments.load, arguments.streams, arguments.frames)))
     else:
         console = Console(width=120)
         results = measure(arguments, console)

@@ -32,6 +32,7 @@ class Metrics:
         self.registrations = self._counter("registrations", "Workers registered.", "outcome")
         self.removals = self._counter("removals", "Workers removed.", "reason")
         self.streams = self._counter("streams", "Streams forwarded.", "outcome")
+        self.calls = self._counter("calls", "Other requests forwarded.", "outcome")
         self.forward_retries = self._counter("forward_retries", "Requests that went to another worker than the first.")
         self.store_failures = self._counter("store_failures", "Calls that the store did not serve.")
         self.store_outages = self._counter("store_outages", "Times that the store stopped serving.")

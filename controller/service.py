@@ -5,7 +5,7 @@ import contextlib
 import logging
 import random
 import time
-from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from typing import Final, TypeVar
 
@@ -15,7 +15,7 @@ from controller.domain.errors import ShuttingDown, StoreError, StoreUnavailable
 from controller.domain.way import HEADER, passed
 from controller.domain.worker import Registration, Worker, WorkerStatus, WorkerStatusTotal, total_status
 from controller.fallback import Fallback
-from controller.forwarding import Forwarder, Leased, Passed
+from controller.forwarding import Forwarded, Forwarder, Leased
 from controller.metrics import Metrics
 from controller.parents import Parents
 from controller.poller import Poller
@@ -68,7 +68,7 @@ class Controller:
             self._fallback.known_workers,
             lambda: self._fallback.cluster,
         )
-        self._forwarder = Forwarder(self, workers, metrics)
+        self._forwarder = Forwarder(self, workers, metrics, settings.lease_time)
         self._dispatch_batch = {
             DispatchMethod.SHORTEST_QUEUE: registry.dispatch_shortest_queue,
             DispatchMethod.LOTTERY: registry.dispatch_lottery,
@@ -116,14 +116,14 @@ class Controller:
         """The models of live workers, sorted: of all, of the multimodal ones (True) or of the others (False)."""
         return await self._model_lists.submit(multimodal)
 
-    async def stream(self, model: str, body: bytes, way: str = "") -> Found[AsyncGenerator[bytes]]:
+    async def stream(self, model: str, body: bytes, way: str = "") -> Found[Forwarded]:
         """Forward a request to a worker, and its answer back, in frames; see Forwarder.stream().
 
         way is by which clusters it has come. Raises LoopDetected if it goes in a circle.
         """
         return await self._forwarder.stream(model, body, self.pass_through(way))
 
-    async def call(self, model: str, path: str, body: bytes, way: str = "") -> Found[Passed]:
+    async def call(self, model: str, path: str, body: bytes, way: str = "") -> Found[Forwarded]:
         """Forward a request of any other kind to a worker, and its answer back; see stream() and Forwarder.call()."""
         return await self._forwarder.call(model, path, body, self.pass_through(way))
 

@@ -11,6 +11,7 @@ from controller.service import Controller
 from controller.store.registry import Registry
 from tests.conftest import Open
 from tests.samples import worker
+from tests.streams import streamed
 from tests.waiting import wait_until
 from tests.workers import BadWorker, Behaviour, answers, bad_worker, chunks, hangs
 
@@ -22,13 +23,16 @@ async def controller(replica: Open) -> Controller:
     return replica()
 
 
-async def streamed(controller: Controller) -> bytes:
-    return b"".join([frame async for frame in (await controller.stream("m", b"{}")).value])
+async def whole(controller: Controller) -> bytes:
+    return b"".join([frame async for frame in streamed(controller)])
 
 
 async def called(controller: Controller, path: str = "/count_token") -> tuple[int, str, bytes]:
-    status, content_type, body = (await controller.call("m", path, b'{"model": "m"}')).value
-    return status, content_type, b"".join([piece async for piece in body])
+    answer = (await controller.call("m", path, b'{"model": "m"}')).value
+    try:
+        return answer.status, answer.content_type, b"".join([piece async for piece in answer.pieces()])
+    finally:
+        answer.close()
 
 
 async def state(controller: Controller, registry: Registry) -> dict[str, tuple[int, str]]:
@@ -41,7 +45,7 @@ async def test_who_cannot_be_reached_is_not_the_last_to_be_tried(controller: Con
     await registry.register(worker(DEAD))
     async with bad_worker(worker_generate_stream=chunks(b"a\0b\0"), count_token=answers(b'{"count": 3}')) as living:
         await registry.register(worker(living.address, queue_length=5))
-        assert await streamed(controller) == b"a\0b\0"
+        assert await whole(controller) == b"a\0b\0"
         assert await state(controller, registry) == {DEAD: (0, "request"), living.address: (0, "")}
         await registry.register(worker(DEAD))
         assert await called(controller) == (200, "application/json", b'{"count": 3}')
@@ -62,7 +66,7 @@ async def test_who_breaks_off_before_it_has_begun_is_not_the_last(
     ):
         await registry.register(worker(broken.address))
         await registry.register(worker(living.address, queue_length=5))
-        assert await streamed(controller) == b"a\0"
+        assert await whole(controller) == b"a\0"
         assert await state(controller, registry) == {broken.address: (0, "request"), living.address: (0, "")}
 
 
@@ -72,6 +76,7 @@ async def test_who_breaks_off_before_it_has_begun_is_not_the_last(
         (chunks(b"a\0", end=False), StreamBroken),
         (hangs, WorkerSilent),
         (answers(b"", "400 Bad Request"), WorkerRefused),
+        (answers(b"", "307 Moved", "Location: /"), WorkerRefused),
     ],
 )
 async def test_nobody_else_is_tried_when_a_frame_has_gone_out_or_the_worker_may_be_at_work(
@@ -85,9 +90,49 @@ async def test_nobody_else_is_tried_when_a_frame_has_gone_out_or_the_worker_may_
         await registry.register(worker(bad.address))
         await registry.register(worker(other.address, queue_length=5))
         with pytest.raises(kind):
-            await streamed(controller)
+            await whole(controller)
         assert other.requests == []
         assert await state(controller, registry) == {bad.address: (0, ""), other.address: (0, "")}
+
+
+async def test_who_is_at_fault_is_not_the_last_to_be_tried(controller: Controller, registry: Registry) -> None:
+    """But is put behind nobody: the request may be what is wrong."""
+    faulty = answers(b"oops", "500 Internal Server Error", "Content-Type: text/plain")
+    async with (
+        bad_worker(worker_generate_stream=faulty, count_token=faulty) as bad,
+        bad_worker(worker_generate_stream=chunks(b"a\0"), count_token=answers(b"{}")) as good,
+    ):
+        await registry.register(worker(bad.address))
+        await registry.register(worker(good.address, queue_length=1))
+        assert await whole(controller) == b"a\0"
+        assert await called(controller) == (200, "application/json", b"{}")
+        assert len(bad.requests) == len(good.requests) == 2
+        assert await state(controller, registry) == {bad.address: (0, ""), good.address: (0, "")}
+        await registry.remove(good.address)
+        with pytest.raises(WorkerRefused, match="answered 500"):
+            await whole(controller)
+        with pytest.raises(WorkerRefused) as caught:
+            await called(controller)
+        assert (caught.value.status, caught.value.content_type, caught.value.body) == (500, "text/plain", b"oops")
+        assert await state(controller, registry) == {bad.address: (0, "")}
+
+
+async def test_a_request_that_takes_longer_than_a_lease_stays_booked(replica: Open, registry: Registry) -> None:
+    controller = replica(lease_time=0.3)
+    async with bad_worker(
+        worker_generate_stream=chunks(*[b"a\0"] * 10, pause=0.1), count_token=chunks(*[b"a"] * 10, pause=0.1)
+    ) as slow:
+        await registry.register(worker(slow.address))
+        for begins in (controller.stream("m", b"{}"), controller.call("m", "/count_token", b"{}")):
+            answer = (await begins).value
+            leased = []
+            async for _ in answer.pieces():
+                [known] = (await registry.list_workers()).workers
+                leased.append(known.leased)
+            answer.close()
+            assert leased == [1] * 10
+            assert await state(controller, registry) == {slow.address: (0, "")}
+            assert controller._forwarder._renewals == {}
 
 
 async def test_no_more_than_three_are_tried(controller: Controller, registry: Registry) -> None:
@@ -95,7 +140,7 @@ async def test_no_more_than_three_are_tried(controller: Controller, registry: Re
         for i, name in enumerate([bad.address, *(f"http://127.0.0.1:{port}" for port in (9, 10, 11))]):
             await registry.register(worker(name, queue_length=i))
         with pytest.raises(WorkerError):
-            await streamed(controller)
+            await whole(controller)
         told = await state(controller, registry)
         assert len(bad.requests) == 1
         assert Counter(failing for _, failing in told.values()) == {"": 1, "request": 3}
@@ -105,7 +150,7 @@ async def test_no_more_than_three_are_tried(controller: Controller, registry: Re
 async def test_the_only_one_is_tried_once(controller: Controller, registry: Registry) -> None:
     await registry.register(worker(DEAD))
     with pytest.raises(WorkerError):
-        await streamed(controller)
+        await whole(controller)
     with pytest.raises(WorkerError):
         await called(controller)
     assert await state(controller, registry) == {DEAD: (0, "request")}
@@ -115,7 +160,7 @@ async def test_a_replica_that_ends_tries_nobody_else(controller: Controller, reg
     async with bad_worker(worker_generate_stream=hangs) as bad, bad_worker(worker_generate_stream=hangs) as other:
         await registry.register(worker(bad.address))
         await registry.register(worker(other.address, queue_length=5))
-        waiting = asyncio.create_task(streamed(controller))
+        waiting = asyncio.create_task(whole(controller))
         await wait_until(lambda: bad.requests, "it is asked")
         controller.end_streams()
         with pytest.raises(StreamBroken):
@@ -128,7 +173,7 @@ async def test_a_client_that_goes_away_while_another_worker_is_chosen_leaves_no_
 ) -> None:
     await registry.register(worker(DEAD))
     await registry.register(worker("http://127.0.0.1:10", queue_length=5))
-    frames = (await controller.stream("m", b"{}")).value
+    frames = streamed(controller)
     chooses, goes_on = asyncio.Event(), asyncio.Event()
     dispatch = controller.dispatch_with_lease
 
@@ -168,9 +213,10 @@ async def test_a_call_whose_client_goes_away_is_given_up(controller: Controller,
         await wait_until(lambda: living.requests, "it is asked")
         waiting.cancel()
         await asyncio.wait([waiting])
-        body = (await controller.call("m", "/model_details", b"{}")).value.body
-        assert await anext(body) == b"a"
-        await body.aclose()
+        answer = (await controller.call("m", "/model_details", b"{}")).value
+        assert await anext(answer.pieces()) == b"a"
+        answer.close()
+        answer.close()
         connector = controller._workers._session.connector
         assert connector is not None
         await wait_until(lambda: not connector._acquired, "no connection is in use")
@@ -181,8 +227,7 @@ async def test_who_was_passed_is_told_and_nobody_twice(controller: Controller, r
     async with bad_worker(worker_generate_stream=chunks(b"a\0")) as living:
         await registry.register(worker(living.address))
         await controller._fallback._return_to_store()  # and it knows how the cluster is called
-        async for _ in (await controller.stream("m", b"{}", "top,middle")).value:
-            pass
+        assert [frame async for frame in streamed(controller, way="top,middle")] == [b"a\0"]
         own = controller._fallback.cluster
         assert f"{HEADER}: top,middle,{own}\r\n".encode() in living.heads[0].lower()
         for call in (controller.stream("m", b"{}", f"top,{own}"), controller.call("m", "/x", b"{}", own)):
@@ -195,13 +240,13 @@ async def test_who_was_passed_is_told_and_nobody_twice(controller: Controller, r
 async def test_frames_come_through_byte_for_byte(registry: Registry, controller: Controller) -> None:
     """However the network splits them; a worker client's own test has the small cases."""
     frames = [bytes([65 + i % 26]) * (1 + i * 7919 % 60_000) + b"\0" for i in range(300)]
-    whole = b"".join(frames)
-    pieces = [whole[i : i + 50_021] for i in range(0, len(whole), 50_021)]
+    sent = b"".join(frames)
+    pieces = [sent[i : i + 50_021] for i in range(0, len(sent), 50_021)]
     async with bad_worker(worker_generate_stream=chunks(*pieces)) as living:
         await registry.register(worker(living.address))
-        seen = [piece async for piece in (await controller.stream("m", b"{}")).value]
+        seen = [piece async for piece in streamed(controller)]
     assert all(piece.endswith(b"\0") for piece in seen)
-    assert b"".join(seen) == whole
+    assert b"".join(seen) == sent
 
 
 async def test_a_slow_client_slows_the_worker(registry: Registry, controller: Controller) -> None:
@@ -217,7 +262,7 @@ async def test_a_slow_client_slows_the_worker(registry: Registry, controller: Co
 
     async with bad_worker(worker_generate_stream=fast) as living:
         await registry.register(worker(living.address))
-        frames = (await controller.stream("m", b"{}")).value
+        frames = streamed(controller)
         await anext(frames)
         before = -1
         while before != sent:

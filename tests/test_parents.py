@@ -79,7 +79,7 @@ async def test_replicas_join_as_one_worker_and_send_one_heartbeat(
     await registry.register(worker(A, "m", speed=2, queue_length=3, capacity=4))
     await registry.register(worker(B, "n", "m", speed=1, queue_length=1, capacity=8))
     for _ in range(3):
-        joining()
+        joining(parent_interval=1.5)  # on a busy machine, too, a heartbeat takes less than a share of that
     await wait_until(lambda: parent.registrations, "it is registered")
     assert parent.registrations[0] == {
         "worker_name": OWN,
@@ -87,11 +87,11 @@ async def test_replicas_join_as_one_worker_and_send_one_heartbeat(
         "worker_status": {"model_names": ["m", "n"], "speed": 3, "queue_length": 4, "capacity": 12},
         "multimodal": False,
     }
-    await wait_until(lambda: len(parent.heartbeats) >= 5, "heartbeats are sent")
+    await wait_until(lambda: len(parent.heartbeats) >= 3, "heartbeats are sent")
     assert parent.heartbeats[-1] == {"worker_name": OWN, "queue_length": 4}
     assert len(parent.registrations) == 1
     gaps = [later - earlier for earlier, later in zip(parent.times, parent.times[1:], strict=False)]
-    assert min(gaps) > INTERVAL / 3, "each is sent by one of them"
+    assert min(gaps) > 0.5, "each is sent by one of them"
 
 
 async def test_what_changes_is_told_at_once(

@@ -23,6 +23,7 @@ from controller.store import keys
 from controller.store.registry import Registry, Report
 from tests.conftest import Open, Store
 from tests.samples import A, B, worker
+from tests.streams import streamed
 from tests.waiting import wait_until
 from tests.workers import answers, bad_worker, chunks, hangs
 
@@ -167,15 +168,15 @@ def counted(controller: Controller, line: str) -> bool:
 async def test_streams_are_counted_by_their_outcome(replica: Open, registry: Registry) -> None:
     controller = replica()
     with pytest.raises(NoWorker):
-        await anext((await controller.stream("m", b"{}")).value)
+        await anext(streamed(controller))
     async with bad_worker(worker_generate_stream=chunks(*[b"a\0"] * 50, pause=0.01)) as living:
         await registry.register(worker(living.address))
-        gone = (await controller.stream("m", b"{}")).value
+        gone = streamed(controller)
         await anext(gone)
         await gone.aclose()
-        assert b"".join([frame async for frame in (await controller.stream("m", b"{}")).value]) == b"a\0" * 50
+        assert b"".join([frame async for frame in streamed(controller)]) == b"a\0" * 50
     with pytest.raises(WorkerUnreachable):
-        await anext((await controller.stream("m", b"{}")).value)
+        await anext(streamed(controller))
     for outcome in ("no_worker", "client_gone", "complete", "broken"):
         assert counted(controller, f'streams_total{{outcome="{outcome}"}} 1.0')
     await wait_until(lambda: not controller._forwarder._errands, "the ends of the streams are told")
@@ -189,11 +190,11 @@ async def test_only_a_worker_that_cannot_be_reached_is_put_behind_the_others(rep
     async with bad_worker(worker_generate_stream=answers(b"", "400 Bad Request")) as refusing:
         await registry.register(worker(refusing.address))
         with pytest.raises(WorkerRefused):
-            await anext((await controller.stream("m", b"{}")).value)
+            await anext(streamed(controller))
     await registry.remove(refusing.address)
     async with bad_worker(worker_generate_stream=hangs) as busy:
         await registry.register(worker(busy.address))
-        waiting = asyncio.create_task(anext((await controller.stream("m", b"{}")).value))
+        waiting = asyncio.create_task(anext(streamed(controller)))
         await wait_until(lambda: busy.requests, "it is asked")
         controller.end_streams()
         with pytest.raises(StreamBroken):
@@ -207,7 +208,7 @@ async def test_a_stream_leases_its_worker_while_it_goes_on(replica: Open, regist
     controller = replica()
     async with bad_worker(worker_generate_stream=chunks(*[b"a\0"] * 50, pause=0.01)) as living:
         await registry.register(worker(living.address))
-        frames = (await controller.stream("m", b"{}")).value
+        frames = streamed(controller)
         await anext(frames)
         [known] = (await registry.list_workers()).workers
         assert (known.leased, known.status.queue_length) == (1, 1)

@@ -28,12 +28,24 @@ class BadWorker:
             path = head.split(b" ")[1].decode().rpartition("/")[2]
             self.requests.append((path, body))
             self.heads.append(head)
-            await self.behaviours[path](self, writer, body)
+            await self._unless_gone(reader, self.behaviours[path](self, writer, body))
         except (ConnectionError, asyncio.IncompleteReadError):
             pass
         finally:
             self.open -= 1
             writer.close()
+
+    async def _unless_gone(self, reader: asyncio.StreamReader, behaviour: Awaitable[None]) -> None:
+        """Behave, unless the client goes away."""
+        behaving, gone = asyncio.ensure_future(behaviour), asyncio.ensure_future(reader.read(1))
+        try:
+            await asyncio.wait((behaving, gone), return_when=asyncio.FIRST_COMPLETED)
+            if behaving.done():
+                behaving.result()
+        finally:
+            behaving.cancel()
+            gone.cancel()
+            await asyncio.wait((behaving, gone))
 
 
 @contextlib.asynccontextmanager

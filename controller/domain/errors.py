@@ -133,9 +133,15 @@ class WorkerUnreachable(WorkerError):
 
 
 class WorkerRefused(WorkerError):
-    """A worker answered, with a status that says no."""
+    """A worker answered, with a status that says no. What else it said, cut off where that was long, is kept."""
 
     code = "worker_refused"
+
+    def __init__(self, message: str, status: int, content_type: str, body: bytes) -> None:
+        super().__init__(message)
+        self.status = status
+        self.content_type = content_type
+        self.body = body
 
 
 class WorkerSilent(WorkerError):

@@ -1,8 +1,8 @@
 """Speaks to workers as FastChat's controller does. Nothing that a worker sends is trusted."""
 
 import asyncio
-from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Iterator, Mapping
-from contextlib import asynccontextmanager, contextmanager
+from collections.abc import AsyncGenerator, Awaitable, Callable, Iterator, Mapping
+from contextlib import aclosing, contextmanager
 from types import MappingProxyType
 from typing import Final
 
@@ -14,7 +14,11 @@ from controller.domain.worker import WorkerStatus
 
 _MAX_STATUS_BYTES: Final = 1024 * 1024
 _MAX_FRAME_BYTES: Final = 16 * 1024 * 1024
+_MAX_REFUSAL_BYTES: Final = 64 * 1024
+_MAX_PIECE: Final = 32 * 1024  # what a client that reads slowly holds up stays as little as that, where it can
+_READ_AHEAD: Final = 32 * 1024
 _CONNECT_TIMEOUT: Final = 5.0
+_IDLE_FOR: Final = 4.0  # seconds; FastChat's workers close after 5, and a request might be on its way just then
 # No compression: a small answer could unfold to any size, and a stream's frames would arrive late.
 _HEADERS: Final[Mapping[str, str]] = {"Accept-Encoding": "identity", "User-Agent": "controller-cluster"}
 _JSON: Final[Mapping[str, str]] = {"Content-Type": "application/json"}
@@ -46,10 +50,11 @@ class WorkerClient:
         self._ending = asyncio.Event()
         self._streams: set[aiohttp.StreamReader] = set()
         self._session = aiohttp.ClientSession(
-            connector=aiohttp.TCPConnector(limit=0),
+            connector=aiohttp.TCPConnector(limit=0, keepalive_timeout=_IDLE_FOR),
             cookie_jar=aiohttp.DummyCookieJar(),
             headers=_HEADERS,
             auto_decompress=False,
+            read_bufsize=_READ_AHEAD,
         )
 
     def end_streams(self) -> None:
@@ -107,14 +112,10 @@ class WorkerClient:
         except _UNREACHABLE as error:
             raise WorkerUnreachable(f"{url} cannot be reached: {_one_line(error)}") from error
 
-    @asynccontextmanager
-    async def ask(
-        self, name: str, path: str, body: bytes, headers: Mapping[str, str] = NO_HEADERS
-    ) -> AsyncIterator["WorkerAnswer"]:
-        """Post a JSON body to a worker; what is yielded is its answer, of which the head is there.
+    async def ask(self, name: str, path: str, body: bytes, headers: Mapping[str, str] = NO_HEADERS) -> "WorkerAnswer":
+        """Post a JSON body to a worker; its answer, of which the head is there, and which is to be closed.
 
-        Leaving the context closes what is left of it. Raises WorkerUnreachable when no connection can be made,
-        WorkerSilent and StreamBroken when no head comes.
+        Raises WorkerUnreachable when no connection can be made, WorkerSilent and StreamBroken when no head comes.
         """
         url = name + path
         with _in_our_words(url):
@@ -122,54 +123,65 @@ class WorkerClient:
                 url, data=body, headers={**headers, **_JSON}, timeout=self._stream_timeout, allow_redirects=False
             )
             response = await self._unless_ending(request)
-        async with response:
-            self._streams.add(response.content)
-            try:
-                yield WorkerAnswer(url, response)
-            finally:
-                self._streams.discard(response.content)
-
-    async def stream(self, name: str, body: bytes, headers: Mapping[str, str] = NO_HEADERS) -> AsyncGenerator[bytes]:
-        """The frames of a worker's answer to `/worker_generate_stream`, as they come.
-
-        Each piece is one or more whole frames, each ending in a NUL; a rest without one at the end of the stream
-        gets it (FastChat does the same). Raises as ask(); WorkerRefused for any status but 200; WorkerSilent and
-        StreamBroken, too, in the middle: then a frame that was begun is left out.
-        """
-        async with self.ask(name, "/worker_generate_stream", body, headers) as answer:
-            if answer.status != 200:
-                raise WorkerRefused(f"{answer.url} answered {answer.status} where 200 is expected.")
-            rest = bytearray()
-            with _in_our_words(answer.url):
-                async for chunk in answer.content.iter_any():  # not by way of pieces(): each generator costs its share
-                    end = chunk.rfind(b"\0") + 1
-                    if end == len(chunk) and not rest:
-                        yield chunk
-                    elif end:
-                        yield bytes(rest) + chunk[:end]
-                        rest = bytearray(chunk[end:])
-                    else:
-                        rest += chunk
-                    if len(rest) > _MAX_FRAME_BYTES:
-                        raise StreamBroken(f"{answer.url} sent a frame of more than {_MAX_FRAME_BYTES} bytes.")
-            if rest:
-                yield bytes(rest) + b"\0"
+        self._streams.add(response.content)
+        return WorkerAnswer(url, response, self._streams.discard)
 
 
 class WorkerAnswer:
-    """A worker's answer of which the body is still on its way."""
+    """A worker's answer of which the body is still on its way. `forget` is told when it is closed."""
 
-    def __init__(self, url: str, response: aiohttp.ClientResponse) -> None:
+    def __init__(
+        self, url: str, response: aiohttp.ClientResponse, forget: Callable[[aiohttp.StreamReader], None]
+    ) -> None:
         self.url = url
         self.status = response.status
         self.content_type = response.headers.get("Content-Type", "application/json")
-        self.content = response.content
+        self._response = response
+        self._forget = forget
+
+    def close(self) -> None:
+        """Close the connection, unless all of the answer has come: then it is free for others already."""
+        self._forget(self._response.content)
+        self._response.close()
+
+    async def refusal(self) -> WorkerRefused:
+        """The error that this answer is. Raises as pieces()."""
+        body = bytearray()
+        async with aclosing(self.pieces()) as pieces:
+            async for piece in pieces:
+                body += piece
+                if len(body) >= _MAX_REFUSAL_BYTES:
+                    break
+        message = f"{self.url} answered {self.status}."
+        return WorkerRefused(message, self.status, self.content_type, bytes(body[:_MAX_REFUSAL_BYTES]))
 
     async def pieces(self) -> AsyncGenerator[bytes]:
         """The body as it comes. Raises WorkerSilent or StreamBroken when it does not come to its end."""
         with _in_our_words(self.url):
-            async for piece in self.content.iter_any():
+            async for piece in self._response.content.iter_chunked(_MAX_PIECE):
                 yield piece
+
+    async def frames(self) -> AsyncGenerator[bytes]:
+        """The body as it comes, in pieces of one or more whole frames, each of which ends in a NUL.
+
+        A rest without one at the end of the body gets it (FastChat does the same). Raises WorkerSilent or StreamBroken
+        when the body does not come to its end: then a frame that was begun is left out.
+        """
+        rest = bytearray()  # not by way of pieces(): each generator costs its share
+        with _in_our_words(self.url):
+            async for chunk in self._response.content.iter_chunked(_MAX_PIECE):
+                end = chunk.rfind(b"\0") + 1
+                if end == len(chunk) and not rest:
+                    yield chunk
+                elif end:
+                    yield bytes(rest) + chunk[:end]
+                    rest = bytearray(chunk[end:])
+                else:
+                    rest += chunk
+                if len(rest) > _MAX_FRAME_BYTES:
+                    raise StreamBroken(f"{self.url} sent a frame of more than {_MAX_FRAME_BYTES} bytes.")
+        if rest:
+            yield bytes(rest) + b"\0"
 
 
 @contextmanager

@@ -4,10 +4,12 @@ Starlette's Request and Response cost about as much as all the rest of a dispatc
 them, and the others that take a body do the same, so that there is one way.
 """
 
+import asyncio
 import logging
 from abc import ABC, abstractmethod
-from collections.abc import Awaitable, Callable
-from typing import Final, NamedTuple
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from typing import Final, NamedTuple, cast
 
 from starlette.responses import Response
 from starlette.types import Message, Receive, Scope, Send
@@ -46,8 +48,8 @@ class _BodyEndpoint(ABC):
         self._limit = limit
 
     @abstractmethod
-    async def _answer(self, scope: Scope, body: bytes) -> Answer | Response:
-        """Answer a request."""
+    async def _answer(self, scope: Scope, receive: Receive, body: bytes) -> Answer | Response | None:
+        """Answer a request; None if nobody is there any more to be answered."""
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer one request."""
@@ -55,7 +57,7 @@ class _BodyEndpoint(ABC):
             body = await read_body(scope, receive, self._limit)
             if body is None:
                 return None
-            answer = await self._answer(scope, body)
+            answer = await self._answer(scope, receive, body)
         except ControllerError as error:
             # Where the connection is kept, a body is passed over up to its end, so that its sender comes to read the
             # answer. But a sender that waits for "100 Continue" will not send it after this; its next request would be
@@ -66,6 +68,8 @@ class _BodyEndpoint(ABC):
         except Exception:  # whatever it is, the client gets an answer, and the log a traceback
             logger.exception("A request to %s failed; this is a bug.", scope["path"])
             answer = Answer(error_body("internal_error", "The controller has a bug; its log has the details."), 500)
+        if answer is None:
+            return None
         if isinstance(answer, Response):
             return await answer(scope, receive, send)
         await send(
@@ -90,7 +94,7 @@ class Endpoint(_BodyEndpoint):
         super().__init__(limit)
         self._handle = handle
 
-    async def _answer(self, _: Scope, body: bytes) -> Answer:
+    async def _answer(self, _: Scope, __: Receive, body: bytes) -> Answer:
         return await self._handle(body)
 
 
@@ -101,19 +105,44 @@ class WayEndpoint(_BodyEndpoint):
         super().__init__(MAX_BODY)
         self._handle = handle
 
-    async def _answer(self, scope: Scope, body: bytes) -> Answer:
+    async def _answer(self, scope: Scope, _: Receive, body: bytes) -> Answer:
         return await self._handle(body, _way(scope))
 
 
 class ForwardEndpoint(_BodyEndpoint):
-    """Hands path, body and way of a request to `handle`."""
+    """Hands path, body and way of a request to `handle`, which is cancelled when the client goes away."""
 
     def __init__(self, handle: Callable[[str, bytes, str], Awaitable[Response]]) -> None:
         super().__init__(MAX_FORWARDED_BODY)
         self._handle = handle
 
-    async def _answer(self, scope: Scope, body: bytes) -> Response:
-        return await self._handle(scope["path"], body, _way(scope))
+    async def _answer(self, scope: Scope, receive: Receive, body: bytes) -> Response | None:
+        async with _while_connected(receive):
+            return await self._handle(scope["path"], body, _way(scope))
+        return None
+
+
+@asynccontextmanager
+async def _while_connected(receive: Receive) -> AsyncIterator[None]:
+    """Cancels what is done in it when the client goes away, and then ends it without an error."""
+    task = cast("asyncio.Task[object]", asyncio.current_task())
+    gone = False
+
+    async def listen() -> None:
+        nonlocal gone
+        while (await receive())["type"] != "http.disconnect":
+            pass
+        gone = True
+        task.cancel()
+
+    listening = asyncio.create_task(listen())
+    try:
+        yield
+    except asyncio.CancelledError:
+        if not gone or task.uncancel():  # it was somebody else who cancelled, too
+            raise
+    finally:
+        listening.cancel()
 
 
 def _way(scope: Scope) -> str:

@@ -4,20 +4,19 @@ To them the whole cluster is one worker. FastChat's workers answer errors with 2
 `error_code` and `text` stand there, too, where the status already says it.
 """
 
-import logging
 import re
-from typing import Final
+from contextlib import aclosing
+from typing import ClassVar, Final
 
 from starlette.responses import Response, StreamingResponse
-from starlette.types import Send
+from starlette.types import Receive, Scope, Send
 
-from controller.domain.errors import InvalidInput, LoopDetected, NoWorker, StoreError, WorkerError
+from controller.domain.errors import InvalidInput, LoopDetected, NoWorker, StoreError, WorkerError, WorkerRefused
+from controller.forwarding import Forwarded
 from controller.service import Controller
 from controller.web import wire
 from controller.web.endpoint import degraded
 from controller.web.errors import error_body, status_of
-
-logger = logging.getLogger("controller.web")
 
 # What FastChat's workers and clients know of; other paths are forwarded, too, for workers of kinds that they do not.
 WORKER_ROUTES: Final = (
@@ -37,17 +36,21 @@ class ForwardPlane:
         self._controller = controller
 
     async def worker_generate_stream(self, _: str, body: bytes, way: str) -> Response:
-        """Forward a request to a worker of its model, and the worker's frames back as they come."""
+        """Forward a request to a worker of its model, and the worker's frames back as they come.
+
+        An error is a frame, whatever its status: FastChat's clients look at nothing else. A controller above us, which
+        sends its way, also gets a status that makes it try another of its workers.
+        """
         model = wire.parse_model(body)
         try:
             frames, snapshot_age = await self._controller.stream(model, body, way)
         except (NoWorker, StoreError):
-            return Response(wire.error_frame(wire.NO_WORKER))
+            return Response(wire.error_frame(wire.NO_WORKER), 503 if way else 200)
+        except WorkerError:
+            return Response(wire.error_frame(wire.WORKER_TIMEOUT), 502 if way else 200)
         except LoopDetected as error:
-            return Response(wire.error_frame(wire.INTERNAL_ERROR, str(error)))
-        response = _Frames(frames)
-        response.raw_headers.extend(degraded(snapshot_age))
-        return response
+            return Response(wire.error_frame(wire.INTERNAL_ERROR, str(error)), status_of(error) if way else 200)
+        return _Frames(frames, snapshot_age)
 
     async def worker_call(self, path: str, body: bytes, way: str) -> Response:
         """Forward any other request of FastChat's to a worker of its model."""
@@ -67,41 +70,52 @@ class ForwardPlane:
 
     async def _call(self, model: str, path: str, body: bytes, way: str) -> Response:
         try:
-            passed, snapshot_age = await self._controller.call(model, path, body, way)
+            forwarded, snapshot_age = await self._controller.call(model, path, body, way)
+        except WorkerRefused as error:
+            return Response(error.body, error.status, {"content-type": error.content_type})
         except WorkerError as error:
             return _error(error, 502, wire.WORKER_TIMEOUT)
         except LoopDetected as error:
             return _error(error, status_of(error), wire.INTERNAL_ERROR)
-        response = _Passed(passed.body, passed.status, {"content-type": passed.content_type})
-        response.raw_headers.extend(degraded(snapshot_age))
-        return response
+        return _Passed(forwarded, snapshot_age)
 
 
 class _Passed(StreamingResponse):
     """A worker's answer; where it breaks off, ours does, so that nobody takes a part of it for all."""
 
+    last_words: ClassVar[bytes | None] = None
+
+    def __init__(self, forwarded: Forwarded, snapshot_age: float | None) -> None:
+        self._forwarded = forwarded
+        self._pieces = forwarded.pieces()
+        super().__init__(self._pieces, forwarded.status, {"content-type": forwarded.content_type})
+        self.raw_headers.extend(degraded(snapshot_age))
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Send it, for as long as the client is there."""
+        try:
+            await super().__call__(scope, receive, send)
+        finally:
+            self._forwarded.close()
+
     async def stream_response(self, send: Send) -> None:
         """Send it as it comes."""
         await send({"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers})
         try:
-            async for piece in self.body_iterator:
-                await send({"type": "http.response.body", "body": piece, "more_body": True})
-        except WorkerError as error:
-            await self.broken(error, send)
+            async with aclosing(self._pieces) as pieces:
+                async for piece in pieces:
+                    await send({"type": "http.response.body", "body": piece, "more_body": True})
+        except WorkerError:
+            if self.last_words is not None:
+                await send({"type": "http.response.body", "body": self.last_words})
         else:
             await send({"type": "http.response.body", "body": b""})
 
-    async def broken(self, error: WorkerError, _: Send, /) -> None:
-        """End without an end."""
-        logger.warning("An answer from a worker broke off: %s", error)
-
 
 class _Frames(_Passed):
-    """Frames; when they break off, an error is the last one."""
+    """Frames; where they break off, an error is the last one."""
 
-    async def broken(self, _: WorkerError, send: Send, /) -> None:
-        """End with an error."""
-        await send({"type": "http.response.body", "body": wire.error_frame(wire.WORKER_TIMEOUT)})
+    last_words = wire.error_frame(wire.WORKER_TIMEOUT)
 
 
 def _error(error: StoreError | NoWorker | WorkerError | LoopDetected, status: int, error_code: int) -> Response:

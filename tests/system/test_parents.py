@@ -1,22 +1,17 @@
 """Clusters as workers of other controllers, ours and FastChat's, with real processes."""
 
-import asyncio
 import contextlib
-import hashlib
 import itertools
 import json
-import random
 import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
 
-import httpx
 import pytest
 
 from tests.system.conftest import Serve
 from tests.system.processes import ControllerProcess, Server, call, fastchat, free_port, stock_worker
 from tests.waiting import wait_until
-from tests.workers import BadWorker, bad_worker, chunks
 
 INTERVAL = 1.0
 
@@ -135,78 +130,3 @@ async def test_replicas_that_are_killed_leave_no_gap(serve: Serve, embedded_url:
         await wait_until(lambda i=i: heard(i + 1), "the parent hears of it")
         replicas[i % 3] = serve(*flags, "--namespace", "below", data=f"below-again-{i}")
     assert max(ages) <= 2.0, "no gap is longer than the interval"
-
-
-def frames_at_random(rng: random.Random) -> Iterator[bytes]:
-    """Frames of 1 byte to 256 KiB, more small ones than large ones."""
-    for _ in range(10_000):
-        yield rng.randbytes(round(2 ** rng.uniform(0, 18))).replace(b"\0", b"\1") + b"\0"
-
-
-async def sends_frames(_: BadWorker, writer: asyncio.StreamWriter, __: bytes) -> None:
-    """In pieces that have nothing to do with the frames."""
-    writer.write(b"HTTP/1.1 200 OK\r\nConnection: close\r\n\r\n")
-    rng = random.Random(5)
-    waiting = bytearray()
-    for frame in frames_at_random(random.Random(4)):
-        waiting += frame
-        size = round(2 ** rng.uniform(0, 20))
-        while len(waiting) >= size:
-            writer.write(bytes(waiting[:size]))
-            await writer.drain()
-            del waiting[:size]
-            size = round(2 ** rng.uniform(0, 20))
-    writer.write(bytes(waiting))
-
-
-@pytest.mark.parametrize("levels", [1, 3])
-async def test_frames_come_through_all_levels_byte_for_byte(serve: Serve, levels: int) -> None:
-    sent = hashlib.sha256()
-    for frame in frames_at_random(random.Random(4)):
-        sent.update(frame)
-    came = hashlib.sha256()
-    async with bad_worker(worker_generate_stream=sends_frames) as worker:
-        below = worker.address
-        for level in range(levels):
-            controller = serve("--poll-interval", "0", data=f"level-{level}")
-            controller.register(below, check=False)
-            below = controller.url
-        async with (
-            httpx.AsyncClient(timeout=60.0) as http,
-            http.stream("POST", f"{below}/worker_generate_stream", json={"model": "m"}) as response,
-        ):
-            async for part in response.aiter_raw():
-                came.update(part)
-    assert came.digest() == sent.digest()
-
-
-async def test_clients_that_go_away_leave_nothing_behind(serve: Serve) -> None:
-    """A thousand, each after three frames: the worker sees each go, and neither leases nor connections are left."""
-    controller = serve("--poll-interval", "0")
-    async with bad_worker(worker_generate_stream=chunks(*[b"frame\0"] * 10_000, pause=0.01)) as worker:
-        controller.register(worker.address, check=False)
-
-        async def leave() -> None:
-            reader, writer = await asyncio.open_connection("127.0.0.1", controller.port)
-            head = b"POST /worker_generate_stream HTTP/1.1\r\nHost: x\r\nContent-Length: 14\r\n\r\n"
-            writer.write(head + b'{"model": "m"}')
-            seen = b""
-            while seen.count(b"\0") < 3:
-                seen += await reader.read(65_536)
-            writer.close()
-
-        for _ in range(10):
-            await asyncio.gather(*(leave() for _ in range(100)))
-        await wait_until(lambda: worker.open == 0, "the worker has seen all of them go")
-        assert len(worker.requests) == 1_000
-        await wait_until(lambda: controller.workers()[0]["leased"] == 0, "no lease is left")
-        assert controller.workers()[0]["queue_length"] == 0
-        await wait_until(lambda: sockets(controller) < 20, "no connection is left")
-
-
-def sockets(controller: ControllerProcess) -> int:
-    links = []
-    for path in Path(f"/proc/{controller.popen.pid}/fd").iterdir():
-        with contextlib.suppress(OSError):  # it was closed meanwhile
-            links.append(str(path.readlink()))
-    return sum(link.startswith("socket:") for link in links)

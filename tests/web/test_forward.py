@@ -61,6 +61,36 @@ async def test_a_dead_worker_is_told_in_both_languages(api: Api) -> None:
     assert (response.status_code, told["error"]["code"], told["error_code"]) == (502, "worker_unreachable", 50006)
 
 
+async def test_a_worker_s_refusal_is_passed_on_as_it_is(api: Api) -> None:
+    refusal = answers(b"oops", "503 Busy", "Content-Type: text/plain")
+    async with bad_worker(worker_generate=refusal, count_token=answers(b"no", "422 No")) as living:
+        await api.register(living.address)
+        response = await api.post("/worker_generate", {"model": "m"})
+        assert (response.status_code, response.text, response.headers["content-type"]) == (503, "oops", "text/plain")
+        response = await api.post("/count_token", {"model": "m"})
+        assert (response.status_code, response.text) == (422, "no")
+
+
+@pytest.mark.parametrize(("way", "statuses"), [({}, (200, 200, 200)), ({HEADER: "top"}, (503, 502, 502))])
+async def test_a_controller_above_us_sees_by_the_status_that_it_should_try_another(
+    api: Api, way: dict[str, str], statuses: tuple[int, ...]
+) -> None:
+    """And FastChat's clients get a frame, and 200."""
+
+    async def ask() -> tuple[int, int]:
+        response = await api.http.post("/worker_generate_stream", json={"model": "m"}, headers=way)
+        return response.status_code, json.loads(response.content[:-1])["error_code"]
+
+    without, unreachable, refused = statuses
+    assert await ask() == (without, 50005)
+    await api.register("http://127.0.0.1:1")
+    assert await ask() == (unreachable, 50006)
+    async with bad_worker(worker_generate_stream=answers(b"{}", "400 No")) as living:
+        await api.post("/remove_worker", {"worker_name": "http://127.0.0.1:1"})
+        await api.register(living.address)
+        assert await ask() == (refused, 50006)
+
+
 async def test_a_request_that_goes_in_a_circle_ends(api: Api) -> None:
     async with bad_worker(worker_generate=answers(b"{}"), worker_generate_stream=chunks(b"a\0")) as living:
         await api.register(living.address)
