@@ -2,7 +2,8 @@
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
-PIP_INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
+PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
+PIP_INSTALL := $(PIP) --constraint constraints.txt
 ARGS ?=
 
 .DEFAULT_GOAL := help
@@ -54,6 +55,8 @@ $(VENV)/.serve: $(VENV)/.venv pyproject.toml constraints.txt
 $(VENV)/.test: $(VENV)/.serve
 	@echo "Installing what the tests need ..."
 	@$(PIP_INSTALL) --group test
+	@# FastChat's API server streams only with pydantic 1, and with a FastAPI that takes that.
+	@$(PIP) --target $(VENV)/pydantic-1 --upgrade --no-deps pydantic==1.10.26 fastapi==0.115.14 starlette==0.46.2
 	@touch $@
 
 $(VENV)/.check: $(VENV)/.test

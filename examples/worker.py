@@ -20,7 +20,7 @@ parser.add_argument("--host", default="localhost", help="address to listen on")
 parser.add_argument("--port", type=int, default=21002)
 parser.add_argument("--worker-address", help="where clients reach it  [default: http://localhost:PORT]")
 parser.add_argument("--controller-address", default="http://localhost:21001")
-parser.add_argument("--model", default="echo")
+parser.add_argument("--model", default="echo", help="its name; several with commas between them")
 parser.add_argument("--speed", type=float, default=1, help="relative to other workers")
 parser.add_argument("--heartbeat-interval", type=float, default=45, help="seconds")
 args = parser.parse_args()
@@ -56,7 +56,7 @@ async def worker_get_status(_):
 
 
 def status():
-    return {"model_names": [args.model], "speed": args.speed, "queue_length": queue_length}
+    return {"model_names": args.model.split(","), "speed": args.speed, "queue_length": queue_length}
 
 
 async def keep_registered():

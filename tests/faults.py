@@ -1,4 +1,4 @@
-"""Faults on the way between a replica and its store."""
+"""Faults on the way between a replica and its store, or between two clusters."""
 
 import asyncio
 import contextlib
@@ -6,6 +6,7 @@ import threading
 from collections.abc import AsyncIterator, Callable, Iterator
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 
 class Proxy:
@@ -21,7 +22,9 @@ class Proxy:
         self.lose = lose
         self.replies = 0
         self.lost = 0
+        self.held: list[Any] = []  # the addresses of clients whose requests are held back
         self._target = target
+        self._writers: set[asyncio.StreamWriter] = set()
         self._hang_after: bytes | None = None
         self._open = asyncio.Event()
         self._open.set()
@@ -41,17 +44,37 @@ class Proxy:
         self._hang_after = None
         self._open.set()
 
+    def cut(self) -> None:
+        """End all connections; what they held back is lost. New ones may come."""
+        for writer in self._writers:
+            writer.transport.abort()
+        self.held.clear()
+        self.resume()
+
+    async def listen(self) -> asyncio.Server:
+        return await asyncio.start_unix_server(self._serve, self.path)
+
+    async def _connect(self) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+        return await asyncio.open_unix_connection(self._target)
+
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        store_reader, store_writer = await asyncio.open_unix_connection(self._target)
+        sides = {writer}
         try:
-            with contextlib.suppress(ConnectionError):
-                await asyncio.gather(self._requests(reader, store_writer), self._replies(store_reader, writer))
+            with contextlib.suppress(OSError, asyncio.CancelledError):  # a server's tasks tell of nothing else
+                store_reader, store_writer = await self._connect()
+                sides.add(store_writer)
+                self._writers |= sides
+                client = writer.get_extra_info("peername")
+                await asyncio.gather(self._requests(reader, store_writer, client), self._replies(store_reader, writer))
         finally:
-            for side in (writer, store_writer):
+            self._writers -= sides
+            for side in sides:
                 side.close()
 
-    async def _requests(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    async def _requests(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, client: Any) -> None:
         while data := await reader.read(65536):
+            if self.hanging:
+                self.held.append(client)
             await self._open.wait()
             writer.write(data)
             await writer.drain()
@@ -71,16 +94,33 @@ class Proxy:
         writer.close()
 
 
+class Way(Proxy):
+    """The same with a TCP port in front of another one."""
+
+    def __init__(self, port: int, target: int) -> None:
+        super().__init__(Path(), "")
+        self.url = f"http://127.0.0.1:{port}"
+        self._ports = port, target
+
+    async def listen(self) -> asyncio.Server:
+        return await asyncio.start_server(self._serve, "127.0.0.1", self._ports[0])
+
+    async def _connect(self) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+        return await asyncio.open_connection("127.0.0.1", self._ports[1])
+
+
 @contextlib.contextmanager
-def proxy_aside(path: Path, target: str) -> Iterator[SimpleNamespace]:
-    """A proxy in a thread of its own, for tests that block theirs; only hang() and resume() may be called."""
+def aside(front: Proxy) -> Iterator[SimpleNamespace]:
+    """A proxy in a thread of its own, for tests that block theirs: its url, hang(), resume() and cut()."""
     loop = asyncio.new_event_loop()
     thread = threading.Thread(target=loop.run_forever)
     thread.start()
-    front = Proxy(path, target)
 
-    async def call(method: Callable[[], None]) -> None:
-        method()
+    def there(method: Callable[[], None]) -> Callable[[], None]:
+        async def call() -> None:
+            method()
+
+        return lambda: asyncio.run_coroutine_threadsafe(call(), loop).result(10)
 
     async def end(server: asyncio.Server) -> None:
         server.close()
@@ -90,14 +130,15 @@ def proxy_aside(path: Path, target: str) -> Iterator[SimpleNamespace]:
         await asyncio.gather(*tasks, return_exceptions=True)
         await asyncio.sleep(0)  # for the sockets to be closed
 
-    server = asyncio.run_coroutine_threadsafe(asyncio.start_unix_server(front._serve, path), loop).result(10)
-    aside = SimpleNamespace(
-        url=front.url,
-        hang=lambda: asyncio.run_coroutine_threadsafe(call(front.hang), loop).result(10),
-        resume=lambda: asyncio.run_coroutine_threadsafe(call(front.resume), loop).result(10),
-    )
+    server = asyncio.run_coroutine_threadsafe(front.listen(), loop).result(10)
     try:
-        yield aside
+        yield SimpleNamespace(
+            url=front.url,
+            held=front.held,
+            hang=there(front.hang),
+            resume=there(front.resume),
+            cut=there(front.cut),
+        )
     finally:
         asyncio.run_coroutine_threadsafe(end(server), loop).result(10)
         loop.call_soon_threadsafe(loop.stop)
@@ -108,7 +149,7 @@ def proxy_aside(path: Path, target: str) -> Iterator[SimpleNamespace]:
 @contextlib.asynccontextmanager
 async def proxy(path: Path, target: str, lose: int = 0) -> AsyncIterator[Proxy]:
     front = Proxy(path, target, lose)
-    server = await asyncio.start_unix_server(front._serve, path)
+    server = await front.listen()
     try:
         yield front
     finally:

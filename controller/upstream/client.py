@@ -1,6 +1,8 @@
 """Speaks to workers as FastChat's controller does. Nothing that a worker sends is trusted."""
 
 import asyncio
+import socket
+import sys
 from collections.abc import AsyncGenerator, Awaitable, Callable, Iterator, Mapping
 from contextlib import aclosing, contextmanager
 from types import MappingProxyType
@@ -17,8 +19,11 @@ _MAX_FRAME_BYTES: Final = 16 * 1024 * 1024
 _MAX_REFUSAL_BYTES: Final = 64 * 1024
 _MAX_PIECE: Final = 32 * 1024  # what a client that reads slowly holds up stays as little as that, where it can
 _READ_AHEAD: Final = 32 * 1024
-_CONNECT_TIMEOUT: Final = 5.0
+_CONNECT_TIMEOUT: Final = 2.0  # a packet may be lost; who is not there then costs a request no more than that
 _IDLE_FOR: Final = 4.0  # seconds; FastChat's workers close after 5, and a request might be on its way just then
+_VANISHED_AFTER: Final = (
+    10.0  # seconds in which the other machine says nothing, not even to what is sent or asked of it
+)
 # No compression: a small answer could unfold to any size, and a stream's frames would arrive late.
 _HEADERS: Final[Mapping[str, str]] = {"Accept-Encoding": "identity", "User-Agent": "controller-cluster"}
 _JSON: Final[Mapping[str, str]] = {"Content-Type": "application/json"}
@@ -50,7 +55,7 @@ class WorkerClient:
         self._ending = asyncio.Event()
         self._streams: set[aiohttp.StreamReader] = set()
         self._session = aiohttp.ClientSession(
-            connector=aiohttp.TCPConnector(limit=0, keepalive_timeout=_IDLE_FOR),
+            connector=aiohttp.TCPConnector(limit=0, keepalive_timeout=_IDLE_FOR, socket_factory=_socket),
             cookie_jar=aiohttp.DummyCookieJar(),
             headers=_HEADERS,
             auto_decompress=False,
@@ -194,6 +199,18 @@ def _in_our_words(url: str) -> Iterator[None]:
         raise WorkerSilent(f"{url} was silent for too long.") from error
     except _UNREACHABLE as error:
         raise StreamBroken(f"{url} broke off: {_one_line(error)}") from error
+
+
+def _socket(address: aiohttp.AddrInfoType) -> socket.socket:
+    """A socket that tells when the other machine has vanished, which else would be silence as of a busy worker."""
+    family, kind, protocol, _, _ = address
+    made = socket.socket(family, kind, protocol)
+    made.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+    if sys.platform == "linux":
+        made.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, round(1000 * _VANISHED_AFTER))
+        made.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, round(_VANISHED_AFTER / 2))
+        made.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPINTVL, round(_VANISHED_AFTER / 4))
+    return made
 
 
 def _discard(answer: "asyncio.Future[aiohttp.ClientResponse]") -> None:

@@ -115,6 +115,19 @@ async def test_a_stream_comes_through_frame_by_frame(cluster: Compose) -> None:
     assert len(arrived) > 10, "they were not kept back"
 
 
+async def test_what_takes_longer_than_a_check_is_asked_once(cluster: Compose) -> None:
+    """A worker's answer that is no stream comes whole, after 4 s; the load balancer must not ask another meanwhile."""
+    prompt = " ".join(str(i) for i in range(80))
+    answer = await asyncio.to_thread(call, f"{cluster.url}/worker_generate", {"model": "m", "prompt": prompt})
+    assert answer["text"].endswith(prompt)
+    calls = re.compile(r'controller_calls_total\{outcome="(\w+)"\} ([0-9.]+)')
+    told = [
+        httpx.get(f"http://{cluster.address(container)}:21001/metrics").text
+        for container in cluster.containers("controller")
+    ]
+    assert [found for text in told for found in calls.findall(text)] == [("complete", "1.0")]
+
+
 async def test_three_become_six_under_load(cluster: Compose, figure: Figure) -> None:
     workers = await all_workers(cluster)
     async with load([cluster.url]) as seen:

@@ -14,6 +14,8 @@ from pathlib import Path
 from typing import Any
 
 STOCK_WORKER = Path(__file__).with_name("stock_worker.py")
+# FastChat's API server can only stream with pydantic 1, which `make test` installs beside the one that all else needs.
+PYDANTIC_1 = str(Path(sys.prefix, "pydantic-1"))
 
 
 def free_port() -> int:

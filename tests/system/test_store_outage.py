@@ -14,7 +14,7 @@ from controller.store import keys
 from controller.store.connection import connect
 from controller.store.registry import SCHEMA
 from tests.conftest import Figure
-from tests.faults import proxy_aside
+from tests.faults import Proxy, aside
 from tests.invariants import check_invariants
 from tests.outage import queue_length
 from tests.system.conftest import Serve
@@ -125,7 +125,7 @@ async def test_one_replica_is_cut_off(serve: Serve, work_dir: Path, figure: Figu
     """The others dispatch exactly; the one dispatches too, and tells of it when it is back."""
     socket = str(work_dir / "redis.sock")
     async with single(work_dir, "--save", "", "--unixsocket", socket) as store:
-        with proxy_aside(work_dir / "cut.sock", socket) as line:
+        with aside(Proxy(work_dir / "cut.sock", socket)) as line:
             lonely = serve("--redis-url", line.url, data="lonely")
             other = serve("--redis-url", store.url, data="other")
             registered_for_good(other)

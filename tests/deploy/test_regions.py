@@ -1,0 +1,69 @@
+"""examples/regions: two regions under one top, one of them cut off, and back."""
+
+import json
+import urllib.request
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+from tests.deploy.compose import ROOT, Compose, docker, up
+from tests.system.processes import call, free_port
+from tests.waiting import wait_until
+
+pytestmark = pytest.mark.timeout(300)
+
+EAST, WEST = "http://east-loadbalancer:21001", "http://west-loadbalancer:21001"
+NETWORK = "controller-test-regions_between"
+
+
+def stream(url: str, model: str) -> list[dict[str, Any]]:
+    body = json.dumps({"model": model, "prompt": "a b"}).encode()
+    with urllib.request.urlopen(f"{url}/worker_generate_stream", body, timeout=30) as response:
+        return [json.loads(frame) for frame in response.read().split(b"\0")[:-1]]
+
+
+def served(url: str) -> Callable[[], list[str]]:
+    def models() -> list[str]:
+        try:
+            told: list[str] = call(f"{url}/list_models")["models"]
+        except OSError:
+            return []
+        return told
+
+    return models
+
+
+async def test_a_region_is_cut_off_and_comes_back(built: None) -> None:
+    addresses = [f"127.0.0.1:{free_port()}" for _ in range(3)]
+    top, east, west = (f"http://{address}" for address in addresses)
+    compose = Compose(
+        "controller-test-regions",
+        ROOT / "examples/regions/docker-compose.yml",
+        **dict(zip(("TOP_PORT", "EAST_PORT", "WEST_PORT"), addresses, strict=True)),
+        CONTROLLER_HEARTBEAT_EXPIRATION="9",
+        CONTROLLER_PARENT_INTERVAL="3",
+    )
+    with up(compose, "--no-build") as running:
+        await wait_until(lambda: served(top)() == ["east", "echo", "west"], "both regions have joined", timeout=90)
+        regions = call(f"{top}/workers", method="GET")["workers"]
+        assert [region["worker_name"] for region in regions] == [EAST, WEST], "each as one worker"
+        for model in ("east", "echo", "west"):
+            assert [frame["text"] for frame in stream(top, model)] == ["a", "a b"]
+
+        between = [*running.containers("east-controller"), *running.containers("east-loadbalancer")]
+        for container in between:
+            docker("network", "disconnect", NETWORK, container)
+        assert [frame["text"] for frame in stream(top, "echo")] == ["a", "a b"], "west is tried"
+        assert [frame["text"] for frame in stream(east, "east")] == ["a", "a b"], "the region goes on by itself"
+        await wait_until(lambda: served(top)() == ["echo", "west"], "the top has forgotten it")
+        assert [frame["error_code"] for frame in stream(top, "east")] == [50005]
+        assert served(east)() == ["east", "echo"]
+        assert served(west)() == ["echo", "west"]
+
+        for container in between[:-1]:
+            docker("network", "connect", NETWORK, container)
+        docker("network", "connect", "--alias", "east-loadbalancer", NETWORK, between[-1])
+        await wait_until(lambda: served(top)() == ["east", "echo", "west"], "it has joined again")
+        assert [frame["text"] for frame in stream(top, "east")] == ["a", "a b"]
+    assert running.leftovers() == []

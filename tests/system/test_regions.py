@@ -1,0 +1,130 @@
+"""Three levels, all of them real processes: a top, two regions of two replicas, three stock workers in each of them.
+
+To FastChat's API server the regions are workers like others.
+"""
+
+import asyncio
+import contextlib
+import json
+import urllib.request
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.faults import Way, aside
+from tests.system.conftest import Serve
+from tests.system.processes import PYDANTIC_1, ControllerProcess, call, fastchat, free_port, stock_worker
+from tests.waiting import wait_until
+
+MODELS = ("east", "echo", "west")
+
+
+class Region:
+    """A cluster, its workers, and the ways between it and the top, which can be cut."""
+
+    def __init__(self, name: str, serve: Serve, top: ControllerProcess, work_dir: Path, stack: Any) -> None:
+        port = free_port()
+        self.up = stack.enter_context(aside(Way(free_port(), top.port)))
+        self.down = stack.enter_context(aside(Way(free_port(), port)))
+        joins = ("--parent", self.up.url, "--advertise", self.down.url, "--parent-interval", "1")
+        self.controller = serve(*joins, "--replicas", "2", data=name, port=port)
+        for _ in range(3):
+            flags = ("--model-names", f"echo,{name}", "--delay", "0.01")
+            stack.enter_context(stock_worker(work_dir, self.controller.url, *flags))
+
+    def hang(self) -> None:
+        """Nothing gets through, and nobody is told."""
+        self.up.hang()
+        self.down.hang()
+
+    def resume(self) -> None:
+        self.up.resume()
+        self.down.resume()
+
+
+def frames_of(url: str, model: str, prompt: str, seen: list[dict[str, Any]] | None = None) -> list[dict[str, Any]]:
+    """All frames; `seen` gets each as it comes."""
+    frames = [] if seen is None else seen
+    request = urllib.request.Request(
+        f"{url}/worker_generate_stream", json.dumps({"model": model, "prompt": prompt}).encode()
+    )
+    with urllib.request.urlopen(request, timeout=30) as response:
+        rest = b""
+        while part := response.read1():
+            *whole, rest = (rest + part).split(b"\0")
+            frames += map(json.loads, whole)
+    assert rest == b"", "frames are whole"
+    return frames
+
+
+def events_of(url: str, body: dict[str, Any]) -> Iterator[dict[str, Any]]:
+    """What the API server streams."""
+    request = urllib.request.Request(url, json.dumps({**body, "stream": True}).encode())
+    request.add_header("Content-Type", "application/json")
+    with urllib.request.urlopen(request, timeout=30) as response:
+        lines = response.read().decode().splitlines()
+    assert lines[-2:] == ["data: [DONE]", ""]
+    for line in lines[:-2]:
+        if line:
+            yield json.loads(line.removeprefix("data: "))
+
+
+def everything_works(api: str, model: str) -> None:
+    """Chats, completions and embeddings, streamed and not."""
+    chat = {"model": model, "messages": [{"role": "user", "content": "hello there"}]}
+    content = call(f"{api}/v1/chat/completions", chat)["choices"][0]["message"]["content"]
+    assert "hello there" in content
+    deltas = [
+        event["choices"][0]["delta"].get("content") or "" for event in events_of(f"{api}/v1/chat/completions", chat)
+    ]
+    assert len(deltas) > 3
+    assert "hello there" in "".join(deltas)
+    completion = {"model": model, "prompt": "one two"}
+    assert call(f"{api}/v1/completions", completion)["choices"][0]["text"].endswith(" one two")
+    texts = [event["choices"][0]["text"] for event in events_of(f"{api}/v1/completions", completion)]
+    assert "".join(texts).endswith(" one two")
+    embedding = call(f"{api}/v1/embeddings", {"model": model, "input": "four"})
+    assert embedding["data"][0]["embedding"] == [4.0]
+
+
+@pytest.mark.timeout(180)
+async def test_a_region_is_cut_off_and_comes_back(serve: Serve, work_dir: Path) -> None:
+    top = serve("--heartbeat-expiration", "6", "--sweep-interval", "0.2", "--poll-interval", "0.5", "--probe-timeout",
+                "0.5", "--worker-timeout", "3", "--replicas", "2", data="top", port=free_port())  # fmt: skip
+    with contextlib.ExitStack() as stack:
+        east, west = (Region(name, serve, top, work_dir, stack) for name in ("east", "west"))
+        flags = ("--controller-address", top.url)
+        api = stack.enter_context(fastchat(work_dir, "openai_api_server", *flags, PYTHONPATH=PYDANTIC_1)).url
+        names = sorted([east.down.url, west.down.url])
+        await wait_until(lambda: top.post("/list_models") == {"models": list(MODELS)}, "the regions have joined")
+        await wait_until(lambda: [worker["speed"] for worker in top.workers()] == [3, 3], "with all of their workers")
+        assert top.names() == names
+        assert sorted(model["id"] for model in call(f"{api}/v1/models", method="GET")["data"]) == list(MODELS)
+        for model in MODELS:
+            everything_works(api, model)
+
+        frames: list[dict[str, Any]] = []
+        streaming = asyncio.create_task(asyncio.to_thread(frames_of, top.url, "west", "a " * 500, frames))
+        await wait_until(lambda: len(frames) > 3, "it streams")
+        assert sum(worker["leased"] for worker in west.controller.workers()) == 1
+        west.hang()
+        await streaming
+        assert [frame["error_code"] for frame in frames] == [0] * (len(frames) - 1) + [50006]
+        assert len(frames) < 500
+        assert [frame["text"].split(" ", 1)[1:] for frame in frames[:3]] == [[], ["a"], ["a a"]], "whole, in order"
+        await wait_until(lambda: top.names() == [east.down.url], "the region that is cut off is forgotten")
+        assert top.post("/list_models") == {"models": ["east", "echo"]}
+        for model in ("east", "echo"):
+            everything_works(api, model)
+        assert frames_of(top.url, "west", "a")[-1]["error_code"] == 50005
+        assert frames_of(west.controller.url, "west", "a")[-1]["error_code"] == 0, "the region goes on by itself"
+
+        west.resume()
+        await wait_until(lambda: top.names() == names, "it is back")
+        await wait_until(lambda: top.post("/list_models") == {"models": list(MODELS)}, "with its models")
+        for model in MODELS:
+            everything_works(api, model)
+        for cluster in (top, east.controller, west.controller):
+            await wait_until(lambda c=cluster: {w["leased"] for w in c.workers()} == {0}, "nothing is left booked")
