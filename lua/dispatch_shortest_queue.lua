@@ -26,16 +26,10 @@
 ]]
 --- @include "alive"
 --- @include "book"
---- @include "cost_of"
---- @include "end_overdue_leases"
---- @include "forget"
 --- @include "key"
---- @include "lend"
 --- @include "load_of"
---- @include "member"
---- @include "name_of"
 --- @include "now"
---- @include "unindex"
+--- @include "phase"
 --- @include "whole_number"
 local BUDGET = 256
 local LOOK = 8
@@ -46,32 +40,48 @@ local fades = ARGV[3] == "1"
 if not keep or #ARGV < 5 or #ARGV % 2 == 0 then
   return redis.error_reply("INVALID arguments")
 end
+local all_without_lease = true
 for i = 5, #ARGV, 2 do
-  if ARGV[i] ~= "0" and not whole_number(ARGV[i], 0) then
-    return redis.error_reply("INVALID time of a lease")
+  if ARGV[i] ~= "0" then
+    all_without_lease = false
+    if not whole_number(ARGV[i], 0) then
+      return redis.error_reply("INVALID time of a lease")
+    end
   end
 end
 
-local read = redis.call("MGET", reply, key("fade", ARGV[4]))
+-- One call reads the answer and what the first request needs, which is mostly the only one.
+local front = fades and all_without_lease and redis.call("ZRANGE", key("fading", ARGV[4]), 0, 0)[1] or nil
+local read = redis.call("MGET", reply, key("fade", ARGV[4]), key("heartbeat", front or ""))
+local front_lives = front and read[3]
 if read[1] then
   return cjson.decode(read[1])
 end
-fades_read[ARGV[4]] = read[2] -- of the first model, which is mostly the only one
 
 local time = now()
 local fading_time = fades and time or nil
+if fades then
+  phase(ARGV[4], time, read[2]) -- which is known from now on
+end
 local forgotten = 0
 
--- A worker's load if it can be chosen. Otherwise it is taken out of the way.
-local function candidate(model, name, index_member)
+-- A worker's load if it can be chosen. Otherwise it is taken out of the way. `lives`: it is known to.
+local function candidate(model, name, index_member, lives)
   local load = load_of(name, fading_time, model)
-  local vouched_for = load and not load.draining and (not index_member or member(load.place, name) == index_member)
-  local lives = alive(name)
+  local vouched_for = load and not load.draining
+  if vouched_for and index_member then
+    --- @include "member"
+    vouched_for = member(load.place, name) == index_member
+  end
+  lives = lives or alive(name)
   if vouched_for and lives then
     return load
   elseif forgotten >= BUDGET then
     return nil
-  elseif load and lives then
+  end
+  --- @include "forget"
+  --- @include "unindex"
+  if load and lives then
     -- An entry that its hash does not vouch for would be chosen for ever.
     redis.call("ZREM", key(index_member and "model" or "fading", model), index_member or name)
     forgotten = forgotten + 1
@@ -82,37 +92,49 @@ local function candidate(model, name, index_member)
   return nil
 end
 
--- Whether none of a model's workers has anything that fades.
-local function nothing_fades(fading)
-  local last = redis.call("ZRANGE", fading, -1, -1, "WITHSCORES")
-  return tonumber(last[2] or 0) < -1e14
-end
-
--- The best worker; nil if one was met that cannot be chosen; false if there is none.
-local function best_of(model, by_leases)
-  local static, fading = key("model", model), key("fading", model)
-  local front = redis.call("ZRANGE", by_leases and static or fading, 0, 0)[1]
+-- The best worker; nil if one was met that cannot be chosen; false if there is none. `front`, `lives`: what stands in
+-- front of the index, and whether that worker lives, where they are known.
+local function best_of(model, by_leases, front, lives)
+  front = front or redis.call("ZRANGE", key(by_leases and "model" or "fading", model), 0, 0)[1]
   if not front then
     return false
   end
-  local best = candidate(model, by_leases and name_of(front) or front, by_leases and front)
-  if not best then
-    return nil
+  local name = front
+  if by_leases then
+    --- @include "name_of"
+    name = name_of(front)
   end
-  local least = cost_of(best, best.unleased, best.expected)
-  -- Nobody can cost less than the first of an index does by what that is sorted by; only a place among those that were
-  -- full may be old, for what fades may have made room since.
-  if not fades or (by_leases and best.unleased == 0 and (least < 1e9 or nothing_fades(fading)))
-    or (not by_leases and least == best.unleased / best.speed) then
+  local best = candidate(model, name, by_leases and front, lives)
+  if not best or not fading_time then
     return best
   end
+  -- Nobody can cost less than the first of an index does by what that is sorted by; most workers have nothing else.
+  if not by_leases and best.leased == best.ended and not best.capacity and not best.failing then
+    return best
+  end
+  --- @include "cost_of"
+  local least = cost_of(best, best.unleased, best.expected)
+  local nobody_costs_less
+  if not by_leases then
+    nobody_costs_less = best.leased == best.ended and least < 1e9
+  elseif best.unleased == 0 and least >= 1e9 then -- a place among those that were full may be old: what faded made room
+    local most_fading = redis.call("ZRANGE", key("fading", model), -1, -1, "WITHSCORES")[2]
+    nobody_costs_less = tonumber(most_fading or 0) < -1e14
+  else
+    nobody_costs_less = best.unleased == 0
+  end
+  if nobody_costs_less then
+    return best
+  end
+  --- @include "name_of"
   local seen = { [best.name] = true }
-  for _, index in ipairs({ static, fading }) do
-    for _, entry in ipairs(redis.call("ZRANGE", index, 0, LOOK - 1)) do
-      local name = index == static and name_of(entry) or entry
+  for _, index in ipairs({ "model", "fading" }) do
+    for _, entry in ipairs(redis.call("ZRANGE", key(index, model), 0, LOOK - 1)) do
+      local index_member = index == "model" and entry
+      name = index_member and name_of(entry) or entry
       if not seen[name] then
         seen[name] = true
-        local load = candidate(model, name, index == static and entry)
+        local load = candidate(model, name, index_member)
         if not load then
           return nil
         end
@@ -126,32 +148,33 @@ local function best_of(model, by_leases)
   return best
 end
 
-local function choose(model, lease_time, turn)
-  while true do
-    local best = best_of(model, lease_time > 0 or not fades)
-    if best then
-      local lease = lease_time > 0 and lend(best, lease_time, turn, time)
-      book(best, turn, time, fades, lease)
-      return lease or best.name
-    elseif best == false then
-      return ""
-    elseif forgotten >= BUDGET then
-      return false
-    end
-  end
-end
-
 local requests = (#ARGV - 3) / 2
 local turn = redis.call("INCRBY", key("sequence"), requests) - requests
 local chosen = {}
 local leases_are_in_order = false
 for i = 1, requests do
-  local lease_time = tonumber(ARGV[3 + 2 * i])
+  local model, lease_time = ARGV[2 + 2 * i], tonumber(ARGV[3 + 2 * i])
   if lease_time > 0 and not leases_are_in_order then
+    --- @include "end_overdue_leases"
     end_overdue_leases(time, fades, 64)
     leases_are_in_order = true
   end
-  chosen[i] = choose(ARGV[2 + 2 * i], lease_time, turn + i)
+  local best
+  repeat
+    best = best_of(model, lease_time > 0 or not fades, front, front_lives)
+    front, front_lives = nil, nil -- of the next, or after somebody was taken out of the way, it is another
+  until best ~= nil or forgotten >= BUDGET
+  if best then
+    local lease
+    if lease_time > 0 then
+      --- @include "lend"
+      lease = lend(best, lease_time, turn + i, time)
+    end
+    book(best, turn + i, time, fades, lease)
+    chosen[i] = lease or best.name
+  else
+    chosen[i] = best == false and "" -- false, which is nil in the answer, over the budget
+  end
 end
 redis.call("SET", reply, cjson.encode(chosen), "PX", keep)
 return chosen

@@ -47,7 +47,7 @@ end
 if not lives then
   return 0
 end
-if load.draining == drain then
+if drain == (load.draining or false) then
   return 1
 end
 

@@ -65,10 +65,10 @@ local function take(name, queue_length, age)
   if poll then
     forgive(load)
   else
-    load.failing = false
+    load.failing = nil
   end
   take_report(load, queue_length, time - age, unseen_for, time, fades)
-  write_load(load)
+  write_load(load, nil, load.marks)
   index_static(load, fades)
   index_fading(load, fades and time)
   return 1

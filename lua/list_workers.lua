@@ -55,7 +55,7 @@ for i = 1, #members, 2 do
   if expires_in ~= -2 and load then
     local fields = redis.call("HMGET", load.worker, "models", "speed", "multimodal", "check_heart_beat",
       "registration", "heartbeat_at", "capacity", "polled", "reported")
-    local queue_length = math.floor(load.leased - load.ended + load.expected + 0.5)
+    local queue_length = math.floor(load.leased - load.ended + (load.expected or load.unleased) + 0.5)
     workers[#workers + 1] = {
       name, fields[1], fields[2], string.format("%.0f", queue_length), fields[3], fields[4], fields[5],
       math.max(0, time - tonumber(fields[6])), expires_in,

@@ -152,7 +152,6 @@ else
     leased = 0,
     ended = 0,
     unleased = queue_length,
-    expected = queue_length,
     turn = before and before.turn or registration,
     place = before and before.place or registration,
     booked = 0,
@@ -160,18 +159,18 @@ else
     done = 0,
     marked_at = 0,
     marks = "",
-    failing = false,
     draining = draining,
   }
 end
 load.models = models
 load.speed = ARGV[3]
 load.capacity = whole_number(ARGV[8], 1)
+load.expected = load.expected or load.unleased
 if not of_first_model then
   local _, _, phase_text = phase(models[1], time)
   load.phase = phase_text
 end
-write_load(load)
+write_load(load, nil, load.marks)
 
 local serves = {}
 for i, model in ipairs(models) do

@@ -84,12 +84,14 @@ for _, name in ipairs(names) do
   local load = load_of(name, fades and time)
   if load and alive(name) then
     load.unleased = math.max(0, load.unleased + change[name])
-    load.expected = math.max(0, load.expected + change[name])
+    if load.capacity then
+      load.expected = math.max(0, load.expected + change[name])
+    end
     load.booked = math.max(0, load.booked + change[name])
-    load.marks = load.marks:gsub("(%d+):(%d+):(%d+);", function(at, booked, lent)
+    local marks = load.marks:gsub("(%d+):(%d+):(%d+);", function(at, booked, lent)
       return mark(at, math.min(booked, load.booked), lent) -- or a report would take more for seen than there are
     end)
-    write_load(load)
+    write_load(load, nil, marks)
     index_static(load, fades)
     index_fading(load, fades and time)
   end

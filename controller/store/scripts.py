@@ -2,6 +2,9 @@
 
 A line `--- @include "name"` stands for the file `include/name.lua`. Every included file is taken once, after those
 that it includes itself.
+
+Where such a line is indented, it is within a function, and the file is put there, unless it is in front anyway. The
+store makes all functions of a script anew whenever it runs: these, which are seldom needed, only when they are.
 """
 
 import re
@@ -9,9 +12,11 @@ from functools import cache
 from importlib.resources import files
 from importlib.resources.abc import Traversable
 from pathlib import Path
+from textwrap import dedent
 from typing import Final
 
-_INCLUDE: Final = re.compile(r'^--- @include "(\w+)"\n', re.MULTILINE)
+_INCLUDE: Final = re.compile(r'^( *)--- @include "(\w+)"\n', re.MULTILINE)
+_INCLUDES_WITHIN: Final = re.compile(r'(?:^ +--- @include "\w+"\n)+', re.MULTILINE)
 _HEADER: Final = re.compile(r"\A--\[\[.*?\]\]\n", re.DOTALL)
 
 
@@ -29,18 +34,42 @@ def names() -> list[str]:
 @cache
 def source(name: str) -> str:
     """The text of a script as Redis gets it: the included functions, then the script, without their headers."""
-    taken: dict[str, str] = {}
-    body = _take(folder() / f"{name}.lua", taken, ())
-    return "".join([*taken.values(), body])
+    return _put_together(_text(folder() / f"{name}.lua"), frozenset())
 
 
-def _take(file: Traversable, taken: dict[str, str], within: tuple[str, ...]) -> str:
-    """The file's own text, after its includes were added to `taken`."""
-    text = _HEADER.sub("", file.read_text(encoding="utf-8"))
-    for included in _INCLUDE.findall(text):
-        if included in within:
-            raise ValueError(f"lua/include/{included}.lua includes itself, by way of {' and '.join(within)}")
-        if included not in taken:
-            part = _take(folder() / "include" / f"{included}.lua", taken, (*within, included))
-            taken[included] = part
-    return _INCLUDE.sub("", text)
+def _text(file: Traversable) -> str:
+    return _HEADER.sub("", file.read_text(encoding="utf-8"))
+
+
+def _included(name: str) -> str:
+    return _text(folder() / "include" / f"{name}.lua")
+
+
+def _put_together(text: str, known: frozenset[str]) -> str:
+    """The text and, in front of it, what it includes there and is not known yet."""
+    order = _in_order(text, ())
+    in_front = _in_front(text) - known
+    known |= in_front
+    return "".join(_fill_in(part, known) for part in [*(_included(name) for name in order if name in in_front), text])
+
+
+def _fill_in(text: str, known: frozenset[str]) -> str:
+    """The text with what it includes within functions."""
+    filled = _INCLUDES_WITHIN.sub(lambda lines: _put_together(dedent(lines[0]), known), text)
+    return _INCLUDE.sub("", filled)
+
+
+def _in_order(text: str, within: tuple[str, ...]) -> list[str]:
+    """All that the text includes, wherever, each after those that it includes itself."""
+    order: dict[str, None] = {}
+    for _, name in _INCLUDE.findall(text):
+        if name in within:
+            raise ValueError(f"lua/include/{name}.lua includes itself, by way of {' and '.join(within)}")
+        order.update(dict.fromkeys([*_in_order(_included(name), (*within, name)), name]))
+    return list(order)
+
+
+def _in_front(text: str) -> frozenset[str]:
+    """What the text includes in front of it, and what that does."""
+    names = {name for indent, name in _INCLUDE.findall(text) if not indent}
+    return frozenset(names).union(*(_in_front(_included(name)) for name in names))

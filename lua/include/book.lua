@@ -12,40 +12,40 @@
     leased  whether it goes with a lease
 ]]
 --- @include "index_fading"
---- @include "index_static"
---- @include "mark"
 --- @include "write_load"
 local function book(load, turn, time, fades, leased)
+  local marks
   local since_mark = time - load.marked_at
   if since_mark >= 50 or since_mark < 0 then
+    --- @include "mark"
     -- The last 8, and none older than so many can be, or from before the clock was set back: other bookings count as
     -- seen.
-    local before = since_mark >= 0 and since_mark < 8 * 50 and load.marks or ""
-    load.marks = string.sub(before .. mark(time, load.booked, load.lent), -8 * 28)
+    local before = since_mark >= 0 and since_mark < 8 * 50 and string.sub(load.marks, -7 * 28) or ""
+    marks = before .. mark(time, load.booked, load.lent)
     load.marked_at = time
   end
   load.turn = turn
-  local old_place = load.place
+  local old_place
+  if leased or not fades then
+    old_place, load.place = load.place, turn
+  end
   if leased then
     load.lent = load.lent + 1
     load.leased = load.leased + 1
-    load.place = turn
-    write_load(load)
-    index_static(load, fades, old_place)
-    return
+    write_load(load, nil, marks)
+  else
+    load.booked = load.booked + 1
+    load.unleased = load.unleased + 1
+    if load.capacity then
+      load.expected = load.expected + 1
+    end
+    write_load(load, load.more, marks)
   end
-  load.booked = load.booked + 1
-  load.unleased = load.unleased + 1
-  load.expected = load.expected + 1
-  if not fades then
-    load.place = turn
-    write_load(load, load.more)
-    index_static(load, fades, old_place)
-    return
+  if fades and not leased then
+    index_fading(load, time)
   end
-  write_load(load, load.more)
-  index_fading(load, time)
-  if load.capacity then
-    index_static(load, fades)
+  if old_place or load.capacity then
+    --- @include "index_static"
+    index_static(load, fades, old_place)
   end
 end

@@ -7,7 +7,7 @@
   Input:
     load      as include/load_of.lua gives it
     unleased  how many requests there are without a lease: load.unleased, or 0 to leave them out
-    expected  the same for the comparison with its slots: load.expected, or 0
+    expected  the same for the comparison with its slots: load.expected, or 0; of no matter where no capacity is told
 ]]
 local function cost_of(load, unleased, expected)
   local leased = load.leased - load.ended

@@ -30,19 +30,20 @@ local function end_lease(lease, time, fades)
   if load.ended > 0 and tonumber(booked_at) < reported_at and time < reported_at + 1000 then
     load.ended = load.ended - 1
   end
+  local marks
   local unseen_from = math.min(reported_at, tonumber(load.marks:sub(1, 13)) or reported_at)
   -- Or the next report would take it for one that is under way. (The clock may have been set back in between: then it
   -- was maybe counted as seen, and no number must get below 0.)
   if tonumber(booked_at) >= unseen_from and load.lent > 0 then
     load.lent, load.done = load.lent - 1, load.done + 1
-    load.marks = load.marks:gsub("(%d+):(%d+):(%d+);", function(at, booked, lent)
+    marks = load.marks:gsub("(%d+):(%d+):(%d+);", function(at, booked, lent)
       lent = at > booked_at and math.max(0, lent - 1) or tonumber(lent)
       return mark(at, booked, math.min(lent, load.lent))
     end)
   end
   load.leased = load.leased - 1
   load.ended = math.min(load.ended, load.leased)
-  write_load(load)
+  write_load(load, nil, marks)
   index_static(load, fades)
   return true
 end

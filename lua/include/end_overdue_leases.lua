@@ -6,10 +6,13 @@
     fades   whether bookings fade
     budget  how many at most
 ]]
---- @include "end_lease"
 --- @include "key"
 local function end_overdue_leases(time, fades, budget)
-  for _, lease in ipairs(redis.call("ZRANGEBYSCORE", key("leases"), "-inf", time, "LIMIT", 0, budget)) do
-    end_lease(lease, time, fades)
+  local overdue = redis.call("ZRANGEBYSCORE", key("leases"), "-inf", time, "LIMIT", 0, budget)
+  if overdue[1] then
+    --- @include "end_lease"
+    for _, lease in ipairs(overdue) do
+      end_lease(lease, time, fades)
+    end
   end
 end

@@ -7,6 +7,6 @@
 ]]
 local function forgive(load)
   if load.failing == "polls" or (load.failing and redis.call("HGET", load.worker, "check_heart_beat") == "0") then
-    load.failing = false
+    load.failing = nil
   end
 end

@@ -8,19 +8,18 @@
     model  a model that it serves, if one is known: most workers serve no other, and then there is nothing to decode
 
   Output: a table; nil if there is no such worker. It is written by include/write_load.lua, which tells its parts.
+  expected and capacity are nil where no capacity is told, failing and draining where it does not.
   turn, place, booked, marked_at, speed and phase are text as long as nobody has changed them, because to make text of a
   number takes time: compare none of them without tonumber().
 ]]
 --- @include "key"
 --- @include "phase"
 local last_json, last_models -- in a batch mostly the same again
-local plain = { leased = 0, ended = 0, lent = 0, done = 0, failing = false, draining = false } -- what most workers have
-plain.__index = plain -- a smaller table of what else there is is made in half the time
 
 local function load_of(name, time, model)
   local worker = key("worker", name)
   local fields = redis.call("HMGET", worker, "load", "models", "marks")
-  local text, json, marks = fields[1], fields[2], fields[3]
+  local text, json = fields[1], fields[2]
   if not text then
     return nil
   end
@@ -43,13 +42,11 @@ local function load_of(name, time, model)
   if faded > 0 then -- the clock was set back: it does not fade until that time comes again, or a report does
     faded, phase_text = 0, phase_then
   end
-  unleased = unleased * math.exp(faded)
-  local load = setmetatable({
+  local load = { -- no more than 16 parts, which most workers have: a 17th would double what the table costs
     name = name,
     worker = worker,
     models = last_models,
-    unleased = unleased,
-    expected = unleased,
+    unleased = unleased * math.exp(faded),
     phase = phase_text,
     turn = turn,
     place = place,
@@ -57,14 +54,17 @@ local function load_of(name, time, model)
     marked_at = marked_at,
     speed = speed,
     more = more,
-    marks = marks,
-    marks_before = marks,
-  }, plain)
+    leased = 0,
+    ended = 0,
+    lent = 0,
+    done = 0,
+    marks = fields[3],
+  }
   if more ~= "" then
     local leased, ended, lent, done, capacity, why, drains =
       more:match("(%S+) (%S+) (%S+) (%S+) (%S+) (%S+) (%S+)")
     load.leased, load.ended, load.lent, load.done = leased + 0, ended + 0, lent + 0, done + 0
-    load.failing = why ~= "-" and why
+    load.failing = why ~= "-" and why or nil
     load.draining = drains == "1"
     if capacity ~= "-" then
       load.capacity = capacity + 0

@@ -1,9 +1,8 @@
 --[[
   An argument as a number, if it is a whole one from `least` to 2^53; otherwise nil.
 ]]
---- @include "finite"
 local function whole_number(argument, least)
-  local number = finite(argument)
+  local number = tonumber(argument)
   if number and number >= least and number <= 9007199254740992 and number % 1 == 0 then
     return number
   end

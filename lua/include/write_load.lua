@@ -3,8 +3,9 @@
   which change less often.
 
   Input:
-    load  as include/load_of.lua gives it
-    more  the second half of the field as it was read, where nothing of it has changed; else nil
+    load   as include/load_of.lua gives it
+    more   the second half of the field as it was read, where nothing of it has changed; else nil
+    marks  the marks, where they have changed; else nil
 
   The field "load", its parts with a space between them:
     unleased, expected, phase     as in controller/domain/load.py; expected is '-' where no capacity is told
@@ -22,7 +23,7 @@
 
   The field "marks": marks, as include/mark.lua makes them.
 ]]
-local function write_load(load, more)
+local function write_load(load, more, marks)
   if not more then
     more = ""
     if load.capacity or load.failing or load.draining or load.leased + load.lent + load.done > 0 then
@@ -32,9 +33,9 @@ local function write_load(load, more)
   end
   local text = load.unleased .. " " .. (load.capacity and load.expected or "-") .. " " .. load.phase .. " " .. load.turn
     .. " " .. load.place .. " " .. load.booked .. " " .. load.marked_at .. " " .. load.speed .. " " .. more
-  if load.marks == load.marks_before then
-    redis.call("HSET", load.worker, "load", text)
+  if marks then
+    redis.call("HSET", load.worker, "load", text, "marks", marks)
   else
-    redis.call("HSET", load.worker, "load", text, "marks", load.marks)
+    redis.call("HSET", load.worker, "load", text)
   end
 end

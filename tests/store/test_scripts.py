@@ -51,8 +51,10 @@ def test_header_and_body_name_the_same_arguments(path: Path) -> None:
 @pytest.mark.parametrize("path", [*SCRIPTS, *INCLUDES], ids=lambda p: p.stem)
 def test_a_file_includes_what_it_uses_and_no_more(path: Path) -> None:
     _, body = parts(path)
-    included = re.findall(r'^--- @include "(\w+)"$', body, re.MULTILINE)
-    assert included == sorted(set(included))
+    for block in re.findall(r'(?:^ *--- @include "\w+"\n)+', body, re.MULTILINE):
+        names = re.findall(r'"(\w+)"', block)
+        assert names == sorted(set(names))
+    included = re.findall(r'^ *--- @include "(\w+)"$', body, re.MULTILINE)
     code = re.sub(r'--.*$|"[^"]*"', "", body, flags=re.MULTILINE)
     functions = {include.stem for include in INCLUDES} - {path.stem}
     assert set(included) == {name for name in functions if re.search(rf"\b{name}\(", code)}
@@ -136,6 +138,30 @@ def test_a_source_has_each_include_once_and_before_its_use() -> None:
         definition = source.index(f"local function {name}(")
         assert definition < source.index(f"{name}(", definition + 20)
     assert "@include" not in source
+
+
+def test_an_include_within_a_function_is_put_there_unless_it_is_in_front(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    files = {
+        "x": '--- @include "a"\na()\n',
+        "include/a": '--- @include "b"\nlocal function a()\n  if b() then\n    --- @include "c"\n    c()\n  end\nend\n',
+        "include/b": "local function b() end\n",
+        "include/c": '--- @include "b"\n--- @include "d"\nlocal function c() b() d() end\n',
+        "include/d": "local function d() end\n",
+        "y": '--- @include "a"\n--- @include "d"\na()\nd()\n',
+    }
+    (tmp_path / "include").mkdir()
+    for name, text in files.items():
+        (tmp_path / f"{name}.lua").write_text(text)
+    monkeypatch.setattr(scripts, "folder", lambda: tmp_path)
+    scripts.source.cache_clear()
+    b, d = files["include/b"], files["include/d"]
+    c = "local function c() b() d() end\n"
+    before, after = "local function a()\n  if b() then\n", "    c()\n  end\nend\n"
+    assert scripts.source("x") == b + before + d + c + after + "a()\n"
+    assert scripts.source("y") == b + d + before + c + after + "a()\nd()\n"
+    scripts.source.cache_clear()
 
 
 def test_an_include_of_itself_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
