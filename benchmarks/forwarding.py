@@ -10,6 +10,7 @@ median of a hundred. Needs the package fschat.
 
 import argparse
 import contextlib
+import importlib
 import json
 import os
 import selectors
@@ -19,7 +20,8 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -29,11 +31,14 @@ from rich.progress import Progress
 from rich.table import Table
 
 STOCK = "stock FastChat"
+STOCK_FAST = "stock, with uvloop and httptools"
 OURS = "ours"
-PROXY = "bare reverse proxy (Starlette, aiohttp)"
-DIRECT = "none: the worker itself"
-NAMES = (STOCK, OURS, PROXY, DIRECT)
+PROXY = "bare reverse proxy, "
+DIRECT = "nobody: the worker itself"
 PATH = "/worker_generate_stream"
+
+
+Ask = Callable[[bytes], AsyncIterator[bytes]]
 
 
 class Stream:
@@ -153,31 +158,70 @@ def load(url: str, streams: int, frames: int) -> dict[str, float]:
     return {"rate": came / took, "missing": streams * frames - came, "first": statistics.median(firsts)}
 
 
-def proxy(port: int, target: str) -> None:
-    """As little as a proxy can do: each piece goes on as it comes."""
+def with_aiohttp(url: str) -> Ask:
     import aiohttp
+
+    session = aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=0))
+
+    async def ask(body: bytes) -> AsyncIterator[bytes]:
+        async with session.post(url, data=body) as answer:
+            async for piece in answer.content.iter_any():
+                yield piece
+
+    return ask
+
+
+def with_httpx(library: str, url: str) -> Ask:
+    httpx = importlib.import_module(library)
+    client = httpx.AsyncClient(limits=httpx.Limits(max_connections=None), timeout=None, trust_env=False)
+
+    async def ask(body: bytes) -> AsyncIterator[bytes]:
+        async with client.stream("POST", url, content=body) as answer:
+            async for piece in answer.aiter_raw():
+                yield piece
+
+    return ask
+
+
+def with_niquests(url: str) -> Ask:
+    import niquests
+
+    session = niquests.AsyncSession(pool_maxsize=1000)
+
+    async def ask(body: bytes) -> AsyncIterator[bytes]:
+        answer = await session.post(url, data=body, stream=True)
+        async for piece in await answer.iter_raw(-1):
+            yield piece
+        await answer.close()
+
+    return ask
+
+
+LIBRARIES: dict[str, Callable[[str], Ask]] = {
+    "aiohttp": with_aiohttp,
+    "httpx": partial(with_httpx, "httpx"),
+    "httpx2": partial(with_httpx, "httpx2"),
+    "niquests": with_niquests,
+}
+
+
+def proxy(port: int, target: str, library: str) -> None:
+    """As little as a proxy can do: each piece goes on as it comes."""
     import uvicorn
     from starlette.applications import Starlette
     from starlette.requests import Request
     from starlette.responses import StreamingResponse
 
-    sessions: list[aiohttp.ClientSession] = []
+    ask: list[Ask] = []  # made in the running event loop
 
     async def forward(request: Request) -> StreamingResponse:
-        if not sessions:
-            sessions.append(aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=0)))
-        answer = await sessions[0].post(target + PATH, data=await request.body())
-
-        async def pieces() -> object:
-            async with answer:
-                async for piece in answer.content.iter_any():
-                    yield piece
-
-        return StreamingResponse(pieces())
+        if not ask:
+            ask.append(LIBRARIES[library](target + PATH))
+        return StreamingResponse(ask[0](await request.body()))
 
     app = Starlette()
     app.add_route(PATH, forward, ["POST"])
-    uvicorn.run(app, host="127.0.0.1", port=port, log_level="warning", backlog=2000)
+    uvicorn.run(app, host="127.0.0.1", port=port, log_level="warning", backlog=2000, timeout_graceful_shutdown=1)
 
 
 @contextlib.contextmanager
@@ -203,17 +247,17 @@ def forwarding(name: str, directory: Path, worker: str) -> Iterator[tuple[str, i
     port = free_port()
     url = f"http://127.0.0.1:{port}"
     address = ["--host", "127.0.0.1", "--port", str(port)]
-    command = {
-        STOCK: ["-c", AS_PIP_INSTALLS_IT, *address],
-        OURS: ["-m", "controller", "serve", *address, "--data-dir", str(directory / "data"), "--poll-interval", "0"],
-        PROXY: [__file__, "--proxy", worker, "--port", str(port)],
-    }.get(name)
-    if command is None:
+    if name == DIRECT:
         yield worker, 0
         return
+    command = {
+        STOCK: ["-c", AS_PIP_INSTALLS_IT, *address],
+        STOCK_FAST: ["-m", "fastchat.serve.controller", *address],
+        OURS: ["-m", "controller", "serve", *address, "--data-dir", str(directory / "data"), "--poll-interval", "0"],
+    }.get(name, [__file__, "--proxy", worker, "--library", name.removeprefix(PROXY), "--port", str(port)])
     with child(0, directory, *command) as pid:
         wait_for(port)
-        if name != PROXY:
+        if not name.startswith(PROXY):
             status = {"model_names": ["m"], "speed": 1, "queue_length": 0}
             body = {"worker_name": worker, "check_heart_beat": False, "worker_status": status}
             post(f"{url}/register_worker", json.dumps(body).encode())
@@ -242,12 +286,13 @@ def cpu(pid: int) -> float:
 
 
 def measure(arguments: argparse.Namespace, console: Console) -> dict[str, list[dict[str, float]]]:
-    results: dict[str, list[dict[str, float]]] = {name: [] for name in NAMES}
+    names = [STOCK, STOCK_FAST, OURS, *(PROXY + library for library in arguments.libraries), DIRECT]
+    results: dict[str, list[dict[str, float]]] = {name: [] for name in names}
     frames = arguments.streams * arguments.frames
     with Progress(console=console, transient=True) as progress:
-        task = progress.add_task("", total=arguments.rounds * len(NAMES))
+        task = progress.add_task("", total=arguments.rounds * len(names))
         for _ in range(arguments.rounds):
-            for name in NAMES:
+            for name in names:
                 progress.update(task, description=name)
                 with tempfile.TemporaryDirectory(prefix="cf-") as folder:
                     directory = Path(folder)
@@ -286,7 +331,7 @@ def show(results: dict[str, list[dict[str, float]]], arguments: argparse.Namespa
     def median(name: str, what: str) -> float:
         return statistics.median(run[what] for run in results[name])
 
-    for name in NAMES:
+    for name in results:
         table.add_row(
             name,
             f"{median(name, 'rate'):,.0f}",
@@ -306,7 +351,14 @@ def main() -> None:
     parser.add_argument("--size", type=int, default=200, help="of a frame's text, in bytes (default: 200)")
     parser.add_argument("--rounds", type=int, default=3, help="measurements of each (default: 3)")
     parser.add_argument("--json", type=Path, help="write the figures to this file too")
-    for internal in ("--proxy", "--load"):
+    parser.add_argument(
+        "--libraries",
+        nargs="*",
+        choices=LIBRARIES,
+        default=["aiohttp"],
+        help="HTTP clients of the bare proxies (default: aiohttp, which is what ours uses)",
+    )
+    for internal in ("--proxy", "--library", "--load"):
         parser.add_argument(internal, help=argparse.SUPPRESS)
     parser.add_argument("--work", action="store_true", help=argparse.SUPPRESS)
     parser.add_argument("--port", type=int, help=argparse.SUPPRESS)
@@ -314,7 +366,7 @@ def main() -> None:
     if arguments.work:
         work(arguments.port, arguments.size)
     elif arguments.proxy:
-        proxy(arguments.port, arguments.proxy)
+        proxy(arguments.port, arguments.proxy, arguments.library)
     elif arguments.load:
         print(json.dumps(load(arguments.load, arguments.streams, arguments.frames)))
     else:
