@@ -1,8 +1,9 @@
-"""The best guess from heartbeats: how far any rule could get that is told no more than ours are without polls.
+"""The best guess from heartbeats: about how far a rule gets that is told no more than ours are without polls.
 
 It knows what no controller does: the slots, the true speeds, and how service times are distributed (but not that they
 drift). For each worker it draws DRAWS histories that agree with all bookings and with the last report, and chooses the
-worker where the next LOOK_AHEAD requests would wait least, on the average of them (a particle filter). Needs numpy.
+worker where the next LOOK_AHEAD requests would wait least, on the average of them (a particle filter). It is no strict
+bound: it weighs no later choices, and the histories are few. Needs numpy.
 """
 
 from typing import Any
