@@ -4,6 +4,7 @@
     python benchmarks/dispatch_quality.py --question deaths           one of what goes to workers that die
     python benchmarks/dispatch_quality.py --plots docs/images         wait against load, heartbeats and replicas
     python benchmarks/dispatch_quality.py --bursts --loads 0.7 --seeds 10 --json results.json
+    python benchmarks/dispatch_quality.py --fast-share 0 --best-guess
 
 The rows "ours" run the rules of controller/domain, to which the Lua is tested equal. Beside them: stock FastChat,
 its lottery, round robin, the power of two choices by each router's own counts, and one ideal queue in front of all
@@ -51,6 +52,14 @@ def leased_and_polled(fleet: Fleet) -> Fleet:
     return replace(fleet, lease_share=1.0)
 
 
+def best_guess(fleet: Fleet) -> Policy:
+    from best_guess import BestGuess  # numpy is needed for little else
+
+    return BestGuess(fleet)
+
+
+BEST_GUESS = "best guess from heartbeats"
+
 # The clients and polls of a row, and its policy.
 CASES: dict[str, tuple[Callable[[Fleet], Fleet], Callable[[Fleet], Policy]]] = {
     "FastChat shortest_queue": (bare, Stock),
@@ -67,6 +76,7 @@ CASES: dict[str, tuple[Callable[[Fleet], Fleet], Callable[[Fleet], Policy]]] = {
     "ours, leases": (leased, Ours),
     "ours, leases, capacity told": (leased, partial(Ours, capacity_told=True)),
     "ours, leases, polls, capacity told": (leased_and_polled, partial(Ours, capacity_told=True)),
+    BEST_GUESS: (bare, best_guess),
     "one ideal queue": (bare, Ideal),
 }
 DRAWN = (
@@ -116,11 +126,12 @@ def questions(arguments: argparse.Namespace) -> dict[str, Question]:
     loads = arguments.loads or (DRAWN_LOADS if arguments.plots else LOADS)
     intervals, counts = arguments.heartbeat_intervals, arguments.replica_counts
     deaths = arguments.deaths or min(DEATHS, arguments.workers - 2)
+    cases = tuple(case for case in CASES if case != BEST_GUESS or arguments.best_guess)
     return {
-        "load": Question("load", "load", loads, tuple(CASES)),
+        "load": Question("load", "load", loads, cases),
         "heartbeats": Question("time between heartbeats, s", "heartbeat_interval", intervals, DRAWN, True),
         "replicas": Question("replicas, or routers", "routers", counts, DRAWN, True),
-        "deaths": Question("workers that die", "deaths", [deaths], tuple(CASES)),
+        "deaths": Question("workers that die", "deaths", [deaths], cases),
     }
 
 
@@ -241,6 +252,11 @@ def parse() -> argparse.Namespace:
     add("--at-load", type=float, default=0.85, help="the load where something else is varied (default: 0.85)")
     add("--seeds", type=int, default=5, help="runs for each figure, with other random numbers (default: 5)")
     add("--jobs", type=int, default=1, help="runs at once, each in a process of its own (default: 1)")
+    asked.add_argument(
+        "--best-guess",
+        action="store_true",
+        help="a row for the best that could be told from heartbeats by one that knows the workers; slow, needs numpy",
+    )
     asked.add_argument("--json", type=Path, metavar="FILE", help="a file for the figures of each run")
     asked.add_argument(
         "--plots", type=Path, metavar="DIR", help="a directory for one SVG of each question; needs matplotlib"

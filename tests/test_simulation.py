@@ -8,6 +8,7 @@ from pathlib import Path
 from statistics import fmean
 
 import pytest
+from best_guess import BestGuess
 from dispatch_quality import CASES, QUESTIONS, main, simulate
 from simulation import SERVICES, Fleet, Ideal, Notice, Ours, Policy, Request, Simulation, Stock, TwoChoices
 
@@ -128,3 +129,18 @@ def test_the_command_answers(question: str, tmp_path: Path, monkeypatch: pytest.
     assert (written["fleet"]["workers"], written["fleet"]["delay"]) == (6, [0.01, 0.02])
     for by_value in written["answers"][question].values():
         assert [len(runs) for runs in by_value.values()] == [2]
+
+
+@pytest.mark.parametrize("service", SERVICES)
+def test_the_best_guess_keeps_to_what_was_reported(service: str) -> None:
+    fleet = replace(FLEET, service=service, poll_interval=0.0)
+    policy = BestGuess(fleet)
+    request = Request(0.0, 1.0, 0.1, 0, False)
+    for i in range(40):
+        policy.choose(i / 4, request)
+    for reported in (0, 3, 9):
+        policy.reported(10.5, 0, reported, None)
+        now = 10.5 - sum(fleet.report_delay) / 2
+        inside = ((policy.ends[0] > now) & (policy.comes[0] <= now)).sum(1)
+        assert set(inside) == {reported}
+        assert ((policy.free[0] > now).sum(1) == min(reported, fleet.slots)).all()
