@@ -18,8 +18,8 @@ serve: $(VENV)/.serve  ## Run a controller on an embedded store. ARGS="--port 21
 demo: $(VENV)/.serve  ## See a controller, three workers and a load at work for half a minute.
 	@exec $(BIN)/python examples/demo.py $(ARGS)
 
-test: $(VENV)/.test  ## Run the tests, with coverage. ARGS="tests/store -k lottery"
-	@$(BIN)/python -m pytest $(if $(ARGS),$(ARGS),--cov --cov-report=term --cov-fail-under=95)
+test: $(VENV)/.test  ## Run the tests, two files at once, with coverage. ARGS="tests/store -k lottery"
+	@$(BIN)/python -m pytest $(if $(ARGS),$(ARGS),-n 2 --dist loadfile --cov --cov-report=term --cov-fail-under=95)
 
 check: $(VENV)/.check  ## Lint, format, types and floors, without changing anything.
 	$(BIN)/ruff check .

@@ -51,20 +51,21 @@ def pytest_report_header() -> str:
 
 
 Figure = Callable[[str, object], None]
-_figures: list[str] = []
 
 
 @pytest.fixture
-def figure() -> Figure:
+def figure(record_property: Callable[[str, object], None]) -> Figure:
     """Tells, at the end of the run, what was measured."""
-    return lambda what, seen: _figures.append(f"{what}: {seen}")
+    return lambda what, seen: record_property("figure", f"{what}: {seen}")
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
-    if _figures:
+    reports = [report for kind in ("passed", "failed") for report in terminalreporter.stats.get(kind, [])]
+    figures = [told for report in reports for name, told in report.user_properties if name == "figure"]
+    if figures:
         terminalreporter.section("figures")
-        for line in _figures:
-            terminalreporter.write_line(line)
+        for line in figures:
+            terminalreporter.write_line(str(line))
 
 
 @pytest.fixture(scope="session")
