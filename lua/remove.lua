@@ -4,7 +4,8 @@
   Input:
     KEYS[1]  '{<ns>}' the namespace
     ARGV[1]  the worker's name
-    ARGV[2]  do it only if this is still the worker's registration; '' to do it in any case
+    ARGV[2]  do it only if this is still the worker's registration; '' to do it in any case, and to forget
+             that it drained
     ARGV[3]  for how many milliseconds it is remembered that it was removed: nobody restores it from old knowledge
 
   Output:
@@ -31,7 +32,9 @@ end
 
 local was_alive = alive(name)
 forget(name) -- first: a full store refuses what follows, but not what makes room
-redis.call("DEL", key("draining", name))
+if expected_registration == "" then
+  redis.call("DEL", key("draining", name))
+end
 if was_alive then
   redis.call("SET", key("removed", name), "1", "PX", keep)
 end

@@ -33,6 +33,28 @@ async def test_refresh_updates_the_living_and_removes_the_dead(replica: Open, re
         assert len(living.requests) == 1
 
 
+async def test_who_is_removed_because_it_restarts_drains_on(replica: Open, registry: Registry) -> None:
+    """It was told to drain so that it can be restarted; and FastChat's API server refreshes all the time."""
+    controller = replica()
+    async with bad_worker(worker_get_status=status("m")) as living:
+        await registry.register(worker(living.address))
+        await registry.register(worker("http://127.0.0.1:1"))
+        await registry.drain("http://127.0.0.1:1")
+        await controller.refresh()
+        assert [known.name for known in (await controller.list_workers()).value] == [living.address]
+    await registry.register(worker("http://127.0.0.1:1"))
+    drains = {known.name: known.draining for known in (await controller.list_workers()).value}
+    assert drains == {living.address: False, "http://127.0.0.1:1": True}
+
+
+async def test_who_is_removed_by_request_drains_no_more(registry: Registry) -> None:
+    await registry.register(worker(A))
+    await registry.drain(A)
+    await registry.remove(A)
+    await registry.register(worker(A))
+    assert not (await registry.list_workers()).workers[0].draining
+
+
 async def test_refresh_of_nobody(replica: Open) -> None:
     controller = replica()
     await controller.refresh()
