@@ -18,7 +18,7 @@
              [1]  name
              [2]  models, a JSON array
              [3]  speed
-             [4]  queue length, rounded
+             [4]  queue length, rounded; at most 10^9
              [5]  '1' if it is multimodal, else '0'
              [6]  '1' if it must send heartbeats, else '0'
              [7]  number of its registration
@@ -55,7 +55,8 @@ for i = 1, #members, 2 do
   if expires_in ~= -2 and load then
     local fields = redis.call("HMGET", load.worker, "models", "speed", "multimodal", "check_heart_beat",
       "registration", "heartbeat_at", "capacity", "polled", "reported")
-    local queue_length = math.floor(load.leased - load.ended + (load.expected or load.unleased) + 0.5)
+    -- What is booked comes on top of what it reported, which may be the most that there can be.
+    local queue_length = math.min(1e9, math.floor(load.leased - load.ended + (load.expected or load.unleased) + 0.5))
     workers[#workers + 1] = {
       name, fields[1], fields[2], string.format("%.0f", queue_length), fields[3], fields[4], fields[5],
       math.max(0, time - tonumber(fields[6])), expires_in,

@@ -4,7 +4,7 @@ import math
 
 import pytest
 
-from controller.domain.worker import Registration, WorkerStatus
+from controller.domain.worker import MAX_QUEUE_LENGTH, Registration, WorkerStatus
 from controller.store import keys
 from controller.store.registry import NOT_ALIVE, Registry
 from tests.conftest import Store
@@ -15,6 +15,15 @@ from tests.waiting import wait_until
 
 async def names(registry: Registry) -> list[str]:
     return [worker.name for worker in (await registry.list_workers()).workers]
+
+
+async def test_a_queue_as_long_as_can_be_keeps_nobody_from_being_listed(registry: Registry) -> None:
+    """What is booked comes on top of what its worker reported."""
+    await registry.register(worker(A, queue_length=MAX_QUEUE_LENGTH))
+    await registry.register(worker(B, "n"))
+    assert await registry.dispatch_shortest_queue(asks(["m"])) == [A]
+    lengths = {known.name: known.status.queue_length for known in (await registry.list_workers()).workers}
+    assert lengths == {A: MAX_QUEUE_LENGTH, B: 0}
 
 
 async def test_a_registered_worker_is_known_whole(store: Store, registry: Registry) -> None:
