@@ -118,7 +118,7 @@ for i = 1, requests do
   leased = leased or tonumber(ARGV[2 + 3 * i]) > 0
 end
 if leased then
-  end_overdue_leases(time, fades, 64)
+  end_overdue_leases(time, fades, 64 + requests) -- more than this call may lend
 end
 local turn = leased and redis.call("INCRBY", key("sequence"), requests) - requests or 0 -- nothing else has one
 local chosen = {}

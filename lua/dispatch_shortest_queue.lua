@@ -156,7 +156,7 @@ for i = 1, requests do
   local model, lease_time = ARGV[2 + 2 * i], tonumber(ARGV[3 + 2 * i])
   if lease_time > 0 and not leases_are_in_order then
     --- @include "end_overdue_leases"
-    end_overdue_leases(time, fades, 64)
+    end_overdue_leases(time, fades, 64 + requests) -- more than this call may lend
     leases_are_in_order = true
   end
   local best

@@ -169,6 +169,17 @@ async def test_a_lease_whose_time_is_over_is_counted_out_by_the_next(
     await wait_until(lambda: leases_are(registry, operation), "the first two are over")
 
 
+@pytest.mark.parametrize("operation", ["dispatch_shortest_queue", "dispatch_lottery"])
+async def test_leases_that_nobody_releases_do_not_pile_up(registry: Registry, operation: str) -> None:
+    """A client may name a time instead of releasing, and no sweep has to come for its leases to end."""
+    await registry.register(worker(A))
+    for _ in range(4):
+        await getattr(registry, operation)(asks(["m"] * 256, 1))
+        await asyncio.sleep(0.01)
+    await getattr(registry, operation)(asks(["m"], 60_000))
+    assert [known.leased for known in (await registry.list_workers()).workers] == [256 - 65 + 1]
+
+
 async def leases_are(registry: Registry, operation: str) -> bool:
     [lease] = await getattr(registry, operation)(asks(["m"], 60_000))
     await registry.release([lease])
