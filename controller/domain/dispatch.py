@@ -61,7 +61,8 @@ class Indexed:
 
     score is its load's index_cost() when it was last touched, place the number of the choice when it last took a new
     place among those of equal scores: its last with a lease, or, where bookings do not fade, its last. fading is its
-    load's what_fades() when that last changed.
+    load's what_fades() when that last changed; where that is the same, as of workers that were booked in the same
+    millisecond, the second index is in order of name.
     """
 
     load: Load
@@ -69,6 +70,7 @@ class Indexed:
     place: int = 0
     score: float = 0.0
     fading: float = -math.inf
+    name: str = ""
 
 
 def least_cost(workers: Collection[Indexed], *, leased: bool, fades: bool, phase: float, pace: float) -> Indexed | None:
@@ -81,8 +83,9 @@ def least_cost(workers: Collection[Indexed], *, leased: bool, fades: bool, phase
     def by_score(worker: Indexed) -> tuple[float, int]:
         return worker.score, worker.place
 
-    def by_what_fades(worker: Indexed) -> tuple[bool, float, int]:
-        return worker.load.failing, worker.fading, worker.turn
+    def by_what_fades(worker: Indexed) -> tuple[bool, float, int, str]:
+        turn = worker.turn if worker.fading == -math.inf else 0
+        return worker.load.failing, worker.fading, turn, worker.name
 
     def cost(worker: Indexed) -> float:
         return worker.load.cost(phase, pace * worker.load.speed)
