@@ -1,0 +1,66 @@
+"""Leases whose time is over, and leases that are renewed: each by itself, where random histories come seldom."""
+
+import pytest
+
+from controller.store import keys
+from controller.store.registry import Registry
+from tests.conftest import Store
+from tests.samples import A, asks, reports, worker
+
+
+@pytest.fixture
+async def overdue(store: Store, registry: Registry) -> str:
+    """A lease whose time is over, and that nobody has counted out yet."""
+    await registry.register(worker(A))
+    [lease] = await registry.dispatch_shortest_queue(asks(["m"], 60_000))
+    await store.client.zadd(keys.leases(store.namespace), {lease: 1})
+    return lease
+
+
+async def leased(registry: Registry) -> int:
+    [known] = (await registry.list_workers()).workers
+    return known.leased
+
+
+async def test_a_release_after_the_time_is_over_counts_once_and_says_so(registry: Registry, overdue: str) -> None:
+    assert await registry.release([overdue, overdue]) == [False, False]
+    assert await leased(registry) == 0
+
+
+async def test_what_is_over_is_not_renewed(registry: Registry, overdue: str) -> None:
+    assert not await registry.renew(overdue)
+    assert await leased(registry) == 1, "until somebody counts it out"
+
+
+async def test_a_sweep_counts_out_what_is_over(store: Store, registry: Registry, overdue: str) -> None:
+    assert await registry.sweep(60.0) == []
+    assert await leased(registry) == 0
+    assert not await store.client.exists(keys.leases(store.namespace))
+
+
+async def test_a_report_counts_out_what_is_over(registry: Registry, overdue: str) -> None:
+    await registry.heartbeat(reports([(A, 0)]))
+    assert await leased(registry) == 0
+
+
+async def test_a_lease_that_is_renewed_lasts_from_now_as_long_as_it_was_to_last(
+    store: Store, registry: Registry
+) -> None:
+    await registry.register(worker(A))
+    [lease] = await registry.dispatch_shortest_queue(asks(["m"], 60_000))
+    leases = keys.leases(store.namespace)
+    ends_at = await store.client.zscore(leases, lease)
+    await store.client.zadd(leases, {lease: ends_at - 50_000})  # as if that much time had passed
+    assert await registry.renew(lease)
+    assert ends_at <= await store.client.zscore(leases, lease) < ends_at + 9_000
+    assert await store.client.pttl(leases) > 86_400_000
+
+
+async def test_a_report_after_days_does_not_spoil_what_is_learned(store: Store) -> None:
+    registry = store.registry(booking_decay=True)
+    await registry.register(worker(A, queue_length=1_000))
+    before = float((await store.client.get(keys.fade(store.namespace, "m"))).split()[5])
+    await store.client.hset(keys.worker(store.namespace, A), "reported_at", 1)
+    await registry.heartbeat(reports([(A, 1_000)]))
+    learned = float((await store.client.get(keys.fade(store.namespace, "m"))).split()[5])
+    assert learned - before == 3_600_000, "an hour at most"
