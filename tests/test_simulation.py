@@ -12,6 +12,8 @@ from best_guess import BestGuess
 from dispatch_quality import CASES, QUESTIONS, main, simulate
 from simulation import SERVICES, Fleet, Ideal, Notice, Ours, Policy, Request, Simulation, Stock, TwoChoices
 
+from tests.conftest import Figure
+
 FLEET = Fleet(workers=8, slots=4, requests=600, load=0.8, heartbeat_interval=5.0, routers=2)
 
 
@@ -144,3 +146,26 @@ def test_the_best_guess_keeps_to_what_was_reported(service: str) -> None:
         inside = ((policy.ends[0] > now) & (policy.comes[0] <= now)).sum(1)
         assert set(inside) == {reported}
         assert ((policy.free[0] > now).sum(1) == min(reported, fleet.slots)).all()
+
+
+@pytest.mark.parametrize("load", [0.7, 0.85, 0.95])
+def test_our_rules_are_worth_what_is_claimed(load: float, figure: Figure) -> None:
+    """In the fleet of docs/dispatch.md, by two runs in the place of five."""
+
+    def mean(case: str) -> float:
+        return fmean(simulate(case, Fleet(load=load, seed=seed)).mean for seed in range(2))
+
+    ideal, two_choices, stock = mean("one ideal queue"), mean("two choices"), mean("FastChat shortest_queue")
+    no_polls, as_it_comes, half = mean("ours, no polls"), mean("ours, as it comes"), mean("ours, half lease")
+    leases = mean("ours, leases, capacity told")
+    figure(f"waits at {load} beside the ideal queue's", f"{leases / ideal:.2f} with leases and capacity")
+    figure(
+        f"waits at {load} beside those of two choices",
+        f"{no_polls / two_choices:.2f} without polls, {as_it_comes / two_choices:.2f} as it comes",
+    )
+    assert leases <= (1.5 if load > 0.9 else 1.1) * ideal
+    assert as_it_comes <= 0.6 * two_choices
+    assert half <= 1.02 * as_it_comes
+    if load < 0.9:
+        assert no_polls <= (0.8 if load < 0.8 else 1.05) * two_choices
+        assert no_polls <= 0.15 * stock
