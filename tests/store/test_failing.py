@@ -125,6 +125,17 @@ async def test_a_worker_that_the_store_forgot_drains_on_when_it_is_restored(regi
     assert await registry.dispatch_shortest_queue(asks(["m"])) == [A]
 
 
+async def test_bookings_fade_when_the_only_worker_of_a_model_serves_again(store: Store) -> None:
+    """While it drained, the model had no worker, and all that was known of how it fades was forgotten."""
+    registry = store.registry(booking_decay=True)
+    await registry.register(worker(A))
+    await registry.drain(A)
+    assert not await store.client.exists(keys.fade(store.namespace, "m"))
+    await registry.drain(A, False)
+    assert await registry.dispatch_shortest_queue(asks(["m"])) == [A]
+    assert await store.client.exists(keys.fade(store.namespace, "m"))
+
+
 async def test_that_a_worker_drained_is_remembered_for_an_hour(store: Store, registry: Registry) -> None:
     await registry.register(worker(A))
     await registry.drain(A)
