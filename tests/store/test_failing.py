@@ -225,3 +225,15 @@ async def test_a_lottery_whose_answer_was_lost_takes_back_the_leases_alone(store
     [known] = (await registry.list_workers()).workers
     assert (known.status.queue_length, known.leased) == (4, 0)
     assert await registry._run("dispatch_lottery", "lost", 6_000, 0, *arguments) == []
+
+
+async def test_what_is_taken_back_after_a_report_makes_no_count_negative(registry: Registry) -> None:
+    await registry.register(worker(A))
+    assert await registry._run("dispatch_shortest_queue", "lost", 6_000, 0, "m", 0) == [A]
+    await asyncio.sleep(0.01)  # times are told to a millisecond
+    await registry.heartbeat(reports([(A, 0)]))
+    registry._unanswered.append("lost")
+    for settlement in registry.settlements({}, 0):
+        await registry.settle(settlement)
+    [known] = (await registry.list_workers()).workers
+    assert (known.booked, known.status.queue_length) == (0, 0)
