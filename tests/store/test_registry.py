@@ -39,6 +39,22 @@ async def test_a_registered_worker_is_known_whole(store: Store, registry: Regist
     assert state.indexes == {model: [(f"{1:016d}{A}", 1.2)] for model in known.status.model_names}
 
 
+async def test_an_answer_to_a_poll_prolongs_no_life(store: Store, registry: Registry) -> None:
+    await registry.register(worker(A), expires_in=30.0)
+    heard_at = await store.client.hget(keys.worker(store.namespace, A), "heartbeat_at")
+    await wait_until(lambda: milliseconds_have_passed(store, int(heard_at)), "times are told to a millisecond")
+    assert await registry.heartbeat(reports([(A, 1)]), of_polls=True) == [True]
+    assert await store.client.pttl(keys.heartbeat(store.namespace, A)) <= 30_000
+    assert await store.client.hget(keys.worker(store.namespace, A), "heartbeat_at") == heard_at
+    await registry.heartbeat(reports([(A, 1)]))
+    assert await store.client.pttl(keys.heartbeat(store.namespace, A)) > 80_000
+
+
+async def milliseconds_have_passed(store: Store, since: int) -> bool:
+    seconds, microseconds = await store.client.time()
+    return bool(seconds * 1000 + microseconds / 1000 > since + 2)
+
+
 async def test_registering_twice_is_registering_once(store: Store, registry: Registry) -> None:
     await registry.register(worker(A, speed=2))
     before = await whole_state(store.client, store.namespace)
