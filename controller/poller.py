@@ -21,7 +21,7 @@ from controller.upstream.client import WorkerClient
 
 logger = logging.getLogger("controller")
 
-_MAX_POLLS_AT_ONCE: Final = 64
+_MAX_POLLS_AT_ONCE: Final = 512  # of workers that answered the last one; and as many of those that did not
 _MEETING_INTERVAL: Final = 1.0
 _STAY: Final = 3.0  # for so long after its last word a replica is believed to be there
 _STEPS: Final = 50  # in an interval: polls begin at so many times
@@ -57,6 +57,7 @@ class Poller:
         self._failures: dict[str, int] = {}  # in a row
         self._left_alone: dict[str, int] = {}  # the registration that does not answer
         self._places = asyncio.Semaphore(_MAX_POLLS_AT_ONCE)
+        self._places_of_failing = asyncio.Semaphore(_MAX_POLLS_AT_ONCE)  # or those that hang would delay the others
         self._polls: dict[str, asyncio.Task[None]] = {}  # under way, by worker
         self._reports: Coalescer[Report, bool] = Coalescer(self._report_all, limit=256)
 
@@ -121,7 +122,7 @@ class Poller:
         del self._polls[name]
 
     async def _poll(self, worker: Worker) -> None:
-        async with self._places:
+        async with self._places_of_failing if worker.name in self._failures else self._places:
             if worker.name not in self._due:
                 return  # while this waited for a place, the worker went to another replica
             asked_at = time.monotonic()

@@ -206,6 +206,49 @@ async def test_no_more_than_so_many_are_asked_at_once(
         assert engine.asked == 3, "nobody asks for what is another's"
 
 
+async def test_hundreds_that_hang_at_once_delay_nobody(
+    store: Store, polling: Callable[..., Controller], engine: Engine, asked: BadWorker
+) -> None:
+    engine.goes_on.clear()
+    other = Engine()
+    async with bad_worker(worker_get_status=other) as living:
+        for i in range(200):
+            await store.registry().register(worker(f"{asked.address}/{i}"))
+        await store.registry().register(worker(living.address))
+        polling(probe_timeout=60.0)
+        await wait_until(lambda: engine.asked == 200, "all are asked, and hang")
+        asked_before = other.asked
+        await wait_until(lambda: other.asked > asked_before + 10, "the other is asked again and again")
+
+
+async def test_those_that_hang_again_delay_nobody_however_many_they_are(
+    store: Store,
+    polling: Callable[..., Controller],
+    engine: Engine,
+    asked: BadWorker,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("controller.poller._MAX_POLLS_AT_ONCE", 2)
+    other = Engine()
+    async with bad_worker(worker_get_status=other) as living:
+        for i in range(5):
+            await store.registry().register(worker(f"{asked.address}/{i}"))
+        await store.registry().register(worker(living.address))
+        controller = polling(probe_timeout=60.0)
+        for i in range(5):
+            await wait_until(lambda i=i: polled(store, f"{asked.address}/{i}"), "it has answered")
+        engine.fails = True
+        await wait_until(lambda: len(controller._poller._failures) == 5, "each has failed")
+        engine.goes_on.clear()
+        engine.fails = False
+        asked_before = engine.asked
+        await wait_until(lambda: engine.asked == asked_before + 2, "as many as may hang")
+        asked_before = other.asked
+        await wait_until(lambda: other.asked > asked_before + 10, "the other is asked again and again")
+        engine.goes_on.set()
+        await wait_until(lambda: not controller._poller._failures, "all are asked when there are places")
+
+
 async def test_what_is_booked_while_a_poll_is_under_way_is_not_taken_for_seen(
     store: Store, polling: Callable[..., Controller]
 ) -> None:
