@@ -143,17 +143,17 @@ class Poller:
             return
         try:
             # The store knows whether it has ever answered, us or another replica; what we know of it may be older.
-            has_answered = await self._guard.ask(self._report_failure, worker.name)
+            fails = await self._guard.ask(self._report_failure, worker.name)
         except StoreError:
             return  # the guard has told of it
-        if not has_answered:
+        if fails is None:
             self._left_alone[worker.name] = worker.registration
             self._due.pop(worker.name, None)
             logger.info("A worker cannot be asked for its status, and is not asked again: %s", error)
-        elif failures == _FAILURES:
+        elif fails and failures == _FAILURES:
             logger.warning("A worker does not answer, and comes behind all others: %s", error)
 
-    async def _report_failure(self, name: str) -> bool:
+    async def _report_failure(self, name: str) -> bool | None:
         return await self._registry.report_failure(name, of_polls=True)
 
     async def _report_all(self, reports: Sequence[Report]) -> list[bool]:

@@ -107,7 +107,7 @@ class Controller:
 
     async def report_failure(self, name: str) -> bool:
         """Put a worker behind all others until its next heartbeat; whether there is such a live one."""
-        exists = await self._guard.ask(self._registry.report_failure, name)
+        exists = bool(await self._guard.ask(self._registry.report_failure, name))
         if exists:
             self._fallback.tell_news()
         return exists

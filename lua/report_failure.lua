@@ -10,8 +10,9 @@
     ARGV[3]  '1' if bookings fade, else '0'
 
   Output:
-    1  so it is
-    0  there is no such live worker, or it has never answered a poll
+    1   so it is
+    0   there is no such live worker
+    -1  with 'polls': it has never answered one, and stays where it is
     error 'INVALID …' if an argument cannot be; nothing was done
 ]]
 --- @include "alive"
@@ -29,8 +30,11 @@ end
 
 local time = fades and now()
 local load = load_of(name, time)
-if not load or not alive(name) or (why == "polls" and redis.call("HGET", load.worker, "polled") ~= "1") then
+if not load or not alive(name) then
   return 0
+end
+if why == "polls" and redis.call("HGET", load.worker, "polled") ~= "1" then
+  return -1
 end
 load.failing = load.failing == "request" and "request" or why -- which an answer to a poll does not forgive
 write_load(load)

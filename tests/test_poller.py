@@ -147,6 +147,24 @@ async def serves(store: Store, name: str) -> bool:
     return not (await known(store, name)).failing
 
 
+async def test_of_who_lapsed_nobody_says_that_it_cannot_be_asked(
+    store: Store,
+    polling: Callable[..., Controller],
+    engine: Engine,
+    asked: BadWorker,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    caplog.set_level("INFO")
+    await store.registry().register(worker(asked.address))
+    controller = polling(snapshot_interval=60.0)
+    await wait_until(lambda: polled(store, asked.address), "it has answered")
+    await store.lapse(asked.address)
+    engine.fails = True
+    await wait_until(lambda: controller._poller._failures.get(asked.address, 0) > 3, "it fails to answer")
+    assert "is not asked again" not in caplog.text
+    assert "comes behind all others" not in caplog.text
+
+
 async def test_one_failure_now_and_then_is_none(
     store: Store, polling: Callable[..., Controller], engine: Engine, asked: BadWorker
 ) -> None:

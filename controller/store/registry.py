@@ -205,13 +205,14 @@ class Registry:
         """Send a worker no new requests, or send it some again; whether there is such a live one."""
         return bool(await self._run("drain", name, int(drain), self._fades, repr(self._deviate())))
 
-    async def report_failure(self, name: str, *, of_polls: bool = False) -> bool:
+    async def report_failure(self, name: str, *, of_polls: bool = False) -> bool | None:
         """Put a worker behind all others until its next heartbeat; whether there is such a live one.
 
         of_polls is for one that does not answer polls: an answer puts it back, too. One that has never answered any
-        stays where it is, and False is returned.
+        stays where it is, and None is returned.
         """
-        return bool(await self._run("report_failure", name, "polls" if of_polls else "request", self._fades))
+        result = await self._run("report_failure", name, "polls" if of_polls else "request", self._fades)
+        return None if result == -1 else bool(result)
 
     async def meet(self, replica: str, stay: float) -> list[str]:
         """Tell the other replicas that this one is there, for `stay` seconds; the ids of all that are there."""

@@ -80,7 +80,8 @@ async def test_an_answer_to_us_forgives_what_nothing_else_would(registry: Regist
 
 async def test_an_answer_to_a_poll_forgives_only_the_failures_of_polls(registry: Registry) -> None:
     await registry.register(worker(A))
-    assert not await registry.report_failure(A, of_polls=True), "it has never answered one"
+    assert await registry.report_failure(A, of_polls=True) is None, "it has never answered one"
+    assert await registry.report_failure(B, of_polls=True) is False, "it is not there"
     await registry.heartbeat(reports([(A, 0)]), of_polls=True)
     assert await registry.report_failure(A, of_polls=True)
     assert await failing(registry) == {A: "polls"}
@@ -96,8 +97,9 @@ async def test_an_answer_to_a_poll_forgives_only_the_failures_of_polls(registry:
 async def test_who_is_not_alive_does_not_fail(store: Store, registry: Registry) -> None:
     await registry.register(worker(A))
     await store.lapse(A)
-    assert not await registry.report_failure(A)
-    assert not await registry.report_failure(B)
+    for of_polls in (False, True):
+        assert await registry.report_failure(A, of_polls=of_polls) is False
+        assert await registry.report_failure(B, of_polls=of_polls) is False
 
 
 async def test_a_lease_finds_the_slot_that_fading_has_made_free(store: Store) -> None:
@@ -165,7 +167,7 @@ async def test_in_a_new_life_it_has_not_answered_a_poll_yet(registry: Registry) 
     await registry.register(worker(A))
     await registry.heartbeat(reports([(A, 0)]), of_polls=True)
     await registry.register(worker(A))
-    assert not await registry.report_failure(A, of_polls=True)
+    assert await registry.report_failure(A, of_polls=True) is None
     assert await registry.register(worker(B), only_if=NOT_ALIVE, polled=True), "restored, and known to answer"
     assert await registry.report_failure(B, of_polls=True)
 
