@@ -26,13 +26,14 @@ _MEETING_INTERVAL: Final = 1.0
 _STAY: Final = 3.0  # for so long after its last word a replica is believed to be there
 _STEPS: Final = 50  # in an interval: polls begin at so many times
 _FAILURES: Final = 2  # in a row, and a worker comes behind all others
+_SELDOM: Final = 12  # intervals, from one poll to the next of a worker that never answered
 
 
 class Poller:
     """One replica's part of the polling.
 
     interval is in seconds; known gives the workers, as this replica saw them last. A worker that has never answered any
-    replica sits where it cannot be reached: it is left alone until it registers again.
+    replica sits where it cannot be reached, or does not listen yet: it is left alone, but for a poll now and then.
     """
 
     def __init__(
@@ -54,7 +55,7 @@ class Poller:
         self._replicas: list[str] = []
         self._met_at = float("-inf")
         self._due: dict[str, float] = {}  # when each of this replica's workers is asked next
-        self._failures: dict[str, int] = {}  # in a row
+        self._failures: dict[tuple[str, int], int] = {}  # in a row, by worker and registration
         self._left_alone: dict[str, int] = {}  # the registration that does not answer
         self._places = asyncio.Semaphore(_MAX_POLLS_AT_ONCE)
         self._places_of_failing = asyncio.Semaphore(_MAX_POLLS_AT_ONCE)  # or those that hang would delay the others
@@ -99,15 +100,16 @@ class Poller:
             for worker in self._known()
             if salts and max(salts, key=lambda salt: crc32(worker.name.encode(), salt[1]))[0] == self._id
         ]
+        registrations = {worker.name: worker.registration for worker in mine}
+        for name, registration in list(self._left_alone.items()):
+            if registrations.get(name) != registration:
+                del self._left_alone[name]
+                self._due.pop(name, None)  # if it has registered again, it is asked soon
         spread = random.uniform  # polls of workers that come together are spread in time
         self._due = {
-            worker.name: self._due.get(worker.name) or time.monotonic() + spread(0, self._interval)
-            for worker in mine
-            if self._left_alone.get(worker.name) != worker.registration
+            name: self._due.get(name) or time.monotonic() + spread(0, self._interval) for name in registrations
         }
-        self._failures = {name: number for name, number in self._failures.items() if name in self._due}
-        names = {worker.name for worker in mine}
-        self._left_alone = {name: number for name, number in self._left_alone.items() if name in names}
+        self._failures = {life: number for life, number in self._failures.items() if life in registrations.items()}
 
     def _begin_polls(self) -> None:
         now = time.monotonic()
@@ -122,7 +124,8 @@ class Poller:
         del self._polls[name]
 
     async def _poll(self, worker: Worker) -> None:
-        async with self._places_of_failing if worker.name in self._failures else self._places:
+        life = worker.name, worker.registration
+        async with self._places_of_failing if life in self._failures else self._places:
             if worker.name not in self._due:
                 return  # while this waited for a place, the worker went to another replica
             asked_at = time.monotonic()
@@ -131,14 +134,16 @@ class Poller:
             except WorkerError as error:
                 await self._failed(worker, error)
                 return
-        self._failures.pop(worker.name, None)
+        self._failures.pop(life, None)
+        self._left_alone.pop(worker.name, None)
         self._metrics.polls_answered.inc()
         with contextlib.suppress(StoreError):  # the guard has told of it
             await self._reports.submit(Report(worker.name, status.queue_length, asked_at))
 
     async def _failed(self, worker: Worker, error: WorkerError) -> None:
         self._metrics.polls_failed.inc()
-        failures = self._failures[worker.name] = self._failures.get(worker.name, 0) + 1
+        life = worker.name, worker.registration
+        failures = self._failures[life] = self._failures.get(life, 0) + 1
         if failures < _FAILURES:
             return
         try:
@@ -147,11 +152,16 @@ class Poller:
         except StoreError:
             return  # the guard has told of it
         if fails is None:
-            self._left_alone[worker.name] = worker.registration
-            self._due.pop(worker.name, None)
-            logger.info("A worker cannot be asked for its status, and is not asked again: %s", error)
+            self._leave_alone(worker, error)
         elif fails and failures == _FAILURES:
             logger.warning("A worker does not answer, and comes behind all others: %s", error)
+
+    def _leave_alone(self, worker: Worker, error: WorkerError) -> None:
+        if worker.name in self._due:  # or it went to another replica
+            self._due[worker.name] = time.monotonic() + _SELDOM * self._interval
+        if self._left_alone.get(worker.name) != worker.registration:
+            self._left_alone[worker.name] = worker.registration
+            logger.info("A worker cannot be asked for its status, and is seldom asked from now on: %s", error)
 
     async def _report_failure(self, name: str) -> bool | None:
         return await self._registry.report_failure(name, of_polls=True)

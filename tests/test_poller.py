@@ -115,12 +115,12 @@ async def test_who_stops_answering_comes_behind_all_others_until_it_answers(
     await wait_until(lambda: fails(store, asked.address), "it is known to fail")
     await store.registry().register(worker("http://127.0.0.1:9", queue_length=50))
     assert [(await controller.dispatch("m")).value for _ in range(3)] == ["http://127.0.0.1:9"] * 3
-    await wait_until(lambda: "is not asked again" in caplog.text, "the other cannot be asked at all")
+    await wait_until(lambda: "is seldom asked" in caplog.text, "the other cannot be asked at all")
     engine.fails = False
     await wait_until(lambda: serves(store, asked.address), "it is forgiven")
     assert (await controller.dispatch("m")).value == asked.address
     assert caplog.text.count("comes behind all others") == 1
-    assert caplog.text.count("is not asked again") == 1
+    assert caplog.text.count("is seldom asked") == 1
     assert not (await known(store, "http://127.0.0.1:9")).failing, "who cannot be asked is left alone"
 
 
@@ -160,8 +160,8 @@ async def test_of_who_lapsed_nobody_says_that_it_cannot_be_asked(
     await wait_until(lambda: polled(store, asked.address), "it has answered")
     await store.lapse(asked.address)
     engine.fails = True
-    await wait_until(lambda: controller._poller._failures.get(asked.address, 0) > 3, "it fails to answer")
-    assert "is not asked again" not in caplog.text
+    await wait_until(lambda: max(controller._poller._failures.values(), default=0) > 3, "it fails to answer")
+    assert "is seldom asked" not in caplog.text
     assert "comes behind all others" not in caplog.text
 
 
@@ -336,18 +336,62 @@ async def alone(registry: Registry) -> bool:
     return await registry.meet("living", 60.0) == ["living"]
 
 
-async def test_who_was_left_alone_is_asked_again_when_it_registers_again(
+async def test_who_did_not_listen_yet_is_asked_again_now_and_then(
     store: Store,
     polling: Callable[..., Controller],
     engine: Engine,
     asked: BadWorker,
     caplog: pytest.LogCaptureFixture,
 ) -> None:
+    caplog.set_level("INFO")
+    engine.fails = True
+    await store.registry().register(worker(asked.address))
+    controller = polling()
+    began = time.monotonic()
+    await wait_until(lambda: engine.asked == 4, "it is asked twice, and seldom then")
+    assert time.monotonic() - began > 2 * 12 * INTERVAL
+    assert caplog.text.count("is seldom asked") == 1
+    engine.fails = False
+    await wait_until(lambda: polled(store, asked.address), "it is asked, and answers")
+    asked_before = engine.asked
+    await wait_until(lambda: engine.asked == asked_before + 5, "it is asked as any other")
+    engine.fails = True
+    await wait_until(lambda: fails(store, asked.address), "and is known to fail as any other")
+    assert caplog.text.count("is seldom asked") == 1
+    assert caplog.text.count("comes behind all others") == 1
+    assert not controller._poller._left_alone
+
+
+async def test_a_new_registration_has_not_failed_yet(
+    store: Store, polling: Callable[..., Controller], engine: Engine, asked: BadWorker
+) -> None:
+    """Nor is it left alone when its first poll comes too early."""
+    registry = store.registry()
+    await registry.register(worker(asked.address))
+    controller = polling()
+    await wait_until(lambda: polled(store, asked.address), "it has answered")
+    engine.fails = True
+    await wait_until(lambda: fails(store, asked.address), "it is known to fail")
+    await registry.register(worker(asked.address))
+    life = asked.address, (await known(store, asked.address)).registration
+    assert await wait_until(lambda: controller._poller._failures.get(life), "it fails anew") == 1
+    assert not controller._poller._left_alone
+
+
+async def test_who_was_left_alone_is_asked_again_when_it_registers_again(
+    store: Store,
+    polling: Callable[..., Controller],
+    engine: Engine,
+    asked: BadWorker,
+    caplog: pytest.LogCaptureFixture,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("controller.poller._SELDOM", 1_000)
     engine.fails = True
     await store.registry().register(worker(asked.address))
     polling()
     with caplog.at_level("INFO"):
-        await wait_until(lambda: "is not asked again" in caplog.text, "it is left alone")
+        await wait_until(lambda: "is seldom asked" in caplog.text, "it is left alone")
     asked_before = engine.asked
     await asyncio.sleep(5 * INTERVAL)
     assert engine.asked == asked_before
