@@ -45,7 +45,8 @@ async def whole_state(client: Redis, namespace: str) -> WholeState:
         elif kind == "fading":
             state.fading[rest] = dict(await client.zrange(key, 0, -1, withscores=True))
         elif kind == "fade":
-            state.fades[rest] = await client.get(key)
+            if await client.pttl(key) == -1:  # else it goes by itself: no worker serves the model
+                state.fades[rest] = await client.get(key)
         elif kind == "leases":
             assert await client.pttl(key) != -1, f"{key} would stay for ever"
             state.leases = [lease for lease, _ in await client.zrange(key, 0, -1, withscores=True)]

@@ -51,7 +51,7 @@ def fading(name: str, model_name: str) -> str:
 
 
 def fade(name: str, model_name: str) -> str:
-    """STRING: how the bookings of a model fade, and what was learned of it."""
+    """STRING: how the bookings of a model fade, and what was learned of it. With a TTL, if no worker serves it."""
     return f"{{{name}}}:fade:{model_name}"
 
 

@@ -1,5 +1,6 @@
 --[[
-  Takes a worker out of the indexes of one model, and the model out of the models when it was the last.
+  Takes a worker out of the indexes of one model, and the model out of the models when it was the last. What was learned
+  of the model is kept for an hour: include/learn.lua, when a worker serves it again, keeps it for good.
 
   Input:
     model         the model's name
@@ -14,7 +15,8 @@ local function unindex(model, index_member, name)
   redis.call("ZREM", key("lottery", model), name)
   if redis.call("EXISTS", index) == 0 then
     redis.call("DEL", key("lottery", model)) -- of which only the clock is left
-    redis.call("DEL", key("fading", model), key("fade", model))
+    redis.call("DEL", key("fading", model))
+    redis.call("PEXPIRE", key("fade", model), 3600000)
     redis.call("SREM", key("models"), model)
   end
 end

@@ -127,12 +127,41 @@ async def test_a_worker_that_the_store_forgot_drains_on_when_it_is_restored(regi
     assert await registry.dispatch_shortest_queue(asks(["m"])) == [A]
 
 
-async def test_bookings_fade_when_the_only_worker_of_a_model_serves_again(store: Store) -> None:
-    """While it drained, the model had no worker, and all that was known of how it fades was forgotten."""
+async def time_constant(store: Store, model: str = "m") -> float:
+    return float((await store.client.get(keys.fade(store.namespace, model))).split()[2])
+
+
+@pytest.mark.parametrize("goes", ["drains", "dies", "serves another model"])
+async def test_what_was_learned_outlives_the_last_worker_of_a_model(store: Store, goes: str) -> None:
+    registry = store.registry(booking_decay=True)
+    await registry.register(worker(A, queue_length=1_000))
+    await store.client.hincrby(keys.worker(store.namespace, A), "reported_at", -60_000)
+    await registry.heartbeat(reports([(A, 1_000)]))
+    learned = await time_constant(store)
+    assert learned > 100_000
+    if goes == "drains":
+        await registry.drain(A)
+    elif goes == "dies":
+        await store.lapse(A)
+        await registry.sweep(60.0)
+    else:
+        await registry.register(worker(A, "n"))
+    fade = keys.fade(store.namespace, "m")
+    assert 3_500_000 < await store.client.pttl(fade) <= 3_600_000
+    if goes == "drains":
+        await registry.heartbeat(reports([(A, 0)]))
+        await registry.drain(A, False)
+    else:
+        await registry.register(worker(A))
+    assert await store.client.pttl(fade) == -1
+    assert await time_constant(store) == learned
+
+
+async def test_bookings_fade_when_a_worker_serves_again_after_all_was_forgotten(store: Store) -> None:
     registry = store.registry(booking_decay=True)
     await registry.register(worker(A))
     await registry.drain(A)
-    assert not await store.client.exists(keys.fade(store.namespace, "m"))
+    await store.client.delete(keys.fade(store.namespace, "m"))  # as after an hour
     await registry.drain(A, False)
     assert await registry.dispatch_shortest_queue(asks(["m"])) == [A]
     assert await store.client.exists(keys.fade(store.namespace, "m"))

@@ -108,10 +108,6 @@ class LoadMachine(RuleBasedStateMachine):
         for model in known.models if self.fades and not known.draining else []:
             self.fade.setdefault(model, Fade(at=self.now)).learn(self.now, known.load.speed, work, bookings)
 
-    def forget_fades(self) -> None:
-        served = {model for known in self.known.values() if not known.draining for model in known.models}
-        self.fade = {model: fade for model, fade in self.fade.items() if model in served}
-
     def index(self, known: Known, what_fades: bool = True) -> None:
         for model, indexed in known.places.items():
             indexed.score = known.load.index_cost(self.phase(known.models[0]), self.pace(known), self.fades)
@@ -151,7 +147,6 @@ class LoadMachine(RuleBasedStateMachine):
         known = self.known.pop(name, None)
         if known is not None and known.draining:
             self.drains_when_back.add(name)
-        self.forget_fades()
         return known is not None
 
     @rule(by=st.sampled_from([1, 20, 49, 50, 60, 300, 400, 999, 1_000, 1_500, 4_000, 20_000]))
@@ -193,7 +188,6 @@ class LoadMachine(RuleBasedStateMachine):
         load.faded_from = self.phase(models[0])
         self.known[name] = known
         self.index(known)
-        self.forget_fades()
 
     @rule(name=names, queue=queues, age=ages)
     def refresh(self, name: str, queue: int, age: int) -> None:
@@ -367,7 +361,6 @@ class LoadMachine(RuleBasedStateMachine):
             self.learn(known)
             known.load.faded_from = self.phase(known.models[0])
         self.index(known)
-        self.forget_fades()
 
     @rule(name=names, polls=st.booleans())
     def fails(self, name: str, polls: bool) -> None:
@@ -395,9 +388,9 @@ class LoadMachine(RuleBasedStateMachine):
         known = self.known.get(name)
         if known is None:
             return
-        alone = self.forget(name) and [model for model in known.models if model not in self.fade]
+        self.forget(name)
         self.run(self.client.delete(keys.heartbeat(self.namespace, name)))
-        if met_by == "dispatch" and not alone:
+        if met_by == "dispatch":
             self.dispatch(asked)
         elif met_by == "lottery":
             self.dispatch_by_lottery(asked)
@@ -434,7 +427,7 @@ class LoadMachine(RuleBasedStateMachine):
                 fading = score / 1e6 if score > -1e14 else -math.inf
                 assert math.isclose(fading, indexed.fading, abs_tol=1e-5), (name, model, fading, indexed)
         for model, fade in self.fade.items():
-            told = [float(part) for part in state.fades[model].split()]
+            told = [float(part) for part in self.run(self.client.get(keys.fade(self.namespace, model))).split()]
             phase = told[0] + max(0.0, self.now - told[1]) / told[2]
             assert math.isclose(phase, fade.phase_at(self.now), abs_tol=1e-6)
             assert math.isclose(told[2], fade.time_constant, rel_tol=1e-9)
