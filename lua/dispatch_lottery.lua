@@ -1,7 +1,7 @@
 --[[
   Chooses a worker for each of a batch of requests, one after the other: at random among the live ones, with a
-  probability proportional to speed. Nothing is booked, as in FastChat, but for a request with a lease. Those that fail
-  are passed over and get new tickets.
+  probability proportional to speed. Nothing is booked, as in FastChat, but for a request with a lease; how many were
+  drawn without is counted, for what reports tell. Those that fail are passed over and get new tickets.
   The rule in Python: controller/domain/dispatch.py, lottery() and next_ticket().
 
   A dead worker that holds the earliest ticket is forgotten on the spot and the next is tried; a call forgets no more
@@ -101,9 +101,14 @@ local function draw_one(model, draw)
   return first.name
 end
 
+local drawn = {} -- without a lease, by worker
+
 local function choose(model, lease_time, draw, turn)
   local name = draw_one(model, draw)
-  if not name or name == "" or lease_time == 0 then
+  if not name or name == "" then
+    return name
+  elseif lease_time == 0 then
+    drawn[name] = (drawn[name] or 0) + 1
     return name
   end
   local load = load_of(name, fades and time)
@@ -124,6 +129,10 @@ local turn = leased and redis.call("INCRBY", key("sequence"), requests) - reques
 local chosen = {}
 for i = 1, requests do
   chosen[i] = choose(ARGV[1 + 3 * i], tonumber(ARGV[2 + 3 * i]), tonumber(ARGV[3 + 3 * i]), turn + i)
+end
+for name, times in pairs(drawn) do
+  local worker = key("worker", name)
+  redis.call("HSET", worker, "drawn", (redis.call("HGET", worker, "drawn") or 0) + times)
 end
 redis.call("SET", reply, cjson.encode({ chosen = chosen }), "PX", keep) -- and not booked, but for the leases
 return chosen

@@ -30,7 +30,7 @@
              [13] 'request' or 'polls' if it fails, as in report_failure.lua, else ''
              [14] '1' if it has ever answered a poll, else '0'
              [15] how many requests it last said that it has
-             [16] how many were booked since without a lease
+             [16] how many it was sent since without a lease
     error 'INVALID …' if an argument cannot be
 ]]
 --- @include "key"
@@ -54,14 +54,14 @@ for i = 1, #members, 2 do
   local load = load_of(name, fades and time)
   if expires_in ~= -2 and load then
     local fields = redis.call("HMGET", load.worker, "models", "speed", "multimodal", "check_heart_beat",
-      "registration", "heartbeat_at", "capacity", "polled", "reported")
+      "registration", "heartbeat_at", "capacity", "polled", "reported", "drawn")
     -- What is booked comes on top of what it reported, which may be the most that there can be.
     local queue_length = math.min(1e9, math.floor(load.leased - load.ended + (load.expected or load.unleased) + 0.5))
     workers[#workers + 1] = {
       name, fields[1], fields[2], string.format("%.0f", queue_length), fields[3], fields[4], fields[5],
       math.max(0, time - tonumber(fields[6])), expires_in,
       load.leased, fields[7], load.draining and "1" or "0", load.failing or "", fields[8],
-      tonumber(fields[9]), tonumber(load.booked),
+      tonumber(fields[9]), load.booked + (fields[10] or 0),
     }
   end
 end

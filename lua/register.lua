@@ -145,7 +145,8 @@ else
     "life", registration,
     "polled", ARGV[13],
     "reported", queue_length,
-    "reported_at", time)
+    "reported_at", time,
+    "drawn", 0)
   load = {
     name = name,
     worker = worker,

@@ -89,6 +89,7 @@ def load_of(fields: dict[str, str]) -> Load:
         reported=int(fields["reported"]),
         reported_at=float(fields["reported_at"]),
         booked=int(told["booked"]),
+        drawn=int(fields["drawn"]),
         lent=int(told["lent"]),
         done=int(told["done"]),
         marked_at=float(told["marked_at"]),

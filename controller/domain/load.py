@@ -28,7 +28,9 @@ class Load:
     capacity is how many requests it runs at once, None if it does not tell. leased is the number of leases that are
     out, ended of how many of them the last report told that their requests had ended. unleased and expected are all
     others: so many at phase `faded_from`, and fewer since; unleased at the pace of the model, by which workers are kept
-    in order, expected at the worker's own pace, which is the better guess of how many there are.
+    in order, expected at the worker's own pace, which is the better guess of how many there are. Since the last report,
+    booked were sent to it without a lease, lent with one that is out, done with one that has ended, and drawn by the
+    lottery, which books nothing.
     """
 
     speed: float
@@ -42,6 +44,7 @@ class Load:
     reported: int = 0
     reported_at: float = 0.0
     booked: int = 0
+    drawn: int = 0
     lent: int = 0
     done: int = 0
     marked_at: float = 0.0
@@ -164,9 +167,10 @@ class Load:
         if unseen:
             _, seen_booked, seen_lent = unseen[0]
         work = (self.reported + queue_length) / 2 * max(0.0, written_at - self.reported_at)
-        bookings = seen_booked + seen_lent + self.done
+        bookings = seen_booked + seen_lent + self.done + self.drawn
         self.marks = [(at, booked - seen_booked, max(0, lent - seen_lent)) for at, booked, lent in unseen]
         self.booked, self.lent, self.done = self.booked - seen_booked, self.lent - seen_lent, 0
+        self.drawn = 0
         seen_leases = self.leased - self.lent
         self.ended = max(0, seen_leases - queue_length)
         self.unleased = self.expected = max(0, queue_length - seen_leases) + self.booked

@@ -18,7 +18,7 @@
 --- @include "mark"
 --- @include "phase"
 local function take_report(load, queue_length, written_at, unseen_for, time, fades)
-  local last = redis.call("HMGET", load.worker, "reported", "reported_at")
+  local last = redis.call("HMGET", load.worker, "reported", "reported_at", "drawn")
   local last_at = tonumber(last[2])
   if written_at < last_at and last_at <= time then
     return
@@ -33,7 +33,7 @@ local function take_report(load, queue_length, written_at, unseen_for, time, fad
     end
   end
   local work = (last[1] + queue_length) / 2 * math.max(0, written_at - last_at)
-  local bookings = booked + lent + load.done
+  local bookings = booked + lent + load.done + (last[3] or 0)
   load.booked, load.lent, load.done = load.booked - booked, load.lent - lent, 0 -- those that it has not seen
   local seen_leases = load.leased - load.lent
   load.ended = math.max(0, seen_leases - queue_length)
@@ -44,7 +44,7 @@ local function take_report(load, queue_length, written_at, unseen_for, time, fad
     load.phase = phase_text
   end
   load.marks = marks
-  redis.call("HSET", load.worker, "reported", queue_length, "reported_at", written_at)
+  redis.call("HSET", load.worker, "reported", queue_length, "reported_at", written_at, "drawn", 0)
   if fades and not load.draining then
     for _, model in ipairs(load.models) do
       learn(model, time, load.speed, work, bookings)

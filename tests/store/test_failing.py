@@ -157,6 +157,34 @@ async def test_what_was_learned_outlives_the_last_worker_of_a_model(store: Store
     assert await time_constant(store) == learned
 
 
+async def test_what_the_lottery_draws_is_learned_from_as_bookings_are(store: Store) -> None:
+    """Requests of half a second, as many with a lease as without: no work comes from nowhere."""
+    registry = store.registry(booking_decay=True)
+    await registry.register(worker(A))
+    for _ in range(50):
+        leases = await registry.dispatch_lottery(asks(["m"] * 5, 60_000))
+        await registry.dispatch_lottery(asks(["m"] * 5))
+        await store.client.hincrby(keys.worker(store.namespace, A), "reported_at", -5_000)
+        await registry.heartbeat(reports([(A, 1)]))
+        await registry.release(leases)
+    # The first guess, 10 s, counts for 10 bookings; there is no work before the first of the 50.
+    assert await time_constant(store) == pytest.approx((10 * 10_000 + 49.5 * 5_000) / (10 + 500), rel=0.25)
+
+
+async def test_who_was_drawn_since_it_last_spoke_is_not_drained(registry: Registry) -> None:
+    await registry.register(worker(A))
+    assert await registry.dispatch_lottery(asks(["m"])) == [A]
+    await registry.drain(A)
+    assert [known.drained for known in (await registry.list_workers()).workers] == [False]
+    await registry.heartbeat(reports([(A, 0)]))
+    assert [known.drained for known in (await registry.list_workers()).workers] == [True]
+    await registry.drain(A, False)
+    await registry.dispatch_lottery(asks(["m"]))
+    await registry.register(worker(A))
+    await registry.drain(A)
+    assert [known.drained for known in (await registry.list_workers()).workers] == [True], "it has begun anew"
+
+
 async def test_bookings_fade_when_a_worker_serves_again_after_all_was_forgotten(store: Store) -> None:
     registry = store.registry(booking_decay=True)
     await registry.register(worker(A))
