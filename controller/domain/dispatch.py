@@ -76,8 +76,9 @@ class Indexed:
 def least_cost(workers: Collection[Indexed], *, leased: bool, fades: bool, phase: float, pace: float) -> Indexed | None:
     """The worker for a request, by the fronts of two indexes: one by index_cost(), one by what fades.
 
-    Where all clients are of one kind, with leases or without, the first of one index has the least cost of all.
-    Otherwise it is the best of the first LOOK of both. pace is that of a worker of speed 1.
+    Where all clients are of one kind, with leases or without, the first of one index has the least cost of all, but
+    that of workers that tell a capacity a score is as old as the last touch, and those whose bookings have faded since
+    cost less now. Otherwise it is the best of the first LOOK of both. pace is that of a worker of speed 1.
     """
 
     def by_score(worker: Indexed) -> tuple[float, int]:
@@ -97,7 +98,7 @@ def least_cost(workers: Collection[Indexed], *, leased: bool, fades: bool, phase
         first = min(workers, key=by_score, default=None)
         if first is None or not fades:
             return first
-        # A place among those that were full may be old: what fades may have made room since.
+        # Where the first was full, old scores are not trusted: what fades may have made room since.
         is_sure = cost(first) < FULL or not any(worker.fading > -math.inf or worker.load.failing for worker in workers)
         if first.load.unleased_at(phase) == 0 and is_sure:
             return first
