@@ -198,7 +198,7 @@ class Registry:
         return [bool(ended) for ended in await self._run("release", self._fades, *leases)]
 
     async def renew(self, lease: str) -> bool:
-        """Let a lease last as long again, from now on, as it was to last; whether it is out."""
+        """Let a lease last as long again, from now on, as it was to last; whether it is out, with a live worker."""
         return bool(await self._run("renew", lease))
 
     async def drain(self, name: str, drain: bool = True) -> bool:

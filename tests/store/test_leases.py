@@ -56,6 +56,15 @@ async def test_a_lease_that_is_renewed_lasts_from_now_as_long_as_it_was_to_last(
     assert await store.client.pttl(leases) > 86_400_000
 
 
+async def test_with_a_worker_that_lapsed_no_lease_is_renewed(store: Store, registry: Registry) -> None:
+    await registry.register(worker(A))
+    [lease] = await registry.dispatch_shortest_queue(asks(["m"], 60_000))
+    await store.lapse(A)
+    assert not await registry.renew(lease), "whether a sweep has seen it or not"
+    await registry.sweep(60.0)
+    assert not await registry.renew(lease)
+
+
 async def test_a_report_after_days_does_not_spoil_what_is_learned(store: Store) -> None:
     registry = store.registry(booking_decay=True)
     await registry.register(worker(A, queue_length=1_000))
