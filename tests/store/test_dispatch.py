@@ -149,6 +149,21 @@ async def test_an_index_entry_without_its_hash_is_dropped(store: Store, registry
     await store.client.delete(*await store.client.keys(f"{key}*"))
 
 
+@pytest.mark.parametrize("lease_ms", [0, 60_000])
+async def test_who_drains_is_not_chosen_though_an_index_names_it(store: Store, lease_ms: int) -> None:
+    """As by an entry that somebody has put back by hand."""
+    registry = store.registry(booking_decay=True)
+    await registry.register(worker(A))
+    await registry.register(worker(B, queue_length=100))
+    await registry.drain(A)
+    place = int(parts_of(await store.client.hgetall(keys.worker(store.namespace, A)))["place"])
+    await store.client.zadd(keys.model(store.namespace, "m"), {f"{place:016d}{A}": -1.0})
+    await store.client.zadd(keys.fading(store.namespace, "m"), {A: -1e15})
+    assert [worker_of(each) for each in await registry.dispatch_shortest_queue(asks(["m", "m"], lease_ms))] == [B, B]
+    await store.client.zrem(keys.model(store.namespace, "m"), f"{place:016d}{A}")
+    await store.client.zrem(keys.fading(store.namespace, "m"), A)
+
+
 @pytest.mark.parametrize("operation", ["dispatch_shortest_queue", "dispatch_lottery"])
 async def test_many_deaths_at_once_are_forgotten_in_several_calls(
     store: Store, registry: Registry, operation: str, monkeypatch: pytest.MonkeyPatch

@@ -470,6 +470,24 @@ def test_those_booked_in_one_millisecond_are_in_order_of_name() -> None:
 
 
 @pytest.mark.usefixtures("clock_of_the_tests")
+def test_a_lease_that_has_ended_makes_no_later_one_seen() -> None:
+    """Random histories come there seldom: of two leases the older ends, and a report has seen that one alone."""
+    machine = LoadMachine("fakeredis", "", fades=True)
+    machine.register(name=NAMES[0], models=["m"], speed=1, queue=0, capacity=None, restored=None)
+    machine.dispatch(asked=[("m", True)])
+    [older] = machine.ends
+    machine.tick(100)
+    machine.dispatch(asked=[("m", True)])
+    assert machine.run(machine.registry.release([older])) == [machine.end(older)] == [True]
+    machine.the_store_has_what_the_rules_say()
+    machine.tick(150)
+    machine.reports(told=[(NAMES[0], 0, 0)], polls=False)
+    machine.the_store_has_what_the_rules_say()
+    assert (machine.known[NAMES[0]].load.lent, machine.known[NAMES[0]].load.ended) == (1, 0)
+    machine.teardown()
+
+
+@pytest.mark.usefixtures("clock_of_the_tests")
 @pytest.mark.parametrize("fades", [True, False])
 @pytest.mark.parametrize("kind", STORES)
 def test_any_history_gives_what_the_rules_say(request: pytest.FixtureRequest, kind: str, fades: bool) -> None:
