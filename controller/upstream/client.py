@@ -120,7 +120,8 @@ class WorkerClient:
     async def ask(self, name: str, path: str, body: bytes, headers: Mapping[str, str] = NO_HEADERS) -> "WorkerAnswer":
         """Post a JSON body to a worker; its answer, of which the head is there, and which is to be closed.
 
-        Raises WorkerUnreachable when no connection can be made, WorkerSilent and StreamBroken when no head comes.
+        Raises WorkerUnreachable when no connection can be made, WorkerSilent and StreamBroken when no head comes that
+        can be passed on.
         """
         url = name + path
         with _in_our_words(url):
@@ -128,6 +129,9 @@ class WorkerClient:
                 url, data=body, headers={**headers, **_JSON}, timeout=self._stream_timeout, allow_redirects=False
             )
             response = await self._unless_ending(request)
+        if not 200 <= response.status <= 599:
+            response.close()
+            raise StreamBroken(f"{url} answered {response.status}, which is no status of an answer.")
         self._streams.add(response.content)
         return WorkerAnswer(url, response, self._streams.discard)
 
@@ -140,7 +144,10 @@ class WorkerAnswer:
     ) -> None:
         self.url = url
         self.status = response.status
-        self.content_type = response.headers.get("Content-Type", "application/json")
+        told = response.headers.get("Content-Type", "application/json")
+        self.content_type = told.encode("utf-8", "surrogateescape").decode(
+            "latin-1"
+        )  # the bytes that came, whatever they are
         self._response = response
         self._forget = forget
 

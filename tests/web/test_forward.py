@@ -1,5 +1,6 @@
 """The worker interface of a whole cluster, over HTTP."""
 
+import asyncio
 import json
 
 import pytest
@@ -7,8 +8,9 @@ import pytest
 from controller.domain.way import HEADER
 from controller.web.forward_plane import WORKER_ROUTES
 from tests.samples import A
+from tests.waiting import wait_until
 from tests.web.conftest import Api
-from tests.workers import answers, bad_worker, chunks
+from tests.workers import BadWorker, answers, bad_worker, chunks
 
 LOOP = 50001
 
@@ -69,6 +71,39 @@ async def test_a_worker_s_refusal_is_passed_on_as_it_is(api: Api) -> None:
         assert (response.status_code, response.text, response.headers["content-type"]) == (503, "oops", "text/plain")
         response = await api.post("/count_token", {"model": "m"})
         assert (response.status_code, response.text) == (422, "no")
+
+
+@pytest.mark.parametrize(
+    "head",
+    [
+        b"200 OK\r\nContent-Type: text/plain; x=\xff",
+        b"200 OK\r\nContent-Type: text/\xe2\x86\x92",
+        b"101 Switching Protocols\r\nUpgrade: x",
+        b"099 Too low",
+        b"600 Too high",
+    ],
+)
+@pytest.mark.parametrize("path", ["/worker_generate", "/worker_generate_stream"])
+async def test_an_answer_with_an_odd_head_leaves_nothing_booked(api: Api, path: str, head: bytes) -> None:
+    async def odd(_: BadWorker, writer: asyncio.StreamWriter, __: bytes) -> None:
+        writer.write(b"HTTP/1.1 %s\r\nConnection: close\r\n\r\na\0" % head)
+
+    async with bad_worker(worker_generate=odd, worker_generate_stream=odd) as living:
+        await api.register(living.address)
+        response = await api.post(path, {"model": "m"})
+        if head.startswith(b"200"):
+            assert (response.status_code, response.content) == (200, b"a\0")
+            [told] = [value for name, value in response.headers.raw if name == b"content-type"]
+            assert told == head.partition(b"Type: ")[2]
+        else:
+            assert (
+                response.json()["error_code"] == 50006 if path == "/worker_generate" else b"50006" in response.content
+            )
+            assert response.status_code == (502 if path == "/worker_generate" else 200)
+        await wait_until(lambda: not api.controller._forwarder._errands, "the ends are told")
+        assert [known.leased for known in (await api.registry.list_workers()).workers] == [0]
+        assert api.controller._forwarder._renewals == {}
+        await wait_until(lambda: not living.open, "no connection is left")
 
 
 @pytest.mark.parametrize(("way", "statuses"), [({}, (200, 200, 200)), ({HEADER: "top"}, (503, 502, 502))])
