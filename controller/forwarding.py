@@ -23,6 +23,7 @@ from controller.upstream.client import WorkerAnswer, WorkerClient
 logger = logging.getLogger("controller")
 
 _TRIES: Final = 3  # workers, for one request
+_DRAWS: Final = 16  # to find another one: who fails at once has the shortest queue, and is drawn again and again
 
 
 class Leased(NamedTuple):
@@ -189,7 +190,7 @@ class Forwarder:
         """A worker that was not tried, and from now on counts as such; None if there is none, or it is enough."""
         surplus: list[Leased] = []
         try:
-            while len(tried) + len(surplus) < _TRIES:
+            while len(tried) < _TRIES and len(surplus) < _DRAWS:
                 another, _ = await self._choose(model)
                 if not another.address:
                     return None

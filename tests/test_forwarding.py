@@ -103,7 +103,7 @@ async def test_who_is_at_fault_is_not_the_last_to_be_tried(controller: Controlle
         bad_worker(worker_generate_stream=chunks(b"a\0"), count_token=answers(b"{}")) as good,
     ):
         await registry.register(worker(bad.address))
-        await registry.register(worker(good.address, queue_length=1))
+        await registry.register(worker(good.address, queue_length=8))
         assert await whole(controller) == b"a\0"
         assert await called(controller) == (200, "application/json", b"{}")
         assert len(bad.requests) == len(good.requests) == 2
