@@ -39,13 +39,17 @@ class ForwardPlane:
         """Forward a request to a worker of its model, and the worker's frames back as they come.
 
         An error is a frame, whatever its status: FastChat's clients look at nothing else. A controller above us, which
-        sends its way, also gets a status that makes it try another of its workers.
+        sends its way, also gets a status that makes it try another of its workers. What a controller below us says in
+        such a frame is passed on.
         """
         model = wire.parse_model(body)
         try:
             frames, snapshot_age = await self._controller.stream(model, body, way)
         except (NoWorker, StoreError):
             return Response(wire.error_frame(wire.NO_WORKER), 503 if way else 200)
+        except WorkerRefused as error:
+            frame = error.body if error.body.endswith(b"\0") else wire.error_frame(wire.WORKER_TIMEOUT)
+            return Response(frame, (error.status if error.status >= 500 else 502) if way else 200)
         except WorkerError:
             return Response(wire.error_frame(wire.WORKER_TIMEOUT), 502 if way else 200)
         except LoopDetected as error:
@@ -61,11 +65,16 @@ class ForwardPlane:
             return _error(error, 503, wire.NO_WORKER)
 
     async def unknown_call(self, path: str, body: bytes, way: str) -> Response:
-        """Forward a request that no route of ours is for, if it is for a worker: if `model` names one."""
+        """Forward a request that no route of ours is for, if it is for a worker: if `model` names one.
+
+        A controller above us has found such a worker, which is gone: it is told so, and tries another of its own.
+        """
         try:
             model = wire.parse_model(body) if _PATH.match(path) and ".." not in path else ""
             return await self._call(model, path, body, way)
-        except (NoWorker, InvalidInput):
+        except (NoWorker, InvalidInput) as error:
+            if way and isinstance(error, NoWorker):
+                return _error(error, 503, wire.NO_WORKER)
             return Response(error_body("not_found", f"There is no route {path}."), 404, media_type="application/json")
 
     async def _call(self, model: str, path: str, body: bytes, way: str) -> Response:

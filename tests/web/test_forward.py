@@ -126,6 +126,22 @@ async def test_a_controller_above_us_sees_by_the_status_that_it_should_try_anoth
         assert await ask() == (refused, 50006)
 
 
+async def test_what_a_cluster_below_says_of_a_circle_is_passed_on(api: Api) -> None:
+    frame = b'{"text":"This request has come back","error_code":50001}\0'
+    async with bad_worker(worker_generate_stream=answers(frame, "508 Loop Detected")) as below:
+        await api.register(below.address)
+        for headers, status in (({}, 200), ({HEADER: "top"}, 508)):
+            response = await api.http.post("/worker_generate_stream", json={"model": "m"}, headers=headers)
+            assert (response.status_code, response.content) == (status, frame)
+
+
+async def test_a_controller_above_us_tries_another_for_an_unknown_path_too(api: Api) -> None:
+    """It has found a worker of the model here, which is gone."""
+    response = await api.http.post("/v1/rerank", json={"model": "m"}, headers={HEADER: "top"})
+    told = response.json()
+    assert (response.status_code, told["error"]["code"], told["error_code"]) == (503, "no_worker", 50005)
+
+
 async def test_a_request_that_goes_in_a_circle_ends(api: Api) -> None:
     async with bad_worker(worker_generate=answers(b"{}"), worker_generate_stream=chunks(b"a\0")) as living:
         await api.register(living.address)
