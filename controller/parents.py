@@ -54,10 +54,16 @@ class Parents:
         self._client = ParentClient(max(0.05, interval * _HOLD * 0.9))
         self._alone_at: dict[str, float] = {}  # when this replica sent a heartbeat without the store, by parent
         self._in_trouble: set[str] = set()
+        self._late: set[str] = set()  # the parents that were told something when the duty was another's already
 
     async def join_forever(self) -> None:
         """Send heartbeats to all parents for ever."""
-        await asyncio.gather(*(self._join(parent) for parent in self._parents))
+        joining = [asyncio.create_task(self._join(parent)) for parent in self._parents]
+        try:
+            await asyncio.gather(*joining)
+        finally:
+            for each in joining:
+                each.cancel()  # if one has failed, by a bug: all are begun anew
 
     async def close(self) -> None:
         """Close all connections. The cluster stays with its parents for as long as heartbeats live."""
@@ -66,19 +72,20 @@ class Parents:
     async def _join(self, parent: str) -> None:
         while True:
             await asyncio.sleep(min(self._interval * _LOOK, _SLOWEST_LOOK) * random.uniform(0.5, 1.0))  # noqa: S311
-            workers = self._known()
-            status = total_status(workers)
-            news = json.dumps([status.model_names, status.speed, status.capacity])
             try:
                 taken, told = await self._take(parent, urgent=False)
-                # Other models are told at once; what else heartbeats do not tell, with the next of them.
-                if not taken and told and json.loads(told)[0] != json.loads(news)[0]:
+                workers = self._known()  # now that the store has answered: before, it may have told of nobody yet
+                status = total_status(workers)
+                news = json.dumps([status.model_names, status.speed, status.capacity])
+                # Other models are told at once; what else heartbeats do not tell, with the next of them. And what was
+                # told too late may have come behind what another replica knew better.
+                if not taken and (parent in self._late or (told and json.loads(told)[0] != json.loads(news)[0])):
                     taken, told = await self._take(parent, urgent=True)
             except StoreError:
-                await self._do_alone(parent, workers)
+                await self._do_alone(parent, self._known())
                 continue
             if taken:
-                await self._do(parent, workers, told, news)
+                await self._do(parent, workers, "" if parent in self._late else told, news)
 
     async def _take(self, parent: str, urgent: bool) -> tuple[bool, str]:
         return await self._guard.ask(
@@ -88,12 +95,15 @@ class Parents:
     async def _do(self, parent: str, workers: Sequence[Worker], told: str, news: str) -> None:
         done = await self._tell(parent, workers, again=told != news)
         due_in = self._interval * (_DUE if done else _AGAIN)
+        self._late.discard(parent)
         try:
-            await self._guard.ask(
+            in_time = await self._guard.ask(
                 lambda: self._registry.end_duty(parent, self._id, due_in, news if done else "", 10 * self._interval)
             )
         except StoreError:
             return  # then another does it once more, when the duty's time is over
+        if done and not in_time:
+            self._late.add(parent)
 
     async def _do_alone(self, parent: str, workers: Sequence[Worker]) -> None:
         now = time.monotonic()

@@ -15,7 +15,7 @@ from tests.conftest import Open, Store
 from tests.outage import Link
 from tests.samples import A, B, worker
 from tests.waiting import wait_until
-from tests.workers import BadWorker, answers, bad_worker
+from tests.workers import BadWorker, Behaviour, answers, bad_worker, chunks, hangs, sends_without_end
 
 INTERVAL = 0.4
 OWN = "http://lb:21001"
@@ -143,6 +143,51 @@ async def test_another_takes_over_who_died_with_the_duty(
     assert not await registry.end_duty(parent.address, "dead", 1.0, "late", 1.0), "its time is over"
 
 
+async def test_what_is_told_too_late_is_told_once_more(
+    joining: Callable[..., Controller], registry: Registry, parent: Parent, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As by a replica that was stopped in the middle of it: another has told of other models meanwhile."""
+    await registry.register(worker(A, "m"))
+    stopped, goes_on = asyncio.Event(), asyncio.Event()
+    late = joining(parent_interval=2.0)
+    register = late._parents._client.register
+
+    async def stops(*arguments: Any) -> None:
+        stopped.set()
+        await goes_on.wait()
+        await register(*arguments)
+
+    monkeypatch.setattr(late._parents._client, "register", stops)
+    await stopped.wait()
+    await registry.register(worker(B, "n"))
+    joining(parent_interval=2.0)
+    await wait_until(lambda: parent.registrations, "another tells of them")
+    goes_on.set()
+    await wait_until(lambda: len(parent.registrations) > 1, "it goes on")
+    assert [told["worker_status"]["model_names"] for told in parent.registrations] == [["m", "n"], ["m"]]
+    await wait_until(lambda: len(parent.registrations) > 2, "it is told once more")
+    assert parent.registrations[2]["worker_status"]["model_names"] == ["m", "n"]
+
+
+async def test_a_replica_that_has_just_started_does_not_tell_of_nobody(
+    joining: Callable[..., Controller], registry: Registry, parent: Parent, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await registry.register(worker(A, "m"))
+    joining(parent_interval=20.0)
+    await wait_until(lambda: parent.registrations, "it is registered")
+    check = Registry.check
+
+    async def slowly(self: Registry) -> None:
+        await asyncio.sleep(1.5)  # a replica looks for the first time within a second
+        await check(self)
+
+    monkeypatch.setattr(Registry, "check", slowly)
+    started = joining(parent_interval=20.0)
+    await wait_until(started._fallback.known_workers, "it knows the workers")
+    await asyncio.sleep(1.5)
+    assert len(parent.registrations) == 1
+
+
 async def test_without_the_store_each_tells_what_it_knows(
     joining: Callable[..., Controller], registry: Registry, parent: Parent, link: Link
 ) -> None:
@@ -153,6 +198,37 @@ async def test_without_the_store_each_tells_what_it_knows(
         before = len(parent.heartbeats)
         await wait_until(lambda: len(parent.heartbeats) > before + 2, "and go on")
     assert parent.heartbeats[-1]["queue_length"] == 2
+
+
+@pytest.mark.parametrize(
+    ("answer", "taken"),
+    [
+        (chunks(b'{"exist"', b": true}", pause=0.005), True),
+        (sends_without_end, False),
+        (answers(b'{"exist": true, "x": ' + b"[" * 60_000), False),
+        (answers(b"<html>"), False),
+        (answers(b'{"exist": 1}'), False),
+        (answers(b"", "307 Moved", "Location: /"), False),
+        (hangs, False),
+    ],
+)
+async def test_whatever_a_parent_answers_to_a_heartbeat(
+    joining: Callable[..., Controller],
+    registry: Registry,
+    parent: Parent,
+    answer: Behaviour,
+    taken: bool,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """It is taken for what it is, and holds up no other parent."""
+    async with bad_worker(register_worker=answers(b"null"), receive_heart_beat=answer) as odd:
+        await registry.register(worker(A))
+        joining(parent=f"{parent.address},{odd.address}")
+        await wait_until(lambda: len(odd.requests) > 3, "it is told again and again")
+        heard = len(parent.heartbeats)
+        await wait_until(lambda: len(parent.heartbeats) > heard, "the other is, too")
+        assert ("does not take this cluster" in caplog.text) != taken
+    assert "this is a bug" not in caplog.text
 
 
 async def test_several_parents(joining: Callable[..., Controller], registry: Registry, parent: Parent) -> None:

@@ -46,13 +46,13 @@ class ParentClient:
         answer = await self._post(url, {"worker_name": name, "queue_length": queue_length}, {})
         try:
             return msgspec.json.decode(answer, type=_Known).exist
-        except (msgspec.DecodeError, UnicodeDecodeError) as error:
+        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
             raise ParentUnreachable(f"{url} answered with something that tells nothing: {error}") from error
 
     async def _post(self, url: str, body: Mapping[str, Any], headers: Mapping[str, str]) -> bytes:
         try:
             async with self._session.post(url, json=body, headers=headers, allow_redirects=False) as response:
-                answer = await response.content.read(_MAX_ANSWER_BYTES)
+                answer = await _beginning(response.content)
                 if response.status != 200:
                     said = answer[:300].decode("utf-8", "replace").replace("\n", " ")
                     raise ParentUnreachable(f"{url} answered {response.status} where 200 is expected: {said}")
@@ -61,3 +61,11 @@ class ParentClient:
             raise ParentUnreachable(f"{url} did not answer in time.") from error
         except (aiohttp.ClientError, OSError, ValueError) as error:
             raise ParentUnreachable(f"{url} cannot be reached: {error}") from error
+
+
+async def _beginning(content: aiohttp.StreamReader) -> bytes:
+    """An answer, or as much of it as is of use; it may come in pieces."""
+    came = bytearray()
+    while piece := await content.read(_MAX_ANSWER_BYTES - len(came)):
+        came += piece
+    return bytes(came)
