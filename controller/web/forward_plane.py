@@ -57,12 +57,16 @@ class ForwardPlane:
         return _Frames(frames, snapshot_age)
 
     async def worker_call(self, path: str, body: bytes, way: str) -> Response:
-        """Forward any other request of FastChat's to a worker of its model."""
+        """Forward any other request of FastChat's to a worker of its model.
+
+        An error of ours has the status 200, too, unless a controller above us sends its way: FastChat's API server
+        takes nothing from an answer with another one, and fails itself.
+        """
         model = wire.parse_model(body)
         try:
             return await self._call(model, path, body, way)
-        except (NoWorker, StoreError) as error:
-            return _error(error, 503, wire.NO_WORKER)
+        except (NoWorker, StoreError, WorkerError, LoopDetected) as error:
+            return _told(error, as_stock_workers=not way)
 
     async def unknown_call(self, path: str, body: bytes, way: str) -> Response:
         """Forward a request that no route of ours is for, if it is for a worker: if `model` names one.
@@ -74,18 +78,16 @@ class ForwardPlane:
             return await self._call(model, path, body, way)
         except (NoWorker, InvalidInput) as error:
             if way and isinstance(error, NoWorker):
-                return _error(error, 503, wire.NO_WORKER)
+                return _told(error)
             return Response(error_body("not_found", f"There is no route {path}."), 404, media_type="application/json")
+        except (WorkerError, LoopDetected) as error:
+            return _told(error)
 
     async def _call(self, model: str, path: str, body: bytes, way: str) -> Response:
         try:
             forwarded, snapshot_age = await self._controller.call(model, path, body, way)
         except WorkerRefused as error:
             return Response(error.body, error.status, {"content-type": error.content_type})
-        except WorkerError as error:
-            return _error(error, 502, wire.WORKER_TIMEOUT)
-        except LoopDetected as error:
-            return _error(error, status_of(error), wire.INTERNAL_ERROR)
         return _Passed(forwarded, snapshot_age)
 
 
@@ -127,5 +129,13 @@ class _Frames(_Passed):
     last_words = wire.error_frame(wire.WORKER_TIMEOUT)
 
 
-def _error(error: StoreError | NoWorker | WorkerError | LoopDetected, status: int, error_code: int) -> Response:
-    return Response(wire.worker_error(error.code, str(error), error_code), status, media_type="application/json")
+def _told(error: StoreError | NoWorker | WorkerError | LoopDetected, *, as_stock_workers: bool = False) -> Response:
+    """An error in the place of an answer, in our form and in FastChat's."""
+    if isinstance(error, LoopDetected):
+        status, error_code = status_of(error), wire.INTERNAL_ERROR
+    elif isinstance(error, WorkerError):
+        status, error_code = 502, wire.WORKER_TIMEOUT
+    else:
+        status, error_code = 503, wire.NO_WORKER
+    body = wire.worker_error(error.code, str(error), error_code)
+    return Response(body, 200 if as_stock_workers else status, media_type="application/json")
