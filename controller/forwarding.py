@@ -142,7 +142,7 @@ class Forwarder:
             return Found(begun, snapshot_age)
         finally:
             if outcome:
-                self._count(request, outcome)
+                self._count(request.frames, outcome)
 
     async def _begin(self, request: "_Request", leased: Leased) -> Forwarded:
         """The answer of the worker that was chosen, or of another in its place."""
@@ -175,8 +175,10 @@ class Forwarder:
                 await asyncio.shield(told)  # or it might be chosen once more
             raise
 
+        frames = request.frames  # all that is kept of the request: its body may be large, and the answer take long
+
         def end(outcome: str) -> None:
-            self._count(request, outcome)
+            self._count(frames, outcome)
             self._end(leased)
 
         return Forwarded(answer, first, pieces, end)
@@ -218,8 +220,8 @@ class Forwarder:
         if not choice.cancelled() and choice.exception() is None:
             self._end(choice.result().value)
 
-    def _count(self, request: "_Request", outcome: str) -> None:
-        (self._metrics.streams if request.frames else self._metrics.calls).labels(outcome).inc()
+    def _count(self, frames: bool, outcome: str) -> None:
+        (self._metrics.streams if frames else self._metrics.calls).labels(outcome).inc()
 
     def _keep(self, lease: str) -> None:
         """Renew a lease again and again, until _end()."""

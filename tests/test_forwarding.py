@@ -1,6 +1,7 @@
 """Requests are forwarded to workers: to another when one fails before it has begun, and to none that was silent."""
 
 import asyncio
+import sys
 from collections import Counter
 
 import pytest
@@ -248,6 +249,21 @@ async def test_frames_come_through_byte_for_byte(registry: Registry, controller:
         seen = [piece async for piece in streamed(controller)]
     assert all(piece.endswith(b"\0") for piece in seen)
     assert b"".join(seen) == sent
+
+
+async def test_a_large_body_goes_out_whole_and_is_not_kept(registry: Registry, controller: Controller) -> None:
+    """An answer may take long, and many go on at once; their prompts have images in them."""
+    body = b'{"model": "m", "image": "%s"}' % (b"x" * 3_000_000)
+    before = sys.getrefcount(body)
+    async with bad_worker(worker_generate_stream=chunks(b"a\0", b"b\0", pause=0.05)) as living:
+        await registry.register(worker(living.address))
+        forwarded = (await controller.stream("m", body)).value
+        try:
+            assert sys.getrefcount(body) == before
+            assert [piece async for piece in forwarded.pieces()] == [b"a\0", b"b\0"]
+        finally:
+            forwarded.close()
+        assert living.requests == [("worker_generate_stream", body)]
 
 
 async def test_a_slow_client_slows_the_worker(registry: Registry, controller: Controller) -> None:

@@ -1,6 +1,7 @@
 """Speaks to workers as FastChat's controller does. Nothing that a worker sends is trusted."""
 
 import asyncio
+import io
 import socket
 import sys
 from collections.abc import AsyncGenerator, Awaitable, Callable, Iterator, Mapping
@@ -19,6 +20,7 @@ _MAX_FRAME_BYTES: Final = 16 * 1024 * 1024
 _MAX_REFUSAL_BYTES: Final = 64 * 1024
 _MAX_PIECE: Final = 32 * 1024  # what a client that reads slowly holds up stays as little as that, where it can
 _READ_AHEAD: Final = 32 * 1024
+_MAX_AT_ONCE: Final = 256 * 1024
 _CONNECT_TIMEOUT: Final = 2.0  # a packet may be lost; who is not there then costs a request no more than that
 _IDLE_FOR: Final = 4.0  # seconds; FastChat's workers close after 5, and a request might be on its way just then
 _VANISHED_AFTER: Final = (
@@ -125,8 +127,9 @@ class WorkerClient:
         """
         url = name + path
         with _in_our_words(url):
+            data = io.BytesIO(body) if len(body) > _MAX_AT_ONCE else body  # which aiohttp sends in parts
             request = self._session.post(
-                url, data=body, headers={**headers, **_JSON}, timeout=self._stream_timeout, allow_redirects=False
+                url, data=data, headers={**headers, **_JSON}, timeout=self._stream_timeout, allow_redirects=False
             )
             response = await self._unless_ending(request)
         if not 200 <= response.status <= 599:

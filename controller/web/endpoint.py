@@ -58,6 +58,7 @@ class _BodyEndpoint(ABC):
             if body is None:
                 return None
             answer = await self._answer(scope, receive, body)
+            del body  # an answer may take long, and is for many at once
         except ControllerError as error:
             # Where the connection is kept, a body is passed over up to its end, so that its sender comes to read the
             # answer. But a sender that waits for "100 Continue" will not send it after this; its next request would be
