@@ -51,9 +51,8 @@ class WorkerClient:
 
     def __init__(self, probe_timeout: float, worker_timeout: float) -> None:
         self._probe_timeout = aiohttp.ClientTimeout(total=probe_timeout)
-        self._stream_timeout = aiohttp.ClientTimeout(
-            total=None, sock_connect=min(_CONNECT_TIMEOUT, worker_timeout), sock_read=worker_timeout
-        )
+        connect_timeout = min(_CONNECT_TIMEOUT, worker_timeout)  # with the look-up of a name
+        self._stream_timeout = aiohttp.ClientTimeout(total=None, connect=connect_timeout, sock_read=worker_timeout)
         self._ending = asyncio.Event()
         self._streams: set[aiohttp.StreamReader] = set()
         self._session = aiohttp.ClientSession(

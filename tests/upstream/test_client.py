@@ -4,6 +4,7 @@ import asyncio
 import zlib
 from collections.abc import AsyncIterator
 
+import aiohttp
 import pytest
 
 from controller.domain.errors import StreamBroken, WorkerError, WorkerSilent, WorkerUnreachable
@@ -85,6 +86,18 @@ async def test_nobody_there(client: WorkerClient) -> None:
         await client.status("http://127.0.0.1:1")
     with pytest.raises(WorkerUnreachable, match="cannot be reached"):
         await collect(client, "http://127.0.0.1:1")
+
+
+async def test_a_name_server_that_is_silent_is_not_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def hang(*_: object, **__: object) -> None:
+        await asyncio.sleep(3600)
+
+    monkeypatch.setattr(aiohttp.DefaultResolver, "resolve", hang)
+    monkeypatch.setattr(upstream, "_CONNECT_TIMEOUT", 0.1)
+    opened = WorkerClient(probe_timeout=0.5, worker_timeout=60.0)
+    with pytest.raises(WorkerUnreachable):
+        await collect(opened, "http://region.example:21001")
+    await opened.close()
 
 
 async def collect(client: WorkerClient, address: str, body: bytes = b'{"model":"m"}') -> list[bytes]:
