@@ -19,7 +19,7 @@ demo: $(VENV)/.serve  ## See a controller, three workers and a load at work for 
 	@exec $(BIN)/python examples/demo.py $(ARGS)
 
 test: $(VENV)/.test  ## Run the tests, two files at once, with coverage. ARGS="tests/store -k lottery"
-	@$(BIN)/python -m pytest $(if $(ARGS),$(ARGS),-n 2 --dist loadfile --cov --cov-report=term --cov-fail-under=95)
+	@$(BIN)/python -m pytest $(if $(ARGS),$(ARGS),-n 2 --dist loadfile --no-loadscope-reorder --cov --cov-report=term --cov-fail-under=95)
 
 check: $(VENV)/.check  ## Lint, format, types and floors, without changing anything.
 	$(BIN)/ruff check .

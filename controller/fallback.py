@@ -99,6 +99,10 @@ class Fallback:
                 async with asyncio.timeout(max(0.0, pause) * out_of_step):  # wait_for() may lose a cancellation
                     await self._news.wait()
 
+    async def look(self) -> None:
+        """Take a snapshot now. Raises StoreError."""
+        await self.guard.ask(self._look)
+
     def tell_news(self) -> None:
         """A worker has registered: take the next snapshot soon."""
         self._news.set()

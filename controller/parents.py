@@ -6,7 +6,7 @@ import logging
 import random
 import secrets
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from typing import Final
 
 from controller.domain.errors import ParentUnreachable, StoreError
@@ -28,7 +28,8 @@ _SLOWEST_LOOK: Final = 1.0  # seconds: so soon a parent knows of other models
 
 
 class Parents:
-    """One replica's part in it. interval is that of heartbeats, in seconds; known gives the live workers.
+    """One replica's part in it. interval is that of heartbeats, in seconds; known gives the live workers, as of a while
+    ago, and after look as of now.
 
     While the store is away each replica sends heartbeats of its own: what it goes by itself, a parent may go by too.
     """
@@ -41,6 +42,7 @@ class Parents:
         name: str,
         interval: float,
         known: Callable[[], Sequence[Worker]],
+        look: Callable[[], Awaitable[None]],
         cluster: Callable[[], str],
     ) -> None:
         self._guard = guard
@@ -49,6 +51,7 @@ class Parents:
         self._name = name
         self._interval = interval
         self._known = known
+        self._look = look
         self._cluster = cluster
         self._id = secrets.token_hex(8)
         self._client = ParentClient(max(0.05, interval * _HOLD * 0.9))
@@ -74,18 +77,25 @@ class Parents:
             await asyncio.sleep(min(self._interval * _LOOK, _SLOWEST_LOOK) * random.uniform(0.5, 1.0))  # noqa: S311
             try:
                 taken, told = await self._take(parent, urgent=False)
-                workers = self._known()  # now that the store has answered: before, it may have told of nobody yet
-                status = total_status(workers)
-                news = json.dumps([status.model_names, status.speed, status.capacity])
+                workers, news = self._seen()  # now that the store has answered: before, it may have told of nobody yet
                 # Other models are told at once; what else heartbeats do not tell, with the next of them. And what was
                 # told too late may have come behind what another replica knew better.
                 if not taken and (parent in self._late or (told and json.loads(told)[0] != json.loads(news)[0])):
                     taken, told = await self._take(parent, urgent=True)
+                if taken and told != news:
+                    await self._look()  # another replica may have seen more, and told it
+                    workers, news = self._seen()
             except StoreError:
                 await self._do_alone(parent, self._known())
                 continue
             if taken:
                 await self._do(parent, workers, "" if parent in self._late else told, news)
+
+    def _seen(self) -> tuple[Sequence[Worker], str]:
+        """The live workers, and what heartbeats do not tell of them."""
+        workers = self._known()
+        status = total_status(workers)
+        return workers, json.dumps([status.model_names, status.speed, status.capacity])
 
     async def _take(self, parent: str, urgent: bool) -> tuple[bool, str]:
         return await self._guard.ask(

@@ -66,6 +66,7 @@ class Controller:
             settings.advertise or "",
             settings.parent_interval,
             self._fallback.known_workers,
+            self._fallback.look,
             lambda: self._fallback.cluster,
         )
         self._forwarder = Forwarder(self, workers, metrics, settings.lease_time)

@@ -156,6 +156,8 @@ class Settings:
             _check_address("parent", parent)
         if self.advertise:
             _check_address("advertise", self.advertise)
+            if worker_name(self.advertise) in self.parents:
+                raise SettingsError("--parent and --advertise are the same: a cluster cannot join itself.")
         if not 0 <= self.port <= 65535:
             raise SettingsError(f"--port must be from 0 to 65535, not {self.port}.")
         if not 1 <= self.replicas <= 256:

@@ -108,6 +108,21 @@ async def test_what_changes_is_told_at_once(
     assert parent.heartbeats == []
 
 
+async def test_a_replica_that_has_seen_less_takes_nothing_back(
+    joining: Callable[..., Controller], registry: Registry, parent: Parent
+) -> None:
+    await registry.register(worker(A, "m"))
+    joining(snapshot_interval=20.0)
+    await wait_until(lambda: parent.heartbeats, "it has joined")
+    joining()
+    await registry.register(worker(B, "n"))
+    await wait_until(lambda: len(parent.registrations) == 2, "the other tells of another model")
+    heard = len(parent.heartbeats)
+    await wait_until(lambda: len(parent.heartbeats) > heard + 6, "either has sent heartbeats")
+    told = [registration["worker_status"]["model_names"] for registration in parent.registrations]
+    assert told == [["m"], ["m", "n"]]
+
+
 async def test_a_parent_that_has_forgotten_is_told_again(
     joining: Callable[..., Controller], registry: Registry, parent: Parent
 ) -> None:

@@ -78,6 +78,7 @@ def test_every_setting_has_a_flag_and_a_variable() -> None:
         ({"redis_url": ""}, "has a scheme that is not known"),
         ({"parent": "http://top:1"}, "--parent and --advertise go together"),
         ({"advertise": "http://lb:1"}, "--parent and --advertise go together"),
+        ({"parent": "http://a:1,http://LB:1/", "advertise": "http://lb:1"}, "a cluster cannot join itself"),
         ({"parent": "http://top:1,", "advertise": "http://lb:1"}, "--parent must be an address such as"),
         ({"parent": "top:1", "advertise": "http://lb:1"}, "--parent must be an address such as"),
         ({"parent": "http://top:1", "advertise": "lb"}, "--advertise must be an address such as"),

@@ -61,8 +61,8 @@ async def test_a_stock_controller_as_a_worker(serve: Serve, work_dir: Path) -> N
 
 async def test_a_cluster_that_joins_itself_is_refused(serve: Serve) -> None:
     port = free_port()
-    url = f"http://127.0.0.1:{port}"
-    controller = serve("--parent", url, "--advertise", url, "--parent-interval", "0.5", port=port)
+    parent, url = f"http://localhost:{port}", f"http://127.0.0.1:{port}"
+    controller = serve("--parent", parent, "--advertise", url, "--parent-interval", "0.5", port=port)
     controller.register("http://127.0.0.1:9", check=False)
     await wait_until(lambda: "answered 508" in controller.log, "it is told why")
     assert controller.names() == ["http://127.0.0.1:9"]
