@@ -108,9 +108,9 @@ local function best_of(model, by_leases, front, lives)
   if not best or not fading_time then
     return best
   end
-  -- Nobody can cost less than the first of an index does by what that is sorted by; most workers have nothing else. For
-  -- workers that tell a capacity, the first index has what each cost when it was touched last: those whose bookings have
-  -- faded since cost less now, and may be missed. But where the first was full, the fronts of both are looked at.
+  -- Nobody can cost less than the first of an index does by what that is sorted by; most workers have nothing else.
+  -- For those that tell a capacity, the first index has what each cost when it was touched last: if bookings have faded
+  -- since, it costs less now, and may be missed. But where the first was full, the fronts of both are looked at.
   if not by_leases and best.leased == best.ended and not best.capacity and not best.failing then
     return best
   end

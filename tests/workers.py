@@ -18,9 +18,11 @@ class BadWorker:
         self.heads: list[bytes] = []
         self.open = 0
         self.address = ""
+        self.writers: set[asyncio.StreamWriter] = set()
 
     async def serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         self.open += 1
+        self.writers.add(writer)
         try:
             head = await reader.readuntil(b"\r\n\r\n")
             length = next((int(h[15:]) for h in head.lower().split(b"\r\n") if h.startswith(b"content-length:")), 0)
@@ -57,6 +59,10 @@ async def bad_worker(**behaviours: Behaviour) -> AsyncIterator[BadWorker]:
         yield worker
     finally:
         server.close()
+        for writer in worker.writers:  # those too that wait for a client to take the rest
+            writer.transport.abort()
+        await asyncio.sleep(0)  # for the sockets to be closed
+        await asyncio.sleep(0)
 
 
 def answers(body: bytes, status: str = "200 OK", *headers: str) -> Behaviour:
