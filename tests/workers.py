@@ -36,6 +36,9 @@ class BadWorker:
         finally:
             self.open -= 1
             writer.close()
+            with contextlib.suppress(OSError):
+                await writer.wait_closed()
+            self.writers.discard(writer)
 
     async def _unless_gone(self, reader: asyncio.StreamReader, behaviour: Awaitable[None]) -> None:
         """Behave, unless the client goes away."""
