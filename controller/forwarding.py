@@ -128,7 +128,7 @@ class Forwarder:
         try:
             leased, snapshot_age = await self._choose(request.model)
             if not leased.address:
-                raise NoWorker(f"No live worker serves the model {request.model[:100]!r}.")  # noqa: TRY301
+                raise NoWorker(f"No live worker serves the model {request.model[:100]!r}.")  # noqa: TRY301 - counted below
             begun = await self._begin(request, leased)
         except (NoWorker, StoreError):
             outcome = "no_worker"

@@ -18,14 +18,12 @@ from controller.domain.worker import WorkerStatus
 _MAX_STATUS_BYTES: Final = 1024 * 1024
 _MAX_FRAME_BYTES: Final = 16 * 1024 * 1024
 _MAX_REFUSAL_BYTES: Final = 64 * 1024
-_MAX_PIECE: Final = 32 * 1024  # what a client that reads slowly holds up stays as little as that, where it can
+_MAX_PIECE: Final = 32 * 1024  # of an answer: a client that does not read holds up a few of them
 _READ_AHEAD: Final = 32 * 1024
-_MAX_AT_ONCE: Final = 256 * 1024
-_CONNECT_TIMEOUT: Final = 2.0  # a packet may be lost; who is not there then costs a request no more than that
+_MAX_AT_ONCE: Final = 256 * 1024  # of a request's body
+_CONNECT_TIMEOUT: Final = 2.0  # seconds: time for one lost packet
 _IDLE_FOR: Final = 4.0  # seconds; FastChat's workers close after 5, and a request might be on its way just then
-_VANISHED_AFTER: Final = (
-    10.0  # seconds in which the other machine says nothing, not even to what is sent or asked of it
-)
+_VANISHED_AFTER: Final = 10.0  # seconds without a sign of the other machine, not even that it got what was sent
 # No compression: a small answer could unfold to any size, and a stream's frames would arrive late.
 _HEADERS: Final[Mapping[str, str]] = {"Accept-Encoding": "identity", "User-Agent": "controller-cluster"}
 _JSON: Final[Mapping[str, str]] = {"Content-Type": "application/json"}
@@ -147,9 +145,8 @@ class WorkerAnswer:
         self.url = url
         self.status = response.status
         told = response.headers.get("Content-Type", "application/json")
-        self.content_type = told.encode("utf-8", "surrogateescape").decode(
-            "latin-1"
-        )  # the bytes that came, whatever they are
+        # Whatever it is: an answer's head is latin-1, and has the bytes that came.
+        self.content_type = told.encode("utf-8", "surrogateescape").decode("latin-1")
         self._response = response
         self._forget = forget
 
