@@ -10,7 +10,7 @@
     KEYS[1]   '{<ns>}' the namespace
     ARGV[1]   the worker's name
     ARGV[2]   expiration of its heartbeat in milliseconds; '' for a worker that need not send any
-    ARGV[3]   speed
+    ARGV[3]   speed; 0 only for a worker without models, such as a cluster that has no workers
     ARGV[4]   queue length
     ARGV[5]   '1' if it is multimodal, else '0'
     ARGV[6]   '' to register in any case; the number of a registration: only if that is still the worker's, which then
@@ -63,7 +63,7 @@ local worker = key("worker", name)
 if ARGV[2] ~= "" and not expiration then
   return redis.error_reply("INVALID expiration")
 end
-if not speed or speed == 0 then
+if not speed or (speed == 0 and #models > 0) then
   return redis.error_reply("INVALID speed")
 end
 if not queue_length then

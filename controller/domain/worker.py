@@ -5,6 +5,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import lru_cache
 from ipaddress import IPv4Address, IPv6Address, ip_address, ip_network
+from socket import AF_INET6, inet_ntop
 from typing import Final
 from urllib.parse import urlsplit
 
@@ -23,7 +24,8 @@ MAX_SPEED: Final = 1e9
 _URL_CHARACTERS: Final = re.compile(r"[A-Za-z0-9._~:/?#\[\]@!$&'()*+,;=%-]+\Z")
 _LABEL: Final = r"[A-Za-z0-9_][A-Za-z0-9_-]{0,62}"
 _HOST_NAME: Final = re.compile(rf"(?=.{{1,253}}\Z){_LABEL}(\.{_LABEL})*\.?\Z")
-_NETWORK_LOCATION: Final = re.compile(r"(\[[0-9a-fA-F:.]+\]|[^\[\]:]+)(:[1-9][0-9]*)?\Z")
+_NETWORK_LOCATION: Final = re.compile(r"(\[[0-9a-fA-F:.]+\]|[^\[\]:]+)(:|:[1-9][0-9]*)?\Z")
+_DEFAULT_PORTS: Final = {"http": 80, "https": 443}
 _NAT64: Final = ip_network("64:ff9b::/96")
 _NUMERIC_LABEL: Final = re.compile(r"([0-9]+|0[xX][0-9a-fA-F]*)\Z")
 _CONTROL_CHARACTERS: Final = re.compile(r"[\x00-\x1f\x7f]")
@@ -31,7 +33,10 @@ _CONTROL_CHARACTERS: Final = re.compile(r"[\x00-\x1f\x7f]")
 
 @lru_cache(maxsize=10_000)  # a heartbeat brings the same name again and again; to check it takes 5 microseconds
 def worker_name(text: str) -> str:
-    """The one form of a worker's name: its http(s) URL without a trailing slash, scheme and host in lower case.
+    """Return the canonical form of a worker's name, so that all spellings of one URL name one worker.
+
+    The name is an http(s) URL. Scheme and host become lower case. A trailing slash, the scheme's default port and the
+    final dot of a host name are dropped. An IPv6 address is written in its shortest form (RFC 5952).
 
     Raises InvalidInput for anything that is not such a URL, has a query, a fragment or a password in it, or
     points to a link-local address (where clouds keep their credentials).
@@ -46,7 +51,7 @@ def worker_name(text: str) -> str:
         )
     try:
         parts = urlsplit(text)
-        host, _ = parts.hostname, parts.port  # the port is checked when it is read
+        host, port = parts.hostname, parts.port  # the port is checked when it is read
     except ValueError as error:
         raise InvalidInput("worker_name", f"is not a URL: {error}") from error
     if parts.scheme not in ("http", "https"):
@@ -59,22 +64,28 @@ def worker_name(text: str) -> str:
         raise InvalidInput("worker_name", "must have a host, or a host and a port, after the two slashes")
     if "?" in text or "#" in text:
         raise InvalidInput("worker_name", "must not carry a query or a fragment")
-    _check_host(host)
-    return f"{parts.scheme}://{parts.netloc.lower()}{parts.path.rstrip('/')}"
+    location = _canonical_host(host)
+    if port is not None and port != _DEFAULT_PORTS[parts.scheme]:
+        location += f":{port}"
+    return f"{parts.scheme}://{location}{parts.path.rstrip('/')}"
 
 
-def _check_host(host: str) -> None:
+def _canonical_host(host: str) -> str:
+    """Return a host in the form that stands in a URL. Raises InvalidInput unless it is a name or an IP address."""
     try:
         address = ip_address(host)
     except ValueError:
         # A host name. One that ends in a number would be read as an IPv4 address in disguise, such as 2130706433.
         if not _HOST_NAME.match(host) or _NUMERIC_LABEL.match(host.rstrip(".").rpartition(".")[2]):
             raise InvalidInput("worker_name", "has a host that is neither a host name nor an IP address") from None
-        return
-    if isinstance(address, IPv6Address) and address in _NAT64:
-        address = IPv4Address(int(address) & 0xFFFFFFFF)
-    if (getattr(address, "ipv4_mapped", None) or address).is_link_local:
+        return host.rstrip(".").lower()
+    reached = address
+    if isinstance(address, IPv6Address):
+        reached = IPv4Address(int(address) & 0xFFFFFFFF) if address in _NAT64 else address.ipv4_mapped or address
+    if reached.is_link_local:
         raise InvalidInput("worker_name", "is a link-local address, which only the worker's own link can reach")
+    # inet_ntop() and not str(address), which writes IPv4-mapped addresses in another way since Python 3.13.
+    return f"[{inet_ntop(AF_INET6, address.packed)}]" if isinstance(address, IPv6Address) else str(address)
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,6 +94,8 @@ class WorkerStatus:
 
     model_names keeps the worker's order, without repetitions. speed is relative to the other workers (FastChat's
     workers say 1). queue_length counts the requests that the worker runs or has waiting.
+
+    A controller below this one reports no models and speed 0 while it has no workers.
 
     Raises InvalidInput where a value is out of bounds.
     """
@@ -101,7 +114,8 @@ class WorkerStatus:
                     "model_names",
                     f"each must have 1 to {MAX_MODEL_NAME_LENGTH} characters and no control characters",
                 )
-        if not MIN_SPEED <= self.speed <= MAX_SPEED:  # nor NaN
+        without_workers = not self.model_names and self.speed == 0
+        if not without_workers and not MIN_SPEED <= self.speed <= MAX_SPEED:  # nor NaN
             raise InvalidInput("speed", f"must be a number from {MIN_SPEED:g} to {MAX_SPEED:g}")
         check_queue_length(self.queue_length)
         if self.capacity is not None and not 1 <= self.capacity <= MAX_CAPACITY:

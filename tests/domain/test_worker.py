@@ -16,13 +16,21 @@ from controller.domain.worker import Worker, WorkerStatus, WorkerStatusTotal, to
         ("http://localhost:21002/", "http://localhost:21002"),
         ("HTTP://LocalHost:21002/Path/", "http://localhost:21002/Path"),
         ("https://gpu-7.example.com", "https://gpu-7.example.com"),
-        ("http://10.0.0.5:80", "http://10.0.0.5:80"),
+        ("http://10.0.0.5:80", "http://10.0.0.5"),
+        ("http://10.0.0.5:443", "http://10.0.0.5:443"),
+        ("https://h:443/x", "https://h/x"),
+        ("https://h:80", "https://h:80"),
+        ("http://h:", "http://h"),
         ("http://h:65535", "http://h:65535"),
-        ("http://h.", "http://h."),
+        ("http://h.", "http://h"),
+        ("http://a.Example.:21002", "http://a.example:21002"),
         ("http://h//", "http://h"),
         ("http://" + "a" * 63 + ".b", "http://" + "a" * 63 + ".b"),
         ("http://h/" + "x" * 1015, "http://h/" + "x" * 1015),
         ("http://[2001:DB8::1]:21002", "http://[2001:db8::1]:21002"),
+        ("http://[2001:0db8:0:0:0:0:0:1]:80", "http://[2001:db8::1]"),
+        ("http://[0:0:0:0:0:0:0:1]:21002", "http://[::1]:21002"),
+        ("http://[::FFFF:7f00:1]:21002", "http://[::ffff:127.0.0.1]:21002"),
         ("http://a_b.c/d%20e;f=1,2!$&'()*+@:", "http://a_b.c/d%20e;f=1,2!$&'()*+@:"),
     ],
 )
@@ -43,7 +51,6 @@ def test_the_one_form_of_a_name(written: str, form: str) -> None:
         "http://",
         "http:///path",
         "http://:80",
-        "http://h:",
         "http://h:0",
         "http://h:65536",
         "http://h:x",
@@ -103,6 +110,11 @@ def test_values_at_their_bounds() -> None:
     for speed, queue_length in ((1e-6, 0), (1e9, 10**9)):
         status = WorkerStatus(models, speed, queue_length)
         assert (status.model_names, status.speed, status.queue_length) == (models, speed, queue_length)
+
+
+def test_a_cluster_without_workers_has_no_models_and_speed_zero() -> None:
+    assert WorkerStatus((), 0, 0).speed == 0
+    assert WorkerStatus((), 0.0, 3).queue_length == 3
 
 
 def test_models_keep_their_order_without_repetitions() -> None:

@@ -290,6 +290,20 @@ async def test_a_score_loses_no_digit_on_its_way(store: Store, registry: Registr
     assert math.isfinite(state.lotteries["m"][A])
 
 
+async def test_a_worker_without_models_may_have_speed_zero(registry: Registry) -> None:
+    """A cluster that has no workers. Its models appear when it registers with some, and vanish again."""
+    empty = Registration(A, WorkerStatus((), 0, 0), True, False)
+    for registration, models in ((empty, ()), (worker(A), ("m",)), (empty, ())):
+        await registry.register(registration)
+        await registry.heartbeat(reports([(A, 2)]))
+        [known] = (await registry.list_workers()).workers
+        assert (known.status.model_names, known.status.queue_length) == (models, 2)
+        assert await registry.list_models() == list(models)
+        assert await registry.dispatch_lottery(asks(["m"])) == [A if models else ""]
+        assert await registry.drain(A)
+        assert await registry.drain(A, drain=False)
+
+
 async def test_many_workers_are_listed_in_parts(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
     """No part holds up the store for long, and none is left out that is there all the while."""
     registry = store.registry()

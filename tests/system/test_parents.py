@@ -50,6 +50,23 @@ async def test_under_a_stock_controller(serve: Serve, work_dir: Path) -> None:
             assert call(f"{top.url}/list_models") == {"models": ["echo"]}
 
 
+async def test_a_stock_controller_without_workers_stays_registered(serve: Serve, work_dir: Path) -> None:
+    """It reports no models and speed 0. Its models come and go with refreshes of the controller above."""
+    top = serve()
+    with fastchat(work_dir, "controller") as below:
+        top.post("/register_worker", {"worker_name": below.url, "check_heart_beat": False})
+        assert top.names() == [below.url]
+        with workers(work_dir, below.url, 1) as [worker]:
+            await wait_until(lambda: call(f"{below.url}/list_models") == {"models": ["echo"]}, "it has a worker")
+            top.post("/refresh_all_workers")
+            assert top.dispatch("echo") == below.url
+            worker.kill()
+        call(f"{below.url}/refresh_all_workers")  # where stock FastChat drops workers that do not answer
+        top.post("/refresh_all_workers")
+        assert top.names() == [below.url]
+        assert top.post("/list_models") == {"models": []}
+
+
 async def test_a_stock_controller_as_a_worker(serve: Serve, work_dir: Path) -> None:
     top = serve()
     with fastchat(work_dir, "controller") as below, workers(work_dir, below.url, 1):
