@@ -16,17 +16,17 @@ from typing import Final
 
 from controller.domain.dispatch import DispatchMethod
 from controller.domain.errors import StoreError, StoreIncompatible, StoreRejection, StoreUnavailable
-from controller.domain.worker import Registration, Worker
+from controller.domain.worker import Worker
 from controller.guard import StoreGuard
 from controller.metrics import Metrics
+from controller.recovery import Recovery
 from controller.settings import Settings
 from controller.snapshot import Snapshot
-from controller.store.registry import NOT_ALIVE, Registry, WorkerList
+from controller.store.registry import Registry, WorkerList
 from controller.store.settlement import Settlement
 
 logger = logging.getLogger("controller")
 
-_RESTORED_AT_ONCE: Final = 16
 _LEAST_PAUSE: Final = 0.02
 _PAUSE_PER_WORKER: Final = 0.75e-3  # 50 times what it costs the store and us to list one: 15 us, benchmarks/scripts.py
 
@@ -52,6 +52,7 @@ class Fallback:
         self._own_name = secrets.token_hex(8)
         # One at a time tells the store what it must know: a snapshot may find that it has forgotten something.
         self._talking = asyncio.Lock()
+        self._recovery = Recovery(registry, metrics, settings.heartbeat_expiration)
         self.guard = StoreGuard(self._return_to_store, metrics)
 
     def snapshot(self, cause: StoreError) -> tuple[Snapshot, float]:
@@ -112,6 +113,11 @@ class Fallback:
         """A name that the replicas of this store share with nobody else; one of this replica's own, at first."""
         return self._told.epoch if self._told is not None and self._told.epoch else self._own_name
 
+    @property
+    def recent_clock_jump(self) -> tuple[float, float] | None:
+        """As Recovery.recent_clock_jump."""
+        return self._recovery.recent_clock_jump
+
     def known_workers(self) -> Sequence[Worker]:
         """The live workers as of the last snapshot."""
         return self._told.workers if self._told is not None else ()
@@ -161,45 +167,14 @@ class Fallback:
         taken_at = time.monotonic()
         told = await self._registry.list_workers()
         before = self._told
-        if before is not None and (told.epoch != before.epoch or told.sequence < before.sequence):
-            await self._restore(before, {worker.name for worker in told.workers})
+        if before is None or self._snapshot is None:
+            await self._recovery.correct_overlong_heartbeats(told)
+        elif await self._recovery.repair(before, taken_at - self._snapshot.taken_at, told):
+            if told.epoch != before.epoch or told.sequence < before.sequence:
+                await self._settle(before.sequence)
             told = await self._registry.list_workers()
         self._told = told
         self._snapshot = Snapshot(told.workers, taken_at, self._draw)
-
-    async def _restore(self, told: WorkerList, known: set[str]) -> None:
-        """Give the store, which has forgotten something, the workers that it told of and does not know any more.
-
-        Each lives on for as long as it would have. Those that have registered meanwhile stay as they are, those that
-        were removed meanwhile stay away.
-        """
-        age = time.monotonic() - self._snapshot.taken_at if self._snapshot is not None else 0.0
-        forgotten = [
-            (worker, worker.expires_in if worker.expires_in is None else worker.expires_in - age)
-            for worker in told.workers
-            if worker.name not in known and (worker.expires_in is None or worker.expires_in > age)
-        ]
-        if forgotten:
-            logger.warning("The store has lost its memory, or a part of it: giving it back %d workers.", len(forgotten))
-        await self._registry.check()  # its memory gets a name, before anything is in it
-        for worker in told.workers:
-            if worker.draining and worker.name in known:  # it has registered with a store that knew of no drain
-                await self._registry.drain(worker.name)
-        for first in range(0, len(forgotten), _RESTORED_AT_ONCE):  # and leave places for others
-            await asyncio.gather(
-                *(self._register_again(*each) for each in forgotten[first : first + _RESTORED_AT_ONCE])
-            )
-        await self._settle(told.sequence)
-
-    async def _register_again(self, worker: Worker, expires_in: float | None) -> None:
-        registration = Registration(worker.name, worker.status, worker.check_heart_beat, worker.multimodal)
-        restored = await self._registry.register(
-            registration, only_if=NOT_ALIVE, expires_in=expires_in, draining=worker.draining, polled=worker.polled
-        )
-        if restored is None and worker.draining:  # it has registered meanwhile, as above
-            await self._registry.drain(worker.name)
-        if restored and worker.failing:
-            await self._registry.report_failure(worker.name, of_polls=worker.failing == "polls")
 
     async def _settle(self, sequence: int = 0) -> None:
         """Tell the store of what was dispatched without it, and of the calls that it never answered.

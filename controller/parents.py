@@ -99,7 +99,9 @@ class Parents:
 
     async def _take(self, parent: str, urgent: bool) -> tuple[bool, str]:
         return await self._guard.ask(
-            lambda: self._registry.take_duty(parent, self._id, self._interval * _HOLD, urgent=urgent)
+            lambda: self._registry.take_duty(
+                parent, self._id, self._interval * _HOLD, longest=self._interval, urgent=urgent
+            )
         )
 
     async def _do(self, parent: str, workers: Sequence[Worker], told: str, news: str) -> None:

@@ -220,6 +220,11 @@ class Controller:
             reason = str(error)
             return self._from_snapshot(error, lambda _: reason)
 
+    @property
+    def recent_clock_jump(self) -> tuple[float, float] | None:
+        """The last jump of the store's clock and how long ago it was noticed, both in seconds; None after a while."""
+        return self._fallback.recent_clock_jump
+
     async def keep_snapshot_forever(self) -> None:
         """Take snapshots, to go by when the store does not serve."""
         await self._fallback.keep_forever()

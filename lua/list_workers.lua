@@ -14,7 +14,8 @@
       [1]  the place at which to go on; '0' when all were met
       [2]  the number of registrations and requested dispatches so far
       [3]  the name of the store's memory, as check.lua has given it; '' if it has none
-      [4]  an array with one array a worker, in no order:
+      [4]  the time of the store in milliseconds
+      [5]  an array with one array a worker, in no order:
              [1]  name
              [2]  models, a JSON array
              [3]  speed
@@ -66,4 +67,4 @@ for i = 1, #members, 2 do
   end
 end
 local sequence = tonumber(redis.call("GET", key("sequence")) or 0)
-return { tostring(step[1]), sequence, redis.call("GET", key("epoch")) or "", workers }
+return { tostring(step[1]), sequence, redis.call("GET", key("epoch")) or "", time, workers }

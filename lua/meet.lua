@@ -13,6 +13,8 @@
 --- @include "key"
 --- @include "now"
 --- @include "whole_number"
+local LONGEST = 60000 -- milliseconds: no replica stays for longer
+
 local stay = whole_number(ARGV[2], 0)
 if not stay then
   return redis.error_reply("INVALID time")
@@ -20,6 +22,10 @@ end
 local replicas = key("replicas")
 local time = now()
 if stay > 0 then
+  -- Where the clock was set back, replicas that are gone would stay for as long.
+  for _, replica in ipairs(redis.call("ZRANGEBYSCORE", replicas, time + LONGEST + 1, "+inf")) do
+    redis.call("ZADD", replicas, time + stay, replica)
+  end
   redis.call("ZADD", replicas, time + stay, ARGV[1])
   redis.call("PEXPIRE", replicas, 60000 + stay)
 else

@@ -26,7 +26,8 @@ if not interval or not budget then
   return redis.error_reply("INVALID arguments")
 end
 
-if redis.call("EXISTS", key("sweep")) == 1 then
+local left = redis.call("PTTL", key("sweep"))
+if left >= 0 and left <= interval then -- more would be left only where the clock was set back
   return {}
 end
 

@@ -8,6 +8,8 @@
     ARGV[2]  the replica's id
     ARGV[3]  for how many milliseconds it has the duty
     ARGV[4]  '1' if it is to be done now, though it is not due yet, else '0'
+    ARGV[5]  how many milliseconds can pass until it is due again, at most. If more are left, the clock of the store was
+             set back, and it is due now
 
   Output:
     an array:
@@ -19,11 +21,12 @@
 --- @include "whole_number"
 local duty = key("duty", ARGV[1])
 local hold = whole_number(ARGV[3], 1)
-if not hold then
+local longest = whole_number(ARGV[5], 1)
+if not hold or not longest then
   return redis.error_reply("INVALID time")
 end
 local told = redis.call("GET", key("told", ARGV[1])) or ""
-local holder = redis.call("GET", duty)
+local holder = redis.call("PTTL", duty) <= longest and redis.call("GET", duty)
 if holder and not (holder == "" and ARGV[4] == "1") then -- '': it was done, and is not due
   return { 0, told }
 end

@@ -16,13 +16,22 @@ class RefreshLock:
     """
 
     def __init__(self, client: StoreClient, key: str, timeout: float, deadline: float) -> None:
+        self._client = client
+        self._key = key
+        self._timeout = timeout
         self._lock = Lock(client, key, timeout=timeout)
         self._deadline = deadline
 
     async def acquire(self) -> bool:
-        """Take the lock if nobody has it; whether it was taken. Never waits."""
+        """Take the lock if nobody has it; whether it was taken. Never waits.
+
+        A lock that would be held for longer than any can was taken before the store's clock was set back.
+        That one is dropped.
+        """
         try:
             async with asyncio.timeout(self._deadline):
+                if await self._client.pttl(self._key) > 1000 * self._timeout:
+                    await self._client.delete(self._key)
                 return bool(await self._lock.acquire(blocking=False))
         except FAILURES as error:
             raise store_error(error) from error

@@ -14,6 +14,7 @@ from redis.asyncio import RedisCluster
 from redis.commands.core import AsyncScript
 from redis.exceptions import NoPermissionError
 
+from controller.domain.clock import ClockReading
 from controller.domain.errors import InvalidInput, StoreIncompatible, StoreRejection, StoreUnavailable
 from controller.domain.worker import Registration, Worker, WorkerStatus
 from controller.store import keys, scripts
@@ -52,12 +53,14 @@ class WorkerList(NamedTuple):
     """All live workers, in order of name.
 
     sequence is how many registrations and requested dispatches there had been, epoch the name of the store's memory:
-    less of the one, or another of the other, and the store has forgotten what it knew before.
+    less of the one, or another of the other, and the store has forgotten what it knew before. clock is a reading of the
+    store's clock.
     """
 
     workers: list[Worker]
     sequence: int
     epoch: str
+    clock: ClockReading
 
 
 class Registry:
@@ -219,12 +222,16 @@ class Registry:
         replicas: list[str] = await self._run("meet", replica, round(stay * 1000))
         return replicas
 
-    async def take_duty(self, duty: str, replica: str, hold: float, *, urgent: bool = False) -> tuple[bool, str]:
+    async def take_duty(
+        self, duty: str, replica: str, hold: float, *, longest: float = 86_400.0, urgent: bool = False
+    ) -> tuple[bool, str]:
         """Take what one replica has to do now and then for all, for `hold` seconds.
 
         Returns whether this one has it, and what was told when it was done last, or "". urgent: also if it is not due.
+        longest is the most that can pass, in seconds, until it is due again.
         """
-        taken, told = await self._run("take_duty", duty, replica, round(hold * 1000), int(urgent))
+        milliseconds = round(hold * 1000), int(urgent), round(longest * 1000)
+        taken, told = await self._run("take_duty", duty, replica, *milliseconds)
         return bool(taken), told
 
     async def end_duty(self, duty: str, replica: str, due_in: float, told: str, remembered: float) -> bool:
@@ -263,19 +270,43 @@ class Registry:
         """All live workers. One that comes or goes meanwhile may or may not be among them."""
         for _ in range(_LISTINGS):
             found: dict[str, Worker] = {}
-            place, sequence, epoch, workers = await self._run("list_workers", "0", _PAGE, self._fades)
+            sent_at = time.monotonic()
+            place, sequence, epoch, time_ms, workers = await self._run("list_workers", "0", _PAGE, self._fades)
+            clock = ClockReading.between(sent_at, time_ms / 1000, time.monotonic())
             first = sequence, epoch
             found.update((fields[0], _worker(fields)) for fields in workers)
             while place != "0" and epoch == first[1] and sequence >= first[0]:
-                place, sequence, epoch, workers = await self._run("list_workers", place, _PAGE, self._fades)
+                place, sequence, epoch, _, workers = await self._run("list_workers", place, _PAGE, self._fades)
                 found.update((fields[0], _worker(fields)) for fields in workers)
             if epoch == first[1] and sequence >= first[0]:
-                return WorkerList([found[name] for name in sorted(found)], *first)
+                return WorkerList([found[name] for name in sorted(found)], *first, clock)
         raise StoreUnavailable("The store forgets what it knows again and again: its workers cannot be listed.")
 
     async def list_models(self, multimodal: bool | None = None) -> list[str]:
         """The models of all live workers, of the multimodal ones (True) or of the others (False), sorted."""
         return sorted(await self._run("list_models", "" if multimodal is None else int(multimodal)))
+
+    async def correct_heartbeats(self, expected: Mapping[str, float]) -> int:
+        """Correct the time that heartbeats have left, after the store's clock was set.
+
+        expected is the seconds that each worker's heartbeat should have left, by its name. Returns how many were
+        corrected.
+        """
+        corrected = 0
+        items = list(expected.items())
+        for first in range(0, len(items), _PAGE):
+            page = items[first : first + _PAGE]
+            arguments = (argument for name, left in page for argument in (name, max(1, round(left * 1000))))
+            corrected += await self._run("correct_heartbeats", self._expiration_ms, *arguments)
+        return corrected
+
+    async def shorten_leases(self) -> None:
+        """Shorten leases that would last longer than they can, after the store's clock was set back."""
+        cursor = "0"
+        while True:
+            cursor = await self._run("shorten_leases", cursor, _PAGE)
+            if cursor == "0":
+                return
 
     async def sweep(self, interval: float) -> list[str]:
         """Tidy away lapsed workers, unless some replica did within `interval` seconds; their names."""

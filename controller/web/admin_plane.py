@@ -29,11 +29,19 @@ class AdminPlane:
         return Answer(body, headers=degraded(snapshot_age))
 
     async def readyz(self, _: bytes) -> Answer:
-        """Whether this replica can serve: 200, or 503 with the reason. Also 200, with the reason, from a snapshot."""
+        """Return 200 if this replica can serve, with the reason if it serves from a snapshot; else 503 with the reason.
+
+        After a jump of the store's clock, the answer mentions it for as long as heartbeats last.
+        """
         reason, snapshot_age = await self._controller.check()
-        if snapshot_age is None:
-            return Answer(b'{"ready":true}')
-        return Answer(wire.encode({"ready": True, "degraded": reason}), headers=degraded(snapshot_age))
+        body: dict[str, object] = {"ready": True}
+        if snapshot_age is not None:
+            body["degraded"] = reason
+        if self._controller.recent_clock_jump is not None:
+            jump, age = self._controller.recent_clock_jump
+            direction = "ahead" if jump > 0 else "back"
+            body["warning"] = f"The clock of Redis was set {direction} by {abs(jump):.1f} s, {age:.0f} s ago."
+        return Answer(wire.encode(body), headers=degraded(snapshot_age))
 
     async def test_connection(self, _: bytes) -> Answer:
         """FastChat's sign of life."""

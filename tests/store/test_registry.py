@@ -315,13 +315,13 @@ async def test_many_workers_are_listed_in_parts(store: Store, monkeypatch: pytes
 
     async def counting(self: Registry, script: str, *arguments: str | int) -> list[object]:
         result = await run(self, script, *arguments)
-        parts.append(len(result[3]))
+        parts.append(len(result[4]))
         await run(self, "heartbeat", 90_000, names[len(parts)], 1)  # which moves the worker in the set that is walked
         return result
 
     with monkeypatch.context() as patch:
         patch.setattr(Registry, "_run", counting)
-        workers, sequence, epoch = await registry.list_workers()
+        workers, sequence, epoch, _ = await registry.list_workers()
     assert [known.name for known in workers] == names
     assert (sequence, epoch) == (900, ""), "nobody has given it a name"
     assert max(parts) < 500

@@ -106,6 +106,8 @@ async def test_callers_pass_the_arguments_that_the_headers_name(
     await registry.dispatch_lottery(asks(["m"]))
     (await registry.list_workers()).workers
     await registry.list_models()
+    await registry.correct_heartbeats({A: 1.0})
+    await registry.shorten_leases()
     await registry.sweep(1.0)
     await registry.check()
     await registry.release(["no lease"])
@@ -123,6 +125,7 @@ async def test_callers_pass_the_arguments_that_the_headers_name(
         "dispatch_shortest_queue": 2,
         "dispatch_lottery": 3,
         "settle": 2,
+        "correct_heartbeats": 2,
     }  # what a repeated part holds, where it is not one
     for path in SCRIPTS:
         inputs = parts(path)[0].partition("\n  Input:\n")[2].partition("\n  Output:\n")[0]

@@ -179,7 +179,7 @@ async def test_a_store_that_loses_everything_is_given_the_workers_again(
             assert seen.failed == []
             assert set(seen.addresses) == {w.url for w in started}
             await all_heartbeat(replicas[0], started)
-            assert any("giving it back 3 workers" in replica.log for replica in replicas)
+            assert any("registering 3 workers again" in replica.log for replica in replicas)
 
 
 async def test_everybody_comes_back_when_nobody_remembers(serve: Serve, work_dir: Path) -> None:

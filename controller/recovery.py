@@ -1,0 +1,120 @@
+"""Repairs a store that lost data, or whose clock was set, from what this replica saw last."""
+
+import asyncio
+import logging
+import time
+from typing import Final
+
+from controller.domain.worker import Registration, Worker
+from controller.metrics import Metrics
+from controller.store.registry import NOT_ALIVE, Registry, WorkerList
+
+logger = logging.getLogger("controller")
+
+_REGISTERED_AT_ONCE: Final = 16  # of the registry's permits, which others need too
+_TOO_LONG: Final = 2.0  # expirations: a heartbeat with more time left was set before the clock was set back
+
+
+class Recovery:
+    """Writes to the store what a replica knows better.
+
+    heartbeat_expiration is in seconds. Every repair may run twice, and on several replicas at once: workers that
+    registered meanwhile stay as they are, and workers that were removed meanwhile stay away.
+    """
+
+    def __init__(self, registry: Registry, metrics: Metrics, heartbeat_expiration: float) -> None:
+        self._registry = registry
+        self._metrics = metrics
+        self._heartbeat_expiration = heartbeat_expiration
+        self._last_jump: tuple[float, float] | None = None
+
+    @property
+    def recent_clock_jump(self) -> tuple[float, float] | None:
+        """The last jump of the store's clock and how long ago it was noticed, both in seconds; None after a while."""
+        if self._last_jump is None:
+            return None
+        jump, noticed_at = self._last_jump
+        age = time.monotonic() - noticed_at
+        return (jump, age) if age <= self._heartbeat_expiration else None
+
+    async def repair(self, before: WorkerList, age: float, now: WorkerList) -> bool:
+        """Compare two listings, of which the first is `age` seconds old. Return True if something was repaired.
+
+        Where data was lost, the caller must reconcile with `before.sequence` afterwards. Raises StoreError.
+        """
+        lost_data = now.epoch != before.epoch or now.sequence < before.sequence
+        jump = now.clock.jump_since(before.clock)
+        if jump:
+            self._report_jump(jump)
+        if lost_data or jump > 0:
+            await self._restore(before, age, {worker.name for worker in now.workers}, lost_data)
+        if jump:
+            expected = self._expected_heartbeats(before, age, now, ahead=jump > 0)
+        else:
+            expected = self._overlong_heartbeats(now)
+        if expected:
+            await self._registry.correct_heartbeats(expected)
+        if jump < 0:
+            await self._registry.shorten_leases()
+        return bool(lost_data or jump or expected)
+
+    async def correct_overlong_heartbeats(self, now: WorkerList) -> None:
+        """Correct heartbeats that last for longer than they can, where there is no listing to compare with."""
+        expected = self._overlong_heartbeats(now)
+        if expected:
+            await self._registry.correct_heartbeats(expected)
+
+    def _report_jump(self, jump: float) -> None:
+        self._last_jump = jump, time.monotonic()
+        direction = "ahead" if jump > 0 else "back"
+        self._metrics.store_clock_jumps.labels(direction).inc()
+        logger.warning(
+            "The clock of Redis was set %s by %.1f s. Heartbeats get the time back that they had left. "
+            "Check the time synchronisation of the Redis host.",
+            direction,
+            abs(jump),
+        )
+
+    def _expected_heartbeats(self, before: WorkerList, age: float, now: WorkerList, ahead: bool) -> dict[str, float]:
+        """The seconds that heartbeats should have left, by the listing from before a jump."""
+        left = {
+            worker.name: worker.expires_in - age
+            for worker in before.workers
+            if worker.expires_in is not None and worker.expires_in > age
+        }
+        if ahead:
+            return left
+        return {name: left.get(name, longest) for name, longest in self._overlong_heartbeats(now, limit=1.0).items()}
+
+    def _overlong_heartbeats(self, now: WorkerList, limit: float = _TOO_LONG) -> dict[str, float]:
+        longest = self._heartbeat_expiration
+        overlong = (w for w in now.workers if w.expires_in is not None and w.expires_in > limit * longest)
+        return {worker.name: longest for worker in overlong}
+
+    async def _restore(self, before: WorkerList, age: float, known: set[str], lost_data: bool) -> None:
+        """Register the workers that the store does not know any more, each with the time that it had left."""
+        missing = [
+            (worker, worker.expires_in if worker.expires_in is None else worker.expires_in - age)
+            for worker in before.workers
+            if worker.name not in known and (worker.expires_in is None or worker.expires_in > age)
+        ]
+        if missing:
+            reason = "lost data" if lost_data else "expired heartbeats too early"
+            logger.warning("Redis %s: registering %d workers again from the last snapshot.", reason, len(missing))
+        await self._registry.check()  # which names the dataset, before anything is in it
+        for worker in before.workers:
+            if worker.draining and worker.name in known:  # it registered with a store that knew of no drain
+                await self._registry.drain(worker.name)
+        for first in range(0, len(missing), _REGISTERED_AT_ONCE):
+            batch = missing[first : first + _REGISTERED_AT_ONCE]
+            await asyncio.gather(*(self._register(*each) for each in batch))
+
+    async def _register(self, worker: Worker, expires_in: float | None) -> None:
+        registration = Registration(worker.name, worker.status, worker.check_heart_beat, worker.multimodal)
+        restored = await self._registry.register(
+            registration, only_if=NOT_ALIVE, expires_in=expires_in, draining=worker.draining, polled=worker.polled
+        )
+        if restored is None and worker.draining:  # it has registered meanwhile
+            await self._registry.drain(worker.name)
+        if restored and worker.failing:
+            await self._registry.report_failure(worker.name, of_polls=worker.failing == "polls")
