@@ -8,6 +8,8 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+from tests.workers import stop_accepting
+
 
 class Proxy:
     """A unix socket in front of another one.
@@ -123,6 +125,7 @@ def aside(front: Proxy) -> Iterator[SimpleNamespace]:
         return lambda: asyncio.run_coroutine_threadsafe(call(), loop).result(10)
 
     async def end(server: asyncio.Server) -> None:
+        await stop_accepting(server)
         server.close()
         tasks = asyncio.all_tasks() - {asyncio.current_task()}
         for task in tasks:
@@ -153,4 +156,5 @@ async def proxy(path: Path, target: str, lose: int = 0) -> AsyncIterator[Proxy]:
     try:
         yield front
     finally:
+        await stop_accepting(server)
         server.close()

@@ -6,6 +6,8 @@ import json
 from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Any
 
+from tests.waiting import wait_until
+
 Behaviour = Callable[["BadWorker", asyncio.StreamWriter, bytes], Awaitable[None]]
 
 
@@ -19,11 +21,14 @@ class BadWorker:
         self.open = 0
         self.address = ""
         self.writers: set[asyncio.StreamWriter] = set()
+        self.closing = False
 
     async def serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         self.open += 1
         self.writers.add(writer)
         try:
+            if self.closing:
+                return
             head = await reader.readuntil(b"\r\n\r\n")
             length = next((int(h[15:]) for h in head.lower().split(b"\r\n") if h.startswith(b"content-length:")), 0)
             body = await reader.readexactly(length)
@@ -53,6 +58,14 @@ class BadWorker:
             await asyncio.wait((behaving, gone))
 
 
+async def stop_accepting(server: asyncio.Server) -> None:
+    """Before server.close(), which loses the sockets of connections that are just being accepted (CPython 3.11)."""
+    for listener in server.sockets:
+        asyncio.get_running_loop().remove_reader(listener.fileno())
+    for _ in range(5):  # rounds of the loop, until those connections have reached their handler
+        await asyncio.sleep(0)
+
+
 @contextlib.asynccontextmanager
 async def bad_worker(**behaviours: Behaviour) -> AsyncIterator[BadWorker]:
     worker = BadWorker(**behaviours)
@@ -61,11 +74,12 @@ async def bad_worker(**behaviours: Behaviour) -> AsyncIterator[BadWorker]:
     try:
         yield worker
     finally:
+        await stop_accepting(server)
         server.close()
+        worker.closing = True
         for writer in worker.writers:  # those too that wait for a client to take the rest
             writer.transport.abort()
-        await asyncio.sleep(0)  # for the sockets to be closed
-        await asyncio.sleep(0)
+        await wait_until(lambda: not worker.writers, "all connections are closed")
 
 
 def answers(body: bytes, status: str = "200 OK", *headers: str) -> Behaviour:
