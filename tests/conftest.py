@@ -24,7 +24,7 @@ from controller.domain.errors import StoreUnavailable
 from controller.metrics import Metrics
 from controller.service import Controller
 from controller.settings import Settings
-from controller.store import keys
+from controller.store import keys, scripts
 from controller.store.connection import connect
 from controller.store.embedded import EmbeddedStore
 from controller.store.registry import Registry
@@ -100,8 +100,24 @@ def redis_server_url(short_dir: Path) -> Iterator[str]:
         process.terminate()
 
 
-# What a dispatch chooses then depends on the calls alone, and not on the time between them.
-FASTCHATS_ARITHMETIC = {"heartbeat_expiration": 90.0, "booking_decay": False, "booking_delay": 0.0}
+# A dispatch then depends only on the calls before it, not on the time between them. A slow machine meets the deadline.
+FASTCHATS_ARITHMETIC = {"heartbeat_expiration": 90.0, "deadline": 60.0, "booking_decay": False, "booking_delay": 0.0}
+
+
+CLOCK = "test-clock"  # the key that the scripts take the time from, where a test uses `store_clock`
+
+
+@pytest.fixture
+def store_clock(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The scripts of registries that are opened from now on go by the milliseconds in the key CLOCK."""
+    source = scripts.source
+
+    def with_a_clock(name: str) -> str:
+        before, now, after = source(name).partition('local time = redis.call("TIME")\n')
+        by_key = f'if true then return tonumber(redis.call("GET", "{CLOCK}")) end\n' if now else ""
+        return before + by_key + now + after
+
+    monkeypatch.setattr(scripts, "source", with_a_clock)
 
 
 @dataclass
@@ -138,7 +154,7 @@ async def open_store(request: pytest.FixtureRequest, kind: str) -> AsyncIterator
         client, aside = (fakeredis.FakeAsyncRedis(server=server, decode_responses=True) for _ in range(2))
     else:
         url = request.getfixturevalue(f"{kind.replace('-', '_')}_url")
-        client, aside = (connect(url, timeout=5.0) for _ in range(2))
+        client, aside = (connect(url, timeout=60.0) for _ in range(2))
     await wait_until(lambda: answers(client), f"{kind} answers")
     try:
         store = Store(kind, client, aside, namespace)
@@ -184,7 +200,7 @@ async def replica(store: Store) -> AsyncIterator[Open]:
     opened: list[Controller] = []
 
     def open_replica(registry: Registry | None = None, **changed: object) -> Controller:
-        settings = Settings(**{"probe_timeout": 0.5, "sweep_interval": 0.01, "register_patience": 5.0, **changed})
+        settings = Settings(**{"probe_timeout": 60.0, "sweep_interval": 0.01, "register_patience": 60.0, **changed})
         workers = WorkerClient(settings.probe_timeout, settings.worker_timeout)
         opened.append(Controller(settings, registry or store.registry(), workers, Metrics()))
         return opened[-1]

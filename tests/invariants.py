@@ -97,6 +97,13 @@ def load_of(fields: dict[str, str]) -> Load:
     )
 
 
+async def ttl_and_time(client: Redis, key: str) -> tuple[int, float]:
+    """The TTL of a key and the time of the store, both in milliseconds and of the same moment."""
+    async with client.pipeline(transaction=True) as both:
+        ttl, (seconds, microseconds) = await both.pttl(key).time().execute()
+    return ttl, seconds * 1000 + microseconds / 1000
+
+
 def close(a: dict[str, float], b: dict[str, float]) -> bool:
     return a.keys() == b.keys() and all(math.isclose(a[k], b[k], rel_tol=1e-9, abs_tol=1e-6) for k in a)
 
@@ -139,13 +146,14 @@ async def check_invariants(
                 assert -1e15 <= score < -1e14, f"{name} has nothing that fades"
             assert name in state.lotteries[model]
         if name in state.heartbeats:
-            ttl = await client.pttl(f"{{{namespace}}}:heartbeat:{name}")
+            ttl, now = await ttl_and_time(client, f"{{{namespace}}}:heartbeat:{name}")
+            if ttl == -2:
+                continue  # it has expired since its name was read
             assert (ttl == -1) == (fields["check_heart_beat"] == "0"), f"{name} expires in {ttl} ms"
             if ttl == -1:
                 assert state.workers[name] == float("inf")
             else:
-                seconds, microseconds = await client.time() if clock is None else (clock / 1000, 0)
-                due = state.workers[name] - (seconds * 1000 + microseconds / 1000)
+                due = state.workers[name] - (now if clock is None else clock)
                 assert abs(due - ttl) < 1000, f"{name} expires in {ttl} ms, and is looked for in {due} ms"
     assert set(state.workers) == set(state.hashes)
     assert state.heartbeats <= set(state.hashes)

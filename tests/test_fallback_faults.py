@@ -87,7 +87,7 @@ async def test_dispatch_goes_on(store: Store, replica: Open, fault: str) -> None
     if store.kind == "fakeredis":
         pytest.skip("fakeredis has none of these faults")
     await store.aside.config_set("busy-reply-threshold", "50")
-    registry: Registry = store.registry(deadline=0.25)
+    registry: Registry = store.registry(deadline=5.0)
     for name in (A, B):
         await registry.register(worker(name))
     controller = replica(registry)

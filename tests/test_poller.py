@@ -6,7 +6,7 @@ import json
 import math
 import time
 from collections import Counter
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Sequence
 
 import pytest
 
@@ -14,11 +14,11 @@ from controller.domain.worker import Worker
 from controller.poller import Poller
 from controller.service import Controller
 from controller.store import keys
-from controller.store.registry import Registry
+from controller.store.registry import Report
 from controller.web.app import _end as end
 from tests.conftest import Open, Store
 from tests.outage import Link
-from tests.samples import asks, worker
+from tests.samples import worker
 from tests.waiting import wait_until
 from tests.workers import BadWorker, answers, bad_worker
 
@@ -196,7 +196,7 @@ async def test_who_hangs_is_not_asked_again_until_the_last_poll_has_ended(
     async with bad_worker(worker_get_status=other) as living:
         for address in (asked.address, living.address):
             await store.registry().register(worker(address))
-        polling(probe_timeout=10.0)
+        polling()
         await wait_until(lambda: other.asked > 10, "the other is asked again and again")
     assert engine.asked == 1
     engine.goes_on.set()
@@ -212,7 +212,7 @@ async def test_no_more_than_so_many_are_asked_at_once(
         for _ in range(7):
             living = await stack.enter_async_context(bad_worker(worker_get_status=engine))
             await store.registry().register(worker(living.address))
-        controller = polling(probe_timeout=10.0)
+        controller = polling()
         await wait_until(lambda: len(controller._poller._polls) == 7, "all are due")
         await wait_until(lambda: engine.asked == 3, "three are asked")
         await asyncio.sleep(2 * INTERVAL)
@@ -233,7 +233,7 @@ async def test_hundreds_that_hang_at_once_delay_nobody(
         for i in range(200):
             await store.registry().register(worker(f"{asked.address}/{i}"))
         await store.registry().register(worker(living.address))
-        polling(probe_timeout=60.0)
+        polling()
         await wait_until(lambda: engine.asked == 200, "all are asked, and hang")
         asked_before = other.asked
         await wait_until(lambda: other.asked > asked_before + 10, "the other is asked again and again")
@@ -252,7 +252,7 @@ async def test_those_that_hang_again_delay_nobody_however_many_they_are(
         for i in range(5):
             await store.registry().register(worker(f"{asked.address}/{i}"))
         await store.registry().register(worker(living.address))
-        controller = polling(probe_timeout=60.0)
+        controller = polling()
         for i in range(5):
             await wait_until(lambda i=i: polled(store, f"{asked.address}/{i}"), "it has answered")
         engine.fails = True
@@ -268,28 +268,26 @@ async def test_those_that_hang_again_delay_nobody_however_many_they_are(
 
 
 async def test_what_is_booked_while_a_poll_is_under_way_is_not_taken_for_seen(
-    store: Store, polling: Callable[..., Controller]
+    store: Store, polling: Callable[..., Controller], engine: Engine, asked: BadWorker
 ) -> None:
-    """It may have counted before it had that request, for all that we know."""
+    """The report is as old as the poll: the worker may have counted its queue before a later request arrived."""
     registry = store.registry()
-    is_asked, goes_on = asyncio.Semaphore(0), asyncio.Semaphore(0)
+    await registry.register(worker(asked.address))
+    engine.goes_on.clear()
+    reports: list[Report] = []
 
-    async def slow(living: BadWorker, writer: asyncio.StreamWriter, body: bytes) -> None:
-        is_asked.release()
-        await goes_on.acquire()
-        await answers(b'{"model_names": ["m"], "speed": 1, "queue_length": 2}')(living, writer, body)
+    async def take(batch: Sequence[Report], *, of_polls: bool = False) -> list[bool]:
+        reports.extend(batch)
+        return [True] * len(batch)
 
-    async with bad_worker(worker_get_status=slow) as living:
-        await registry.register(worker(living.address))
-        polling(probe_timeout=10.0)
-        await is_asked.acquire()
-        await asyncio.sleep(0.01)  # times are told to a millisecond
-        await registry.dispatch_shortest_queue(asks(["m"]))
-        goes_on.release()
-        await is_asked.acquire()  # for the second time: the first answer is written down
-        await wait_until(lambda: queue_is(store, living.address, 3), "what was booked is added")
-        goes_on.release()
-        await wait_until(lambda: queue_is(store, living.address, 2), "the next answer tells of it")
+    registry.heartbeat = take  # type: ignore[method-assign]
+    polling(registry=registry)
+    await wait_until(lambda: engine.asked, "a poll is under way")
+    booked_at = time.monotonic()
+    engine.goes_on.set()
+    await wait_until(lambda: reports, "the answer is reported")
+    assert reports[0].written_at is not None
+    assert reports[0].written_at < booked_at
 
 
 async def test_polls_of_many_are_spread_in_time(store: Store, polling: Callable[..., Controller]) -> None:
@@ -318,22 +316,20 @@ async def test_a_replica_that_ends_leaves_at_once(store: Store, polling: Callabl
     controller = polling()
     await wait_until(lambda: controller._poller._replicas, "it is there")
     assert controller._poller._id in await store.registry().meet("another", 60.0)
-    seconds, _ = await store.client.time()
     believed_until = await store.client.zscore(keys.replicas(store.namespace), controller._poller._id)
-    assert 0 < believed_until / 1000 - seconds <= 4.1, "should it die, others have its workers within seconds"
+    seconds, microseconds = await store.client.time()
+    left = believed_until / 1000 - (seconds + microseconds / 1e6)
+    assert left <= 3.0, "should it die, others have its workers within seconds"
     await controller._poller.close()
     assert await store.registry().meet("another", 60.0) == ["another"]
 
 
 async def test_a_replica_that_died_is_believed_to_be_there_for_its_time(store: Store) -> None:
     registry = store.registry()
-    assert await registry.meet("dying", 0.2) == ["dying"]
+    assert await registry.meet("dying", 60.0) == ["dying"]
     assert set(await registry.meet("living", 60.0)) == {"dying", "living"}
-    await wait_until(lambda: alone(registry), "it is not believed in any more")
-
-
-async def alone(registry: Registry) -> bool:
-    return await registry.meet("living", 60.0) == ["living"]
+    await store.client.zadd(keys.replicas(store.namespace), {"dying": 1.0})  # as if its time had passed
+    assert await registry.meet("living", 60.0) == ["living"]
 
 
 async def test_who_did_not_listen_yet_is_asked_again_now_and_then(
@@ -342,19 +338,22 @@ async def test_who_did_not_listen_yet_is_asked_again_now_and_then(
     engine: Engine,
     asked: BadWorker,
     caplog: pytest.LogCaptureFixture,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     caplog.set_level("INFO")
+    seldom = 4
+    monkeypatch.setattr("controller.poller._SELDOM", seldom)
     engine.fails = True
     await store.registry().register(worker(asked.address))
     controller = polling()
     began = time.monotonic()
-    await wait_until(lambda: engine.asked == 4, "it is asked twice, and seldom then")
-    assert time.monotonic() - began > 2 * 12 * INTERVAL
+    await wait_until(lambda: engine.asked >= 4, "it is asked twice, and seldom then")
+    assert time.monotonic() - began > 2 * seldom * INTERVAL
     assert caplog.text.count("is seldom asked") == 1
     engine.fails = False
     await wait_until(lambda: polled(store, asked.address), "it is asked, and answers")
     asked_before = engine.asked
-    await wait_until(lambda: engine.asked == asked_before + 5, "it is asked as any other")
+    await wait_until(lambda: engine.asked >= asked_before + 5, "it is asked as any other")
     engine.fails = True
     await wait_until(lambda: fails(store, asked.address), "and is known to fail as any other")
     assert caplog.text.count("is seldom asked") == 1

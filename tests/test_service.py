@@ -253,7 +253,6 @@ async def test_of_two_registrations_that_wait_the_newer_counts(
             call = controller.register(A, check_heart_beat=True, status=status, multimodal=False)
             calls.append(asyncio.create_task(call))
             await wait_until(lambda: waiting(controller) == len(calls), "it waits")
-        await asyncio.sleep(0.1)
     for call in asyncio.as_completed(calls):
         await call
         assert (await controller.list_models()).value == ["new"], "no answer before the latest is made"

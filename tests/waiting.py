@@ -8,7 +8,7 @@ from typing import Any
 
 
 async def wait_until(
-    predicate: Callable[[], Any | Awaitable[Any]], description: str, timeout: float = 30.0, interval: float = 0.01
+    predicate: Callable[[], Any | Awaitable[Any]], description: str, timeout: float = 60.0, interval: float = 0.01
 ) -> Any:
     """The first true value of the predicate. Fails, with the description, if there is none within `timeout` s."""
     deadline = time.monotonic() + timeout

@@ -13,7 +13,7 @@ from controller.domain.errors import StoreUnavailable
 from controller.store import keys
 from controller.store.connection import connect
 from controller.store.registry import Registry, worker_of
-from tests.conftest import Store
+from tests.conftest import CLOCK, Store
 from tests.invariants import load_of, parts_of, whole_state
 from tests.samples import A, B, C, asks, reports, worker
 
@@ -241,16 +241,21 @@ async def fleet(store: Store, namespace: str) -> dict[str, Indexed]:
     return {name: indexed(fields, *told[name]) for name, fields in state.hashes.items()}
 
 
+@pytest.mark.usefixtures("store_clock")
 @pytest.mark.parametrize("capacity", [None, 4])
 async def test_where_only_some_lease_it_is_the_best_of_the_front_of_both_indexes(
     store: Store, capacity: int | None
 ) -> None:
     namespace = f"{store.namespace}-fading"
-    registry = Registry(store.client, namespace, 90.0, booking_decay=True, booking_delay=0.2)
+    registry = Registry(store.client, namespace, 90.0, 60.0, booking_decay=True, booking_delay=0.2)
+    now = 1_800_000_000_000
+    await store.client.set(CLOCK, now)
     for i in range(20):
         await registry.register(worker(f"http://w{i}:1", queue_length=i % 7, speed=1 + i % 2, capacity=capacity))
     order = random.Random(3)
     for _ in range(60):
+        now += order.randrange(20)
+        await store.client.set(CLOCK, now)
         workers = await fleet(store, namespace)
         leased = order.random() < 0.5
         [chosen] = await registry.dispatch_shortest_queue(asks(["m"], 60_000 * leased))
@@ -259,7 +264,7 @@ async def test_where_only_some_lease_it_is_the_best_of_the_front_of_both_indexes
         assert best is not None
         costs = [each.load.cost(phase, each.load.speed) for each in (best, workers[worker_of(chosen)])]
         assert costs[0] == pytest.approx(costs[1], rel=1e-5)
-    await store.client.delete(*await store.client.keys(f"{{{namespace}}}*"))
+    await store.client.delete(CLOCK, *await store.client.keys(f"{{{namespace}}}*"))
 
 
 async def test_a_booking_that_has_faded_to_almost_nothing_is_no_failure(store: Store) -> None:
@@ -301,8 +306,8 @@ def dispatch_many(url: str, namespace: str, times: int) -> None:
     """A process of its own that dispatches one request after the other."""
 
     async def run() -> None:
-        client = connect(url, timeout=30.0)
-        registry = Registry(client, namespace, 90.0, booking_decay=False, booking_delay=0.0)
+        client = connect(url, timeout=60.0)
+        registry = Registry(client, namespace, 90.0, 60.0, booking_decay=False, booking_delay=0.0)
         for _ in range(times):
             [name] = await registry.dispatch_shortest_queue(asks(["m"]))
             assert name

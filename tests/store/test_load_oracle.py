@@ -22,10 +22,10 @@ from controller.domain.dispatch import Indexed, least_cost
 from controller.domain.fade import Fade
 from controller.domain.load import Load
 from controller.domain.worker import Registration, WorkerStatus
-from controller.store import keys, scripts
+from controller.store import keys
 from controller.store.connection import connect
 from controller.store.registry import NOT_ALIVE, Registry, Request, worker_of
-from tests.conftest import STORES
+from tests.conftest import CLOCK, STORES
 from tests.invariants import check_invariants, load_of, parts_of
 
 NAMES = [f"http://w{i}:1" for i in range(6)]
@@ -88,13 +88,13 @@ class LoadMachine(RuleBasedStateMachine):
         return self.runner.run(call)
 
     def teardown(self) -> None:
-        self.run(self.client.delete("test-clock", *self.run(self.client.keys(f"{{{self.namespace}}}*"))))
+        self.run(self.client.delete(CLOCK, *self.run(self.client.keys(f"{{{self.namespace}}}*"))))
         self.run(self.client.aclose())
         self.runner.close()
 
     def tick(self, by: int) -> None:
         self.now += by
-        self.run(self.client.set("test-clock", self.now))
+        self.run(self.client.set(CLOCK, self.now))
 
     def phase(self, model: str) -> float:
         return self.fade[model].phase_at(self.now) if self.fades and model in self.fade else 0.0
@@ -443,23 +443,7 @@ class LoadMachine(RuleBasedStateMachine):
             assert listed[name].failing == known.why
 
 
-@pytest.fixture
-def clock_of_the_tests(monkeypatch: pytest.MonkeyPatch) -> None:
-    source = scripts.source
-
-    def with_a_clock(name: str) -> str:
-        before, now, after = source(name).partition('local time = redis.call("TIME")\n')
-        return (
-            before
-            + ('if true then return tonumber(redis.call("GET", "test-clock")) end\n' if now else "")
-            + now
-            + after
-        )
-
-    monkeypatch.setattr(scripts, "source", with_a_clock)
-
-
-@pytest.mark.usefixtures("clock_of_the_tests")
+@pytest.mark.usefixtures("store_clock")
 def test_those_booked_in_one_millisecond_are_in_order_of_name() -> None:
     """Random histories come there seldom: equal workers, not registered in the order of their names."""
     machine = LoadMachine("fakeredis", "", fades=True)
@@ -469,7 +453,7 @@ def test_those_booked_in_one_millisecond_are_in_order_of_name() -> None:
     machine.teardown()
 
 
-@pytest.mark.usefixtures("clock_of_the_tests")
+@pytest.mark.usefixtures("store_clock")
 def test_a_lease_that_has_ended_makes_no_later_one_seen() -> None:
     """Random histories come there seldom: of two leases the older ends, and a report has seen that one alone."""
     machine = LoadMachine("fakeredis", "", fades=True)
@@ -487,7 +471,7 @@ def test_a_lease_that_has_ended_makes_no_later_one_seen() -> None:
     machine.teardown()
 
 
-@pytest.mark.usefixtures("clock_of_the_tests")
+@pytest.mark.usefixtures("store_clock")
 @pytest.mark.parametrize("fades", [True, False])
 @pytest.mark.parametrize("kind", STORES)
 def test_any_history_gives_what_the_rules_say(request: pytest.FixtureRequest, kind: str, fades: bool) -> None:

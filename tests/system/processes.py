@@ -25,7 +25,7 @@ def free_port() -> int:
         return port
 
 
-def call(url: str, body: Any = None, *, method: str = "POST", timeout: float = 15.0) -> Any:
+def call(url: str, body: Any = None, *, method: str = "POST", timeout: float = 60.0) -> Any:
     """The JSON answer to a JSON body; raises OSError unless it is a 200."""
     data = None if method == "GET" else json.dumps(body).encode()
     request = urllib.request.Request(url, data=data, method=method, headers={"Content-Type": "application/json"})
@@ -76,7 +76,7 @@ class Process:
         self.popen.kill()
         self.popen.wait()
 
-    def stop(self, timeout: float = 15.0) -> int:
+    def stop(self, timeout: float = 60.0) -> int:
         """End it as an operator does; its exit status."""
         if self.popen.poll() is None:
             self.popen.terminate()
@@ -87,7 +87,7 @@ class Process:
                 raise
         return self.popen.returncode
 
-    def wait_for(self, ready: Any, description: str, timeout: float = 30.0) -> None:
+    def wait_for(self, ready: Any, description: str, timeout: float = 60.0) -> None:
         deadline = time.monotonic() + timeout
         while not ready():
             assert self.popen.poll() is None, f"ended before {description}:\n{self.log}"
@@ -133,7 +133,7 @@ class ControllerProcess(Process):
         self.wait_for(lambda: serves(self.url), "the controller is ready")
         return self
 
-    def post(self, path: str, body: Any = None, timeout: float = 15.0) -> Any:
+    def post(self, path: str, body: Any = None, timeout: float = 60.0) -> Any:
         return call(self.url + path, body, timeout=timeout)
 
     def workers(self) -> list[dict[str, Any]]:

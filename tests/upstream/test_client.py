@@ -13,12 +13,19 @@ from controller.upstream import client as upstream
 from controller.upstream.client import WorkerClient
 from tests.streams import asked
 from tests.waiting import wait_until
-from tests.workers import BadWorker, Behaviour, answers, bad_worker, chunks, hangs, sends_without_end, status
+from tests.workers import Behaviour, answers, bad_worker, chunks, hangs, sends_without_end, status
 
 
 @pytest.fixture
 async def client() -> AsyncIterator[WorkerClient]:
-    opened = WorkerClient(probe_timeout=0.5, worker_timeout=0.5)
+    opened = WorkerClient(probe_timeout=60.0, worker_timeout=60.0)
+    yield opened
+    await opened.close()
+
+
+@pytest.fixture
+async def impatient() -> AsyncIterator[WorkerClient]:
+    opened = WorkerClient(probe_timeout=0.1, worker_timeout=0.1)
     yield opened
     await opened.close()
 
@@ -30,7 +37,7 @@ async def test_a_status(client: WorkerClient) -> None:
 
 
 BAD_STATUSES: dict[str, tuple[Behaviour, str]] = {
-    "hangs": (hangs, r"did not answer within 0.5 s"),
+    "hangs": (hangs, r"did not answer within 0.1 s"),
     "too much": (sends_without_end, r"more than 1048576 bytes"),
     "redirects": (answers(b"", "302 Found", "Location: http://127.0.0.1:1/"), r"answered 302 where 200"),
     "500": (answers(b"x", "500 Internal Server Error"), r"answered 500 where 200"),
@@ -51,11 +58,11 @@ BAD_STATUSES: dict[str, tuple[Behaviour, str]] = {
 
 
 @pytest.mark.parametrize("case", BAD_STATUSES)
-async def test_a_bad_status_is_told_in_one_line(client: WorkerClient, case: str) -> None:
+async def test_a_bad_status_is_told_in_one_line(client: WorkerClient, impatient: WorkerClient, case: str) -> None:
     behaviour, message = BAD_STATUSES[case]
     async with bad_worker(worker_get_status=behaviour) as worker:
         with pytest.raises(WorkerUnreachable, match=message) as caught:
-            await client.status(worker.address)
+            await (impatient if case == "hangs" else client).status(worker.address)
         assert worker.address in str(caught.value)
         assert len(str(caught.value)) < 400
         assert "\n" not in str(caught.value)
@@ -94,7 +101,7 @@ async def test_a_name_server_that_is_silent_is_not_waited_for(monkeypatch: pytes
 
     monkeypatch.setattr(aiohttp.DefaultResolver, "resolve", hang)
     monkeypatch.setattr(upstream, "_CONNECT_TIMEOUT", 0.1)
-    opened = WorkerClient(probe_timeout=0.5, worker_timeout=60.0)
+    opened = WorkerClient(probe_timeout=60.0, worker_timeout=60.0)
     with pytest.raises(WorkerUnreachable):
         await collect(opened, "http://region.example:21001")
     await opened.close()
@@ -155,20 +162,21 @@ BROKEN_STREAMS: dict[str, tuple[Behaviour, list[bytes], type[WorkerError], str]]
 
 @pytest.mark.parametrize("case", BROKEN_STREAMS)
 async def test_a_broken_stream_gives_whole_frames_only(
-    client: WorkerClient, case: str, monkeypatch: pytest.MonkeyPatch
+    client: WorkerClient, impatient: WorkerClient, case: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(upstream, "_MAX_FRAME_BYTES", 1_000_000)
+    silent = case == "goes silent"
     behaviour, whole, kind, message = BROKEN_STREAMS[case]
     pieces: list[bytes] = []
 
     async def receive() -> None:
-        async for piece in asked(client, worker.address):
+        async for piece in asked(impatient if silent else client, worker.address):
             pieces.append(piece)
 
     async with bad_worker(worker_generate_stream=behaviour) as worker:
         with pytest.raises(kind, match=message):
             await receive()
-    assert pieces == whole
+    assert pieces == whole or (silent and pieces == [])  # a slow machine may be silent from the beginning
 
 
 @pytest.mark.parametrize(("said", "kept"), [(b"", b""), (b"oops", b"oops"), (b"x" * 100_000, b"x" * 65_536)])
@@ -209,13 +217,8 @@ async def test_streams_can_be_broken_off(client: WorkerClient) -> None:
         assert client._streams == set()
 
 
-async def is_busy(_: BadWorker, __: asyncio.StreamWriter, ___: bytes) -> None:
-    """Take the request and say nothing for a while."""
-    await asyncio.sleep(0.4)
-
-
 async def test_streams_that_have_not_begun_are_broken_off_too(client: WorkerClient) -> None:
-    async with bad_worker(worker_generate_stream=is_busy) as worker:
+    async with bad_worker(worker_generate_stream=hangs) as worker:
         waiting = asyncio.create_task(anext(asked(client, worker.address)))
         await wait_until(lambda: worker.requests, "the worker has the request")
         client.end_streams()

@@ -41,7 +41,7 @@ class Api:
 
 
 async def open_api(registry: Registry, **settings: object) -> AsyncIterator[Api]:
-    defaults = {"probe_timeout": 0.5, "worker_timeout": 0.5, "register_patience": 0.0}
+    defaults = {"probe_timeout": 60.0, "worker_timeout": 60.0, "register_patience": 0.0}
     options = Settings(**{**defaults, **settings})
     metrics = Metrics()
     workers = WorkerClient(options.probe_timeout, options.worker_timeout)
