@@ -29,18 +29,24 @@ from controller.store.connection import connect
 from controller.store.embedded import EmbeddedStore
 from controller.store.registry import Registry
 from controller.upstream.client import WorkerClient
+from tests import lifeline
 from tests.invariants import check_invariants, check_nothing_leaks
 from tests.outage import Link
 from tests.samples import A, B, worker
 from tests.waiting import wait_until
 
 REDIS_SERVER = shutil.which("redis-server")
+TIED = ["--set-proc-title", "no"]  # which would overwrite the mark that tests/lifeline.py finds it by
 STORES = ["fakeredis", "embedded", *(["redis-server"] if REDIS_SERVER else [])]
 _namespaces = itertools.count()
 
 # How long an example takes says how busy the machine is, and no more.
 settings.register_profile("untimed", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("untimed")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    config.add_cleanup(lifeline.tie())
 
 
 def pytest_report_header() -> str:
@@ -90,7 +96,7 @@ def embedded_url(short_dir: Path) -> Iterator[str]:
 def redis_server_url(short_dir: Path) -> Iterator[str]:
     """Debian's redis-server, on a socket, with no persistence."""
     path = short_dir / "redis.sock"
-    options = ["--port", "0", "--unixsocket", str(path), "--save", "", "--dir", str(short_dir)]
+    options = ["--port", "0", "--unixsocket", str(path), "--save", "", "--dir", str(short_dir), *TIED]
     with subprocess.Popen([str(REDIS_SERVER), *options], stdout=subprocess.DEVNULL) as process:
         with socket.socket(socket.AF_UNIX) as probe:
             while probe.connect_ex(str(path)):

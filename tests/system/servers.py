@@ -15,6 +15,7 @@ from redis.crc import key_slot
 from redis.exceptions import RedisError
 
 from controller.store.embedded import find_server
+from tests.conftest import TIED
 from tests.system.processes import free_port
 from tests.waiting import wait_until
 
@@ -40,10 +41,10 @@ class Server:
             config = self.directory / "sentinel.conf"
             if not config.exists():
                 config.write_text("\n".join([f"port {self.port}", "bind 127.0.0.1", *self._options, ""]))
-            command = [SERVER, str(config), "--sentinel"]
+            command = [SERVER, str(config), "--sentinel", *TIED]
         else:
             port = ["--port", str(self.port), "--bind", "127.0.0.1", "--dir", str(self.directory)]
-            command = [SERVER, *port, *self._options]
+            command = [SERVER, *port, *self._options, *TIED]
         with (self.directory / "log").open("ab") as log:
             self._process = subprocess.Popen(command, stdout=log, stderr=log, cwd=self.directory)
 

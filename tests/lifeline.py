@@ -1,0 +1,73 @@
+"""Ends the processes of a test run when its runner has ended, also by SIGKILL.
+
+`tie()` marks the environment, which all processes inherit that the tests start, and starts a guard that reads from a
+pipe. Only the runner has the other end. When that closes, the guard kills all processes with the mark, and their
+children. `python -m tests.lifeline MARK` is the guard. Each worker of pytest-xdist is a runner with a mark of its own.
+"""
+
+import os
+import secrets
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+
+import psutil
+
+VARIABLE = "CONTROLLER_TEST_RUN"
+SHELLS_END_WITHIN = 10.0  # seconds
+
+
+def tie() -> Callable[[], None]:
+    """Tie the processes that are started from now on to this one. Returns a function that ends them at once."""
+    mark = secrets.token_hex(8)
+    os.environ[VARIABLE] = ",".join(filter(None, [os.environ.get(VARIABLE), mark]))
+    guard = subprocess.Popen(
+        [sys.executable, "-m", __name__, mark],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        start_new_session=True,  # a signal to the runner's group is not for the guard
+    )
+    return guard.communicate
+
+
+def marked(mark: str) -> set[psutil.Process]:
+    """The processes with the mark and all of their children, without this process."""
+    found: set[psutil.Process] = set()
+    for process in psutil.process_iter():
+        try:
+            if mark in process.environ().get(VARIABLE, "").split(","):
+                # Redis overwrites its environment with its title: it is found as a child.
+                found.update([process, *process.children(recursive=True)])
+        except psutil.Error:
+            continue
+    return {process for process in found - {psutil.Process()} if alive(process)}
+
+
+def alive(process: psutil.Process) -> bool:
+    try:
+        return bool(process.status() != psutil.STATUS_ZOMBIE)
+    except psutil.Error:
+        return False
+
+
+def kill_all(mark: str) -> None:
+    """Kill processes until none with the mark is left.
+
+    A shell gets time to end by itself: the embedded store is ended by one, which waits for the store's owner to end.
+    """
+    deadline = time.monotonic() + SHELLS_END_WITHIN
+    while left := marked(mark):
+        for process in left:
+            try:
+                if process.name() != "sh" or time.monotonic() > deadline:
+                    process.kill()
+            except psutil.Error:
+                continue
+        time.sleep(0.02)
+
+
+if __name__ == "__main__":
+    sys.stdin.read()
+    kill_all(sys.argv[1])

@@ -1,0 +1,82 @@
+"""A test run that is ended by a signal leaves no process behind."""
+
+import json
+import signal
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import psutil
+import pytest
+
+from tests.lifeline import alive
+from tests.system.processes import Process
+from tests.waiting import wait_until
+
+ROOT = Path(__file__).parents[2]
+DOES_NOT_END = """
+import json
+import os
+import subprocess
+import time
+from pathlib import Path
+
+import psutil
+from tests.system.processes import stock_worker
+from tests.system.servers import single
+
+
+async def test_that_does_not_end(serve, work_dir, embedded_url):
+    controller = serve("--replicas", "2")
+    async with single(work_dir):
+        with stock_worker(work_dir, controller.url), subprocess.Popen(["sleep", "600"], start_new_session=True):
+            started = [process.pid for process in psutil.Process().children(recursive=True)]
+            told = Path(os.environ["TOLD"])
+            told.with_suffix(".new").write_text(json.dumps({"runner": os.getpid(), "started": started}))
+            told.with_suffix(".new").rename(told)
+            time.sleep(600)
+"""
+
+
+class Run:
+    """A run of pytest, in the middle of a test that has started processes of all kinds."""
+
+    def __init__(self, work_dir: Path, *flags: str) -> None:
+        test, told = work_dir / "test_that_does_not_end.py", work_dir / "told.json"
+        test.write_text(DOES_NOT_END)
+        plugins = ["-p", "tests.conftest", "-p", "tests.system.conftest", "-p", "no:cacheprovider", "--no-cov"]
+        command = ["-m", "pytest", "-c", str(ROOT / "pyproject.toml"), *plugins, *flags, str(test)]
+        self.pytest = Process(work_dir / "pytest.log", *command, TOLD=str(told), PYTHONPATH=str(ROOT))
+        self.pytest.wait_for(told.exists, "the test runs")
+        content = json.loads(told.read_text())
+        self.runner = psutil.Process(content["runner"])  # pytest, or its worker
+        self.started = [psutil.Process(pid) for pid in content["started"]]
+
+
+@pytest.fixture
+def run(work_dir: Path) -> Iterator[Callable[..., Run]]:
+    runs: list[Run] = []
+
+    def start(*flags: str) -> Run:
+        runs.append(Run(work_dir, *flags))
+        return runs[-1]
+
+    yield start
+    for each in runs:
+        each.pytest.kill()
+
+
+@pytest.mark.parametrize("ended_by", [signal.SIGKILL, signal.SIGTERM])
+async def test_all_ends_with_the_runner(run: Callable[..., Run], ended_by: signal.Signals) -> None:
+    running = run()
+    assert len(running.started) >= 9, "two stores and their watch, a controller and two replicas, a worker, ..."
+    running.pytest.popen.send_signal(ended_by)
+    await wait_until(lambda: not list(filter(alive, running.started)), "all that it has started has ended")
+
+
+@pytest.mark.parametrize("which", ["pytest", "its worker"])
+async def test_all_ends_with_a_worker_of_xdist(run: Callable[..., Run], which: str) -> None:
+    running = run("-n", "1", "--max-worker-restart", "0")
+    assert running.runner.pid != running.pytest.popen.pid
+    (running.runner if which == "its worker" else running.pytest.popen).kill()
+    await wait_until(lambda: not list(filter(alive, running.started)), "all that it has started has ended")
+    await wait_until(lambda: not alive(running.runner), "the worker has ended")
