@@ -375,10 +375,14 @@ async def burst(requests: int = 256, workers: int = 4) -> list[int]:
 
             for i in range(workers):
                 status = {"model_names": [MODEL], "speed": 1, "queue_length": 0}
-                body = {"worker_name": f"http://worker-{i}", "check_heart_beat": False, "worker_status": status}
+                body = {
+                    "worker_name": f"http://127.0.0.1:1/worker-{i}",
+                    "check_heart_beat": False,
+                    "worker_status": status,
+                }
                 await (await http.post(f"{replicas[0]}/register_worker", json=body)).read()
             chosen = Counter(await asyncio.gather(*(ask(number) for number in range(requests))))
-    return [chosen[f"http://worker-{i}"] for i in range(workers)]
+    return [chosen[f"http://127.0.0.1:1/worker-{i}"] for i in range(workers)]
 
 
 def measure(arguments: argparse.Namespace, console: Console) -> list[Result]:

@@ -96,13 +96,13 @@ def server(name: str, directory: Path, workers: int) -> Iterator[str]:
             for i in range(workers):
                 status = {"model_names": ["m"], "speed": 1, "queue_length": 0}
                 registration = {
-                    "worker_name": f"http://10.0.{i // 250}.{i % 250}:21002",
+                    "worker_name": f"http://127.1.{i // 250}.{i % 250}:21002",
                     "check_heart_beat": False,
                     "worker_status": status,
                 }
                 post(f"{url}/register_worker", json.dumps(registration).encode())
             address_json = json.loads(post(f"{url}/get_worker_address", BODY))
-            assert address_json["address"].startswith("http://10.0."), address_json
+            assert address_json["address"].startswith("http://127.1."), address_json
         yield f"{url}/get_worker_address"
     finally:
         process.terminate()

@@ -39,7 +39,7 @@ CASES = {
 
 
 def registration(i: int) -> Registration:
-    return Registration(f"http://10.0.{i // 250}.{i % 250}:21002", WorkerStatus(("m",), 1 + i % 3, 0), True, False)
+    return Registration(f"http://127.1.{i // 250}.{i % 250}:21002", WorkerStatus(("m",), 1 + i % 3, 0), True, False)
 
 
 async def microseconds(client: Redis, calls: int, call: Callable[[int], Awaitable[object]]) -> float:

@@ -29,7 +29,7 @@ from controller.store.connection import connect
 from controller.store.embedded import EmbeddedStore
 from controller.store.registry import Registry
 from controller.upstream.client import WorkerClient
-from tests import lifeline
+from tests import lifeline, network
 from tests.invariants import check_invariants, check_nothing_leaks
 from tests.outage import Link
 from tests.samples import A, B, worker
@@ -72,6 +72,14 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
         terminalreporter.section("figures")
         for line in figures:
             terminalreporter.write_line(str(line))
+
+
+@pytest.fixture(autouse=True)
+def on_this_machine() -> Iterator[None]:
+    """Fails a test in whose time something was asked for outside of this machine, also in the background."""
+    yield
+    asked_for, network.outside[:] = list(network.outside), []
+    assert asked_for == []
 
 
 @pytest.fixture(scope="session")

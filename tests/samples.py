@@ -5,7 +5,7 @@ from collections.abc import Iterable
 from controller.domain.worker import Registration, WorkerStatus
 from controller.store.registry import Report, Request
 
-A, B, C = "http://a:1", "http://b:1", "http://c:1"
+A, B, C = (f"http://127.0.0.1:1/{name}" for name in "abc")  # where nothing listens
 
 
 def worker(

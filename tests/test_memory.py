@@ -250,7 +250,7 @@ async def test_a_loss_in_the_middle_of_a_listing_is_no_list(
     registry = store.registry()
     await registry.check()
     for i in range(600):
-        await registry.register(worker(f"http://w{i}:1"))
+        await registry.register(worker(f"http://127.0.0.1:1/w{i}"))
     run = Registry._run
     pages = 0
 

@@ -5,6 +5,7 @@ from collections.abc import Iterator
 
 import pytest
 
+from tests import network
 from tests.deploy.compose import ROOT, Compose, docker, images, up, why_not
 
 # The workers, and for the test a user of Redis who may look at everything.
@@ -29,6 +30,16 @@ services:
       replicas: 3
     depends_on: [controller, loadbalancer]
 """
+
+
+@pytest.fixture(scope="module", autouse=True)
+def to_containers() -> Iterator[None]:
+    """Containers have addresses of their own."""
+    network.anywhere = True
+    yield
+    network.anywhere = False
+
+
 TEST_USER = "user test on >test ~* &* +@all\n"
 
 

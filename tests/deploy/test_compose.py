@@ -87,12 +87,12 @@ async def test_every_route_through_the_load_balancer(cluster: Compose) -> None:
     assert post("/worker_get_status")["model_names"] == ["m"]
     assert post("/refresh_all_workers") is None
     assert heartbeating(cluster) == workers
-    body = {"worker_name": "http://w:1", "check_heart_beat": True}
+    body = {"worker_name": "http://127.0.0.1:1/w", "check_heart_beat": True}
     status = {"model_names": ["other"], "speed": 1, "queue_length": 0}
     assert post("/register_worker", {**body, "worker_status": status}) is None
-    assert post("/receive_heart_beat", {"worker_name": "http://w:1", "queue_length": 3}) == {"exist": True}
-    assert post("/remove_worker", {"worker_name": "http://w:1"}) == {"exist": True}
-    assert post("/receive_heart_beat", {"worker_name": "http://w:1", "queue_length": 3}) == {"exist": False}
+    assert post("/receive_heart_beat", {"worker_name": "http://127.0.0.1:1/w", "queue_length": 3}) == {"exist": True}
+    assert post("/remove_worker", {"worker_name": "http://127.0.0.1:1/w"}) == {"exist": True}
+    assert post("/receive_heart_beat", {"worker_name": "http://127.0.0.1:1/w", "queue_length": 3}) == {"exist": False}
     metrics = httpx.get(f"{url}/metrics").text
     assert "controller_dispatches_total" in metrics
     assert httpx.post(f"{url}/get_worker_address", content=b"nonsense").status_code == 400
@@ -245,7 +245,7 @@ async def test_replicas_that_are_replaced_leave_the_load_balancer_alone(cluster:
 async def test_redis_is_restarted_under_load(cluster: Compose, figure: Figure) -> None:
     workers = await all_workers(cluster)
     registered = {"model_names": ["kept"], "speed": 1, "queue_length": 0}
-    body = {"worker_name": "http://kept:1", "check_heart_beat": False, "worker_status": registered}
+    body = {"worker_name": "http://127.0.0.1:1/kept", "check_heart_beat": False, "worker_status": registered}
     assert call(f"{cluster.url}/register_worker", body) is None
     async with load([cluster.url]) as seen:
         await wait_until(lambda: seen.total > 100, "the load is on")
@@ -256,8 +256,8 @@ async def test_redis_is_restarted_under_load(cluster: Compose, figure: Figure) -
     figure("docker compose restart redis", seen)
     assert seen.failed == []
     assert set(seen.addresses) == workers
-    assert call(f"{cluster.url}/get_worker_address", {"model": "kept"}) == {"address": "http://kept:1"}
-    assert call(f"{cluster.url}/remove_worker", {"worker_name": "http://kept:1"}) == {"exist": True}
+    assert call(f"{cluster.url}/get_worker_address", {"model": "kept"}) == {"address": "http://127.0.0.1:1/kept"}
+    assert call(f"{cluster.url}/remove_worker", {"worker_name": "http://127.0.0.1:1/kept"}) == {"exist": True}
     await all_workers(cluster)
     await whole(cluster)
 
@@ -279,18 +279,22 @@ async def test_redis_is_killed_under_load(cluster: Compose, figure: Figure) -> N
 async def test_redis_remembers_when_nobody_else_does(cluster: Compose) -> None:
     """All replicas are gone while Redis is killed: what it has on disk is all that is left."""
     registered = {"model_names": ["kept"], "speed": 1, "queue_length": 0}
-    body = {"worker_name": "http://kept:1", "check_heart_beat": False, "worker_status": registered}
+    body = {"worker_name": "http://127.0.0.1:1/kept", "check_heart_beat": False, "worker_status": registered}
     assert call(f"{cluster.url}/register_worker", body) is None
-    assert call(f"{cluster.url}/get_worker_address", {"model": "kept"}) == {"address": "http://kept:1"}
+    assert call(f"{cluster.url}/get_worker_address", {"model": "kept"}) == {"address": "http://127.0.0.1:1/kept"}
     await asyncio.sleep(1.1)  # Redis writes to the disk every second
     replicas, [redis] = cluster.containers("controller"), cluster.containers("redis")
     await asyncio.to_thread(docker, "kill", *replicas)
     await asyncio.to_thread(docker, "kill", redis)
     await asyncio.to_thread(docker, "start", redis, *replicas)
     await ready_replicas(cluster, 3)
-    [kept] = [w for w in call(f"{cluster.url}/workers", method="GET")["workers"] if w["worker_name"] == "http://kept:1"]
+    [kept] = [
+        w
+        for w in call(f"{cluster.url}/workers", method="GET")["workers"]
+        if w["worker_name"] == "http://127.0.0.1:1/kept"
+    ]
     assert kept["queue_length"] == 1
-    assert call(f"{cluster.url}/remove_worker", {"worker_name": "http://kept:1"}) == {"exist": True}
+    assert call(f"{cluster.url}/remove_worker", {"worker_name": "http://127.0.0.1:1/kept"}) == {"exist": True}
     told = docker("logs", redis)
     assert "NOPERM" not in told
     assert "CRITICAL" not in told

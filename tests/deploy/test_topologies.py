@@ -16,7 +16,7 @@ from tests.waiting import wait_until
 DEPLOY = ROOT / "deploy"
 NODES = ("redis", "redis-2", "redis-3")
 SENTINELS = ("sentinel-1", "sentinel-2", "sentinel-3")
-NAMES = {f"http://w{i}:1" for i in range(3)}
+NAMES = {f"http://127.0.0.1:1/w{i}" for i in range(3)}
 
 pytestmark = pytest.mark.timeout(300)
 

@@ -13,6 +13,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from tests import network
+
 STOCK_WORKER = Path(__file__).with_name("stock_worker.py")
 # FastChat's API server can only stream with pydantic 1, which `make test` installs beside the one that all else needs.
 PYDANTIC_1 = str(Path(sys.prefix, "pydantic-1"))
@@ -27,6 +29,8 @@ def free_port() -> int:
 
 def call(url: str, body: Any = None, *, method: str = "POST", timeout: float = 60.0) -> Any:
     """The JSON answer to a JSON body; raises OSError unless it is a 200."""
+    if url.endswith("/register_worker"):
+        network.check_worker(body["worker_name"])
     data = None if method == "GET" else json.dumps(body).encode()
     request = urllib.request.Request(url, data=data, method=method, headers={"Content-Type": "application/json"})
     try:

@@ -74,7 +74,7 @@ async def test_a_large_head_and_some_pipelined_requests_are_served(serve: Serve)
     writer.write(large + DISPATCH * 99)
     for _ in range(100):
         assert b" 200 " in await reader.readuntil(b"\r\n\r\n")
-        assert await reader.readuntil(b"}") == b'{"address":"http://a:1"}'
+        assert await reader.readuntil(b"}") == b'{"address":"http://127.0.0.1:1/a"}'
     writer.close()
     assert controller.workers()[0]["queue_length"] == 100
 

@@ -18,7 +18,7 @@ from tests.system.test_serve import replicas
 from tests.waiting import wait_until
 
 KILLS = 100
-WORKERS = [f"http://w{i}:1" for i in range(8)]
+WORKERS = [f"http://127.0.0.1:1/w{i}" for i in range(8)]
 
 
 class Load:
@@ -112,7 +112,7 @@ async def check_whole(controller: ControllerProcess, load: Load) -> None:
 async def test_a_burst_on_several_replicas_is_spread_evenly(serve: Serve) -> None:
     controller = serve("--replicas", "4")
     for i in range(10):
-        controller.register(f"http://w{i}:1")
+        controller.register(f"http://127.0.0.1:1/w{i}")
     async with httpx.AsyncClient(timeout=30.0) as http:
         answers = await asyncio.gather(
             *(http.post(f"{controller.url}/get_worker_address", json={"model": "m"}) for _ in range(400))

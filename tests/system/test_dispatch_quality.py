@@ -28,9 +28,9 @@ async def ask(controller: ControllerProcess, number: int, **body: object) -> lis
 async def test_a_burst_is_spread_evenly(serve: Serve, lease: bool) -> None:
     controller = serve("--replicas", "4", *DEFAULTS)
     for i in range(4):
-        controller.register(f"http://w{i}:1")
+        controller.register(f"http://127.0.0.1:1/w{i}")
     answers = await ask(controller, 256, lease=lease)
-    assert Counter(answer["address"] for answer in answers) == {f"http://w{i}:1": 64 for i in range(4)}
+    assert Counter(answer["address"] for answer in answers) == {f"http://127.0.0.1:1/w{i}": 64 for i in range(4)}
     if lease:
         assert [worker["queue_length"] for worker in controller.workers()] == [64] * 4
         for answer in answers:
@@ -40,7 +40,7 @@ async def test_a_burst_is_spread_evenly(serve: Serve, lease: bool) -> None:
 
 async def test_a_lease_whose_client_died_ends_by_itself(serve: Serve) -> None:
     controller = serve("--lease-time", "0.5")
-    controller.register("http://w:1")
+    controller.register("http://127.0.0.1:1/w")
     [answer] = await ask(controller, 1, lease=True)
     await ask(controller, 1, lease=60)
     await asyncio.sleep(0.6)

@@ -22,7 +22,7 @@ from tests.system.conftest import Serve
 from tests.system.processes import ControllerProcess, answers, call, listens, serves
 from tests.waiting import wait_until
 
-A, B = "http://a:1", "http://b:1"
+A, B = "http://127.0.0.1:1/a", "http://127.0.0.1:1/b"
 
 
 def children(process: ControllerProcess) -> list[int]:
@@ -114,9 +114,9 @@ async def test_replicas_share_the_port_and_the_registry(serve: Serve) -> None:
     controller = serve("--replicas", "3")
     assert len(replicas(controller)) == 3
     for i in range(6):
-        controller.register(f"http://w{i}:1")
+        controller.register(f"http://127.0.0.1:1/w{i}")
     chosen = [controller.dispatch() for _ in range(60)]
-    assert all(chosen.count(f"http://w{i}:1") == 10 for i in range(6))
+    assert all(chosen.count(f"http://127.0.0.1:1/w{i}") == 10 for i in range(6))
     metrics = httpx.get(f"{controller.url}/metrics").text
     assert 'controller_dispatches_total{outcome="chosen"} 60.0' in metrics, "summed over all replicas"
     await consistent(controller)

@@ -16,7 +16,7 @@ from tests.system.test_serve import replicas
 from tests.waiting import wait_until
 
 MODEL = ("--model-names", "m")
-A = "http://a:1"
+A = "http://127.0.0.1:1/a"
 
 
 def ready(controller: ControllerProcess) -> tuple[int, str]:

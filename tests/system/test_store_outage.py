@@ -67,7 +67,7 @@ async def booked(url: str) -> int:
 
 def registered_for_good(controller: ControllerProcess) -> set[str]:
     """Three workers that send no heartbeats: nobody but us sets their queue length."""
-    names = {f"http://w{i}:1" for i in range(3)}
+    names = {f"http://127.0.0.1:1/w{i}" for i in range(3)}
     for name in names:
         controller.register(name, check=False)
     return names
@@ -200,13 +200,13 @@ async def test_a_replica_starts_without_its_store_and_waits_for_it(serve: Serve,
         controller = serve("--redis-url", store.url, ready=False)
         controller.wait_for(lambda: "Uvicorn running" in controller.log, "it is up")
         with pytest.raises(OSError, match="503"):
-            controller.post("/receive_heart_beat", {"worker_name": "http://a:1", "queue_length": 0})
+            controller.post("/receive_heart_beat", {"worker_name": "http://127.0.0.1:1/a", "queue_length": 0})
         assert controller.dispatch() == ""
         assert not serves(controller.url)
         store.start()
         controller.ready()
-        controller.register("http://a:1")
-        assert controller.dispatch() == "http://a:1"
+        controller.register("http://127.0.0.1:1/a")
+        assert controller.dispatch() == "http://127.0.0.1:1/a"
         assert controller.popen.poll() is None
 
 
@@ -284,11 +284,11 @@ async def changed(store: object, before: Server) -> bool:
 async def test_two_namespaces_do_not_see_each_other(serve: Serve, work_dir: Path) -> None:
     async with single(work_dir) as store:
         one, other = (serve("--redis-url", store.url, "--namespace", name, data=name) for name in ("one", "other"))
-        one.register("http://a:1")
-        other.register("http://b:1", queue_length=3)
-        assert [one.dispatch(), other.dispatch()] == ["http://a:1", "http://b:1"]
-        assert (one.names(), other.names()) == (["http://a:1"], ["http://b:1"])
-        assert one.post("/remove_worker", {"worker_name": "http://b:1"}) == {"exist": False}
+        one.register("http://127.0.0.1:1/a")
+        other.register("http://127.0.0.1:1/b", queue_length=3)
+        assert [one.dispatch(), other.dispatch()] == ["http://127.0.0.1:1/a", "http://127.0.0.1:1/b"]
+        assert (one.names(), other.names()) == (["http://127.0.0.1:1/a"], ["http://127.0.0.1:1/b"])
+        assert one.post("/remove_worker", {"worker_name": "http://127.0.0.1:1/b"}) == {"exist": False}
         assert other.workers()[0]["queue_length"] == 4
 
 
@@ -313,12 +313,12 @@ async def test_a_store_that_stops_while_a_worker_registers(serve: Serve, work_di
     async with single(work_dir) as store:
         controller = serve("--redis-url", store.url)
         store.stop()
-        call = asyncio.get_running_loop().run_in_executor(None, controller.register, "http://a:1")
+        call = asyncio.get_running_loop().run_in_executor(None, controller.register, "http://127.0.0.1:1/a")
         await wait_until(lambda: "does not serve" in controller.log, "the store is known to be away")
         assert not call.done()
         store.go_on()
         await call
-        assert controller.dispatch() == "http://a:1"
+        assert controller.dispatch() == "http://127.0.0.1:1/a"
 
 
 async def test_sigterm_ends_a_registration_that_waits_with_a_503(serve: Serve, work_dir: Path) -> None:
@@ -327,7 +327,7 @@ async def test_sigterm_ends_a_registration_that_waits_with_a_503(serve: Serve, w
         controller = serve("--redis-url", store.url)
         store.kill()
         status = {"model_names": ["m"], "speed": 1, "queue_length": 0}
-        body = {"worker_name": "http://a:1", "check_heart_beat": True, "worker_status": status}
+        body = {"worker_name": "http://127.0.0.1:1/a", "check_heart_beat": True, "worker_status": status}
         call = asyncio.get_running_loop().run_in_executor(None, controller.post, "/register_worker", body)
         await wait_until(lambda: "does not serve" in controller.log, "the store is known to be away")
         os.kill(controller.popen.pid, signal.SIGTERM)

@@ -20,7 +20,7 @@ from tests.waiting import wait_until
 ROOT = Path(__file__).parents[2]
 ANOTHER_LAYOUT = "72c5d7d"  # the last commit whose keys are laid out in version 2
 BEFORE = "a6dfc1e"  # the first of version 3
-NAMES = {f"http://w{i}:1" for i in range(4)}
+NAMES = {f"http://127.0.0.1:1/w{i}" for i in range(4)}
 
 
 def unpacked(commit: str, work_dir: Path) -> Path:
@@ -87,8 +87,8 @@ async def test_another_layout_is_not_touched(serve: Serve, work_dir: Path, old: 
         old[0].process.stop()
         await client.delete(*await client.keys("{controller}*"))
         again = serve("--redis-url", store.url)
-        again.register("http://w0:1")
-        assert again.dispatch() == "http://w0:1"
+        again.register("http://127.0.0.1:1/w0")
+        assert again.dispatch() == "http://127.0.0.1:1/w0"
         await check_invariants(client, "controller")
         await client.aclose()
 
@@ -99,7 +99,7 @@ async def test_two_versions_share_the_keys(serve: Serve, work_dir: Path, old: li
         old.append(Old(unpacked(BEFORE, work_dir), store.url, *flags))
         for name in NAMES:
             status = {"model_names": ["m"], "speed": 1, "queue_length": 0}
-            body = {"worker_name": name, "check_heart_beat": name < "http://w2", "worker_status": status}
+            body = {"worker_name": name, "check_heart_beat": name < "http://127.0.0.1:1/w2", "worker_status": status}
             assert call(f"{old[0].url}/register_worker", body) is None
         new = serve("--redis-url", store.url)
         assert set(new.names()) == NAMES
@@ -113,7 +113,7 @@ async def test_two_versions_share_the_keys(serve: Serve, work_dir: Path, old: li
             for name in NAMES:
                 heartbeat = {"worker_name": name, "queue_length": 1}
                 assert call(f"{url}/receive_heart_beat", heartbeat) == {"exist": True}
-        assert call(f"{new.url}/remove_worker", {"worker_name": "http://w0:1"}) == {"exist": True}
+        assert call(f"{new.url}/remove_worker", {"worker_name": "http://127.0.0.1:1/w0"}) == {"exist": True}
         assert call(f"{old[0].url}/list_models") == {"models": ["m"]}
         old[0].process.stop()
         async with httpx.AsyncClient() as http:

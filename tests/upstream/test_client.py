@@ -103,7 +103,7 @@ async def test_a_name_server_that_is_silent_is_not_waited_for(monkeypatch: pytes
     monkeypatch.setattr(upstream, "_CONNECT_TIMEOUT", 0.1)
     opened = WorkerClient(probe_timeout=60.0, worker_timeout=60.0)
     with pytest.raises(WorkerUnreachable):
-        await collect(opened, "http://region.example:21001")
+        await collect(opened, "http://region.invalid:21001")
     await opened.close()
 
 

@@ -9,13 +9,13 @@ import pytest
 from controller.web.endpoint import MAX_BODY, Answer, Endpoint
 from tests.conftest import Store
 from tests.invariants import whole_state
-from tests.samples import A
+from tests.samples import A, B
 from tests.web.conftest import Api
 
 STATUS = {"model_names": ["m"], "speed": 1, "queue_length": 0}
 GOOD: dict[str, dict[str, Any]] = {
     "/register_worker": {
-        "worker_name": "http://b:1",
+        "worker_name": B,
         "check_heart_beat": True,
         "worker_status": STATUS,
         "multimodal": False,

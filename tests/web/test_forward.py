@@ -185,8 +185,8 @@ async def test_a_cluster_is_not_its_own_worker(api: Api) -> None:
 
 async def test_capacities_are_summed_where_all_tell_them(api: Api) -> None:
     status = {"model_names": ["m"], "speed": 1, "queue_length": 0}
-    await api.register("http://a:1", worker_status={**status, "capacity": 3})
-    await api.register("http://b:1", worker_status={**status, "capacity": 5})
+    await api.register("http://127.0.0.1:1/a", worker_status={**status, "capacity": 3})
+    await api.register("http://127.0.0.1:1/b", worker_status={**status, "capacity": 5})
     assert (await api.post("/worker_get_status")).json()["capacity"] == 8
-    await api.register("http://c:1", worker_status=status)
+    await api.register("http://127.0.0.1:1/c", worker_status=status)
     assert "capacity" not in (await api.post("/worker_get_status")).json()

@@ -90,7 +90,7 @@ async def test_a_worker_drains_until_it_is_resumed(api: Api) -> None:
     assert (await api.post("/receive_heart_beat", {"worker_name": A, "queue_length": 0})).json() == {"exist": True}
     assert (await api.post("/resume_worker", {"worker_name": A})).json() == {"exist": True}
     assert await api.dispatch() == A
-    assert (await api.post("/drain_worker", {"worker_name": "http://c:1"})).json() == {"exist": False}
+    assert (await api.post("/drain_worker", {"worker_name": "http://127.0.0.1:1/c"})).json() == {"exist": False}
 
 
 async def test_it_has_drained_when_it_says_so_itself(api: Api) -> None:
@@ -116,7 +116,7 @@ async def test_who_failed_comes_last_until_its_heartbeat(api: Api) -> None:
     assert (await api.http.get("/workers")).json()["workers"][0]["failing"] == "request"
     await api.post("/receive_heart_beat", {"worker_name": A, "queue_length": 2})
     assert await api.dispatch() == A
-    assert (await api.post("/report_failure", {"worker_name": "http://c:1"})).json() == {"exist": False}
+    assert (await api.post("/report_failure", {"worker_name": "http://127.0.0.1:1/c"})).json() == {"exist": False}
 
 
 async def test_what_a_lost_answer_leased_is_given_back(api: Api, link: Link) -> None:

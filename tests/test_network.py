@@ -1,0 +1,45 @@
+"""The guard of tests/network.py: a client of ours that would leave this machine fails the test."""
+
+import socket
+from collections.abc import AsyncIterator
+
+import pytest
+
+from controller.domain.errors import WorkerUnreachable
+from controller.upstream.client import WorkerClient
+from tests import network
+from tests.workers import bad_worker, status
+
+
+@pytest.fixture
+async def client() -> AsyncIterator[WorkerClient]:
+    opened = WorkerClient(probe_timeout=60.0, worker_timeout=60.0)
+    yield opened
+    await opened.close()
+
+
+@pytest.mark.parametrize("name", ["http://192.0.2.1:1", "http://[2001:db8::1]:1", "http://gpu-7.example.com"])
+async def test_a_worker_elsewhere_is_not_contacted(client: WorkerClient, name: str) -> None:
+    with pytest.raises(AssertionError, match="not on this machine"):
+        await client.status(name)
+    assert network.outside
+    network.outside.clear()
+    with pytest.raises(AssertionError, match="not on this machine"):
+        network.check_worker(name)
+
+
+@pytest.mark.parametrize("name", ["http://127.1.2.3:1", "http://localhost:1", "http://worker.invalid:1"])
+async def test_an_invented_worker_is_unreachable(client: WorkerClient, name: str) -> None:
+    network.check_worker(name)
+    with pytest.raises(WorkerUnreachable):
+        await client.status(name)
+
+
+async def test_a_worker_here_is_contacted(client: WorkerClient) -> None:
+    async with bad_worker(worker_get_status=status("m")) as worker:
+        assert (await client.status(worker.address)).model_names == ("m",)
+
+
+def test_a_name_under_invalid_is_not_looked_up() -> None:
+    with pytest.raises(socket.gaierror):
+        socket.getaddrinfo("worker.invalid", 80)
