@@ -1,5 +1,6 @@
 """What a worker is: its name, what it says of itself, and what the registry knows of it."""
 
+import math
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -28,7 +29,8 @@ _NETWORK_LOCATION: Final = re.compile(r"(\[[0-9a-fA-F:.]+\]|[^\[\]:]+)(:|:[1-9][
 _DEFAULT_PORTS: Final = {"http": 80, "https": 443}
 _NAT64: Final = ip_network("64:ff9b::/96")
 _NUMERIC_LABEL: Final = re.compile(r"([0-9]+|0[xX][0-9a-fA-F]*)\Z")
-_CONTROL_CHARACTERS: Final = re.compile(r"[\x00-\x1f\x7f]")
+# Control characters would reach log lines; half of a surrogate pair cannot be encoded for the store.
+_NOT_IN_MODEL_NAMES: Final = re.compile(r"[\x00-\x1f\x7f\ud800-\udfff]")
 
 
 @lru_cache(maxsize=10_000)  # a heartbeat brings the same name again and again; to check it takes 5 microseconds
@@ -109,24 +111,26 @@ class WorkerStatus:
         if len(self.model_names) > MAX_MODELS:
             raise InvalidInput("model_names", f"has {len(self.model_names)} entries; at most {MAX_MODELS} are taken")
         for name in self.model_names:
-            if not 1 <= len(name) <= MAX_MODEL_NAME_LENGTH or _CONTROL_CHARACTERS.search(name):
+            if not 1 <= len(name) <= MAX_MODEL_NAME_LENGTH or _NOT_IN_MODEL_NAMES.search(name):
                 raise InvalidInput(
                     "model_names",
-                    f"each must have 1 to {MAX_MODEL_NAME_LENGTH} characters and no control characters",
+                    f"each must have 1 to {MAX_MODEL_NAME_LENGTH} characters, no control characters "
+                    "and no half of a surrogate pair",
                 )
         without_workers = not self.model_names and self.speed == 0
         if not without_workers and not MIN_SPEED <= self.speed <= MAX_SPEED:  # nor NaN
             raise InvalidInput("speed", f"must be a number from {MIN_SPEED:g} to {MAX_SPEED:g}")
-        check_queue_length(self.queue_length)
+        whole_queue_length(self.queue_length)
         if self.capacity is not None and not 1 <= self.capacity <= MAX_CAPACITY:
             raise InvalidInput("capacity", f"must be a whole number from 1 to {MAX_CAPACITY}, or be left out")
         object.__setattr__(self, "model_names", tuple(dict.fromkeys(self.model_names)))
 
 
-def check_queue_length(queue_length: int) -> None:
-    """Raise InvalidInput unless `queue_length` is a possible number of requests."""
-    if not 0 <= queue_length <= MAX_QUEUE_LENGTH:
-        raise InvalidInput("queue_length", f"must be a whole number from 0 to {MAX_QUEUE_LENGTH}")
+def whole_queue_length(queue_length: float) -> int:
+    """Return a queue length in whole requests, rounded up. Raise InvalidInput if it is out of bounds."""
+    if not 0 <= queue_length <= MAX_QUEUE_LENGTH:  # nor NaN
+        raise InvalidInput("queue_length", f"must be a number from 0 to {MAX_QUEUE_LENGTH}")
+    return queue_length if type(queue_length) is int else math.ceil(queue_length)
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,10 +10,10 @@ from types import MappingProxyType
 from typing import Final
 
 import aiohttp
-import msgspec
 
 from controller.domain.errors import InvalidInput, StreamBroken, WorkerRefused, WorkerSilent, WorkerUnreachable
 from controller.domain.worker import WorkerStatus
+from controller.json_bodies import read_status
 
 _MAX_STATUS_BYTES: Final = 1024 * 1024
 _MAX_FRAME_BYTES: Final = 16 * 1024 * 1024
@@ -32,13 +32,6 @@ NO_HEADERS: Final[Mapping[str, str]] = MappingProxyType({})
 _UNREACHABLE: Final = (aiohttp.ClientError, OSError, ValueError)
 
 _NO_CONNECTION: Final = (aiohttp.ClientConnectorError, aiohttp.ConnectionTimeoutError, ValueError)
-
-
-class _Status(msgspec.Struct):
-    model_names: list[str]
-    speed: int | float
-    queue_length: int
-    capacity: int | None = None
 
 
 class WorkerClient:
@@ -107,11 +100,10 @@ class WorkerClient:
                 if response.status != 200:
                     raise WorkerUnreachable(f"{url} answered {response.status} where 200 is expected.")
                 body = await _read(response, _MAX_STATUS_BYTES)
-            told = msgspec.json.decode(body, type=_Status)
-            return WorkerStatus(tuple(told.model_names), told.speed, told.queue_length, told.capacity)
+            return read_status(body)
         except TimeoutError as error:
             raise WorkerUnreachable(f"{url} did not answer within {self._probe_timeout.total:g} s.") from error
-        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError, InvalidInput) as error:
+        except InvalidInput as error:
             raise WorkerUnreachable(f"{url} answered with something that is no status: {_one_line(error)}") from error
         except _UNREACHABLE as error:
             raise WorkerUnreachable(f"{url} cannot be reached: {_one_line(error)}") from error

@@ -3,13 +3,14 @@
 The names and shapes are those of `fastchat/serve/controller.py`.
 """
 
-from typing import Any, Final, TypeVar
+from typing import Any, Final
 
 import msgspec
 
 from controller.domain.errors import InvalidInput
 from controller.domain.load import LEASE, MAX_LEASE_TIME
-from controller.domain.worker import Worker, WorkerStatus, WorkerStatusTotal, check_queue_length, worker_name
+from controller.domain.worker import Worker, WorkerStatus, WorkerStatusTotal, whole_queue_length, worker_name
+from controller.json_bodies import Fields, JsonBody, read_status
 
 # FastChat's error codes and text (fastchat/constants.py), which its web server shows to people.
 INTERNAL_ERROR: Final = 50001
@@ -17,7 +18,6 @@ NO_WORKER: Final = 50005
 WORKER_TIMEOUT: Final = 50006
 SERVER_ERROR_MSG: Final = "**NETWORK ERROR DUE TO HIGH TRAFFIC. PLEASE REGENERATE OR REFRESH THIS PAGE.**"
 
-Body = TypeVar("Body")
 encode: Final = msgspec.json.Encoder().encode
 
 
@@ -40,14 +40,7 @@ class _NameBody(msgspec.Struct):
 
 class _HeartbeatBody(msgspec.Struct):
     worker_name: str
-    queue_length: int
-
-
-class _StatusBody(msgspec.Struct):
-    model_names: list[str]
-    speed: int | float
-    queue_length: int
-    capacity: int | None = None
+    queue_length: int | float
 
 
 class _RegisterBody(msgspec.Struct):
@@ -66,32 +59,26 @@ class RegisterRequest(msgspec.Struct):
     multimodal: bool
 
 
-_model_decoder = msgspec.json.Decoder(_ModelBody)
-_dispatch_decoder = msgspec.json.Decoder(_DispatchBody)
-_lease_decoder = msgspec.json.Decoder(_LeaseBody)
-_name_decoder = msgspec.json.Decoder(_NameBody)
-_heartbeat_decoder = msgspec.json.Decoder(_HeartbeatBody)
-_status_decoder = msgspec.json.Decoder(_StatusBody)
-_register_decoder = msgspec.json.Decoder(_RegisterBody)
+def _body(fields: type[Fields]) -> JsonBody[Fields]:
+    return JsonBody(fields, "body", "Send the JSON object that this route takes.")
 
 
-def _decode(decoder: "msgspec.json.Decoder[Body]", body: bytes) -> Body:
-    try:
-        return decoder.decode(body.decode())  # msgspec passes over what it does not need, be it UTF-8 or not
-    except msgspec.ValidationError as error:
-        raise InvalidInput("body", f"{error}. Send the JSON object that this route takes.") from error
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
-        raise InvalidInput("body", f"is not JSON: {error}. Send a JSON object in UTF-8.") from error
+_model: Final = _body(_ModelBody)
+_dispatch: Final = _body(_DispatchBody)
+_lease: Final = _body(_LeaseBody)
+_name: Final = _body(_NameBody)
+_heartbeat: Final = _body(_HeartbeatBody)
+_register: Final = _body(_RegisterBody)
 
 
 def parse_model(body: bytes) -> str:
     """The `model` of a request for a worker, or of a request to be forwarded to one."""
-    return _decode(_model_decoder, body).model
+    return _model.read(body).model
 
 
 def parse_dispatch(body: bytes) -> tuple[str, float | bool]:
     """The `model` of a request for a worker, and its `lease`: for how many seconds, or whether any is wanted."""
-    request = _decode(_dispatch_decoder, body)
+    request = _dispatch.read(body)
     lease = request.lease or False
     if lease is not True and lease is not False and not 0.001 <= lease <= MAX_LEASE_TIME:
         raise InvalidInput("lease", f"must be true, or a number of seconds from 0.001 to {MAX_LEASE_TIME:g}")
@@ -100,7 +87,7 @@ def parse_dispatch(body: bytes) -> tuple[str, float | bool]:
 
 def parse_lease(body: bytes) -> str:
     """The `lease` of a request about one."""
-    lease = _decode(_lease_decoder, body).lease
+    lease = _lease.read(body).lease
     if not LEASE.match(lease):
         raise InvalidInput("lease", "is not one that this controller has given")
     return lease
@@ -108,19 +95,18 @@ def parse_lease(body: bytes) -> str:
 
 def parse_name(body: bytes) -> str:
     """The `worker_name` of a request about one worker."""
-    return worker_name(_decode(_name_decoder, body).worker_name)
+    return worker_name(_name.read(body).worker_name)
 
 
 def parse_heartbeat(body: bytes) -> tuple[str, int]:
     """The name and the queue length of a heartbeat."""
-    heartbeat = _decode(_heartbeat_decoder, body)
-    check_queue_length(heartbeat.queue_length)
-    return worker_name(heartbeat.worker_name), heartbeat.queue_length
+    heartbeat = _heartbeat.read(body)
+    return worker_name(heartbeat.worker_name), whole_queue_length(heartbeat.queue_length)
 
 
 def parse_register(body: bytes) -> RegisterRequest:
     """A registration. A status that is missing, null or empty is to be asked for, as in FastChat."""
-    request = _decode(_register_decoder, body)
+    request = _register.read(body)
     return RegisterRequest(
         name=worker_name(request.worker_name),
         check_heart_beat=request.check_heart_beat,
@@ -133,10 +119,7 @@ def _status(body: bytes) -> WorkerStatus | None:
     if body.translate(None, b" \t\r\n") in (b"null", b"{}"):
         return None
     try:
-        status = _status_decoder.decode(body)
-        return WorkerStatus(tuple(status.model_names), status.speed, status.queue_length, status.capacity)
-    except msgspec.ValidationError as error:
-        raise InvalidInput("worker_status", f"{error}. Send all three fields, or leave worker_status out.") from error
+        return read_status(body)
     except InvalidInput as error:
         raise error.within("worker_status") from None
 

@@ -1,0 +1,93 @@
+"""Bodies that stock FastChat reads with `json.loads`: what we pass on may be anything, and numbers may be floats."""
+
+import json
+
+import pytest
+
+from tests.samples import A
+from tests.web.conftest import Api
+from tests.workers import answers, bad_worker, chunks
+
+# Each is JSON to Python, and not to RFC 8259.
+PASSED_ON = {
+    "first half of an emoji": rb'{"model": "m", "prompt": "hi \ud83e"}',
+    "second half": rb'{"model": "m", "prompt": "\udd99 there"}',
+    "halves in the wrong order": rb'{"model": "m", "prompt": "\udd99\ud83e"}',
+    "nested": rb'{"model": "m", "messages": [{"content": {"text": "\ud83e and"}}]}',
+    "in a key": rb'{"\ud83e": 1, "model": "m"}',
+    "half in UTF-8": b'{"model": "m", "prompt": "\xed\xa0\xbe"}',
+    "byte order mark": b'\xef\xbb\xbf{"model": "m", "prompt": "p"}',
+    "NaN": b'{"model": "m", "temperature": NaN}',
+    "Infinity": b'{"top_p": [Infinity, -Infinity], "model": "m"}',
+    "1e309": b'{"model": "m", "temperature": 1e309}',
+    "UTF-16": '{"model": "m", "prompt": "é"}'.encode("utf-16"),
+    "UTF-32": '{"model": "m", "prompt": "é"}'.encode("utf-32"),
+    "a long prompt": rb'{"model": "m", "prompt": "\ud83e' + b", and so on" * 90_000 + b'"}',
+}
+
+
+@pytest.mark.parametrize("body", PASSED_ON.values(), ids=PASSED_ON)
+async def test_what_is_passed_on_is_passed_on_byte_for_byte(api: Api, body: bytes) -> None:
+    assert json.loads(body)["model"] == "m", "FastChat takes it"
+    frames, answer = chunks(b'{"text": "a"}\0'), answers(b'{"text": "a"}')
+    async with bad_worker(worker_generate_stream=frames, worker_generate=answer, other=answer) as worker:
+        await api.register(worker.address)
+        for path in ("/worker_generate_stream", "/worker_generate", "/other"):
+            response = await api.http.post(path, content=body)
+            assert (response.status_code, json.loads(response.content.rstrip(b"\0"))) == (200, {"text": "a"})
+        assert [sent for _, sent in worker.requests] == [body] * 3
+        dispatched = await api.http.post("/get_worker_address", content=body)
+        assert (dispatched.status_code, dispatched.json()) == (200, {"address": worker.address})
+
+
+async def test_a_body_of_a_million_values_is_not_read_twice(api: Api) -> None:
+    values = b"[" + b"1," * 1_000_000 + b"1]"
+    response = await api.http.post("/worker_generate", content=b'{"model": "absent", "x": %s}' % values)
+    assert response.json()["error"]["code"] == "no_worker"
+    response = await api.http.post("/worker_generate", content=b'{"model": "absent", "x": %s, "y": NaN}' % values)
+    assert (response.status_code, response.json()["error"]["code"]) == (400, "invalid_input")
+
+
+@pytest.mark.parametrize(
+    ("told", "known"), [("1.0", 1), ("2.5", 3), ("0.0", 0), ("-0.0", 0), ("1e3", 1000), ("0.001", 1)]
+)
+async def test_a_queue_length_may_be_a_float(api: Api, told: str, known: int) -> None:
+    status = f'{{"model_names": ["m"], "speed": 1.0, "queue_length": {told}, "capacity": 4.0}}'
+    body = f'{{"worker_name": "{A}", "check_heart_beat": true, "worker_status": {status}}}'
+    assert (await api.http.post("/register_worker", content=body)).json() is None
+    [worker] = (await api.registry.list_workers()).workers
+    assert (worker.status.queue_length, worker.status.capacity) == (known, 4)
+
+    heartbeat = f'{{"worker_name": "{A}", "queue_length": {told}, "load": NaN}}'
+    assert (await api.http.post("/receive_heart_beat", content=heartbeat)).json() == {"exist": True}
+    [worker] = (await api.registry.list_workers()).workers
+    assert worker.status.queue_length == known
+
+
+async def test_a_status_may_be_told_in_floats(api: Api) -> None:
+    told = rb'{"model_names": ["m"], "speed": 1.0, "queue_length": 2.5, "capacity": 8.0, "x": ["\ud800", NaN]}'
+    async with bad_worker(worker_get_status=answers(told)) as worker:
+        body = {"worker_name": worker.address, "check_heart_beat": False}
+        assert (await api.post("/register_worker", body)).json() is None
+        assert (await api.http.post("/refresh_all_workers")).json() is None
+        [known] = (await api.registry.list_workers()).workers
+        assert (known.status.queue_length, known.status.capacity) == (3, 8)
+
+
+@pytest.mark.parametrize(
+    ("told", "why"),
+    [
+        (rb'{"model_names": ["m\ud800"], "speed": 1, "queue_length": 0}', "model_names: has half of a surrogate pair"),
+        (b'{"model_names": ["m"], "speed": NaN, "queue_length": 0}', "speed: must be a number"),
+        (b'{"model_names": ["m"], "speed": 1, "queue_length": Infinity}', "queue_length: must be a number"),
+        (b'{"model_names": ["m"], "speed": 1, "queue_length": 0, "capacity": 1.5}', "capacity: must be a whole number"),
+        (b'{"model_names": ["m"], "speed": 1, "queue_length": true}', "queue_length"),
+    ],
+)
+async def test_a_status_that_is_wrong_is_refused_with_the_name_of_its_field(api: Api, told: bytes, why: str) -> None:
+    async with bad_worker(worker_get_status=answers(told)) as worker:
+        body = {"worker_name": worker.address, "check_heart_beat": False}
+        response = await api.post("/register_worker", body)
+    assert (response.status_code, response.json()["error"]["code"]) == (502, "worker_unreachable")
+    assert why in response.json()["error"]["message"]
+    assert (await api.registry.list_workers()).workers == []
