@@ -20,7 +20,7 @@ from controller.store_url import StoreUrl
 from controller.upstream.client import WorkerClient
 from controller.web.admin_plane import AdminPlane
 from controller.web.client_plane import ClientPlane
-from controller.web.endpoint import Endpoint, ForwardEndpoint, WayEndpoint
+from controller.web.endpoint import Endpoint, ForwardEndpoint, HeartbeatEndpoint, WayEndpoint
 from controller.web.errors import http_exception
 from controller.web.forward_plane import WORKER_ROUTES, ForwardPlane
 from controller.web.worker_plane import WorkerPlane
@@ -57,7 +57,6 @@ def build_app(controller: Controller, metrics: Metrics) -> ASGIApp:
     worker, client, admin = WorkerPlane(controller), ClientPlane(controller), AdminPlane(controller, metrics)
     forward = ForwardPlane(controller)
     posts = {
-        "/receive_heart_beat": worker.receive_heart_beat,
         "/remove_worker": worker.remove_worker,
         "/drain_worker": worker.drain_worker,
         "/resume_worker": worker.resume_worker,
@@ -78,6 +77,7 @@ def build_app(controller: Controller, metrics: Metrics) -> ASGIApp:
         "/readyz": admin.readyz,
     }
     endpoints: dict[str, ASGIApp] = {path: Endpoint(handle) for path, handle in posts.items()}
+    endpoints["/receive_heart_beat"] = HeartbeatEndpoint(worker.receive_heart_beat)
     routes = [
         *(Route(path, endpoint, methods=["POST"]) for path, endpoint in endpoints.items()),
         *(Route(path, WayEndpoint(handle), methods=["POST"]) for path, handle in ways.items()),

@@ -1,11 +1,12 @@
 """A route that takes a JSON body and gives JSON, as a bare ASGI application.
 
-Starlette's Request and Response cost about as much as all the rest of a dispatch; the two hot routes go without
-them, and the others that take a body do the same, so that there is one way.
+Starlette's Request and Response cost about as much as the rest of a dispatch. The three hot routes do without them, and
+so do the other routes with a body.
 """
 
 import asyncio
 import logging
+import re
 from abc import ABC, abstractmethod
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
@@ -16,24 +17,29 @@ from starlette.types import Message, Receive, Scope, Send
 
 from controller.domain import way
 from controller.domain.errors import BodyTooLarge, ControllerError
-from controller.web.errors import error_body, status_of
+from controller.web.errors import error_body, error_text, status_of
 
 logger = logging.getLogger("controller.web")
 
 MAX_BODY: Final = 1024 * 1024  # a registration with as many and as long model names as are taken
 MAX_FORWARDED_BODY: Final = 32 * 1024 * 1024  # a prompt with images in it
 _WAY_HEADER: Final = way.HEADER.encode()
+_OLD_REQUESTS: Final = re.compile(rb"python-requests/(0|1|2\.(1?\d|2[0-6]))\.")
+
+
+Headers = tuple[tuple[bytes, bytes], ...]
 
 
 class Answer(NamedTuple):
-    """An HTTP answer: JSON, a status and further headers."""
+    """An HTTP answer: a body, a status, further headers, and the type of the body."""
 
     body: bytes
     status: int = 200
-    headers: tuple[tuple[bytes, bytes], ...] = ()
+    headers: Headers = ()
+    content_type: bytes = b"application/json"
 
 
-def degraded(snapshot_age: float | None) -> tuple[tuple[bytes, bytes], ...]:
+def degraded(snapshot_age: float | None) -> Headers:
     """The header of an answer that was found in a snapshot so many seconds old; none if the store has said it."""
     return () if snapshot_age is None else ((b"x-controller-degraded", b"%.1f" % snapshot_age),)
 
@@ -65,10 +71,10 @@ class _BodyEndpoint(ABC):
             # taken for the body.
             expects = isinstance(error, BodyTooLarge) and any(name == b"expect" for name, _ in scope["headers"])
             headers = ((b"connection", b"close"),) if expects else ()
-            answer = Answer(error_body(error.code, str(error)), status_of(error), headers)
+            answer = self._error(scope, error.code, str(error), status_of(error), headers)
         except Exception:  # whatever it is, the client gets an answer, and the log a traceback
             logger.exception("A request to %s failed; this is a bug.", scope["path"])
-            answer = Answer(error_body("internal_error", "The controller has a bug; its log has the details."), 500)
+            answer = self._error(scope, "internal_error", "The controller has a bug; its log has the details.", 500)
         if answer is None:
             return None
         if isinstance(answer, Response):
@@ -78,7 +84,7 @@ class _BodyEndpoint(ABC):
                 "type": "http.response.start",
                 "status": answer.status,
                 "headers": [
-                    (b"content-type", b"application/json"),
+                    (b"content-type", answer.content_type),
                     (b"content-length", b"%d" % len(answer.body)),
                     *answer.headers,
                 ],
@@ -86,6 +92,9 @@ class _BodyEndpoint(ABC):
         )
         await send({"type": "http.response.body", "body": answer.body})
         return None
+
+    def _error(self, _: Scope, code: str, message: str, status: int, headers: Headers = ()) -> Answer:
+        return Answer(error_body(code, message), status, headers)
 
 
 class Endpoint(_BodyEndpoint):
@@ -97,6 +106,22 @@ class Endpoint(_BodyEndpoint):
 
     async def _answer(self, _: Scope, __: Receive, body: bytes) -> Answer:
         return await self._handle(body)
+
+
+class HeartbeatEndpoint(Endpoint):
+    """Hands the body to `handle`. An error is a line of text, because JSON without `exist` ends workers' heartbeats.
+
+    LLaVA's worker and FastChat's up to 0.2.20 catch only `requests.exceptions.RequestException`, and no KeyError. Text
+    raises JSONDecodeError, which is a RequestException since requests 2.27. Older versions raise a ValueError, which
+    FastChat's newer `except` clause does not catch either. They get a body that they cannot decode, which raises
+    ContentDecodingError.
+    """
+
+    def _error(self, scope: Scope, code: str, message: str, status: int, headers: Headers = ()) -> Answer:
+        headers = (*headers, (b"x-controller-error", code.encode()))
+        if any(name == b"user-agent" and _OLD_REQUESTS.match(value) for name, value in scope["headers"]):
+            headers = (*headers, (b"content-encoding", b"gzip"))  # untrue: decoding the body fails
+        return Answer(error_text(code, message), status, headers, b"text/plain; charset=utf-8")
 
 
 class WayEndpoint(_BodyEndpoint):

@@ -1,4 +1,4 @@
-"""Errors as HTTP: `{"error": {"code", "message"}}` with the status that fits."""
+"""Errors as HTTP: `{"error": {"code", "message"}}`, or a line of text, with the status that fits."""
 
 from collections.abc import Mapping
 from typing import Final
@@ -36,6 +36,11 @@ def status_of(error: ControllerError) -> int:
 def error_body(code: str, message: str) -> bytes:
     """The body of every answer that tells of an error."""
     return encode({"error": {"code": code, "message": message}})
+
+
+def error_text(code: str, message: str) -> bytes:
+    """The body of an error answer where JSON would be mistaken for a good answer: one line, not JSON."""
+    return f"{code}: {' '.join(message.split())}\n".encode()
 
 
 async def http_exception(request: Request, error: Exception) -> Response:

@@ -28,7 +28,7 @@ class WorkerPlane:
         return _NULL
 
     async def receive_heart_beat(self, body: bytes) -> Answer:
-        """Take a heartbeat. "exist" is false only when the store said so; without the store's word it is a 503."""
+        """Take a heartbeat. "exist" is false only if the store has said so. Without the store the answer is a 503."""
         known = await self._controller.heartbeat(*wire.parse_heartbeat(body))
         return _KNOWN if known else _UNKNOWN
 

@@ -16,6 +16,7 @@ from typing import Any
 from tests import network
 
 STOCK_WORKER = Path(__file__).with_name("stock_worker.py")
+LLAVA_WORKER = Path(__file__).with_name("llava_worker.py")
 # FastChat's API server can only stream with pydantic 1, which `make test` installs beside the one that all else needs.
 PYDANTIC_1 = str(Path(sys.prefix, "pydantic-1"))
 
@@ -170,6 +171,20 @@ def stock_worker(
     try:
         if wait:
             process.wait_for(lambda: answers(f"{url}/worker_get_status", "POST"), "the worker answers")
+        yield process
+    finally:
+        process.kill()
+
+
+@contextlib.contextmanager
+def llava_worker(log_dir: Path, controller: str) -> Iterator[Server]:
+    """A worker that catches only RequestException around a heartbeat; it sends five in a second."""
+    port = free_port()
+    url = f"http://127.0.0.1:{port}"
+    flags = ["--port", str(port), "--worker-address", url, "--controller-address", controller, "--interval", "0.2"]
+    process = Server(url, log_dir / f"llava-{port}.log", str(LLAVA_WORKER), *flags)
+    try:
+        process.wait_for(lambda: answers(f"{url}/worker_get_status", "POST"), "the worker answers")
         yield process
     finally:
         process.kill()

@@ -8,13 +8,24 @@ import signal
 import subprocess
 import sys
 import urllib.request
+from collections.abc import Callable
+from contextlib import AbstractContextManager
 from pathlib import Path
 
 import pytest
 
 from tests.faults import proxy
 from tests.system.conftest import Serve
-from tests.system.processes import answers, call, fastchat, free_port, serves, stock_worker
+from tests.system.processes import (
+    Server,
+    answers,
+    call,
+    fastchat,
+    free_port,
+    llava_worker,
+    serves,
+    stock_worker,
+)
 from tests.system.test_serve import stores
 from tests.waiting import wait_until
 
@@ -126,10 +137,13 @@ time.sleep(60)
 """
 
 
-async def test_the_heartbeat_thread_outlives_an_outage_of_the_store(serve: Serve, work_dir: Path) -> None:
-    """Trap 1: a registration that is refused ends the stock worker's heartbeat thread for good."""
+@pytest.mark.parametrize("start_worker", [stock_worker, llava_worker])
+async def test_the_heartbeat_thread_outlives_an_outage_of_the_store(
+    serve: Serve, work_dir: Path, start_worker: Callable[[Path, str], AbstractContextManager[Server]]
+) -> None:
+    """A refused registration ends the worker's heartbeat thread, and so does an error that it does not catch."""
     controller = serve("--redis-timeout", "0.3", "--heartbeat-expiration", "60")
-    with stock_worker(work_dir, controller.url) as worker:
+    with start_worker(work_dir, controller.url) as worker:
         await wait_until(lambda: controller.names() == [worker.url], "the worker is registered")
         [store] = stores(controller)
         os.kill(store, signal.SIGSTOP)
@@ -140,7 +154,10 @@ async def test_the_heartbeat_thread_outlives_an_outage_of_the_store(serve: Serve
         beats = worker.log.count("Send heart beat")
         await wait_until(lambda: worker.log.count("Send heart beat") >= beats + 2, "its thread is alive")
         assert controller.names() == [worker.url]
+        controller.post("/remove_worker", {"worker_name": worker.url})
+        await wait_until(lambda: controller.names() == [worker.url], "its thread registers again")
         assert "AssertionError" not in worker.log
+        assert "KeyError" not in worker.log
 
 
 async def test_the_store_hangs_just_after_it_said_that_a_worker_is_unknown(

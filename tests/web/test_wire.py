@@ -222,7 +222,6 @@ class TestWithoutStore:
     @pytest.mark.parametrize(
         ("path", "body"),
         [
-            ("/receive_heart_beat", {"worker_name": A, "queue_length": 0}),
             ("/remove_worker", {"worker_name": A}),
             ("/worker_get_status", None),
             (
@@ -242,6 +241,12 @@ class TestWithoutStore:
         assert response.status_code == 503
         assert response.json().keys() == {"error"}
         assert response.json()["error"]["code"] == "store_unavailable"
+
+    async def test_a_heartbeat_is_answered_503_that_is_not_json(self, api: Api) -> None:
+        response = await api.post("/receive_heart_beat", {"worker_name": A, "queue_length": 0})
+        assert (response.status_code, response.headers["content-type"]) == (503, "text/plain; charset=utf-8")
+        assert response.headers["x-controller-error"] == "store_unavailable"
+        assert re.fullmatch("store_unavailable: [^\n]+\n", response.text)
 
     async def test_readiness_and_health_differ(self, api: Api) -> None:
         ready = await api.http.get("/readyz")
