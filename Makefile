@@ -16,7 +16,7 @@ serve: $(VENV)/.serve  ## Run a controller on an embedded store. ARGS="--port 21
 	@exec $(BIN)/controller serve $(ARGS)
 
 demo: $(VENV)/.serve  ## See a controller, three workers and a load at work for half a minute.
-	@exec $(BIN)/python examples/demo.py $(ARGS)
+	@exec $(BIN)/python -m controller.examples.demo $(ARGS)
 
 test: $(VENV)/.test  ## Run the tests, two files at once, with coverage. ARGS="tests/store -k lottery"
 	@$(BIN)/python -m pytest $(if $(ARGS),$(ARGS),-n 2 --dist loadfile --no-loadscope-reorder --cov --cov-report=term --cov-fail-under=95)

@@ -31,6 +31,10 @@ def test_the_wheel_carries_the_scripts_and_loads_them(built: Path, tmp_path: Pat
     assert "controller/lua/include/key.lua" in names
     assert "controller/py.typed" in names
     assert not [name for name in names if name.startswith(("tests", "lua", "examples"))]
+    for example in ("worker", "load", "demo"):
+        command = [sys.executable, "-m", f"controller.examples.{example}", "--help"]
+        helped = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=True).stdout
+        assert "usage: " in helped
     loaded = subprocess.run(
         [sys.executable, "-c", LOAD], cwd=tmp_path, capture_output=True, text=True, check=True
     ).stdout

@@ -266,6 +266,7 @@ def paths(parent: BadWorker) -> list[str]:
         (sends_without_end, False),
         (answers(b'{"exist": true, "x": ' + b"[" * 60_000), False),
         (answers(b"<html>"), False),
+        (answers(b"store_unavailable: Redis is away.\n", "503 Service Unavailable"), False),
         (answers(b'{"exist": 1}'), False),
         (answers(b"", "307 Moved", "Location: /"), False),
         (hangs, False),

@@ -1,9 +1,9 @@
 """The cluster at work for half a minute, live in the terminal: a controller, three workers, a load, and a death.
 
-    make demo            or            python examples/demo.py --seconds 30
+    make demo            or            python -m controller.examples.demo --seconds 30
 
 Everything is real and runs on this machine: `controller serve` with its embedded store, three times
-`examples/worker.py` at different speeds, and clients that ask for a worker and use it.
+`controller.examples.worker` at different speeds, and clients that ask for a worker and use it.
 """
 
 import argparse
@@ -18,6 +18,7 @@ import tempfile
 import time
 from collections import Counter
 from pathlib import Path
+from typing import Any
 
 import aiohttp
 from rich import box
@@ -31,64 +32,65 @@ HEARTBEAT_INTERVAL = 1.0
 SPEEDS = (1, 2, 4)
 REQUESTS_PER_SECOND = 3.5  # the living can serve 3.8 after the death
 PROMPT = "every worker takes its share of the load as fast as it can"
-WORKER = Path(__file__).with_name("worker.py")
+WORKER = "controller.examples.worker"
 
 
-def free_port():
+def free_port() -> int:
     with socket.socket() as probe:
         probe.bind(("localhost", 0))
-        return probe.getsockname()[1]
+        port: int = probe.getsockname()[1]
+        return port
 
 
 class Demo:
     """What is running, and what has been seen of it."""
 
-    def __init__(self, seconds, directory):
+    def __init__(self, seconds: float, directory: Path) -> None:
         self.seconds = seconds
         self.directory = directory
         self.started = time.monotonic()
         self.controller = f"http://localhost:{free_port()}"
-        self.speeds = {}
-        self.processes = {}
-        self.chosen = Counter()
-        self.since_death = Counter()
-        self.failed = Counter()
-        self.workers = {}
-        self.events = []
-        self.victim = None
-        self.killed_at = None
-        self.gone_at = None
+        self.speeds: dict[str, int] = {}
+        self.processes: dict[str, subprocess.Popen[bytes]] = {}
+        self.chosen: Counter[str] = Counter()
+        self.since_death: Counter[str] = Counter()
+        self.failed: Counter[str] = Counter()
+        self.workers: dict[str, dict[str, Any]] = {}
+        self.events: list[str] = []
+        self.victim = ""
+        self.killed_at: float | None = None
+        self.gone_at: float | None = None
 
     @property
-    def now(self):
+    def now(self) -> float:
         return time.monotonic() - self.started
 
-    def tell(self, text):
+    def tell(self, text: str) -> None:
         self.events.append(f"{self.now:5.1f} s  {text}")
 
-    def start(self, name, *command):
+    def start(self, name: str, *command: str) -> None:
         log = (self.directory / f"{name.rpartition(':')[2]}.log").open("wb")
         self.processes[name] = subprocess.Popen([sys.executable, *command], stdout=log, stderr=log)
 
-    def start_all(self):
+    def start_all(self) -> None:
         port = self.controller.rpartition(":")[2]
         flags = ["--port", port, "--data-dir", str(self.directory / "data"), "--heartbeat-expiration", str(EXPIRATION)]
         self.start(self.controller, "-m", "controller", "serve", *flags)
         for speed in SPEEDS:
-            port = free_port()
+            port = str(free_port())
             name = f"http://localhost:{port}"
             self.speeds[name] = speed
-            flags = ["--port", str(port), "--speed", str(speed), "--heartbeat-interval", str(HEARTBEAT_INTERVAL)]
-            self.start(name, str(WORKER), *flags, "--controller-address", self.controller)
+            flags = ["--port", port, "--speed", str(speed), "--heartbeat-interval", str(HEARTBEAT_INTERVAL)]
+            self.start(name, "-m", WORKER, *flags, "--controller-address", self.controller)
         self.victim = list(self.speeds)[1]
 
-    def stop_all(self):
+    def stop_all(self) -> None:
         for process in self.processes.values():
             process.terminate()
         for process in self.processes.values():
             process.wait()
 
-    async def watch(self, http):
+    async def watch(self, http: aiohttp.ClientSession) -> None:
         """See who is there, five times a second."""
         while True:
             with contextlib.suppress(aiohttp.ClientError):
@@ -103,7 +105,7 @@ class Demo:
                 self.workers = seen
             await asyncio.sleep(0.2)
 
-    async def request(self, http):
+    async def request(self, http: aiohttp.ClientSession) -> None:
         """One request, as a client makes it: ask for a worker, then use it."""
         async with http.post(f"{self.controller}/get_worker_address", json={"model": "echo"}) as answer:
             address = (await answer.json())["address"]
@@ -119,20 +121,20 @@ class Demo:
         except aiohttp.ClientError:
             self.failed[address] += 1
 
-    async def load(self, http):
+    async def load(self, http: aiohttp.ClientSession) -> None:
         async with asyncio.TaskGroup() as requests:
             while True:
                 await asyncio.sleep(random.expovariate(REQUESTS_PER_SECOND))
                 requests.create_task(self.request(http))
 
-    async def story(self):
+    async def story(self) -> None:
         await asyncio.sleep(self.seconds / 2)
         self.processes[self.victim].kill()
         self.killed_at = self.now
         self.tell(f"{self.victim} is killed")
         await asyncio.sleep(self.seconds / 2)
 
-    def view(self):
+    def view(self) -> Group:
         title = f"{self.controller}   {min(self.now, self.seconds):.0f} of {self.seconds:.0f} s"
         table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD)
         table.add_column("worker", no_wrap=True)
@@ -143,21 +145,20 @@ class Demo:
         total = self.chosen.total() or 1
         for name, speed in self.speeds.items():
             worker = self.workers.get(name)
-            alive = worker is not None
             table.add_row(
                 name.removeprefix("http://"),
                 str(speed),
-                Text(f"{worker['queue_length']:2d} " + "▆" * min(worker["queue_length"], 7)) if alive else "",
-                f"{worker['heartbeat_age']:.1f} s ago" if alive else Text("gone" if self.workers else "starting"),
+                Text(f"{worker['queue_length']:2d} " + "▆" * min(worker["queue_length"], 7)) if worker else "",
+                f"{worker['heartbeat_age']:.1f} s ago" if worker else Text("gone" if self.workers else "starting"),
                 str(self.chosen[name]),
                 f"{self.chosen[name] / total:.0%}",
                 str(self.since_death[name]) if self.gone_at else "",
-                style="" if alive else "red" if self.gone_at else "dim",
+                style="" if worker else "red" if self.gone_at else "dim",
             )
         rule = f"A worker whose last heartbeat is {EXPIRATION:g} s ago is dead. Sent since: after one was gone."
         return Group(table, Text(rule, style="dim"), Text("\n".join(self.events)))
 
-    async def run(self, console):
+    async def run(self, console: Console) -> bool:
         timeout = aiohttp.ClientTimeout(total=30)
         async with aiohttp.ClientSession(timeout=timeout) as http:
             tasks = [asyncio.create_task(self.watch(http))]
@@ -171,7 +172,7 @@ class Demo:
             await asyncio.wait(tasks)
         return len(self.workers) == len(SPEEDS) - 1 and not self.since_death[self.victim]
 
-    def summary(self):
+    def summary(self) -> str:
         shares = ", ".join(f"{self.chosen[name] / self.chosen.total():.0%}" for name in self.speeds)
         return (
             f"{self.chosen.total()} requests; speeds {', '.join(map(str, SPEEDS))} took {shares}.\n"
@@ -180,7 +181,7 @@ class Demo:
         )
 
 
-def main():
+def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seconds", type=float, default=30, help="how long to show it (default: 30)")
     arguments = parser.parse_args()

@@ -1,0 +1,124 @@
+"""The tour of the README: each command as it stands there, on other ports, with what it prints."""
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.system.processes import Process, free_port, listens, serves
+
+README = (Path(__file__).parents[2] / "README.md").read_text()
+PORTS = ("21001", "21002", "21003", "8000")
+LEASE = re.compile(r"\d{13}-\d+-\d+-\d+@http://[^\"]+")
+# What is another one each time, and what stands for it.
+VARIABLE = (
+    (re.compile(r"(?m)^.* INFO .*\n"), ""),
+    (LEASE, "LEASE"),
+    (re.compile(r'("address":"http://localhost:)\d+'), r"\1PORT"),
+    (re.compile(r"\d+\.\d s"), "TIME"),
+    (re.compile(r"(?m)^(│ http\S+ │ echo +│ +\d │) +\d+ │ +\d │"), r"\1 QUEUE │ LEASED │"),
+    (re.compile(r"[━─]+"), "─"),
+    (re.compile(r" +"), " "),
+    (re.compile(r"(?m) $"), ""),
+)
+
+
+def commands() -> list[tuple[str, str]]:
+    """Each command of the tour, and what it prints."""
+    [tour] = re.findall(r"## A tour of two minutes\n(.*?)\n## ", README, re.DOTALL)
+    found = []
+    for block in re.findall(r"```\n(.*?)```", tour, re.DOTALL):
+        for step in re.split(r"(?m)^\$ ", block)[1:]:
+            command, _, printed = step.partition("\n")
+            found.append((command.partition("  #")[0].strip(), printed))
+    return found
+
+
+def without_variables(printed: str) -> str:
+    for pattern, replacement in VARIABLE:
+        printed = pattern.sub(replacement, printed)
+    return printed.strip()
+
+
+def pattern(expected: str) -> str:
+    """The regular expression that stands for an output in the README: " ... " is for what it leaves out."""
+    return ".*".join(re.escape(part) for part in without_variables(expected).split(" ... "))
+
+
+class Tour:
+    """Runs commands of the README on ports of its own."""
+
+    def __init__(self, directory: Path) -> None:
+        self.directory = directory
+        free = sorted(str(free_port()) for _ in PORTS)  # workers are listed in the order of their addresses
+        self.ports = dict(zip(PORTS, free, strict=True))
+        self.url = f"http://localhost:{self.ports['21001']}"
+        self.controller: Process | None = None
+        self.lease = ""
+        self.processes: list[Process] = []
+
+    def start(self, *command: str) -> Process:
+        log = self.directory / f"{len(self.processes)}.log"
+        self.processes.append(Process(log, *command, LOGDIR=str(self.directory)))
+        return self.processes[-1]
+
+    def run(self, command: str, expected: str) -> None:
+        if command == "make serve":
+            flags = ("--port", self.ports["21001"], "--data-dir", str(self.directory / "data"))
+            self.controller = self.start("-m", "controller", "serve", *flags)
+            self.controller.wait_for(lambda: serves(self.url), "the controller is ready")
+        elif command.startswith("kill -9 "):
+            assert self.controller is not None
+            self.controller.kill()
+        elif command.startswith(".venv/bin/python -m "):
+            self.start_server(command, expected)
+        else:
+            assert re.fullmatch(pattern(expected), without_variables(self.shell(command)), re.DOTALL), command
+
+    def start_server(self, command: str, expected: str) -> None:
+        [port] = re.findall(r"--port (\d+)", command)
+        arguments = self.translated(command).split()[1:]
+        if "--controller-address" not in arguments:
+            arguments += ["--controller-address", self.url]
+        server = self.start(*arguments)
+        server.wait_for(lambda: listens(int(self.ports[port])), f"{command} listens")
+        server.wait_for(lambda: self.translated(expected) in server.log, f"{command} prints what it should")
+
+    def shell(self, command: str) -> str:
+        command = self.translated(command).replace(".venv/bin/controller", f"{sys.executable} -m controller")
+        environment = {**os.environ, "CONTROLLER_ADDRESS": self.url}
+        done = subprocess.run(  # noqa: S602 - commands of our README
+            LEASE.sub(self.lease, command), shell=True, capture_output=True, text=True, env=environment, timeout=60
+        )
+        assert (done.returncode, done.stderr) == (0, ""), command
+        self.lease = next(iter(LEASE.findall(done.stdout)), self.lease)
+        printed = done.stdout
+        for port, ours in self.ports.items():
+            printed = printed.replace(f":{ours}", f":{port}")
+        return printed
+
+    def translated(self, text: str) -> str:
+        for port, ours in self.ports.items():
+            text = re.sub(rf"\b{port}\b", ours, text)
+        return text
+
+
+@pytest.fixture
+def tour(work_dir: Path) -> Iterator[Tour]:
+    tour = Tour(work_dir)
+    yield tour
+    for process in reversed(tour.processes):
+        process.stop()
+
+
+@pytest.mark.skipif(shutil.which("curl") is None, reason="curl is not on PATH")
+def test_each_command_of_the_tour_does_what_the_readme_says(tour: Tour) -> None:
+    found = commands()
+    assert len(found) > 15
+    for command, printed in found:
+        tour.run(command, printed)
