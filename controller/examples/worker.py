@@ -25,6 +25,8 @@ from starlette.routing import Route
 
 Json = dict[str, Any]
 say = functools.partial(print, flush=True)
+# The last three: an answer without "exist", from another server or a proxy. It must not end the heartbeats.
+NO_ANSWER = (aiohttp.ClientError, TimeoutError, ValueError, TypeError, KeyError)
 RETRY = 1.0  # seconds between two attempts to reach the controller
 CONTEXT_LENGTH = 2048
 # How the API server makes a prompt of a chat (fastchat/conversation.py): a line for each message, without its role.
@@ -133,21 +135,21 @@ class Worker:
                     registration = {"worker_name": self.name, "check_heart_beat": True, "worker_status": self.status()}
                     await self.call("/register_worker", registration, seconds=120)  # it may wait for its Redis
                     say(f"{self.name} {registered} at {self.controller}")
-                    registered, problem = "re-registered", ""
+                    registered, problem = "re-registered", ""  # which says that it answers again
                 heartbeat = {"worker_name": self.name, "queue_length": self.queue_length}
                 exist = (await self.call("/receive_heart_beat", heartbeat))["exist"]
                 if problem:
                     say(f"the controller at {self.controller} answers again")
                 problem = ""
-            except (aiohttp.ClientError, TimeoutError) as error:
-                known, problem = problem, str(error) if isinstance(error, Refused) else "no controller"
-                if problem != known:
+            except NO_ANSWER as error:
+                printed, problem = problem, str(error) if isinstance(error, Refused) else "no controller"
+                if problem != printed:
                     say(f"{problem} at {self.controller}, trying again every {RETRY:g} s")
             await asyncio.sleep(RETRY if problem or not exist else self.interval)
 
     async def leave(self) -> None:
         """Ask the controller to send no more requests."""
-        with contextlib.suppress(aiohttp.ClientError, TimeoutError):
+        with contextlib.suppress(*NO_ANSWER):
             await self.call("/remove_worker", {"worker_name": self.name}, seconds=2)
             say(f"{self.name} removed from {self.controller}")
 
@@ -155,7 +157,7 @@ class Worker:
         limit = aiohttp.ClientTimeout(total=seconds)
         async with aiohttp.request("POST", self.controller + path, json=body, timeout=limit) as answer:
             if answer.status != 200:
-                raise Refused(f"{path} was answered {answer.status} {(await answer.text())[:300].strip()}")
+                raise Refused(f"{path} answered {answer.status}: {(await answer.text())[:300].strip()}")
             return await answer.json()
 
 
@@ -198,7 +200,7 @@ def main() -> None:
     worker = Worker(args)
     server = Server(uvicorn.Config(worker.app(), args.host, args.port, log_level="warning"))
     server.worker = worker
-    signal.signal(signal.SIGTERM, signal.default_int_handler)  # after uvicorn's shutdown: end as with Ctrl-C
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # uvicorn raises it again at the end: exit status 0
     with contextlib.suppress(KeyboardInterrupt):
         server.run()
 

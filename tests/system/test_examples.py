@@ -1,5 +1,6 @@
 """The examples do what they say."""
 
+import asyncio
 import json
 import signal
 import subprocess
@@ -15,6 +16,7 @@ from fastchat.conversation import Conversation, SeparatorStyle
 from tests.system.conftest import Serve
 from tests.system.processes import PYDANTIC_1, Process, Server, call, fastchat, free_port, listens
 from tests.waiting import wait_until
+from tests.workers import answers, bad_worker
 
 WORKER = "controller.examples.worker"
 
@@ -83,6 +85,25 @@ async def test_the_worker_says_why_it_is_refused(serve: Serve, work_dir: Path) -
     with example_worker(work_dir, controller.url, "--worker-address", "http://169.254.1.1:1") as worker:
         await wait_until(lambda: "400" in worker.log, "it says so")
         assert "is a link-local address" in worker.log
+
+
+async def test_the_worker_survives_answers_that_are_none(serve: Serve, work_dir: Path) -> None:
+    json_type = "Content-Type: application/json"
+    good = answers(b'{"exist": true}', "200 OK", json_type)
+    async with bad_worker(register_worker=answers(b"null", "200 OK", json_type), receive_heart_beat=good) as odd:
+        starting = example_worker(work_dir, odd.address, "--heartbeat-interval", "0.2")
+        worker = await asyncio.to_thread(starting.__enter__)
+        try:
+            await wait_until(lambda: len(odd.requests) >= 2, "it has registered and sent a heartbeat")
+            for nonsense in (b"{}", b"null", b"[]", b'"exist"', b"<html>"):
+                seen = len(odd.requests)
+                odd.behaviours["receive_heart_beat"] = answers(nonsense, "200 OK", json_type)
+                await wait_until(lambda seen=seen: len(odd.requests) >= seen + 2, "it tries again")
+            odd.behaviours["receive_heart_beat"] = good
+            await wait_until(lambda: "answers again" in worker.log, "it takes the good answer")
+            assert worker.log.count("trying again") == 1
+        finally:
+            starting.__exit__(None, None, None)
 
 
 async def test_a_second_worker_on_the_same_port_does_not_register(serve: Serve, work_dir: Path) -> None:
