@@ -11,7 +11,7 @@ from controller.domain.dispatch import DispatchMethod
 from controller.domain.errors import InvalidInput, SettingsError
 from controller.domain.load import MARK_MS, MAX_LEASE_TIME, MAX_MARKS
 from controller.domain.worker import worker_name
-from controller.store_url import StoreKind, StoreUrl, parse_store_url
+from controller.store_url import StoreKind, StoreUrl, parse_store_url, read_password_file
 
 _NAMESPACE: Final = re.compile(r"[A-Za-z0-9._:-]{1,64}\Z")
 DEFAULT_DATA_DIR: Final = Path("controller-data")
@@ -66,7 +66,9 @@ class Settings:
         "default: a server of our own, under --data-dir. With a password in it, give it as the variable.",
     )
     redis_password_file: Path | None = _setting(
-        None, "A file with the password for --redis-url, so that it stands in no command line and no environment."
+        None,
+        "A file with the password for --redis-url, so that it stands in no command line and no environment. It is read "
+        "for each connection, so a new password in it needs no restart.",
     )
     namespace: str = _setting("controller", "Separates clusters that share one Redis.")
     heartbeat_expiration: float = _setting(
@@ -198,7 +200,7 @@ class Settings:
         self.store_url()
 
     def store_url(self) -> StoreUrl:
-        """The store that the settings name, with its password."""
+        """Return the store that the settings name. Raises SettingsError if it cannot be one."""
         store = parse_store_url("embedded://" if self.redis_url is None else self.redis_url)
         if self.redis_password_file is None:
             return store
@@ -206,13 +208,8 @@ class Settings:
             raise SettingsError(
                 "--redis-password-file goes with a --redis-url that names a server and has no password in it itself."
             )
-        try:
-            password = self.redis_password_file.read_text(encoding="utf-8").rstrip("\r\n")
-        except (OSError, ValueError) as error:
-            raise SettingsError(f"--redis-password-file {self.redis_password_file} cannot be read: {error}.") from error
-        if not password:
-            raise SettingsError(f"--redis-password-file {self.redis_password_file} is empty.")
-        return replace(store, password=password)
+        read_password_file(self.redis_password_file)  # a wrong path is reported at the start, not as an outage
+        return replace(store, password_file=self.redis_password_file)
 
 
 def _no_password() -> str:

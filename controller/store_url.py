@@ -3,6 +3,7 @@
 import re
 from dataclasses import dataclass, field
 from enum import StrEnum
+from pathlib import Path
 from typing import Final
 from urllib.parse import parse_qsl, unquote, urlsplit
 
@@ -38,7 +39,8 @@ class StoreUrl:
     """A store's URL, taken apart.
 
     hosts are pairs of host and port: one server, or the Sentinels, or nodes of the Cluster to begin with. path is a
-    unix socket, or the data directory of the embedded store; "" where it is not named.
+    unix socket, or the data directory of the embedded store; "" where it is not named. password_file holds the password
+    instead of `password`, and is read for each connection, so that a new password in it is taken up.
     """
 
     kind: StoreKind
@@ -47,6 +49,7 @@ class StoreUrl:
     path: str = ""
     username: str | None = None
     password: str | None = field(default=None, repr=False)
+    password_file: Path | None = None
     database: int = 0
     master: str = ""
     sentinel_username: str | None = None
@@ -63,6 +66,19 @@ class StoreUrl:
         hosts = ",".join(f"[{host}]:{port}" if ":" in host else f"{host}:{port}" for host, port in self.hosts)
         tail = [part for part in (self.master, str(self.database or "")) if part]
         return "/".join([f"{scheme}{kind}://{hosts}", *tail])
+
+
+def read_password_file(path: Path) -> str:
+    """Return the password in a file, without the line break at its end. Raises SettingsError if there is none."""
+    try:
+        password = path.read_text(encoding="utf-8").rstrip("\r\n")
+    except OSError as error:
+        raise SettingsError(f"--redis-password-file {path} cannot be read: {error.strerror}.") from error
+    except ValueError:  # without its cause, which quotes a part of the password
+        raise SettingsError(f"--redis-password-file {path} cannot be read: it is not UTF-8.") from None
+    if not password:
+        raise SettingsError(f"--redis-password-file {path} is empty.")
+    return password
 
 
 def parse_store_url(text: str) -> StoreUrl:

@@ -80,7 +80,7 @@ def test_files_and_switches(served: list[Settings], tmp_path: Path) -> None:
     (tmp_path / "password").write_text("p")
     with_password = ("serve", "--redis-url", "redis://h", "--redis-password-file", str(tmp_path / "password"))
     assert run(*with_password).exit_code == 0
-    assert served[2].store_url().password == "p"
+    assert served[2].store_url().password_file == tmp_path / "password"
     assert run("serve", "--parent", "http://top:1,http://Other:1/", "--advertise", "http://lb:1").exit_code == 0
     assert served[3].parents == ("http://top:1", "http://other:1")
     named = set(VALUES) | {"ssl", "ssl_keyfile", "ssl_certfile", "data_dir", "redis_password_file"}

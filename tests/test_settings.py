@@ -15,6 +15,7 @@ from cryptography.hazmat.primitives.serialization import (
 from controller.domain.dispatch import DispatchMethod
 from controller.domain.errors import SettingsError
 from controller.settings import Settings, all_settings, environment_variables, flag
+from controller.store_url import read_password_file
 
 
 def test_the_defaults_are_fastchats() -> None:
@@ -122,4 +123,7 @@ def test_a_password_from_a_file(tmp_path: Path) -> None:
     path = tmp_path / "password"
     path.write_text("se/cr:et@ \n")
     store = Settings(redis_url="redis://user@h", redis_password_file=path).store_url()
-    assert (store.username, store.password, str(store)) == ("user", "se/cr:et@ ", "redis://h:6379")
+    assert (store.username, store.password, str(store)) == ("user", None, "redis://h:6379")
+    assert store.password_file == path
+    assert read_password_file(path) == "se/cr:et@ "
+    assert "se/cr" not in repr(store)

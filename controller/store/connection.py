@@ -1,5 +1,7 @@
 """Connects to Redis: the one module that knows what kind of Redis it is and how patient to be with it."""
 
+import asyncio
+from pathlib import Path
 from typing import Any, Final, TypeAlias
 
 from redis._parsers.commands import AsyncCommandsParser
@@ -9,9 +11,12 @@ from redis.asyncio.connection import Connection, SSLConnection, UnixDomainSocket
 from redis.asyncio.retry import Retry
 from redis.asyncio.sentinel import SentinelConnectionPool
 from redis.backoff import NoBackoff
+from redis.credentials import CredentialProvider
+from redis.exceptions import AuthenticationError
 from redis.exceptions import ConnectionError as RedisConnectionError
 
-from controller.store_url import StoreKind, StoreUrl, parse_store_url
+from controller.domain.errors import SettingsError
+from controller.store_url import StoreKind, StoreUrl, parse_store_url, read_password_file
 
 # One server, by whatever way its address is found, or a Cluster: both run scripts and take single commands.
 StoreClient: TypeAlias = Redis | RedisCluster
@@ -36,7 +41,7 @@ def connect(url: str | StoreUrl, timeout: float) -> StoreClient:
 
 
 def _single(store: StoreUrl, timeout: float) -> Redis:
-    options = _options(store, timeout)
+    options = {**_options(timeout), **_credentials(store)}
     if store.path:
         return Redis.from_pool(
             ConnectionPool(UnixDomainSocketConnection, MAX_CONNECTIONS, path=store.path, retry=_retry(), **options)
@@ -58,16 +63,17 @@ def _single(store: StoreUrl, timeout: float) -> Redis:
 def _by_sentinel(store: StoreUrl, timeout: float) -> Redis:
     """The master's address is asked of the Sentinels for each new connection."""
     each = timeout / (len(store.hosts) + 1)
-    credentials = {"username": store.sentinel_username, "password": store.sentinel_password}
     sentinels = Sentinel(  # type: ignore[no-untyped-call]
         store.hosts,
         sentinel_kwargs={
-            **_options(store, each),
-            **credentials,
+            **_options(each),
+            "username": store.sentinel_username,
+            "password": store.sentinel_password,
             "retry": Retry(NoBackoff(), retries=0),
             "ssl": store.tls,
         },
-        **_options(store, timeout),
+        **_options(timeout),
+        **_credentials(store),
     )
     client: Redis = sentinels.master_for(
         store.master, db=store.database, retry=_retry(), max_connections=MAX_CONNECTIONS, ssl=store.tls
@@ -83,7 +89,8 @@ def _cluster(store: StoreUrl, timeout: float) -> RedisCluster:
         max_connections=MAX_CONNECTIONS,
         retry=_retry(),
         ssl=store.tls,
-        **_options(store, timeout / 2),
+        **_options(timeout / 2),
+        **_credentials(store),
     )
     client.commands_parser = _CommandsParser()
     return client
@@ -101,10 +108,37 @@ class _CommandsParser(AsyncCommandsParser):
             await super().initialize(node)
 
 
-def _options(store: StoreUrl, timeout: float) -> dict[str, Any]:
+class _PasswordFile(CredentialProvider):
+    """Reads the password from its file for each connection, so that a rotated one is used without a restart."""
+
+    def __init__(self, username: str | None, path: Path) -> None:
+        self._username = username
+        self._path = path
+
+    def get_credentials(self) -> tuple[str] | tuple[str, str]:
+        """Return the arguments of AUTH.
+
+        A file that is unreadable or empty, as for a moment while it is written, fails like a wrong password does.
+        """
+        try:
+            password = read_password_file(self._path)
+        except SettingsError as error:
+            raise AuthenticationError(str(error).removesuffix(".")) from error
+        return (self._username, password) if self._username else (password,)
+
+    async def get_credentials_async(self) -> tuple[str] | tuple[str, str]:
+        """Return the same, read in a thread: the file system may be slow."""
+        return await asyncio.to_thread(self.get_credentials)
+
+
+def _credentials(store: StoreUrl) -> dict[str, Any]:
+    if store.password_file is not None:
+        return {"credential_provider": _PasswordFile(store.username, store.password_file)}
+    return {"username": store.username, "password": store.password}
+
+
+def _options(timeout: float) -> dict[str, Any]:
     return {
-        "username": store.username,
-        "password": store.password,
         "socket_timeout": timeout,
         "socket_connect_timeout": timeout,
         "health_check_interval": 0,

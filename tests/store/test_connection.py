@@ -3,17 +3,20 @@
 import asyncio
 import os
 import signal
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from redis.asyncio import RedisCluster
 from redis.asyncio.connection import SSLConnection
 from redis.asyncio.sentinel import SentinelConnectionPool
+from redis.exceptions import AuthenticationError
 
 from controller.domain.errors import StoreUnavailable
 from controller.store.connection import MAX_CONNECTIONS, connect
 from controller.store.embedded import EmbeddedStore
 from controller.store.registry import Registry
+from controller.store_url import parse_store_url
 from tests.faults import proxy
 from tests.invariants import check_invariants
 from tests.samples import A, B, C, asks, reports, worker
@@ -69,6 +72,23 @@ async def test_a_cluster_s_client_has_everything_set_too() -> None:
     assert (options["health_check_interval"], options["protocol"], options["decode_responses"]) == (0, 2, True)
     assert options["connection_class"] is SSLConnection
     assert client.retry.get_retries() == 1
+    await client.aclose()
+
+
+@pytest.mark.parametrize("url", ["redis://u@h", "redis+sentinel://u@a/main", "redis+cluster://u@a"])
+async def test_a_password_file_is_read_for_each_connection(tmp_path: Path, url: str) -> None:
+    file = tmp_path / "password"
+    client = connect(replace(parse_store_url(url), password_file=file), timeout=0.8)
+    options = client.connection_kwargs if isinstance(client, RedisCluster) else client.connection_pool.connection_kwargs
+    for password in ("one", "two"):
+        file.write_text(f"{password}\n")
+        assert await options["credential_provider"].get_credentials_async() == ("u", password)
+    file.unlink()
+    with pytest.raises(AuthenticationError, match="password cannot be read: No such file"):
+        await options["credential_provider"].get_credentials_async()
+    if not isinstance(client, RedisCluster) and isinstance(client.connection_pool, SentinelConnectionPool):
+        [sentinel] = client.connection_pool.sentinel_manager.sentinels
+        assert sentinel.connection_pool.connection_kwargs.get("credential_provider") is None
     await client.aclose()
 
 
