@@ -1,8 +1,9 @@
 """uvicorn's HTTP protocol, with the limits that it lacks: on what stands around bodies, and on pipelined requests. And
-with answers in one piece.
+with answers in one piece, also for a client that closes its half of the connection after its request.
 """
 
 import asyncio
+import socket
 from collections.abc import Sized
 from typing import Any, Final
 
@@ -13,6 +14,9 @@ from controller.web.errors import error_body
 
 MAX_HEAD: Final = 64 * 1024
 MAX_PIPELINED: Final = 256
+_LOOK_INTERVAL: Final = 0.1  # between looks at a connection whose client has closed its half
+_GRACE_OF_HTTP_1_0: Final = 0.5
+_INTERIM: Final = b"HTTP/1.1 100 Continue\r\n\r\n"
 
 
 class _WholeAnswers:
@@ -76,6 +80,46 @@ class BoundedProtocol(HttpToolsProtocol):
         super().connection_made(transport)
         self.transport = _WholeAnswers(transport, self.loop)  # type: ignore[assignment]
         self.flow = _BoundedFlow(transport, self.pipeline)
+
+    def eof_received(self) -> bool:  # type: ignore[override]
+        """Keep the connection open for the answers that are still due.
+
+        A client that has gone looks like one that has only closed its half: both send a FIN. So a connection without an
+        answer due is closed, as is one in the middle of a request or of an answer, and the others are watched.
+        """
+        cycle = self.cycle
+        if (
+            self.scheme == "https"  # TLS has no half-closed connections
+            or self.transport.is_closing()
+            or cycle is None
+            or cycle.response_started
+            or cycle.more_body
+            or cycle.scope is not self.scope  # the head of the next request has begun
+        ):
+            return False
+        cycle.keep_alive = False  # it is the last of those that were pipelined
+        self.loop.call_later(_LOOK_INTERVAL, self._watch, self.loop.time(), 0.0)
+        return True
+
+    def _watch(self, since: float, probe_after: float) -> None:
+        """Abort the connection of a client that is gone, until its last answer begins: writing tells from then on.
+
+        The system of a client that is gone answers what it receives with a reset, so an interim response is sent, again
+        and again at growing intervals. HTTP/1.0 has none, and its clients count as gone after a while.
+        """
+        cycle = self.cycle
+        if self.transport.is_closing() or cycle.response_started:
+            return
+        waited = self.loop.time() - since
+        if self.transport.get_extra_info("socket").getsockopt(socket.SOL_SOCKET, socket.SO_ERROR) or (
+            cycle.scope["http_version"] == "1.0" and waited >= _GRACE_OF_HTTP_1_0
+        ):
+            self.transport.abort()
+            return
+        if waited >= probe_after and cycle.scope["http_version"] != "1.0" and not self.pipeline:
+            self.transport.write(_INTERIM)
+            probe_after = 2 * waited
+        self.loop.call_later(_LOOK_INTERVAL, self._watch, since, probe_after)
 
     def data_received(self, data: bytes) -> None:
         """Parse what has come, and see whether it came to anything."""

@@ -1,0 +1,164 @@
+"""A client that closes its half of the connection after its request gets its answer; one that is gone is noticed."""
+
+import asyncio
+import ssl
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+import httpx
+import pytest
+import trustme
+
+from tests.system.conftest import Serve
+from tests.system.processes import ControllerProcess
+from tests.waiting import wait_until
+from tests.workers import BadWorker, bad_worker, hangs
+
+A = "http://127.0.0.1:9"
+DISPATCHED = b'{"address":"http://127.0.0.1:9"}'
+INTERIM = b"HTTP/1.1 100 Continue\r\n\r\n"
+
+
+def request(path: str = "/get_worker_address", version: str = "1.1") -> bytes:
+    return f"POST {path} HTTP/{version}\r\nHost: x\r\nContent-Length: 13\r\n\r\n".encode() + b'{"model":"m"}'
+
+
+@asynccontextmanager
+async def connected(
+    controller: ControllerProcess, data: bytes, *, eof: bool = True
+) -> AsyncIterator[tuple[asyncio.StreamReader, asyncio.StreamWriter]]:
+    reader, writer = await asyncio.open_connection("127.0.0.1", controller.port)
+    writer.write(data)
+    if eof:
+        writer.write_eof()
+    try:
+        yield reader, writer
+    finally:
+        writer.transport.abort()
+
+
+async def answer(controller: ControllerProcess, data: bytes) -> bytes:
+    """Everything that comes back for data and an end of it."""
+    async with connected(controller, data) as (reader, _):
+        return await reader.read()
+
+
+@pytest.mark.parametrize("version", ["1.1", "1.0"])
+async def test_it_gets_its_answer(serve: Serve, version: str) -> None:
+    controller = serve()
+    controller.register(A)
+    seen = await answer(controller, request(version=version))
+    assert seen.startswith(b"HTTP/1.1 200 OK\r\n")
+    assert seen.endswith(DISPATCHED)
+    assert b"connection: close" in seen
+    assert (await answer(controller, b"GET /healthz HTTP/1.1\r\nHost: x\r\n\r\n")).startswith(b"HTTP/1.1 200 OK\r\n")
+    assert (await answer(controller, request() + b"\r\n")).endswith(DISPATCHED), "a line break is no request"
+
+
+async def test_all_its_pipelined_requests_are_answered_in_order(serve: Serve) -> None:
+    controller = serve()
+    controller.register(A)
+    ping = b"GET /test_connection HTTP/1.1\r\nHost: x\r\n\r\n"
+    seen = await answer(controller, (request() + ping) * 300)  # more than are read at once
+    bodies = [part.partition(b"\r\n\r\n")[2] for part in seen.split(b"HTTP/1.1 200 OK\r\n")[1:]]
+    assert bodies == [DISPATCHED, b'"success"'] * 300
+
+
+@pytest.mark.parametrize(
+    "data",
+    [b"", b"POST /get_worker", request()[:-1], b"\r\n", request() + b"POST /get_worker", request() + request()[:-1]],
+    ids=["nothing", "head", "body", "line break", "second head", "second body"],
+)
+async def test_what_is_not_complete_is_closed_at_once(serve: Serve, data: bytes) -> None:
+    controller = serve()
+    assert await answer(controller, data) == b""
+
+
+async def test_a_connection_without_a_request_under_way_is_closed(serve: Serve) -> None:
+    controller = serve()
+    controller.register(A)
+    async with connected(controller, request(), eof=False) as (reader, writer):
+        assert (await reader.readuntil(DISPATCHED)).startswith(b"HTTP/1.1 200 OK\r\n")
+        writer.write_eof()
+        assert await reader.read() == b""
+
+
+@pytest.mark.parametrize("path", ["/worker_generate_stream", "/worker_generate"])
+async def test_an_answer_that_takes_long_comes_too(serve: Serve, path: str) -> None:
+    """Interim responses come before it: they show us that the client is there."""
+    controller = serve("--poll-interval", "0")
+    gate = asyncio.Event()
+
+    async def slowly(_: BadWorker, writer: asyncio.StreamWriter, __: bytes) -> None:
+        await gate.wait()
+        writer.write(b"HTTP/1.1 200 OK\r\nContent-Length: 5\r\n\r\ndone\0")
+
+    async with bad_worker(worker_generate_stream=slowly, worker_generate=slowly) as worker:
+        controller.register(worker.address, check=False)
+        async with connected(controller, request(path)) as (reader, _):
+            assert await reader.readexactly(2 * len(INTERIM)) == 2 * INTERIM
+            gate.set()
+            seen = (await reader.read()).replace(INTERIM, b"")
+            assert seen.startswith(b"HTTP/1.1 200 OK\r\n")
+            assert b"done\0" in seen
+
+
+@pytest.mark.parametrize("version", ["1.1", "1.0"])
+async def test_a_client_that_is_gone_is_noticed(serve: Serve, version: str) -> None:
+    """Whether it closes both halves at once, or one after the other."""
+    controller = serve("--poll-interval", "0")
+    async with bad_worker(worker_generate=hangs) as worker:
+        controller.register(worker.address, check=False)
+        for eof in (False, True):
+            async with connected(controller, request("/worker_generate", version), eof=eof) as (reader, _):
+                await wait_until(lambda: worker.open == 1, "the worker is asked")
+                if eof and version == "1.1":
+                    await reader.readexactly(len(INTERIM))
+            await wait_until(lambda: worker.open == 0, "the worker is no longer asked")
+        await wait_until(lambda: controller.workers()[0]["leased"] == 0, "no lease is left")
+    assert "Traceback" not in controller.log
+
+
+async def test_a_client_that_closes_its_half_during_a_stream_counts_as_gone(serve: Serve) -> None:
+    controller = serve("--poll-interval", "0")
+
+    async def begins(_: BadWorker, writer: asyncio.StreamWriter, __: bytes) -> None:
+        writer.write(b"HTTP/1.1 200 OK\r\nConnection: close\r\n\r\nfirst\0")
+        await asyncio.sleep(3600)
+
+    async with bad_worker(worker_generate_stream=begins) as worker:
+        controller.register(worker.address, check=False)
+        async with connected(controller, request("/worker_generate_stream"), eof=False) as (reader, writer):
+            await reader.readuntil(b"first\0")
+            writer.write_eof()
+            await wait_until(lambda: worker.open == 0, "the worker is no longer asked")
+
+
+async def test_under_tls_an_end_is_the_end(serve: Serve, work_dir: Path) -> None:
+    authority = trustme.CA()
+    certificate = authority.issue_cert("127.0.0.1")
+    certificate.private_key_and_cert_chain_pem.write_to_path(work_dir / "both.pem")
+    context = ssl.create_default_context()
+    authority.configure_trust(context)
+    files = {"SSL_KEYFILE": str(work_dir / "both.pem"), "SSL_CERTFILE": str(work_dir / "both.pem")}
+    controller = serve("--ssl", "--poll-interval", "0", ready=False, scheme="https", **files)
+
+    async with bad_worker(worker_generate=hangs) as worker, httpx.AsyncClient(verify=context) as http:
+
+        async def registered() -> bool:
+            status = {"model_names": ["m"], "speed": 1, "queue_length": 0}
+            body = {"worker_name": worker.address, "check_heart_beat": False, "worker_status": status}
+            try:
+                return (await http.post(f"{controller.url}/register_worker", json=body)).status_code == 200
+            except httpx.TransportError:
+                return False
+
+        await wait_until(registered, "the worker is registered")
+        _, writer = await asyncio.open_connection("127.0.0.1", controller.port, ssl=context)
+        writer.write(request("/worker_generate"))
+        await wait_until(lambda: worker.open == 1, "the worker is asked")
+        writer.close()
+        await wait_until(lambda: worker.open == 0, "the worker is no longer asked")
+        await writer.wait_closed()
+    assert "eof_received" not in controller.log
