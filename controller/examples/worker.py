@@ -157,7 +157,7 @@ class Worker:
         limit = aiohttp.ClientTimeout(total=seconds)
         async with aiohttp.request("POST", self.controller + path, json=body, timeout=limit) as answer:
             if answer.status != 200:
-                raise Refused(f"{path} answered {answer.status}: {(await answer.text())[:300].strip()}")
+                raise Refused(f"{path} answered {answer.status}: {' '.join((await answer.text()).split())[:300]}")
             return await answer.json()
 
 
