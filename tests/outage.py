@@ -7,6 +7,7 @@ from typing import Any
 from controller.domain.errors import StoreUnavailable
 from controller.service import Controller
 from controller.store import keys
+from controller.store.connection import connect
 from tests.invariants import load_of
 from tests.waiting import wait_until
 
@@ -38,6 +39,14 @@ async def queue_length(client: Any, namespace: str, name: str) -> int:
     """How long a worker's queue is believed to be, where bookings do not fade."""
     load = load_of(await client.hgetall(keys.worker(namespace, name)))
     return round(load.queue(load.faded_from, 1.0))
+
+
+async def lapse(url: str, name: str, namespace: str = "controller") -> None:
+    """Let a worker's heartbeat lapse: leave behind what its expiration would."""
+    client = connect(url, timeout=60.0)
+    await client.delete(keys.heartbeat(namespace, name))
+    await client.zadd(keys.workers(namespace), {name: 1.0}, xx=True)
+    await client.aclose()
 
 
 async def back(controller: Controller) -> None:

@@ -61,7 +61,7 @@ async def load(urls: Sequence[str], model: str = "m", clients: int = 8, pause: f
             seen.latencies.append(time.perf_counter() - began)
             await asyncio.sleep(pause)
 
-    async with httpx.AsyncClient(timeout=30.0, limits=httpx.Limits(max_connections=None)) as http:
+    async with httpx.AsyncClient(timeout=60.0, limits=httpx.Limits(max_connections=None)) as http:
         tasks = [asyncio.create_task(ask(http, urls[i % len(urls)])) for i in range(clients)]
         try:
             yield seen

@@ -119,6 +119,8 @@ class ControllerProcess(Process):
         where = [] if "--redis-url" in flags else ["--data-dir", str(data_dir)]
         if "--shutdown-delay" not in flags:
             where += ["--shutdown-delay", "0"]  # nobody looks at /readyz
+        if "--redis-timeout" not in flags:
+            where += ["--redis-timeout", "2"]  # a busy machine is no outage
         if "--booking-decay" not in flags:
             where += [
                 "--booking-decay",

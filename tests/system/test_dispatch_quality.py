@@ -9,6 +9,8 @@ from pathlib import Path
 import httpx
 import pytest
 
+from controller.store import keys
+from controller.store.connection import connect
 from tests.system.conftest import Serve
 from tests.system.processes import ControllerProcess, stock_worker
 from tests.system.servers import single
@@ -18,7 +20,7 @@ DEFAULTS = ("--booking-decay", "on", "--booking-delay", "0.2")
 
 
 async def ask(controller: ControllerProcess, number: int, **body: object) -> list[dict[str, str]]:
-    async with httpx.AsyncClient(timeout=30.0, limits=httpx.Limits(max_connections=64)) as http:
+    async with httpx.AsyncClient(timeout=60.0, limits=httpx.Limits(max_connections=64)) as http:
         url = f"{controller.url}/get_worker_address"
         answers = await asyncio.gather(*(http.post(url, json={"model": "m", **body}) for _ in range(number)))
     return [answer.json() for answer in answers]
@@ -39,11 +41,11 @@ async def test_a_burst_is_spread_evenly(serve: Serve, lease: bool) -> None:
 
 
 async def test_a_lease_whose_client_died_ends_by_itself(serve: Serve) -> None:
-    controller = serve("--lease-time", "0.5")
+    controller = serve()
     controller.register("http://127.0.0.1:1/w")
     [answer] = await ask(controller, 1, lease=True)
     await ask(controller, 1, lease=60)
-    await asyncio.sleep(0.6)
+    await let_leases_lapse(controller.store_url, answer["lease"])
     await ask(controller, 1, lease=60)  # by then at the latest
     [worker] = controller.workers()
     assert (worker["leased"], worker["queue_length"]) == (2, 2)
@@ -69,7 +71,7 @@ async def test_a_stock_worker_that_hangs_gets_no_work_soon(serve: Serve, work_di
 async def test_a_stream_whose_replica_was_killed_is_booked_until_its_lease_is_over(
     serve: Serve, work_dir: Path
 ) -> None:
-    flags = ("--lease-time", "1.5", "--poll-interval", "0.3", *DEFAULTS)
+    flags = ("--poll-interval", "0.3", *DEFAULTS)
     async with single(work_dir) as store:
         killed, other = (serve("--redis-url", store.url, *flags, data=f"r{i}") for i in range(2))
         with stock_worker(work_dir, other.url, "--model-names", "m", "--delay", "0.3", interval=45) as worker:
@@ -77,7 +79,17 @@ async def test_a_stream_whose_replica_was_killed_is_booked_until_its_lease_is_ov
             with pytest.raises(httpx.TransportError):
                 await kill_during(killed, other)
             assert leased(other) == 1, "nobody can know yet that the stream has ended"
+            await let_leases_lapse(store.url)
             await wait_until(lambda: leased(other) == 0, "its lease is over")
+
+
+async def let_leases_lapse(url: str, *leases: str) -> None:
+    """As if the time of these leases, or of all, had passed."""
+    client = connect(url, timeout=60.0)
+    key = keys.leases("controller")
+    for lease in leases or await client.zrange(key, 0, -1):
+        await client.zadd(key, {lease: 1.0}, xx=True)
+    await client.aclose()
 
 
 async def kill_during(killed: ControllerProcess, other: ControllerProcess) -> None:

@@ -4,6 +4,7 @@ import asyncio
 import contextlib
 import os
 import signal
+import time
 from collections.abc import AsyncIterator
 from pathlib import Path
 
@@ -24,6 +25,7 @@ from tests.system.processes import Server as WorkerProcess
 from tests.system.servers import Server, cluster, sentinels, single
 from tests.waiting import wait_until
 
+LOOKS_OFTEN = ("--snapshot-interval", "0.2")
 PERSISTENT = ("--appendonly", "yes", "--appendfsync", "always", "--save", "")
 
 
@@ -39,12 +41,13 @@ async def workers(work_dir: Path, controller: ControllerProcess) -> AsyncIterato
 
 async def all_heartbeat(controller: ControllerProcess, started: list[WorkerProcess]) -> None:
     """Assert that every worker is there and sends heartbeats, and that none was restarted."""
-    await wait_until(
-        lambda: (
-            {w["worker_name"] for w in controller.workers() if w["heartbeat_age"] < 1.5} == {w.url for w in started}
-        ),
-        "all workers send heartbeats",
-    )
+    began = time.monotonic()
+
+    def heard_since() -> set[str]:
+        asked = time.monotonic()
+        return {w["worker_name"] for w in controller.workers() if w["heartbeat_age"] < asked - began}
+
+    await wait_until(lambda: heard_since() == {w.url for w in started}, "all workers send heartbeats")
     assert all(w.popen.poll() is None for w in started)
 
 
@@ -52,15 +55,24 @@ async def snapshots_taken(controllers: list[ControllerProcess], number: int = 3)
     """Wait until every replica knows so many workers without the store."""
     for controller in controllers:
         await wait_until(lambda c=controller: len(c.names()) == number, "the replica knows the workers")
-    await asyncio.sleep(1.5)  # and has taken a snapshot since: nothing but time tells
+    await asyncio.sleep(1.5)  # and has taken a snapshot since, for which it needs 0.2 s: nothing but time tells
 
 
-async def booked(url: str) -> int:
-    client = connect(url, timeout=5.0)
-    try:
-        await check_invariants(client, "controller")
+async def all_booked(url: str, number: int) -> None:
+    """Wait until so many dispatches are booked: a replica may have to tell the store of its last ones."""
+    client = connect(url, timeout=60.0)
+
+    async def booked() -> int:
         names = await client.zrange(keys.workers("controller"), 0, -1)
         return sum([await queue_length(client, "controller", name) for name in names])
+
+    async def all_are() -> bool:
+        return await booked() == number
+
+    try:
+        await wait_until(all_are, "every dispatch is booked")
+        await check_invariants(client, "controller")
+        assert await booked() == number, "each once"
     finally:
         await client.aclose()
 
@@ -73,20 +85,23 @@ def registered_for_good(controller: ControllerProcess) -> set[str]:
     return names
 
 
-async def test_a_store_that_hangs_for_ten_seconds(serve: Serve, work_dir: Path, figure: Figure) -> None:
+async def test_a_store_that_hangs_for_several_heartbeats(serve: Serve, work_dir: Path, figure: Figure) -> None:
     async with single(work_dir) as store:
-        replicas = [serve("--redis-url", store.url, data=f"r{i}") for i in range(2)]
+        replicas = [serve("--redis-url", store.url, *LOOKS_OFTEN, data=f"r{i}") for i in range(2)]
         async with workers(work_dir, replicas[0]) as started:
             await snapshots_taken(replicas)
             async with load([replica.url for replica in replicas]) as seen:
                 await wait_until(lambda: seen.total > 100, "the load is on")
                 store.stop()
-                await asyncio.sleep(10.0)
-                assert seen.degraded > 100
+                for worker in started:
+                    await wait_until(
+                        lambda w=worker: w.log.count("heart beat error") >= 2, "two of its heartbeats are refused"
+                    )
+                await wait_until(lambda: seen.degraded > 100, "dispatches go on without the store")
                 store.go_on()
                 await returned(replicas, seen)
             await all_heartbeat(replicas[0], started)
-    figure("Redis stopped for 10 s (SIGSTOP)", seen)
+    figure("Redis stopped for several heartbeats (SIGSTOP)", seen)
     assert seen.failed == []
     assert set(seen.addresses) == {w.url for w in started}
 
@@ -95,15 +110,20 @@ async def returned(replicas: list[ControllerProcess], seen: Seen) -> None:
     """Wait until all replicas dispatch by the store again."""
     for replica in replicas:
         await wait_until(lambda r=replica: serves(r.url), "the replica dispatches by the store again")
-    degraded, total = seen.degraded, seen.total
-    await wait_until(lambda: seen.total > total + 50, "dispatches go on")
-    assert seen.degraded <= degraded + 8, "no more than were under way"
+    mark = {"degraded": -1, "total": 0}
+
+    def exact() -> bool:
+        if seen.degraded > mark["degraded"]:
+            mark.update(degraded=seen.degraded, total=seen.total)
+        return seen.total > mark["total"] + 50
+
+    await wait_until(exact, "dispatches go on, all of them by the store")
 
 
 async def test_every_dispatch_through_an_outage_is_booked_once(serve: Serve, work_dir: Path, figure: Figure) -> None:
     """SIGSTOP three times: what waits in the sockets runs late, and what was made without the store is told."""
     async with single(work_dir) as store:
-        replicas = [serve("--redis-url", store.url, data=f"r{i}") for i in range(2)]
+        replicas = [serve("--redis-url", store.url, *LOOKS_OFTEN, data=f"r{i}") for i in range(2)]
         names = registered_for_good(replicas[0])
         await snapshots_taken(replicas)
         async with load([replica.url for replica in replicas]) as seen:
@@ -118,7 +138,7 @@ async def test_every_dispatch_through_an_outage_is_booked_once(serve: Serve, wor
         figure("Redis stopped three times; every dispatch booked once", seen)
         assert seen.failed == []
         assert set(seen.addresses) == names
-        assert await booked(store.url) == seen.total
+        await all_booked(store.url, seen.total)
 
 
 async def test_one_replica_is_cut_off(serve: Serve, work_dir: Path, figure: Figure) -> None:
@@ -126,8 +146,8 @@ async def test_one_replica_is_cut_off(serve: Serve, work_dir: Path, figure: Figu
     socket = str(work_dir / "redis.sock")
     async with single(work_dir, "--save", "", "--unixsocket", socket) as store:
         with aside(Proxy(work_dir / "cut.sock", socket)) as line:
-            lonely = serve("--redis-url", line.url, data="lonely")
-            other = serve("--redis-url", store.url, data="other")
+            lonely = serve("--redis-url", line.url, *LOOKS_OFTEN, data="lonely")
+            other = serve("--redis-url", store.url, *LOOKS_OFTEN, data="other")
             registered_for_good(other)
             await snapshots_taken([lonely, other])
             async with load([lonely.url, other.url]) as seen:
@@ -140,12 +160,12 @@ async def test_one_replica_is_cut_off(serve: Serve, work_dir: Path, figure: Figu
                 await returned([lonely, other], seen)
         figure("one of two replicas cut off; every dispatch booked once", seen)
         assert seen.failed == []
-        assert await booked(store.url) == seen.total
+        await all_booked(store.url, seen.total)
 
 
 async def test_a_store_that_is_killed_and_keeps_its_data(serve: Serve, work_dir: Path, figure: Figure) -> None:
     async with single(work_dir, *PERSISTENT) as store:
-        replicas = [serve("--redis-url", store.url, data=f"r{i}") for i in range(2)]
+        replicas = [serve("--redis-url", store.url, *LOOKS_OFTEN, data=f"r{i}") for i in range(2)]
         registered_for_good(replicas[0])
         await snapshots_taken(replicas)
         async with load([replica.url for replica in replicas]) as seen:
@@ -157,7 +177,7 @@ async def test_a_store_that_is_killed_and_keeps_its_data(serve: Serve, work_dir:
         figure("Redis killed and started again, with its data; every dispatch booked once", seen)
         assert seen.failed == []
         assert len(replicas[0].names()) == 3
-        assert await booked(store.url) == seen.total
+        await all_booked(store.url, seen.total)
 
 
 @pytest.mark.parametrize("quickly", [True, False])
@@ -165,7 +185,7 @@ async def test_a_store_that_loses_everything_is_given_the_workers_again(
     serve: Serve, work_dir: Path, figure: Figure, quickly: bool
 ) -> None:
     async with single(work_dir) as store:
-        replicas = [serve("--redis-url", store.url, data=f"r{i}") for i in range(2)]
+        replicas = [serve("--redis-url", store.url, *LOOKS_OFTEN, data=f"r{i}") for i in range(2)]
         async with workers(work_dir, replicas[0]) as started:
             await snapshots_taken(replicas)
             async with load([replica.url for replica in replicas]) as seen:
@@ -214,7 +234,7 @@ async def test_sentinel_promotes_another_when_the_master_is_killed(
     serve: Serve, work_dir: Path, figure: Figure
 ) -> None:
     async with sentinels(work_dir) as store:
-        replicas = [serve("--redis-url", store.url, data=f"r{i}") for i in range(2)]
+        replicas = [serve("--redis-url", store.url, *LOOKS_OFTEN, data=f"r{i}") for i in range(2)]
         async with workers(work_dir, replicas[0]) as started:
             await snapshots_taken(replicas)
             async with load([replica.url for replica in replicas]) as seen:
@@ -225,7 +245,9 @@ async def test_sentinel_promotes_another_when_the_master_is_killed(
             await all_heartbeat(replicas[0], started)
         master = await store.master()
         assert master is not None
-        await booked(master.url)
+        client = connect(master.url, timeout=60.0)
+        await check_invariants(client, "controller")
+        await client.aclose()
     figure("Sentinel failover, master killed", seen)
     assert seen.failed == []
     assert seen.degraded > 0
@@ -234,12 +256,12 @@ async def test_sentinel_promotes_another_when_the_master_is_killed(
 async def test_a_planned_failover_loses_nothing(serve: Serve, work_dir: Path, figure: Figure) -> None:
     """The README's procedure: first hold the writes, then fail over."""
     async with sentinels(work_dir) as store:
-        replicas = [serve("--redis-url", store.url, data=f"r{i}") for i in range(2)]
+        replicas = [serve("--redis-url", store.url, *LOOKS_OFTEN, data=f"r{i}") for i in range(2)]
         registered_for_good(replicas[0])
         await snapshots_taken(replicas)
         async with load([replica.url for replica in replicas]) as seen:
             await wait_until(lambda: seen.total > 100, "the load is on")
-            await store.first.ask("CLIENT", "PAUSE", "5000", "WRITE")
+            await store.first.ask("CLIENT", "PAUSE", "60000", "WRITE")
             await store.sentinels[0].ask("SENTINEL", "FAILOVER", "main")
             await wait_until(lambda: store.other_master(store.first), "another is promoted")
             await returned(replicas, seen)
@@ -247,7 +269,7 @@ async def test_a_planned_failover_loses_nothing(serve: Serve, work_dir: Path, fi
         assert master is not None
         figure("Sentinel failover, planned; every dispatch booked once", seen)
         assert seen.failed == []
-        assert await booked(master.url) == seen.total
+        await all_booked(master.url, seen.total)
 
 
 @pytest.mark.parametrize("planned", [True, False])
@@ -255,7 +277,7 @@ async def test_a_cluster_fails_over_the_slot_s_master(
     serve: Serve, work_dir: Path, figure: Figure, planned: bool
 ) -> None:
     async with cluster(work_dir) as store:
-        replicas = [serve("--redis-url", store.url, data=f"r{i}") for i in range(2)]
+        replicas = [serve("--redis-url", store.url, *LOOKS_OFTEN, data=f"r{i}") for i in range(2)]
         async with workers(work_dir, replicas[0]) as started:
             await snapshots_taken(replicas)
             before = await store.owner(keys.namespace("controller"))
@@ -297,7 +319,7 @@ async def test_a_store_with_another_layout_stops_a_replica_with_a_clear_word(ser
         client: Redis = store.client()
         await client.set(keys.schema("controller"), "999")
         controller = serve("--redis-url", store.url, ready=False)
-        assert controller.popen.wait(20) == 1
+        assert controller.popen.wait(60) == 1
         assert f"laid out in version 999, this program works with version {SCHEMA}" in controller.log
         assert "Traceback" not in controller.log
         await wait_until(lambda: only_the_schema(client), "nothing else is left")
@@ -333,4 +355,4 @@ async def test_sigterm_ends_a_registration_that_waits_with_a_503(serve: Serve, w
         os.kill(controller.popen.pid, signal.SIGTERM)
         with pytest.raises(OSError, match="503"):
             await call
-        assert controller.popen.wait(15) == 0
+        assert controller.popen.wait(60) == 0

@@ -71,7 +71,7 @@ async def test_another_layout_is_not_touched(serve: Serve, work_dir: Path, old: 
             status = {"model_names": ["m"], "speed": 1, "queue_length": 0}
             body = {"worker_name": name, "check_heart_beat": False, "worker_status": status}
             assert call(f"{old[0].url}/register_worker", body) is None
-        client = connect(store.url, timeout=5.0)
+        client = connect(store.url, timeout=60.0)
         assert await client.get(keys.schema("controller")) == "2"
         new = serve("--redis-url", store.url, ready=False)
         new.wait_for(
@@ -119,7 +119,7 @@ async def test_two_versions_share_the_keys(serve: Serve, work_dir: Path, old: li
         async with httpx.AsyncClient() as http:
             answer = await http.post(f"{new.url}/get_worker_address", json={"model": "m"})
         assert answer.json()["address"] in NAMES
-        client = connect(store.url, timeout=5.0)
+        client = connect(store.url, timeout=60.0)
         await check_invariants(client, "controller")
         assert await client.get(keys.schema("controller")) == SCHEMA
         await client.aclose()
