@@ -9,6 +9,7 @@
     │   │   └── StoreIncompatible   another version of this program keeps its registry there
     │   ├── StoreRejection      the store will not have a call, now or ever: a mistake of ours, or foreign data
     │   └── EmbeddedStoreError  the embedded server cannot be started
+    │       └── DirectoryInUse      another controller has the data directory
     ├── ShuttingDown            this replica is about to end; another will serve
     ├── ControllerUnreachable   there is no controller of ours at an address
     ├── ParentUnreachable       a controller above this one does not take what it is told
@@ -88,6 +89,10 @@ class EmbeddedStoreError(StoreError):
     """The embedded server cannot be started, or not on this data directory."""
 
     code = "embedded_store"
+
+
+class DirectoryInUse(EmbeddedStoreError):
+    """Another controller has locked the data directory of the embedded store."""
 
 
 class ShuttingDown(ControllerError):

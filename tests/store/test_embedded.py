@@ -1,6 +1,7 @@
 """The embedded store: its data, its end, and who may have the directory."""
 
 import asyncio
+import contextlib
 import os
 import signal
 import stat
@@ -11,10 +12,12 @@ from pathlib import Path
 import pytest
 
 from controller.domain.errors import EmbeddedStoreError
-from controller.store import embedded
+from controller.store import server_process
 from controller.store.connection import connect
-from controller.store.embedded import EmbeddedStore, find_server
+from controller.store.data_directory import DataDirectory
+from controller.store.embedded import EmbeddedStore
 from controller.store.registry import Registry
+from controller.store.server_process import find_server, options
 from tests.samples import A, worker
 from tests.waiting import wait_until
 
@@ -88,7 +91,7 @@ async def test_it_is_tried_again_until_it_can_be_started(
     with EmbeddedStore(short_dir / "tried") as store:
         first = store.pid
         with monkeypatch.context() as broken:
-            broken.setattr(embedded, "find_server", lambda: Path("/bin/false"))
+            broken.setattr(server_process, "find_server", lambda: Path("/bin/false"))
             os.kill(first, signal.SIGKILL)
             await wait_until(lambda: "cannot be started again" in caplog.text, "the failure is logged")
         await wait_until(lambda: store.pid != first, "another server is there")
@@ -97,7 +100,7 @@ async def test_it_is_tried_again_until_it_can_be_started(
 
 def test_stopping_while_it_cannot_be_started_ends(short_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with EmbeddedStore(short_dir / "stopping") as store:
-        monkeypatch.setattr(embedded, "find_server", lambda: Path("/bin/false"))
+        monkeypatch.setattr(server_process, "find_server", lambda: Path("/bin/false"))
         os.kill(store.pid, signal.SIGKILL)
     assert gone(store.pid)
 
@@ -129,9 +132,8 @@ async def test_an_orphan_is_taken_over(short_dir: Path) -> None:
     data_dir = short_dir / "orphan"
     data_dir.mkdir()
     socket_path = data_dir / "store.sock"
-    options = embedded._options(data_dir, socket_path)
     quiet = {"stdin": subprocess.DEVNULL, "stdout": subprocess.DEVNULL}
-    with subprocess.Popen([find_server(), "-", *options], **quiet) as orphan:
+    with subprocess.Popen([find_server(), "-", *options(DataDirectory(data_dir))], **quiet) as orphan:
         await wait_until(socket_path.exists, "the orphan listens")
         await register(f"unix://{socket_path}")
         with EmbeddedStore(data_dir) as store:
@@ -141,8 +143,8 @@ async def test_an_orphan_is_taken_over(short_dir: Path) -> None:
 
 
 def test_an_orphan_that_does_not_end_is_named(short_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(embedded, "_STOP_TIMEOUT", 0.1)
-    monkeypatch.setattr(EmbeddedStore, "_asked", lambda *_: b"")
+    monkeypatch.setattr(server_process, "_STOP_TIMEOUT", 0.1)
+    monkeypatch.setattr(server_process, "ask", lambda *_: b"")
     with pytest.raises(EmbeddedStoreError, match="does not end"), EmbeddedStore(short_dir / "stubborn"):
         pass
 
@@ -152,8 +154,9 @@ def test_a_path_too_long_for_a_socket_is_refused(tmp_path: Path) -> None:
         pass
 
 
-async def test_a_path_may_have_any_characters(short_dir: Path) -> None:
-    with EmbeddedStore(short_dir / "a %2F?b=3#c ü") as store:
+@pytest.mark.parametrize("name", ["a %2F?b=3#c ü", os.fsdecode(b"no UTF-8: \xe9\xff")])
+async def test_a_path_may_have_any_characters(short_dir: Path, name: str) -> None:
+    with EmbeddedStore(short_dir / name) as store:
         await register(store.url)
         assert await known(store.url) == [A]
 
@@ -169,6 +172,26 @@ def test_a_directory_that_cannot_be_is_refused(short_dir: Path) -> None:
     (short_dir / "file").touch()
     with pytest.raises(EmbeddedStoreError, match="Choose another --data-dir"), EmbeddedStore(short_dir / "file"):
         pass
+
+
+@pytest.mark.skipif(os.getuid() != 0, reason="only root may mount a small file system")
+def test_a_full_disk_is_told(short_dir: Path) -> None:
+    disk = short_dir / "full"
+    disk.mkdir()
+    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=64k", "none", disk], capture_output=True, check=False)
+    if mounted.returncode:
+        pytest.skip("no file system may be mounted here")
+    try:
+        with contextlib.suppress(OSError), (disk / "filler").open("wb", buffering=0) as filler:
+            while filler.write(bytes(4096)):
+                pass
+        with pytest.raises(EmbeddedStoreError, match=r"No space left on device\. Make room on its disk, or choose"):
+            EmbeddedStore(disk / "data").__enter__()
+        (disk / "filler").unlink()
+        with EmbeddedStore(disk / "data") as store:
+            assert not gone(store.pid)
+    finally:
+        subprocess.run(["umount", "-l", disk], check=True)
 
 
 def test_a_server_that_does_not_start_tells_why(short_dir: Path) -> None:

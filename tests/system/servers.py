@@ -14,7 +14,7 @@ from redis.asyncio import Redis
 from redis.crc import key_slot
 from redis.exceptions import RedisError
 
-from controller.store.embedded import find_server
+from controller.store.server_process import find_server
 from tests.conftest import TIED
 from tests.system.processes import free_port
 from tests.waiting import wait_until

@@ -140,7 +140,7 @@ async def test_a_store_that_is_killed_comes_back_with_its_data(serve: Serve) -> 
     await wait_until(lambda: serves(controller.url), "the controller is ready again")
     assert controller.names() == [A]
     assert controller.dispatch() == A
-    assert "starting it again on the same data" in controller.log
+    assert "restarting the store on the same data" in controller.log
     await consistent(controller)
 
 

@@ -1,0 +1,147 @@
+"""The directory of the embedded store: made, locked for one controller, and watched for what happens to its files."""
+
+import contextlib
+import errno
+import fcntl
+import os
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Final
+
+from controller.domain.errors import DirectoryInUse, EmbeddedStoreError
+
+_MAX_SOCKET_PATH: Final = 103  # of the 104 bytes that macOS has for it; Linux has 108
+_APPEND_ONLY: Final = "appendonlydir"
+_MANIFEST: Final = "appendonly.aof.manifest"
+_ROOM: Final = 64 * 1024  # more than a server writes when it starts on an empty directory
+
+_HINTS: Final[Mapping[int, str]] = {
+    errno.ENOSPC: "Make room on its disk, or choose another --data-dir.",
+    errno.EDQUOT: "Make room within the quota, or choose another --data-dir.",
+}
+
+
+class DataDirectory:
+    """A directory that one controller at a time may use.
+
+    The lock is on the file `lock` in it, which also names the process that holds it.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path.absolute()
+        self.socket = self.path / "store.sock"
+        self.log = self.path / "store.log"
+        self._folder: int | None = None  # open, so that its number cannot be given to another one
+        self._lock: int | None = None
+
+    def take(self) -> None:
+        """Create the directory and lock it, again if it was deleted.
+
+        Raises DirectoryInUse if another controller has locked it, EmbeddedStoreError if it cannot be used.
+        """
+        if len(os.fsencode(self.socket)) > _MAX_SOCKET_PATH:
+            raise EmbeddedStoreError(
+                f"The path of the store's socket, {self.socket}, is longer than the {_MAX_SOCKET_PATH} bytes that a "
+                "socket's may have. Choose a shorter --data-dir."
+            )
+        if self._lock is not None and not self.loss():
+            return
+        self.release()
+        try:
+            Path(os.path.realpath(self.path)).mkdir(parents=True, exist_ok=True, mode=0o700)
+            self._folder = os.open(self.path, os.O_RDONLY | os.O_DIRECTORY)
+            self._lock = os.open(self.path / "lock", os.O_RDWR | os.O_CREAT, 0o600)
+            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            holder = self._holder()
+            self.release()
+            raise DirectoryInUse(
+                f"The data directory {self.path} is in use by another controller (process {holder}). Stop that "
+                "one, or give this one a --data-dir of its own."
+            ) from error
+        except OSError as error:
+            self.release()
+            raise EmbeddedStoreError(
+                f"The data directory {self.path} cannot be used: {error.strerror}. {_hint(error)}"
+            ) from error
+        with contextlib.suppress(OSError):  # on a full disk; it only names us to others
+            os.ftruncate(self._lock, 0)
+            os.pwrite(self._lock, f"{os.getpid()}\n".encode(), 0)
+
+    def release(self) -> None:
+        """Unlock it."""
+        for descriptor in (self._lock, self._folder):
+            if descriptor is not None:
+                os.close(descriptor)
+        self._lock = self._folder = None
+
+    def _holder(self) -> str:
+        holder = os.pread(self._lock, 32, 0).decode(errors="replace").strip() if self._lock is not None else ""
+        return holder or "unknown"
+
+    def loss(self) -> str:
+        """Return what happened to the directory or its lock since they were taken, "" if nothing did.
+
+        An error that does not say that something is missing, such as a lack of permission, is no loss: a server that
+        runs must not be ended for it.
+        """
+        if self._lock is None:
+            return f"The data directory {self.path} is not locked"
+        lock = self.path / "lock"
+        if _is_same(lock, self._lock):
+            return ""
+        if self.is_replaced():
+            return f"The data directory {self.path} was {'deleted' if _is_missing(self.path) else 'replaced'}"
+        return f"The file {lock} was {'deleted' if _is_missing(lock) else 'replaced'}"
+
+    def is_replaced(self) -> bool:
+        """Return whether the directory is not the one that was taken, or is missing."""
+        return self._folder is None or not _is_same(self.path, self._folder)
+
+    def has_data(self) -> bool:
+        """Return whether the server's append-only files are there: all that their manifest names."""
+        folder = self.path / _APPEND_ONLY
+        try:
+            manifest = (folder / _MANIFEST).read_text(encoding="utf-8")
+        except (FileNotFoundError, NotADirectoryError, UnicodeDecodeError):
+            return False
+        except OSError:
+            return True  # as in loss()
+        entries = [line.split() for line in manifest.splitlines()]  # file <name> seq <number> type <b, i or h>
+        files = [entry[1] for entry in entries if len(entry) >= 6 and entry[5] != "h"]  # h: to be deleted
+        return bool(files) and not any(_is_missing(folder / name) for name in files)
+
+    def write_problem(self) -> str:
+        """Return why the server cannot write into the directory, "" if it can."""
+        try:
+            with tempfile.TemporaryFile(dir=self.path, buffering=0) as file:
+                for _ in range(_ROOM // 4096):
+                    file.write(bytes(4096))
+        except OSError as error:
+            return f"{error.strerror}. {_hint(error)}"
+        return ""
+
+
+def _is_same(path: Path, descriptor: int) -> bool:
+    """Return whether a path leads to an open file, as far as we may see."""
+    try:
+        return os.path.samestat(path.stat(), os.fstat(descriptor))
+    except (FileNotFoundError, NotADirectoryError):
+        return False
+    except OSError:
+        return True
+
+
+def _is_missing(path: Path) -> bool:
+    try:
+        path.stat()
+    except (FileNotFoundError, NotADirectoryError):
+        return True
+    except OSError:
+        return False
+    return False
+
+
+def _hint(error: OSError) -> str:
+    return _HINTS.get(error.errno or 0, "Choose another --data-dir.")
