@@ -1,0 +1,42 @@
+"""The files for load balancers name the controller's own routes. Requests to other routes are not sent again."""
+
+import re
+
+import pytest
+
+from controller.web.app import build_app
+from controller.web.forward_plane import WORKER_ROUTES
+from tests.deploy.compose import ROOT
+
+HAPROXY = [(ROOT / "deploy/haproxy" / name).read_text() for name in ("haproxy.cfg", "fixed-addresses.cfg")]
+WAITS = {"/register_worker", "/refresh_all_workers"}
+
+
+def own_routes() -> set[str]:
+    app = build_app(None, None)  # type: ignore[arg-type]  # only its routes are read
+    routes = {route.path for route in app._app.routes}  # type: ignore[attr-defined]
+    return routes - set(WORKER_ROUTES) - {"/worker_generate_stream"}
+
+
+@pytest.mark.parametrize(
+    "backend",
+    [backend for config in HAPROXY for backend in config.split("\nbackend ")[1:]],
+    ids=lambda text: text.split()[0],
+)
+def test_haproxy_knows_which_routes_are_quick_and_which_wait(backend: str) -> None:
+    acls: dict[str, set[str]] = {"quick": set(), "waits": set()}
+    for words in (line.split() for line in backend.split("\nfrontend ")[0].splitlines()):
+        if words[:1] == ["acl"]:
+            assert words[2] == "path"
+            acls[words[1]] |= set(words[3:])
+    assert acls["waits"] == WAITS
+    assert acls["quick"] == own_routes() - WAITS
+    assert "http-request disable-l7-retry unless quick or waits" in backend
+    assert "http-request set-timeout server 2s if quick" in backend
+
+
+@pytest.mark.parametrize("file", ["nginx/nginx.conf", "caddy/Caddyfile"])
+def test_nginx_and_caddy_know_the_same(file: str) -> None:
+    quick, waits = re.findall(r"\^/\((?:\?<own>)?([a-z_|]+)\)\$", (ROOT / "deploy" / file).read_text())
+    assert {f"/{route}" for route in waits.split("|")} == WAITS
+    assert {f"/{route}" for route in quick.split("|")} == own_routes() - WAITS
