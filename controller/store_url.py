@@ -105,7 +105,8 @@ def _parse(text: str) -> StoreUrl:
             "takes no options behind a question mark, but for sentinel_username and sentinel_password with Sentinel"
         )
     if parts.scheme in ("unix", "embedded"):
-        return _local(parts.scheme, parts.netloc, unquote(parts.path))
+        # A path is bytes, which need not be UTF-8; surrogates stand for those that are not.
+        return _local(parts.scheme, parts.netloc, unquote(parts.path, errors="surrogateescape"))
     tls = parts.scheme.startswith("rediss")
     scheme = parts.scheme.replace("rediss", "redis", 1)
     if scheme not in _SCHEMES:

@@ -16,7 +16,7 @@ _NOT_THE_SCRIPTS_FAULT: Final = ("can't run this command", "killed")
 
 def store_error(error: Exception) -> StoreError:
     """What an error of the client or the server means. What is not known to be a mistake may pass: wait for it."""
-    text = str(error)
+    text = str(error).encode(errors="backslashreplace").decode()  # a path in it may be no text, and JSON takes no other
     # What a script was refused by the server begins with a code in capitals; the client takes away a mere ERR.
     refused = text.partition(" ")[0].isupper()
     mistaken_script = "user_script" in text and not refused and not any(w in text for w in _NOT_THE_SCRIPTS_FAULT)

@@ -1,6 +1,7 @@
 """How patient the client is with the store, and that patience never books twice."""
 
 import asyncio
+import json
 import os
 import signal
 from dataclasses import replace
@@ -16,7 +17,8 @@ from controller.domain.errors import StoreUnavailable
 from controller.store.connection import MAX_CONNECTIONS, connect
 from controller.store.embedded import EmbeddedStore
 from controller.store.registry import Registry
-from controller.store_url import parse_store_url
+from controller.store_url import StoreKind, StoreUrl, parse_store_url
+from controller.web.errors import error_body
 from tests.faults import proxy
 from tests.invariants import check_invariants
 from tests.samples import A, B, C, asks, reports, worker
@@ -160,6 +162,15 @@ async def test_a_store_that_is_away_is_unavailable_and_comes_back(short_dir: Pat
         assert await registry.refresh_lock(5.0).acquire() is False
     with pytest.raises(StoreUnavailable):
         await lock.release()
+    await client.aclose()
+
+
+async def test_a_path_that_is_no_text_can_be_told_in_an_answer(short_dir: Path) -> None:
+    client = connect(StoreUrl(StoreKind.SINGLE, path=os.fsdecode(bytes(short_dir) + b"/caf\xe9")), timeout=1.0)
+    registry = Registry(client, "ns", 90.0, booking_decay=False, booking_delay=0.0)
+    with pytest.raises(StoreUnavailable) as caught:
+        await registry.check()
+    assert r"caf\udce9" in json.loads(error_body("store_unavailable", str(caught.value)))["error"]["message"]
     await client.aclose()
 
 
