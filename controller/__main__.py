@@ -1,5 +1,6 @@
 """`python -m controller`, and the command `controller`."""
 
+import os
 import signal
 import sys
 
@@ -11,7 +12,18 @@ def main() -> None:
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
     from controller.cli import main as command_line
 
-    command_line()
+    try:
+        command_line()
+    except OSError as error:
+        _drop_output()
+        sys.exit(f"Error: The output cannot be written: {error.strerror or error}.")
+
+
+def _drop_output() -> None:
+    """Keep Python from writing the rest of the output at its end, which would fail again."""
+    null = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(null, 1)
+    os.close(null)
 
 
 if __name__ == "__main__":

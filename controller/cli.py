@@ -82,6 +82,8 @@ def serve(**values: Any) -> None:
         run(Settings(**{**values, "dispatch_method": DispatchMethod(values["dispatch_method"])}))
     except ControllerError as error:
         raise click.ClickException(str(error)) from error
+    except OSError as error:
+        raise click.ClickException(f"The controller cannot run: {error}.") from error
 
 
 def _refuse_idle_files(values: dict[str, Any]) -> None:

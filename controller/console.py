@@ -1,5 +1,7 @@
 """What an operator looks at in a terminal: the workers of a running controller, as a table."""
 
+import io
+import sys
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -12,11 +14,14 @@ from controller.domain.errors import ControllerUnreachable
 
 
 async def show_workers(controller_address: str) -> None:
-    """Print the live workers of a controller."""
+    """Print the live workers of a controller, in what characters the output has."""
+    workers = await fetch_workers(controller_address)
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="replace")
     console = Console()
     if not console.is_terminal:
         console.width = 250  # for grep and files: no line is to be cut
-    console.print(workers_table(await fetch_workers(controller_address)))
+    console.print(workers_table(workers, console.encoding))
 
 
 async def fetch_workers(controller_address: str) -> list[dict[str, Any]]:
@@ -38,8 +43,11 @@ async def fetch_workers(controller_address: str) -> list[dict[str, Any]]:
         ) from error
 
 
-def workers_table(workers: Sequence[Mapping[str, Any]]) -> Table:
-    """The workers as a table, one a row."""
+def workers_table(workers: Sequence[Mapping[str, Any]], encoding: str = "utf-8") -> Table:
+    """The workers as a table, one a row.
+
+    A question mark stands for each character that the encoding lacks: put in before the columns are measured.
+    """
     table = Table(title=f"{len(workers)} live workers", title_justify="left")
     table.add_column("worker", overflow="fold", min_width=20)
     table.add_column("models", overflow="fold")
@@ -48,8 +56,8 @@ def workers_table(workers: Sequence[Mapping[str, Any]]) -> Table:
     for worker in workers:
         expires_in = worker["expires_in"]
         table.add_row(
-            Text(worker["worker_name"]),
-            Text(", ".join(worker["model_names"])),
+            _text(worker["worker_name"], encoding),
+            _text(", ".join(worker["model_names"]), encoding),
             f"{worker['speed']:g}",
             str(worker["queue_length"]),
             str(worker["leased"]),
@@ -59,6 +67,10 @@ def workers_table(workers: Sequence[Mapping[str, Any]]) -> Table:
             "never" if expires_in is None else f"{expires_in:.1f} s",
         )
     return table
+
+
+def _text(text: str, encoding: str) -> Text:
+    return Text(text.encode(encoding, errors="replace").decode(encoding))
 
 
 def _state(worker: Mapping[str, Any]) -> str:

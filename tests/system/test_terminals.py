@@ -1,0 +1,176 @@
+"""Commands on terminals, pipes, disks and in directories that are not as usual: they work, or say why in a sentence."""
+
+import os
+import pty
+import select
+import subprocess
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+
+import pytest
+
+from tests.system.conftest import Serve
+from tests.system.processes import free_port, serves
+from tests.system.test_serve import A
+from tests.waiting import wait_until
+
+CONTROLLER = (sys.executable, "-m", "controller")
+LLAMA = "llama 🦙 名前"
+NO_UTF_8 = {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
+ENVIRONMENTS: dict[str, Mapping[str, str]] = {
+    "C locale": NO_UTF_8,
+    "ASCII": {"PYTHONIOENCODING": "ascii"},
+    "Latin-1": {"PYTHONIOENCODING": "latin-1"},
+    "UTF-8": {"PYTHONIOENCODING": "utf-8"},
+    "dumb": {"TERM": "dumb", **NO_UTF_8},
+}
+
+
+def shell(command: str, *words: str | bytes, **env: str) -> "subprocess.CompletedProcess[bytes]":
+    """Run a line of shell, in which "$@" is our command line and the words."""
+    return subprocess.run(
+        ["/bin/sh", "-c", command, "sh", *CONTROLLER, *words],
+        capture_output=True,
+        env={**os.environ, **env},
+        timeout=60,
+        check=False,
+    )
+
+
+def sentence(finished: "subprocess.CompletedProcess[bytes]") -> str:
+    """What a command that failed said: one line."""
+    said = finished.stderr.decode()
+    assert finished.returncode == 1, said
+    assert said.startswith("Error: ")
+    assert said.count("\n") == 1
+    return said
+
+
+@pytest.mark.parametrize("case", ENVIRONMENTS)
+def test_the_table_is_shown_in_what_characters_there_are(serve: Serve, case: str) -> None:
+    controller = serve("--poll-interval", "0")
+    controller.register(A, LLAMA, check=False)
+    shown = shell('exec "$@"', "workers", "--controller-address", controller.url, **ENVIRONMENTS[case])
+    assert (shown.returncode, shown.stderr) == (0, b"")
+    text = shown.stdout.decode("utf-8" if case == "UTF-8" else "ascii")
+    assert A in text
+    assert (LLAMA if case == "UTF-8" else "llama ? ??") in text
+    if case != "UTF-8":
+        assert len({len(line) for line in text.splitlines()[1:]}) == 1, "the columns are aligned"
+
+
+def test_the_table_on_a_terminal_without_utf_8(serve: Serve) -> None:
+    controller = serve("--poll-interval", "0")
+    controller.register(A, LLAMA, check=False)
+    ours, theirs = pty.openpty()
+    command = [*CONTROLLER, "workers", "--controller-address", controller.url]
+    env = {**os.environ, **NO_UTF_8, "TERM": "xterm", "COLUMNS": "200"}
+    with subprocess.Popen(command, stdin=theirs, stdout=theirs, stderr=theirs, env=env) as process:
+        assert process.wait(30) == 0
+    os.close(theirs)
+    shown = b""
+    while select.select([ours], [], [], 0)[0]:
+        try:
+            shown += os.read(ours, 65536)
+        except OSError:  # as Linux tells its end
+            break
+    os.close(ours)
+    assert b"llama ? ??" in shown
+    assert b"Traceback" not in shown
+
+
+def test_a_reader_that_leaves_gets_no_traceback(serve: Serve) -> None:
+    controller = serve("--poll-interval", "0")
+    for i in range(300):  # more than a pipe holds
+        controller.register(f"http://w{i}:1", "m" * 200, check=False)
+    for words in (("workers", "--controller-address", controller.url), ("serve", "--help")):
+        assert shell('"$@" | head -n 1', *words).stderr == b""
+        assert shell('exec "$@" >&-', *words).stderr == b""
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="there is no /dev/full")
+def test_output_that_cannot_be_written(serve: Serve) -> None:
+    controller = serve()
+    for words in (
+        ("workers", "--controller-address", controller.url),
+        ("--help",),
+        ("serve", "--help"),
+        ("--version",),
+    ):
+        told = sentence(shell('exec "$@" >/dev/full', *words))
+        assert told == "Error: The output cannot be written: No space left on device.\n"
+
+
+@pytest.mark.parametrize("env", [{}, NO_UTF_8], ids=["UTF-8", "C locale"])
+@pytest.mark.parametrize(
+    "words",
+    [
+        ("serve", "--host", b"caf\xe9"),
+        ("serve", "--host", "🦙.invalid"),
+        ("serve", "--data-dir", b"/proc/caf\xe9"),
+        ("serve", "--namespace", b"caf\xe9"),
+        ("serve", "--redis-url", b"redis://caf\xe9"),
+        ("serve", "--redis-url", "redis://h", "--redis-password-file", b"/caf\xe9"),
+        ("serve", "--ssl", "--ssl-certfile", "x", "--ssl-keyfile", b"/caf\xe9"),
+        ("serve", "--parent", b"http://caf\xe9", "--advertise", "http://x:1"),
+        ("workers", "--controller-address", b"http://caf\xe9"),
+        ("workers", "--controller-address", b"caf\xe9"),
+    ],
+)
+def test_values_that_are_no_text_are_refused_in_a_sentence(words: tuple[str | bytes, ...], env: dict[str, str]) -> None:
+    sentence(shell('exec "$@"', *words, **env))
+
+
+def test_help_without_utf_8() -> None:
+    for words in (("--help",), ("serve", "--help"), ("workers", "--help")):
+        shown = shell('exec "$@"', *words, **NO_UTF_8)
+        assert (shown.returncode, shown.stderr) == (0, b"")
+
+
+@pytest.mark.parametrize("flags", [(), ("--replicas", "2")])
+async def test_it_serves_in_a_directory_whose_name_is_no_utf_8(work_dir: Path, flags: tuple[str, ...]) -> None:
+    """The store's address goes to the replicas, and its path into the log and into answers."""
+    place = work_dir / os.fsdecode(b"caf\xe9")
+    place.mkdir()
+    port = free_port()
+    command = [*CONTROLLER, "serve", "--host", "127.0.0.1", "--port", str(port), "--shutdown-delay", "0", *flags]
+    with (
+        (work_dir / "log").open("wb") as log,
+        subprocess.Popen(command, cwd=place, stdout=log, stderr=log, stdin=subprocess.DEVNULL) as process,
+    ):
+        try:
+            await wait_until(lambda: serves(f"http://127.0.0.1:{port}"), "the controller is ready")
+            assert (place / "controller-data" / "store.sock").exists()
+        finally:
+            process.terminate()
+    said = (work_dir / "log").read_text()
+    assert process.returncode == 0
+    assert "caf\\udce9/controller-data" in said
+    assert "Traceback" not in said
+
+
+def test_names_beyond_the_log_s_encoding_are_logged(serve: Serve) -> None:
+    controller = serve("--poll-interval", "0", **NO_UTF_8)
+    controller.register(A, LLAMA, check=False)
+    assert "Registered a new worker http://a:1: models ['llama \\U0001f999" in controller.log
+    assert "Traceback" not in controller.log
+
+
+def test_a_working_directory_that_was_deleted(work_dir: Path) -> None:
+    (work_dir / "gone").mkdir()
+    told = sentence(shell(f'cd {work_dir}/gone && rmdir {work_dir}/gone && exec "$@"', "serve"))
+    assert told == "Error: The controller cannot run: [Errno 2] No such file or directory.\n"
+
+
+@pytest.mark.parametrize("streams", ["<&-", ">&- 2>&-", "<&- >&- 2>&-", "2>/dev/full"])
+async def test_it_serves_without_its_standard_streams(work_dir: Path, streams: str) -> None:
+    port = free_port()
+    flags = ["--port", str(port), "--data-dir", str(work_dir / "data"), "--shutdown-delay", "0", "--replicas", "2"]
+    line = f'exec "$@" {streams}'
+    with subprocess.Popen(["/bin/sh", "-c", line, "sh", *CONTROLLER, "serve", *flags]) as process:
+        try:
+            await wait_until(lambda: serves(f"http://127.0.0.1:{port}"), "the controller is ready")
+        finally:
+            process.terminate()
+    assert process.returncode == 0
