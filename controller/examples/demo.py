@@ -45,8 +45,9 @@ def free_port() -> int:
 class Demo:
     """What is running, and what has been seen of it."""
 
-    def __init__(self, seconds: float, directory: Path) -> None:
+    def __init__(self, seconds: float, directory: Path, bar: str) -> None:
         self.seconds = seconds
+        self.bar = bar
         self.directory = directory
         self.started = time.monotonic()
         self.controller = f"http://localhost:{free_port()}"
@@ -148,7 +149,7 @@ class Demo:
             table.add_row(
                 name.removeprefix("http://"),
                 str(speed),
-                Text(f"{worker['queue_length']:2d} " + "▆" * min(worker["queue_length"], 7)) if worker else "",
+                Text(f"{worker['queue_length']:2d} " + self.bar * min(worker["queue_length"], 7)) if worker else "",
                 f"{worker['heartbeat_age']:.1f} s ago" if worker else Text("gone" if self.workers else "starting"),
                 str(self.chosen[name]),
                 f"{self.chosen[name] / total:.0%}",
@@ -185,11 +186,12 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seconds", type=float, default=30, help="how long to show it (default: 30)")
     arguments = parser.parse_args()
-    directory = Path(tempfile.mkdtemp(prefix="controller-demo-"))
-    demo = Demo(arguments.seconds, directory)
+    sys.stdout.reconfigure(errors="replace")  # the terminal may lack a character
     console = Console()
-    demo.start_all()
+    directory = Path(tempfile.mkdtemp(prefix="controller-demo-"))
+    demo = Demo(arguments.seconds, directory, "▆" if console.encoding.startswith("utf") else "#")
     try:
+        demo.start_all()
         told = asyncio.run(demo.run(console))
         console.print("\n" + demo.summary())
     except KeyboardInterrupt:
@@ -201,4 +203,7 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    try:
+        sys.exit(main())
+    except OSError as error:
+        sys.exit(f"The demo cannot run: {error}.")

@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import os
 import signal
 import subprocess
 import sys
@@ -45,6 +46,14 @@ def test_the_demo_shows_a_death_and_that_nothing_is_sent_to_the_dead() -> None:
     assert "is killed" in shown.stdout
     assert "is gone," in shown.stdout
     assert "and 0 after." in " ".join(shown.stdout.split())
+    assert shown.stderr == ""
+
+
+def test_the_demo_on_a_terminal_without_utf_8() -> None:
+    env = {**os.environ, "PYTHONIOENCODING": "ascii"}
+    command = [sys.executable, "-m", "controller.examples.demo", "--seconds", "2"]
+    shown = subprocess.run(command, env=env, capture_output=True, text=True, check=False)
+    assert "is killed" in shown.stdout
     assert shown.stderr == ""
 
 
