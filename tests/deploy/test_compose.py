@@ -98,6 +98,16 @@ async def test_every_route_through_the_load_balancer(cluster: Compose) -> None:
     assert httpx.post(f"{url}/get_worker_address", content=b"nonsense").status_code == 400
 
 
+async def test_the_replicas_are_healthy(cluster: Compose) -> None:
+    """As the image's own check says, with a read-only file system and no capabilities."""
+    for container in cluster.containers("controller"):
+        await wait_until(lambda c=container: health(c) == "healthy", "the replica is healthy", timeout=60)
+
+
+def health(container: str) -> str:
+    return docker("inspect", container, "--format", "{{.State.Health.Status}}").strip()
+
+
 async def test_a_stream_comes_through_frame_by_frame(cluster: Compose) -> None:
     prompt = " ".join(str(i) for i in range(20))
     arrived: list[float] = []
