@@ -100,7 +100,7 @@ class Parents:
     async def _take(self, parent: str, urgent: bool) -> tuple[bool, str]:
         return await self._guard.ask(
             lambda: self._registry.take_duty(
-                parent, self._id, self._interval * _HOLD, longest=self._interval, urgent=urgent
+                parent, self._id, self._interval * _HOLD, longest=self._interval * max(_DUE, _HOLD), urgent=urgent
             )
         )
 

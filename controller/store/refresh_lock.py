@@ -1,12 +1,15 @@
 """The lock that lets one replica at a time ask all workers for their status."""
 
 import asyncio
+from typing import Final
 
 from redis.asyncio.lock import Lock
 from redis.exceptions import LockError
 
 from controller.store.connection import StoreClient
 from controller.store.failures import FAILURES, store_error
+
+_MARGIN: Final = 60.0  # seconds by which the timeouts of two replicas may differ
 
 
 class RefreshLock:
@@ -30,7 +33,7 @@ class RefreshLock:
         """
         try:
             async with asyncio.timeout(self._deadline):
-                if await self._client.pttl(self._key) > 1000 * self._timeout:
+                if await self._client.pttl(self._key) > 1000 * (self._timeout + _MARGIN):
                     await self._client.delete(self._key)
                 return bool(await self._lock.acquire(blocking=False))
         except FAILURES as error:
