@@ -9,6 +9,7 @@ Everything is real and runs on this machine: `controller serve` with its embedde
 import argparse
 import asyncio
 import contextlib
+import io
 import random
 import shutil
 import socket
@@ -186,7 +187,8 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seconds", type=float, default=30, help="how long to show it (default: 30)")
     arguments = parser.parse_args()
-    sys.stdout.reconfigure(errors="replace")  # the terminal may lack a character
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="replace")  # the terminal may lack a character
     console = Console()
     directory = Path(tempfile.mkdtemp(prefix="controller-demo-"))
     demo = Demo(arguments.seconds, directory, "▆" if console.encoding.startswith("utf") else "#")
