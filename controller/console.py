@@ -11,6 +11,7 @@ from rich.table import Table
 from rich.text import Text
 
 from controller.domain.errors import ControllerUnreachable
+from controller.upstream.trust import trusted, warn_of_bundle
 
 
 async def show_workers(controller_address: str) -> None:
@@ -29,9 +30,13 @@ async def fetch_workers(controller_address: str) -> list[dict[str, Any]]:
     if not controller_address.lower().startswith(("http://", "https://")):
         raise ControllerUnreachable(f"--controller-address must begin with http:// or https://: {controller_address}")
     url = f"{controller_address.rstrip('/')}/workers"
+    if url.lower().startswith("https:"):
+        warn_of_bundle()
     try:
         async with (
-            aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(total=10)) as session,
+            aiohttp.ClientSession(
+                connector=aiohttp.TCPConnector(ssl=trusted()), timeout=aiohttp.ClientTimeout(total=10)
+            ) as session,
             session.get(url, raise_for_status=True) as response,
         ):
             workers: list[dict[str, Any]] = (await response.json())["workers"]

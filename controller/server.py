@@ -28,6 +28,7 @@ from controller.service import Controller
 from controller.settings import DEFAULT_DATA_DIR, Settings
 from controller.store.embedded import EmbeddedStore
 from controller.store_url import StoreKind, StoreUrl, parse_store_url
+from controller.upstream.trust import warn_of_bundle
 from controller.web.app import build_app, create_controller, create_registry
 from controller.web.protocol import BoundedProtocol
 
@@ -43,6 +44,7 @@ def serve(settings: Settings) -> None:
     started, StoreIncompatible when the store holds the registry of another version.
     """
     logging.config.dictConfig(logging_config(settings.log_level))
+    warn_of_bundle()
     _check_address(settings)
     signal.signal(signal.SIGTERM, _exit)  # uvicorn raises its signals again once it has shut down
     with contextlib.ExitStack() as resources:

@@ -14,6 +14,7 @@ import aiohttp
 from controller.domain.errors import InvalidInput, StreamBroken, WorkerRefused, WorkerSilent, WorkerUnreachable
 from controller.domain.worker import WorkerStatus
 from controller.json_bodies import read_status
+from controller.upstream.trust import trusted
 
 _MAX_STATUS_BYTES: Final = 1024 * 1024
 _MAX_FRAME_BYTES: Final = 16 * 1024 * 1024
@@ -47,7 +48,7 @@ class WorkerClient:
         self._ending = asyncio.Event()
         self._streams: set[aiohttp.StreamReader] = set()
         self._session = aiohttp.ClientSession(
-            connector=aiohttp.TCPConnector(limit=0, keepalive_timeout=_IDLE_FOR, socket_factory=_socket),
+            connector=aiohttp.TCPConnector(limit=0, keepalive_timeout=_IDLE_FOR, socket_factory=_socket, ssl=trusted()),
             cookie_jar=aiohttp.DummyCookieJar(),
             headers=_HEADERS,
             auto_decompress=False,

@@ -8,6 +8,7 @@ import msgspec
 
 from controller.domain.errors import ParentUnreachable
 from controller.domain.worker import WorkerStatusTotal
+from controller.upstream.trust import trusted
 
 _MAX_ANSWER_BYTES = 64 * 1024
 
@@ -21,6 +22,7 @@ class ParentClient:
 
     def __init__(self, timeout: float) -> None:
         self._session = aiohttp.ClientSession(
+            connector=aiohttp.TCPConnector(ssl=trusted()),
             timeout=aiohttp.ClientTimeout(total=timeout),
             cookie_jar=aiohttp.DummyCookieJar(),
             headers={"User-Agent": "controller-cluster"},

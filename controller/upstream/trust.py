@@ -1,0 +1,64 @@
+"""Which certificates of other servers are trusted: those of https workers, parents and controllers.
+
+REQUESTS_CA_BUNDLE, else CURL_CA_BUNDLE, names a file or a directory of certificates that replaces the system's, as with
+`requests`, which FastChat uses. SSL_CERT_FILE and SSL_CERT_DIR, which OpenSSL reads, count in any case.
+"""
+
+import contextlib
+import logging
+import os
+import ssl
+from pathlib import Path
+from typing import Final
+
+logger = logging.getLogger("controller")
+
+_VARIABLES: Final = ("REQUESTS_CA_BUNDLE", "CURL_CA_BUNDLE")
+
+
+def trusted() -> ssl.SSLContext | bool:
+    """Return what aiohttp takes for `ssl`: a context with the bundle, or True for the system's certificates.
+
+    A bundle that cannot be used is ignored, see warn_of_bundle().
+    """
+    try:
+        return _context() or True
+    except (OSError, ValueError):
+        return True
+
+
+def warn_of_bundle() -> None:
+    """Log a warning if a bundle is named that cannot be used.
+
+    This is no reason not to start: the variable may be meant for other programs, and most workers speak plain HTTP.
+    """
+    try:
+        _context()
+    except (OSError, ValueError) as error:
+        variable, path = _bundle() or ("", "")
+        logger.warning(
+            "%s names %s, which cannot be used: %s. The system's certificates are trusted instead. Name a file of PEM "
+            "certificates or a directory prepared by `openssl rehash`, or unset the variable.",
+            variable,
+            path,
+            error,
+        )
+
+
+def _bundle() -> tuple[str, str] | None:
+    return next(((name, path) for name in _VARIABLES if (path := os.environ.get(name))), None)
+
+
+def _context() -> ssl.SSLContext | None:
+    bundle = _bundle()
+    if bundle is None:
+        return None
+    path = bundle[1]
+    is_directory = Path(path).is_dir()
+    context = ssl.create_default_context(capath=path) if is_directory else ssl.create_default_context(cafile=path)
+    context.set_alpn_protocols(("http/1.1",))
+    for name, kind in (("SSL_CERT_FILE", "cafile"), ("SSL_CERT_DIR", "capath")):
+        if other := os.environ.get(name):
+            with contextlib.suppress(OSError):  # OpenSSL, too, ignores those that it cannot use
+                context.load_verify_locations(**{kind: other})
+    return context
