@@ -22,7 +22,6 @@ from controller.upstream.client import WorkerAnswer, WorkerClient
 
 logger = logging.getLogger("controller")
 
-_TRIES: Final = 3  # workers, for one request
 _DRAWS: Final = 16  # to find another one: who fails at once has the shortest queue, and is drawn again and again
 
 
@@ -95,13 +94,16 @@ class Forwarder:
     A worker that cannot be reached, breaks off before anything of its answer is there, or answers that it is at fault
     (5xx), is not the last to be tried. One that is silent is, for it may be at work: where all have too much of it,
     others would have that, too. lease_time is for how long a lease lasts, in seconds; those of requests that take
-    longer are renewed.
+    longer are renewed. tries is the number of workers that one request may be given to.
     """
 
-    def __init__(self, dispatcher: Dispatcher, workers: WorkerClient, metrics: Metrics, lease_time: float) -> None:
+    def __init__(
+        self, dispatcher: Dispatcher, workers: WorkerClient, metrics: Metrics, lease_time: float, tries: int
+    ) -> None:
         self._dispatcher = dispatcher
         self._workers = workers
         self._metrics = metrics
+        self._tries = tries
         self._renew_after = lease_time / 3  # so that one may fail
         self._renewals: dict[str, asyncio.TimerHandle] = {}  # by lease
         self._errands: set[asyncio.Task[None]] = set()
@@ -192,7 +194,7 @@ class Forwarder:
         """A worker that was not tried, and from now on counts as such; None if there is none, or it is enough."""
         surplus: list[Leased] = []
         try:
-            while len(tried) < _TRIES and len(surplus) < _DRAWS:
+            while len(tried) < self._tries and len(surplus) < _DRAWS:
                 another, _ = await self._choose(model)
                 if not another.address:
                     return None

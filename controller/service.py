@@ -69,7 +69,7 @@ class Controller:
             self._fallback.look,
             lambda: self._fallback.cluster,
         )
-        self._forwarder = Forwarder(self, workers, metrics, settings.lease_time)
+        self._forwarder = Forwarder(self, workers, metrics, settings.lease_time, settings.forward_tries)
         self._dispatch_batch = {
             DispatchMethod.SHORTEST_QUEUE: registry.dispatch_shortest_queue,
             DispatchMethod.LOTTERY: registry.dispatch_lottery,

@@ -17,6 +17,7 @@ _NAMESPACE: Final = re.compile(r"[A-Za-z0-9._:-]{1,64}\Z")
 DEFAULT_DATA_DIR: Final = Path("controller-data")
 _MAX_REDIS_TIMEOUT: Final = 60.0
 _MAX_BOOKING_DELAY: Final = (MAX_MARKS - 1) * MARK_MS / 1000  # of what is older, there are no marks
+_MAX_FORWARD_TRIES: Final = 16
 _LEAST_POLL_INTERVAL: Final = 0.05
 _POSITIVE: Final = (
     "heartbeat_expiration",
@@ -80,8 +81,13 @@ class Settings:
     data_dir: Path | None = _setting(None, f"Where the embedded store keeps its data.  [default: ./{DEFAULT_DATA_DIR}]")
     worker_timeout: float = _setting(
         100.0,
-        "The longest silence of a worker in the middle of a stream.",
+        "The longest silence of a worker before or within its answer to a forwarded request.",
         also=["FASTCHAT_WORKER_API_TIMEOUT"],
+    )
+    forward_tries: int = _setting(
+        2,
+        "How many workers a forwarded request may be tried on, as long as they fail before their answer begins. "
+        "A request that kills its worker kills as many.",
     )
     probe_timeout: float = _setting(5.0, "How long a worker may take to tell its status.")
     booking_decay: str = _setting(
@@ -164,6 +170,10 @@ class Settings:
             raise SettingsError(f"--port must be from 0 to 65535, not {self.port}.")
         if not 1 <= self.replicas <= 256:
             raise SettingsError(f"--replicas must be from 1 to 256, not {self.replicas}.")
+        if not 1 <= self.forward_tries <= _MAX_FORWARD_TRIES:
+            raise SettingsError(
+                f"--forward-tries must be from 1 to {_MAX_FORWARD_TRIES} workers, not {self.forward_tries}."
+            )
         if self.port == 0 and self.replicas > 1:
             raise SettingsError("--port 0 picks a free port for one process; name a port to run several --replicas.")
         if not _NAMESPACE.match(self.namespace):

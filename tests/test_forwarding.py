@@ -153,15 +153,18 @@ async def test_a_request_that_takes_longer_than_a_lease_stays_booked(
             assert controller._forwarder._renewals == {}
 
 
-async def test_no_more_than_three_are_tried(controller: Controller, registry: Registry) -> None:
-    async with bad_worker(worker_generate_stream=breaks_off) as bad:
+@pytest.mark.parametrize("tries", [1, 2, 3])
+async def test_a_request_is_tried_on_so_many_workers(replica: Open, registry: Registry, tries: int) -> None:
+    """One that kills its worker before the answer begins must not kill them all."""
+    controller = replica(**({} if tries == 2 else {"forward_tries": tries}))
+    async with bad_worker(worker_generate_stream=breaks_off, count_token=breaks_off) as bad:
         for i, name in enumerate([bad.address, *(f"http://127.0.0.1:{port}" for port in (9, 10, 11))]):
             await registry.register(worker(name, queue_length=i))
         with pytest.raises(WorkerError):
             await whole(controller)
         told = await state(controller, registry)
         assert len(bad.requests) == 1
-        assert Counter(failing for _, failing in told.values()) == {"": 1, "request": 3}
+        assert Counter(failing for _, failing in told.values()) == {"": 4 - tries, "request": tries}
         assert all(leased == 0 for leased, _ in told.values())
 
 
