@@ -18,7 +18,8 @@ from controller.domain.errors import (
 )
 from controller.metrics import Metrics
 from controller.snapshot import Found
-from controller.upstream.client import WorkerAnswer, WorkerClient
+from controller.upstream.answer import WorkerAnswer
+from controller.upstream.client import WorkerClient
 
 logger = logging.getLogger("controller")
 

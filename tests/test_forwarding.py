@@ -238,7 +238,7 @@ async def test_a_call_whose_client_goes_away_is_given_up(controller: Controller,
         assert await anext(answer.pieces()) == b"a"
         answer.close()
         answer.close()
-        connector = controller._workers._session.connector
+        connector = controller._workers._session._kept.connector
         assert connector is not None
         await wait_until(lambda: not connector._acquired, "no connection is in use")
         assert await state(controller, registry) == {living.address: (0, "")}

@@ -3,6 +3,8 @@
 import asyncio
 import contextlib
 import json
+import socket
+import struct
 from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Any
 
@@ -113,6 +115,86 @@ def chunks(*parts: bytes, end: bool = True, pause: float = 0.0) -> Behaviour:
             await writer.drain()
 
     return behaviour
+
+
+def sends(*parts: bytes, end: str, gate: asyncio.Event | None = None) -> Behaviour:
+    """Send bytes as they are; the second part and those behind it when the gate is open.
+
+    end: "open" keeps the connection and says nothing more, "closed" closes it, "reset" resets it.
+    """
+
+    async def behaviour(_: BadWorker, writer: asyncio.StreamWriter, __: bytes) -> None:
+        for number, part in enumerate(parts):
+            if number and gate is not None:
+                await gate.wait()
+            writer.write(part)
+            await writer.drain()
+        if end == "open":
+            await asyncio.sleep(3600)
+        elif end == "reset":
+            reset(writer)
+
+    return behaviour
+
+
+def reset(writer: asyncio.StreamWriter) -> None:
+    """Close a connection by RST instead of FIN."""
+    writer.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+    writer.transport.abort()
+
+
+class KeepingWorker:
+    """An HTTP server that keeps connections. `behave` answers a request, given the number of its connection, from 1,
+    and its own on that connection, from 1; it returns whether to keep the connection.
+    """
+
+    def __init__(self, behave: Callable[[int, int, asyncio.StreamWriter], bool]) -> None:
+        self._behave = behave
+        self.requests: list[tuple[int, bytes]] = []  # the connection and the body
+        self.connections = 0
+        self.address = ""
+        self.writers: set[asyncio.StreamWriter] = set()
+
+    async def serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        self.connections += 1
+        number, served, keep = self.connections, 0, True
+        self.writers.add(writer)
+        try:
+            while keep:
+                head = await reader.readuntil(b"\r\n\r\n")
+                served += 1
+                length = next((int(h[15:]) for h in head.lower().split(b"\r\n") if h.startswith(b"content-length:")), 0)
+                body = b"" if length > 1_000_000 and served > 1 else await reader.readexactly(length)
+                self.requests.append((number, body))
+                keep = self._behave(number, served, writer)
+        except (ConnectionError, asyncio.IncompleteReadError):
+            pass
+        finally:
+            writer.close()
+            with contextlib.suppress(OSError):
+                await writer.wait_closed()
+            self.writers.discard(writer)
+
+
+@contextlib.asynccontextmanager
+async def keeping_worker(behave: Callable[[int, int, asyncio.StreamWriter], bool]) -> AsyncIterator[KeepingWorker]:
+    worker = KeepingWorker(behave)
+    server = await asyncio.start_server(worker.serve, "127.0.0.1", 0)
+    worker.address = f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}"
+    try:
+        yield worker
+    finally:
+        server.close()
+        for writer in list(worker.writers):
+            writer.transport.abort()
+        await asyncio.sleep(0)  # for the sockets to be closed
+        await asyncio.sleep(0)
+
+
+def plain(body: bytes, *headers: bytes, status: bytes = b"200 OK") -> bytes:
+    """An answer with a length, as bytes."""
+    lines = [b"HTTP/1.1 " + status, b"Content-Length: %d" % len(body), *headers]
+    return b"\r\n".join(lines) + b"\r\n\r\n" + body
 
 
 async def hangs(_: BadWorker, __: asyncio.StreamWriter, ___: bytes) -> None:

@@ -1,5 +1,6 @@
 """Speaks to the controllers above this cluster, as a worker does."""
 
+import asyncio
 from collections.abc import Mapping
 from typing import Any
 
@@ -8,7 +9,8 @@ import msgspec
 
 from controller.domain.errors import ParentUnreachable
 from controller.domain.worker import WorkerStatusTotal
-from controller.upstream.trust import trusted
+from controller.upstream.answer import UNREACHABLE, one_line
+from controller.upstream.session import Body, Session
 
 _MAX_ANSWER_BYTES = 64 * 1024
 
@@ -21,12 +23,8 @@ class ParentClient:
     """An HTTP client for parents; create and close it in the running event loop. timeout is for a call, in seconds."""
 
     def __init__(self, timeout: float) -> None:
-        self._session = aiohttp.ClientSession(
-            connector=aiohttp.TCPConnector(ssl=trusted()),
-            timeout=aiohttp.ClientTimeout(total=timeout),
-            cookie_jar=aiohttp.DummyCookieJar(),
-            headers={"User-Agent": "controller-cluster"},
-        )
+        self._timeout = timeout
+        self._session = Session()
 
     async def close(self) -> None:
         """Close all connections."""
@@ -53,7 +51,10 @@ class ParentClient:
 
     async def _post(self, url: str, body: Mapping[str, Any], headers: Mapping[str, str]) -> bytes:
         try:
-            async with self._session.post(url, json=body, headers=headers, allow_redirects=False) as response:
+            async with (
+                asyncio.timeout(self._timeout),
+                await self._session.post(url, Body(msgspec.json.encode(body)), headers) as response,
+            ):
                 answer = await _beginning(response.content)
                 if response.status != 200:
                     said = answer[:300].decode("utf-8", "replace").replace("\n", " ")
@@ -61,8 +62,8 @@ class ParentClient:
                 return answer
         except TimeoutError as error:
             raise ParentUnreachable(f"{url} did not answer in time.") from error
-        except (aiohttp.ClientError, OSError, ValueError) as error:
-            raise ParentUnreachable(f"{url} cannot be reached: {error}") from error
+        except UNREACHABLE as error:
+            raise ParentUnreachable(f"{url} cannot be reached: {one_line(error)}") from error
 
 
 async def _beginning(content: aiohttp.StreamReader) -> bytes:

@@ -9,6 +9,7 @@ import pytest
 
 from controller.domain.errors import StreamBroken, WorkerError, WorkerSilent, WorkerUnreachable
 from controller.domain.worker import WorkerStatus
+from controller.upstream import answer as upstream_answer
 from controller.upstream import client as upstream
 from controller.upstream.client import WorkerClient
 from tests.streams import asked
@@ -164,7 +165,7 @@ BROKEN_STREAMS: dict[str, tuple[Behaviour, list[bytes], type[WorkerError], str]]
 async def test_a_broken_stream_gives_whole_frames_only(
     client: WorkerClient, impatient: WorkerClient, case: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(upstream, "_MAX_FRAME_BYTES", 1_000_000)
+    monkeypatch.setattr(upstream_answer, "_MAX_FRAME_BYTES", 1_000_000)
     silent = case == "goes silent"
     behaviour, whole, kind, message = BROKEN_STREAMS[case]
     pieces: list[bytes] = []
@@ -214,7 +215,7 @@ async def test_streams_can_be_broken_off(client: WorkerClient) -> None:
             with pytest.raises(StreamBroken, match="shutting down"):
                 async for _ in stream:
                     pass
-        assert client._streams == set()
+        assert client._answers == set()
 
 
 async def test_streams_that_have_not_begun_are_broken_off_too(client: WorkerClient) -> None:

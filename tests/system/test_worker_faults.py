@@ -1,0 +1,61 @@
+"""Workers whose answers break, behind a real controller: the client sees the end, and sees that it is no good one."""
+
+import asyncio
+
+import httpx
+import pytest
+
+from tests.system.conftest import Serve
+from tests.workers import bad_worker, plain, sends
+
+FRAME = b'{"text": "one", "error_code": 0}\0'
+CHUNKED = b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n"
+CHUNK = b"%x\r\n%s\r\n" % (len(FRAME), FRAME)
+
+
+async def ask(url: str, path: str, gate: asyncio.Event) -> tuple[bytes, bool]:
+    """What came of an answer, and whether it came to its end. The gate is opened when something has come."""
+    came = b""
+    async with httpx.AsyncClient(timeout=60.0) as http:
+        try:
+            async with http.stream("POST", url + path, json={"model": "m"}) as response:
+                async for part in response.aiter_raw():
+                    came += part
+                    gate.set()
+        except httpx.RemoteProtocolError:
+            return came, False
+    return came, True
+
+
+@pytest.mark.parametrize("end", ["open", "closed", "reset"])
+async def test_garbage_in_the_middle_ends_the_answer(serve: Serve, end: str) -> None:
+    controller = serve("--poll-interval", "0")
+    garbage = plain(b"oops", status=b"502 Bad Gateway")
+    for path in ("worker_generate_stream", "worker_generate"):
+        for at_once in (False, True):
+            if at_once and end == "reset":
+                continue  # the system may drop what was not read before it
+            gate = asyncio.Event()
+            parts = [CHUNKED + b"\r\n" + CHUNK, garbage]
+            answers = sends(*([b"".join(parts)] if at_once else parts), end=end, gate=gate)
+            async with bad_worker(worker_generate_stream=answers, worker_generate=answers) as worker:
+                controller.register(worker.address, check=False)
+                came, whole = await ask(controller.url, f"/{path}", gate)
+                assert came.startswith(FRAME)
+                if path == "worker_generate_stream":
+                    assert whole
+                    assert b"50006" in came
+                    assert came.endswith(b"\0")
+                else:
+                    assert not whole
+                    assert came == FRAME
+                controller.post("/remove_worker", {"worker_name": worker.address})
+
+
+async def test_a_client_sees_by_the_length_that_an_answer_was_cut(serve: Serve) -> None:
+    controller = serve("--poll-interval", "0")
+    gate = asyncio.Event()
+    cut = plain(b"x" * 1000)[:-500]
+    async with bad_worker(worker_generate=sends(cut, b"", end="closed", gate=gate)) as worker:
+        controller.register(worker.address, check=False)
+        assert await ask(controller.url, "/worker_generate", gate) == (b"x" * 500, False)

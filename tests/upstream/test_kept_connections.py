@@ -1,0 +1,166 @@
+"""A worker that closes a kept connection just as a request comes is asked again, and is not blamed."""
+
+import asyncio
+from collections.abc import AsyncIterator
+from types import SimpleNamespace
+
+import pytest
+
+from controller.domain.errors import ParentUnreachable, StreamBroken, WorkerUnreachable
+from controller.domain.worker import WorkerStatus
+from controller.store.registry import Registry
+from controller.upstream.client import WorkerClient
+from controller.upstream.parent import ParentClient
+from tests.conftest import Open
+from tests.samples import worker
+from tests.streams import asked, streamed
+from tests.waiting import wait_until
+from tests.workers import keeping_worker, plain, reset
+
+STATUS = b'{"model_names": ["m"], "speed": 1, "queue_length": 0}'
+
+
+@pytest.fixture
+async def client() -> AsyncIterator[WorkerClient]:
+    opened = WorkerClient(probe_timeout=5.0, worker_timeout=5.0)
+    yield opened
+    await opened.close()
+
+
+def closes_kept(answer: bytes = b"a\0", *, by_reset: bool = False, before: bytes = b"") -> object:
+    """Answers the first request on each connection and closes at the second, maybe in the middle of a head."""
+
+    def behave(_: int, request: int, writer: asyncio.StreamWriter) -> bool:
+        if request == 1:
+            writer.write(plain(answer))
+            return True
+        writer.write(before)
+        if by_reset:
+            reset(writer)
+        return False
+
+    return behave
+
+
+async def collect(client: WorkerClient, address: str, body: bytes = b"{}") -> bytes:
+    return b"".join([piece async for piece in asked(client, address, body)])
+
+
+@pytest.mark.parametrize("by_reset", [False, True], ids=["closed", "reset"])
+@pytest.mark.parametrize("size", [2, 8_000_000])
+async def test_a_request_is_sent_once_more(client: WorkerClient, size: int, by_reset: bool) -> None:
+    async with keeping_worker(closes_kept(by_reset=by_reset)) as kept:
+        assert await collect(client, kept.address) == b"a\0"
+        assert await collect(client, kept.address, b"x" * size) == b"a\0"
+        assert kept.connections == 2
+        assert (kept.requests[0][0], kept.requests[-1]) == (1, (2, b"x" * size))
+
+
+async def test_it_is_sent_on_a_fresh_connection_whatever_others_are_kept(client: WorkerClient) -> None:
+    async with keeping_worker(closes_kept()) as kept:
+        streams = [asked(client, kept.address) for _ in range(3)]
+        for stream in streams:
+            await anext(stream)
+        assert kept.connections == 3
+        for stream in streams:
+            await stream.aclose()
+        assert await collect(client, kept.address) == b"a\0"
+        assert [number for number, _ in kept.requests][-1] == 4
+
+
+@pytest.mark.parametrize("by_reset", [False, True], ids=["closed", "reset"])
+async def test_it_is_sent_no_more_when_a_part_of_the_answer_has_come(client: WorkerClient, by_reset: bool) -> None:
+    seen = SimpleNamespace(writer=None)
+
+    def behave(_: int, request: int, writer: asyncio.StreamWriter) -> bool:
+        writer.write(plain(b"a\0") if request == 1 else b"HTTP/1.1 20")
+        seen.writer = writer
+        return True
+
+    async with keeping_worker(behave) as kept:
+        assert await collect(client, kept.address) == b"a\0"
+        waiting = asyncio.create_task(collect(client, kept.address))
+        [connection] = await wait_until(lambda: acquired(client), "the connection is in use")
+        await wait_until(lambda: connection.heard, "a part of the head has come")
+        if by_reset:
+            reset(seen.writer)
+        else:
+            seen.writer.close()
+        with pytest.raises(StreamBroken):
+            await waiting
+        assert (kept.connections, len(kept.requests)) == (1, 2)
+
+
+def acquired(client: WorkerClient) -> list[object]:
+    connector = client._session._kept.connector
+    assert connector is not None
+    return list(connector._acquired)
+
+
+async def test_a_fresh_connection_that_breaks_is_no_race(client: WorkerClient) -> None:
+    async with keeping_worker(lambda *_: False) as kept:
+        with pytest.raises(StreamBroken):
+            await collect(client, kept.address)
+        assert kept.connections == 1
+        with pytest.raises(WorkerUnreachable):
+            await client.status(kept.address)
+        assert kept.connections == 2
+
+
+async def test_it_is_sent_once_more_and_no_oftener(client: WorkerClient) -> None:
+    def behave(connection: int, request: int, writer: asyncio.StreamWriter) -> bool:
+        if connection == request == 1:
+            writer.write(plain(b"a\0"))
+            return True
+        return False
+
+    async with keeping_worker(behave) as kept:
+        assert await collect(client, kept.address) == b"a\0"
+        with pytest.raises(StreamBroken):
+            await collect(client, kept.address)
+        assert kept.connections == 2
+
+
+async def test_a_status_is_asked_for_once_more(client: WorkerClient) -> None:
+    async with keeping_worker(closes_kept(STATUS)) as kept:
+        for _ in range(2):
+            assert await client.status(kept.address) == WorkerStatus(("m",), 1, 0)
+        assert kept.connections == 2
+
+
+async def test_a_parent_is_told_once_more() -> None:
+    client = ParentClient(5.0)
+    async with keeping_worker(closes_kept(b'{"exist": true}')) as parent:
+        for number in range(3):
+            assert await client.heartbeat(parent.address, "http://a:1", number)
+        assert parent.requests[-1][1] == b'{"worker_name":"http://a:1","queue_length":2}'
+    with pytest.raises(ParentUnreachable):
+        await client.heartbeat(parent.address, "http://a:1", 0)
+    await client.close()
+
+
+async def test_the_worker_is_not_blamed(replica: Open, registry: Registry) -> None:
+    controller = replica(forward_tries=1, worker_timeout=5.0)
+    async with keeping_worker(closes_kept()) as kept:
+        await registry.register(worker(kept.address))
+        for _ in range(3):
+            assert [piece async for piece in streamed(controller)] == [b"a\0"]
+        assert kept.connections == 3
+        await wait_until(lambda: not controller._forwarder._errands, "the ends are told")
+        [known] = (await registry.list_workers()).workers
+        assert (known.failing, known.leased) == ("", 0)
+
+
+async def test_an_answer_that_nobody_asked_for_answers_no_request(client: WorkerClient) -> None:
+    def behave(connection: int, request: int, writer: asyncio.StreamWriter) -> bool:
+        writer.write(plain(b"%d\0" % connection))
+        if connection == 1:
+            writer.write(plain(b"stale\0"))
+        return True
+
+    async with keeping_worker(behave) as kept:
+        assert await collect(client, kept.address) == b"1\0"
+        connector = client._session._kept.connector
+        assert connector is not None
+        await wait_until(lambda: len(kept.writers) == 0, "the connection is closed")
+        assert await collect(client, kept.address) == b"2\0"
