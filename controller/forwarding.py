@@ -59,7 +59,8 @@ class Forwarded:
         self, answer: WorkerAnswer, first: bytes, rest: AsyncGenerator[bytes], end: Callable[[str], None]
     ) -> None:
         self.status = answer.status
-        self.content_type = answer.content_type
+        self.headers = answer.headers
+        self.encoded = answer.encoded
         self._answer = answer
         self._first = first
         self._rest = rest
@@ -110,7 +111,7 @@ class Forwarder:
         self._errands: set[asyncio.Task[None]] = set()
 
     async def stream(self, model: str, body: bytes, headers: Mapping[str, str]) -> Found[Forwarded]:
-        """Forward a request for a stream of frames; each piece is one or more whole frames.
+        """Forward a request for a stream of frames; each piece is one or more whole frames, unless they are encoded.
 
         Returns when the first is there. Raises NoWorker if the model has no live worker, WorkerError if none answers,
         WorkerRefused also where one answers with anything but 200.
@@ -263,7 +264,7 @@ async def _pieces(answer: WorkerAnswer, frames: bool) -> AsyncGenerator[bytes]:
     """An answer's body as it comes. Raises WorkerRefused if its status says that it is none."""
     if answer.status >= 500 or (frames and answer.status != 200):
         raise await answer.refusal()
-    return answer.frames() if frames else answer.pieces()
+    return answer.frames() if frames and not answer.encoded else answer.pieces()
 
 
 class _Request(NamedTuple):

@@ -138,14 +138,14 @@ class WorkerUnreachable(WorkerError):
 
 
 class WorkerRefused(WorkerError):
-    """A worker answered, with a status that says no. What else it said, cut off where that was long, is kept."""
+    """A worker answered, with a status that says no. Its headers and body are kept, a long body only in part."""
 
     code = "worker_refused"
 
-    def __init__(self, message: str, status: int, content_type: str, body: bytes) -> None:
+    def __init__(self, message: str, status: int, headers: tuple[tuple[bytes, bytes], ...], body: bytes) -> None:
         super().__init__(message)
         self.status = status
-        self.content_type = content_type
+        self.headers = headers
         self.body = body
 
 

@@ -9,6 +9,7 @@ from typing import Final
 import aiohttp
 
 from controller.domain.errors import StreamBroken, WorkerRefused, WorkerSilent, WorkerUnreachable
+from controller.domain.headers import end_to_end, is_encoded, without_body, without_length
 
 _MAX_FRAME_BYTES: Final = 16 * 1024 * 1024
 _MAX_REFUSAL_BYTES: Final = 64 * 1024
@@ -36,9 +37,8 @@ class WorkerAnswer:
     ) -> None:
         self.url = url
         self.status = response.status
-        told = response.headers.get("Content-Type", "application/json")
-        # Whatever it is: an answer's head is latin-1, and has the bytes that came.
-        self.content_type = told.encode("utf-8", "surrogateescape").decode("latin-1")
+        self.headers = end_to_end(response.raw_headers, response.status)
+        self.encoded = is_encoded(self.headers)
         self._response = response
         self._content = response.content
         self._timeout = timeout
@@ -69,7 +69,9 @@ class WorkerAnswer:
                     if len(body) > _MAX_REFUSAL_BYTES:
                         break
         message = f"{self.url} answered {self.status}."
-        return WorkerRefused(message, self.status, self.content_type, bytes(body[:_MAX_REFUSAL_BYTES]))
+        if self.encoded and len(body) > _MAX_REFUSAL_BYTES:  # half of a compressed text is worth nothing
+            return WorkerRefused(message, self.status, without_body(self.headers), b"")
+        return WorkerRefused(message, self.status, without_length(self.headers), bytes(body[:_MAX_REFUSAL_BYTES]))
 
     async def pieces(self) -> AsyncGenerator[bytes]:
         """Yield the body as it comes. Raises WorkerSilent or StreamBroken when it does not come to its end."""

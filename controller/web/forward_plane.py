@@ -12,6 +12,7 @@ from starlette.responses import Response, StreamingResponse
 from starlette.types import Receive, Scope, Send
 
 from controller.domain.errors import InvalidInput, LoopDetected, NoWorker, StoreError, WorkerError, WorkerRefused
+from controller.domain.headers import Headers, is_encoded, without_body, without_length
 from controller.forwarding import Forwarded
 from controller.service import Controller
 from controller.web import wire
@@ -26,6 +27,7 @@ WORKER_ROUTES: Final = (
     "/worker_get_conv_template",
     "/model_details",
 )
+_UNBUFFERED: Final = (b"x-accel-buffering", b"no")  # nginx would hold back frames
 _PATH: Final = re.compile(r"/[A-Za-z0-9_-][A-Za-z0-9_./-]{0,126}\Z")
 
 
@@ -48,13 +50,15 @@ class ForwardPlane:
         except (NoWorker, StoreError):
             return Response(wire.error_frame(wire.NO_WORKER), 503 if way else 200)
         except WorkerRefused as error:
-            frame = error.body if error.body.endswith(b"\0") else wire.error_frame(wire.WORKER_TIMEOUT)
-            return Response(frame, (error.status if error.status >= 500 else 502) if way else 200)
+            status = (error.status if error.status >= 500 else 502) if way else 200
+            if error.body.endswith(b"\0") and not is_encoded(error.headers):
+                return _with(error.headers, Response(error.body, status))
+            return _with(without_body(error.headers), Response(wire.error_frame(wire.WORKER_TIMEOUT), status))
         except WorkerError:
             return Response(wire.error_frame(wire.WORKER_TIMEOUT), 502 if way else 200)
         except LoopDetected as error:
             return Response(wire.error_frame(wire.INTERNAL_ERROR, str(error)), status_of(error) if way else 200)
-        return _Frames(frames, snapshot_age)
+        return (_Passed if frames.encoded else _Frames)(frames, snapshot_age)
 
     async def worker_call(self, path: str, body: bytes, way: str) -> Response:
         """Forward any other request of FastChat's to a worker of its model.
@@ -87,7 +91,7 @@ class ForwardPlane:
         try:
             forwarded, snapshot_age = await self._controller.call(model, path, body, way)
         except WorkerRefused as error:
-            return Response(error.body, error.status, {"content-type": error.content_type})
+            return _with(_typed(error.headers, error.status), Response(error.body, error.status))
         return _Passed(forwarded, snapshot_age)
 
 
@@ -99,8 +103,9 @@ class _Passed(StreamingResponse):
     def __init__(self, forwarded: Forwarded, snapshot_age: float | None) -> None:
         self._forwarded = forwarded
         self._pieces = forwarded.pieces()
-        super().__init__(self._pieces, forwarded.status, {"content-type": forwarded.content_type})
-        self.raw_headers.extend(degraded(snapshot_age))
+        super().__init__(self._pieces, forwarded.status)
+        headers = forwarded.headers if self.last_words is None else without_length(forwarded.headers)
+        self.raw_headers = [*_typed(headers, forwarded.status), _UNBUFFERED, *degraded(snapshot_age)]
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Send it, for as long as the client is there."""
@@ -127,6 +132,18 @@ class _Frames(_Passed):
     """Frames; where they break off, an error is the last one."""
 
     last_words = wire.error_frame(wire.WORKER_TIMEOUT)
+
+
+def _typed(headers: Headers, status: int) -> Headers:
+    """Return the headers with a Content-Type: workers that give none mean JSON."""
+    if status in (204, 304) or any(name == b"content-type" for name, _ in headers):
+        return headers
+    return (*headers, (b"content-type", b"application/json"))
+
+
+def _with(headers: Headers, response: Response) -> Response:
+    response.raw_headers.extend(headers)
+    return response
 
 
 def _told(error: StoreError | NoWorker | WorkerError | LoopDetected, *, as_stock_workers: bool = False) -> Response:

@@ -187,7 +187,7 @@ async def test_a_refusal_keeps_what_was_said(client: WorkerClient, said: bytes, 
         error = await answer.refusal()
         answer.close()
         assert (str(error), error.status) == (f"{worker.address}/worker_generate answered 500.", 500)
-        assert (error.content_type, error.body) == ("text/plain", kept)
+        assert (error.headers, error.body) == (((b"content-type", b"text/plain"),), kept)
 
 
 async def test_a_redirect_is_not_followed(client: WorkerClient) -> None:

@@ -1,0 +1,73 @@
+"""Which headers of a worker's answer reach the client."""
+
+import pytest
+
+from controller.domain.headers import Headers, end_to_end, is_encoded, without_body
+
+PASSED = [
+    (b"content-encoding", b"gzip"),
+    (b"location", b"/elsewhere"),
+    (b"retry-after", b"3"),
+    (b"x-request-id", b"7"),
+    (b"x-name", b"caf\xe9"),
+    (b"date", b"Mon, 01 Jan 2024 00:00:00 GMT"),
+    (b"cache-control", b"no-store"),
+]
+
+
+def test_end_to_end_headers_are_passed_on_and_duplicates_kept() -> None:
+    sent = [*PASSED, (b"Set-Cookie", b"a=1"), (b"set-cookie", b"b=2")]
+    passed = end_to_end(sent, 200)
+    assert sorted(passed) == sorted((name.lower(), value) for name, value in sent)
+    assert [value for name, value in passed if name == b"set-cookie"] == [b"a=1", b"b=2"]
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        *("Connection", "Keep-Alive", "TE", "Trailer", "Transfer-Encoding", "Upgrade"),
+        *("Proxy-Authenticate", "Proxy-Connection", "proxy-anything"),
+        *("X-Controller-Path", "x-controller-degraded", "X-Accel-Redirect", "X-Accel-Buffering"),
+        *("", "a b", "a:b", "a\xe9"),
+    ],
+)
+def test_hop_by_hop_headers_and_orders_to_our_proxy_are_not(name: str) -> None:
+    assert end_to_end([(name.encode("latin-1"), b"x"), (b"a", b"1")], 200) == ((b"a", b"1"),)
+
+
+def test_headers_that_the_connection_names_are_not() -> None:
+    sent = [(b"Connection", b"close, X-Hop"), (b"connection", b"x-other"), (b"X-HOP", b"1"), (b"X-Other", b"2")]
+    assert end_to_end([*sent, (b"X-End", b"3")], 200) == ((b"x-end", b"3"),)
+
+
+@pytest.mark.parametrize(
+    ("status", "length", "passed"),
+    [(200, b"12", True), (200, b"+12", False), (200, b"1 2", False), (204, b"0", False), (304, b"12", False)],
+)
+def test_a_length_is_passed_on_where_it_is_one(status: int, length: bytes, passed: bool) -> None:
+    assert bool(end_to_end([(b"Content-Length", length)], status)) == passed
+
+
+def test_control_characters_become_spaces() -> None:
+    assert end_to_end([(b"x", b"a\r\nset-cookie: b\x00c\td")], 200) == ((b"x", b"a  set-cookie: b c\td"),)
+
+
+def test_no_more_is_passed_on_than_clients_take() -> None:
+    many = end_to_end([(b"x-%d" % i, b"1") for i in range(500)] + [(b"Content-Encoding", b"gzip")], 200)
+    assert len(many) == 80
+    assert many[0] == (b"content-encoding", b"gzip")
+    large = end_to_end([(b"x-a", b"x" * 40_000), (b"x-b", b"y" * 7_000), (b"x-c", b"z" * 7_000), (b"x-d", b"1")], 200)
+    assert [name for name, _ in large] == [b"x-b", b"x-d"]
+
+
+@pytest.mark.parametrize(
+    ("headers", "encoded"),
+    [((), False), (((b"content-encoding", b"identity"),), False), (((b"content-encoding", b"br"),), True)],
+)
+def test_encoded(headers: Headers, encoded: bool) -> None:
+    assert is_encoded(headers) == encoded
+
+
+def test_without_body() -> None:
+    headers = ((b"content-type", b"a"), (b"content-encoding", b"gzip"), (b"etag", b"1"), (b"retry-after", b"3"))
+    assert without_body(headers) == ((b"retry-after", b"3"),)

@@ -1,0 +1,110 @@
+"""What the client gets of the head of a worker's answer, over HTTP."""
+
+import gzip
+
+import pytest
+
+from controller.domain.way import HEADER
+from tests.web.conftest import Api
+from tests.workers import bad_worker, plain, sends
+
+FRAME = b'{"text": "one", "error_code": 0}\0'
+HEADERS = (
+    b"Content-Type: text/plain",
+    b"X-Request-Id: 7",
+    b"Set-Cookie: a=1",
+    b"Set-Cookie: b=2",
+    b"Retry-After: 3",
+    b"Location: /elsewhere",
+    b"Connection: close, X-Hop",
+    b"X-Hop: 1",
+    b"Keep-Alive: timeout=5",
+    b"Proxy-Authenticate: Basic",
+    b"X-Controller-Degraded: 9",
+    b"X-Accel-Redirect: /secret",
+    b"X-Accel-Buffering: yes",
+)
+PASSED = [
+    (b"location", b"/elsewhere"),
+    (b"retry-after", b"3"),
+    (b"set-cookie", b"a=1"),
+    (b"set-cookie", b"b=2"),
+    (b"x-request-id", b"7"),
+]
+
+
+@pytest.mark.parametrize("path", ["/worker_generate_stream", "/worker_generate", "/v1/rerank"])
+async def test_end_to_end_headers_reach_the_client(api: Api, path: str) -> None:
+    answers = sends(plain(FRAME, *HEADERS), end="closed")
+    async with bad_worker(worker_generate_stream=answers, worker_generate=answers, rerank=answers) as worker:
+        await api.register(worker.address)
+        response = await api.post(path, {"model": "m"})
+        assert (response.status_code, response.content) == (200, FRAME)
+        length = [] if path == "/worker_generate_stream" else [(b"content-length", b"%d" % len(FRAME))]
+        ours = [*length, (b"content-type", b"text/plain"), (b"x-accel-buffering", b"no")]
+        assert sorted(response.headers.raw) == sorted([*PASSED, *ours])
+
+
+@pytest.mark.parametrize("status", [b"307 Moved", b"413 Too large", b"503 Busy"])
+async def test_a_refusal_keeps_its_headers(api: Api, status: bytes) -> None:
+    answers = sends(plain(b"no", *HEADERS, status=status), end="closed")
+    async with bad_worker(worker_generate=answers, worker_generate_stream=answers) as worker:
+        await api.register(worker.address)
+        response = await api.post("/worker_generate", {"model": "m"})
+        assert (response.status_code, response.content) == (int(status[:3]), b"no")
+        kept = [header for header in response.headers.raw if not header[0].startswith(b"x-accel")]
+        assert sorted(kept) == sorted([*PASSED, (b"content-length", b"2"), (b"content-type", b"text/plain")])
+        for headers in ({}, {HEADER: "top"}):
+            response = await api.http.post("/worker_generate_stream", json={"model": "m"}, headers=headers)
+            assert b"50006" in response.content
+            own = (b"content-length", b"%d" % len(response.content))
+            assert sorted(response.headers.raw) == sorted([*PASSED, own])
+
+
+@pytest.mark.parametrize("path", ["/worker_generate_stream", "/worker_generate"])
+async def test_a_compressed_answer_comes_whole_and_says_so(api: Api, path: str) -> None:
+    body = gzip.compress(FRAME * 10_000)
+    answers = sends(plain(body, b"Content-Encoding: gzip"), end="closed")
+    async with bad_worker(worker_generate=answers, worker_generate_stream=answers) as worker:
+        await api.register(worker.address)
+        async with api.http.stream("POST", path, json={"model": "m"}) as response:
+            came = b"".join([part async for part in response.aiter_raw()])
+        assert came == body
+        assert response.headers["content-encoding"] == "gzip"
+        assert response.headers["content-length"] == str(len(body))
+
+
+async def test_half_of_a_compressed_refusal_is_not_passed_on(api: Api) -> None:
+    answers = sends(plain(b"x" * 100_000, b"Content-Encoding: gzip", status=b"500 Oops"), end="closed")
+    async with bad_worker(worker_generate=answers) as worker:
+        await api.register(worker.address)
+        response = await api.post("/worker_generate", {"model": "m"})
+        assert (response.status_code, response.content) == (500, b"")
+        assert "content-encoding" not in response.headers
+
+
+@pytest.mark.parametrize("status", [b"204 No Content", b"304 Not Modified"])
+async def test_an_answer_without_a_body(api: Api, status: bytes) -> None:
+    answers = sends(b"HTTP/1.1 %s\r\nETag: x\r\n\r\n" % status, end="open")
+    async with bad_worker(worker_generate=answers) as worker:
+        await api.register(worker.address)
+        response = await api.post("/worker_generate", {"model": "m"})
+        assert (response.status_code, response.content) == (int(status[:3]), b"")
+        assert response.headers.raw == [(b"etag", b"x"), (b"x-accel-buffering", b"no")]
+
+
+LARGE_HEADS = {
+    "a header of 10 kB": [b"X-Policy: " + b"x" * 10_000],
+    "a header of 60 kB": [b"X-Policy: " + b"x" * 60_000],
+    "500 headers": [b"X-%d: 1" % i for i in range(500)],
+}
+
+
+@pytest.mark.parametrize("case", LARGE_HEADS)
+async def test_a_worker_may_send_a_large_head(api: Api, case: str) -> None:
+    answers = sends(plain(FRAME, *LARGE_HEADS[case]), end="closed")
+    async with bad_worker(worker_generate_stream=answers, worker_get_status=answers) as worker:
+        await api.register(worker.address)
+        response = await api.post("/worker_generate_stream", {"model": "m"})
+        assert response.content == FRAME
+        assert len(response.headers.raw) < 100
