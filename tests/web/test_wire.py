@@ -306,7 +306,8 @@ async def test_the_application_sweeps_and_closes_what_it_opened(store: Store) ->
     messages.put_nowait({"type": "lifespan.shutdown"})
     await running
     assert sent == ["lifespan.startup.complete", "lifespan.shutdown.complete"]
-    assert workers._session.closed
+    assert workers._session._kept.closed
+    assert workers._session._fresh.closed
 
 
 async def test_an_unexpected_error_is_a_500_in_our_form(
