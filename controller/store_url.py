@@ -141,6 +141,8 @@ def _parse(text: str) -> StoreUrl:
 def _local(scheme: str, host: str, path: str) -> StoreUrl:
     if host:
         raise ValueError(f"must have three slashes and a path after {scheme}:, and no host")
+    if "\0" in path:
+        raise ValueError("has a zero byte in its path")
     if scheme == "embedded":
         return StoreUrl(StoreKind.EMBEDDED, path=path)
     if len(path) < 2:

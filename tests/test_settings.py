@@ -60,6 +60,8 @@ def test_every_setting_has_a_flag_and_a_variable() -> None:
         ({"redis_url": "redis://h:99999"}, "has a port that cannot be"),
         ({"redis_url": "unix://"}, "names no socket"),
         ({"redis_url": "unix://path"}, "three slashes"),
+        ({"redis_url": "unix:///a%00b"}, "has a zero byte in its path"),
+        ({"redis_url": "embedded:///a%00b"}, "has a zero byte in its path"),
         ({"redis_url": "redis://h/abc"}, "else than a database's number"),
         ({"redis_url": " redis://h"}, "a space or a control character"),
         ({"redis_url": "redis://h/99999999"}, "else than a database's number"),
