@@ -40,3 +40,15 @@ def test_nginx_and_caddy_know_the_same(file: str) -> None:
     quick, waits = re.findall(r"\^/\((?:\?<own>)?([a-z_|]+)\)\$", (ROOT / "deploy" / file).read_text())
     assert {f"/{route}" for route in waits.split("|")} == WAITS
     assert {f"/{route}" for route in quick.split("|")} == own_routes() - WAITS
+
+
+@pytest.mark.parametrize(
+    ("file", "option"),
+    [
+        ("haproxy/haproxy.cfg", "option http-no-delay"),  # otherwise it waits up to 0.2 s for more frames
+        ("haproxy/fixed-addresses.cfg", "option http-no-delay"),
+        ("nginx/nginx.conf", "proxy_buffering off;"),
+    ],
+)
+def test_frames_are_not_held_back(file: str, option: str) -> None:
+    assert option in (ROOT / "deploy" / file).read_text()
