@@ -41,7 +41,7 @@ STORES = ["fakeredis", "embedded", *(["redis-server"] if REDIS_SERVER else [])]
 _namespaces = itertools.count()
 
 # How long an example takes says how busy the machine is, and no more.
-settings.register_profile("untimed", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.register_profile("untimed", deadline=None, print_blob=True, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("untimed")
 
 

@@ -479,7 +479,7 @@ def test_any_history_gives_what_the_rules_say(request: pytest.FixtureRequest, ki
     run_state_machine_as_test(
         lambda: LoadMachine(kind, url, fades),
         settings=settings(
-            max_examples=5 if kind == "fakeredis" else 60,  # which compiles a script each time it is run
+            max_examples={"fakeredis": 5, "embedded": 60}.get(kind, 20),  # fakeredis compiles a script at each run
             stateful_step_count=40,
             deadline=None,
             suppress_health_check=list(HealthCheck),

@@ -263,6 +263,9 @@ def test_any_history_gives_what_the_rules_say(request: pytest.FixtureRequest, ki
     run_state_machine_as_test(
         lambda: RegistryMachine(kind, url, sweeps),
         settings=settings(
-            max_examples=40, stateful_step_count=30, deadline=None, suppress_health_check=list(HealthCheck)
+            max_examples=40 if kind == "embedded" else 15,
+            stateful_step_count=30,
+            deadline=None,
+            suppress_health_check=list(HealthCheck),
         ),
     )

@@ -77,12 +77,12 @@ async def test_a_registration_replaces_the_models(store: Store, registry: Regist
     assert state.models == {"both", "new"}
 
 
-async def test_ten_thousand_registrations_with_other_models_leave_no_more_keys_than_one(
+async def test_a_thousand_registrations_with_other_models_leave_no_more_keys_than_one(
     store: Store, registry: Registry
 ) -> None:
     await registry.register(worker(A, "m-first"))
     keys = len(await store.client.keys(f"{{{store.namespace}}}*"))
-    for i in range(10_000 if store.kind != "fakeredis" else 500):
+    for i in range(1_000 if store.kind != "fakeredis" else 200):
         await registry.register(worker(A, f"m{i}"))
     assert len(await store.client.keys(f"{{{store.namespace}}}*")) == keys
 

@@ -17,7 +17,7 @@ from tests.system.processes import ControllerProcess
 from tests.system.test_serve import replicas
 from tests.waiting import wait_until
 
-KILLS = 100
+KILLS = 40
 WORKERS = [f"http://127.0.0.1:1/w{i}" for i in range(8)]
 
 
@@ -62,7 +62,7 @@ class Load:
 
 
 @pytest.mark.timeout(900)
-async def test_a_hundred_kills_under_load_leave_the_registry_whole(serve: Serve) -> None:
+async def test_kills_under_load_leave_the_registry_whole(serve: Serve) -> None:
     controller = serve("--replicas", "3")
     for name in WORKERS:
         controller.register(name, "steady", check=False)
@@ -75,16 +75,12 @@ async def test_a_hundred_kills_under_load_leave_the_registry_whole(serve: Serve)
         killed = 0
         while killed < KILLS:
             # Two of the three at a time; the supervisor replaces them.
-            alive = await wait_until(
-                lambda: len(now := replicas(controller)) == 3 and now, "three replicas are there", timeout=30
-            )
+            alive = await wait_until(lambda: len(now := replicas(controller)) == 3 and now, "three replicas are there")
             before = load.acknowledged.total()
             for victim in random.sample(alive, 2):
                 os.kill(victim, signal.SIGKILL)
                 killed += 1
-            await wait_until(
-                lambda before=before: load.acknowledged.total() > before + 20, "dispatches go on", timeout=30
-            )
+            await wait_until(lambda before=before: load.acknowledged.total() > before + 20, "dispatches go on")
         load.stop.set()
         await asyncio.gather(*clients)
 

@@ -25,7 +25,12 @@ from tests.system.processes import Server as WorkerProcess
 from tests.system.servers import Server, cluster, sentinels, single
 from tests.waiting import wait_until
 
-LOOKS_OFTEN = ("--snapshot-interval", "0.2")
+LOOKS_OFTEN = (
+    "--snapshot-interval",
+    "0.2",
+    "--redis-timeout",
+    "0.25",
+)  # the latter as by default: it is in the figures
 PERSISTENT = ("--appendonly", "yes", "--appendfsync", "always", "--save", "")
 
 
