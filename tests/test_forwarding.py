@@ -212,8 +212,11 @@ async def test_a_client_that_goes_away_while_another_worker_is_chosen_leaves_no_
     waiting.cancel()
     await asyncio.wait([waiting])
     goes_on.set()
-    await asyncio.sleep(0.01)
-    assert {leased for leased, _ in (await state(controller, registry)).values()} == {0}
+
+    async def nothing_is_leased() -> bool:
+        return {leased for leased, _ in (await state(controller, registry)).values()} == {0}
+
+    await wait_until(nothing_is_leased, "no lease is left")
 
 
 async def test_an_answer_is_passed_on_as_it_is(controller: Controller, registry: Registry) -> None:

@@ -34,7 +34,7 @@ async def test_a_store_that_lost_its_memory_is_given_the_workers_again(
         (A, False, True),
         (B, True, True),
     ]
-    assert all(known.expires_in and 80 < known.expires_in < 90 for known in workers), "no heartbeat was invented"
+    assert all(known.expires_in and 0 < known.expires_in < 90 for known in workers), "no heartbeat was invented"
     assert await controller.heartbeat(A, 3) is True
     await other._fallback._look()
     assert caplog.text.count("registering 2 workers again") == 1, "one replica's word is enough"

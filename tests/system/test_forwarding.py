@@ -134,6 +134,7 @@ async def test_clients_that_do_not_read_cost_little(serve: Serve) -> None:
         controller.register(worker.address, check=False)
         before = resident(controller)
         clients = [await ask(controller, "/worker_generate_stream") for _ in range(50)]
+        await wait_until(lambda: len(worker.requests) == 50, "all have reached the worker")
         seen = -1
 
         async def stands_still() -> bool:
@@ -143,7 +144,6 @@ async def test_clients_that_do_not_read_cost_little(serve: Serve) -> None:
             return not moved
 
         await wait_until(stands_still, "the worker waits for the clients")
-        assert len(worker.requests) == 50
         assert (resident(controller) - before) / 50 < 1024, "KiB a client, of the 65,536 that are for it"
         for _, writer in clients:
             await leave(writer)

