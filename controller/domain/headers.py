@@ -13,6 +13,9 @@ _NOT_OURS_TO_PASS: Final = (b"proxy-", b"x-controller-", b"x-accel-")
 _NEEDED: Final = frozenset(
     {b"content-type", b"content-encoding", b"content-length", b"content-range", b"location", b"retry-after"}
 )
+_OF_THE_CODING: Final = frozenset(
+    {b"content-encoding", b"content-length", b"content-md5", b"content-digest", b"etag", b"accept-ranges"}
+)
 _TOKEN: Final = re.compile(rb"[!#$%&'*+.^_`|~0-9A-Za-z-]+\Z")
 _CONTROL: Final = re.compile(rb"[\x00-\x08\x0a-\x1f\x7f]")
 _LENGTH: Final = re.compile(rb"[0-9]{1,18}\Z")
@@ -65,6 +68,17 @@ def without_length(headers: Headers) -> Headers:
 def without_body(headers: Headers) -> Headers:
     """Return the headers without those that describe the body, for an answer that gets another body."""
     return tuple(header for header in headers if not header[0].startswith(b"content-") and header[0] != b"etag")
+
+
+def coding_of(headers: Headers) -> bytes:
+    """Return the one content coding of the body in lower case; b"" if there is none, or more than one."""
+    codings = [value.strip().lower() for name, value in headers if name == b"content-encoding"]
+    return codings[0] if len(codings) == 1 else b""
+
+
+def decoded(headers: Headers) -> Headers:
+    """Return the headers without those that are true only of the encoded body."""
+    return tuple(header for header in headers if header[0] not in _OF_THE_CODING)
 
 
 def is_encoded(headers: Headers) -> bool:

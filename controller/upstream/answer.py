@@ -9,7 +9,8 @@ from typing import Final
 import aiohttp
 
 from controller.domain.errors import StreamBroken, WorkerRefused, WorkerSilent, WorkerUnreachable
-from controller.domain.headers import end_to_end, is_encoded, without_body, without_length
+from controller.domain.headers import coding_of, decoded, end_to_end, is_encoded, without_body, without_length
+from controller.upstream.decoding import CODINGS, DecodedBody
 
 _MAX_FRAME_BYTES: Final = 16 * 1024 * 1024
 _MAX_REFUSAL_BYTES: Final = 64 * 1024
@@ -26,6 +27,9 @@ class WorkerAnswer:
 
     A read of the body that takes longer than `timeout` seconds raises WorkerSilent. Time in which nobody reads, because
     the client does not, is not counted.
+
+    A body that came compressed is decompressed: the request did not allow it, so the client may not understand it, and
+    no frame or error could be added to it. headers describe the decompressed body.
     """
 
     def __init__(
@@ -38,6 +42,11 @@ class WorkerAnswer:
         self.url = url
         self.status = response.status
         self.headers = end_to_end(response.raw_headers, response.status)
+        self._read = self._receive
+        coding = coding_of(self.headers)
+        if coding in CODINGS:
+            self.headers = decoded(self.headers)
+            self._read = DecodedBody(coding, self._receive, _MAX_PIECE).read
         self.encoded = is_encoded(self.headers)
         self._response = response
         self._content = response.content
@@ -101,7 +110,7 @@ class WorkerAnswer:
         if rest:
             yield bytes(rest) + b"\0"
 
-    async def _read(self) -> bytes:
+    async def _receive(self) -> bytes:
         self._reads_since = self._loop.time()
         try:
             piece = await self._content.read(_MAX_PIECE)

@@ -12,6 +12,7 @@ from controller.domain.errors import InvalidInput, StreamBroken, WorkerUnreachab
 from controller.domain.worker import WorkerStatus
 from controller.json_bodies import read_status
 from controller.upstream.answer import GRACE, UNREACHABLE, WorkerAnswer, in_our_words, one_line
+from controller.upstream.decoding import CODINGS, DecodedBody
 from controller.upstream.session import Body, Session
 
 _MAX_STATUS_BYTES: Final = 1024 * 1024
@@ -72,7 +73,11 @@ class WorkerClient:
         async with await self._session.post(url, None, headers) as response:
             if response.status != 200:
                 raise WorkerUnreachable(f"{url} answered {response.status} where 200 is expected.")
-            async for chunk in response.content.iter_any():
+            read = response.content.readany
+            coding = response.headers.get("Content-Encoding", "").strip().lower().encode("latin-1", "replace")
+            if coding in CODINGS:
+                read = DecodedBody(coding, read, _MAX_STATUS_BYTES).read
+            while chunk := await read():
                 body += chunk
                 if len(body) > _MAX_STATUS_BYTES:
                     raise WorkerUnreachable(f"{url} answered with more than {_MAX_STATUS_BYTES} bytes.")

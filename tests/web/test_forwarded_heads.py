@@ -1,10 +1,12 @@
 """What the client gets of the head of a worker's answer, over HTTP."""
 
 import gzip
+import zlib
 
 import pytest
 
 from controller.domain.way import HEADER
+from controller.upstream.decoding import DecodedBody
 from tests.web.conftest import Api
 from tests.workers import bad_worker, plain, sends
 
@@ -62,20 +64,79 @@ async def test_a_refusal_keeps_its_headers(api: Api, status: bytes) -> None:
 
 
 @pytest.mark.parametrize("path", ["/worker_generate_stream", "/worker_generate"])
-async def test_a_compressed_answer_comes_whole_and_says_so(api: Api, path: str) -> None:
-    body = gzip.compress(FRAME * 10_000)
-    answers = sends(plain(body, b"Content-Encoding: gzip"), end="closed")
+async def test_an_answer_of_an_unknown_coding_comes_whole_and_says_so(api: Api, path: str) -> None:
+    body = b"\0not\0to be\0read"
+    answers = sends(plain(body, b"Content-Encoding: br"), end="closed")
     async with bad_worker(worker_generate=answers, worker_generate_stream=answers) as worker:
         await api.register(worker.address)
         async with api.http.stream("POST", path, json={"model": "m"}) as response:
             came = b"".join([part async for part in response.aiter_raw()])
         assert came == body
-        assert response.headers["content-encoding"] == "gzip"
+        assert response.headers["content-encoding"] == "br"
         assert response.headers["content-length"] == str(len(body))
 
 
+def raw_deflate(data: bytes) -> bytes:
+    compressor = zlib.compressobj(wbits=-zlib.MAX_WBITS)
+    return compressor.compress(data) + compressor.flush()
+
+
+COMPRESSED = {
+    "gzip": gzip.compress(FRAME * 10_000),
+    "x-gzip": gzip.compress(FRAME) + gzip.compress(FRAME * 9_999),  # two members
+    "GZIP": gzip.compress(FRAME * 10_000, compresslevel=0),
+    "deflate": zlib.compress(FRAME * 10_000),
+    "deflate ": raw_deflate(FRAME * 10_000),
+}
+
+
+@pytest.mark.parametrize("coding", COMPRESSED)
+@pytest.mark.parametrize("path", ["/worker_generate_stream", "/worker_generate"])
+async def test_a_compressed_answer_is_decompressed(api: Api, path: str, coding: str) -> None:
+    """The worker was asked not to compress, and the client may not have said that it can decompress."""
+    answers = sends(plain(COMPRESSED[coding], b"Content-Encoding: " + coding.encode(), b"ETag: x"), end="closed")
+    async with bad_worker(worker_generate=answers, worker_generate_stream=answers) as worker:
+        await api.register(worker.address)
+        response = await api.http.post(path, json={"model": "m"}, headers={"Accept-Encoding": "identity"})
+        assert response.content == FRAME * 10_000
+        assert not {"content-encoding", "content-length", "etag"} & response.headers.keys()
+
+
+@pytest.mark.parametrize("damage", ["cut off", "garbage"])
+async def test_a_damaged_compressed_stream_ends_with_an_error_frame(api: Api, damage: str) -> None:
+    body = gzip.compress(FRAME * 10_000, compresslevel=0)
+    body = body[:200_000] if damage == "cut off" else body[:200_000] + b"?" * 200_000
+    answers = sends(plain(body, b"Content-Encoding: gzip"), end="closed")
+    async with bad_worker(worker_generate_stream=answers) as worker:
+        await api.register(worker.address)
+        response = await api.post("/worker_generate_stream", {"model": "m"})
+        whole, _, error = response.content[:-1].rpartition(b"\0")
+        assert b"50006" in error
+        assert whole + b"\0" == FRAME * (len(whole) // len(FRAME) + 1), "whole frames"
+        assert len(whole) > 100_000
+
+
+async def test_a_small_body_that_unfolds_to_much_is_passed_on_in_small_pieces() -> None:
+    body = gzip.compress(b"x" * 50_000_000)
+    parts = iter([body, b""])
+
+    async def read() -> bytes:
+        return next(parts)
+
+    decoded = DecodedBody(b"gzip", read, 1_000)
+    assert {len(await decoded.read()) for _ in range(1_000)} == {1_000}
+
+
+async def test_a_compressed_status_is_read(api: Api) -> None:
+    status = gzip.compress(b'{"model_names": ["m"], "speed": 1, "queue_length": 0}')
+    async with bad_worker(worker_get_status=sends(plain(status, b"Content-Encoding: gzip"), end="closed")) as worker:
+        response = await api.post("/register_worker", {"worker_name": worker.address, "check_heart_beat": True})
+        assert response.status_code == 200
+        assert (await api.post("/list_models", {})).json() == {"models": ["m"]}
+
+
 async def test_half_of_a_compressed_refusal_is_not_passed_on(api: Api) -> None:
-    answers = sends(plain(b"x" * 100_000, b"Content-Encoding: gzip", status=b"500 Oops"), end="closed")
+    answers = sends(plain(b"x" * 100_000, b"Content-Encoding: br", status=b"500 Oops"), end="closed")
     async with bad_worker(worker_generate=answers) as worker:
         await api.register(worker.address)
         response = await api.post("/worker_generate", {"model": "m"})

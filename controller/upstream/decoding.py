@@ -1,0 +1,67 @@
+"""Decompresses the bodies of workers that send them compressed, although they were asked not to."""
+
+import zlib
+from collections.abc import Awaitable, Callable
+from typing import Final
+
+import aiohttp
+
+_GZIP: Final = 16 + zlib.MAX_WBITS
+CODINGS: Final = frozenset({b"gzip", b"x-gzip", b"deflate"})
+
+Read = Callable[[], Awaitable[bytes]]
+
+
+class DecodedBody:
+    """A body that `read` gives in pieces, b"" at its end. coding is one of CODINGS.
+
+    A small body may unfold to any size, so no piece is longer than `limit` bytes.
+    """
+
+    def __init__(self, coding: bytes, read: Read, limit: int) -> None:
+        self._is_gzip = coding != b"deflate"
+        self._read_raw = read
+        self._limit = limit
+        self._inflater: zlib._Decompress | None = None
+        self._raw = b""  # received, and not decompressed yet
+        self._ended = False  # at the end of all members of the body that have come
+
+    async def read(self) -> bytes:
+        """Return the next piece, or b"" at the end. Raises ClientPayloadError if the body is damaged or cut off."""
+        try:
+            while True:
+                if not self._raw:
+                    self._raw = await self._read_raw()
+                    if not self._raw:
+                        return self._rest()
+                if piece := self._inflate():
+                    return piece
+        except zlib.error as error:
+            raise aiohttp.ClientPayloadError(f"the compressed body is damaged: {error}") from error
+
+    def _inflate(self) -> bytes:
+        if self._ended and not self._is_gzip:
+            self._raw = b""  # what follows the end of a zlib stream is no part of it
+            return b""
+        if self._inflater is None or self._ended:  # a gzip file may have several members
+            self._inflater = zlib.decompressobj(self._window_bits(self._raw[0]))
+            self._ended = False
+        piece = self._inflater.decompress(self._raw, self._limit)
+        self._ended = self._inflater.eof
+        self._raw = self._inflater.unused_data if self._ended else self._inflater.unconsumed_tail
+        return piece
+
+    def _window_bits(self, first: int) -> int:
+        if self._is_gzip:
+            return _GZIP
+        # RFC 9110 means the zlib format by "deflate". Some servers send raw deflate data, whose first byte differs.
+        return zlib.MAX_WBITS if first & 0x0F == zlib.DEFLATED else -zlib.MAX_WBITS
+
+    def _rest(self) -> bytes:
+        if self._inflater is None or self._ended:
+            return b""
+        rest = self._inflater.flush()
+        self._ended = self._inflater.eof
+        if not self._ended:
+            raise aiohttp.ClientPayloadError("the compressed body is cut off")
+        return rest
