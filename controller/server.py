@@ -2,7 +2,6 @@
 
 import asyncio
 import contextlib
-import errno
 import logging
 import logging.config
 import multiprocessing
@@ -10,7 +9,6 @@ import os
 import signal
 import socket
 import tempfile
-from collections.abc import Mapping
 from functools import partial
 from math import ceil
 from pathlib import Path
@@ -22,7 +20,8 @@ from starlette.types import ASGIApp
 from uvicorn.supervisors import Multiprocess
 
 from controller import __version__
-from controller.domain.errors import SettingsError, StoreError, StoreIncompatible
+from controller.domain.errors import StoreError, StoreIncompatible
+from controller.listening import BACKLOG, bind_listeners, listen, url
 from controller.metrics import Metrics
 from controller.service import Controller
 from controller.settings import DEFAULT_DATA_DIR, Settings
@@ -45,9 +44,9 @@ def serve(settings: Settings) -> None:
     """
     logging.config.dictConfig(logging_config(settings.log_level))
     warn_of_bundle()
-    _check_address(settings)
     signal.signal(signal.SIGTERM, _exit)  # uvicorn raises its signals again once it has shut down
     with contextlib.ExitStack() as resources:
+        listeners = [resources.enter_context(one) for one in bind_listeners(settings.host, settings.port)]
         store, told = _store(settings, resources)
         asyncio.run(_check_layout(settings, store))
         logger.info(
@@ -62,15 +61,16 @@ def serve(settings: Settings) -> None:
         server_config = uvicorn.Config(
             partial(replica, settings, store, metrics_dir),
             factory=True,
-            host=settings.host,
-            port=settings.port,
             ssl_keyfile=settings.ssl_keyfile if settings.ssl else None,
             ssl_certfile=settings.ssl_certfile if settings.ssl else None,
             workers=settings.replicas,
             **uvicorn_options(settings),
         )
+        listen(listeners, settings.host, settings.port)
+        address = url("https" if settings.ssl else "http", settings.host, listeners)
+        logger.info("Listening on %s (Press CTRL+C to quit)", address)
         with contextlib.suppress(KeyboardInterrupt):  # Ctrl-C is a way to end it, not an error
-            _run(server_config)
+            _run(server_config, listeners)
 
 
 def uvicorn_options(settings: Settings) -> dict[str, Any]:
@@ -84,49 +84,20 @@ def uvicorn_options(settings: Settings) -> dict[str, Any]:
         "server_header": False,
         "date_header": False,
         "proxy_headers": False,
+        "backlog": BACKLOG,
         "timeout_keep_alive": 75,  # longer than clients' pools keep a connection idle, so that they close first
         "timeout_graceful_shutdown": ceil(settings.shutdown_timeout + _LAST_WORDS),  # uvicorn takes whole seconds
     }
 
 
-def _run(config: uvicorn.Config) -> None:
+def _run(config: uvicorn.Config, listeners: list[socket.socket]) -> None:
     if config.workers > 1:
-        with contextlib.closing(config.bind_socket()) as listener:
-            Multiprocess(config, [listener]).run()
+        Multiprocess(config, listeners).run()
         return
     server = uvicorn.Server(config)
-    server.run()
+    server.run(listeners)
     if not server.started:
         raise SystemExit(1)  # uvicorn has logged why
-
-
-def _check_address(settings: Settings) -> None:
-    """Raise SettingsError if the address cannot be listened on: before anything is started for it."""
-    try:
-        found = socket.getaddrinfo(settings.host, settings.port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
-    except (socket.gaierror, UnicodeError) as error:
-        raise SettingsError(f"--host {settings.host} is no address of this machine: {error}.") from error
-    for family, kind, protocol, _, address in found:
-        try:
-            probe = socket.socket(family, kind, protocol)
-        except OSError:
-            continue  # a machine without IPv6 that has a name for it all the same
-        with probe:
-            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            try:
-                probe.bind(address)
-            except OSError as error:
-                hint = _HINTS.get(error.errno or 0, "Choose another address.")
-                raise SettingsError(
-                    f"--port {settings.port} on --host {settings.host} cannot be opened: {error.strerror}. {hint}"
-                ) from error
-
-
-_HINTS: Final[Mapping[int, str]] = {
-    errno.EADDRINUSE: "Is another controller running there? Stop it, or choose another --port.",
-    errno.EADDRNOTAVAIL: "Name an address of this machine with --host.",
-    errno.EACCES: "Ports below 1024 need a privilege; choose a higher --port.",
-}
 
 
 def replica(settings: Settings, store: StoreUrl, metrics_dir: Path | None) -> ASGIApp:

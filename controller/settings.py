@@ -50,8 +50,10 @@ class Settings:
     both from here. Raises SettingsError, in one sentence that says what to change.
     """
 
-    host: str = _setting("localhost", "Address to listen on. 0.0.0.0 for all of this machine's.")
-    port: int = _setting(21001, "Port to listen on.")
+    host: str = _setting(
+        "localhost", "Address or name to listen on. :: stands for all addresses, 0.0.0.0 for those of IPv4."
+    )
+    port: int = _setting(21001, "Port to listen on. 0 picks a free one.")
     dispatch_method: DispatchMethod = _setting(
         DispatchMethod.SHORTEST_QUEUE,
         "How a worker is chosen: the least queue_length / speed, or at random in proportion to speed.",
@@ -174,8 +176,6 @@ class Settings:
             raise SettingsError(
                 f"--forward-tries must be from 1 to {_MAX_FORWARD_TRIES} workers, not {self.forward_tries}."
             )
-        if self.port == 0 and self.replicas > 1:
-            raise SettingsError("--port 0 picks a free port for one process; name a port to run several --replicas.")
         if not _NAMESPACE.match(self.namespace):
             raise SettingsError("--namespace takes 1 to 64 letters, digits, dots, colons, dashes and underscores.")
         if self.log_level not in _LOG_LEVELS:

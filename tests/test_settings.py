@@ -40,7 +40,6 @@ def test_every_setting_has_a_flag_and_a_variable() -> None:
         ({"port": 65536}, "--port"),
         ({"replicas": 0}, "--replicas must be from 1"),
         ({"replicas": 257}, "--replicas"),
-        ({"port": 0, "replicas": 2}, "name a port to run several --replicas"),
         ({"heartbeat_expiration": 0}, "--heartbeat-expiration must be a positive number of seconds, not 0"),
         ({"worker_timeout": float("nan")}, "--worker-timeout"),
         ({"probe_timeout": float("inf")}, "--probe-timeout"),

@@ -9,7 +9,7 @@ import sys
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -61,11 +61,11 @@ def serves(url: str) -> bool:
 class Process:
     """A child process with its output in a file."""
 
-    def __init__(self, log: Path, *command: str, **env: str) -> None:
+    def __init__(self, log: Path, *command: str, wrap: Sequence[str] = (), **env: str) -> None:
         self.log_path = log
         with log.open("ab") as output:
             self.popen = subprocess.Popen(
-                [sys.executable, *command],
+                [*wrap, sys.executable, *command],
                 stdout=output,
                 stderr=output,
                 stdin=subprocess.DEVNULL,
@@ -111,7 +111,15 @@ class Server(Process):
 class ControllerProcess(Process):
     """`controller serve` on a port of its own."""
 
-    def __init__(self, data_dir: Path, *flags: str, port: int = 0, scheme: str = "http", **env: str) -> None:
+    def __init__(
+        self,
+        data_dir: Path,
+        *flags: str,
+        port: int = 0,
+        scheme: str = "http",
+        wrap: Sequence[str] = (),
+        **env: str,
+    ) -> None:
         self.port = port or free_port()
         self.url = f"{scheme}://127.0.0.1:{self.port}"
         self.data_dir = data_dir
@@ -130,7 +138,7 @@ class ControllerProcess(Process):
             ]  # FastChat's arithmetic: bookings can be counted
         address = ["--host", "127.0.0.1", "--port", str(self.port)]
         log = data_dir.parent / f"{data_dir.name}.log"
-        super().__init__(log, "-m", "controller", "serve", *address, *where, *flags, **env)
+        super().__init__(log, "-m", "controller", "serve", *address, *where, *flags, wrap=wrap, **env)
 
     @property
     def store_url(self) -> str:

@@ -1,0 +1,87 @@
+"""`--host` in networks of its own: with IPv6 and without, with one replica and with several."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.system.conftest import Serve
+
+HOSTS = "127.0.0.1 localhost\n::1 localhost ip6-localhost\n"
+WITHOUT_IPV6 = "sysctl -q -w net.ipv6.conf.all.disable_ipv6=1 net.ipv6.conf.lo.disable_ipv6=1"
+ASK = """
+import socket, sys
+for host in sys.argv[2:]:
+    try:
+        with socket.create_connection((host, int(sys.argv[1])), timeout=5) as asked:
+            asked.sendall(b"GET /readyz HTTP/1.0\\r\\n\\r\\n")
+            print(host, b" 200 " in asked.recv(100))
+    except OSError:
+        print(host, False)
+"""
+
+
+@pytest.fixture
+def network(work_dir: Path) -> tuple[str, ...]:
+    """A command that runs another one, `$@`, in a network and with a hosts file of its own, after `$0`."""
+    hosts = work_dir / "hosts"
+    hosts.write_text(HOSTS)
+    script = f'ip link set lo up && mount --bind {hosts} /etc/hosts && eval "$0" && exec "$@"'
+    wrap = ("unshare", "--net", "--mount", "sh", "-c", script)
+    for given in ("true", WITHOUT_IPV6):
+        try:
+            subprocess.run([*wrap, given, "true"], check=True, capture_output=True)
+        except (OSError, subprocess.CalledProcessError) as error:
+            pytest.skip(f"needs the right to make a network namespace: {error}")
+    return wrap
+
+
+def answering(pid: int, port: int) -> dict[str, bool]:
+    """Whether a controller answers on 127.0.0.1 and on ::1, in its network."""
+    inside = ("nsenter", "--net", "--target", str(pid), sys.executable, "-c", ASK, str(port), "127.0.0.1", "::1")
+    output = subprocess.run(inside, capture_output=True, text=True, check=True).stdout
+    return {host: answer == "True" for host, answer in (line.split() for line in output.splitlines())}
+
+
+@pytest.mark.parametrize("number", [1, 2], ids=["1 replica", "2 replicas"])
+@pytest.mark.parametrize(
+    ("host", "with_ipv6", "expected"),
+    [
+        ("localhost", True, {"127.0.0.1": True, "::1": True}),
+        ("localhost", False, {"127.0.0.1": True, "::1": False}),
+        ("::", True, {"127.0.0.1": True, "::1": True}),
+        ("::", False, {"127.0.0.1": True, "::1": False}),
+        ("::1", True, {"127.0.0.1": False, "::1": True}),
+        ("0.0.0.0", True, {"127.0.0.1": True, "::1": False}),
+    ],
+)
+def test_each_address_of_the_host_answers(
+    serve: Serve, network: tuple[str, ...], number: int, host: str, with_ipv6: bool, expected: dict[str, bool]
+) -> None:
+    wrap = (*network, "true" if with_ipv6 else WITHOUT_IPV6)
+    controller = serve("--host", host, "--replicas", str(number), wrap=wrap, ready=False)
+    controller.wait_for(
+        lambda: "Listening on" in controller.log and any(answering(controller.popen.pid, controller.port).values()),
+        "it answers",
+    )
+    assert answering(controller.popen.pid, controller.port) == expected
+    assert ("Not listening on ::1 of --host localhost" in controller.log) == (host == "localhost" and not with_ipv6)
+    shown = f"[{host}]" if ":" in host else host
+    assert f"Listening on http://{shown}:{controller.port} (Press CTRL+C to quit)" in controller.log
+
+
+def test_a_host_without_any_address_is_refused(serve: Serve, network: tuple[str, ...]) -> None:
+    controller = serve("--host", "::1", wrap=(*network, WITHOUT_IPV6), ready=False)
+    assert controller.popen.wait(30) == 1
+    [line] = controller.log.splitlines()
+    assert "--host ::1 cannot be opened: Cannot assign requested address. Name an address of this machine" in line
+
+
+@pytest.mark.parametrize("number", ["1", "2"])
+def test_port_0_picks_a_free_port(serve: Serve, number: str) -> None:
+    controller = serve("--port", "0", "--replicas", number, ready=False)
+    controller.wait_for(lambda: "Listening on http://127.0.0.1:" in controller.log, "it listens")
+    port = controller.log.partition("Listening on http://127.0.0.1:")[2].split()[0]
+    assert port not in ("0", str(controller.port))
+    assert controller.stop() == 0
