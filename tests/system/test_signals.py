@@ -1,0 +1,199 @@
+"""The signals of a terminal and of service managers: the same with one replica and with several."""
+
+import contextlib
+import os
+import pty
+import signal
+import sys
+from pathlib import Path
+
+import psutil
+import pytest
+
+from tests.system.conftest import Serve
+from tests.system.processes import ControllerProcess, serves, stock_worker
+from tests.system.test_serve import children, replicas
+from tests.system.test_shutdown import MODEL, ready, streaming
+from tests.waiting import wait_until
+
+NUMBERS = pytest.mark.parametrize("number", [1, 2], ids=["1 replica", "2 replicas"])
+LINUX = pytest.mark.skipif(sys.platform != "linux", reason="needs Linux, to see what a process has loaded")
+IN_TERMINAL = 'exec "$@" <"$0" >"$0" 2>&1'  # the first terminal that a session opens becomes its own
+CHANGE_NOTHING = (signal.SIGTTIN, signal.SIGTTOU, signal.SIGWINCH, signal.SIGUSR1, signal.SIGUSR2)
+
+
+async def start(serve: Serve, number: int, *flags: str, **options: object) -> ControllerProcess:
+    controller = serve("--replicas", str(number), *flags, **options)
+    await wait_until(lambda: started(controller) == number, "all replicas serve")
+    return controller
+
+
+def started(controller: ControllerProcess) -> int:
+    return controller.log.count("Application startup complete")
+
+
+def send_to_all(controller: ControllerProcess, number: signal.Signals) -> None:
+    """As a terminal does: to the whole group."""
+    os.killpg(controller.popen.pid, number)
+
+
+@NUMBERS
+@pytest.mark.parametrize("sent", [signal.SIGHUP, signal.SIGQUIT, signal.SIGINT])
+async def test_the_terminals_signals_end_it_in_order(serve: Serve, number: int, sent: signal.Signals) -> None:
+    controller = await start(serve, number, "--shutdown-delay", "60")
+    processes = [psutil.Process(pid) for pid in children(controller)]
+    send_to_all(controller, sent)
+    assert controller.popen.wait(20) == 0
+    await wait_until(lambda: not any(process.is_running() for process in processes), "no process is left")
+    assert controller.log.count("Finished server process") == number
+    assert "died" not in controller.log
+    assert "Traceback" not in controller.log
+
+
+@pytest.mark.parametrize("sent", [signal.SIGHUP, signal.SIGQUIT, signal.SIGINT])
+async def test_the_supervisor_passes_on_what_it_alone_receives(serve: Serve, sent: signal.Signals) -> None:
+    controller = await start(serve, 2, "--shutdown-delay", "60")
+    os.kill(controller.popen.pid, sent)
+    assert controller.popen.wait(20) == 0
+    assert "serving for 60 s more" not in controller.log
+
+
+@NUMBERS
+async def test_a_second_sigterm_leaves_out_the_delay(serve: Serve, number: int) -> None:
+    controller = await start(serve, number, "--shutdown-delay", "60")
+    os.kill(controller.popen.pid, signal.SIGTERM)
+    await wait_until(lambda: controller.log.count("serving for 60 s more") == number, "all replicas are leaving")
+    os.kill(controller.popen.pid, signal.SIGTERM)
+    assert controller.popen.wait(20) == 0
+
+
+@NUMBERS
+async def test_one_sigterm_to_all_processes_is_not_taken_for_two(serve: Serve, number: int) -> None:
+    """As systemd stops a service."""
+    controller = await start(serve, number, "--shutdown-delay", "60")
+    for pid in (*replicas(controller), controller.popen.pid):
+        os.kill(pid, signal.SIGTERM)
+    await wait_until(lambda: controller.log.count("serving for 60 s more") == number, "all replicas are leaving")
+    if number > 1:
+        await wait_until(lambda: "Received SIGTERM" in controller.log, "the supervisor has passed it on")
+    assert [ready(controller) for _ in range(20)] == [(503, "shutting_down")] * 20
+    assert "uvicorn.error: Shutting down" not in controller.log
+    os.kill(controller.popen.pid, signal.SIGTERM)
+    assert controller.popen.wait(20) == 0
+
+
+@NUMBERS
+async def test_a_closed_terminal_ends_it(serve: Serve, number: int) -> None:
+    """What it still has to say cannot be written, which matters to nothing."""
+    here, terminal = pty.openpty()
+    os.set_blocking(here, False)
+    name = os.ttyname(terminal)
+    controller = serve("--replicas", str(number), wrap=("sh", "-c", IN_TERMINAL, name), ready=False)
+    output = bytearray()
+
+    def all_started() -> bool:
+        with contextlib.suppress(BlockingIOError):
+            output.extend(os.read(here, 65536))
+        return output.count(b"Application startup complete") == number
+
+    await wait_until(all_started, "all replicas serve")
+    processes = [psutil.Process(pid) for pid in children(controller)]
+    assert number == 1 or len(processes) >= 4
+    os.close(terminal)
+    os.close(here)
+    assert controller.popen.wait(20) == 0
+    await wait_until(lambda: not any(process.is_running() for process in processes), "no process is left")
+
+
+@NUMBERS
+async def test_under_nohup_a_closed_terminal_changes_nothing(serve: Serve, number: int) -> None:
+    controller = await start(serve, number, wrap=("sh", "-c", """trap '' HUP; exec "$@\"""", "sh"))
+    before = replicas(controller)
+    send_to_all(controller, signal.SIGHUP)
+    if sys.platform == "linux":
+        assert all(ignores(pid, signal.SIGHUP) for pid in (controller.popen.pid, *before))
+    assert serves(controller.url)
+    assert replicas(controller) == before
+    assert controller.stop() == 0
+    assert "SIGHUP" not in controller.log
+    assert started(controller) == number, "none was replaced"
+
+
+def ignores(pid: int, number: int) -> bool:
+    status = dict(line.split(":\t", 1) for line in Path(f"/proc/{pid}/status").read_text().splitlines())
+    return bool(int(status["SigIgn"], 16) >> (number - 1) & 1)
+
+
+@NUMBERS
+async def test_job_control_and_signals_without_a_meaning_change_nothing(serve: Serve, number: int) -> None:
+    controller = await start(serve, number)
+    before = replicas(controller)
+    for each in CHANGE_NOTHING:
+        send_to_all(controller, each)
+    assert serves(controller.url)
+    assert replicas(controller) == before
+    assert controller.stop() == 0
+    assert started(controller) == number, "none was replaced or added"
+
+
+@pytest.mark.parametrize("moment", ["no child yet", pytest.param("importing", marks=LINUX), "started"])
+async def test_ctrl_c_while_replicas_start_leaves_no_traceback(serve: Serve, moment: str) -> None:
+    controller = serve("--replicas", "3", ready=False)
+    reached = {
+        "no child yet": lambda: "Listening on" in controller.log,
+        "importing": lambda: any(imports(pid, "_asyncio") for pid in replicas(controller)),
+        "started": lambda: "Started server process" in controller.log,
+    }[moment]
+    await wait_until(reached, moment, interval=0.001)
+    send_to_all(controller, signal.SIGINT)
+    assert controller.popen.wait(30) == 0
+    assert "Traceback" not in controller.log
+    assert "died" not in controller.log
+
+
+def imports(pid: int, library: str) -> bool:
+    """Whether a process has a compiled module of that name in its memory."""
+    with contextlib.suppress(psutil.Error):
+        return any(library in mapped.path for mapped in psutil.Process(pid).memory_maps())
+    return False
+
+
+async def test_ctrl_c_while_the_store_starts_leaves_no_traceback(serve: Serve) -> None:
+    controller = serve(ready=False)
+    await wait_until((controller.data_dir / "lock").exists, "the data directory is locked", interval=0.001)
+    send_to_all(controller, signal.SIGINT)
+    assert controller.popen.wait(30) == 0
+    assert controller.log == ""
+
+
+async def test_a_hung_replica_does_not_keep_the_others_from_their_end(serve: Serve) -> None:
+    controller = await start(serve, 2, "--shutdown-timeout", "0")
+    hung = replicas(controller)[0]
+    os.kill(hung, signal.SIGSTOP)
+    os.kill(controller.popen.pid, signal.SIGTERM)
+    assert controller.popen.wait(30) == 0
+    assert f"Process {hung} does not end; killing it." in controller.log
+    assert not psutil.pid_exists(hung)
+
+
+async def test_replicas_are_replaced_where_the_working_directory_was_deleted(serve: Serve, work_dir: Path) -> None:
+    directory = work_dir / "working"
+    directory.mkdir()
+    controller = await start(serve, 2, wrap=("sh", "-c", """cd "$0"; exec "$@\"""", str(directory)))
+    directory.rmdir()
+    before = replicas(controller)
+    for pid in before:
+        os.kill(pid, signal.SIGKILL)
+    await wait_until(lambda: started(controller) == 4, "both are replaced")
+    assert not set(replicas(controller)) & set(before)
+    await wait_until(lambda: serves(controller.url), "they serve")
+
+
+async def test_sighup_lets_a_stream_come_to_its_end(serve: Serve, work_dir: Path) -> None:
+    controller = await start(serve, 2, "--shutdown-timeout", "30")
+    with stock_worker(work_dir, controller.url, *MODEL, "--delay", "0.1", interval=60):
+        task = await streaming(controller, 20)
+        send_to_all(controller, signal.SIGHUP)
+        frames, last = await task
+        assert (frames, last["error_code"]) == (21, 0)
+        assert controller.popen.wait(15) == 0
