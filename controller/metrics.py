@@ -1,53 +1,165 @@
 """What is counted, for GET /metrics in the text format of Prometheus."""
 
-from pathlib import Path
+import errno
+import mmap
+import os
+import tempfile
+from collections.abc import Iterator, Sequence
+from multiprocessing.reduction import DupFd
+from typing import Any, Final, TypeAlias
 
-from prometheus_client import CollectorRegistry, Counter, generate_latest
-from prometheus_client.multiprocess import MultiProcessCollector
+from prometheus_client import CollectorRegistry, generate_latest
+from prometheus_client.core import CounterMetricFamily
+from prometheus_client.registry import Collector
+
+_ROW_BYTES: Final = 4096
+_CELL_BYTES: Final = 8  # a double
+_ALONE: Final = (
+    "# Counted by the replica that answered, alone: the {} replicas of this controller could not share memory.\n"
+)
+
+Row: TypeAlias = "memoryview[float]"
 
 
-class Metrics:
-    """The counters of one replica.
+class CounterMemory:
+    """Memory that the replicas of one `serve` share: a row of counters for each.
 
-    shared_dir is the directory in which the replicas of one `serve` keep their counters, so that any of them
-    can tell the sum; None for a replica on its own.
+    It is a file without a name, so nothing can delete it, it needs no disk, and it ends with the last process that has
+    it open. The supervisor creates it and passes it on to each replica. Raises OSError if there can be none.
     """
 
-    def __init__(self, shared_dir: Path | None = None) -> None:
-        self._shared_dir = shared_dir
+    def __init__(self, replicas: int) -> None:
+        self._replicas = replicas
+        self._descriptor = _nameless_file(replicas * _ROW_BYTES)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {"_replicas": self._replicas, "_descriptor": DupFd(self._descriptor)}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self._replicas = state["_replicas"]
+        self._descriptor = state["_descriptor"].detach()
+
+    def rows(self) -> list[Row]:
+        """The rows of all replicas. A replica writes to the row of its slot only."""
+        cells = memoryview(mmap.mmap(self._descriptor, self._replicas * _ROW_BYTES)).cast("d")
+        width = _ROW_BYTES // _CELL_BYTES
+        return [cells[slot * width : (slot + 1) * width] for slot in range(self._replicas)]
+
+
+def _nameless_file(size: int) -> int:
+    """Open a file without a name and reserve its space: to write to a mapped page without space ends the process."""
+    try:
+        descriptor = os.memfd_create("controller-metrics")
+    except (AttributeError, OSError):  # no Linux, or a sandbox that forbids it
+        with tempfile.TemporaryFile() as file:
+            descriptor = os.dup(file.fileno())
+    try:
+        _reserve(descriptor, size)
+    except BaseException:
+        os.close(descriptor)
+        raise
+    return descriptor
+
+
+def _reserve(descriptor: int, size: int) -> None:
+    if os.write(descriptor, bytes(size)) < size:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+
+class Counter:
+    """A number that only grows."""
+
+    __slots__ = ("_cell", "_row")
+
+    def __init__(self, row: Row, cell: int) -> None:
+        self._row = row
+        self._cell = cell
+
+    def inc(self, amount: int = 1) -> None:
+        """Count."""
+        self._row[self._cell] += amount
+
+
+class LabelledCounter:
+    """A counter for each value of a label."""
+
+    def __init__(self, counters: dict[str, Counter]) -> None:
+        self._counters = counters
+
+    def labels(self, value: str) -> Counter:
+        """The counter of one of the values."""
+        return self._counters[value]
+
+
+class Metrics(Collector):
+    """The counters of one replica.
+
+    memory: shared with the other replicas of the `serve`, so that each can tell the sum; without it each tells its own.
+    slot: the number of this replica. Its predecessor's counts go on.
+    replicas: their number.
+    """
+
+    def __init__(self, memory: CounterMemory | None = None, slot: int = 0, replicas: int = 1) -> None:
+        self._rows: Sequence[Row] = memory.rows() if memory else [memoryview(bytearray(_ROW_BYTES)).cast("d")]
+        self._row = self._rows[slot if memory else 0]
+        self._preface = _ALONE.format(replicas) if replicas > 1 and not memory else ""
+        self._families: list[tuple[str, str, str, tuple[str, ...]]] = []
+        self._cells = 0
         self._registry = CollectorRegistry()
-        dispatches = self._counter("dispatches", "Answers to requests for a worker.", "outcome")
+        dispatches = self._labelled(
+            "dispatches",
+            "Answers to requests for a worker.",
+            outcome=("chosen", "no_worker", "degraded", "store_unavailable"),
+        )
         self.dispatches_chosen = dispatches.labels("chosen")
         self.dispatches_no_worker = dispatches.labels("no_worker")
         self.dispatches_degraded = dispatches.labels("degraded")
         self.dispatches_store_unavailable = dispatches.labels("store_unavailable")
         self.dispatch_batches = self._counter("dispatch_batches", "Calls to the store that chose workers.")
-        heartbeats = self._counter("heartbeats", "Heartbeats received.", "outcome")
+        heartbeats = self._labelled(
+            "heartbeats", "Heartbeats received.", outcome=("known", "unknown", "store_unavailable")
+        )
         self.heartbeats_known = heartbeats.labels("known")
         self.heartbeats_unknown = heartbeats.labels("unknown")
         self.heartbeats_store_unavailable = heartbeats.labels("store_unavailable")
-        polls = self._counter("polls", "Workers asked for their queue length.", "outcome")
+        polls = self._labelled("polls", "Workers asked for their queue length.", outcome=("answered", "failed"))
         self.polls_answered = polls.labels("answered")
         self.polls_failed = polls.labels("failed")
-        self.registrations = self._counter("registrations", "Workers registered.", "outcome")
-        self.removals = self._counter("removals", "Workers removed.", "reason")
-        self.streams = self._counter("streams", "Streams forwarded.", "outcome")
-        self.calls = self._counter("calls", "Other requests forwarded.", "outcome")
+        self.registrations = self._labelled("registrations", "Workers registered.", outcome=("new", "again"))
+        self.removals = self._labelled("removals", "Workers removed.", reason=("request", "refresh", "lapsed"))
+        endings = ("complete", "broken", "no_worker", "client_gone")
+        self.streams = self._labelled("streams", "Streams forwarded.", outcome=endings)
+        self.calls = self._labelled("calls", "Other requests forwarded.", outcome=endings)
         self.forward_retries = self._counter("forward_retries", "Requests that went to another worker than the first.")
         self.store_failures = self._counter("store_failures", "Calls that the store did not serve.")
         self.store_clock_jumps = self._counter(
             "store_clock_jumps", "Times that the clock of the store was set by more than a second.", "direction"
         )
         self.store_outages = self._counter("store_outages", "Times that the store stopped serving.")
+        self._registry.register(self)
 
-    def _counter(self, name: str, text: str, *labels: str) -> Counter:
-        return Counter(f"controller_{name}", text, labels, registry=self._registry)
+    def _counter(self, name: str, text: str) -> Counter:
+        return self._add(name, text, "", ("",))[0]
+
+    def _labelled(self, name: str, text: str, **label: tuple[str, ...]) -> LabelledCounter:
+        [(key, values)] = label.items()
+        return LabelledCounter(dict(zip(values, self._add(name, text, key, values), strict=True)))
+
+    def _add(self, name: str, text: str, label: str, values: tuple[str, ...]) -> list[Counter]:
+        """Give each value of a label the next cell of the row."""
+        self._families.append((name, text, label, values))
+        first, self._cells = self._cells, self._cells + len(values)
+        return [Counter(self._row, cell) for cell in range(first, self._cells)]
+
+    def collect(self) -> Iterator[CounterMetricFamily]:
+        """The counters for prometheus_client, summed over the replicas that share their memory."""
+        sums = (sum(row[cell] for row in self._rows) for cell in range(self._cells))
+        for name, text, label, values in self._families:
+            family = CounterMetricFamily(f"controller_{name}", text, labels=[label] if label else [])
+            for value in values:
+                family.add_metric([value] if label else [], next(sums))
+            yield family
 
     def render(self) -> bytes:
-        """All counters, summed over the replicas that share a directory."""
-        if self._shared_dir is None:
-            return generate_latest(self._registry)
-        registry = CollectorRegistry()
-        # prometheus_client gives this class no types
-        MultiProcessCollector(registry, path=str(self._shared_dir))  # type: ignore[no-untyped-call]
-        return generate_latest(registry)
+        """All counters as text."""
+        return self._preface.encode() + generate_latest(self._registry)

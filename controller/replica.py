@@ -5,13 +5,12 @@ import logging
 import multiprocessing
 import signal
 from multiprocessing.connection import Connection
-from pathlib import Path
 from types import FrameType
 from typing import Any
 
 from starlette.types import ASGIApp
 
-from controller.metrics import Metrics
+from controller.metrics import CounterMemory, Metrics
 from controller.service import Controller
 from controller.settings import Settings
 from controller.store_url import StoreUrl
@@ -24,15 +23,15 @@ logger = logging.getLogger("controller.server")
 def replica(
     settings: Settings,
     store: StoreUrl,
-    metrics_dir: Path | None,
+    memory: CounterMemory | None,
     place: Place | None = None,
 ) -> ASGIApp:
     """Build the application of a replica. Call this in its event loop, when uvicorn's signal handlers are in place.
 
-    metrics_dir: of the counters of all replicas, if there are several.
+    memory: of the counters of all replicas, if they share one.
     place: what the supervisor gives to a child process.
     """
-    metrics = Metrics(metrics_dir)
+    metrics = Metrics(memory, place.slot if place else 0, settings.replicas)
     controller = create_controller(settings, store, metrics)
     departure = _Departure(settings, controller)
     if place is not None:

@@ -4,10 +4,8 @@ import asyncio
 import contextlib
 import logging
 import logging.config
-import os
 import signal
 import socket
-import tempfile
 from collections.abc import Sequence
 from functools import partial
 from math import ceil
@@ -21,6 +19,7 @@ from uvicorn.config import STARTUP_FAILURE
 from controller import __version__
 from controller.domain.errors import StoreError, StoreIncompatible
 from controller.listening import BACKLOG, bind_listeners, listen, url
+from controller.metrics import CounterMemory
 from controller.replica import replica
 from controller.settings import DEFAULT_DATA_DIR, Settings
 from controller.store.embedded import EmbeddedStore
@@ -61,14 +60,13 @@ def serve(settings: Settings) -> None:
         listen(listeners, settings.host, settings.port)
         address = url("https" if settings.ssl else "http", settings.host, listeners)
         logger.info("Listening on %s (Press CTRL+C to quit)", address)
-        metrics_dir = _shared_metrics_dir(resources) if settings.replicas > 1 else None
-        _run(settings, store, listeners, metrics_dir)
+        _run(settings, store, listeners)
 
 
-def _run(settings: Settings, store: StoreUrl, listeners: Sequence[socket.socket], metrics_dir: Path | None) -> None:
+def _run(settings: Settings, store: StoreUrl, listeners: Sequence[socket.socket]) -> None:
     """Run the replicas. Raises SystemExit if they cannot start; what is wrong is in the log."""
     config = uvicorn.Config(
-        partial(replica, settings, store, metrics_dir),
+        partial(replica, settings, store, _counter_memory(settings)),
         factory=True,
         ssl_keyfile=settings.ssl_keyfile if settings.ssl else None,
         ssl_certfile=settings.ssl_certfile if settings.ssl else None,
@@ -142,11 +140,14 @@ async def _check_layout(settings: Settings, store: StoreUrl) -> None:
         await registry.close()
 
 
-def _shared_metrics_dir(resources: contextlib.ExitStack) -> Path:
-    """The directory in which the replicas add up their counters; prometheus_client finds it by the environment."""
-    directory = resources.enter_context(tempfile.TemporaryDirectory(prefix="controller-metrics-"))
-    os.environ["PROMETHEUS_MULTIPROC_DIR"] = directory
-    return Path(directory)
+def _counter_memory(settings: Settings) -> CounterMemory | None:
+    if settings.replicas == 1:
+        return None
+    try:
+        return CounterMemory(settings.replicas)
+    except OSError as error:
+        logger.warning("The replicas cannot share memory, so GET /metrics tells the counts of one of them: %s.", error)
+        return None
 
 
 def logging_config(level: str) -> dict[str, Any]:

@@ -1,0 +1,44 @@
+"""GET /metrics of several replicas: nothing that happens to files or to replicas takes it or the service away."""
+
+import os
+import re
+import signal
+from pathlib import Path
+
+import httpx
+
+from tests.system.conftest import Serve
+from tests.system.processes import ControllerProcess, serves
+from tests.system.test_serve import replicas
+from tests.waiting import wait_until
+
+A = "http://127.0.0.1:9"
+
+
+def dispatches(controller: ControllerProcess) -> float:
+    answer = httpx.get(f"{controller.url}/metrics")
+    assert answer.status_code == 200
+    [chosen] = re.findall(r'^controller_dispatches_total\{outcome="chosen"\} (\S+)$', answer.text, re.MULTILINE)
+    return float(chosen)
+
+
+async def test_counts_go_on_when_replicas_are_killed(serve: Serve, work_dir: Path) -> None:
+    temporary = work_dir / "temporary"
+    temporary.mkdir()
+    controller = serve("--replicas", "2", TMPDIR=str(temporary))
+    assert list(temporary.iterdir()) == [], "no file that something could delete"
+    temporary.rmdir()
+    controller.register(A)
+    files = set(controller.data_dir.iterdir())
+    for number in range(1, 4):
+        assert controller.dispatch() == A
+        assert dispatches(controller) == number
+        before = set(replicas(controller))
+        for pid in before:
+            os.kill(pid, signal.SIGKILL)
+        await wait_until(lambda old=before: len(set(replicas(controller)) - old) == 2, "both are replaced")
+        await wait_until(lambda: serves(controller.url), "they serve")
+    assert dispatches(controller) == 3
+    assert set(controller.data_dir.iterdir()) == files
+    assert controller.stop() == 0
+    assert "Traceback" not in controller.log

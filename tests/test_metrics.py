@@ -1,0 +1,66 @@
+"""The counters of replicas that share memory, and of one that does not."""
+
+import os
+import re
+import tempfile
+
+import pytest
+
+from controller.metrics import CounterMemory, Metrics
+
+
+def count(metrics: Metrics, series: str) -> float:
+    [value] = re.findall(rf"^controller_{re.escape(series)} (\S+)$", metrics.render().decode(), re.MULTILINE)
+    return float(value)
+
+
+def test_every_series_is_there_before_it_is_counted() -> None:
+    assert count(Metrics(), 'removals_total{reason="lapsed"}') == 0
+    assert count(Metrics(), "store_outages_total") == 0
+
+
+def test_each_replica_tells_the_sum() -> None:
+    memory = CounterMemory(3)
+    replicas = [Metrics(memory, slot, 3) for slot in range(3)]
+    for replica in replicas:
+        replica.registrations.labels("new").inc()
+        replica.dispatch_batches.inc(2)
+    for replica in replicas:
+        assert count(replica, 'registrations_total{outcome="new"}') == 3
+        assert count(replica, 'registrations_total{outcome="again"}') == 0
+        assert count(replica, "dispatch_batches_total") == 6
+
+
+def test_a_successor_counts_on() -> None:
+    memory = CounterMemory(2)
+    other = Metrics(memory, 0, 2)
+    for _ in range(3):
+        Metrics(memory, 1, 2).store_outages.inc()
+    assert count(other, "store_outages_total") == 3
+
+
+@pytest.mark.parametrize("anonymous", [True, False], ids=["memfd", "unlinked file"])
+def test_the_memory_has_no_name_and_its_space_is_reserved(anonymous: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    if not anonymous:
+        monkeypatch.delattr(os, "memfd_create", raising=False)
+    memory = CounterMemory(2)
+    found = os.fstat(memory._descriptor)
+    assert found.st_nlink == 0
+    assert found.st_blocks * 512 >= found.st_size == 2 * 4096
+    Metrics(memory, 1, 2).store_outages.inc()
+    assert count(Metrics(memory, 0, 2), "store_outages_total") == 1
+
+
+def test_a_machine_without_memory_to_share_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delattr(os, "memfd_create", raising=False)
+    monkeypatch.setattr(tempfile, "tempdir", "/nowhere")
+    with pytest.raises(OSError, match="/nowhere"):
+        CounterMemory(2)
+
+
+def test_a_replica_that_shares_no_memory_tells_its_own_counts_and_says_so() -> None:
+    alone = Metrics(None, 1, 2)
+    alone.store_outages.inc()
+    assert count(alone, "store_outages_total") == 1
+    assert alone.render().startswith(b"# Counted by the replica that answered, alone: the 2 replicas")
+    assert not Metrics().render().startswith(b"# Counted")
