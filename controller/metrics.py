@@ -132,8 +132,10 @@ class Metrics(Collector):
         self.calls = self._labelled("calls", "Other requests forwarded.", outcome=endings)
         self.forward_retries = self._counter("forward_retries", "Requests that went to another worker than the first.")
         self.store_failures = self._counter("store_failures", "Calls that the store did not serve.")
-        self.store_clock_jumps = self._counter(
-            "store_clock_jumps", "Times that the clock of the store was set by more than a second.", "direction"
+        self.store_clock_jumps = self._labelled(
+            "store_clock_jumps",
+            "Times that the clock of the store was set by more than a second.",
+            direction=("ahead", "back"),
         )
         self.store_outages = self._counter("store_outages", "Times that the store stopped serving.")
         self._registry.register(self)

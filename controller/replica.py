@@ -15,6 +15,7 @@ from controller.service import Controller
 from controller.settings import Settings
 from controller.store_url import StoreUrl
 from controller.supervisor import EndSignals, Place, Stage, unblock_signals
+from controller.tls import Certificate
 from controller.web.app import build_app, create_controller
 
 logger = logging.getLogger("controller.server")
@@ -24,6 +25,7 @@ def replica(
     settings: Settings,
     store: StoreUrl,
     memory: CounterMemory | None,
+    certificate: Certificate | None,
     place: Place | None = None,
 ) -> ASGIApp:
     """Build the application of a replica. Call this in its event loop, when uvicorn's signal handlers are in place.
@@ -36,7 +38,7 @@ def replica(
     departure = _Departure(settings, controller)
     if place is not None:
         departure.follow(place.orders)
-    return build_app(controller, metrics)
+    return build_app(controller, metrics, *([certificate.watch_forever] if certificate else []))
 
 
 class _Departure:

@@ -25,6 +25,7 @@ from controller.settings import DEFAULT_DATA_DIR, Settings
 from controller.store.embedded import EmbeddedStore
 from controller.store_url import StoreKind, StoreUrl, parse_store_url
 from controller.supervisor import CHANGE_NOTHING, EndSignals, Supervisor
+from controller.tls import Certificate
 from controller.upstream.trust import warn_of_bundle
 from controller.web.app import create_registry
 from controller.web.protocol import BoundedProtocol
@@ -65,11 +66,13 @@ def serve(settings: Settings) -> None:
 
 def _run(settings: Settings, store: StoreUrl, listeners: Sequence[socket.socket]) -> None:
     """Run the replicas. Raises SystemExit if they cannot start; what is wrong is in the log."""
+    tls = Certificate(settings.ssl_certfile, settings.ssl_keyfile) if settings.ssl else None  # type: ignore[arg-type]
     config = uvicorn.Config(
-        partial(replica, settings, store, _counter_memory(settings)),
+        partial(replica, settings, store, _counter_memory(settings), tls),
         factory=True,
         ssl_keyfile=settings.ssl_keyfile if settings.ssl else None,
         ssl_certfile=settings.ssl_certfile if settings.ssl else None,
+        ssl_context_factory=tls.context if tls else None,
         workers=settings.replicas,
         **uvicorn_options(settings),
     )

@@ -52,8 +52,8 @@ def create_controller(settings: Settings, store: StoreUrl, metrics: Metrics) -> 
     return Controller(settings, registry, workers, metrics)
 
 
-def build_app(controller: Controller, metrics: Metrics) -> ASGIApp:
-    """The routes of a replica."""
+def build_app(controller: Controller, metrics: Metrics, *chores: Callable[[], Awaitable[None]]) -> ASGIApp:
+    """The routes of a replica, and its chores: the controller's, and `chores`."""
     worker, client, admin = WorkerPlane(controller), ClientPlane(controller), AdminPlane(controller, metrics)
     forward = ForwardPlane(controller)
     posts = {
@@ -89,19 +89,20 @@ def build_app(controller: Controller, metrics: Metrics) -> ASGIApp:
 
     @asynccontextmanager
     async def lifespan(_: Starlette) -> AsyncIterator[None]:
-        chores = [
+        tasks = [
             asyncio.create_task(_never_give_up(chore))
             for chore in (
                 controller.sweep_forever,
                 controller.keep_snapshot_forever,
                 controller.poll_forever,
                 controller.join_parents_forever,
+                *chores,
             )
         ]
         try:
             yield
         finally:
-            await _end(chores)
+            await _end(tasks)
             await controller.close()
 
     app = Starlette(routes=routes, exception_handlers={HTTPException: http_exception}, lifespan=lifespan)
