@@ -1,4 +1,4 @@
-"""The one place where everything is wired: settings in, an ASGI application out."""
+"""Builds the objects of a replica from the settings, and the ASGI application with its routes and background tasks."""
 
 import asyncio
 import logging
