@@ -13,10 +13,17 @@ outside: list[str] = []  # what was asked for outside of this machine, and refus
 
 
 def is_here(host: str) -> bool:
-    try:
+    if is_address(host):
         return ipaddress.ip_address(host).is_loopback or ipaddress.ip_address(host).is_unspecified
+    return host == "localhost" or is_invented(host)
+
+
+def is_address(host: object) -> bool:
+    try:
+        ipaddress.ip_address(host.decode() if isinstance(host, bytes) else str(host))
     except ValueError:
-        return host == "localhost" or is_invented(host)
+        return False
+    return True
 
 
 def is_invented(name: str) -> bool:
@@ -35,6 +42,8 @@ def _hook(event: str, arguments: tuple[object, ...]) -> None:
         host = address[0] if isinstance(address, tuple) else None  # else the path of a unix socket
     elif event in ("socket.getaddrinfo", "socket.gethostbyname"):
         host = arguments[0]
+        if is_address(host):
+            return  # which asks nobody
     else:
         return
     name = host.decode() if isinstance(host, bytes) else host
