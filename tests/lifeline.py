@@ -2,11 +2,13 @@
 
 `tie()` marks the environment, which all processes inherit that the tests start, and starts a guard that reads from a
 pipe. Only the runner has the other end. When that closes, the guard kills all processes with the mark, and their
-children. `python -m tests.lifeline MARK` is the guard. Each worker of pytest-xdist is a runner with a mark of its own.
+children, and removes the Docker Compose projects with the mark in their names. `python -m tests.lifeline MARK` is the
+guard. Each worker of pytest-xdist is a runner with a mark of its own.
 """
 
 import os
 import secrets
+import shutil
 import subprocess
 import sys
 import time
@@ -30,6 +32,30 @@ def tie() -> Callable[[], None]:
         start_new_session=True,  # a signal to the runner's group is not for the guard
     )
     return guard.communicate
+
+
+def project(name: str) -> str:
+    """Return a name for a Docker Compose project of this run."""
+    return f"{name}-{os.environ[VARIABLE].rpartition(',')[2]}"
+
+
+_KINDS = (
+    ("docker ps --all", "{{.ID}}", "docker rm --force"),
+    ("docker network ls", "{{.ID}}", "docker network rm"),
+    ("docker volume ls", "{{.Name}}", "docker volume rm"),
+)
+
+
+def remove_projects(mark: str) -> None:
+    """Remove containers, networks and volumes of Docker Compose projects whose names end with the mark."""
+    if not shutil.which("docker"):
+        return
+    for list_all, column, remove in _KINDS:
+        command = [*list_all.split(), "--format", column + ' {{.Label "com.docker.compose.project"}}']
+        found = subprocess.run(command, capture_output=True, text=True, check=False).stdout.splitlines()
+        left = [line.split()[0] for line in found if line.endswith(f"-{mark}")]
+        if left:
+            subprocess.run([*remove.split(), *left], capture_output=True, check=False)
 
 
 def marked(mark: str) -> set[psutil.Process]:
@@ -71,3 +97,4 @@ def kill_all(mark: str) -> None:
 if __name__ == "__main__":
     sys.stdin.read()
     kill_all(sys.argv[1])
+    remove_projects(sys.argv[1])

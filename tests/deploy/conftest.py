@@ -7,6 +7,7 @@ import pytest
 
 from tests import network
 from tests.deploy.compose import ROOT, Compose, docker, images, up, why_not
+from tests.lifeline import project
 
 # The workers, and for the test a user of Redis who may look at everything.
 EXTRA = """
@@ -71,7 +72,7 @@ def cluster(built: None, tmp_path_factory: pytest.TempPathFactory) -> Iterator[C
     extra = directory / "extra.yml"
     extra.write_text(EXTRA.format(directory=directory))
     files = (ROOT / "deploy/docker-compose.yml", extra)
-    compose = Compose("controller-test", *files, CONTROLLER_HEARTBEAT_EXPIRATION="12")
+    compose = Compose(project("controller-test"), *files, CONTROLLER_HEARTBEAT_EXPIRATION="12")
     with up(compose, "--no-build") as running:
         yield running
     assert compose.leftovers() == []

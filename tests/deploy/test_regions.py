@@ -8,13 +8,13 @@ from typing import Any
 import pytest
 
 from tests.deploy.compose import ROOT, Compose, docker, up
+from tests.lifeline import project
 from tests.system.processes import call, free_port
 from tests.waiting import wait_until
 
 pytestmark = pytest.mark.timeout(300)
 
 EAST, WEST = "http://east-loadbalancer:21001", "http://west-loadbalancer:21001"
-NETWORK = "controller-test-regions_between"
 
 
 def stream(url: str, model: str) -> list[dict[str, Any]]:
@@ -38,12 +38,13 @@ async def test_a_region_is_cut_off_and_comes_back(built: None) -> None:
     addresses = [f"127.0.0.1:{free_port()}" for _ in range(3)]
     top, east, west = (f"http://{address}" for address in addresses)
     compose = Compose(
-        "controller-test-regions",
+        project("controller-test-regions"),
         ROOT / "examples/regions/docker-compose.yml",
         **dict(zip(("TOP_PORT", "EAST_PORT", "WEST_PORT"), addresses, strict=True)),
         CONTROLLER_HEARTBEAT_EXPIRATION="9",
         CONTROLLER_PARENT_INTERVAL="3",
     )
+    between_regions = f"{compose.project}_between"
     with up(compose, "--no-build") as running:
         await wait_until(lambda: served(top)() == ["east", "echo", "west"], "both regions have joined", timeout=90)
         regions = call(f"{top}/workers", method="GET")["workers"]
@@ -53,7 +54,7 @@ async def test_a_region_is_cut_off_and_comes_back(built: None) -> None:
 
         between = [*running.containers("east-controller"), *running.containers("east-loadbalancer")]
         for container in between:
-            docker("network", "disconnect", NETWORK, container)
+            docker("network", "disconnect", between_regions, container)
         assert [frame["text"] for frame in stream(top, "echo")] == ["a", "a b"], "west is tried"
         assert [frame["text"] for frame in stream(east, "east")] == ["a", "a b"], "the region goes on by itself"
         await wait_until(lambda: served(top)() == ["echo", "west"], "the top has forgotten it")
@@ -62,8 +63,8 @@ async def test_a_region_is_cut_off_and_comes_back(built: None) -> None:
         assert served(west)() == ["echo", "west"]
 
         for container in between[:-1]:
-            docker("network", "connect", NETWORK, container)
-        docker("network", "connect", "--alias", "east-loadbalancer", NETWORK, between[-1])
+            docker("network", "connect", between_regions, container)
+        docker("network", "connect", "--alias", "east-loadbalancer", between_regions, between[-1])
         await wait_until(lambda: served(top)() == ["east", "echo", "west"], "it has joined again")
         assert [frame["text"] for frame in stream(top, "east")] == ["a", "a b"]
     assert running.leftovers() == []

@@ -9,6 +9,7 @@ import pytest
 from controller.store import keys
 from tests.conftest import Figure
 from tests.deploy.compose import ROOT, Compose, docker, up
+from tests.lifeline import project
 from tests.system.load import load
 from tests.system.processes import call, serves
 from tests.waiting import wait_until
@@ -23,7 +24,7 @@ pytestmark = pytest.mark.timeout(300)
 
 def compose(topology: str) -> Compose:
     files = (DEPLOY / "docker-compose.yml", DEPLOY / f"docker-compose.{topology}.yml")
-    return Compose(f"controller-test-{topology}", *files)
+    return Compose(project(f"controller-test-{topology}"), *files)
 
 
 def redis_cli(container: str, *command: str) -> str:

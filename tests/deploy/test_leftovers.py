@@ -1,0 +1,36 @@
+"""A test run that is killed leaves no containers behind."""
+
+import subprocess
+import sys
+
+import pytest
+
+from tests.deploy.compose import ROOT, docker, images, why_not
+from tests.waiting import wait_until
+
+RUNNER = """
+import subprocess, sys, time
+from tests import lifeline
+lifeline.tie()
+label = "com.docker.compose.project=" + lifeline.project("controller-test-killed")
+for command in (["run", "--detach", sys.argv[1], "sleep", "600"], ["network", "create", "controller-test-killed"]):
+    at = 1 if command[0] == "run" else 2
+    subprocess.run(["docker", *command[:at], "--label", label, *command[at:]], check=True, stdout=sys.stderr)
+print(label, flush=True)
+time.sleep(600)
+"""
+
+
+async def test_containers_and_networks_of_a_killed_run_are_removed() -> None:
+    reason = why_not() or ("" if "REDIS_IMAGE" in images() else "there is no image to run")
+    if reason:
+        pytest.skip(f"NOT TESTED, containers: {reason}")
+    command = [sys.executable, "-c", RUNNER, images()["REDIS_IMAGE"]]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, cwd=ROOT) as runner:
+        assert runner.stdout is not None
+        label = f"label={runner.stdout.readline().strip()}"
+        assert docker("ps", "--quiet", "--filter", label)
+        assert docker("network", "ls", "--quiet", "--filter", label)
+        runner.kill()
+    await wait_until(lambda: not docker("ps", "--all", "--quiet", "--filter", label), "the container is gone")
+    await wait_until(lambda: not docker("network", "ls", "--quiet", "--filter", label), "the network is gone")
