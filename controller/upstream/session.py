@@ -8,8 +8,7 @@ import asyncio
 import socket
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any, Final
 
@@ -169,6 +168,11 @@ class AnswerProtocol(ResponseHandler):
         self._awaits_head = 100 <= code <= 199 and code != 101
         super().feed_data(data, size)
 
+    def resume_reading(self, resume_parser: bool = True) -> None:
+        """Go on reading. aiohttp calls this after each read, and would run its parser on nothing each time."""
+        if self._reading_paused:
+            super().resume_reading(resume_parser)
+
     def _fail(self, error: HttpProcessingError) -> None:
         if self.transport is not None:
             self.transport.close()
@@ -203,25 +207,28 @@ class _Connector(aiohttp.TCPConnector):
 
 class _Request(ClientRequest):
     async def send(self, conn: Connection) -> aiohttp.ClientResponse:
-        with _tell_kept(conn):
+        protocol = conn.protocol
+        try:
             return await super().send(conn)
+        except (aiohttp.ClientConnectionError, OSError) as error:
+            if _is_race(protocol):
+                raise KeptConnectionBroke(f"a kept connection broke: {error}") from error
+            raise
 
 
 class _Response(aiohttp.ClientResponse):
     async def start(self, connection: Connection) -> aiohttp.ClientResponse:
-        with _tell_kept(connection):
+        protocol = connection.protocol
+        try:
             return await super().start(connection)
+        except (aiohttp.ClientConnectionError, OSError) as error:
+            if _is_race(protocol):
+                raise KeptConnectionBroke(f"a kept connection broke: {error}") from error
+            raise
 
 
-@contextmanager
-def _tell_kept(connection: Connection) -> Iterator[None]:
-    protocol = connection.protocol
-    try:
-        yield
-    except (aiohttp.ClientConnectionError, OSError) as error:
-        if isinstance(protocol, AnswerProtocol) and protocol.requests > 1 and not protocol.heard:
-            raise KeptConnectionBroke(f"a kept connection broke: {error}") from error
-        raise
+def _is_race(protocol: ResponseHandler | None) -> bool:
+    return isinstance(protocol, AnswerProtocol) and protocol.requests > 1 and not protocol.heard
 
 
 def _socket(address: aiohttp.AddrInfoType) -> socket.socket:
