@@ -39,6 +39,7 @@ VALUES: dict[str, tuple[str, Any]] = {
     "heartbeat_expiration": ("30", 30.0),
     "replicas": ("4", 4),
     "worker_timeout": ("20", 20.0),
+    "forward_tries": ("3", 3),
     "probe_timeout": ("2", 2.0),
     "booking_decay": ("off", "off"),
     "booking_delay": ("0.1", 0.1),

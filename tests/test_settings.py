@@ -40,6 +40,8 @@ def test_every_setting_has_a_flag_and_a_variable() -> None:
         ({"port": 65536}, "--port"),
         ({"replicas": 0}, "--replicas must be from 1"),
         ({"replicas": 257}, "--replicas"),
+        ({"forward_tries": 0}, "--forward-tries must be from 1 to 16 workers, not 0"),
+        ({"forward_tries": 17}, "--forward-tries"),
         ({"heartbeat_expiration": 0}, "--heartbeat-expiration must be a positive number of seconds, not 0"),
         ({"worker_timeout": float("nan")}, "--worker-timeout"),
         ({"probe_timeout": float("inf")}, "--probe-timeout"),
