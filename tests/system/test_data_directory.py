@@ -66,7 +66,7 @@ async def test_a_deleted_directory_is_made_again_with_all_that_was_registered(
     if kill:
         os.kill(store, signal.SIGKILL)
     await comes_back(controller, store)
-    assert "giving it back 1 workers" in controller.log
+    assert "registering 1 workers again" in controller.log
     assert (controller.data_dir / "lock").read_text() == f"{controller.popen.pid}\n"
 
 
