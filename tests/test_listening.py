@@ -58,7 +58,7 @@ def close(listeners: Sequence[socket.socket]) -> None:
 
 
 def reached(host: str, port: int) -> bool:
-    with contextlib.suppress(OSError), socket.create_connection((host, port), timeout=5):
+    with contextlib.suppress(OSError), socket.create_connection((host, port), timeout=60):
         return True
     return False
 

@@ -122,7 +122,7 @@ async def test_frames_come_one_by_one(url: str, gated: Gated) -> None:
     got = []
     gated.more.release()
     async with (
-        httpx.AsyncClient(timeout=30.0) as http,
+        httpx.AsyncClient(timeout=120) as http,
         http.stream("POST", f"{url}/worker_generate_stream", json={"model": "m"}) as response,
     ):
         async for frame in frames(response):
@@ -152,11 +152,11 @@ async def test_a_stream_ends_whole_while_its_replica_stops(url: str, gated: Gate
 async def test_a_client_that_goes_ends_its_request_at_the_worker(url: str, gated: Gated) -> None:
     gated.more.release()
     async with (
-        httpx.AsyncClient(timeout=30.0) as http,
+        httpx.AsyncClient(timeout=120) as http,
         http.stream("POST", f"{url}/worker_generate_stream", json={"model": "m"}) as response,
     ):
         assert await anext(frames(response)) == FRAMES[0]
-    await asyncio.wait_for(gated.left.wait(), 30.0)
+    await asyncio.wait_for(gated.left.wait(), 120.0)
 
 
 async def test_a_large_body_passes(url: str) -> None:

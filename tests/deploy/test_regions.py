@@ -19,7 +19,7 @@ EAST, WEST = "http://east-loadbalancer:21001", "http://west-loadbalancer:21001"
 
 def stream(url: str, model: str) -> list[dict[str, Any]]:
     body = json.dumps({"model": model, "prompt": "a b"}).encode()
-    with urllib.request.urlopen(f"{url}/worker_generate_stream", body, timeout=30) as response:
+    with urllib.request.urlopen(f"{url}/worker_generate_stream", body, timeout=120) as response:
         return [json.loads(frame) for frame in response.read().split(b"\0")[:-1]]
 
 

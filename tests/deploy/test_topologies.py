@@ -81,7 +81,7 @@ async def test_sentinels(built: None, figure: Figure) -> None:
         await asyncio.to_thread(docker, "restart", "--time", "1", second)
         everyone = [master, *(container for [container] in others)]
         await wait_until(lambda: one_leads(everyone), "one leads and two follow", timeout=60, interval=0.5)
-        await wait_until(lambda: serves(running.url), "the cluster is ready", timeout=30)
+        await wait_until(lambda: serves(running.url), "the cluster is ready", timeout=120)
         assert call(f"{running.url}/get_worker_address", {"model": "m"})["address"] in NAMES
         await everything_begins_again(running)
         await its_address_is_taken(running)
@@ -159,7 +159,7 @@ async def one_leads_and_is_watched(running: Compose) -> None:
     expected = {address for node, address in addresses(running).items() if node != leader(running)}
     for sentinel in SENTINELS:
         known = lambda sentinel=sentinel: known_replicas(running, sentinel)  # noqa: E731
-        await wait_until(lambda known=known: known() == expected, f"{sentinel} knows them", timeout=30, interval=0.5)
+        await wait_until(lambda known=known: known() == expected, f"{sentinel} knows them", timeout=120, interval=0.5)
 
 
 def nodes(running: Compose) -> dict[str, str]:
@@ -222,7 +222,7 @@ async def test_a_cluster(built: None, figure: Figure) -> None:
         assert [node for node in nodes if node not in masters and not follows(node)] == []
         master = owner()
         docker("kill", master)
-        await wait_until(lambda: owner() not in ("", master), "another has taken over", timeout=30, interval=0.5)
-        await wait_until(lambda: serves(running.url), "it is in use", timeout=30)
+        await wait_until(lambda: owner() not in ("", master), "another has taken over", timeout=120, interval=0.5)
+        await wait_until(lambda: serves(running.url), "it is in use", timeout=120)
         assert call(f"{running.url}/get_worker_address", {"model": "m"})["address"] in NAMES
     assert running.leftovers() == []

@@ -40,7 +40,7 @@ def gone(pid: int) -> bool:
 
 
 async def known(url: str) -> list[str]:
-    client = connect(url, timeout=5.0)
+    client = connect(url, timeout=60.0)
     try:
         return [
             w.name
@@ -51,7 +51,7 @@ async def known(url: str) -> list[str]:
 
 
 async def register(url: str) -> None:
-    client = connect(url, timeout=5.0)
+    client = connect(url, timeout=60.0)
     await Registry(client, "ns", 90.0, booking_decay=False, booking_delay=0.0).register(worker(A))
     await client.aclose()
 
@@ -65,7 +65,7 @@ async def test_data_outlives_a_restart(short_dir: Path) -> None:
 
 async def test_it_listens_on_a_private_socket_and_never_on_tcp(short_dir: Path) -> None:
     with EmbeddedStore(short_dir / "private") as store:
-        client = connect(store.url, timeout=5.0)
+        client = connect(store.url, timeout=60.0)
         wanted = {"port": "0", "maxmemory-policy": "noeviction", "appendonly": "yes", "appendfsync": "everysec"}
         wanted |= {"save": "", "databases": "1", "auto-aof-rewrite-min-size": str(64 * 1024 * 1024)}
         for option, value in wanted.items():

@@ -145,7 +145,7 @@ async def test_a_lock_that_is_gone_is_taken_again(
 
 async def test_a_log_that_is_gone_comes_back(store: EmbeddedStore, data: Path) -> None:
     (data / "store.log").unlink()
-    client = connect(store.url, timeout=5.0)
+    client = connect(store.url, timeout=60.0)
     await client.config_set("loglevel", "verbose")
     await client.aclose()
     await wait_until((data / "store.log").exists, "the server has written a line")

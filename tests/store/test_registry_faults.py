@@ -124,7 +124,7 @@ async def test_check_does_not_mind_a_user_who_may_not_ask_for_the_policy(store: 
     if store.kind == "fakeredis":
         pytest.skip("fakeredis does not deny INFO")
     await store.client.acl_setuser("few", enabled=True, nopass=True, keys="*", commands=["+@all", "-info"])
-    client = connect(store.url, timeout=5.0)
+    client = connect(store.url, timeout=60.0)
     await client.execute_command("AUTH", "few", "")
     try:
         registry = Registry(client, store.namespace, 90.0, booking_decay=False, booking_delay=0.0)

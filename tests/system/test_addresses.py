@@ -14,7 +14,7 @@ ASK = """
 import socket, sys
 for host in sys.argv[2:]:
     try:
-        with socket.create_connection((host, int(sys.argv[1])), timeout=5) as asked:
+        with socket.create_connection((host, int(sys.argv[1])), timeout=60) as asked:
             asked.sendall(b"GET /readyz HTTP/1.0\\r\\n\\r\\n")
             print(host, b" 200 " in asked.recv(100))
     except OSError:
@@ -73,7 +73,7 @@ def test_each_address_of_the_host_answers(
 
 def test_a_host_without_any_address_is_refused(serve: Serve, network: tuple[str, ...]) -> None:
     controller = serve("--host", "::1", wrap=(*network, WITHOUT_IPV6), ready=False)
-    assert controller.popen.wait(30) == 1
+    assert controller.popen.wait(120) == 1
     [line] = controller.log.splitlines()
     assert "--host ::1 cannot be opened: Cannot assign requested address. Name an address of this machine" in line
 

@@ -69,7 +69,7 @@ async def test_kills_under_load_leave_the_registry_whole(serve: Serve) -> None:
     load = Load(controller.url)
     # No connection is kept: a client that met a killed replica must find a living one at its next call.
     limits = httpx.Limits(max_connections=32, max_keepalive_connections=0)
-    async with httpx.AsyncClient(limits=limits, timeout=10.0) as http:
+    async with httpx.AsyncClient(limits=limits, timeout=60.0) as http:
         clients = [asyncio.create_task(load.dispatch(http)) for _ in range(6)]
         clients += [asyncio.create_task(load.work(http, name, i)) for i, name in enumerate(WORKERS[:3])]
         killed = 0

@@ -25,7 +25,7 @@ def ask(url: str, path: str, body: Any = None) -> tuple[int, Any]:
     data = None if body is ... else json.dumps(body).encode()
     request = urllib.request.Request(url + path, data, {"Content-Type": "application/json"})
     try:
-        with urllib.request.urlopen(request, timeout=30) as response:
+        with urllib.request.urlopen(request, timeout=120) as response:
             status_code, text = response.status, response.read()
     except urllib.error.HTTPError as error:
         status_code, text = error.code, error.read()

@@ -205,7 +205,7 @@ async def test_a_redis_named_by_url_is_used_and_left_running(serve: Serve, embed
     assert one.workers()[0]["queue_length"] == 1
     assert (one.stop(), two.names()) == (0, [A])
     two.post("/remove_worker", {"worker_name": A})
-    client = connect(embedded_url, timeout=5.0)
+    client = connect(embedded_url, timeout=60.0)
     assert await client.ping()
     await client.aclose()
 

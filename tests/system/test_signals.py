@@ -40,10 +40,10 @@ def send_to_all(controller: ControllerProcess, number: signal.Signals) -> None:
 @NUMBERS
 @pytest.mark.parametrize("sent", [signal.SIGHUP, signal.SIGQUIT, signal.SIGINT])
 async def test_the_terminals_signals_end_it_in_order(serve: Serve, number: int, sent: signal.Signals) -> None:
-    controller = await start(serve, number, "--shutdown-delay", "60")
+    controller = await start(serve, number, "--shutdown-delay", "600")
     processes = [psutil.Process(pid) for pid in children(controller)]
     send_to_all(controller, sent)
-    assert controller.popen.wait(20) == 0
+    assert controller.popen.wait(120) == 0
     await wait_until(lambda: not any(process.is_running() for process in processes), "no process is left")
     assert controller.log.count("Finished server process") == number
     assert "died" not in controller.log
@@ -52,25 +52,25 @@ async def test_the_terminals_signals_end_it_in_order(serve: Serve, number: int, 
 
 @pytest.mark.parametrize("sent", [signal.SIGHUP, signal.SIGQUIT, signal.SIGINT])
 async def test_the_supervisor_passes_on_what_it_alone_receives(serve: Serve, sent: signal.Signals) -> None:
-    controller = await start(serve, 2, "--shutdown-delay", "60")
+    controller = await start(serve, 2, "--shutdown-delay", "600")
     os.kill(controller.popen.pid, sent)
-    assert controller.popen.wait(20) == 0
+    assert controller.popen.wait(120) == 0
     assert "serving for 60 s more" not in controller.log
 
 
 @NUMBERS
 async def test_a_second_sigterm_leaves_out_the_delay(serve: Serve, number: int) -> None:
-    controller = await start(serve, number, "--shutdown-delay", "60")
+    controller = await start(serve, number, "--shutdown-delay", "600")
     os.kill(controller.popen.pid, signal.SIGTERM)
     await wait_until(lambda: controller.log.count("serving for 60 s more") == number, "all replicas are leaving")
     os.kill(controller.popen.pid, signal.SIGTERM)
-    assert controller.popen.wait(20) == 0
+    assert controller.popen.wait(120) == 0
 
 
 @NUMBERS
 async def test_one_sigterm_to_all_processes_is_not_taken_for_two(serve: Serve, number: int) -> None:
     """As systemd stops a service."""
-    controller = await start(serve, number, "--shutdown-delay", "60")
+    controller = await start(serve, number, "--shutdown-delay", "600")
     for pid in (*replicas(controller), controller.popen.pid):
         os.kill(pid, signal.SIGTERM)
     await wait_until(lambda: controller.log.count("serving for 60 s more") == number, "all replicas are leaving")
@@ -79,7 +79,7 @@ async def test_one_sigterm_to_all_processes_is_not_taken_for_two(serve: Serve, n
     assert [ready(controller) for _ in range(20)] == [(503, "shutting_down")] * 20
     assert "uvicorn.error: Shutting down" not in controller.log
     os.kill(controller.popen.pid, signal.SIGTERM)
-    assert controller.popen.wait(20) == 0
+    assert controller.popen.wait(120) == 0
 
 
 @NUMBERS
@@ -101,7 +101,7 @@ async def test_a_closed_terminal_ends_it(serve: Serve, number: int) -> None:
     assert number == 1 or len(processes) >= 4
     os.close(terminal)
     os.close(here)
-    assert controller.popen.wait(20) == 0
+    assert controller.popen.wait(120) == 0
     await wait_until(lambda: not any(process.is_running() for process in processes), "no process is left")
 
 
@@ -146,7 +146,7 @@ async def test_ctrl_c_while_replicas_start_leaves_no_traceback(serve: Serve, mom
     }[moment]
     await wait_until(reached, moment, interval=0.001)
     send_to_all(controller, signal.SIGINT)
-    assert controller.popen.wait(30) == 0
+    assert controller.popen.wait(120) == 0
     assert "Traceback" not in controller.log
     assert "died" not in controller.log
 
@@ -162,7 +162,7 @@ async def test_ctrl_c_while_the_store_starts_leaves_no_traceback(serve: Serve) -
     controller = serve(ready=False)
     await wait_until((controller.data_dir / "lock").exists, "the data directory is locked", interval=0.001)
     send_to_all(controller, signal.SIGINT)
-    assert controller.popen.wait(30) == 0
+    assert controller.popen.wait(120) == 0
     assert controller.log == ""
 
 
@@ -171,7 +171,7 @@ async def test_a_hung_replica_does_not_keep_the_others_from_their_end(serve: Ser
     hung = replicas(controller)[0]
     os.kill(hung, signal.SIGSTOP)
     os.kill(controller.popen.pid, signal.SIGTERM)
-    assert controller.popen.wait(30) == 0
+    assert controller.popen.wait(120) == 0
     assert f"Process {hung} does not end; killing it." in controller.log
     assert not psutil.pid_exists(hung)
 
@@ -196,4 +196,4 @@ async def test_sighup_lets_a_stream_come_to_its_end(serve: Serve, work_dir: Path
         send_to_all(controller, signal.SIGHUP)
         frames, last = await task
         assert (frames, last["error_code"]) == (21, 0)
-        assert controller.popen.wait(15) == 0
+        assert controller.popen.wait(120) == 0

@@ -223,7 +223,7 @@ async def test_a_replica_starts_without_its_store_and_waits_for_it(serve: Serve,
     async with single(work_dir) as store:
         store.kill()
         controller = serve("--redis-url", store.url, ready=False)
-        controller.wait_for(lambda: "Uvicorn running" in controller.log, "it is up")
+        controller.wait_for(lambda: "Application startup complete" in controller.log, "it is up")
         with pytest.raises(OSError, match="503"):
             controller.post("/receive_heart_beat", {"worker_name": "http://127.0.0.1:1/a", "queue_length": 0})
         assert controller.dispatch() == ""

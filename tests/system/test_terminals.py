@@ -67,7 +67,7 @@ def test_the_table_on_a_terminal_without_utf_8(serve: Serve) -> None:
     command = [*CONTROLLER, "workers", "--controller-address", controller.url]
     env = {**os.environ, **NO_UTF_8, "TERM": "xterm", "COLUMNS": "200"}
     with subprocess.Popen(command, stdin=theirs, stdout=theirs, stderr=theirs, env=env) as process:
-        assert process.wait(30) == 0
+        assert process.wait(120) == 0
     os.close(theirs)
     shown = b""
     while select.select([ours], [], [], 0)[0]:

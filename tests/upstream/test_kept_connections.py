@@ -22,7 +22,7 @@ STATUS = b'{"model_names": ["m"], "speed": 1, "queue_length": 0}'
 
 @pytest.fixture
 async def client() -> AsyncIterator[WorkerClient]:
-    opened = WorkerClient(probe_timeout=5.0, worker_timeout=5.0)
+    opened = WorkerClient(probe_timeout=60.0, worker_timeout=60.0)
     yield opened
     await opened.close()
 
@@ -140,7 +140,7 @@ async def test_a_parent_is_told_once_more() -> None:
 
 
 async def test_the_worker_is_not_blamed(replica: Open, registry: Registry) -> None:
-    controller = replica(forward_tries=1, worker_timeout=5.0)
+    controller = replica(forward_tries=1, worker_timeout=60.0)
     async with keeping_worker(closes_kept()) as kept:
         await registry.register(worker(kept.address))
         for _ in range(3):

@@ -51,7 +51,7 @@ async def test_an_error_is_a_line_of_text_that_requests_refuses(
     failing: Failing, error: Exception, status: int, code: str
 ) -> None:
     failing.error = error
-    answer = await asyncio.to_thread(requests.post, failing.url, json={}, timeout=5)
+    answer = await asyncio.to_thread(requests.post, failing.url, json={}, timeout=60)
     assert (answer.status_code, answer.headers["content-type"]) == (status, "text/plain; charset=utf-8")
     assert answer.headers["x-controller-error"] == code
     assert answer.text.startswith(f"{code}: ")
@@ -61,7 +61,7 @@ async def test_an_error_is_a_line_of_text_that_requests_refuses(
 
 
 async def test_a_body_that_is_too_large_is_one_too(failing: Failing) -> None:
-    answer = await asyncio.to_thread(requests.post, failing.url, b" " * (MAX_BODY + 1), timeout=5)
+    answer = await asyncio.to_thread(requests.post, failing.url, b" " * (MAX_BODY + 1), timeout=60)
     assert (answer.status_code, answer.text.partition(":")[0]) == (413, "body_too_large")
     with pytest.raises(requests.exceptions.RequestException):
         answer.json()
@@ -73,11 +73,11 @@ async def test_requests_before_2_27_cannot_decode_it(failing: Failing, version: 
     failing.error = StoreUnavailable("Redis is away.")
     headers = {"User-Agent": f"python-requests/{version}"}
     with pytest.raises(requests.exceptions.ContentDecodingError):
-        await asyncio.to_thread(requests.post, failing.url, json={}, headers=headers, timeout=5)
+        await asyncio.to_thread(requests.post, failing.url, json={}, headers=headers, timeout=60)
 
 
 @pytest.mark.parametrize("agent", ["python-requests/2.27.0", "python-requests/2.100.0", "python-requests/10.2.0", ""])
 async def test_other_clients_can(failing: Failing, agent: str) -> None:
     failing.error = StoreUnavailable("Redis is away.")
-    answer = await asyncio.to_thread(requests.post, failing.url, json={}, headers={"User-Agent": agent}, timeout=5)
+    answer = await asyncio.to_thread(requests.post, failing.url, json={}, headers={"User-Agent": agent}, timeout=60)
     assert answer.text == "store_unavailable: Redis is away.\n"
