@@ -1,13 +1,15 @@
 """A store that comes back without its memory, or with one that is not ours."""
 
 import asyncio
+import time
+from dataclasses import replace
 
 import pytest
 
 from controller.domain.errors import StoreIncompatible
 from controller.domain.worker import WorkerStatus
 from controller.service import Controller
-from controller.snapshot import Found
+from controller.snapshot import Found, Snapshot
 from controller.store import keys
 from controller.store.registry import SCHEMA, Registry, Report
 from tests.conftest import Open, Store
@@ -91,13 +93,17 @@ async def test_what_has_registered_since_is_not_overwritten(controller: Controll
     assert workers[0].status.queue_length in (7, 8)
 
 
-async def test_workers_whose_time_is_over_are_not_given_back(
-    store: Store, link: Link, replica: Open, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    await store.registry(heartbeat_expiration=0.2).register(worker(A))
-    await store.registry().register(worker(B, check_heart_beat=False))
+async def test_workers_whose_time_is_over_are_not_given_back(store: Store, link: Link, replica: Open) -> None:
+    for registration in (worker(A), worker(B, check_heart_beat=False)):
+        await store.registry().register(registration)
     controller = replica()
     await controller.check()
+    kept = controller._fallback
+    assert kept._told is not None
+    kept._told = kept._told._replace(
+        workers=[replace(known, expires_in=known.expires_in and 0.001) for known in kept._told.workers]
+    )
+    kept._snapshot = Snapshot(kept._told.workers, time.monotonic(), lambda: 0.5)
     with link.broken():
         await controller.dispatch("m")
         await store.aside.delete(*await store.aside.keys(f"{keys.namespace(store.namespace)}*"))

@@ -158,4 +158,8 @@ def in_our_words(url: str) -> Iterator[None]:
 
 def one_line(error: BaseException) -> str:
     """Return an error for a log line: its text may have come from a worker."""
+    if isinstance(error, aiohttp.ServerDisconnectedError):
+        return "the connection was closed before the head of an answer was complete"  # aiohttp prints its half
+    if isinstance(error, aiohttp.ClientResponseError):
+        return repr(error.message.strip().partition("\n")[0])[1:-1][:200].rstrip(":")
     return repr(str(error))[1:-1][:200] or type(error).__name__

@@ -24,6 +24,7 @@ from aiohttp.http_parser import RawResponseMessage
 from controller.upstream.trust import trusted
 
 _IDLE_FOR: Final = 4.0  # seconds; FastChat's workers close after 5, and a request might be on its way just then
+_RACE: Final = 2.0  # seconds: a kept connection that breaks later was not closed just as the request was sent
 _VANISHED_AFTER: Final = 10.0  # TCP_USER_TIMEOUT: drop a connection whose peer acknowledges nothing for so long
 _READ_AHEAD: Final = 32 * 1024
 _PART: Final = 256 * 1024  # of a request's body
@@ -89,8 +90,8 @@ class Session:
 
         Only the connection has a time limit here, in seconds and with the look-up of the name.
 
-        A server may close a kept connection just as a request is sent on it. The request is then sent once more, on a
-        connection of its own.
+        A server may close a kept connection just as a request is sent on it, or send garbage behind its last answer.
+        The request is then sent once more, on a connection of its own.
         """
         timeout = aiohttp.ClientTimeout(total=None, connect=connect_timeout)
         sent = headers if body is None else {**headers, **_JSON}
@@ -119,19 +120,27 @@ class AnswerProtocol(ResponseHandler):
     """One connection, on which requests are answered one after the other.
 
     requests: how many were begun.
-    heard: True if a byte has come since the last of them was begun.
+    heard: True if an answer has begun to come for the last of them. Garbage is no answer: the server may have sent it
+        behind its last one.
     """
 
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
         super().__init__(loop)
         self.requests = 0
+        self._begun_at = 0.0
         self.heard = False
         self._awaits_head = False
         self._head_size = 0
 
+    @property
+    def begun_on_kept_connection(self) -> bool:
+        """Whether the request that is under way was begun just now, and others before it."""
+        return self.requests > 1 and self._loop.time() - self._begun_at < _RACE
+
     def set_response_params(self, **params: Any) -> None:
         """Begin a request."""
         self.requests += 1
+        self._begun_at = self._loop.time()
         self.heard = False
         self._awaits_head = True
         self._head_size = 0
@@ -146,7 +155,7 @@ class AnswerProtocol(ResponseHandler):
 
     def _head_received(self, data: bytes) -> None:
         """Parse a head by itself: an error in what comes with it must not lose it."""
-        self.heard = True
+        self.heard = self.heard or b"HTTP/".startswith(data[:5])
         self._head_size += len(data)
         start = 0
         while self._awaits_head and start < len(data) and self.exception() is None:
@@ -221,14 +230,15 @@ class _Response(aiohttp.ClientResponse):
         protocol = connection.protocol
         try:
             return await super().start(connection)
-        except (aiohttp.ClientConnectionError, OSError) as error:
+        except (aiohttp.ClientConnectionError, aiohttp.ClientResponseError, OSError) as error:
             if _is_race(protocol):
                 raise KeptConnectionBroke(f"a kept connection broke: {error}") from error
             raise
 
 
 def _is_race(protocol: ResponseHandler | None) -> bool:
-    return isinstance(protocol, AnswerProtocol) and protocol.requests > 1 and not protocol.heard
+    """Return True if a kept connection broke shortly after a request was begun on it, and without an answer."""
+    return isinstance(protocol, AnswerProtocol) and protocol.begun_on_kept_connection and not protocol.heard
 
 
 def _socket(address: aiohttp.AddrInfoType) -> socket.socket:

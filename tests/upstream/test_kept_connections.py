@@ -9,6 +9,7 @@ import pytest
 from controller.domain.errors import ParentUnreachable, StreamBroken, WorkerUnreachable
 from controller.domain.worker import WorkerStatus
 from controller.store.registry import Registry
+from controller.upstream import session
 from controller.upstream.client import WorkerClient
 from controller.upstream.parent import ParentClient
 from tests.conftest import Open
@@ -16,6 +17,13 @@ from tests.samples import worker
 from tests.streams import asked, streamed
 from tests.waiting import wait_until
 from tests.workers import keeping_worker, plain, reset
+
+
+@pytest.fixture(autouse=True)
+def any_time_is_short(monkeypatch: pytest.MonkeyPatch) -> None:
+    """On a slow machine a connection may break a while after the request was begun."""
+    monkeypatch.setattr(session, "_RACE", 60.0)
+
 
 STATUS = b'{"model_names": ["m"], "speed": 1, "queue_length": 0}'
 
@@ -54,6 +62,29 @@ async def test_a_request_is_sent_once_more(client: WorkerClient, size: int, by_r
         assert await collect(client, kept.address, b"x" * size) == b"a\0"
         assert kept.connections == 2
         assert (kept.requests[0][0], kept.requests[-1]) == (1, (2, b"x" * size))
+
+
+async def test_a_request_that_was_under_way_for_a_while_is_not_sent_again(
+    client: WorkerClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It may have killed the worker, which must not get it a second time."""
+    async with keeping_worker(closes_kept()) as kept:
+        assert await collect(client, kept.address) == b"a\0"
+        monkeypatch.setattr(session, "_RACE", 0.0)
+        with pytest.raises(StreamBroken):
+            await collect(client, kept.address)
+        assert len(kept.requests) == 2
+
+
+async def test_garbage_behind_the_last_answer_is_not_the_answer_to_the_next_request(client: WorkerClient) -> None:
+    def behave(number: int, request: int, writer: asyncio.StreamWriter) -> bool:
+        writer.write(plain(b"a\0") if request == 1 else b"GARBAGE\r\n\r\n")
+        return True
+
+    async with keeping_worker(behave) as kept:
+        assert await collect(client, kept.address) == b"a\0"
+        assert await collect(client, kept.address) == b"a\0"
+        assert kept.connections == 2
 
 
 async def test_it_is_sent_on_a_fresh_connection_whatever_others_are_kept(client: WorkerClient) -> None:
