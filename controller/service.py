@@ -185,6 +185,7 @@ class Controller:
         """Remove a worker; whether it was registered."""
         removed = await self._guard.insist(self._registry.remove, name)
         if removed:
+            self._fallback.tell_news()  # so that no recovery restores it from an old snapshot
             self._metrics.removals.labels("request").inc()
             logger.info("Removed worker %s, as requested.", name)
         return removed

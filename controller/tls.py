@@ -67,9 +67,9 @@ class Certificate:
         except (OSError, ValueError) as error:
             if state != self._failed:
                 logger.warning(
-                    "The files of --ssl have changed, but cannot be used; serving the old certificate, and trying "
-                    "again every %g s: %s.",
-                    _LOOK_INTERVAL,
+                    "%s or %s has changed, but the two cannot be used: %s. The old certificate is served until a pair "
+                    "of PEM files that belong together is there.",
+                    *self._files,
                     error,
                 )
             self._failed = state

@@ -83,7 +83,7 @@ async def test_half_of_a_new_pair_changes_nothing(pair: Pair, caplog: pytest.Log
         certificate.reload()
         assert await served() == old
         assert [record.levelname for record in caplog.records] == ["WARNING"], "once"
-        assert "serving the old certificate" in caplog.text
+        assert "The old certificate is served" in caplog.text
         pair.keyfile.write_bytes(issued.private_key_pem.bytes())
         certificate.reload()
         assert await served() == new
