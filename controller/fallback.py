@@ -173,6 +173,12 @@ class Fallback:
             if told.epoch != before.epoch or told.sequence < before.sequence:
                 await self._settle(before.sequence)
             told = await self._registry.list_workers()
+        self._keep(told, taken_at)  # before a rename, which may fail
+        if await self._recovery.rename(told.workers):
+            taken_at = time.monotonic()
+            self._keep(await self._registry.list_workers(), taken_at)
+
+    def _keep(self, told: WorkerList, taken_at: float) -> None:
         self._told = told
         self._snapshot = Snapshot(told.workers, taken_at, self._draw)
 

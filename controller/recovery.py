@@ -3,9 +3,11 @@
 import asyncio
 import logging
 import time
+from collections.abc import Sequence
 from typing import Final
 
-from controller.domain.worker import Registration, Worker
+from controller.domain.errors import InvalidInput
+from controller.domain.worker import Registration, Worker, worker_name
 from controller.metrics import Metrics
 from controller.store.registry import NOT_ALIVE, Registry, WorkerList
 
@@ -27,6 +29,7 @@ class Recovery:
         self._metrics = metrics
         self._heartbeat_expiration = heartbeat_expiration
         self._last_jump: tuple[float, float] | None = None
+        self._canonical: set[str] = set()  # the names of the last listing that need no change
 
     @property
     def recent_clock_jump(self) -> tuple[float, float] | None:
@@ -63,6 +66,50 @@ class Recovery:
         expected = self._overlong_heartbeats(now)
         if expected:
             await self._registry.correct_heartbeats(expected)
+
+    async def rename(self, workers: Sequence[Worker]) -> bool:
+        """Give workers that an older version stored under another spelling their canonical name.
+
+        Without this, they could not be removed or drained, because requests name them by their canonical name. Return
+        True if a name was changed. Raises StoreError.
+
+        The worker is registered under the canonical name first, and the old name is removed afterwards, so dispatches
+        find it at any time. If another replica renames it too, one of the two registrations does nothing. If a replica
+        dies between the two steps, the next listing has both names, and the older registration is removed.
+
+        While a replica of the older version runs, workers with heartbeats are renamed as well. Such a replica answers
+        `exist: false` to a heartbeat under the old name, and the worker registers again. If the older replica takes
+        that registration too, it is renamed by the next listing. So a worker registers at most once for each heartbeat
+        that reaches an older replica, and this ends with the last of them. The alternative would be two entries of
+        one worker, which would get twice its share of the requests, and a drain of one would not stop the other.
+        """
+        by_name = {worker.name: worker for worker in workers}
+        misspelt = [
+            (worker, name)
+            for worker in workers
+            if worker.name not in self._canonical and (name := _canonical_name(worker.name)) != worker.name
+        ]
+        self._canonical = by_name.keys() - {worker.name for worker, _ in misspelt}
+        # If there are several spellings of one name, the latest registration counts. The next listing has the others.
+        misspelt.sort(key=lambda each: each[0].registration, reverse=True)
+        renamed = [await self._rename(worker, name, by_name.get(name)) for worker, name in misspelt]
+        return any(renamed)
+
+    async def _rename(self, worker: Worker, name: str, canonical: Worker | None) -> bool:
+        """Move a worker to its canonical name, under which `canonical` is registered. Return True if it was moved."""
+        if canonical is None:
+            registered = await self._register(worker, worker.expires_in, name)
+        elif canonical.registration < worker.registration:
+            registered = await self._register(worker, _longer(worker, canonical), name, canonical.registration)
+        else:
+            if worker.draining and not canonical.draining:  # a worker drains if it was drained under either name
+                await self._registry.drain(name)
+            registered = True
+        if registered is None:  # it registered or was removed meanwhile: the next listing decides
+            return False
+        if await self._registry.remove(worker.name, only_if=worker.registration):
+            logger.info("Renamed worker %s to %s, its canonical name.", worker.name, name)
+        return True
 
     def _report_jump(self, jump: float) -> None:
         self._last_jump = jump, time.monotonic()
@@ -109,12 +156,32 @@ class Recovery:
             batch = missing[first : first + _REGISTERED_AT_ONCE]
             await asyncio.gather(*(self._register(*each) for each in batch))
 
-    async def _register(self, worker: Worker, expires_in: float | None) -> None:
-        registration = Registration(worker.name, worker.status, worker.check_heart_beat, worker.multimodal)
+    async def _register(
+        self, worker: Worker, expires_in: float | None, name: str | None = None, only_if: int = NOT_ALIVE
+    ) -> bool | None:
+        """Register a worker as the listing has it, by default under its own name. Return as Registry.register()."""
+        name = name or worker.name
+        registration = Registration(name, worker.status, worker.check_heart_beat, worker.multimodal)
         restored = await self._registry.register(
-            registration, only_if=NOT_ALIVE, expires_in=expires_in, draining=worker.draining, polled=worker.polled
+            registration, only_if=only_if, expires_in=expires_in, draining=worker.draining, polled=worker.polled
         )
         if restored is None and worker.draining:  # it has registered meanwhile
-            await self._registry.drain(worker.name)
+            await self._registry.drain(name)
         if restored and worker.failing:
-            await self._registry.report_failure(worker.name, of_polls=worker.failing == "polls")
+            await self._registry.report_failure(name, of_polls=worker.failing == "polls")
+        return restored
+
+
+def _canonical_name(name: str) -> str:
+    """Return the canonical form of a stored name, or the name itself if it is not valid any more."""
+    try:
+        return worker_name(name)
+    except InvalidInput:
+        return name
+
+
+def _longer(worker: Worker, other: Worker) -> float | None:
+    """Return the longer time that the heartbeats of two entries of one worker have left."""
+    if worker.expires_in is None or other.expires_in is None:
+        return worker.expires_in
+    return max(worker.expires_in, other.expires_in)
