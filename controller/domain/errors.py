@@ -9,6 +9,7 @@
     │   │   └── StoreIncompatible   another version of this program keeps its registry there
     │   ├── StoreRejection      the store will not have a call, now or ever: a mistake of ours, or foreign data
     │   └── EmbeddedStoreError  the embedded server cannot be started
+    │       ├── ServerDoesNotStart  the embedded server exited or timed out while starting
     │       └── DirectoryInUse      another controller has the data directory
     ├── ShuttingDown            this replica is about to end; another will serve
     ├── ControllerUnreachable   there is no controller of ours at an address
@@ -89,6 +90,19 @@ class EmbeddedStoreError(StoreError):
     """The embedded server cannot be started, or not on this data directory."""
 
     code = "embedded_store"
+
+
+class ServerDoesNotStart(EmbeddedStoreError):
+    """The embedded server exited or timed out while starting.
+
+    summary: the message without the end of the server's log, which differs at each attempt.
+    exited: the server exited by itself; it was neither killed nor too slow.
+    """
+
+    def __init__(self, summary: str, log: str, *, exited: bool) -> None:
+        super().__init__(f"{summary}\n{log}")
+        self.summary = summary
+        self.exited = exited
 
 
 class DirectoryInUse(EmbeddedStoreError):

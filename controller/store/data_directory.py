@@ -4,7 +4,10 @@ import contextlib
 import errno
 import fcntl
 import os
+import re
+import shutil
 import tempfile
+import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Final
@@ -14,6 +17,8 @@ from controller.domain.errors import DirectoryInUse, EmbeddedStoreError
 _MAX_SOCKET_PATH: Final = 103  # of the 104 bytes that macOS has for it; Linux has 108
 _APPEND_ONLY: Final = "appendonlydir"
 _MANIFEST: Final = "appendonly.aof.manifest"
+_DAMAGED: Final = re.compile(re.escape(_APPEND_ONLY) + r"\.damaged-\d{8}-\d{6}(-\d+)?")
+_MAX_DAMAGED: Final = 3  # copies of damaged files to keep
 _ROOM: Final = 64 * 1024  # more than a server writes when it starts on an empty directory
 
 _HINTS: Final[Mapping[int, str]] = {
@@ -100,7 +105,7 @@ class DataDirectory:
         return self._folder is None or not _is_same(self.path, self._folder)
 
     def has_data(self) -> bool:
-        """Return whether the server's append-only files are there: all that their manifest names."""
+        """Return whether the server's append-only files are there: a valid manifest and all files that it names."""
         folder = self.path / _APPEND_ONLY
         try:
             manifest = (folder / _MANIFEST).read_text(encoding="utf-8")
@@ -108,19 +113,58 @@ class DataDirectory:
             return False
         except OSError:
             return True  # as in loss()
-        entries = [line.split() for line in manifest.splitlines()]  # file <name> seq <number> type <b, i or h>
-        files = [entry[1] for entry in entries if len(entry) >= 6 and entry[5] != "h"]  # h: to be deleted
+        # Each line is: file <name> seq <number> type <b, i or h>. Without such lines, the server refuses the manifest.
+        entries = [line.split() for line in manifest.splitlines() if not line.startswith("#")]
+        if any(len(entry) < 6 for entry in entries):
+            return False
+        files = [entry[1] for entry in entries if entry[5] != "h"]  # h: to be deleted
         return bool(files) and not any(_is_missing(folder / name) for name in files)
 
+    def has_manifest(self) -> bool:
+        """Return whether there is a manifest, even a damaged one. Without it, the server starts without data."""
+        return not _is_missing(self.path / _APPEND_ONLY / _MANIFEST)
+
     def write_problem(self) -> str:
-        """Return why the server cannot write into the directory, "" if it can."""
+        """Return why the server cannot write into the directory or use the files in it, "" if it can."""
         try:
             with tempfile.TemporaryFile(dir=self.path, buffering=0) as file:
                 for _ in range(_ROOM // 4096):
                     file.write(bytes(4096))
         except OSError as error:
             return f"{error.strerror}. {_hint(error)}"
+        folder = self.path / _APPEND_ONLY
+        try:
+            with contextlib.suppress(FileNotFoundError, NotADirectoryError):
+                tempfile.TemporaryFile(dir=folder).close()
+                for file_path in folder.iterdir():
+                    _check_access(file_path)
+        except OSError as error:
+            return f"{error.filename or folder}: {error.strerror}. {_hint(error)}"
         return ""
+
+    def has_append_only(self) -> bool:
+        """Return whether anything is at the path of the append-only files."""
+        return os.path.lexists(self.path / _APPEND_ONLY)
+
+    def move_data_aside(self) -> Path:
+        """Rename the append-only files, which are damaged, and return their new path. Raises OSError."""
+        stem = self.path / time.strftime(f"{_APPEND_ONLY}.damaged-%Y%m%d-%H%M%S")
+        aside, number = stem, 1
+        while os.path.lexists(aside):
+            number += 1
+            aside = stem.with_name(f"{stem.name}-{number}")
+        return (self.path / _APPEND_ONLY).rename(aside)
+
+    def move_data_back(self, aside: Path) -> None:
+        """Undo move_data_aside(), after the server failed to start without data too. Raises OSError."""
+        shutil.rmtree(self.path / _APPEND_ONLY, ignore_errors=True)  # what the failed server may have begun
+        aside.rename(self.path / _APPEND_ONLY)
+
+    def delete_old_damaged(self, newest: Path) -> None:
+        """Delete the oldest copies of damaged files, except for a few and for the newest."""
+        others = sorted(path for path in self.path.iterdir() if _DAMAGED.fullmatch(path.name) and path != newest)
+        for path in others[: 1 - _MAX_DAMAGED]:
+            shutil.rmtree(path, ignore_errors=True)
 
 
 def _is_same(path: Path, descriptor: int) -> bool:
@@ -131,6 +175,12 @@ def _is_same(path: Path, descriptor: int) -> bool:
         return False
     except OSError:
         return True
+
+
+def _check_access(path: Path) -> None:
+    """Raise OSError if the server may not read the file or append to it. Anything but a file counts as damage."""
+    with contextlib.suppress(FileNotFoundError, IsADirectoryError):
+        os.close(os.open(path, os.O_RDWR | os.O_APPEND | os.O_NONBLOCK | os.O_CLOEXEC))
 
 
 def _is_missing(path: Path) -> bool:

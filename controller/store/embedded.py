@@ -1,5 +1,6 @@
 """The embedded store: a real server as a child process, kept alive, with its data in a directory of ours."""
 
+import contextlib
 import logging
 import os
 import threading
@@ -11,7 +12,7 @@ from types import TracebackType
 from typing import Final, Self
 from urllib.parse import quote
 
-from controller.domain.errors import DirectoryInUse, EmbeddedStoreError
+from controller.domain.errors import DirectoryInUse, EmbeddedStoreError, ServerDoesNotStart
 from controller.store.data_directory import DataDirectory
 from controller.store.server_process import ServerProcess, end_orphan
 
@@ -41,7 +42,8 @@ class EmbeddedStore:
 
     The data directory is locked for as long as it runs. The server listens on a unix socket in there and nowhere
     else, writes every change to an append-only file, and ends with this process, even if that is killed. When the
-    server dies, or its files are deleted, it is started again. Raises EmbeddedStoreError when it cannot be started.
+    server dies, or its files are deleted, it is started again. If its append-only files are damaged, they are moved
+    aside and it starts without data. Raises EmbeddedStoreError when it cannot be started.
     """
 
     def __init__(self, data_dir: Path) -> None:
@@ -115,7 +117,7 @@ class EmbeddedStore:
         if not server.has_socket():
             return _Fault(f"The embedded store's socket {self.socket_path} was deleted", _Remedy.RESTART)
         if not self._directory.has_data():
-            return _Fault(f"The embedded store's files in {self.data_dir} were deleted", _Remedy.WRITE_DATA)
+            return _Fault(f"The embedded store's files in {self.data_dir} were deleted or damaged", _Remedy.WRITE_DATA)
         return None
 
     def _mend(self, fault: _Fault, server: ServerProcess) -> ServerProcess:
@@ -141,6 +143,8 @@ class EmbeddedStore:
     def _on_what(self) -> str:
         if self._directory.has_data():
             return "on the same data."
+        if self._directory.has_manifest():
+            return "on data that are incomplete."
         return "without data. The replicas restore the registry from their snapshots."
 
     def _restart(self, server: ServerProcess) -> ServerProcess:
@@ -149,10 +153,11 @@ class EmbeddedStore:
         while True:
             try:
                 self._directory.take()
-                self._server = server = self._start()
+                self._server = server = self._start_again()
             except (EmbeddedStoreError, OSError) as error:
                 self._log_failure(
-                    f"The embedded store cannot be started again, retrying every {_RETRY_INTERVAL:g} s: {error}"
+                    f"The embedded store cannot be started again, retrying every {_RETRY_INTERVAL:g} s: {error}",
+                    key=error.summary if isinstance(error, ServerDoesNotStart) else None,
                 )
                 if self._stopping.wait(_RETRY_INTERVAL):
                     return server
@@ -160,6 +165,33 @@ class EmbeddedStore:
                 self._failure = ""
                 logger.warning("The embedded store runs again, as process %d in %s.", server.pid, self.data_dir)
                 return server
+
+    def _start_again(self) -> ServerProcess:
+        """Start a server on the same data, or without data if it refuses them. Raises as _start()."""
+        try:
+            return self._start()
+        except ServerDoesNotStart as error:
+            if not (error.exited and self._directory.has_append_only()):
+                raise
+        return self._start_without_damaged_data()
+
+    def _start_without_damaged_data(self) -> ServerProcess:
+        """Start a server after moving the data aside. If it fails too, the data are not the cause: move them back."""
+        aside = self._directory.move_data_aside()
+        try:
+            server = self._start()
+        except BaseException:
+            self._directory.move_data_back(aside)
+            raise
+        logger.error(
+            "The embedded store did not start on its data, which are damaged: they were moved to %s, and the store "
+            "starts without data. The replicas restore the registry from their snapshots. The reason is in %s.",
+            aside,
+            self._directory.log,
+        )
+        with contextlib.suppress(OSError):
+            self._directory.delete_old_damaged(aside)
+        return server
 
     def _write_data_again(self, fault: _Fault, server: ServerProcess) -> None:
         if not self._failure:
@@ -176,8 +208,8 @@ class EmbeddedStore:
                 self._log_failure(f"The embedded store cannot write its data, retrying: {problem}")
                 return
 
-    def _log_failure(self, message: str) -> None:
-        """Log an error, once for as long as it stays the same."""
-        if message != self._failure:
-            self._failure = message
+    def _log_failure(self, message: str, key: str | None = None) -> None:
+        """Log an error, once for as long as it stays the same. `key` identifies it if a part of the message varies."""
+        if (key or message) != self._failure:
+            self._failure = key or message
             logger.error("%s", message)

@@ -3,17 +3,21 @@
 import contextlib
 import os
 import shutil
+import signal
 import socket
 import subprocess
 import time
 from pathlib import Path
 from typing import Final
 
-from controller.domain.errors import EmbeddedStoreError
+from controller.domain.errors import EmbeddedStoreError, ServerDoesNotStart
 from controller.store.data_directory import DataDirectory
 
 _START_TIMEOUT: Final = 10.0
 _STOP_TIMEOUT: Final = 10.0
+
+# Statuses of a server that something else ended, and of one that still runs.
+_NOT_BY_ITSELF: Final = frozenset({None, 0, -signal.SIGKILL, -signal.SIGTERM})
 
 # Ends the server when our end of the pipe on its standard input closes: when we die, in whatever way.
 _WATCH: Final = 'read -r line; kill -TERM "$1"'
@@ -67,10 +71,12 @@ class ServerProcess:
                 where, problem = self._directory.path, self._directory.write_problem()
                 if problem:
                     raise EmbeddedStoreError(f"The embedded store cannot write into {where}: {problem}")
-                raise EmbeddedStoreError(
+                raise ServerDoesNotStart(
                     f"The embedded store does not start on {where}. If its data is damaged, move the directory "
                     "away: the workers register again by themselves, at their next heartbeat. The end of its log, "
-                    f"{self._directory.log}:\n{_tail(self._directory.log)}"
+                    f"{self._directory.log}:",
+                    _tail(self._directory.log),
+                    exited=self.status not in _NOT_BY_ITSELF,
                 )
             time.sleep(0.005)
 
@@ -172,4 +178,7 @@ def _end(process: "subprocess.Popen[bytes]") -> None:
 
 
 def _tail(path: Path) -> str:
-    return "\n".join(path.read_text(errors="replace").splitlines()[-8:])
+    try:
+        return "\n".join(path.read_text(errors="replace").splitlines()[-8:])
+    except OSError as error:
+        return f"(cannot be read: {error.strerror})"

@@ -1,17 +1,20 @@
-"""The embedded store's files are deleted or replaced while it runs: it comes back, with its data where they can be."""
+"""The embedded store recovers, with its data if possible, when its files are deleted, replaced or damaged."""
 
+import contextlib
 import fcntl
 import os
 import shutil
 import signal
 import stat
+import subprocess
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
 from controller.domain.errors import EmbeddedStoreError
-from controller.store import embedded
+from controller.store import embedded, server_process
 from controller.store.connection import connect
 from controller.store.embedded import EmbeddedStore
 from tests.samples import A
@@ -185,3 +188,162 @@ async def test_a_server_that_dies_with_its_directory_comes_back(
     os.kill(first, signal.SIGKILL)
     await mended(store, caplog, "The embedded store runs again, as process")
     assert await known(store.url) == []
+
+
+def garbage(files: Path) -> None:
+    (files / "appendonly.aof.1.incr.aof").write_bytes(b"garbage\n" * 512)
+
+
+def empty_manifest(files: Path) -> None:
+    (files / "appendonly.aof.manifest").write_bytes(b"")
+
+
+def garbage_manifest(files: Path) -> None:
+    with (files / "appendonly.aof.manifest").open("ab") as manifest:
+        manifest.write(b"garbage\n")
+
+
+DAMAGES: dict[str, tuple[Deletion, str]] = {
+    "garbage": (garbage, "on the same data."),
+    "empty manifest": (empty_manifest, "on data that are incomplete."),
+    "garbage in the manifest": (garbage_manifest, "on data that are incomplete."),
+    "no base": (lambda files: (files / "appendonly.aof.1.base.rdb").unlink(), "on data that are incomplete."),
+}
+
+
+def kill_with(store: EmbeddedStore, data: Path, damage: Deletion) -> None:
+    """Damage the files and kill the server, which is stopped so that it cannot write its data again meanwhile."""
+    first = store.pid
+    os.kill(first, signal.SIGSTOP)
+    damage(data / "appendonlydir")
+    os.kill(first, signal.SIGKILL)
+
+
+@pytest.mark.parametrize("case", DAMAGES)
+async def test_damaged_files_are_moved_aside_when_the_server_is_started_again(
+    store: EmbeddedStore, data: Path, caplog: pytest.LogCaptureFixture, case: str
+) -> None:
+    await register(store.url)
+    damage, said = DAMAGES[case]
+    kill_with(store, data, damage)
+    await mended(store, caplog, "The embedded store runs again, as process")
+    [aside] = data.glob("appendonlydir.damaged-*")
+    assert (aside / "appendonly.aof.manifest").exists()
+    assert f"restarting the store {said}" in caplog.text
+    assert caplog.text.count(f"they were moved to {aside}, and the store starts without data.") == 1
+    assert "cannot be started again" not in caplog.text
+    assert await known(store.url) == []
+    await register(store.url)
+    first = store.pid
+    os.kill(first, signal.SIGKILL)
+    await wait_until(lambda: store.pid != first, "another server is there")
+    assert await known(store.url) == [A]
+
+
+@pytest.mark.parametrize("damage", [empty_manifest, garbage_manifest])
+async def test_a_damaged_manifest_is_written_again_while_the_server_runs(
+    store: EmbeddedStore, data: Path, caplog: pytest.LogCaptureFixture, damage: Deletion
+) -> None:
+    await register(store.url)
+    first = store.pid
+    damage(data / "appendonlydir")
+    await mended(store, caplog, "The embedded store's data is on the disk again")
+    os.kill(first, signal.SIGKILL)
+    await wait_until(lambda: store.pid != first, "another server is there")
+    assert await known(store.url) == [A]
+
+
+async def test_damaged_files_are_never_overwritten_and_a_few_are_kept(
+    store: EmbeddedStore, data: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(time, "strftime", lambda _: "appendonlydir.damaged-20260102-030405")
+    mine = data / "appendonlydir.damaged-mine"
+    mine.mkdir()
+    for number in range(1, 6):
+        first = store.pid
+        kill_with(store, data, lambda files, n=number: (files / "appendonly.aof.manifest").write_text(f"copy {n}"))
+        await wait_until(lambda first=first: store.pid != first and whole(store), "another server is there")
+    copies = sorted(data.glob("appendonlydir.damaged-2*"))
+    kept = {(copy / "appendonly.aof.manifest").read_text() for copy in copies}
+    assert len(copies) == 3
+    assert "copy 5" in kept
+    assert mine.exists()
+
+
+async def test_a_program_that_fails_costs_no_data(
+    data: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    attempts: list[str] = []
+
+    def log_another_line() -> Path:
+        attempts.append(f"attempt {len(attempts)}\n")
+        (data / "store.log").write_text(attempts[-1])
+        return Path("/bin/false")
+
+    with EmbeddedStore(data) as store:
+        await register(store.url)
+        monkeypatch.setattr(server_process, "find_server", log_another_line)
+        os.kill(store.pid, signal.SIGKILL)
+        await wait_until(lambda: len(attempts) > 5, "it was tried more than twice, with and without the data")
+    monkeypatch.undo()
+    assert caplog.text.count("cannot be started again, retrying every 1 s") == 1
+    assert not list(data.glob("appendonlydir.damaged-*"))
+    with EmbeddedStore(data) as again:
+        assert await known(again.url) == [A]
+
+
+@contextlib.contextmanager
+def mounted(*arguments: str | Path) -> Iterator[None]:
+    """A mount, at the last of the arguments."""
+    if subprocess.run(["mount", *arguments], capture_output=True, check=False).returncode:
+        pytest.skip("no file system may be mounted here")
+    try:
+        yield
+    finally:
+        subprocess.run(["umount", "-l", arguments[-1]], check=True)
+
+
+@pytest.mark.skipif(os.getuid() != 0, reason="only root may mount a file system")
+async def test_a_file_without_write_access_is_not_damaged(
+    store: EmbeddedStore, data: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    await register(store.url)
+    file = data / "appendonlydir/appendonly.aof.1.incr.aof"
+    first = store.pid
+    os.kill(first, signal.SIGSTOP)
+    with mounted("--bind", file, file):
+        subprocess.run(["mount", "-o", "remount,bind,ro", file], check=True)
+        os.kill(first, signal.SIGKILL)
+        refused = f"cannot write into {data}: {file}: Read-only file system."
+        await wait_until(lambda: refused in caplog.text, "the reason is logged")
+        assert not list(data.glob("appendonlydir.damaged-*"))
+    await mended(store, caplog, "The embedded store runs again, as process")
+    assert await known(store.url) == [A]
+
+
+@pytest.mark.skipif(os.getuid() != 0, reason="only root may mount a file system")
+async def test_a_full_disk_is_not_damage(short_dir: Path, caplog: pytest.LogCaptureFixture) -> None:
+    disk = short_dir / "full-disk"
+    disk.mkdir()
+    data = disk / "data"
+    with mounted("-t", "tmpfs", "-o", "size=1m", "none", disk), EmbeddedStore(data) as store:
+        os.kill(store.pid, signal.SIGSTOP)
+        garbage(data / "appendonlydir")
+        with contextlib.suppress(OSError), (disk / "filler").open("wb", buffering=0) as filler:
+            while filler.write(bytes(4096)):
+                pass
+        os.kill(store.pid, signal.SIGKILL)
+        await wait_until(lambda: "No space left on device. Make room" in caplog.text, "the reason is logged")
+        assert not list(data.glob("appendonlydir.damaged-*"))
+        (disk / "filler").unlink()
+        await mended(store, caplog, "The embedded store runs again, as process")
+        assert len(list(data.glob("appendonlydir.damaged-*"))) == 1
+
+
+def test_damaged_files_stay_where_they_are_at_the_first_start(data: Path) -> None:
+    with EmbeddedStore(data):
+        pass
+    empty_manifest(data / "appendonlydir")
+    with pytest.raises(EmbeddedStoreError, match="does not start on"):
+        EmbeddedStore(data).__enter__()
+    assert not list(data.glob("appendonlydir.damaged-*"))

@@ -1,4 +1,4 @@
-"""The data directory of a running controller is deleted: the store comes back, with all that was registered."""
+"""The data directory of a running controller is deleted or damaged: the store comes back with all workers."""
 
 import os
 import shutil
@@ -84,3 +84,24 @@ async def test_a_replica_that_is_replaced_meanwhile_finds_the_store(serve: Serve
     os.kill(min(before), signal.SIGKILL)
     await wait_until(lambda: len(set(replicas(controller)) - before) == 1, "another replica is there")
     await comes_back(controller, store)
+
+
+DAMAGES: dict[str, Callable[[Path], None]] = {
+    "garbage": lambda files: [file.write_bytes(b"garbage\n" * 512) for file in files.glob("*.incr.aof")],
+    "empty manifest": lambda files: (files / "appendonly.aof.manifest").write_bytes(b""),
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+async def test_damaged_files_are_moved_aside_and_the_registry_is_restored(serve: Serve, damage: str) -> None:
+    controller, store = await registered(serve, "--replicas", "2")
+    lines = len(controller.log.splitlines())
+    os.kill(store, signal.SIGSTOP)  # so that it cannot write its data again before it is killed
+    DAMAGES[damage](controller.data_dir / "appendonlydir")
+    os.kill(store, signal.SIGKILL)
+    await comes_back(controller, store)
+    [aside] = controller.data_dir.glob("appendonlydir.damaged-*")
+    assert f"they were moved to {aside}, and the store starts without data." in controller.log
+    assert "registering 1 workers again" in controller.log
+    about_the_store = [line for line in controller.log.splitlines()[lines:] if " controller.store: " in line]
+    assert len(about_the_store) <= 4, about_the_store
