@@ -13,7 +13,14 @@ from controller.coalescer import Coalescer
 from controller.domain.dispatch import DispatchMethod
 from controller.domain.errors import ShuttingDown, StoreError, StoreUnavailable
 from controller.domain.way import HEADER, passed
-from controller.domain.worker import Registration, Worker, WorkerStatus, WorkerStatusTotal, total_status
+from controller.domain.worker import (
+    MAX_MODEL_NAME_LENGTH,
+    Registration,
+    Worker,
+    WorkerStatus,
+    WorkerStatusTotal,
+    total_status,
+)
 from controller.fallback import Fallback
 from controller.forwarding import Forwarded, Forwarder, Leased
 from controller.metrics import Metrics
@@ -86,6 +93,8 @@ class Controller:
 
     async def dispatch(self, model: str) -> Found[str]:
         """Choose a worker for one request and book it; its address, or "" if the model has no live worker."""
+        if len(model) > MAX_MODEL_NAME_LENGTH:
+            return self._no_worker()
         return await self._dispatches.submit(Request(model))
 
     async def dispatch_with_lease(self, model: str, lease_time: float | None = None) -> Found[Leased]:
@@ -94,6 +103,8 @@ class Controller:
         While the store is away there are no leases: then the lease is "", and the booking as without.
         """
         lease_ms = max(1, round(1000 * (self._settings.lease_time if lease_time is None else lease_time)))
+        if len(model) > MAX_MODEL_NAME_LENGTH:
+            return Found(Leased(self._no_worker().value, ""))
         chosen, snapshot_age = await self._dispatches.submit(Request(model, lease_ms))
         address = worker_of(chosen)
         return Found(Leased(address, "" if address == chosen else chosen), snapshot_age)
@@ -281,6 +292,14 @@ class Controller:
         await self._registry.close()
 
     # The calls behind the coalescers
+
+    def _no_worker(self) -> Found[str]:
+        """The answer for a model whose name is longer than a worker can register: Redis need not be asked.
+
+        Such a name may have as many bytes as a request's body.
+        """
+        self._metrics.dispatches_no_worker.inc()
+        return Found("")
 
     async def _dispatch_all(self, requests: Sequence[Request]) -> list[Found[str]]:
         try:

@@ -295,3 +295,19 @@ async def test_a_heartbeat_is_from_when_it_came_though_it_waits(
     [report] = taken
     assert report.written_at is not None
     assert before <= report.written_at <= time.monotonic()
+
+
+async def test_a_model_name_that_no_worker_can_have_is_not_sent_to_the_store(
+    replica: Open, registry: Registry, script_calls: list[str]
+) -> None:
+    longest = "x" * 512
+    await registry.register(worker(A, longest))
+    controller = replica()
+    await controller.check()
+    assert (await controller.dispatch(longest)).value == A
+    script_calls.clear()
+    assert (await controller.dispatch(longest + "x")).value == ""
+    assert (await controller.dispatch_with_lease("x" * 30_000_000)).value == ("", "")
+    with pytest.raises(NoWorker):
+        await controller.call(longest + "x", "/worker_generate", b"{}")
+    assert script_calls == []
