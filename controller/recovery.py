@@ -51,6 +51,8 @@ class Recovery:
             self._report_jump(jump)
         if lost_data or jump > 0:
             await self._restore(before, age, {worker.name for worker in now.workers}, lost_data)
+        if lost_data:
+            await self._repeat_acts(before, age, now)
         if jump:
             expected = self._expected_heartbeats(before, age, now, ahead=jump > 0)
         else:
@@ -149,12 +151,21 @@ class Recovery:
             reason = "lost data" if lost_data else "expired heartbeats too early"
             logger.warning("Redis %s: registering %d workers again from the last snapshot.", reason, len(missing))
         await self._registry.check()  # which names the dataset, before anything is in it
-        for worker in before.workers:
-            if worker.draining and worker.name in known:  # it registered with a store that knew of no drain
-                await self._registry.drain(worker.name)
         for first in range(0, len(missing), _REGISTERED_AT_ONCE):
             batch = missing[first : first + _REGISTERED_AT_ONCE]
             await asyncio.gather(*(self._register(*each) for each in batch))
+
+    async def _repeat_acts(self, before: WorkerList, age: float, now: WorkerList) -> None:
+        """Drain, resume and remove once more what operators had drained, resumed and removed before data was lost."""
+        there = {worker.name: worker for worker in now.workers}
+        for worker in before.workers:
+            if worker.name in there and worker.draining != there[worker.name].draining:
+                await self._registry.drain(worker.name, worker.draining)
+        names = {worker.name for worker in before.workers}
+        for worker in now.workers:
+            # A worker that has registered or sent a heartbeat since the snapshot is there in its own right.
+            if worker.name not in names and worker.registration <= before.sequence and worker.heartbeat_age > age:
+                await self._registry.remove(worker.name, only_if=worker.registration)
 
     async def _register(
         self, worker: Worker, expires_in: float | None, name: str | None = None, only_if: int = NOT_ALIVE

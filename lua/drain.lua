@@ -51,6 +51,7 @@ if drain == (load.draining or false) then
   return 1
 end
 
+redis.call("INCR", key("sequence")) -- so that replicas notice when the store loses this
 load.draining = drain
 for _, model in ipairs(load.models) do
   if drain then

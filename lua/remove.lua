@@ -37,5 +37,6 @@ if expected_registration == "" then
 end
 if was_alive then
   redis.call("SET", key("removed", name), "1", "PX", keep)
+  redis.call("INCR", key("sequence")) -- so that replicas notice when the store loses this
 end
 return was_alive and 1 or 0

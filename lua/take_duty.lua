@@ -27,7 +27,8 @@ if not hold or not longest then
 end
 local told = redis.call("GET", key("told", ARGV[1])) or ""
 local holder = redis.call("PTTL", duty) <= longest and redis.call("GET", duty)
-if holder and not (holder == "" and ARGV[4] == "1") then -- '': it was done, and is not due
+local not_due = holder == "" and ARGV[4] ~= "1"
+if holder and (not_due or (holder ~= "" and holder ~= ARGV[2])) then -- its own: the answer to its last call was lost
   return { 0, told }
 end
 redis.call("SET", duty, ARGV[2], "PX", hold)

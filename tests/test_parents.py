@@ -304,6 +304,7 @@ async def test_several_parents(joining: Callable[..., Controller], registry: Reg
 async def test_a_duty_is_one_s_until_it_is_due_again(registry: Registry) -> None:
     assert await registry.take_duty("x", "a", 60.0) == (True, "")
     assert await registry.take_duty("x", "b", 60.0, urgent=True) == (False, ""), "it is under way"
+    assert await registry.take_duty("x", "a", 60.0) == (True, ""), "the same replica repeats a call without an answer"
     assert await registry.end_duty("x", "a", 60.0, "told", 60.0)
     assert not await registry.end_duty("x", "a", 60.0, "twice", 60.0)
     assert await registry.take_duty("x", "b", 60.0) == (False, "told"), "it is not due"

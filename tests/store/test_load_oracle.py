@@ -357,6 +357,7 @@ class LoadMachine(RuleBasedStateMachine):
             self.drains_when_back.discard(name)
         if known is None or known.draining == drain:
             return
+        self.sequence += 1
         self.touch(known)
         known.draining = drain
         if self.fades and not drain:
@@ -382,6 +383,7 @@ class LoadMachine(RuleBasedStateMachine):
         self.drains_when_back.discard(name)
         assert self.run(self.registry.remove(name)) == known
         if known:
+            self.sequence += 1
             self.removed.add(name)
 
     @rule(name=names, asked=requests, met_by=st.sampled_from(["dispatch", "lottery", "heartbeat", "failure"]))
