@@ -364,7 +364,7 @@ class Ours:
     def ended(self, now: float, request: Request) -> None:
         if request.leased:
             worker = self.workers[request.worker]
-            worker.load.release(request.booked_at, now * MS)
+            worker.load.release(request.booked_at, now * MS, expired=False)
             self.index(worker, now)
 
     def reported(self, now: float, worker: int, queue_length: int, asked_at: float | None) -> None:

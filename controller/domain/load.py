@@ -134,10 +134,14 @@ class Load:
             self.expected += 1
             self.booked += 1
 
-    def release(self, booked_at: float, now: float) -> None:
-        """A lease has ended, by its holder or by itself. The caller knows that it was out."""
-        if self.ended and booked_at < self.reported_at and now < self.reported_at + LATE_RELEASE_MS:
-            self.ended -= 1  # its request had ended before the report, the word of it came after
+    def release(self, booked_at: float, now: float, *, expired: bool) -> None:
+        """End a lease that was active: it was released, or it has expired.
+
+        The last report may have shown that its request had ended. That is likely if the release came shortly after the
+        report, or if the lease was never released.
+        """
+        if self.ended and booked_at < self.reported_at and (expired or now < self.reported_at + LATE_RELEASE_MS):
+            self.ended -= 1
         unseen_from = min([self.reported_at, *(at for at, _, _ in self.marks[:1])])
         # Or the next report would take it for one that is under way. (The clock may have been set back in between: then
         # it was maybe counted as seen, and no number must get below 0.)

@@ -5,9 +5,10 @@
   The rule in Python: controller/domain/load.py, Load.release().
 
   Input:
-    lease  the lease
-    time   the time
-    fades  whether bookings fade
+    lease    the lease
+    time     the time
+    fades    whether bookings fade
+    expired  whether its time is over and it was not released
 
   Output: whether the lease was out; false, too, if the worker has registered anew since, which ended it.
 ]]
@@ -16,7 +17,7 @@
 --- @include "load_of"
 --- @include "mark"
 --- @include "write_load"
-local function end_lease(lease, time, fades)
+local function end_lease(lease, time, fades, expired)
   if redis.call("ZREM", key("leases"), lease) == 0 then
     return false
   end
@@ -27,7 +28,7 @@ local function end_lease(lease, time, fades)
   end
   local load = load_of(name, fades and time)
   local reported_at = tonumber(known[2])
-  if load.ended > 0 and tonumber(booked_at) < reported_at and time < reported_at + 1000 then
+  if load.ended > 0 and tonumber(booked_at) < reported_at and (expired or time < reported_at + 1000) then
     load.ended = load.ended - 1
   end
   local marks

@@ -12,7 +12,7 @@ local function end_overdue_leases(time, fades, budget)
   if overdue[1] then
     --- @include "end_lease"
     for _, lease in ipairs(overdue) do
-      end_lease(lease, time, fades)
+      end_lease(lease, time, fades, true)
     end
   end
 end

@@ -68,16 +68,25 @@ def leased_and_reported(queue_length: int) -> Load:
 def test_a_lease_whose_end_was_reported_already_is_not_counted_out_twice() -> None:
     load = leased_and_reported(1)
     assert (load.leased, load.ended, load.queue(0.0, 1.0)) == (2, 1, 1)
-    load.release(1_000, 2_000 + LATE_RELEASE_MS - 1)
+    load.release(1_000, 2_000 + LATE_RELEASE_MS - 1, expired=False)
     assert (load.leased, load.ended, load.queue(0.0, 1.0)) == (1, 0, 1)
 
 
 def test_a_lease_that_ends_long_after_a_report_has_ended_since() -> None:
     load = leased_and_reported(1)
-    load.release(1_000, 2_000 + LATE_RELEASE_MS)
+    load.release(1_000, 2_000 + LATE_RELEASE_MS, expired=False)
     assert (load.leased, load.ended, load.queue(0.0, 1.0)) == (1, 1, 0)
-    load.release(1_000, 2_000 + LATE_RELEASE_MS)
+    load.release(1_000, 2_000 + LATE_RELEASE_MS, expired=False)
     assert (load.leased, load.ended, load.queue(0.0, 1.0)) == (0, 0, 0), "never below zero"
+
+
+def test_a_lease_that_nobody_released_is_not_counted_out_twice() -> None:
+    load = leased_and_reported(0)
+    assert (load.leased, load.ended) == (2, 2)
+    load.book(3_000, 0.0, 1.0, leased=True)
+    load.release(1_000, 600_000, expired=True)
+    load.release(1_000, 600_000, expired=True)
+    assert (load.leased, load.ended, load.queue(0.0, 1.0)) == (1, 0, 1), "the later request still runs"
 
 
 @pytest.mark.parametrize(

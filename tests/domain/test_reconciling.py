@@ -75,7 +75,7 @@ def test_a_report_is_taken_for_what_was_true_when_it_was_written(
             if event == "booked":
                 load.book(now, 0.0, 1.0, subject.released is not None)
             else:
-                load.release(subject.booked, now)
+                load.release(subject.booked, now, expired=False)
             continue
         before = deepcopy(load)
         there = at_the_worker(requests, subject.written)
@@ -107,5 +107,5 @@ def test_without_reports_nothing_is_lost(requests: list[Request]) -> None:
         if event == "booked":
             load.book(now, 0.0, 1.0, request.released is not None)
         else:
-            load.release(request.booked, now)
+            load.release(request.booked, now, expired=False)
     assert load.queue(0.0, 1.0) == sum(request.released is None for request in requests)

@@ -125,7 +125,7 @@ class LoadMachine(RuleBasedStateMachine):
             self.learn(known, *told)
         self.index(known)
 
-    def end(self, lease: str) -> bool:
+    def end(self, lease: str, expired: bool = False) -> bool:
         """A lease ends by itself or by its holder."""
         if lease not in self.ends:
             return False
@@ -135,13 +135,13 @@ class LoadMachine(RuleBasedStateMachine):
         if known is None or lease not in known.leases:
             return False
         self.touch(known)
-        known.load.release(known.leases.pop(lease), self.now)
+        known.load.release(known.leases.pop(lease), self.now, expired=expired)
         self.index(known, what_fades=False)
         return True
 
     def end_overdue(self) -> None:
         for lease in [lease for lease, end in self.ends.items() if end <= self.now]:
-            self.end(lease)
+            self.end(lease, expired=True)
 
     def forget(self, name: str) -> bool:
         known = self.known.pop(name, None)
