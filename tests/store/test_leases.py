@@ -4,9 +4,8 @@ import pytest
 
 from controller.store import keys
 from controller.store.registry import Registry
-from tests.conftest import Store
+from tests.conftest import CLOCK, Store
 from tests.samples import A, asks, reports, worker
-from tests.waiting import wait_until
 
 
 @pytest.fixture
@@ -76,25 +75,19 @@ async def test_a_report_after_days_does_not_spoil_what_is_learned(store: Store) 
     assert learned - before == 3_600_000, "an hour at most"
 
 
-async def test_leases_that_nobody_released_make_no_room_for_others(store: Store, registry: Registry) -> None:
+@pytest.mark.usefixtures("store_clock")
+async def test_leases_that_nobody_released_make_no_room_for_others(store: Store) -> None:
     """Five clients died, which the worker's report has shown. When their leases expire, eight later requests still run."""
-    await registry.register(worker(A, capacity=8))
-    abandoned = await registry.dispatch_shortest_queue(asks(["m"] * 5, 60_000))
-    await wait_until_later(store, abandoned[-1])
+    await store.client.set(CLOCK, 1_800_000_000_000)
+    registry = store.registry()
+    await registry.register(worker(A, capacity=8, check_heart_beat=False))
+    await registry.dispatch_shortest_queue(asks(["m"] * 5, 60_000))
+    await store.client.incrby(CLOCK, 5_000)
     await registry.heartbeat(reports([(A, 0)]))
-    held = await registry.dispatch_shortest_queue(asks(["m"] * 8, 60_000))
-    await store.client.zadd(keys.leases(store.namespace), dict.fromkeys(abandoned, 1))
+    held = await registry.dispatch_shortest_queue(asks(["m"] * 8, 120_000))
+    await store.client.incrby(CLOCK, 60_000)
     await registry.sweep(60.0)
     [known] = (await registry.list_workers()).workers
     assert (known.leased, known.status.queue_length) == (8, 8)
     assert await registry.release(held) == [True] * 8
-
-
-async def wait_until_later(store: Store, lease: str) -> None:
-    """Until reports come later than the lease, by the clock of the store."""
-
-    async def later() -> bool:
-        seconds, microseconds = await store.client.time()
-        return bool(1000 * seconds + microseconds // 1000 > int(lease.partition("-")[0]) + 1)
-
-    await wait_until(later, "the clock has moved on")
+    await store.client.delete(CLOCK)
