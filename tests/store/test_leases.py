@@ -77,7 +77,7 @@ async def test_a_report_after_days_does_not_spoil_what_is_learned(store: Store) 
 
 @pytest.mark.usefixtures("store_clock")
 async def test_leases_that_nobody_released_make_no_room_for_others(store: Store) -> None:
-    """Five clients died, which the worker's report has shown. When their leases expire, eight later requests still run."""
+    """Five clients died, and a report has shown it. When their leases expire, eight later requests still run."""
     await store.client.set(CLOCK, 1_800_000_000_000)
     registry = store.registry()
     await registry.register(worker(A, capacity=8, check_heart_beat=False))
