@@ -12,7 +12,7 @@
   Output:
     an array:
       [1]  the place at which to go on; '0' when all were met
-      [2]  the number of registrations and requested dispatches so far
+      [2]  the number of registrations, requested dispatches, drains and removals so far
       [3]  the name of the store's memory, as check.lua has given it; '' if it has none
       [4]  the time of the store in milliseconds
       [5]  an array with one array a worker, in no order:

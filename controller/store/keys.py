@@ -71,7 +71,7 @@ def replicas(name: str) -> str:
 
 
 def sequence(name: str) -> str:
-    """STRING: the number of registrations and requested dispatches so far, from which turns are taken."""
+    """STRING: the number of registrations, requested dispatches, drains and removals. Turns are taken from it."""
     return f"{{{name}}}:sequence"
 
 

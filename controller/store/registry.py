@@ -52,7 +52,7 @@ class Report(NamedTuple):
 class WorkerList(NamedTuple):
     """All live workers, in order of name.
 
-    sequence is how many registrations and requested dispatches there had been, epoch the name of the store's memory:
+    sequence counts registrations, requested dispatches, drains and removals; epoch the name of the store's memory:
     less of the one, or another of the other, and the store has forgotten what it knew before. clock is a reading of the
     store's clock.
     """
