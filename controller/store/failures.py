@@ -7,8 +7,9 @@ from redis.exceptions import ClusterCrossSlotError, DataError, RedisClusterExcep
 from controller.domain.errors import StoreError, StoreRejection, StoreUnavailable
 
 # What a client may raise. RedisClusterException is no RedisError; an OSError is a connection's, or our own timeout; an
-# AttributeError is of a connection that the pool closed after it was taken and before it was used.
-FAILURES: Final = (RedisError, RedisClusterException, OSError, AttributeError)
+# AttributeError is of a connection that the pool closed after it was taken and before it was used. uvloop raises a
+# RuntimeError where the server closed a connection before something was written to it.
+FAILURES: Final = (RedisError, RedisClusterException, OSError, AttributeError, RuntimeError)
 # How errors begin that no waiting will mend; and what is said where a script stopped that is without fault.
 _MISTAKES: Final = ("INVALID", "WRONGTYPE")
 _NOT_THE_SCRIPTS_FAULT: Final = ("can't run this command", "killed")

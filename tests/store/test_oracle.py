@@ -216,7 +216,9 @@ class RegistryMachine(RuleBasedStateMachine):
 
     @rule(name=names)
     def remove(self, name: str) -> None:
-        assert self.run(self.registry.remove(name)) == self.oracle.forget(name)
+        removed = self.oracle.forget(name)
+        self.oracle.sequence += removed
+        assert self.run(self.registry.remove(name)) == removed
 
     @rule(name=names)
     def time_passes(self, name: str) -> None:

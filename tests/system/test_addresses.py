@@ -81,7 +81,7 @@ def test_a_host_without_any_address_is_refused(serve: Serve, network: tuple[str,
 @pytest.mark.parametrize("number", ["1", "2"])
 def test_port_0_picks_a_free_port(serve: Serve, number: str) -> None:
     controller = serve("--port", "0", "--replicas", number, ready=False)
-    controller.wait_for(lambda: "Listening on http://127.0.0.1:" in controller.log, "it listens")
+    controller.wait_for(lambda: controller.log.count("startup complete") == int(number), "the replicas serve")
     port = controller.log.partition("Listening on http://127.0.0.1:")[2].split()[0]
     assert port not in ("0", str(controller.port))
     assert controller.stop() == 0
