@@ -6,7 +6,7 @@ LEAST_JUMP: Final = 1.0  # seconds: a smaller one shifts an expiration by no mor
 
 
 class ClockReading(NamedTuple):
-    """The store's clock, compared with this process's monotonic clock, which nobody can set.
+    """The store's clock, compared with this process's monotonic clock, which cannot be set.
 
     offset is the difference between the two, error the most by which that may be wrong. Both are in seconds.
     """
