@@ -41,6 +41,7 @@ def _text(file: Traversable) -> str:
     return _HEADER.sub("", file.read_text(encoding="utf-8"))
 
 
+@cache
 def _included(name: str) -> str:
     return _text(folder() / "include" / f"{name}.lua")
 

@@ -2,6 +2,7 @@
 
 import inspect
 import re
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -143,9 +144,19 @@ def test_a_source_has_each_include_once_and_before_its_use() -> None:
     assert "@include" not in source
 
 
-def test_an_include_within_a_function_is_put_there_unless_it_is_in_front(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+@pytest.fixture
+def written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """An empty folder that the scripts are read from."""
+    (tmp_path / "include").mkdir()
+    monkeypatch.setattr(scripts, "folder", lambda: tmp_path)
+    for read in (scripts.source, scripts._included):
+        read.cache_clear()
+    yield tmp_path
+    for read in (scripts.source, scripts._included):
+        read.cache_clear()
+
+
+def test_an_include_within_a_function_is_put_there_unless_it_is_in_front(written: Path) -> None:
     files = {
         "x": '--- @include "a"\na()\n',
         "include/a": '--- @include "b"\nlocal function a()\n  if b() then\n    --- @include "c"\n    c()\n  end\nend\n',
@@ -154,25 +165,19 @@ def test_an_include_within_a_function_is_put_there_unless_it_is_in_front(
         "include/d": "local function d() end\n",
         "y": '--- @include "a"\n--- @include "d"\na()\nd()\n',
     }
-    (tmp_path / "include").mkdir()
     for name, text in files.items():
-        (tmp_path / f"{name}.lua").write_text(text)
-    monkeypatch.setattr(scripts, "folder", lambda: tmp_path)
-    scripts.source.cache_clear()
+        (written / f"{name}.lua").write_text(text)
     b, d = files["include/b"], files["include/d"]
     c = "local function c() b() d() end\n"
     before, after = "local function a()\n  if b() then\n", "    c()\n  end\nend\n"
     assert scripts.source("x") == b + before + d + c + after + "a()\n"
     assert scripts.source("y") == b + d + before + c + after + "a()\nd()\n"
-    scripts.source.cache_clear()
 
 
-def test_an_include_of_itself_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    (tmp_path / "include").mkdir()
-    (tmp_path / "x.lua").write_text('--- @include "a"\n')
-    (tmp_path / "include" / "a.lua").write_text('--- @include "b"\n')
-    (tmp_path / "include" / "b.lua").write_text('--- @include "a"\n')
-    monkeypatch.setattr(scripts, "folder", lambda: tmp_path)
+def test_an_include_of_itself_is_refused(written: Path) -> None:
+    (written / "x.lua").write_text('--- @include "a"\n')
+    (written / "include" / "a.lua").write_text('--- @include "b"\n')
+    (written / "include" / "b.lua").write_text('--- @include "a"\n')
     with pytest.raises(ValueError, match="includes itself, by way of a and b"):
         scripts.source("x")
 
