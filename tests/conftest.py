@@ -30,7 +30,7 @@ from controller.store.connection import connect
 from controller.store.embedded import EmbeddedStore
 from controller.store.registry import Registry
 from controller.upstream.client import WorkerClient
-from tests import lifeline, network
+from tests import certificates, lifeline, network
 from tests.invariants import check_invariants, check_nothing_leaks
 from tests.outage import Link
 from tests.samples import A, B, worker
@@ -48,6 +48,7 @@ settings.load_profile("untimed")
 
 def pytest_configure(config: pytest.Config) -> None:
     config.add_cleanup(lifeline.tie())
+    config.add_cleanup(certificates.trust_one())
     # A shell that runs the tests in the background ignores these, and so would all processes that tests start.
     for number in (signal.SIGINT, signal.SIGQUIT, signal.SIGHUP):
         if signal.getsignal(number) == signal.SIG_IGN:
