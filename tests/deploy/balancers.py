@@ -242,7 +242,7 @@ async def load(url: str) -> AsyncIterator[Outcome]:
                 seen.failed.setdefault(name, []).append(problem)
             else:
                 seen.done[name] += 1
-            await asyncio.sleep(0.005)
+            await asyncio.sleep(0.02)
 
     kept, new = httpx.Limits(), httpx.Limits(max_keepalive_connections=0)
     async with httpx.AsyncClient(limits=kept) as keeps, httpx.AsyncClient(limits=new) as renews:
