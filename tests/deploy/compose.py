@@ -11,6 +11,7 @@ from pathlib import Path
 from tests.system.processes import free_port
 
 ROOT = Path(__file__).parents[2]
+LABEL = "com.docker.compose"
 # Stand-ins of the same names are used where there are any, such as on a machine that can pull no image.
 IMAGES = {
     "PYTHON_IMAGE": "docker-lab/python:3.13",
@@ -81,8 +82,15 @@ class Compose:
         return done.stdout
 
     def containers(self, service: str) -> list[str]:
-        """The ids of a service's containers, those that do not run among them."""
-        return self("ps", "--all", "--quiet", service).split()
+        """The ids of a service's containers, those that do not run among them.
+
+        Asked of the engine: `docker compose ps` takes ten times as long.
+        """
+        wanted = {"project": self.project, "service": service, "oneoff": "False"}
+        labels = [word for name, value in wanted.items() for word in ("--filter", f"label={LABEL}.{name}={value}")]
+        columns = f'{{{{.Label "{LABEL}.container-number"}}}} {{{{.ID}}}}'
+        found = docker("ps", "--all", "--no-trunc", "--format", columns, *labels).splitlines()
+        return [identity for _, identity in sorted((int(number), it) for number, it in map(str.split, found))]
 
     def address(self, container: str) -> str:
         """The IP address of a container, which this machine reaches."""
@@ -92,7 +100,7 @@ class Compose:
 
     def leftovers(self) -> list[str]:
         """What is left of the project: containers, volumes and networks."""
-        label = f"label=com.docker.compose.project={self.project}"
+        label = f"label={LABEL}.project={self.project}"
         kinds = (("ps", "--all"), ("volume", "ls"), ("network", "ls"))
         return [line for kind in kinds for line in docker(*kind, "--quiet", "--filter", label).split()]
 

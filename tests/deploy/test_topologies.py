@@ -3,6 +3,7 @@
 import asyncio
 import json
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 
@@ -79,8 +80,7 @@ async def test_sentinels(built: None, figure: Figure) -> None:
         # The promoted one is restarted: it remembers what it is.
         [second] = [c for [c] in others if redis_cli(c, "role").startswith("master")]
         await asyncio.to_thread(docker, "restart", "--time", "1", second)
-        everyone = [master, *(container for [container] in others)]
-        await wait_until(lambda: one_leads(everyone), "one leads and two follow", timeout=60, interval=0.5)
+        await one_leads_and_is_agreed_on(running)
         await wait_until(lambda: serves(running.url), "the cluster is ready", timeout=120)
         assert call(f"{running.url}/get_worker_address", {"model": "m"})["address"] in NAMES
         await everything_begins_again(running)
@@ -152,10 +152,20 @@ async def the_leader_dies(running: Compose) -> None:
     assert call(f"{running.url}/get_worker_address", {"model": "m"})["address"] in NAMES
 
 
+async def one_leads_and_is_agreed_on(running: Compose) -> None:
+    """Wait until one Redis leads, the others follow, and no Sentinel thinks that another one should."""
+    everyone = list(nodes(running).values())
+    await wait_until(
+        lambda: one_leads(everyone) and all(watched(running, sentinel) == leads(running) for sentinel in SENTINELS),
+        "one leads, two follow, and the Sentinels agree",
+        timeout=120,
+        interval=0.5,
+    )
+
+
 async def one_leads_and_is_watched(running: Compose) -> None:
     """Wait until one Redis leads, the others follow, and each Sentinel knows all of them."""
-    everyone = list(nodes(running).values())
-    await wait_until(lambda: one_leads(everyone), "one leads and two follow", timeout=60, interval=0.5)
+    await one_leads_and_is_agreed_on(running)
     expected = {address for node, address in addresses(running).items() if node != leader(running)}
     for sentinel in SENTINELS:
         known = lambda sentinel=sentinel: known_replicas(running, sentinel)  # noqa: E731
@@ -172,14 +182,29 @@ def leader(running: Compose) -> str:
     return " ".join(node for node, it in nodes(running).items() if redis_cli(it, "role").startswith("master"))
 
 
+def leads(running: Compose) -> str:
+    """The address of the Redis that is the master; "" if there are none or several."""
+    return addresses(running).get(leader(running), "")
+
+
+def watched(running: Compose, sentinel: str) -> str:
+    """The address of a Sentinel's master; with what is wrong, such as that it is down or being replaced."""
+    told = ask_sentinel(running, sentinel, "master")
+    return str(told["ip"]) if told["flags"] == "master" else f"{told['ip']}: {told['flags']}"
+
+
+def ask_sentinel(running: Compose, sentinel: str, what: str) -> Any:
+    [container] = running.containers(sentinel)
+    return json.loads(docker("exec", container, "redis-cli", "-p", "26379", "--json", "sentinel", what, "main"))
+
+
 def addresses(running: Compose) -> dict[str, str]:
     return {node: running.address(container) for node, container in nodes(running).items()}
 
 
 def known_replicas(running: Compose, sentinel: str) -> set[str]:
     """The addresses of the replicas that a Sentinel could make the master."""
-    [container] = running.containers(sentinel)
-    told = json.loads(docker("exec", container, "redis-cli", "-p", "26379", "--json", "sentinel", "replicas", "main"))
+    told = ask_sentinel(running, sentinel, "replicas")
     return {it["ip"] for it in told if it["flags"] == "slave" and it["master-link-status"] == "ok"}
 
 
