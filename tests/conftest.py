@@ -55,6 +55,13 @@ def pytest_configure(config: pytest.Config) -> None:
             signal.signal(number, signal.default_int_handler if number == signal.SIGINT else signal.SIG_DFL)
 
 
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: object) -> object:
+    from tests.scheduling import Scheduling  # pytest-xdist is needed only where it runs
+
+    return Scheduling(config, log) if config.getvalue("dist") == "loadfile" else None
+
+
 def pytest_report_header() -> str:
     if REDIS_SERVER:
         version = subprocess.run([REDIS_SERVER, "--version"], capture_output=True, text=True, check=True).stdout
