@@ -6,20 +6,30 @@ batches.
 
 import asyncio
 from collections.abc import Awaitable, Callable, Sequence
-from typing import Generic, TypeVar
+from enum import Enum
+from typing import Final, Generic, Literal, TypeAlias, TypeVar
 
 Item = TypeVar("Item")
 Answer = TypeVar("Answer")
+
+
+class _Again(Enum):
+    AGAIN = "again"
+
+
+AGAIN: Final = _Again.AGAIN  # as the answer for an item: the call did not get to it, so it goes into a later one
+Again: TypeAlias = Literal[_Again.AGAIN]
 
 
 class Coalescer(Generic[Item, Answer]):
     """Makes one call for many items.
 
     call takes the items in the order of their arrival, at most `limit` of them, and returns as many answers in the
-    same order. Whatever it raises is raised to all who wait for that call.
+    same order. Whatever it raises is raised to all who wait for that call. Items with the answer AGAIN go behind the
+    items that arrived meanwhile.
     """
 
-    def __init__(self, call: Callable[[Sequence[Item]], Awaitable[Sequence[Answer]]], limit: int = 256) -> None:
+    def __init__(self, call: Callable[[Sequence[Item]], Awaitable[Sequence[Answer | Again]]], limit: int = 256) -> None:
         self._call = call
         self._limit = limit
         self._waiting: list[tuple[Item, asyncio.Future[Answer]]] = []
@@ -58,6 +68,8 @@ class Coalescer(Generic[Item, Answer]):
                 if not future.done():
                     future.set_exception(error)
         else:
-            for (_, future), answer in zip(batch, answers, strict=True):
-                if not future.done():
-                    future.set_result(answer)
+            for entry, answer in zip(batch, answers, strict=True):
+                if answer is AGAIN:
+                    self._waiting.append(entry)
+                elif not entry[1].done():
+                    entry[1].set_result(answer)

@@ -10,7 +10,7 @@ import logging
 import random
 import secrets
 import time
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Callable, Iterable, Sequence
 from typing import Final
 
@@ -27,6 +27,8 @@ from controller.store.settlement import Settlement
 
 logger = logging.getLogger("controller")
 
+_MAX_UNRELEASED: Final = 20_000
+_RELEASED_AT_ONCE: Final = 1_000
 _LEAST_PAUSE: Final = 0.02
 _PAUSE_PER_WORKER: Final = 0.75e-3  # 50 times what it costs the store and us to list one: 15 us, benchmarks/scripts.py
 
@@ -47,6 +49,7 @@ class Fallback:
         self._told: WorkerList | None = None  # what it was made from
         self._bookings: Counter[str] = Counter()
         self._unsettled: list[Settlement] = []
+        self._unreleased: deque[str] = deque(maxlen=_MAX_UNRELEASED)  # leases that ended; the oldest first
         self._logged_for: float | None = None
         self._news = asyncio.Event()
         self._own_name = secrets.token_hex(8)
@@ -104,6 +107,10 @@ class Fallback:
         """Take a snapshot now. Raises StoreError."""
         await self.guard.ask(self._look)
 
+    def release_later(self, leases: Iterable[str]) -> None:
+        """Keep leases that ended while the store did not serve. They are released when it serves again."""
+        self._unreleased.extend(leases)  # to release a lease twice does no harm
+
     def tell_news(self) -> None:
         """A worker has registered: take the next snapshot soon."""
         self._news.set()
@@ -155,6 +162,7 @@ class Fallback:
                 await self._take_snapshot()
             except StoreRejection as error:  # what cannot be read must not keep others from being served
                 logger.error("No snapshot can be taken: %s", error)  # noqa: TRY400 - the message says it all
+            await self._release_ended()
             await self._settle()  # last, without a pause until the guard lets calls through: nothing is left behind
 
     async def _look(self, since: Snapshot | None = None) -> None:
@@ -196,6 +204,14 @@ class Fallback:
             if not self._unsettled:
                 return
             sequence = 0
+
+    async def _release_ended(self) -> None:
+        while leases := [self._unreleased.popleft() for _ in range(min(len(self._unreleased), _RELEASED_AT_ONCE))]:
+            try:
+                await self._registry.release(leases)
+            except BaseException:  # cancelled, too
+                self._unreleased.extendleft(reversed(leases))
+                raise
 
     def _tell_once(self, snapshot: Snapshot, age: float) -> None:
         """Log that dispatches are made from a snapshot: once in a time of trouble."""

@@ -4,6 +4,7 @@ it does not, so that a hung store does not cost every request its deadline (a ci
 
 import asyncio
 import logging
+import random
 import time
 from collections.abc import Awaitable, Callable
 from typing import Final, ParamSpec, TypeVar
@@ -90,7 +91,7 @@ class StoreGuard:
     async def _prove_until_it_serves(self) -> None:
         try:
             while not await self._proven():  # noqa: ASYNC110 - it is the store that is waited for
-                await asyncio.sleep(_PROOF_INTERVAL)
+                await asyncio.sleep(_PROOF_INTERVAL * random.uniform(0.75, 1.25))  # noqa: S311 - not in step with others
         finally:
             self._proving = None
 

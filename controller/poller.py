@@ -11,12 +11,12 @@ from functools import partial
 from typing import Final
 from zlib import crc32
 
-from controller.coalescer import Coalescer
+from controller.batches import Batches
 from controller.domain.errors import StoreError, WorkerError
 from controller.domain.worker import Worker
 from controller.guard import StoreGuard
 from controller.metrics import Metrics
-from controller.store.registry import Registry, Report
+from controller.store.registry import FailureCall, Registry, Report
 from controller.upstream.client import WorkerClient
 
 logger = logging.getLogger("controller")
@@ -40,6 +40,7 @@ class Poller:
         self,
         guard: StoreGuard,
         registry: Registry,
+        batches: Batches,
         workers: WorkerClient,
         metrics: Metrics,
         interval: float,
@@ -47,6 +48,7 @@ class Poller:
     ) -> None:
         self._guard = guard
         self._registry = registry
+        self._batches = batches
         self._workers = workers
         self._metrics = metrics
         self._interval = interval
@@ -60,7 +62,6 @@ class Poller:
         self._places = asyncio.Semaphore(_MAX_POLLS_AT_ONCE)
         self._places_of_failing = asyncio.Semaphore(_MAX_POLLS_AT_ONCE)  # or those that hang would delay the others
         self._polls: dict[str, asyncio.Task[None]] = {}  # under way, by worker
-        self._reports: Coalescer[Report, bool] = Coalescer(self._report_all, limit=256)
 
     async def poll_forever(self) -> None:
         """Poll for ever; never, if the interval is 0."""
@@ -138,7 +139,7 @@ class Poller:
         self._left_alone.pop(worker.name, None)
         self._metrics.polls_answered.inc()
         with contextlib.suppress(StoreError):  # the guard has told of it
-            await self._reports.submit(Report(worker.name, status.queue_length, asked_at))
+            await self._batches.take_poll_answer(Report(worker.name, status.queue_length, asked_at))
 
     async def _failed(self, worker: Worker, error: WorkerError) -> None:
         self._metrics.polls_failed.inc()
@@ -148,7 +149,7 @@ class Poller:
             return
         try:
             # The store knows whether it has ever answered, us or another replica; what we know of it may be older.
-            fails = await self._guard.ask(self._report_failure, worker.name)
+            fails = await self._batches.report_failure(FailureCall(worker.name, of_polls=True))
         except StoreError:
             return  # the guard has told of it
         if fails is None:
@@ -162,12 +163,3 @@ class Poller:
         if self._left_alone.get(worker.name) != worker.registration:
             self._left_alone[worker.name] = worker.registration
             logger.info("A worker cannot be asked for its status, and is seldom asked from now on: %s", error)
-
-    async def _report_failure(self, name: str) -> bool | None:
-        return await self._registry.report_failure(name, of_polls=True)
-
-    async def _report_all(self, reports: Sequence[Report]) -> list[bool]:
-        return await self._guard.ask(self._take, reports)
-
-    async def _take(self, reports: Sequence[Report]) -> list[bool]:
-        return await self._registry.heartbeat(reports, of_polls=True)

@@ -9,8 +9,8 @@ from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from typing import Final, TypeVar
 
-from controller.coalescer import Coalescer
-from controller.domain.dispatch import DispatchMethod
+from controller.batches import Batches
+from controller.coalescer import AGAIN, Again, Coalescer
 from controller.domain.errors import ShuttingDown, StoreError, StoreUnavailable
 from controller.domain.way import HEADER, passed
 from controller.domain.worker import (
@@ -29,7 +29,16 @@ from controller.poller import Poller
 from controller.refresh import Refresher
 from controller.settings import Settings
 from controller.snapshot import Found, Snapshot
-from controller.store.registry import Registry, Report, Request, worker_of
+from controller.store.registry import (
+    DrainCall,
+    FailureCall,
+    RegisterCall,
+    Registry,
+    RemoveCall,
+    Report,
+    Request,
+    worker_of,
+)
 from controller.upstream.client import WorkerClient
 
 logger = logging.getLogger("controller")
@@ -43,7 +52,7 @@ _RETRY_INTERVAL: Final = 0.25
 class _Underway:
     """Registrations of one worker that wait for the store: the latest that it sent, and how many calls wait."""
 
-    latest: Registration
+    latest: RegisterCall
     calls: int = 0
 
 
@@ -62,9 +71,16 @@ class Controller:
         self._metrics = metrics
         self._fallback = Fallback(settings, registry, metrics)
         self._guard = self._fallback.guard
+        self._batches = Batches(self._guard, registry, metrics, self._fallback.release_later)
         self._refresher = Refresher(self._guard, registry, workers, metrics, settings.probe_timeout)
         self._poller = Poller(
-            self._guard, registry, workers, metrics, settings.poll_interval, self._fallback.known_workers
+            self._guard,
+            registry,
+            self._batches,
+            workers,
+            metrics,
+            settings.poll_interval,
+            self._fallback.known_workers,
         )
         self._parents = Parents(
             self._guard,
@@ -77,13 +93,8 @@ class Controller:
             lambda: self._fallback.cluster,
         )
         self._forwarder = Forwarder(self, workers, metrics, settings.lease_time, settings.forward_tries)
-        self._dispatch_batch = {
-            DispatchMethod.SHORTEST_QUEUE: registry.dispatch_shortest_queue,
-            DispatchMethod.LOTTERY: registry.dispatch_lottery,
-        }[settings.dispatch_method]
+        self._method = settings.dispatch_method
         self._dispatches: Coalescer[Request, Found[str]] = Coalescer(self._dispatch_all)
-        self._releases: Coalescer[str, bool] = Coalescer(self._release_all)
-        self._heartbeats: Coalescer[Report, bool] = Coalescer(self._heartbeat_all, limit=64)
         self._model_lists: Coalescer[bool | None, Found[list[str]]] = Coalescer(self._list_models_all)
         self._underway: dict[str, _Underway] = {}  # registrations, by worker
         self._leaving = False
@@ -111,15 +122,15 @@ class Controller:
 
     async def release(self, lease: str) -> bool:
         """End a lease: its request has ended. Whether it was out."""
-        return await self._releases.submit(lease)
+        return await self._batches.release(lease)
 
     async def renew(self, lease: str) -> bool:
         """Let a lease last as long again, from now on, as it was to last; whether it is out."""
-        return await self._guard.ask(self._registry.renew, lease)
+        return await self._batches.renew(lease)
 
     async def report_failure(self, name: str) -> bool:
         """Put a worker behind all others until its next heartbeat; whether there is such a live one."""
-        exists = bool(await self._guard.ask(self._registry.report_failure, name))
+        exists = bool(await self._batches.report_failure(FailureCall(name)))
         if exists:
             self._fallback.tell_news()
         return exists
@@ -158,14 +169,15 @@ class Controller:
         if status is None:
             status = await self._workers.status(name, self.pass_through(""))
         registration = Registration(name, status, check_heart_beat, multimodal)
-        underway = self._underway.setdefault(name, _Underway(registration))
-        underway.latest = registration
+        call = RegisterCall(registration, repeatable_for=self._settings.register_patience)
+        underway = self._underway.setdefault(name, _Underway(call))
+        underway.latest = call
         underway.calls += 1
         try:
             # Where several of a worker wait here, as after its restart, each makes the latest of them.
-            new = await self._patiently(lambda: self._registry.register(underway.latest))
+            new = await self._patiently(lambda: self._batches.register(underway.latest))
         finally:
-            made = underway.latest.status
+            made = underway.latest.registration.status
             underway.calls -= 1
             if not underway.calls:
                 del self._underway[name]
@@ -182,11 +194,11 @@ class Controller:
 
     async def heartbeat(self, name: str, queue_length: int) -> bool:
         """Take a worker's heartbeat; whether the worker is registered. If not, it should register."""
-        return await self._heartbeats.submit(Report(name, queue_length, time.monotonic()))
+        return await self._batches.heartbeat(Report(name, queue_length, time.monotonic()))
 
     async def drain(self, name: str, drain: bool = True) -> bool:
         """Send a worker no new requests, or send it some again; whether there is such a live one."""
-        exists = await self._guard.ask(self._registry.drain, name, drain)
+        exists = await self._batches.drain(DrainCall(name, drain))
         if exists:
             self._fallback.tell_news()
             logger.info("Worker %s drains." if drain else "Worker %s serves again.", name)
@@ -194,7 +206,7 @@ class Controller:
 
     async def remove(self, name: str) -> bool:
         """Remove a worker; whether it was registered."""
-        removed = await self._guard.insist(self._registry.remove, name)
+        removed = await self._batches.remove(RemoveCall(name))
         if removed:
             self._fallback.tell_news()  # so that no recovery restores it from an old snapshot
             self._metrics.removals.labels("request").inc()
@@ -206,7 +218,7 @@ class Controller:
     async def list_workers(self) -> Found[list[Worker]]:
         """All live workers, in order of name."""
         try:
-            return Found((await self._guard.ask(self._registry.list_workers)).workers)
+            return Found(await self._batches.list_workers())
         except StoreError as error:
             return self._from_snapshot(error, lambda snapshot: snapshot.workers(time.monotonic()))
 
@@ -227,7 +239,8 @@ class Controller:
         if self._leaving:
             raise ShuttingDown("This replica is shutting down. It answers what still comes; ask another.")
         try:
-            return Found(await self._guard.ask(self._registry.check))
+            await self._batches.check()
+            return Found(None)
         except StoreError as error:
             reason = str(error)
             return self._from_snapshot(error, lambda _: reason)
@@ -301,39 +314,42 @@ class Controller:
         self._metrics.dispatches_no_worker.inc()
         return Found("")
 
-    async def _dispatch_all(self, requests: Sequence[Request]) -> list[Found[str]]:
+    async def _dispatch_all(self, requests: Sequence[Request]) -> Sequence[Found[str] | Again]:
         try:
-            addresses = await self._guard.ask(self._dispatch_batch, requests)
+            addresses = await self._guard.ask(self._registry.dispatch_some, self._method, requests)
         except StoreError as error:
             return self._dispatch_degraded([request.model for request in requests], error)
         self._metrics.dispatch_batches.inc()
-        found = [Found(address) for address in addresses]
+        found: list[Found[str] | Again] = [AGAIN if address is None else Found(address) for address in addresses]
         if "" in addresses:
-            await self._dispatch_again(requests, found)
+            left = [i for i, address in enumerate(addresses) if address == ""]
+            for i, each in zip(left, await self._dispatch_again([requests[i] for i in left]), strict=True):
+                found[i] = each
+        self._count([each for each in found if each is not AGAIN])
+        return found
+
+    def _count(self, found: Sequence[Found[str]]) -> None:
         without = sum(not each.value for each in found)
         degraded = sum(each.snapshot_age is not None for each in found if each.value)
         self._metrics.dispatches_chosen.inc(len(found) - without - degraded)
         self._metrics.dispatches_degraded.inc(degraded)
         self._metrics.dispatches_no_worker.inc(without)
-        return found
 
-    async def _dispatch_again(self, requests: Sequence[Request], found: list[Found[str]]) -> None:
-        """Put addresses in the place of "" where the store had only forgotten the model's workers."""
-        left = [i for i, each in enumerate(found) if not each.value]
-        missing = [requests[i].model for i in left]
+    async def _dispatch_again(self, requests: Sequence[Request]) -> Sequence[Found[str] | Again]:
+        """Dispatch once more where the store had no worker, in case it had only lost the model's workers."""
+        none: list[Found[str] | Again] = [Found("")] * len(requests)
+        models = [request.model for request in requests]
         try:
-            if not await self._fallback.find_again(missing):
-                return
-            again = [requests[i] for i in left]
-            more = [Found(address) for address in await self._guard.ask(self._dispatch_batch, again)]
+            if not await self._fallback.find_again(models):
+                return none
+            addresses = await self._guard.ask(self._registry.dispatch_some, self._method, requests)
         except StoreError as error:
             try:
-                addresses, age = self._fallback.dispatch(missing, error)
+                degraded, age = self._fallback.dispatch(models, error)
             except StoreError:
-                return  # then "" it is: the others are booked and must have their answers
-            more = [Found(address, age) for address in addresses]
-        for i, each in zip(left, more, strict=True):
-            found[i] = each
+                return none  # the other requests of the batch are booked and must have their answers
+            return [Found(address, age) for address in degraded]
+        return [AGAIN if address is None else Found(address) for address in addresses]
 
     def _dispatch_degraded(self, models: Sequence[str], error: StoreError) -> list[Found[str]]:
         try:
@@ -343,19 +359,6 @@ class Controller:
             raise
         self._metrics.dispatches_degraded.inc(len(models))
         return [Found(address, age) for address in addresses]
-
-    async def _release_all(self, leases: Sequence[str]) -> list[bool]:
-        return await self._guard.ask(self._registry.release, leases)
-
-    async def _heartbeat_all(self, reports: Sequence[Report]) -> list[bool]:
-        try:
-            known = await self._guard.ask(self._registry.heartbeat, reports)
-        except StoreError:
-            self._metrics.heartbeats_store_unavailable.inc(len(reports))
-            raise
-        self._metrics.heartbeats_known.inc(sum(known))
-        self._metrics.heartbeats_unknown.inc(len(known) - sum(known))
-        return known
 
     async def _list_models_all(self, kinds: Sequence[bool | None]) -> list[Found[list[str]]]:
         lists = {kind: await self._list_models(kind) for kind in set(kinds)}
@@ -386,6 +389,7 @@ class Controller:
             except StoreUnavailable:
                 if self._patience_over.is_set() or time.monotonic() + _RETRY_INTERVAL > deadline:
                     raise
+            pause = _RETRY_INTERVAL * random.uniform(0.5, 1.5)  # noqa: S311 - many wait; they must not come at once
             with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(_RETRY_INTERVAL):
+                async with asyncio.timeout(pause):
                     await self._patience_over.wait()

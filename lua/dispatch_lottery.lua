@@ -1,11 +1,15 @@
 --[[
-  Chooses a worker for each of a batch of requests, one after the other: at random among the live ones, with a
-  probability proportional to speed. Nothing is booked, as in FastChat, but for a request with a lease; how many were
-  drawn without is counted, for what reports tell. Those that fail are passed over and get new tickets.
-  The rule in Python: controller/domain/dispatch.py, lottery() and next_ticket().
+  Chooses a worker for each of a batch of requests, one after the other: at random among the live ones that serve, with
+  a probability proportional to speed. If all fail, it chooses among those, with the same odds. Nothing is booked, as in
+  FastChat, but for a request with a lease; how many were drawn without is counted, for what reports tell.
 
-  A dead worker that holds the earliest ticket is forgotten on the spot and the next is tried; a call forgets no more
-  than about BUDGET index entries.
+  A draw chooses a band of speeds, a place in the band and a fraction of the speed of the fastest worker there. The
+  worker at that place is chosen if its speed exceeds the fraction. Otherwise another draw decides, which less than half
+  of the draws lead to.
+  The rule in Python: controller/domain/dispatch.py, lottery().
+
+  If a dead worker is drawn, another draw decides, and the call forgets the worker before it ends. A call forgets no
+  more than about MAX_REMOVED index entries.
 
   Input:
     KEYS[1]   '{<ns>}' the namespace
@@ -13,27 +17,24 @@
     ARGV[2]   for how many milliseconds the answer is kept
     ARGV[3]   '1' if bookings fade, else '0'
     ARGV[4…]  for each request three: the model; for how many milliseconds a lease is wanted, 0 for none; a draw from
-              the exponential distribution of mean 1
+              the uniform distribution on [0, 1)
 
   Output:
     an array with one entry a request, in order:
       the name of the chosen worker; with a lease, the lease, which ends in '@' and the name
       '' if the model has no live worker
-      nil if this call has forgotten as many dead workers as it may: ask again, with another id
+      nil if the budget of this call did not suffice: ask again, with another id
     error 'INVALID …' if an argument cannot be; nothing was done
 ]]
---- @include "alive"
 --- @include "book"
---- @include "end_overdue_leases"
 --- @include "finite"
---- @include "forget"
 --- @include "key"
 --- @include "lend"
 --- @include "load_of"
 --- @include "now"
+--- @include "spend"
 --- @include "whole_number"
-local BUDGET = 256
-local MAX_PASSED_OVER = 16
+local MAX_REMOVED = 256
 
 local reply = key("reply", ARGV[1])
 local keep = whole_number(ARGV[2], 1)
@@ -42,63 +43,98 @@ if not keep or #ARGV < 6 or #ARGV % 3 ~= 0 then
   return redis.error_reply("INVALID arguments")
 end
 for i = 5, #ARGV, 3 do
-  if not whole_number(ARGV[i], 0) or not finite(ARGV[i + 1]) then
+  local draw = finite(ARGV[i + 1])
+  if not whole_number(ARGV[i], 0) or not draw or draw >= 1 then
     return redis.error_reply("INVALID request")
   end
 end
 
-local answered = redis.call("GET", reply)
-if answered then
-  local kept = cjson.decode(answered)
+-- One call reads the answer and what the first request needs, which is mostly the only one.
+local read = redis.call("MGET", reply, key("odds", ARGV[4]))
+if read[1] then
+  local kept = cjson.decode(read[1])
   return kept.chosen or kept -- settle.lua leaves an empty one
 end
 
 local time = now()
 local forgotten = 0
 
--- Gives a worker its next ticket.
-local function draw_ticket(lottery, clock, draw, worker)
-  redis.call("ZADD", lottery, clock + draw / worker.speed, worker.name)
+local odds_of = { [key("lottery", ARGV[4])] = read[2] or nil } -- by index, as include/count_odds.lua gives them
+
+-- A place in an index, and the speed that the worker there must exceed.
+local function place_of(draw, odds)
+  local weight, bands = odds:match("(%S+)(.*)")
+  local rest = draw * weight
+  for top, first, size in bands:gmatch("(%S+) (%S+) (%S+)") do
+    if rest < size * top or first == "0" then
+      local place = math.min(math.floor(rest / top), size - 1)
+      return first + place, rest - place * top
+    end
+    rest = rest - size * top
+  end
 end
 
--- The worker with the earliest ticket of those that do not fail, or, if the next MAX_PASSED_OVER all fail, of all; ""
--- if there is none, false over the budget.
-local function draw_one(model, draw)
-  local lottery = key("lottery", model)
-  local passed_over = {}
-  while #passed_over < MAX_PASSED_OVER do
-    local place = 1 + #passed_over -- at 0 stands the clock, the member ''
-    local entry = redis.call("ZRANGE", lottery, place, place, "WITHSCORES")
+-- The next number of a sequence, for a repeated draw: the "minimal standard" (Park, Miller and Stockmeyer, 1993).
+local function next_draw(draw)
+  local state = math.floor(draw * 2147483646) + 1
+  return (state * 48271 % 2147483647 - 0.5) / 2147483646
+end
+
+local dead, is_dead = {}, {} -- drawn, but not forgotten yet: to forget one takes a new count of the odds
+
+local function forget_dead()
+  --- @include "forget"
+  --- @include "leave_lottery"
+  while dead[1] and forgotten < MAX_REMOVED do
+    local model, name = unpack(table.remove(dead))
+    is_dead[name] = nil
+    forgotten = forgotten + forget(name)
+    leave_lottery(model, name) -- should its hash be gone, forget() did not find it
+  end
+  odds_of = {}
+end
+
+-- A live worker of an index; "" if there is none, false over the budget.
+local function draw_from(kind, model, draw)
+  local index = key(kind, model)
+  while true do
+    if not odds_of[index] then
+      --- @include "count_odds"
+      odds_of[index] = count_odds(kind, model)
+    end
+    if odds_of[index] == "" then
+      return ""
+    end
+    local place, exceeded_speed = place_of(draw, odds_of[index])
+    local entry = redis.call("ZRANGE", index, place, place, "WITHSCORES")
     local name = entry[1]
-    if not name then
-      break
-    end
-    local fields = redis.call("HMGET", key("worker", name), "speed", "load")
-    local worker = { name = name, ticket = tonumber(entry[2]), speed = tonumber(fields[1]) }
-    if not fields[1] or not alive(name) then
-      if forgotten >= BUDGET then
-        return false
+    if not name then -- the index was deleted by hand
+      redis.call("DEL", key("odds", model))
+      odds_of = {}
+    elseif exceeded_speed < tonumber(entry[2]) then
+      if is_dead[name] or #dead >= MAX_REMOVED then
+        forget_dead()
+        if forgotten >= MAX_REMOVED then
+          return false
+        end
+      elseif redis.call("EXISTS", key("heartbeat", name), key("worker", name)) == 2 then
+        return name
+      else
+        dead[#dead + 1] = { model, name }
+        is_dead[name] = true
       end
-      forgotten = forgotten + forget(name)
-      redis.call("ZREM", lottery, name) -- should its hash be gone, forget() did not find it
-    elseif fields[2]:find("%a%a") then -- why it fails is the only word in there; 1e-07 is none
-      passed_over[#passed_over + 1] = worker
-    else
-      redis.call("ZADD", lottery, worker.ticket, "")
-      draw_ticket(lottery, worker.ticket, draw, worker)
-      for _, failing in ipairs(passed_over) do
-        draw_ticket(lottery, worker.ticket, draw, failing)
-      end
-      return name
     end
+    draw = next_draw(draw)
   end
-  local first = passed_over[1]
-  if not first then
-    return ""
+end
+
+-- A worker that serves or, if none is alive, one that fails; "" if there is none, false over the budget.
+local function draw_one(model, draw)
+  local name = draw_from("lottery", model, draw)
+  if name == "" then
+    name = draw_from("lottery_failing", model, draw)
   end
-  redis.call("ZADD", lottery, first.ticket, "")
-  draw_ticket(lottery, first.ticket, draw, first)
-  return first.name
+  return name
 end
 
 local drawn = {} -- without a lease, by worker
@@ -123,12 +159,18 @@ for i = 1, requests do
   leased = leased or tonumber(ARGV[2 + 3 * i]) > 0
 end
 if leased then
-  end_overdue_leases(time, fades, 64 + requests) -- more than this call may lend
+  --- @include "end_overdue_leases"
+  end_overdue_leases(time, fades, 2 * requests) -- more than this call may lend
 end
 local turn = leased and redis.call("INCRBY", key("sequence"), requests) - requests or 0 -- nothing else has one
 local chosen = {}
 for i = 1, requests do
-  chosen[i] = choose(ARGV[1 + 3 * i], tonumber(ARGV[2 + 3 * i]), tonumber(ARGV[3 + 3 * i]), turn + i)
+  local model, lease_time, draw = ARGV[1 + 3 * i], tonumber(ARGV[2 + 3 * i]), tonumber(ARGV[3 + 3 * i])
+  local affordable = i == 1 or not spend(1)
+  chosen[i] = affordable and choose(model, lease_time, draw, turn + i) or false -- which is nil in the answer
+end
+if dead[1] then
+  forget_dead()
 end
 for name, times in pairs(drawn) do
   local worker = key("worker", name)

@@ -7,8 +7,9 @@
   they are not, it is the best of the LOOK in front of each (docs/dispatch.md tells what that misses).
   The rule in Python: controller/domain/dispatch.py, least_cost().
 
-  A dead worker that is met is forgotten on the spot and the choice begins anew. So many may have died at once
-  that forgetting them would hold up everybody: a call forgets no more than about BUDGET index entries.
+  A dead worker that is met is removed and the choice begins again. When many have died at once, a call removes no more
+  than about MAX_REMOVED index entries. Requests for other models are not held up by that: they are answered in the same
+  call.
 
   Input:
     KEYS[1]   '{<ns>}' the namespace
@@ -21,7 +22,7 @@
     an array with one entry a request, in order:
       the name of the chosen worker; with a lease, the lease, which ends in '@' and the name
       '' if the model has no live worker
-      nil if this call has forgotten as many dead workers as it may: ask again, with another id
+      nil if the budget of this call did not suffice: ask again, with another id
     error 'INVALID …' if an argument cannot be; nothing was done
 ]]
 --- @include "alive"
@@ -30,8 +31,9 @@
 --- @include "load_of"
 --- @include "now"
 --- @include "phase"
+--- @include "spend"
 --- @include "whole_number"
-local BUDGET = 256
+local MAX_REMOVED = 256
 local LOOK = 8
 
 local reply = key("reply", ARGV[1])
@@ -63,7 +65,7 @@ local fading_time = fades and time or nil
 if fades then
   phase(ARGV[4], time, read[2]) -- which is known from now on
 end
-local forgotten = 0
+local removed = 0
 
 -- A worker's load if it can be chosen. Otherwise it is taken out of the way. `lives`: it is known to.
 local function candidate(model, name, index_member, lives)
@@ -76,7 +78,7 @@ local function candidate(model, name, index_member, lives)
   lives = lives or alive(name)
   if vouched_for and lives then
     return load
-  elseif forgotten >= BUDGET then
+  elseif removed >= MAX_REMOVED then
     return nil
   end
   --- @include "forget"
@@ -84,9 +86,9 @@ local function candidate(model, name, index_member, lives)
   if load and lives then
     -- An entry that its hash does not vouch for would be chosen for ever.
     redis.call("ZREM", key(index_member and "model" or "fading", model), index_member or name)
-    forgotten = forgotten + 1
+    removed = removed + 1
   else
-    forgotten = forgotten + forget(name)
+    removed = removed + forget(name)
     unindex(model, index_member or name, name) -- should its hash be gone, forget() did not find it
   end
   return nil
@@ -154,29 +156,33 @@ local requests = (#ARGV - 3) / 2
 local turn = redis.call("INCRBY", key("sequence"), requests) - requests
 local chosen = {}
 local leases_are_in_order = false
-for i = 1, requests do
-  local model, lease_time = ARGV[2 + 2 * i], tonumber(ARGV[3 + 2 * i])
+
+local function choose(model, lease_time, turn_of_this)
   if lease_time > 0 and not leases_are_in_order then
     --- @include "end_overdue_leases"
-    end_overdue_leases(time, fades, 64 + requests) -- more than this call may lend
+    end_overdue_leases(time, fades, 2 * requests) -- more than this call may lend
     leases_are_in_order = true
   end
   local best
   repeat
     best = best_of(model, lease_time > 0 or not fades, front, front_lives)
     front, front_lives = nil, nil -- of the next, or after somebody was taken out of the way, it is another
-  until best ~= nil or forgotten >= BUDGET
-  if best then
-    local lease
-    if lease_time > 0 then
-      --- @include "lend"
-      lease = lend(best, lease_time, turn + i, time)
-    end
-    book(best, turn + i, time, fades, lease)
-    chosen[i] = lease or best.name
-  else
-    chosen[i] = best == false and "" -- false, which is nil in the answer, over the budget
+  until best ~= nil or removed >= MAX_REMOVED
+  if not best then
+    return best == false and "" -- or nil
   end
+  local lease
+  if lease_time > 0 then
+    --- @include "lend"
+    lease = lend(best, lease_time, turn_of_this, time)
+  end
+  book(best, turn_of_this, time, fades, lease)
+  return lease or best.name
+end
+
+for i = 1, requests do
+  local affordable = i == 1 or not spend(0)
+  chosen[i] = affordable and choose(ARGV[2 + 2 * i], tonumber(ARGV[3 + 2 * i]), turn + i) or false -- nil in the answer
 end
 redis.call("SET", reply, cjson.encode(chosen), "PX", keep)
 return chosen

@@ -7,13 +7,15 @@
 
   Input:
     KEYS[1]   '{<ns>}' the namespace
-    ARGV[1]   expiration of the heartbeats in milliseconds; '' for answers to polls
-    ARGV[2]   '1' if bookings fade, else '0'
-    ARGV[3]   for how many milliseconds a booking is under way to a worker
-    ARGV[4…]  for each worker three: its name, its queue length, how many milliseconds ago it said so
+    ARGV[1]   request id: a call repeated with it gets the first call's answer and changes nothing
+    ARGV[2]   for how many milliseconds that answer is kept
+    ARGV[3]   expiration of the heartbeats in milliseconds; '' for answers to polls
+    ARGV[4]   '1' if bookings fade, else '0'
+    ARGV[5]   for how many milliseconds a booking is under way to a worker
+    ARGV[6…]  for each worker three: its name, its queue length, how many milliseconds ago it said so
 
   Output:
-    an array with one entry a worker, in order:
+    an array with one entry a worker, in order; there may be fewer: then call again for the rest
       1  the worker is registered
       0  it is not
     error 'INVALID …' if an argument cannot be; nothing was done
@@ -24,26 +26,35 @@
 --- @include "forgive"
 --- @include "index_fading"
 --- @include "index_static"
+--- @include "key"
 --- @include "load_of"
 --- @include "now"
 --- @include "prolong"
+--- @include "spend"
 --- @include "take_report"
 --- @include "whole_number"
 --- @include "write_load"
-local poll = ARGV[1] == ""
-local expiration = not poll and whole_number(ARGV[1], 1) or nil
-local fades = ARGV[2] == "1"
-local unseen_for = whole_number(ARGV[3], 0)
+local reply = key("reply", ARGV[1])
+local keep = whole_number(ARGV[2], 1)
+local poll = ARGV[3] == ""
+local expiration = not poll and whole_number(ARGV[3], 1) or nil
+local fades = ARGV[4] == "1"
+local unseen_for = whole_number(ARGV[5], 0)
 if not poll and not expiration then
   return redis.error_reply("INVALID expiration")
 end
-if not unseen_for or #ARGV % 3 ~= 0 then
+if not keep or not unseen_for or #ARGV < 8 or #ARGV % 3 ~= 2 then
   return redis.error_reply("INVALID arguments")
 end
-for i = 5, #ARGV, 3 do
+for i = 7, #ARGV, 3 do
   if not whole_number(ARGV[i], 0) or not whole_number(ARGV[i + 1], 0) then
     return redis.error_reply("INVALID report")
   end
+end
+
+local answered = redis.call("GET", reply)
+if answered then
+  return cjson.decode(answered)
 end
 
 local time = now()
@@ -62,6 +73,7 @@ local function take(name, queue_length, age)
     redis.call("HSET", load.worker, "heartbeat_at", time)
     prolong(name, time, must_send and expiration or nil)
   end
+  local failed = load.failing
   if poll then
     forgive(load)
   else
@@ -71,16 +83,24 @@ local function take(name, queue_length, age)
   write_load(load, nil, load.marks)
   index_static(load, fades)
   index_fading(load, fades and time)
+  if failed and not load.failing then
+    --- @include "index_lottery"
+    index_lottery(load)
+  end
   return 1
 end
 
 local known = {}
-for i = 4, #ARGV, 3 do
+for i = 6, #ARGV, 3 do
   known[#known + 1] = take(ARGV[i], tonumber(ARGV[i + 1]), tonumber(ARGV[i + 2]))
+  if spend(0) then
+    break
+  end
 end
-end_overdue_leases(time, fades, 64)
+end_overdue_leases(time, fades, 16)
 -- Last: a full store refuses the heartbeats of the living, all or none, but not what makes room.
 for _, name in ipairs(dead) do
   forget(name)
 end
+redis.pcall("SET", reply, cjson.encode(known), "PX", keep) -- a full store may refuse
 return known

@@ -1,49 +1,83 @@
 --[[
-  The models that have a live worker, at one instant. For each model the walk ends at the first that fits.
+  The models that have a live worker, some at a time, so that no call holds up the dispatches for long. A model that has
+  one all the while is found.
 
   Input:
-    KEYS[1]  '{<ns>}' the namespace
-    ARGV[1]  '' for the models of all workers, '1' for those of multimodal ones, '0' for those of the others
+    KEYS[1]   '{<ns>}' the namespace
+    ARGV[1]   '0' to begin; then the cursor of the call before; '' if that was '0' and models are unfinished
+    ARGV[2]   about how many models are looked at
+    ARGV[3…]  the unfinished models that the call before returned, for each two: its name; how many of its workers were
+              looked at
 
   Output:
-    an array of names, in no order
-    error 'INVALID …' if the argument cannot be
+    an array:
+      [1]  the cursor for the next call; '0' when all models were looked at
+      [2]  an array of the models that were found, in no order; one may be found twice
+      [3]  an array of the unfinished models: so many dead workers came first that the budget did not suffice. For each
+           two: its name; how many of its workers were looked at
+    error 'INVALID …' if an argument cannot be
 ]]
 --- @include "alive"
 --- @include "key"
---- @include "name_of"
-local multimodal = ARGV[1]
-if multimodal ~= "" and multimodal ~= "0" and multimodal ~= "1" then
-  return redis.error_reply("INVALID kind of worker")
-end
-
+--- @include "spend"
+--- @include "whole_number"
 local STEP = 64
 
-local function fits(name)
-  return alive(name)
-    and (multimodal == "" or redis.call("HGET", key("worker", name), "multimodal") == multimodal)
+local cursor, count = ARGV[1], whole_number(ARGV[2], 1)
+if not cursor:match("^%d*$") or not count or #ARGV % 2 == 1 then
+  return redis.error_reply("INVALID arguments")
+end
+for i = 4, #ARGV, 2 do
+  if not whole_number(ARGV[i], 0) then
+    return redis.error_reply("INVALID number")
+  end
 end
 
-local function has_worker(model)
-  local first = 0
-  while true do
-    local members = redis.call("ZRANGE", key("model", model), first, first + STEP - 1)
-    for _, index_member in ipairs(members) do
-      if fits(name_of(index_member)) then
-        return true
+-- The names from the place `first` on: first of the workers that serve, behind them of those that fail.
+local function workers_of(model, first)
+  local names = redis.call("ZRANGE", key("lottery", model), first, first + STEP - 1)
+  if #names == STEP then
+    return names
+  end
+  local serving = redis.call("ZCARD", key("lottery", model))
+  local behind = math.max(0, first - serving)
+  for _, name in ipairs(redis.call("ZRANGE", key("lottery_failing", model), behind, behind + STEP - 1 - #names)) do
+    names[#names + 1] = name
+  end
+  return names
+end
+
+local found, unfinished = {}, {}
+local begun = false
+
+local function look_at(model, first)
+  while not begun or not spend(2) do
+    begun = true
+    local names = workers_of(model, first)
+    for _, name in ipairs(names) do
+      spend(1)
+      if alive(name) then
+        found[#found + 1] = model
+        return
       end
     end
-    if #members < STEP then
-      return false
+    first = first + #names
+    if #names < STEP then
+      return
     end
-    first = first + STEP
   end
+  unfinished[#unfinished + 1] = model
+  unfinished[#unfinished + 1] = tostring(first)
 end
 
-local models = {}
-for _, model in ipairs(redis.call("SMEMBERS", key("models"))) do
-  if has_worker(model) then
-    models[#models + 1] = model
+for i = 3, #ARGV, 2 do
+  look_at(ARGV[i], tonumber(ARGV[i + 1]))
+end
+if cursor ~= "" then
+  local step = redis.call("SSCAN", key("models"), cursor, "COUNT", count)
+  cursor = tostring(step[1])
+  for _, model in ipairs(step[2]) do
+    look_at(model, 0)
   end
 end
-return models
+return { cursor == "" and "0" or cursor, found, unfinished }

@@ -1,33 +1,34 @@
 --[[
-  Registers a worker, or registers it again with all that it says of itself now. It is alive from then on.
+  Registers workers, or registers them again with all that each says of itself now. They are alive from then on.
 
   A worker that registers again of its own accord has begun anew: the leases of its life before are over, and what it
-  reports is all that it has to do. If it was told to drain, it still drains. A worker whose speed and models are what
-  they were keeps its tickets in the lottery, so that registering often is of no use; its place among equals is kept in
-  any case.
+  reports is all that it has to do. If it was told to drain, it still drains. Its place among equals is kept.
 
   Input:
     KEYS[1]   '{<ns>}' the namespace
-    ARGV[1]   the worker's name
-    ARGV[2]   expiration of its heartbeat in milliseconds; '' for a worker that need not send any
-    ARGV[3]   speed; 0 only for a worker without models, such as a cluster that has no workers
-    ARGV[4]   queue length
-    ARGV[5]   '1' if it is multimodal, else '0'
-    ARGV[6]   '' to register in any case; the number of a registration: only if that is still the worker's, which then
-              goes on with its life; '0': only if it is not alive and was not removed of late
-    ARGV[7]   models, a JSON array of distinct names
-    ARGV[8]   capacity: how many requests it runs at once; '' if it does not tell
-    ARGV[9]   '1' if bookings fade, else '0'
-    ARGV[10]  for how many milliseconds a booking is under way to a worker
-    ARGV[11]  how many milliseconds ago it said so
-    ARGV[12]  '1' if it drains in any case, else '0'
-    ARGV[13]  '1' if it is known to have answered a poll, else '0'
-    ARGV[14…] for each model a draw from the exponential distribution of mean 1
+    ARGV[1]   '1' if bookings fade, else '0'
+    ARGV[2]   for how many milliseconds a booking is under way to a worker
+    ARGV[3…]  for each worker thirteen:
+                request id: a call repeated with it gets the first call's answer and changes nothing
+                for how many milliseconds that answer is kept
+                its name
+                expiration of its heartbeat in milliseconds; '' for a worker that need not send any
+                speed; 0 only for a worker without models, such as a cluster that has no workers
+                queue length
+                '1' if it is multimodal, else '0'
+                '' to register in any case; the number of a registration: only if that is still the worker's, which then
+                goes on with its life; '0': only if it is not alive and was not removed of late
+                models, a JSON array of distinct names
+                capacity: how many requests it runs at once; '' if it does not tell
+                how many milliseconds ago it said so
+                '1' if it drains in any case, else '0'
+                '1' if it is known to have answered a poll, else '0'
 
   Output:
-    1   it is new
-    0   it was registered
-    -1  with ARGV[6]: nothing was done
+    an array with one entry a worker, in order; there may be fewer: then call again for the rest
+      1   it is new
+      0   it was registered
+      -1  with a number of a registration: nothing was done
     error 'INVALID …' if an argument cannot be; nothing was done
 ]]
 --- @include "alive"
@@ -35,8 +36,8 @@
 --- @include "forget"
 --- @include "forgive"
 --- @include "index_fading"
+--- @include "index_lottery"
 --- @include "index_static"
---- @include "join_lottery"
 --- @include "key"
 --- @include "learn"
 --- @include "load_of"
@@ -44,115 +45,104 @@
 --- @include "now"
 --- @include "phase"
 --- @include "prolong"
+--- @include "spend"
 --- @include "take_report"
 --- @include "unindex"
 --- @include "whole_number"
 --- @include "write_load"
-local name = ARGV[1]
-local expiration = ARGV[2] ~= "" and whole_number(ARGV[2], 1) or nil
-local speed = finite(ARGV[3])
-local queue_length = whole_number(ARGV[4], 0)
-local multimodal = ARGV[5]
-local expected_registration = ARGV[6]
-local models = cjson.decode(ARGV[7])
-local fades = ARGV[9] == "1"
-local unseen_for = whole_number(ARGV[10], 0)
-local age = whole_number(ARGV[11], 0)
-local worker = key("worker", name)
-
-if ARGV[2] ~= "" and not expiration then
-  return redis.error_reply("INVALID expiration")
-end
-if not speed or (speed == 0 and #models > 0) then
-  return redis.error_reply("INVALID speed")
-end
-if not queue_length then
-  return redis.error_reply("INVALID queue length")
-end
-if multimodal ~= "0" and multimodal ~= "1" then
-  return redis.error_reply("INVALID kind of worker")
-end
-if ARGV[8] ~= "" and not whole_number(ARGV[8], 1) then
-  return redis.error_reply("INVALID capacity")
-end
-if not unseen_for or not age then
-  return redis.error_reply("INVALID time")
-end
-for i = 12, 13 do
-  if ARGV[i] ~= "0" and ARGV[i] ~= "1" then
-    return redis.error_reply("INVALID state")
-  end
-end
-if #ARGV - 13 ~= #models then
-  return redis.error_reply("INVALID number of draws")
-end
-for _, model in ipairs(models) do
-  if type(model) ~= "string" then
-    return redis.error_reply("INVALID model")
-  end
-end
-for i = 14, #ARGV do
-  if not finite(ARGV[i]) then
-    return redis.error_reply("INVALID draw")
-  end
+local FIELDS = 13
+local fades = ARGV[1] == "1"
+local unseen_for = whole_number(ARGV[2], 0)
+if not unseen_for or #ARGV < 2 + FIELDS or (#ARGV - 2) % FIELDS ~= 0 then
+  return redis.error_reply("INVALID arguments")
 end
 
-local was_alive = alive(name)
-if expected_registration ~= "" then
-  local current_registration = was_alive and redis.call("HGET", worker, "registration") or "0"
-  if current_registration ~= expected_registration then
-    return -1
+-- The registration whose arguments begin behind the place `i`, and nil; or nil and what is wrong with it.
+local function parse(i)
+  local this = {
+    reply = key("reply", ARGV[i + 1]),
+    keep = whole_number(ARGV[i + 2], 1),
+    name = ARGV[i + 3],
+    expiration = whole_number(ARGV[i + 4], 1),
+    speed_text = ARGV[i + 5],
+    speed = finite(ARGV[i + 5]),
+    queue_length = whole_number(ARGV[i + 6], 0),
+    multimodal = ARGV[i + 7],
+    only_if = ARGV[i + 8],
+    models_json = ARGV[i + 9],
+    models = cjson.decode(ARGV[i + 9]),
+    capacity_text = ARGV[i + 10],
+    capacity = whole_number(ARGV[i + 10], 1),
+    age = whole_number(ARGV[i + 11], 0),
+    drains = ARGV[i + 12] == "1",
+    polled = ARGV[i + 13],
+  }
+  if ARGV[i + 4] ~= "" and not this.expiration then
+    return nil, "INVALID expiration"
+  elseif not this.speed or (this.speed == 0 and #this.models > 0) then
+    return nil, "INVALID speed"
+  elseif not this.queue_length then
+    return nil, "INVALID queue length"
+  elseif this.multimodal ~= "0" and this.multimodal ~= "1" then
+    return nil, "INVALID kind of worker"
+  elseif this.capacity_text ~= "" and not this.capacity then
+    return nil, "INVALID capacity"
+  elseif not this.age or not this.keep then
+    return nil, "INVALID time"
+  elseif (ARGV[i + 12] ~= "0" and not this.drains) or (this.polled ~= "0" and this.polled ~= "1") then
+    return nil, "INVALID state"
   end
-  if expected_registration == "0" and redis.call("EXISTS", key("removed", name)) == 1 then
-    return -1
+  for _, model in ipairs(this.models) do
+    if type(model) ~= "string" then
+      return nil, "INVALID model"
+    end
   end
+  return this, nil
+end
+
+local registrations = {}
+for i = 2, #ARGV - 1, FIELDS do
+  local this, problem = parse(i)
+  if problem then
+    return redis.error_reply(problem)
+  end
+  registrations[#registrations + 1] = this
 end
 
 local time = now()
--- The first write is one that a full store refuses; after one that it allows, it would allow all the others too.
-local registration = redis.call("INCR", key("sequence"))
-if not was_alive then
-  forget(name)
-  redis.call("DEL", key("removed", name))
-end
-local before = load_of(name, fades and time)
-local known = redis.call("HMGET", worker, "models", "speed")
-local same_speed = known[2] and tonumber(known[2]) == speed
-local drained_before = redis.call("DEL", key("draining", name)) == 1 or (before ~= nil and before.draining)
-local draining = drained_before or ARGV[12] == "1"
 
-redis.call("HSET", worker,
-  "models", ARGV[7],
-  "speed", ARGV[3],
-  "capacity", ARGV[8],
-  "multimodal", multimodal,
-  "check_heart_beat", expiration and "1" or "0",
-  "registration", registration,
-  "heartbeat_at", time)
-prolong(name, time, expiration)
-for _, model in ipairs(fades and not draining and models or {}) do
-  learn(model, time, speed, 0, 0) -- so that its phase has begun
+local function is_expected(this, was_alive)
+  if this.only_if == "" then
+    return true
+  end
+  local current = was_alive and redis.call("HGET", key("worker", this.name), "registration") or "0"
+  return current == this.only_if and (current ~= "0" or redis.call("EXISTS", key("removed", this.name)) == 0)
 end
 
-local load = before
-local goes_on = was_alive and expected_registration ~= ""
-local of_first_model = goes_on and before.models[1] == models[1]
-if goes_on then
+-- The load of a worker that goes on as before, with what it reports now.
+local function go_on(load, this)
   forgive(load)
-  take_report(load, queue_length, time - age, unseen_for, time, fades)
-else
+  take_report(load, this.queue_length, time - this.age, unseen_for, time, fades)
+  return load
+end
+
+-- The load of a worker that begins; `before` is what was known of it, or nil.
+local function begin(before, this, registration, draining)
+  local worker = key("worker", this.name)
   redis.call("HSET", worker,
     "life", registration,
-    "polled", ARGV[13],
-    "reported", queue_length,
+    "polled", this.polled,
+    "reported", this.queue_length,
     "reported_at", time,
-    "drawn", 0)
-  load = {
-    name = name,
+    "drawn", 0,
+    "own", 0,
+    "work", 0)
+  return {
+    name = this.name,
     worker = worker,
     leased = 0,
     ended = 0,
-    unleased = queue_length,
+    unleased = this.queue_length,
     turn = before and before.turn or registration,
     place = before and before.place or registration,
     booked = 0,
@@ -163,33 +153,82 @@ else
     draining = draining,
   }
 end
-load.models = models
-load.speed = ARGV[3]
-load.capacity = whole_number(ARGV[8], 1)
-load.expected = load.expected or load.unleased
-if not of_first_model then
-  local _, _, phase_text = phase(models[1], time)
-  load.phase = phase_text
-end
-write_load(load, nil, load.marks)
 
-local serves = {}
-for i, model in ipairs(models) do
-  serves[model] = true
-  if not draining then
-    redis.call("SADD", key("models"), model)
-    if not (same_speed and redis.call("ZSCORE", key("lottery", model), name)) then
-      join_lottery(model, name, speed, tonumber(ARGV[13 + i]))
+local function register(this)
+  local answered = redis.call("GET", this.reply)
+  if answered then
+    return tonumber(answered)
+  end
+  local name, worker = this.name, key("worker", this.name)
+  local was_alive = alive(name)
+  if not is_expected(this, was_alive) then
+    return -1
+  end
+
+  -- The first write is one that a full store refuses; after one that it allows, it would allow all the others too.
+  local registration = redis.call("INCR", key("sequence"))
+  if not was_alive then
+    forget(name)
+    redis.call("DEL", key("removed", name))
+  end
+  local before = load_of(name, fades and time)
+  local known_models = redis.call("HGET", worker, "models")
+  local drained_before = redis.call("DEL", key("draining", name)) == 1 or (before ~= nil and before.draining)
+  local draining = drained_before or this.drains
+
+  redis.call("HSET", worker,
+    "models", this.models_json,
+    "speed", this.speed_text,
+    "capacity", this.capacity_text,
+    "multimodal", this.multimodal,
+    "check_heart_beat", this.expiration and "1" or "0",
+    "registration", registration,
+    "heartbeat_at", time)
+  prolong(name, time, this.expiration)
+  for _, model in ipairs(fades and not draining and this.models or {}) do
+    learn(model, time, this.speed, 0, 0) -- so that its phase has begun
+  end
+
+  local goes_on = was_alive and this.only_if ~= ""
+  local load = goes_on and go_on(before, this) or begin(before, this, registration, draining)
+  local of_first_model = goes_on and before.models[1] == this.models[1]
+  load.models = this.models
+  load.speed = this.speed_text
+  load.capacity = this.capacity
+  load.expected = load.expected or load.unleased
+  if not of_first_model then
+    local _, _, phase_text = phase(this.models[1], time)
+    load.phase = phase_text
+  end
+  write_load(load, nil, load.marks)
+
+  local serves = {}
+  for _, model in ipairs(this.models) do
+    serves[model] = true
+    if not draining then
+      redis.call("SADD", key("models"), model)
     end
   end
-end
-index_static(load, fades)
-index_fading(load, fades and time)
-local index_member = member(load.place, name)
-for _, model in ipairs(known[1] and cjson.decode(known[1]) or {}) do
-  if not serves[model] then
-    unindex(model, index_member, name)
+  index_static(load, fades)
+  index_fading(load, fades and time)
+  index_lottery(load)
+  local index_member = member(load.place, name)
+  for _, model in ipairs(known_models and cjson.decode(known_models) or {}) do
+    if not serves[model] then
+      unindex(model, index_member, name)
+    end
   end
+  spend(4 * #this.models)
+  local answer = was_alive and 0 or 1
+  redis.call("SET", this.reply, answer, "PX", this.keep)
+  return answer
 end
 
-return was_alive and 0 or 1
+local answers = {}
+for i, this in ipairs(registrations) do
+  answers[i] = register(this)
+  if spend(0) then
+    break
+  end
+end
+return answers

@@ -7,11 +7,12 @@
   Input:
     KEYS[1]  '{<ns>}' the namespace
     ARGV[1]  the interval in milliseconds
-    ARGV[2]  about how many index entries are removed, and leases ended, at most
-    ARGV[3]  '1' if bookings fade, else '0'
+    ARGV[2]  '1' if bookings fade, else '0'
 
   Output:
-    an array of the names of the removed workers
+    an array:
+      [1]  1 if there is more to do: call again; 0 if all is done, or another replica did it
+      [2]  an array of the names of the removed workers
     error 'INVALID …' if an argument cannot be; nothing was done
 ]]
 --- @include "alive"
@@ -19,32 +20,37 @@
 --- @include "forget"
 --- @include "key"
 --- @include "now"
+--- @include "spend"
 --- @include "whole_number"
+local LIMIT = 200 -- of each kind, in one call
+
 local interval = whole_number(ARGV[1], 1)
-local budget = whole_number(ARGV[2], 1)
-if not interval or not budget then
+local fades = ARGV[2] == "1"
+if not interval then
   return redis.error_reply("INVALID arguments")
 end
 
 local left = redis.call("PTTL", key("sweep"))
 if left >= 0 and left <= interval then -- more would be left only where the clock was set back
-  return {}
+  return { 0, {} }
 end
 
 local time = now()
 local removed = {}
-local work = 0
-for _, name in ipairs(redis.call("ZRANGEBYSCORE", key("workers"), "-inf", time, "LIMIT", 0, budget)) do
-  if work >= budget then
-    break
+local lapsed = redis.call("ZRANGEBYSCORE", key("workers"), "-inf", time, "LIMIT", 0, LIMIT)
+for _, name in ipairs(lapsed) do
+  if spend(0) then
+    return { 1, removed }
   elseif alive(name) then -- the clock was set back and forth: look again when its key will be gone
     redis.call("ZADD", key("workers"), time + redis.call("PTTL", key("heartbeat", name)), name)
   else
-    work = work + forget(name)
+    spend(3 * forget(name))
     removed[#removed + 1] = name
   end
 end
-end_overdue_leases(time, ARGV[3] == "1", budget)
+if end_overdue_leases(time, fades, LIMIT) or #lapsed == LIMIT then
+  return { 1, removed }
+end
 -- Last, because a full store refuses it, but not what makes room.
 redis.call("SET", key("sweep"), "1", "PX", interval)
-return removed
+return { 0, removed }

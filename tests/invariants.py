@@ -2,11 +2,12 @@
 
 import json
 import math
-import re
 from dataclasses import dataclass, field
 
+import pytest
 from redis.asyncio import Redis
 
+from controller.domain.dispatch import speed_bands
 from controller.domain.load import Load
 
 TTL_KINDS = {"reply", "removed", "draining", "sweep", "refresh", "check", "replicas", "duty", "told"}
@@ -24,6 +25,8 @@ class WholeState:
     fading: dict[str, dict[str, float]]
     fades: dict[str, str]
     lotteries: dict[str, dict[str, float]]
+    lotteries_failing: dict[str, dict[str, float]] = field(default_factory=dict)
+    odds: dict[str, str] = field(default_factory=dict, compare=False)  # a cache of what lotteries tells
     leases: list[str] = field(default_factory=list, compare=False)  # those of workers that are gone end by themselves
 
 
@@ -52,6 +55,10 @@ async def whole_state(client: Redis, namespace: str) -> WholeState:
             state.leases = [lease for lease, _ in await client.zrange(key, 0, -1, withscores=True)]
         elif kind == "lottery":
             state.lotteries[rest] = dict(await client.zrange(key, 0, -1, withscores=True))
+        elif kind == "lottery_failing":
+            state.lotteries_failing[rest] = dict(await client.zrange(key, 0, -1, withscores=True))
+        elif kind == "odds":
+            state.odds[rest] = await client.get(key)
         elif kind in TTL_KINDS:
             assert await client.pttl(key) != -1, f"{key} would stay for ever"
         else:
@@ -88,6 +95,8 @@ def load_of(fields: dict[str, str]) -> Load:
         failing=told["failing"] != "-",
         reported=int(fields["reported"]),
         reported_at=float(fields["reported_at"]),
+        own=int(fields["own"]),
+        work=float(fields["work"]),
         booked=int(told["booked"]),
         drawn=int(fields["drawn"]),
         lent=int(told["lent"]),
@@ -115,6 +124,7 @@ async def check_invariants(
     state = await whole_state(client, namespace)
     indexed: dict[str, dict[str, float]] = {}
     fading: dict[str, dict[str, float]] = {}
+    drawn_from: dict[bool, dict[str, dict[str, float]]] = {False: {}, True: {}}  # by whether they fail
     for name, fields in state.hashes.items():
         load = load_of(fields)
         told = parts_of(fields)
@@ -144,7 +154,7 @@ async def check_invariants(
                     )
             elif score is not None:
                 assert -1e15 <= score < -1e14, f"{name} has nothing that fades"
-            assert name in state.lotteries[model]
+            drawn_from[load.failing].setdefault(model, {})[name] = load.speed
         if name in state.heartbeats:
             ttl, now = await ttl_and_time(client, f"{{{namespace}}}:heartbeat:{name}")
             if ttl == -2:
@@ -162,10 +172,12 @@ async def check_invariants(
     assert state.fading == fading
     assert state.fades.keys() == (indexed.keys() if fades else set())
     assert state.models == set(indexed)
-    assert set(state.lotteries) == set(indexed)
-    for model, tickets in state.lotteries.items():
-        assert set(tickets) == {"", *(re.sub(r"^\d{16}", "", member) for member in indexed[model])}
-        assert all(ticket >= tickets[""] for ticket in tickets.values())
+    assert (state.lotteries, state.lotteries_failing) == (drawn_from[False], drawn_from[True])
+    for model, cached in state.odds.items():
+        weight, *numbers = map(float, cached.split())
+        bands = speed_bands(sorted(state.lotteries[model].values()))
+        assert numbers == [number for band in bands for number in band]
+        assert weight == pytest.approx(sum(band.top * band.size for band in bands))
     return state
 
 
@@ -173,3 +185,4 @@ async def check_nothing_leaks(client: Redis, namespace: str) -> None:
     """Assert that without workers a namespace keeps nothing but the sequence and what expires by itself."""
     state = await whole_state(client, namespace)
     assert state == WholeState({}, set(), {}, set(), {}, {}, {}, {})
+    assert state.odds == {}

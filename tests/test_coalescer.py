@@ -5,7 +5,7 @@ from collections.abc import Sequence
 
 import pytest
 
-from controller.coalescer import Coalescer
+from controller.coalescer import AGAIN, Coalescer
 
 
 class Call:
@@ -97,3 +97,21 @@ async def test_cancelling_the_call_cancels_all_who_wait() -> None:
     coalescer._task.cancel()
     results = await asyncio.gather(first, second, return_exceptions=True)
     assert [type(result) for result in results] == [asyncio.CancelledError] * 2
+
+
+async def test_an_item_that_the_call_did_not_get_to_goes_behind_those_that_arrived_meanwhile() -> None:
+    batches: list[list[int]] = []
+    gate = asyncio.Event()
+
+    async def call(items: Sequence[int]) -> list[object]:
+        batches.append(list(items))
+        await gate.wait()
+        return [item if len(batches) > 2 or item > 1 else AGAIN for item in items]
+
+    coalescer: Coalescer[int, object] = Coalescer(call, limit=2)
+    early = [coalescer.submit(item) for item in (1, 2)]
+    await asyncio.sleep(0)
+    late = [coalescer.submit(item) for item in (3, 4)]
+    gate.set()
+    assert await asyncio.gather(*early, *late) == [1, 2, 3, 4]
+    assert batches == [[1, 2], [3, 4], [1]]

@@ -318,7 +318,7 @@ async def test_a_loss_in_the_middle_of_a_listing_is_no_list(
         pages += 1
         if pages == page:
             await wipe(store)
-            await run(self, "register", B, "", "1", 0, "0", "", '["m"]', "", "0", 0, 0, "0", "0", "1")
+            await store.registry().register(worker(B, check_heart_beat=False))
         return await run(self, script, *arguments)
 
     with monkeypatch.context() as patch:
@@ -346,4 +346,4 @@ async def test_a_kind_of_model_that_nobody_serves_is_not_looked_for(
     link.passed.clear()
     for _ in range(3):
         assert (await controller.list_models(multimodal=True)).value == []
-    assert link.passed == ["list_models"] * 3
+    assert link.passed == ["list_models_by_kind"] * 3

@@ -14,7 +14,7 @@ from controller.domain.worker import Worker
 from controller.poller import Poller
 from controller.service import Controller
 from controller.store import keys
-from controller.store.registry import Report
+from controller.store.registry import FailureCall, Report
 from controller.web.app import _end as end
 from tests.conftest import Open, Store
 from tests.outage import Link
@@ -172,13 +172,13 @@ async def test_one_failure_now_and_then_is_none(
     engine.fails_every_other = True
     reports = []
     controller = polling()
-    report_failure = controller._registry.report_failure
+    report_failure = controller._poller._batches.report_failure
 
-    async def report(name: str, *, of_polls: bool = False) -> bool:
+    def report(call: FailureCall) -> "asyncio.Future[bool | None]":
         reports.append(engine.failed_in_a_row)
-        return await report_failure(name, of_polls=of_polls)
+        return report_failure(call)
 
-    controller._registry.report_failure = report  # type: ignore[method-assign]
+    controller._poller._batches.report_failure = report  # type: ignore[method-assign]
     await wait_until(lambda: engine.asked > 8, "it has failed now and then")
     assert reports == [], "only those that come in a row count"
     engine.fails_every_other = False

@@ -4,17 +4,18 @@ They say what the scripts in `lua/` mean; the tests hold the two equal. Whatever
 an argument.
 """
 
+import functools
 import heapq
 import math
-from collections.abc import Collection, Iterable
+from bisect import bisect_right
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass, replace
 from enum import StrEnum
-from typing import Final
+from typing import Final, NamedTuple
 
 from controller.domain.load import FULL, Load
 
 LOOK: Final = 8
-MAX_PASSED_OVER: Final = 16
 
 
 class DispatchMethod(StrEnum):
@@ -28,15 +29,14 @@ class DispatchMethod(StrEnum):
 class Candidate:
     """A live worker in the index of one model.
 
-    turn is the sequence number of its last choice or, before the first, of its registration. ticket is the time, on the
-    clock of the model's lottery, at which it is drawn next. failing says that it comes behind all others.
+    turn is the sequence number of its last choice or, before the first, of its registration. failing says that it comes
+    behind all others.
     """
 
     name: str
     speed: float
     queue_length: int
     turn: int
-    ticket: float = 0.0
     failing: bool = False
 
     @property
@@ -110,24 +110,57 @@ def least_cost(workers: Collection[Indexed], *, leased: bool, fades: bool, phase
     return min(front, key=by_cost)
 
 
-def lottery(candidates: Iterable[Candidate]) -> Candidate | None:
-    """The candidate with the earliest ticket; of those that do not fail, if one of the first MAX_PASSED_OVER does not.
+class Band(NamedTuple):
+    """`size` workers from place `first` on in an index by speed; `top` is the speed of the fastest of them."""
 
-    Those passed over draw new tickets from the winner's.
+    top: float
+    first: int
+    size: int
 
-    Tickets are the next arrivals of independent Poisson processes, one a worker, whose rates are the speeds. The
-    arrivals of all of them together belong to a given worker with a probability proportional to its speed, each
-    independently of those before: the "exponential race" (Efraimidis and Spirakis, Weighted random sampling,
-    2006; Devroye, Non-Uniform Random Variate Generation, 1986, on competing exponentials).
+
+def speed_bands(speeds: Sequence[float]) -> list[Band]:
+    """Split workers in order of speed into bands, fastest first: in each, all exceed half the speed of its fastest."""
+    bands = []
+    left = len(speeds)
+    while left > 0:
+        top = speeds[left - 1]
+        first = bisect_right(speeds, top / 2)
+        bands.append(Band(top, first, left - first))
+        left = first
+    return bands
+
+
+def lottery(candidates: Collection[Candidate], draw: float) -> Candidate | None:
+    """A candidate at random, with odds proportional to speed: of those that do not fail, if there are any.
+
+    draw is uniform on [0, 1). It chooses a band, and in the band a place and a fraction of the top speed. The worker at
+    that place is taken if its speed exceeds the fraction. Otherwise the next draw chooses. This is rejection sampling
+    (von Neumann, 1951), in which a band bounds the share of rejected draws by half.
     """
-    front = heapq.nsmallest(MAX_PASSED_OVER, candidates, key=lambda candidate: (candidate.ticket, candidate.name))
-    return min(front, key=lambda candidate: candidate.failing, default=None)
+    taking_part = [candidate for candidate in candidates if not candidate.failing] or candidates
+    in_order = sorted(taking_part, key=lambda candidate: (candidate.speed, candidate.name))
+    bands = speed_bands([candidate.speed for candidate in in_order])
+    while bands:
+        place, exceeded_speed = _place(draw, bands)
+        if exceeded_speed < in_order[place].speed:
+            return in_order[place]
+        draw = _next_draw(draw)
+    return None
 
 
-def next_ticket(clock: float, speed: float, deviate: float) -> float:
-    """The next arrival after `clock`; `deviate` is a draw from the exponential distribution of mean 1.
+def _place(draw: float, bands: Sequence[Band]) -> tuple[int, float]:
+    """A place in the index, and the speed that the worker there must exceed."""
+    rest = draw * functools.reduce(lambda weight, band: weight + band.size * band.top, bands, 0.0)
+    remaining = iter(bands)
+    top, first, size = next(remaining)
+    while rest >= size * top and first > 0:
+        rest -= size * top
+        top, first, size = next(remaining)
+    place = min(math.floor(rest / top), size - 1)
+    return first + place, rest - place * top
 
-    After a draw, `clock` is the winner's ticket. A worker that joins a model's lottery, or changes its speed,
-    draws from the last winner's: by the lack of memory of the exponential this disturbs nobody's odds.
-    """
-    return clock + deviate / speed
+
+def _next_draw(draw: float) -> float:
+    """The next number of a sequence: the "minimal standard" generator (Park, Miller and Stockmeyer, 1993)."""
+    state = math.floor(draw * 2147483646) + 1
+    return (state * 48271 % 2147483647 - 0.5) / 2147483646

@@ -7,6 +7,7 @@
     ├── StoreError              the store did not do what it was asked
     │   ├── StoreUnavailable    no answer, or an answer that says "not now"; the call may be repeated
     │   │   └── StoreIncompatible   another version of this program keeps its registry there
+    │   ├── ReplicaBusy         the call was not sent: this replica makes as many calls as it may; the store is well
     │   ├── StoreRejection      the store will not have a call, now or ever: a mistake of ours, or foreign data
     │   └── EmbeddedStoreError  the embedded server cannot be started
     │       ├── ServerDoesNotStart  the embedded server exited or timed out while starting
@@ -78,6 +79,12 @@ class StoreIncompatible(StoreUnavailable):
     """The store holds the registry of a version of this program that lays out its keys in another way."""
 
     code = "store_incompatible"
+
+
+class ReplicaBusy(StoreError):
+    """A call was not sent, because this replica has as many calls under way as it may. The store is well."""
+
+    code = "replica_busy"
 
 
 class StoreRejection(StoreError):

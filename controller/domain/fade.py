@@ -6,8 +6,10 @@ touched: what it is sorted by is the logarithm of the load plus the model's phas
 faded since the beginning (forward decay: Cormode, Shkapenyuk, Srivastava and Xu, 2009). A new constant only makes
 the phase run at another pace; nothing is sorted anew.
 
-The constant is the mean time of a request with a worker, which Little's law (1961) tells from the reports: the work
-that they tell of, in request-seconds, by the number of bookings that made it.
+The constant is the mean time of a request with a worker, estimated from the reports as for exponential times of which
+some are not over yet: the time that requests spent with their workers, divided by the number of requests that ended.
+In a steady state this is Little's law (1961). Requests that still run add their time so far and no end, so that neither
+a burst of new requests nor a queue that does not move makes the estimate wrong.
 """
 
 import math
@@ -15,9 +17,11 @@ from dataclasses import dataclass
 from typing import Final
 
 FIRST_TIME_CONSTANT_MS: Final = 10_000.0
-_FIRST_WEIGHT: Final = 10.0  # bookings that the first guess is worth
-_MEMORY: Final = 2_000.0  # bookings after which an observation counts for 1/e
-_MAX_BOOKINGS: Final = 100_000.0  # of one report: what was known before is then as good as forgotten
+_FIRST_WEIGHT: Final = 10.0  # requests that the first guess is worth
+_MEMORY: Final = 500.0  # requests after which an observation counts for 1/e
+_BLOCK: Final = 20.0  # requests that are observed together
+_CONTRADICTION: Final = 4.0  # a block contradicts the constant if they differ by more than this factor
+_MAX_ENDED: Final = 100_000.0  # in one report: what was learned before no longer counts
 MIN_TIME_CONSTANT_MS: Final = 20.0
 MAX_TIME_CONSTANT_MS: Final = 3_600_000.0
 
@@ -29,9 +33,14 @@ class Fade:
     phase: float = 0.0
     at: float = 0.0
     time_constant: float = FIRST_TIME_CONSTANT_MS
-    bookings: float = _FIRST_WEIGHT
+    ended: float = _FIRST_WEIGHT
     work: float = FIRST_TIME_CONSTANT_MS * _FIRST_WEIGHT
     work_by_speed: float = FIRST_TIME_CONSTANT_MS * _FIRST_WEIGHT  # each worker's multiplied by its speed
+
+    block_ended: float = 0.0
+    block_work: float = 0.0
+    block_by_speed: float = 0.0
+    contradiction: int = 0  # of the last block: 1 if its times were too long for the constant, -1 if too short, else 0
 
     def phase_at(self, now: float) -> float:
         """The phase at a time; if the clock was set back, not before what was written down last."""
@@ -41,16 +50,29 @@ class Fade:
         """How many times as fast as the model's the bookings of a worker of that speed fade."""
         return speed * self.work / self.work_by_speed
 
-    def learn(self, now: float, speed: float, work: float, bookings: int) -> None:
-        """Take in what a report told: so much work, in request-milliseconds, of so many bookings.
+    def learn(self, now: float, speed: float, work: float, ended: int) -> None:
+        """Learn from a report that `ended` requests have ended, after `work` request-milliseconds.
 
-        No report tells of more or less than a booking can take: one that is wrong does not spoil it all.
+        A report without an end teaches nothing. The work of one request counts as MIN_TIME_CONSTANT_MS at least and
+        MAX_TIME_CONSTANT_MS at most.
         """
         self.phase, self.at = self.phase_at(now), now
-        kept = math.exp(-min(bookings, _MAX_BOOKINGS) / _MEMORY)
-        work = max(MIN_TIME_CONSTANT_MS * bookings, min(work, MAX_TIME_CONSTANT_MS * (bookings + 1)))
-        self.bookings = self.bookings * kept + bookings
-        self.work = self.work * kept + work
-        self.work_by_speed = self.work_by_speed * kept + work * speed
-        constant = self.work / self.bookings
-        self.time_constant = min(MAX_TIME_CONSTANT_MS, max(MIN_TIME_CONSTANT_MS, constant))
+        work = max(MIN_TIME_CONSTANT_MS * ended, min(work, MAX_TIME_CONSTANT_MS * ended))
+        self.block_ended += ended
+        self.block_work += work
+        self.block_by_speed += work * speed
+        if self.block_ended >= _BLOCK:
+            self._complete_block()
+
+    def _complete_block(self) -> None:
+        """Add a block of requests to what was learned before, or replace that if two blocks contradict it alike."""
+        ratio = self.block_work / self.block_ended / self.time_constant
+        contradiction = (ratio > _CONTRADICTION) - (ratio < 1 / _CONTRADICTION)
+        is_confirmed = contradiction != 0 and contradiction == self.contradiction
+        kept = 0.0 if is_confirmed else math.exp(-min(self.block_ended, _MAX_ENDED) / _MEMORY)
+        self.contradiction = 0 if is_confirmed else contradiction
+        self.ended = self.ended * kept + self.block_ended
+        self.work = self.work * kept + self.block_work
+        self.work_by_speed = self.work_by_speed * kept + self.block_by_speed
+        self.block_ended = self.block_work = self.block_by_speed = 0.0
+        self.time_constant = min(MAX_TIME_CONSTANT_MS, max(MIN_TIME_CONSTANT_MS, self.work / self.ended))

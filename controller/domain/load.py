@@ -31,6 +31,9 @@ class Load:
     in order, expected at the worker's own pace, which is the better guess of how many there are. Since the last report,
     booked were sent to it without a lease, lent with one that is out, done with one that has ended, and drawn by the
     lottery, which books nothing.
+
+    own is how many of the reported requests we may have sent, and work for how many request-milliseconds the worker
+    has worked on such requests since some of them ended.
     """
 
     speed: float
@@ -43,6 +46,8 @@ class Load:
     failing: bool = False
     reported: int = 0
     reported_at: float = 0.0
+    own: int = 0
+    work: float = 0.0
     booked: int = 0
     drawn: int = 0
     lent: int = 0
@@ -160,7 +165,8 @@ class Load:
         """The worker said at `written_at` how many requests it had to run and to do.
 
         Bookings that were made less than `unseen_for` before were still on their way then, and are added. Returns for
-        how many request-milliseconds it has worked since the report before, and how many bookings that were; None if
+        how many request-milliseconds the worker has worked since any of our requests ended before, and how many have
+        ended now, for Fade.learn(). Requests that other clients may have sent count as neither. Returns None if
         the report before was written later: then nothing changes. What was later than now was before the clock was
         set back, and counts as older.
         """
@@ -170,8 +176,11 @@ class Load:
         unseen = [mark for mark in self.marks if written_at - unseen_for < mark[0] <= now]
         if unseen:
             _, seen_booked, seen_lent = unseen[0]
-        work = (self.reported + queue_length) / 2 * max(0.0, written_at - self.reported_at)
-        bookings = seen_booked + seen_lent + self.done + self.drawn
+        sent = self.own + seen_booked + seen_lent + self.done + self.drawn
+        own = min(queue_length, sent)
+        work = self.work + (self.own + own) / 2 * max(0.0, written_at - self.reported_at)
+        ended = sent - own
+        self.own, self.work = own, 0.0 if ended else work
         self.marks = [(at, booked - seen_booked, max(0, lent - seen_lent)) for at, booked, lent in unseen]
         self.booked, self.lent, self.done = self.booked - seen_booked, self.lent - seen_lent, 0
         self.drawn = 0
@@ -180,4 +189,4 @@ class Load:
         self.unleased = self.expected = max(0, queue_length - seen_leases) + self.booked
         self.faded_from = phase
         self.reported, self.reported_at = queue_length, written_at
-        return work, bookings
+        return work, ended

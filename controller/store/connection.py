@@ -22,15 +22,16 @@ from controller.store_url import StoreKind, StoreUrl, parse_store_url, read_pass
 StoreClient: TypeAlias = Redis | RedisCluster
 
 MAX_CONNECTIONS: Final = 48  # to one server; the registry makes fewer calls at once
+_LAST_RESORT: Final = 4.0
 
 
 def connect(url: str | StoreUrl, timeout: float) -> StoreClient:
     """A client for a store; it connects when it is first used.
 
     Every property that differs between versions of redis-py is set here. A call whose connection broke is sent once
-    more on a fresh one: all scripts stand being run twice. `timeout` is in seconds, for the wait for one answer and
-    for one connection to be made. It is no bound of a call as a whole: the registry has one. Where several servers may
-    have to be asked before one is found that answers, each gets a part of it.
+    more on a fresh one: all scripts stand being run twice. `timeout` is in seconds. controller/store/calls.py ends the
+    calls that take longer. The timeouts of redis-py also run while the event loop is late, so they are longer and only
+    a last resort. Where several servers may have to be asked before one answers, each gets a part of `timeout`.
     """
     store = parse_store_url(url) if isinstance(url, str) else url
     if store.kind is StoreKind.SENTINEL:
@@ -41,7 +42,7 @@ def connect(url: str | StoreUrl, timeout: float) -> StoreClient:
 
 
 def _single(store: StoreUrl, timeout: float) -> Redis:
-    options = {**_options(timeout), **_credentials(store)}
+    options = {**_options(_LAST_RESORT * timeout), **_credentials(store)}
     if store.path:
         return Redis.from_pool(
             ConnectionPool(UnixDomainSocketConnection, MAX_CONNECTIONS, path=store.path, retry=_retry(), **options)
@@ -72,7 +73,7 @@ def _by_sentinel(store: StoreUrl, timeout: float) -> Redis:
             "retry": Retry(NoBackoff(), retries=0),
             "ssl": store.tls,
         },
-        **_options(timeout),
+        **_options(_LAST_RESORT * timeout),
         **_credentials(store),
     )
     client: Redis = sentinels.master_for(

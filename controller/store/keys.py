@@ -56,8 +56,18 @@ def fade(name: str, model_name: str) -> str:
 
 
 def lottery(name: str, model_name: str) -> str:
-    """ZSET: the index of a model for the lottery, worker's name by ticket; the member '' is its clock."""
+    """ZSET: the workers of a model that the lottery draws from, by speed: those that serve."""
     return f"{{{name}}}:lottery:{model_name}"
+
+
+def lottery_failing(name: str, model_name: str) -> str:
+    """ZSET: the workers of a model that the lottery draws from if no other is alive, by speed: those that fail."""
+    return f"{{{name}}}:lottery_failing:{model_name}"
+
+
+def odds(name: str, model_name: str) -> str:
+    """STRING: the speed bands of a model's lottery, cached until its workers change."""
+    return f"{{{name}}}:odds:{model_name}"
 
 
 def leases(name: str) -> str:
@@ -76,7 +86,7 @@ def sequence(name: str) -> str:
 
 
 def reply(name: str, request_id: str) -> str:
-    """STRING with a TTL: the answer to a dispatch call, for the case that the call is repeated."""
+    """STRING with a TTL: the answer to a call that changes something, for the case that the call is repeated."""
     return f"{{{name}}}:reply:{request_id}"
 
 

@@ -1,11 +1,11 @@
 """The lock that lets one replica at a time ask all workers for their status."""
 
-import asyncio
 from typing import Final
 
 from redis.asyncio.lock import Lock
 from redis.exceptions import LockError
 
+from controller.store.calls import StoreCalls
 from controller.store.connection import StoreClient
 from controller.store.failures import FAILURES, store_error
 
@@ -13,17 +13,14 @@ _MARGIN: Final = 60.0  # seconds by which the timeouts of two replicas may diffe
 
 
 class RefreshLock:
-    """A lock in Redis that is given up by itself after `timeout` seconds, should its holder die.
+    """A lock in Redis that is given up by itself after `timeout` seconds, should its holder die."""
 
-    No call takes longer than `deadline` seconds.
-    """
-
-    def __init__(self, client: StoreClient, key: str, timeout: float, deadline: float) -> None:
+    def __init__(self, client: StoreClient, key: str, timeout: float, calls: StoreCalls) -> None:
         self._client = client
         self._key = key
         self._timeout = timeout
         self._lock = Lock(client, key, timeout=timeout)
-        self._deadline = deadline
+        self._calls = calls
 
     async def acquire(self) -> bool:
         """Take the lock if nobody has it; whether it was taken. Never waits.
@@ -32,27 +29,27 @@ class RefreshLock:
         That one is dropped.
         """
         try:
-            async with asyncio.timeout(self._deadline):
-                if await self._client.pttl(self._key) > 1000 * (self._timeout + _MARGIN):
-                    await self._client.delete(self._key)
-                return bool(await self._lock.acquire(blocking=False))
+            return bool(await self._calls.run(self._acquire))
         except FAILURES as error:
             raise store_error(error) from error
 
     async def held(self) -> bool:
         """Whether anybody has the lock."""
         try:
-            async with asyncio.timeout(self._deadline):
-                return await self._lock.locked()
+            return await self._calls.run(self._lock.locked)
         except FAILURES as error:
             raise store_error(error) from error
 
     async def release(self) -> None:
         """Give the lock up; nothing happens when it was lost meanwhile."""
         try:
-            async with asyncio.timeout(self._deadline):
-                await self._lock.release()
+            await self._calls.run(self._lock.release)
         except LockError:
             pass
         except FAILURES as error:
             raise store_error(error) from error
+
+    async def _acquire(self) -> bool:
+        if await self._client.pttl(self._key) > 1000 * (self._timeout + _MARGIN):
+            await self._client.delete(self._key)
+        return bool(await self._lock.acquire(blocking=False))

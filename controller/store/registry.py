@@ -7,31 +7,38 @@ import random
 import secrets
 import time
 from collections import deque
-from collections.abc import Awaitable, Callable, Mapping, Sequence
-from typing import Any, Final, NamedTuple
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Final, NamedTuple, TypeVar
 
 from redis.asyncio import RedisCluster
 from redis.commands.core import AsyncScript
 from redis.exceptions import NoPermissionError
 
 from controller.domain.clock import ClockReading
+from controller.domain.dispatch import DispatchMethod
 from controller.domain.errors import InvalidInput, StoreIncompatible, StoreRejection, StoreUnavailable
 from controller.domain.worker import Registration, Worker, WorkerStatus
 from controller.store import keys, scripts
+from controller.store.calls import StoreCalls
 from controller.store.connection import StoreClient, close, reconnect
 from controller.store.failures import FAILURES, store_error
 from controller.store.refresh_lock import RefreshLock
 from controller.store.settlement import Settlement, split
 
-SCHEMA: Final = "3"  # of the keys; another number for a layout that this one's scripts cannot work with
+Item = TypeVar("Item")
+
+SCHEMA: Final = "4"  # of the keys; another number for a layout that this one's scripts cannot work with
 NOT_ALIVE: Final = 0  # as the number of a registration: of a worker that has none
 
-_MAX_CALLS: Final = 32
 _REPLY_KEPT_MS: Final = 6_000
 _MAX_UNANSWERED: Final = 1_000
 _PAGE: Final = 250
 _LISTINGS: Final = 3  # to try, when the store loses its memory in the middle of one
-_SWEEP_BUDGET: Final = 2_000
+
+
+def _new_id() -> str:
+    return secrets.token_hex(12)
 
 
 class Request(NamedTuple):
@@ -47,6 +54,44 @@ class Report(NamedTuple):
     name: str
     queue_length: int
     written_at: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class RegisterCall:
+    """One call of Registry.register(), whose arguments these are.
+
+    request_id is of this call: repeated with it, within `repeatable_for` seconds, the call changes nothing more.
+    """
+
+    registration: Registration
+    only_if: int | None = None
+    expires_in: float | None = None
+    written_at: float | None = None
+    draining: bool = False
+    polled: bool = False
+    repeatable_for: float = 0.0
+    request_id: str = field(default_factory=_new_id)
+
+
+class FailureCall(NamedTuple):
+    """One call of Registry.report_failure(), whose arguments these are."""
+
+    name: str
+    of_polls: bool = False
+
+
+class DrainCall(NamedTuple):
+    """One call of Registry.drain(), whose arguments these are."""
+
+    name: str
+    drain: bool = True
+
+
+class RemoveCall(NamedTuple):
+    """One call of Registry.remove(), whose arguments these are."""
+
+    name: str
+    only_if: int | None = None
 
 
 class WorkerList(NamedTuple):
@@ -66,11 +111,12 @@ class WorkerList(NamedTuple):
 class Registry:
     """The workers of one namespace, as any number of replicas see them at once.
 
-    heartbeat_expiration is in seconds; deadline too: no call takes longer, whatever the store does. booking_decay and
-    booking_delay are as in the settings. deviate draws from the exponential distribution of mean 1; the tests pass
-    their own. Every method raises StoreUnavailable when the store does not answer or cannot serve; whether the
-    operation took place is then unknown, and it may be repeated. StoreRejection is a mistake: of ours, or of whoever
-    put other things under our keys.
+    heartbeat_expiration is in seconds; deadline too: see StoreCalls. booking_decay and booking_delay are as in the
+    settings. draw returns a number from the uniform distribution on [0, 1); the tests pass their own.
+
+    Every method raises StoreUnavailable when the store does not answer or cannot serve. Whether the operation took
+    place is then unknown, and it may be repeated. ReplicaBusy means that the call was not sent. StoreRejection is a
+    mistake: of ours, or of whoever put other things under our keys.
     """
 
     def __init__(
@@ -81,17 +127,16 @@ class Registry:
         deadline: float = 5.0,
         booking_decay: bool = True,
         booking_delay: float = 0.2,
-        deviate: Callable[[], float] = lambda: random.expovariate(1.0),
+        draw: Callable[[], float] = random.random,
     ) -> None:
         self._client = client
         self._namespace = namespace
         self._keys = [keys.namespace(namespace)]
         self._expiration_ms = max(1, round(heartbeat_expiration * 1000))
-        self._deadline = deadline
         self._fades = int(booking_decay)
         self._unseen_for_ms = round(booking_delay * 1000)
-        self._deviate = deviate
-        self._places = asyncio.Semaphore(_MAX_CALLS)
+        self._draw = draw
+        self._calls = StoreCalls(self._ping, deadline)
         # Calls that chose and booked, maybe: their answers never came. settle() will tell the store.
         self._unanswered: deque[str] = deque(maxlen=_MAX_UNANSWERED)
         # Answers are kept for a repeated call, and for settle(): longer than a replica needs to find the store again.
@@ -117,96 +162,126 @@ class Registry:
         in Report. One that was draining drains on; with draining, so does this one. polled is for one that has
         answered a poll.
         """
-        status = registration.status
-        expiration_ms = self._expiration_ms if expires_in is None else max(1, round(expires_in * 1000))
-        result = await self._run(
-            "register",
+        call = RegisterCall(registration, only_if, expires_in, written_at, draining, polled)
+        return (await self.register_many([call]))[0]
+
+    async def register_many(self, calls: Sequence[RegisterCall]) -> list[bool | None]:
+        """As register(), for any number of workers."""
+        results = await self._run_each("register", lambda: (self._fades, self._unseen_for_ms), calls, self._registering)
+        return [None if result == -1 else bool(result) for result in results]
+
+    def _registering(self, call: RegisterCall) -> Sequence[str | int]:
+        registration, status = call.registration, call.registration.status
+        expiration_ms = self._expiration_ms if call.expires_in is None else max(1, round(call.expires_in * 1000))
+        return (
+            call.request_id,
+            round(1000 * call.repeatable_for) + self._reply_kept_ms,
             registration.name,
             expiration_ms if registration.check_heart_beat else "",
             repr(status.speed),
             status.queue_length,
             int(registration.multimodal),
-            "" if only_if is None else only_if,
+            "" if call.only_if is None else call.only_if,
             json.dumps(status.model_names, ensure_ascii=False),
             "" if status.capacity is None else status.capacity,
-            self._fades,
-            self._unseen_for_ms,
-            _age_ms(written_at),
-            int(draining),
-            int(polled),
-            *(repr(self._deviate()) for _ in status.model_names),
+            _age_ms(call.written_at),
+            int(call.draining),
+            int(call.polled),
         )
-        return None if result == -1 else bool(result)
 
     async def heartbeat(self, reports: Sequence[Report], *, of_polls: bool = False) -> list[bool]:
         """Take heartbeats; for each, whether the worker is registered.
 
         of_polls is for answers to polls: they tell of queues just so, but prolong no life.
         """
-        arguments = (
-            argument
-            for name, queue_length, written_at in reports
-            for argument in (name, queue_length, _age_ms(written_at))
-        )
         expiration = "" if of_polls else self._expiration_ms
-        known = await self._run("heartbeat", expiration, self._fades, self._unseen_for_ms, *arguments)
+        known = await self._run_each(
+            "heartbeat",
+            lambda: (*self._repeatable(), expiration, self._fades, self._unseen_for_ms),
+            reports,
+            lambda report: (report.name, report.queue_length, _age_ms(report.written_at)),
+        )
         return [bool(each) for each in known]
+
+    async def take_poll_answers(self, reports: Sequence[Report]) -> list[bool]:
+        """Take answers to polls; for each, whether the worker is registered."""
+        return await self.heartbeat(reports, of_polls=True)
 
     async def dispatch_shortest_queue(self, requests: Sequence[Request]) -> list[str]:
         """Choose and book a worker for each request: its name, or with a lease, that; see worker_of().
 
         "" where a model has no live worker.
         """
-
-        def run(request_id: str, requests: Sequence[Request]) -> Awaitable[list[str | None]]:
-            arguments = (argument for request in requests for argument in request)
-            return self._run("dispatch_shortest_queue", request_id, self._reply_kept_ms, self._fades, *arguments)
-
-        return await self._dispatch(run, requests)
+        return await self._dispatch_all(DispatchMethod.SHORTEST_QUEUE, requests)
 
     async def dispatch_lottery(self, requests: Sequence[Request]) -> list[str]:
         """Draw a worker for each request, in proportion to speed; as dispatch_shortest_queue()."""
+        return await self._dispatch_all(DispatchMethod.LOTTERY, requests)
 
-        def run(request_id: str, requests: Sequence[Request]) -> Awaitable[list[str | None]]:
-            arguments = (
-                argument for model, lease_ms in requests for argument in (model, lease_ms, repr(self._deviate()))
-            )
-            return self._run("dispatch_lottery", request_id, self._reply_kept_ms, self._fades, *arguments)
+    async def dispatch_some(self, method: DispatchMethod, requests: Sequence[Request]) -> list[str | None]:
+        """As dispatch_shortest_queue() or dispatch_lottery(), in one call of bounded work.
 
-        return await self._dispatch(run, requests)
-
-    async def _dispatch(
-        self,
-        run: Callable[[str, Sequence[Request]], Awaitable[list[str | None]]],
-        requests: Sequence[Request],
-    ) -> list[str]:
-        """Run a dispatch script for requests, and again for those that it left because too many workers had died.
-
-        When it fails, what it has booked is to be taken back, also by those calls that did not fail.
+        None for each request that is left: ask again.
         """
-        request_ids = [secrets.token_hex(12)]
+        return await self._dispatch(method, _new_id(), requests)
+
+    async def _dispatch_all(self, method: DispatchMethod, requests: Sequence[Request]) -> list[str]:
+        request_ids = [_new_id()]
+        answers = await self._dispatch(method, request_ids[0], requests)
         try:
-            answers = await run(request_ids[0], requests)
             while left := [i for i, answer in enumerate(answers) if answer is None]:
-                request_ids.append(secrets.token_hex(12))
-                for i, answer in zip(left, await run(request_ids[-1], [requests[i] for i in left]), strict=True):
+                request_ids.append(_new_id())
+                more = await self._dispatch(method, request_ids[-1], [requests[i] for i in left])
+                for i, answer in zip(left, more, strict=True):
                     answers[i] = answer
         except BaseException:  # cancelled, too
-            self._unanswered.extend(request_ids)
+            self._unanswered.extend(request_ids[:-1])  # nobody gets those answers either
             raise
         return [answer or "" for answer in answers]
 
+    async def _dispatch(self, method: DispatchMethod, request_id: str, requests: Sequence[Request]) -> list[str | None]:
+        """Run a dispatch script. When it fails, what it has booked is to be taken back."""
+        arguments: Iterable[str | int]
+        if method is DispatchMethod.SHORTEST_QUEUE:
+            script = "dispatch_shortest_queue"
+            arguments = (argument for request in requests for argument in request)
+        else:
+            script = "dispatch_lottery"
+            arguments = (a for model, lease_ms in requests for a in (model, lease_ms, repr(self._draw())))
+        try:
+            answers: list[str | None] = await self._run(
+                script, request_id, self._reply_kept_ms, self._fades, *arguments
+            )
+        except BaseException:  # cancelled, too
+            self._unanswered.append(request_id)
+            raise
+        return answers
+
     async def release(self, leases: Sequence[str]) -> list[bool]:
         """End leases; for each, whether it was out."""
-        return [bool(ended) for ended in await self._run("release", self._fades, *leases)]
+        ended = await self._run_each("release", lambda: (self._fades,), leases, lambda lease: (lease,))
+        return [bool(each) for each in ended]
 
     async def renew(self, lease: str) -> bool:
-        """Let a lease last as long again, from now on, as it was to last; whether it is out, with a live worker."""
-        return bool(await self._run("renew", lease))
+        """As renew_many(), for one lease."""
+        return (await self.renew_many([lease]))[0]
+
+    async def renew_many(self, leases: Sequence[str]) -> list[bool]:
+        """Renew leases for as long as they were granted for, from now on.
+
+        Returns for each whether it is active and its worker is alive.
+        """
+        return [bool(renewed) for renewed in await self._run("renew", *leases)]
 
     async def drain(self, name: str, drain: bool = True) -> bool:
         """Send a worker no new requests, or send it some again; whether there is such a live one."""
-        return bool(await self._run("drain", name, int(drain), self._fades, repr(self._deviate())))
+        return (await self.drain_many([DrainCall(name, drain)]))[0]
+
+    async def drain_many(self, calls: Sequence[DrainCall]) -> list[bool]:
+        """As drain(), for any number of workers."""
+        common = lambda: (*self._repeatable(), self._fades)  # noqa: E731
+        results = await self._run_each("drain", common, calls, lambda call: (call.name, int(call.drain)))
+        return [bool(result) for result in results]
 
     async def report_failure(self, name: str, *, of_polls: bool = False) -> bool | None:
         """Put a worker behind all others until its next heartbeat; whether there is such a live one.
@@ -214,8 +289,17 @@ class Registry:
         of_polls is for one that does not answer polls: an answer puts it back, too. One that has never answered any
         stays where it is, and None is returned.
         """
-        result = await self._run("report_failure", name, "polls" if of_polls else "request", self._fades)
-        return None if result == -1 else bool(result)
+        return (await self.report_failure_many([FailureCall(name, of_polls)]))[0]
+
+    async def report_failure_many(self, calls: Sequence[FailureCall]) -> list[bool | None]:
+        """As report_failure(), for any number of workers."""
+        results = await self._run_each(
+            "report_failure",
+            lambda: (*self._repeatable(), self._fades),
+            calls,
+            lambda call: (call.name, "polls" if call.of_polls else "request"),
+        )
+        return [None if result == -1 else bool(result) for result in results]
 
     async def meet(self, replica: str, stay: float) -> list[str]:
         """Tell the other replicas that this one is there, for `stay` seconds; the ids of all that are there."""
@@ -243,15 +327,20 @@ class Registry:
 
     async def settle(self, settlement: Settlement) -> None:
         """Tell the store what it cannot know of dispatches: see Settlement. Repeating it settles nothing twice."""
-        await self._run(
-            "settle",
-            settlement.request_id,
-            max(self._reply_kept_ms, self._expiration_ms),  # it may be told again after a long outage
-            settlement.sequence,
-            json.dumps(settlement.unanswered),
-            self._fades,
-            *(argument for booking in settlement.bookings.items() for argument in booking),
-        )
+        items: list[tuple[str, str | int]]
+        items = [*((request_id, "") for request_id in settlement.unanswered), *settlement.bookings.items()]
+        done = 0
+        while True:  # the script settles as many items as its budget allows
+            done += await self._run(
+                "settle",
+                f"{settlement.request_id}-{done}",  # the same ids in the same order, when all of it is repeated
+                max(self._reply_kept_ms, self._expiration_ms),  # it may be repeated after a long outage
+                settlement.sequence,
+                self._fades,
+                *(argument for item in items[done:] for argument in item),
+            )
+            if done >= len(items):
+                return
 
     def settlements(self, bookings: Mapping[str, int], sequence: int) -> list[Settlement]:
         """What to settle: the calls that had no answer so far, which are then forgotten here, and the bookings.
@@ -263,8 +352,18 @@ class Registry:
         return split(bookings, unanswered, sequence)
 
     async def remove(self, name: str, only_if: int | None = None) -> bool:
-        """Remove a worker; whether there was such a live one. only_if is as for register()."""
-        return bool(await self._run("remove", name, "" if only_if is None else only_if, self._expiration_ms))
+        """As remove_many(), for one worker."""
+        return (await self.remove_many([RemoveCall(name, only_if)]))[0]
+
+    async def remove_many(self, calls: Sequence[RemoveCall]) -> list[bool]:
+        """Remove workers. Returns for each whether it was alive and is removed."""
+        results = await self._run_each(
+            "remove",
+            lambda: (*self._repeatable(), self._expiration_ms),
+            calls,
+            lambda call: (call.name, "" if call.only_if is None else call.only_if),
+        )
+        return [bool(result) for result in results]
 
     async def list_workers(self) -> WorkerList:
         """All live workers. One that comes or goes meanwhile may or may not be among them."""
@@ -284,7 +383,29 @@ class Registry:
 
     async def list_models(self, multimodal: bool | None = None) -> list[str]:
         """The models of all live workers, of the multimodal ones (True) or of the others (False), sorted."""
-        return sorted(await self._run("list_models", "" if multimodal is None else int(multimodal)))
+        return await (self._list_all_models() if multimodal is None else self.list_models_by_kind(multimodal))
+
+    async def _list_all_models(self) -> list[str]:
+        models: set[str] = set()
+        cursor = "0"
+        unfinished: list[str] = []
+        while True:
+            cursor, found, unfinished = await self._run("list_models", cursor, _PAGE, *unfinished)
+            models.update(found)
+            if cursor == "0":
+                if not unfinished:
+                    return sorted(models)
+                cursor = ""  # look only at the unfinished ones
+
+    async def list_models_by_kind(self, multimodal: bool) -> list[str]:
+        """The models of all live workers that are multimodal, or of those that are not, sorted."""
+        lists: set[str] = set()
+        cursor = "0"
+        while True:
+            cursor, found = await self._run("list_models_by_kind", cursor, _PAGE, int(multimodal))
+            lists.update(found)
+            if cursor == "0":
+                return sorted({model for models in lists for model in json.loads(models)})
 
     async def correct_heartbeats(self, expected: Mapping[str, float]) -> int:
         """Correct the time that heartbeats have left, after the store's clock was set.
@@ -310,12 +431,16 @@ class Registry:
 
     async def sweep(self, interval: float) -> list[str]:
         """Tidy away lapsed workers, unless some replica did within `interval` seconds; their names."""
-        removed: list[str] = await self._run("sweep", max(1, round(interval * 1000)), _SWEEP_BUDGET, self._fades)
+        removed: list[str] = []
+        unfinished = True
+        while unfinished:
+            unfinished, some = await self._run("sweep", max(1, round(interval * 1000)), self._fades)
+            removed += some
         return removed
 
     def refresh_lock(self, timeout: float) -> RefreshLock:
         """The lock that lets one replica at a time ask all workers for their status; see RefreshLock."""
-        return RefreshLock(self._client, keys.refresh(self._namespace), timeout, self._deadline)
+        return RefreshLock(self._client, keys.refresh(self._namespace), timeout, self._calls)
 
     async def check(self) -> None:
         """Raise StoreUnavailable, saying why, unless the store takes writes and is set up to keep them.
@@ -344,28 +469,54 @@ class Registry:
             )
 
     async def _eviction_policy(self) -> str:
-        async with asyncio.timeout(self._deadline), self._places:
-            if isinstance(self._client, RedisCluster):
-                node = self._client.get_node_from_key(self._keys[0])
-                info = await self._client.info("memory", target_nodes=node)
-            else:
-                info = await self._client.info("memory")
+        info = await self._calls.run(lambda: self._client.info("memory", **self._own_node()))
         return str(info.get("maxmemory_policy", "noeviction"))
+
+    async def _ping(self) -> object:
+        return await self._client.ping(**self._own_node())
+
+    def _own_node(self) -> dict[str, Any]:
+        """The argument that sends a command to the node of a Cluster that has our keys."""
+        if isinstance(self._client, RedisCluster):
+            return {"target_nodes": self._client.get_node_from_key(self._keys[0])}
+        return {}
 
     async def reconnect(self) -> None:
         """Drop idle connections, so that the next call finds out anew where the master is."""
         with contextlib.suppress(*FAILURES):  # such as a farewell that a hung server does not answer
-            async with asyncio.timeout(self._deadline):
+            async with asyncio.timeout(self._calls.deadline):
                 await reconnect(self._client)
 
     async def close(self) -> None:
         """Close all connections."""
+        await self._calls.close()
         await close(self._client)
+
+    def _repeatable(self) -> tuple[str, int]:
+        """The id of a call, and for how many milliseconds its answer is kept: a repeated call gets the same."""
+        return _new_id(), self._reply_kept_ms
+
+    async def _run_each(
+        self,
+        script: str,
+        common: Callable[[], Sequence[str | int]],
+        items: Sequence[Item],
+        arguments: Callable[[Item], Sequence[str | int]],
+    ) -> list[Any]:
+        """Run a script for items, again and again until it has got to all of them.
+
+        `common` returns the arguments before those of the items. Each run does as many items as its budget allows, so
+        other calls come in between.
+        """
+        results: list[Any] = []
+        while len(results) < len(items):
+            left = (argument for item in items[len(results) :] for argument in arguments(item))
+            results += await self._run(script, *common(), *left)
+        return results
 
     async def _run(self, script: str, *arguments: str | int) -> Any:
         try:
-            async with asyncio.timeout(self._deadline), self._places:
-                return await self._scripts[script](keys=self._keys, args=arguments)
+            return await self._calls.run(lambda: self._scripts[script](keys=self._keys, args=arguments))
         except FAILURES as error:
             raise store_error(error) from error
 

@@ -12,6 +12,7 @@ from controller.domain.errors import (
     ControllerError,
     InvalidInput,
     LoopDetected,
+    ReplicaBusy,
     ShuttingDown,
     StoreUnavailable,
     WorkerUnreachable,
@@ -23,6 +24,7 @@ _STATUS: Final[Mapping[type[ControllerError], int]] = {
     BodyTooLarge: 413,
     WorkerUnreachable: 502,
     StoreUnavailable: 503,
+    ReplicaBusy: 503,
     LoopDetected: 508,
     ShuttingDown: 503,
 }

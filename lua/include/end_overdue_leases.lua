@@ -4,15 +4,22 @@
   Input:
     time    the time
     fades   whether bookings fade
-    budget  how many at most
+    limit   how many at most
+
+  Output: whether there may be more of them.
 ]]
 --- @include "key"
-local function end_overdue_leases(time, fades, budget)
-  local overdue = redis.call("ZRANGEBYSCORE", key("leases"), "-inf", time, "LIMIT", 0, budget)
+--- @include "spend"
+local function end_overdue_leases(time, fades, limit)
+  local overdue = redis.call("ZRANGEBYSCORE", key("leases"), "-inf", time, "LIMIT", 0, limit)
   if overdue[1] then
     --- @include "end_lease"
     for _, lease in ipairs(overdue) do
+      if spend(0) then
+        return true
+      end
       end_lease(lease, time, fades, true)
     end
   end
+  return #overdue == limit
 end

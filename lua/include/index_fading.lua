@@ -10,11 +10,13 @@
 ]]
 --- @include "key"
 --- @include "phase"
+--- @include "spend"
 local function index_fading(load, time)
   if load.draining then
     return
   end
   local failing = load.failing and 4e15 or 0 -- no phase comes there in 2 years
+  spend(#load.models)
   for i, model in ipairs(load.models) do
     local score = load.turn - 1e15
     if time and load.unleased > 0 then

@@ -11,6 +11,7 @@
 --- @include "cost_of"
 --- @include "key"
 --- @include "member"
+--- @include "spend"
 local function index_static(load, fades, old_place)
   if load.draining then
     return
@@ -19,6 +20,7 @@ local function index_static(load, fades, old_place)
   local cost = all and cost_of(load, load.unleased, load.expected) or cost_of(load, 0, 0)
   local index_member = member(load.place, load.name)
   local old_member = old_place and member(old_place, load.name)
+  spend(#load.models)
   for _, model in ipairs(load.models) do
     local index = key("model", model)
     if old_member then

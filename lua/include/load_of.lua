@@ -14,10 +14,12 @@
 ]]
 --- @include "key"
 --- @include "phase"
+--- @include "spend"
 local last_json, last_models -- in a batch mostly the same again
 
 local function load_of(name, time, model)
   local worker = key("worker", name)
+  spend(3)
   local fields = redis.call("HMGET", worker, "load", "models", "marks")
   local text, json = fields[1], fields[2]
   if not text then

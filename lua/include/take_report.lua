@@ -4,6 +4,9 @@
   still to come: then the clock was set back.
   The rule in Python: controller/domain/load.py, Load.report().
 
+  The hash field "own" counts the reported requests that we may have sent; other clients sent the rest. The field "work"
+  sums up the request-milliseconds of these requests until some of them have ended.
+
   Input:
     load          as include/load_of.lua gives it
     queue_length  how many requests the worker had to run and to do
@@ -18,8 +21,8 @@
 --- @include "mark"
 --- @include "phase"
 local function take_report(load, queue_length, written_at, unseen_for, time, fades)
-  local last = redis.call("HMGET", load.worker, "reported", "reported_at", "drawn")
-  local last_at = tonumber(last[2])
+  local last = redis.call("HMGET", load.worker, "reported_at", "drawn", "own", "work")
+  local last_at = tonumber(last[1])
   if written_at < last_at and last_at <= time then
     return
   end
@@ -32,8 +35,11 @@ local function take_report(load, queue_length, written_at, unseen_for, time, fad
       marks = marks .. mark(at, booked_then - booked, math.max(0, lent_then - lent))
     end
   end
-  local work = (last[1] + queue_length) / 2 * math.max(0, written_at - last_at)
-  local bookings = booked + lent + load.done + (last[3] or 0)
+  local own_before = last[3] or 0
+  local sent = own_before + booked + lent + load.done + (last[2] or 0)
+  local own = math.min(queue_length, sent)
+  local ended = sent - own
+  local work = (last[4] or 0) + (own_before + own) / 2 * math.max(0, written_at - last_at)
   load.booked, load.lent, load.done = load.booked - booked, load.lent - lent, 0 -- those that it has not seen
   local seen_leases = load.leased - load.lent
   load.ended = math.max(0, seen_leases - queue_length)
@@ -44,10 +50,15 @@ local function take_report(load, queue_length, written_at, unseen_for, time, fad
     load.phase = phase_text
   end
   load.marks = marks
-  redis.call("HSET", load.worker, "reported", queue_length, "reported_at", written_at, "drawn", 0)
+  redis.call("HSET", load.worker,
+    "reported", queue_length,
+    "reported_at", written_at,
+    "drawn", 0,
+    "own", own,
+    "work", ended > 0 and "0" or string.format("%.17g", work))
   if fades and not load.draining then
     for _, model in ipairs(load.models) do
-      learn(model, time, load.speed, work, bookings)
+      learn(model, time, load.speed, work, ended)
     end
   end
 end

@@ -8,13 +8,13 @@
     name          the worker's name
 ]]
 --- @include "key"
+--- @include "leave_lottery"
 local function unindex(model, index_member, name)
   local index = key("model", model)
   redis.call("ZREM", index, index_member)
   redis.call("ZREM", key("fading", model), name)
-  redis.call("ZREM", key("lottery", model), name)
+  leave_lottery(model, name)
   if redis.call("EXISTS", index) == 0 then
-    redis.call("DEL", key("lottery", model)) -- of which only the clock is left
     redis.call("DEL", key("fading", model))
     redis.call("PEXPIRE", key("fade", model), 3600000)
     redis.call("SREM", key("models"), model)

@@ -1,6 +1,19 @@
 """The rules themselves, in the smallest examples."""
 
-from controller.domain.dispatch import LOOK, Candidate, Indexed, book, least_cost, lottery, next_ticket, shortest_queue
+import random
+from collections import Counter
+from dataclasses import replace
+
+from controller.domain.dispatch import (
+    LOOK,
+    Candidate,
+    Indexed,
+    book,
+    least_cost,
+    lottery,
+    shortest_queue,
+    speed_bands,
+)
 from controller.domain.load import Load
 
 
@@ -16,10 +29,27 @@ def test_booking() -> None:
 
 
 def test_lottery() -> None:
-    early, late = Candidate("early", 1, 0, 1, ticket=0.5), Candidate("late", 1, 0, 0, ticket=0.7)
-    assert lottery([]) is None
-    assert lottery([late, early]) == early
-    assert next_ticket(0.5, speed=4, deviate=2.0) == 1.0
+    slow, fast = Candidate("slow", 1, 0, 1), Candidate("fast", 4, 0, 2)
+    assert lottery([], 0.5) is None
+    assert lottery([slow, fast], 0.79) == fast, "four fifths of all draws"
+    assert lottery([slow, fast], 0.81) == slow
+    assert lottery([slow, replace(fast, failing=True)], 0.5) == slow
+    assert lottery([replace(fast, failing=True)], 0.5) == replace(fast, failing=True)
+
+
+def test_a_rejected_draw_decides_nothing() -> None:
+    """The slower of two in one band: a quarter of its part of the draws is rejected."""
+    draw = random.Random(1)
+    fleet = [Candidate("slow", 3, 0, 1), Candidate("fast", 4, 0, 2)]
+    drawn = Counter(candidate.name for _ in range(7000) if (candidate := lottery(fleet, draw.random())))
+    assert 2850 < drawn["slow"] < 3150
+
+
+def test_in_a_band_all_have_more_than_half_the_speed_of_the_fastest() -> None:
+    assert speed_bands([]) == []
+    assert speed_bands([1, 1, 1]) == [(1, 0, 3)]
+    assert speed_bands([1e-6, 1, 2, 2, 3, 4]) == [(4, 4, 2), (2, 2, 2), (1, 1, 1), (1e-6, 0, 1)]
+    assert len(speed_bands([1e9 * 1.01**-n for n in range(3471)])) <= 50, "over the whole range that is allowed"
 
 
 def indexed(load: Load, turn: int) -> Indexed:

@@ -32,11 +32,11 @@ def test_there_are_so_many_marks_and_none_is_older_than_they_reach() -> None:
 def test_a_report_adds_what_it_cannot_have_seen() -> None:
     load = booked(Load(1), 1_000, 1_060, 1_120)
     booked(load, 1_180, leased=True)
-    assert load.report(2, written_at=1_250, now=1_300, phase=0.0, unseen_for=190) == (1_250, 2), "at the bound: seen"
+    assert load.report(2, written_at=1_250, now=1_300, phase=0.0, unseen_for=190) == (1_250, 0), "at the bound: seen"
     assert (load.booked, load.lent, load.leased, load.queue(0.0, 1.0)) == (1, 1, 1, 4)
-    assert load.report(4, written_at=1_379, now=1_400, phase=0.0, unseen_for=200) == (3 * 129, 1)
+    assert load.report(4, written_at=1_379, now=1_400, phase=0.0, unseen_for=200) == (1_250 + 2.5 * 129, 0)
     assert (load.booked, load.lent, load.queue(0.0, 1.0)) == (0, 1, 5)
-    assert load.report(4, written_at=1_380, now=1_400, phase=0.0, unseen_for=200) == (4, 1)
+    assert load.report(4, written_at=1_380, now=1_400, phase=0.0, unseen_for=200) == (1_250 + 2.5 * 129 + 3.5, 0)
     assert (load.lent, load.leased, load.queue(0.0, 1.0)) == (0, 1, 4)
 
 
@@ -53,10 +53,28 @@ def test_after_the_clock_was_set_back_reports_count_again() -> None:
     load = booked(Load(1), 10_000)
     load.report(3, written_at=10_000, now=10_000, phase=0.0, unseen_for=200)
     assert load.booked == 1
-    assert load.report(5, written_at=4_000, now=4_000, phase=0.0, unseen_for=200) == (0, 1)
+    assert load.report(5, written_at=4_000, now=4_000, phase=0.0, unseen_for=200) == (0, 0)
     assert (load.reported, load.booked, load.marks) == (5, 0, []), "a mark from then tells nothing now"
     booked(load, 4_001)
     assert load.marks == [(4_001, 0, 0)]
+
+
+def test_work_counts_until_the_requests_have_ended() -> None:
+    load = booked(Load(1), 1_000, 1_000, 1_000)
+    assert load.report(3, written_at=2_000, now=2_000, phase=0.0, unseen_for=200) == (1.5 * 2_000, 0)
+    assert load.report(3, written_at=3_000, now=3_000, phase=0.0, unseen_for=200) == (6_000, 0)
+    assert load.report(1, written_at=4_000, now=4_000, phase=0.0, unseen_for=200) == (8_000, 2)
+    assert load.report(0, written_at=5_000, now=5_000, phase=0.0, unseen_for=200) == (500, 1)
+    assert load.report(0, written_at=6_000, now=6_000, phase=0.0, unseen_for=200) == (0, 0)
+
+
+def test_requests_of_other_clients_are_no_work_of_ours() -> None:
+    load = Load(1)
+    assert load.report(5, written_at=1_000, now=1_000, phase=0.0, unseen_for=200) == (0, 0)
+    booked(load, 1_500)
+    assert load.report(6, written_at=2_000, now=2_000, phase=0.0, unseen_for=200) == (500, 0)
+    assert load.report(9, written_at=3_000, now=3_000, phase=0.0, unseen_for=200) == (1_500, 0)
+    assert load.report(0, written_at=4_000, now=4_000, phase=0.0, unseen_for=200) == (2_000, 1)
 
 
 def leased_and_reported(queue_length: int) -> Load:

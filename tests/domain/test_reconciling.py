@@ -96,7 +96,7 @@ def test_a_report_is_taken_for_what_was_true_when_it_was_written(
         assert true <= load.queue(0.0, 1.0) <= true + twice
         assert load.ended <= load.leased
     booked = sum(event == "booked" for _, event, _ in history(requests, reports))
-    assert learned + load.booked + load.lent + load.done == booked, "each booking is learned from once"
+    assert learned + load.own + load.booked + load.lent + load.done == booked, "each booking is learned from once"
 
 
 @given(requests())

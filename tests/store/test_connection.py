@@ -30,7 +30,7 @@ async def test_everything_that_versions_of_redis_py_differ_in_is_set(url: str) -
     pool = client.connection_pool
     assert pool.max_connections == MAX_CONNECTIONS
     options = pool.connection_kwargs
-    assert (options["socket_timeout"], options["socket_connect_timeout"]) == (0.6, 0.6)
+    assert (options["socket_timeout"], options["socket_connect_timeout"]) == (2.4, 2.4)
     assert options["retry"].get_retries() == 1
     assert (options["health_check_interval"], options["protocol"], options["decode_responses"]) == (0, 2, True)
     assert options.get("password") == ("p" if "p@" in url else None)
@@ -117,7 +117,7 @@ async def test_an_answer_is_kept_for_longer_than_a_repetition_can_take(embedded_
     for deadline, kept in ((0.5, 6.0), (20.0, 120.0)):
         registry = Registry(client, "kept", 90.0, deadline, booking_decay=False, booking_delay=0.0)
         assert registry._reply_kept_ms == 1000 * kept
-        registry._deadline = 60.0
+        registry._calls.deadline = 60.0
         await registry.register(worker(A))
         await registry.dispatch_shortest_queue(asks(["m"]))
         [reply] = await client.keys("{kept}:reply:*")
@@ -142,7 +142,7 @@ async def test_a_hung_store_ends_every_call_in_time(short_dir: Path) -> None:
         finally:
             os.kill(server.pid, signal.SIGCONT)
         assert [type(result) for result in results] == [StoreUnavailable] * 4
-        registry._deadline = 60.0
+        registry._calls.deadline = 60.0
         assert await registry.heartbeat(reports([(A, 0)])) == [True]
         await client.aclose()
 

@@ -28,6 +28,8 @@ NAMES = {
     keys.fade: ("{ns}:fade:m", "m"),
     keys.model: ("{ns}:model:m", "m"),
     keys.lottery: ("{ns}:lottery:m", "m"),
+    keys.lottery_failing: ("{ns}:lottery_failing:m", "m"),
+    keys.odds: ("{ns}:odds:m", "m"),
     keys.reply: ("{ns}:reply:id", "id"),
     keys.duty: ("{ns}:duty:http://top:1", "http://top:1"),
     keys.told: ("{ns}:told:http://top:1", "http://top:1"),

@@ -65,16 +65,6 @@ async def test_with_a_worker_that_lapsed_no_lease_is_renewed(store: Store, regis
     assert not await registry.renew(lease)
 
 
-async def test_a_report_after_days_does_not_spoil_what_is_learned(store: Store) -> None:
-    registry = store.registry(booking_decay=True)
-    await registry.register(worker(A, queue_length=1_000))
-    before = float((await store.client.get(keys.fade(store.namespace, "m"))).split()[5])
-    await store.client.hset(keys.worker(store.namespace, A), "reported_at", 1)
-    await registry.heartbeat(reports([(A, 1_000)]))
-    learned = float((await store.client.get(keys.fade(store.namespace, "m"))).split()[5])
-    assert learned - before == 3_600_000, "an hour at most"
-
-
 @pytest.mark.usefixtures("store_clock")
 async def test_leases_that_nobody_released_make_no_room_for_others(store: Store) -> None:
     """Five clients died, and a report has shown it. When their leases expire, eight later requests still run."""

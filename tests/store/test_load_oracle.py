@@ -103,10 +103,10 @@ class LoadMachine(RuleBasedStateMachine):
         fade = self.fade.get(known.models[0])
         return fade.pace(known.load.speed) if self.fades and fade else known.load.speed if self.fades else 1.0
 
-    def learn(self, known: Known, work: float = 0, bookings: int = 0) -> None:
+    def learn(self, known: Known, work: float = 0, ended: int = 0) -> None:
         """Each of its models does. For one that nothing is known of, the phase begins."""
         for model in known.models if self.fades and not known.draining else []:
-            self.fade.setdefault(model, Fade(at=self.now)).learn(self.now, known.load.speed, work, bookings)
+            self.fade.setdefault(model, Fade(at=self.now)).learn(self.now, known.load.speed, work, ended)
 
     def index(self, known: Known, what_fades: bool = True) -> None:
         for model, indexed in known.places.items():
@@ -199,7 +199,7 @@ class LoadMachine(RuleBasedStateMachine):
         status = WorkerStatus(tuple(known.models), known.load.speed, queue, known.load.capacity)
         # The registry tells ages by its own clock, and the store's stands still.
         arguments = self.run(self.arguments_of(Registration(name, status, False, False), number))
-        arguments[10] = age
+        arguments[12] = age
         self.run(self.registry._run("register", *arguments))
         self.sequence += 1
         known.load.failing, known.why = False, ""  # it sends no heartbeats, so an answer forgives all
@@ -210,9 +210,9 @@ class LoadMachine(RuleBasedStateMachine):
     async def arguments_of(self, registration: Registration, only_if: int) -> list[Any]:
         seen: list[Any] = []
 
-        async def see(_: str, *arguments: str | int) -> int:
+        async def see(_: str, *arguments: str | int) -> list[int]:
             seen.extend(arguments)
-            return 0
+            return [0]
 
         run, self.registry._run = self.registry._run, see  # type: ignore[method-assign]
         await self.registry.register(registration, only_if=only_if)
@@ -223,7 +223,8 @@ class LoadMachine(RuleBasedStateMachine):
     def reports(self, told: list[tuple[str, int, int]], polls: bool) -> None:
         arguments = [argument for each in told for argument in each]
         expiration = "" if polls else 90_000
-        known = self.run(self.registry._run("heartbeat", expiration, int(self.fades), UNSEEN_FOR, *arguments))
+        common = *self.registry._repeatable(), expiration, int(self.fades), UNSEEN_FOR
+        known = self.run(self.registry._run("heartbeat", *common, *arguments))
         assert known == [int(name in self.known) for name, _, _ in told]
         for name, queue, age in told:
             if name in self.known:
@@ -315,7 +316,7 @@ class LoadMachine(RuleBasedStateMachine):
         leases: list[str] = []
         if arrives:
             method = "dispatch_lottery" if lottery else "dispatch_shortest_queue"
-            arguments = ((m, LEASE * leased, "1.5") if lottery else (m, LEASE * leased) for m, leased in asked)
+            arguments = ((m, LEASE * leased, "0.5") if lottery else (m, LEASE * leased) for m, leased in asked)
             chosen = self.run(
                 self.registry._run(method, request_id, 90_000, int(self.fades), *itertools.chain(*arguments))
             )
@@ -419,8 +420,8 @@ class LoadMachine(RuleBasedStateMachine):
         for name, known in self.known.items():
             load = load_of(state.hashes[name])
             phase, pace = self.phase(known.models[0]), self.pace(known)
-            for fact in ("speed", "capacity", "leased", "ended", "failing", "reported", "reported_at", "booked",
-                         "drawn", "lent", "done", "marks"):  # fmt: skip
+            for fact in ("speed", "capacity", "leased", "ended", "failing", "reported", "reported_at", "own", "work",
+                         "booked", "drawn", "lent", "done", "marks"):  # fmt: skip
                 assert getattr(load, fact) == getattr(known.load, fact), (name, fact, load, known.load)
             assert math.isclose(load.unleased_at(phase), known.load.unleased_at(phase), rel_tol=1e-6, abs_tol=1e-9)
             assert math.isclose(load.queue(phase, pace), known.load.queue(phase, pace), rel_tol=1e-6, abs_tol=1e-9)

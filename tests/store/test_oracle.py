@@ -3,7 +3,6 @@
 import asyncio
 import itertools
 from collections import Counter
-from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -32,28 +31,20 @@ names = st.sampled_from(NAMES)
 model_lists = st.lists(st.sampled_from(MODELS), unique=True, max_size=3)
 speeds = st.sampled_from([1, 2, 3, 0.1, 7.5])
 queue_lengths = st.integers(0, 6)
-deviates = st.floats(0.001, 20)
+draws = st.floats(0, 1, exclude_max=True)
 
 
 @dataclass
 class Known:
-    """What the oracle knows of a worker. tickets: by model, on the clock of the model's lottery."""
+    """What the oracle knows of a worker."""
 
     registration: Registration
     turn: int
-    tickets: dict[str, float]
     failing: bool = False
 
-    def candidate(self, model: str) -> Candidate:
+    def candidate(self) -> Candidate:
         status = self.registration.status
-        return Candidate(
-            self.registration.name,
-            status.speed,
-            status.queue_length,
-            self.turn,
-            self.tickets.get(model, 0.0),
-            self.failing,
-        )
+        return Candidate(self.registration.name, status.speed, status.queue_length, self.turn, self.failing)
 
     def set_queue_length(self, queue_length: int) -> None:
         status = replace(self.registration.status, queue_length=queue_length)
@@ -65,25 +56,16 @@ class Oracle:
 
     def __init__(self) -> None:
         self.workers: dict[str, Known] = {}
-        self.clocks: dict[str, float] = {}
         self.sequence = 0
 
-    def register(self, registration: Registration, draws: Iterable[float]) -> bool:
+    def register(self, registration: Registration) -> bool:
         self.sequence += 1
         known = self.workers.get(registration.name)
-        speed = registration.status.speed
-        kept = known.tickets if known and known.registration.status.speed == speed else {}
-        tickets = {
-            model: kept.get(model, dispatch.next_ticket(self.clocks.get(model, 0.0), speed, draw))
-            for model, draw in zip(registration.status.model_names, draws, strict=True)
-        }
-        self.workers[registration.name] = Known(registration, known.turn if known else self.sequence, tickets)
-        self.forget_clocks()
+        self.workers[registration.name] = Known(registration, known.turn if known else self.sequence)
         return known is None
 
     def candidates(self, model: str) -> list[Candidate]:
-        serving = (w for w in self.workers.values() if model in w.registration.status.model_names)
-        return [known.candidate(model) for known in serving]
+        return [w.candidate() for w in self.workers.values() if model in w.registration.status.model_names]
 
     def dispatch_shortest_queue(self, models: list[str]) -> list[str]:
         chosen = []
@@ -99,34 +81,18 @@ class Oracle:
         return chosen
 
     def dispatch_lottery(self, models: list[str], draws: list[float]) -> list[str]:
-        chosen = []
-        for model, draw in zip(models, draws, strict=True):
-            candidates = self.candidates(model)
-            candidate = dispatch.lottery(candidates)
-            if candidate is not None:
-                self.clocks[model] = candidate.ticket
-                for each in candidates:
-                    if (each.ticket, each.name) <= (candidate.ticket, candidate.name):  # itself and those passed over
-                        ticket = dispatch.next_ticket(candidate.ticket, each.speed, draw)
-                        self.workers[each.name].tickets[model] = ticket
-            chosen.append(candidate.name if candidate else "")
-        return chosen
+        drawn = [dispatch.lottery(self.candidates(m), draw) for m, draw in zip(models, draws, strict=True)]
+        return [candidate.name if candidate else "" for candidate in drawn]
 
     def forget(self, name: str) -> bool:
-        known = self.workers.pop(name, None) is not None
-        self.forget_clocks()
-        return known
-
-    def forget_clocks(self) -> None:
-        served = {model for w in self.workers.values() for model in w.registration.status.model_names}
-        self.clocks = {model: clock for model, clock in self.clocks.items() if model in served}
+        return self.workers.pop(name, None) is not None
 
 
 class RegistryMachine(RuleBasedStateMachine):
     """Calls the registry and the oracle alike, and compares all that can be seen.
 
     With `sweeps`, lapsed workers are swept at once. Without, they stay where they are until they are met, and must
-    not be seen all the same; then the lottery is left out, whose clock goes on for as long as its index stands.
+    not be seen all the same; then the lottery is left out, which repeats a draw that chose one of them.
     """
 
     def __init__(self, kind: str, url: str, sweeps: bool) -> None:
@@ -136,7 +102,7 @@ class RegistryMachine(RuleBasedStateMachine):
         client: Redis = fakeredis.FakeAsyncRedis(decode_responses=True) if kind == "fakeredis" else connect(url, 10.0)
         self.store = Store(kind, client, client, f"oracle-{kind}-{next(_namespaces)}")
         self.draws: list[float] = []
-        self.registry: Registry = self.store.registry(deviate=lambda: self.draws.pop(0))
+        self.registry: Registry = self.store.registry(draw=lambda: self.draws.pop(0))
         self.oracle = Oracle()
 
     def run(self, call: Any) -> Any:
@@ -149,14 +115,10 @@ class RegistryMachine(RuleBasedStateMachine):
         self.run(self.store.client.aclose())
         self.runner.close()
 
-    @rule(name=names, models=model_lists, speed=speeds, queue=queue_lengths, flags=st.tuples(*[st.booleans()] * 2),
-          draws=st.lists(deviates, min_size=3, max_size=3))  # fmt: skip
-    def register(
-        self, name: str, models: list[str], speed: float, queue: int, flags: tuple[bool, bool], draws: list[float]
-    ) -> None:
+    @rule(name=names, models=model_lists, speed=speeds, queue=queue_lengths, flags=st.tuples(*[st.booleans()] * 2))
+    def register(self, name: str, models: list[str], speed: float, queue: int, flags: tuple[bool, bool]) -> None:
         registration = Registration(name, WorkerStatus(tuple(models), speed, queue), *flags)
-        self.draws = draws[: len(models)]
-        expected = self.oracle.register(registration, draws[: len(models)])
+        expected = self.oracle.register(registration)
         assert self.run(self.registry.register(registration)) == expected
 
     @rule(told=st.lists(st.tuples(names, queue_lengths), min_size=1, max_size=4))
@@ -174,7 +136,7 @@ class RegistryMachine(RuleBasedStateMachine):
         assert self.run(self.registry.dispatch_shortest_queue(asks(models))) == expected
 
     @precondition(lambda self: self.sweeps)
-    @rule(requests=st.lists(st.tuples(st.sampled_from([*MODELS, "absent"]), deviates), min_size=1, max_size=8))
+    @rule(requests=st.lists(st.tuples(st.sampled_from([*MODELS, "absent"]), draws), min_size=1, max_size=8))
     def dispatch_lottery(self, requests: list[tuple[str, float]]) -> None:
         models, draws = [model for model, _ in requests], [draw for _, draw in requests]
         self.draws = list(draws)
@@ -252,10 +214,6 @@ class RegistryMachine(RuleBasedStateMachine):
         state = self.run(check_invariants(self.store.client, self.store.namespace))
         turns = {name: known.turn for name, known in self.oracle.workers.items()}
         assert {name: int(parts_of(f)["turn"]) for name, f in state.hashes.items() if name in state.heartbeats} == turns
-        for model in MODELS if self.sweeps else []:
-            tickets = {candidate.name: candidate.ticket for candidate in self.oracle.candidates(model)}
-            clock = {"": self.oracle.clocks.get(model, 0.0)} if tickets else {}
-            assert state.lotteries.get(model, {}) == {**tickets, **clock}
 
 
 @pytest.mark.parametrize("sweeps", [True, False])

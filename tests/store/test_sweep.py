@@ -4,8 +4,8 @@ import asyncio
 
 import pytest
 
-from controller.store import keys
 from controller.store.registry import Registry
+from tests.budget import small_budget
 from tests.conftest import Store
 from tests.invariants import check_invariants
 from tests.samples import A, B, C, worker
@@ -30,19 +30,16 @@ async def test_a_heartbeat_that_lapses_by_itself_is_swept(store: Store) -> None:
     assert (await check_invariants(store.client, store.namespace)).hashes == {}
 
 
-async def test_a_sweep_does_not_remove_more_than_its_share(
-    store: Store, registry: Registry, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("controller.store.registry._SWEEP_BUDGET", 7)
+async def test_a_sweep_does_not_remove_more_than_its_share(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    small_budget(monkeypatch)
+    registry = store.registry()
     for i in range(5):
         await registry.register(worker(f"http://w{i}:1", "m", "n"))
         await store.lapse(f"http://w{i}:1")
-    assert [len(await registry.sweep(60.0)), await forget_the_interval(store)] == [3, 1]
-    assert len(await registry.sweep(60.0)) == 2
-
-
-async def forget_the_interval(store: Store) -> int:
-    return int(await store.client.delete(keys.sweep(store.namespace)))
+    unfinished, removed = await registry._run("sweep", 60_000, 0)
+    assert (unfinished, len(removed)) == (1, 1)
+    assert len(await registry.sweep(60.0)) == 4, "it is called again for the rest"
+    assert await registry._run("sweep", 60_000, 0) == [0, []]
 
 
 async def test_of_many_replicas_one_sweeps_an_interval(store: Store) -> None:

@@ -18,8 +18,8 @@ from tests.system.servers import single
 from tests.waiting import wait_until
 
 ROOT = Path(__file__).parents[2]
-ANOTHER_LAYOUT = "72c5d7d"  # the last commit whose keys are laid out in version 2
-BEFORE = "a6dfc1e"  # the first of version 3
+ANOTHER_LAYOUT = "db9b310"  # the last commit whose keys are laid out in version 3
+BEFORE = "e61607b"  # the first of version 4
 NAMES = {f"http://127.0.0.1:1/w{i}" for i in range(4)}
 
 
@@ -72,10 +72,10 @@ async def test_another_layout_is_not_touched(serve: Serve, work_dir: Path, old: 
             body = {"worker_name": name, "check_heart_beat": False, "worker_status": status}
             assert call(f"{old[0].url}/register_worker", body) is None
         client = connect(store.url, timeout=60.0)
-        assert await client.get(keys.schema("controller")) == "2"
+        assert await client.get(keys.schema("controller")) == "3"
         new = serve("--redis-url", store.url, ready=False)
         new.wait_for(
-            lambda: f"is laid out in version 2, this program works with version {SCHEMA}" in new.log, "it says so"
+            lambda: f"is laid out in version 3, this program works with version {SCHEMA}" in new.log, "it says so"
         )
         async with load([old[0].url]) as seen:
             await wait_until(lambda: seen.total > 200, "the other goes on")

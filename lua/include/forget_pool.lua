@@ -1,0 +1,22 @@
+--[[
+  Lets a model forget a pool that is empty. A model without a pool is no model any more.
+
+  Input:
+    pool   the name of the pool
+    model  the model's name
+]]
+--- @include "key"
+local function forget_pool(pool, model)
+  local written = redis.call("GET", key("pools", model))
+  local left = ""
+  if written then
+    local first, last = ("\n" .. written):find("\n" .. pool .. "\n", 1, true)
+    left = first and written:sub(1, first - 1) .. written:sub(last) or written
+  end
+  if left == "" or left == "\n" then
+    redis.call("DEL", key("pools", model))
+    redis.call("SREM", key("models"), model)
+  else
+    redis.call("SET", key("pools", model), left)
+  end
+end

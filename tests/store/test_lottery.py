@@ -1,0 +1,143 @@
+"""The lottery: odds proportional to speed among the workers that serve, whatever the share of those that fail."""
+
+import random
+from collections import Counter
+from collections.abc import Callable, Mapping
+
+import pytest
+
+from controller.store import keys
+from controller.store.registry import Registry
+from tests.conftest import Store
+from tests.invariants import check_invariants
+from tests.samples import A, B, C, asks, reports, worker
+
+SPEEDS = {f"http://serving{i}:1": speed for i, speed in enumerate((0.5, 1, 2, 3, 5))}
+FAILING = {f"http://failing{i}:1": 1 + i % 4 for i in range(195)}
+CHI_SQUARE_4 = 18.47  # the 99.9th percentile with 4 degrees of freedom
+
+
+def chi_square(drawn: Mapping[str, int], speeds: Mapping[str, float]) -> float:
+    assert set(drawn) <= set(speeds)
+    expected = {name: sum(drawn.values()) * speed / sum(speeds.values()) for name, speed in speeds.items()}
+    return sum((drawn.get(name, 0) - number) ** 2 / number for name, number in expected.items())
+
+
+async def draws(registry: Registry, number: int) -> Counter[str]:
+    drawn: Counter[str] = Counter()
+    for _ in range(number // 250):
+        drawn.update(await registry.dispatch_lottery(asks(["m"] * 250)))
+    return drawn
+
+
+@pytest.mark.parametrize("lost", ["nothing", "the odds", "the serving workers"])
+async def test_195_failing_workers_of_200_are_not_drawn(store: Store, lost: str) -> None:
+    registry = store.registry(draw=random.Random(11).random)
+    for name, speed in {**SPEEDS, **FAILING}.items():
+        await registry.register(worker(name, speed=speed))
+    for name in FAILING:
+        assert await registry.report_failure(name)
+    drawn = await draws(registry, 20_000 if store.kind != "fakeredis" else 4_000)
+    assert chi_square(drawn, SPEEDS) < CHI_SQUARE_4, drawn
+    await check_invariants(store.client, store.namespace)
+    if lost == "the odds":
+        await store.client.delete(keys.odds(store.namespace, "m"))
+        assert set(await draws(registry, 250)) == set(SPEEDS)
+    elif lost == "the serving workers":
+        await store.client.delete(keys.lottery(store.namespace, "m"))
+        assert set(await draws(registry, 250)) <= set(FAILING)
+        await store.client.delete(*await store.client.keys(f"{{{store.namespace}}}*"))
+
+
+async def test_where_all_workers_fail_their_odds_are_proportional_to_speed_too(store: Store) -> None:
+    registry = store.registry(draw=random.Random(12).random)
+    for name, speed in SPEEDS.items():
+        await registry.register(worker(name, speed=speed))
+        await registry.report_failure(name)
+    drawn = await draws(registry, 10_000 if store.kind != "fakeredis" else 4_000)
+    assert chi_square(drawn, SPEEDS) < CHI_SQUARE_4, drawn
+
+
+async def test_a_live_worker_that_fails_is_drawn_when_those_that_serve_are_dead(store: Store) -> None:
+    registry = store.registry(draw=random.Random(13).random)
+    for name in (A, B, C):
+        await registry.register(worker(name))
+    await registry.report_failure(A)
+    for name in (B, C):
+        await store.lapse(name)
+    assert await registry.dispatch_lottery(asks(["m"] * 3)) == [A] * 3
+
+
+@pytest.mark.parametrize("loses", ["heartbeats", "hashes"])
+async def test_the_only_live_worker_is_found_among_many_dead_ones(store: Store, loses: str) -> None:
+    registry = store.registry(draw=random.Random(15).random)
+    await registry.register(worker(A, "m", "n"))
+    dead = [f"http://dead{i}:1" for i in range(300)]
+    for name in dead:
+        await registry.register(worker(name, "m", "n", speed=3))
+    for name in dead:
+        if loses == "heartbeats":
+            await store.lapse(name)
+        else:
+            await store.client.delete(keys.worker(store.namespace, name))
+    assert await registry.dispatch_lottery(asks(["m", "n"] * 20)) == [A] * 40
+    if loses == "hashes":
+        await store.client.delete(*await store.client.keys(f"{{{store.namespace}}}*"))
+
+
+async def heartbeat(registry: Registry, name: str, _: float) -> None:
+    await registry.heartbeat(reports([(name, 0)]))
+
+
+async def answer_to_a_poll(registry: Registry, name: str, _: float) -> None:
+    await registry.heartbeat(reports([(name, 0)]), of_polls=True)
+
+
+async def registration(registry: Registry, name: str, speed: float) -> None:
+    await registry.register(worker(name, speed=speed, check_heart_beat=False))
+
+
+@pytest.mark.parametrize("forgive", [heartbeat, answer_to_a_poll, registration], ids=lambda forgive: forgive.__name__)
+async def test_workers_that_fail_and_recover_again_and_again_keep_their_odds(
+    store: Store, forgive: Callable[..., object]
+) -> None:
+    registry = store.registry(draw=random.Random(14).random)
+    for name, speed in SPEEDS.items():
+        await registry.register(worker(name, speed=speed, check_heart_beat=False))
+    drawn: Counter[str] = Counter()
+    flapping = list(SPEEDS)[1::2]
+    for _ in range(400 if store.kind != "fakeredis" else 150):
+        for name in flapping:
+            await registry.report_failure(name)
+        assert not set(await registry.dispatch_lottery(asks(["m"] * 2))) & set(flapping)
+        for name in flapping:
+            await forgive(registry, name, SPEEDS[name])  # type: ignore[misc]
+        drawn.update(await registry.dispatch_lottery(asks(["m"] * 10)))
+    assert chi_square(drawn, SPEEDS) < CHI_SQUARE_4, drawn
+
+
+async def test_a_worker_that_fails_is_passed_over_in_all_of_its_models(store: Store, registry: Registry) -> None:
+    await registry.register(worker(A, "m", "n", "only-a"))
+    await registry.register(worker(B, "m", "n"))
+    both = asks(["m", "n"] * 20)
+    await registry.dispatch_lottery(both)
+    await registry.report_failure(A)
+    assert set(await registry.dispatch_lottery(both)) == {B}
+    assert await registry.dispatch_lottery(asks(["only-a"])) == [A]
+    await registry.drain(A)
+    assert await registry.dispatch_lottery(asks(["only-a", "m"])) == ["", B]
+    await check_invariants(store.client, store.namespace)
+    await registry.drain(A, False)
+    assert set(await registry.dispatch_lottery(both)) == {B}, "it fails until it reports"
+    await registry.register(worker(A, "n", "new"), only_if=(await registry.list_workers()).workers[0].registration)
+    await check_invariants(store.client, store.namespace)
+    assert set(await registry.dispatch_lottery(asks(["n"] * 20))) == {B}
+    await registry.heartbeat(reports([(A, 0)]))
+    assert set(await registry.dispatch_lottery(asks(["n"] * 40))) == {A, B}
+    assert await registry.dispatch_lottery(asks(["new", "only-a"])) == [A, ""]
+
+
+async def test_a_draw_for_a_model_without_workers_leaves_no_key(store: Store, registry: Registry) -> None:
+    await registry.dispatch_lottery(asks(["absent"]))
+    kinds = {key.split(":")[1] for key in await store.client.keys(f"{{{store.namespace}}}*")}
+    assert kinds <= {"reply", "sequence"}
