@@ -50,7 +50,7 @@ for i = 5, #ARGV, 3 do
 end
 
 -- One call reads the answer and what the first request needs, which is mostly the only one.
-local read = redis.call("MGET", reply, key("odds", ARGV[4]))
+local read = redis.call("MGET", reply, key("pools", ARGV[4]), key("odds", ARGV[4]))
 if read[1] then
   local kept = cjson.decode(read[1])
   return kept.chosen or kept -- settle.lua leaves an empty one
@@ -59,7 +59,60 @@ end
 local time = now()
 local forgotten = 0
 
-local odds_of = { [key("lottery", ARGV[4])] = read[2] or nil } -- by index, as include/count_odds.lua gives them
+local pools_by_model = { [ARGV[4]] = not read[2] and { ARGV[4] } or nil }
+local odds_of = { [key("lottery", ARGV[4])] = read[3] or nil } -- by index, as include/count_odds.lua gives them
+
+local function pools_for(model)
+  local pools = pools_by_model[model]
+  if not pools then
+    --- @include "pools_of"
+    pools = pools_of(model)
+    pools_by_model[model] = pools
+  end
+  return pools
+end
+
+local function odds_for(kind, pool, cached)
+  local index = key(kind, pool)
+  local odds = odds_of[index] or cached
+  if not odds then
+    --- @include "count_odds"
+    odds = count_odds(kind, pool)
+  end
+  odds_of[index] = odds
+  return odds
+end
+
+-- One of several pools, by the weight of each, and what is left of the draw for a choice within it; nil if none of them
+-- has a worker.
+local function draw_pool(kind, pools, draw)
+  if #pools == 1 then
+    return odds_for(kind, pools[1]) ~= "" and pools[1] or nil, draw
+  end
+  local weights, all, cached = {}, 0, {}
+  if kind == "lottery" and not odds_of[key(kind, pools[#pools])] then
+    local names = {}
+    for i, pool in ipairs(pools) do
+      names[i] = key("odds", pool)
+    end
+    cached = redis.call("MGET", unpack(names))
+    spend(#pools)
+  end
+  for i, pool in ipairs(pools) do
+    weights[i] = tonumber(odds_for(kind, pool, cached[i]):match("%S+") or 0)
+    all = all + weights[i]
+  end
+  local rest, last = draw * all, nil
+  for i, pool in ipairs(pools) do
+    if weights[i] > 0 then
+      if rest < weights[i] then
+        return pool, rest / weights[i]
+      end
+      rest, last = rest - weights[i], pool
+    end
+  end
+  return last, 0 -- by rounding, or because there is none
+end
 
 -- A place in an index, and the speed that the worker there must exceed.
 local function place_of(draw, odds)
@@ -86,30 +139,27 @@ local function forget_dead()
   --- @include "forget"
   --- @include "leave_lottery"
   while dead[1] and forgotten < MAX_REMOVED do
-    local model, name = unpack(table.remove(dead))
+    local pool, name = unpack(table.remove(dead))
     is_dead[name] = nil
     forgotten = forgotten + forget(name)
-    leave_lottery(model, name) -- should its hash be gone, forget() did not find it
+    leave_lottery(pool, name) -- should its hash be gone, forget() did not find it
   end
-  odds_of = {}
+  odds_of, pools_by_model = {}, {}
 end
 
--- A live worker of an index; "" if there is none, false over the budget.
+-- A live worker of a model's indexes of a kind; "" if there is none, false over the budget.
 local function draw_from(kind, model, draw)
-  local index = key(kind, model)
   while true do
-    if not odds_of[index] then
-      --- @include "count_odds"
-      odds_of[index] = count_odds(kind, model)
-    end
-    if odds_of[index] == "" then
+    local pool, rest = draw_pool(kind, pools_for(model), draw)
+    if not pool then
       return ""
     end
-    local place, exceeded_speed = place_of(draw, odds_of[index])
+    local index = key(kind, pool)
+    local place, exceeded_speed = place_of(rest, odds_of[index])
     local entry = redis.call("ZRANGE", index, place, place, "WITHSCORES")
     local name = entry[1]
     if not name then -- the index was deleted by hand
-      redis.call("DEL", key("odds", model))
+      redis.call("DEL", key("odds", pool))
       odds_of = {}
     elseif exceeded_speed < tonumber(entry[2]) then
       if is_dead[name] or #dead >= MAX_REMOVED then
@@ -120,7 +170,7 @@ local function draw_from(kind, model, draw)
       elseif redis.call("EXISTS", key("heartbeat", name), key("worker", name)) == 2 then
         return name
       else
-        dead[#dead + 1] = { model, name }
+        dead[#dead + 1] = { pool, name }
         is_dead[name] = true
       end
     end

@@ -16,18 +16,20 @@
     error 'INVALID …' if an argument cannot be; nothing was done
 ]]
 --- @include "alive"
+--- @include "clock_of"
 --- @include "forget"
 --- @include "index_fading"
 --- @include "index_lottery"
 --- @include "index_static"
+--- @include "join_pools"
 --- @include "key"
 --- @include "learn"
+--- @include "leave_pools"
+--- @include "leave_rest"
 --- @include "load_of"
---- @include "member"
 --- @include "now"
 --- @include "phase"
 --- @include "spend"
---- @include "unindex"
 --- @include "whole_number"
 --- @include "write_load"
 local reply = key("reply", ARGV[1])
@@ -60,20 +62,18 @@ local function set_draining(name, drain)
 
   redis.call("INCR", key("sequence")) -- so that replicas notice when the store loses this
   load.draining = drain
-  for _, model in ipairs(load.models) do
-    if drain then
-      unindex(model, member(load.place, name), name)
-    else
-      redis.call("SADD", key("models"), model)
-      if fades then
-        learn(model, time, load.speed, 0, 0) -- so that its phase has begun
-      end
+  local models = cjson.decode(redis.call("HGET", load.worker, "models"))
+  local clock = clock_of(load.pools)
+  if drain then
+    spend(leave_pools(name, load.place, load.pools, models))
+    leave_rest(name)
+  else
+    join_pools(load, models)
+    if fades and clock then
+      learn(clock, time, load.speed, 0, 0) -- so that its phase has begun
+      local _, _, phase_text = phase(clock, time)
+      load.phase = phase_text
     end
-  end
-  spend(4 * #load.models)
-  if fades and not drain then
-    local _, _, phase_text = phase(load.models[1], time)
-    load.phase = phase_text
   end
   write_load(load)
   index_static(load, fades)

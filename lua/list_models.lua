@@ -19,6 +19,7 @@
 ]]
 --- @include "alive"
 --- @include "key"
+--- @include "pools_of"
 --- @include "spend"
 --- @include "whole_number"
 local STEP = 64
@@ -33,16 +34,23 @@ for i = 4, #ARGV, 2 do
   end
 end
 
--- The names from the place `first` on: first of the workers that serve, behind them of those that fail.
-local function workers_of(model, first)
-  local names = redis.call("ZRANGE", key("lottery", model), first, first + STEP - 1)
-  if #names == STEP then
-    return names
-  end
-  local serving = redis.call("ZCARD", key("lottery", model))
-  local behind = math.max(0, first - serving)
-  for _, name in ipairs(redis.call("ZRANGE", key("lottery_failing", model), behind, behind + STEP - 1 - #names)) do
-    names[#names + 1] = name
+-- Names of workers of a model, from the place `first` on: of its pools one after the other, and in each first of the
+-- workers that serve, then of those that fail.
+local function workers_of(pools, first)
+  local names = {}
+  for _, pool in ipairs(pools) do
+    for _, kind in ipairs({ "lottery", "lottery_failing" }) do
+      local index = key(kind, pool)
+      local some = redis.call("ZRANGE", index, first, first + STEP - 1 - #names)
+      for _, name in ipairs(some) do
+        names[#names + 1] = name
+      end
+      if #names == STEP then
+        return names
+      end
+      first = math.max(0, first - redis.call("ZCARD", index))
+      spend(2)
+    end
   end
   return names
 end
@@ -51,9 +59,10 @@ local found, unfinished = {}, {}
 local begun = false
 
 local function look_at(model, first)
+  local pools = pools_of(model)
   while not begun or not spend(2) do
     begun = true
-    local names = workers_of(model, first)
+    local names = workers_of(pools, first)
     for _, name in ipairs(names) do
       spend(1)
       if alive(name) then

@@ -8,7 +8,7 @@
     KEYS[1]   '{<ns>}' the namespace
     ARGV[1]   '1' if bookings fade, else '0'
     ARGV[2]   for how many milliseconds a booking is under way to a worker
-    ARGV[3…]  for each worker thirteen:
+    ARGV[3…]  for each worker fourteen:
                 request id: a call repeated with it gets the first call's answer and changes nothing
                 for how many milliseconds that answer is kept
                 its name
@@ -19,6 +19,7 @@
                 '' to register in any case; the number of a registration: only if that is still the worker's, which then
                 goes on with its life; '0': only if it is not alive and was not removed of late
                 models, a JSON array of distinct names
+                a digest of the set of its models; '' where there are fewer than two
                 capacity: how many requests it runs at once; '' if it does not tell
                 how many milliseconds ago it said so
                 '1' if it drains in any case, else '0'
@@ -32,25 +33,28 @@
     error 'INVALID …' if an argument cannot be; nothing was done
 ]]
 --- @include "alive"
+--- @include "assign_pools"
+--- @include "clock_of"
 --- @include "finite"
 --- @include "forget"
 --- @include "forgive"
 --- @include "index_fading"
 --- @include "index_lottery"
 --- @include "index_static"
+--- @include "join_pools"
 --- @include "key"
 --- @include "learn"
+--- @include "leave_pools"
+--- @include "leave_rest"
 --- @include "load_of"
---- @include "member"
 --- @include "now"
 --- @include "phase"
 --- @include "prolong"
 --- @include "spend"
 --- @include "take_report"
---- @include "unindex"
 --- @include "whole_number"
 --- @include "write_load"
-local FIELDS = 13
+local FIELDS = 14
 local fades = ARGV[1] == "1"
 local unseen_for = whole_number(ARGV[2], 0)
 if not unseen_for or #ARGV < 2 + FIELDS or (#ARGV - 2) % FIELDS ~= 0 then
@@ -71,11 +75,12 @@ local function parse(i)
     only_if = ARGV[i + 8],
     models_json = ARGV[i + 9],
     models = cjson.decode(ARGV[i + 9]),
-    capacity_text = ARGV[i + 10],
-    capacity = whole_number(ARGV[i + 10], 1),
-    age = whole_number(ARGV[i + 11], 0),
-    drains = ARGV[i + 12] == "1",
-    polled = ARGV[i + 13],
+    digest = ARGV[i + 10],
+    capacity_text = ARGV[i + 11],
+    capacity = whole_number(ARGV[i + 11], 1),
+    age = whole_number(ARGV[i + 12], 0),
+    drains = ARGV[i + 13] == "1",
+    polled = ARGV[i + 14],
   }
   if ARGV[i + 4] ~= "" and not this.expiration then
     return nil, "INVALID expiration"
@@ -87,9 +92,11 @@ local function parse(i)
     return nil, "INVALID kind of worker"
   elseif this.capacity_text ~= "" and not this.capacity then
     return nil, "INVALID capacity"
+  elseif (this.digest == "") ~= (#this.models < 2) then
+    return nil, "INVALID digest"
   elseif not this.age or not this.keep then
     return nil, "INVALID time"
-  elseif (ARGV[i + 12] ~= "0" and not this.drains) or (this.polled ~= "0" and this.polled ~= "1") then
+  elseif (ARGV[i + 13] ~= "0" and not this.drains) or (this.polled ~= "0" and this.polled ~= "1") then
     return nil, "INVALID state"
   end
   for _, model in ipairs(this.models) do
@@ -137,14 +144,15 @@ local function begin(before, this, registration, draining)
     "drawn", 0,
     "own", 0,
     "work", 0)
+  local turn = string.format("%.0f", registration) -- the operator .. writes only 14 digits
   return {
     name = this.name,
     worker = worker,
     leased = 0,
     ended = 0,
     unleased = this.queue_length,
-    turn = before and before.turn or registration,
-    place = before and before.place or registration,
+    turn = before and before.turn or turn,
+    place = before and before.place or turn,
     booked = 0,
     lent = 0,
     done = 0,
@@ -172,12 +180,14 @@ local function register(this)
     redis.call("DEL", key("removed", name))
   end
   local before = load_of(name, fades and time)
-  local known_models = redis.call("HGET", worker, "models")
+  local models_before = before and redis.call("HGET", worker, "models")
   local drained_before = redis.call("DEL", key("draining", name)) == 1 or (before ~= nil and before.draining)
   local draining = drained_before or this.drains
 
+  local pool = assign_pools(this.models, this.digest)
   redis.call("HSET", worker,
     "models", this.models_json,
+    "pool", pool,
     "speed", this.speed_text,
     "capacity", this.capacity_text,
     "multimodal", this.multimodal,
@@ -185,40 +195,48 @@ local function register(this)
     "registration", registration,
     "heartbeat_at", time)
   prolong(name, time, this.expiration)
-  for _, model in ipairs(fades and not draining and this.models or {}) do
-    learn(model, time, this.speed, 0, 0) -- so that its phase has begun
+  local pools = #pool > 1 and { pool } or {}
+  for k, model in ipairs(#pool > 1 and {} or this.models) do
+    pools[k] = pool .. model
+  end
+  local clock = clock_of(pools)
+  if fades and clock and not draining then
+    learn(clock, time, this.speed, 0, 0) -- so that its phase has begun
   end
 
   local goes_on = was_alive and this.only_if ~= ""
   local load = goes_on and go_on(before, this) or begin(before, this, registration, draining)
-  local of_first_model = goes_on and before.models[1] == this.models[1]
-  load.models = this.models
+  local same_clock = goes_on and clock_of(before.pools) == clock
+  local pools_before = before and before.pools or {}
+  load.pools = pools
   load.speed = this.speed_text
   load.capacity = this.capacity
   load.expected = load.expected or load.unleased
-  if not of_first_model then
-    local _, _, phase_text = phase(this.models[1], time)
+  if not same_clock then
+    local _, _, phase_text = phase(clock, time)
     load.phase = phase_text
   end
   write_load(load, nil, load.marks)
 
-  local serves = {}
-  for _, model in ipairs(this.models) do
-    serves[model] = true
-    if not draining then
-      redis.call("SADD", key("models"), model)
-    end
+  local joined, left = {}, {}
+  for _, each in ipairs(pools) do
+    joined[each] = true
+  end
+  for _, each in ipairs(pools_before) do
+    left[#left + 1] = not joined[each] and each or nil
+  end
+  if left[1] then
+    spend(leave_pools(name, load.place, left, cjson.decode(models_before)))
+  end
+  if clock ~= "\31" then
+    leave_rest(name)
+  end
+  if not load.draining then
+    join_pools(load, this.models)
   end
   index_static(load, fades)
   index_fading(load, fades and time)
   index_lottery(load)
-  local index_member = member(load.place, name)
-  for _, model in ipairs(known_models and cjson.decode(known_models) or {}) do
-    if not serves[model] then
-      unindex(model, index_member, name)
-    end
-  end
-  spend(4 * #this.models)
   local answer = was_alive and 0 or 1
   redis.call("SET", this.reply, answer, "PX", this.keep)
   return answer

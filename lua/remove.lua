@@ -38,7 +38,7 @@ local function remove(name, expected_registration)
     return 0
   end
   local was_alive = alive(name)
-  spend(3 * forget(name)) -- first: a full store refuses what follows, but not what makes room
+  spend(forget(name)) -- first: a full store refuses what follows, but not what makes room
   if expected_registration == "" then
     redis.call("DEL", key("draining", name))
   end

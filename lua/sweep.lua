@@ -44,7 +44,7 @@ for _, name in ipairs(lapsed) do
   elseif alive(name) then -- the clock was set back and forth: look again when its key will be gone
     redis.call("ZADD", key("workers"), time + redis.call("PTTL", key("heartbeat", name)), name)
   else
-    spend(3 * forget(name))
+    spend(forget(name))
     removed[#removed + 1] = name
   end
 end

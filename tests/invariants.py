@@ -10,6 +10,7 @@ from redis.asyncio import Redis
 from controller.domain.dispatch import speed_bands
 from controller.domain.load import Load
 
+REST = "\x1f"
 TTL_KINDS = {"reply", "removed", "draining", "sweep", "refresh", "check", "replicas", "duty", "told"}
 
 
@@ -26,6 +27,9 @@ class WholeState:
     fades: dict[str, str]
     lotteries: dict[str, dict[str, float]]
     lotteries_failing: dict[str, dict[str, float]] = field(default_factory=dict)
+    pools: dict[str, list[str]] = field(default_factory=dict)
+    rest: set[str] = field(default_factory=set)
+    fronts: dict[str, dict[str, str]] = field(default_factory=dict)
     odds: dict[str, str] = field(default_factory=dict, compare=False)  # a cache of what lotteries tells
     leases: list[str] = field(default_factory=list, compare=False)  # those of workers that are gone end by themselves
 
@@ -57,6 +61,12 @@ async def whole_state(client: Redis, namespace: str) -> WholeState:
             state.lotteries[rest] = dict(await client.zrange(key, 0, -1, withscores=True))
         elif kind == "lottery_failing":
             state.lotteries_failing[rest] = dict(await client.zrange(key, 0, -1, withscores=True))
+        elif kind == "pools":
+            state.pools[rest] = (await client.get(key)).split("\n")[:-1]
+        elif key == f"{{{namespace}}}:rest":
+            state.rest = await client.smembers(key)
+        elif kind.startswith("fronts_"):
+            state.fronts[kind] = await client.hgetall(key)
         elif kind == "odds":
             state.odds[rest] = await client.get(key)
         elif kind in TTL_KINDS:
@@ -64,6 +74,12 @@ async def whole_state(client: Redis, namespace: str) -> WholeState:
         else:
             assert (kind in ("sequence", "schema", "epoch"), rest) == (True, ""), f"{key} is a key of no known kind"
     return state
+
+
+def pools_of(fields: dict[str, str]) -> list[str]:
+    """The pools of a worker: see lua/include/pools_of.lua."""
+    models = json.loads(fields["models"])
+    return [fields["pool"]] if len(fields["pool"]) > 1 else [fields["pool"] + model for model in models]
 
 
 # The parts of the field "load", as lua/include/write_load.lua writes them.
@@ -124,6 +140,9 @@ async def check_invariants(
     state = await whole_state(client, namespace)
     indexed: dict[str, dict[str, float]] = {}
     fading: dict[str, dict[str, float]] = {}
+    serving: dict[str, set[str]] = {}  # the pools, by model
+    rest: set[str] = set()
+    clocks: set[str] = set()
     drawn_from: dict[bool, dict[str, dict[str, float]]] = {False: {}, True: {}}  # by whether they fail
     for name, fields in state.hashes.items():
         load = load_of(fields)
@@ -134,27 +153,29 @@ async def check_invariants(
         assert 0 <= load.ended <= load.leased
         assert load.lent >= 0
         assert all(0 <= booked <= load.booked and 0 <= lent <= load.lent for _, booked, lent in load.marks)
-        for model in json.loads(fields["models"]):
-            if told["draining"] == "1":
-                continue
-            assert not fades or model in state.fades
-            indexed.setdefault(model, {})[f"{int(told['place']):016d}{name}"] = load.index_cost(
+        pools = pools_of(fields) if told["draining"] == "0" else []
+        for model in json.loads(fields["models"]) if pools else []:
+            serving.setdefault(model, set()).update(pools if len(pools) == 1 else {pools[0][0] + model})
+        if pools and pools[0][0] == REST:
+            rest.add(name)
+        for pool in pools:
+            decay_clock = REST if pool[0] == REST else pool
+            clocks.add(decay_clock)
+            assert not fades or decay_clock in state.fades
+            indexed.setdefault(pool, {})[f"{int(told['place']):016d}{name}"] = load.index_cost(
                 load.faded_from, 1.0, fades
             )
-            score = state.fading.get(model, {}).get(name)
-            fading.setdefault(model, {})[name] = score if score is not None else math.nan
+            score = state.fading.get(pool, {}).get(name)
+            fading.setdefault(pool, {})[name] = score if score is not None else math.nan
             if score is not None and load.failing:
-                assert score > 2e15, f"{name} fails, and is not behind the others"
-                score -= 4e15
+                assert score >= 2**53, f"{name} fails, and is not behind the others"
+                score -= 2**54
             if score is not None and fades and load.unleased > 0:
-                assert score > -1e14
-                if len(json.loads(fields["models"])) == 1:
-                    assert math.isclose(
-                        score / 1e6, math.log(load.unleased / load.speed) + load.faded_from, abs_tol=2e-6
-                    )
+                assert score > -1e9
+                assert math.isclose(score / 1e6, math.log(load.unleased / load.speed) + load.faded_from, abs_tol=5e-6)
             elif score is not None:
-                assert -1e15 <= score < -1e14, f"{name} has nothing that fades"
-            drawn_from[load.failing].setdefault(model, {})[name] = load.speed
+                assert -(2**53) <= score <= -1e9, f"{name} has nothing that fades"
+            drawn_from[load.failing].setdefault(pool, {})[name] = load.speed
         if name in state.heartbeats:
             ttl, now = await ttl_and_time(client, f"{{{namespace}}}:heartbeat:{name}")
             if ttl == -2:
@@ -170,8 +191,22 @@ async def check_invariants(
     assert state.indexes.keys() == indexed.keys()
     assert all(close(dict(state.indexes[model]), indexed[model]) for model in indexed), (state.indexes, indexed)
     assert state.fading == fading
-    assert state.fades.keys() == (indexed.keys() if fades else set())
-    assert state.models == set(indexed)
+    assert state.fades.keys() == (clocks if fades else set())
+    sets = [pool for pool in indexed if pool.startswith("\x1e")]
+    first = {pool: state.indexes[pool][0] for pool in sets}
+    second = {pool: min((score, name) for name, score in state.fading[pool].items()) for pool in sets}
+    seen = {pool: front.split() for pool, front in state.fronts.get("fronts_model", {}).items()}
+    assert {pool: (float(score), turn) for pool, (score, turn) in seen.items()} == {
+        pool: (pytest.approx(score), member[:16]) for pool, (member, score) in first.items()
+    }
+    assert {pool: float(score) for pool, score in state.fronts.get("fronts_fading", {}).items()} == {
+        pool: score for pool, (score, _) in second.items()
+    }
+    assert state.models == set(serving)
+    assert state.rest == rest
+    assert all(len(set(pools)) == len(pools) for pools in state.pools.values())
+    assert {model: set(state.pools.get(model, [model])) for model in serving} == serving
+    assert state.pools.keys() <= serving.keys()
     assert (state.lotteries, state.lotteries_failing) == (drawn_from[False], drawn_from[True])
     for model, cached in state.odds.items():
         weight, *numbers = map(float, cached.split())

@@ -12,7 +12,7 @@ _LINE = "local MAX_SETS = 24\n"
 
 
 def allow_sets(monkeypatch: pytest.MonkeyPatch, number: int) -> None:
-    """A model has no more pools for sets of several models, in the scripts of registries that are opened from now on."""
+    """The scripts of registries that are opened from now on give a model no more pools for sets of several models."""
     source = scripts.source
     assert _LINE in source("register")
     monkeypatch.setattr(scripts, "source", lambda name: source(name).replace(_LINE, f"local MAX_SETS = {number}\n"))

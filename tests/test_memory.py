@@ -8,6 +8,8 @@ import pytest
 
 from controller.domain.errors import StoreIncompatible
 from controller.domain.worker import WorkerStatus
+from controller.metrics import Metrics
+from controller.recovery import Recovery
 from controller.service import Controller
 from controller.snapshot import Found, Snapshot
 from controller.store import keys
@@ -347,3 +349,15 @@ async def test_a_kind_of_model_that_nobody_serves_is_not_looked_for(
     for _ in range(3):
         assert (await controller.list_models(multimodal=True)).value == []
     assert link.passed == ["list_models_by_kind"] * 3
+
+
+async def test_a_restored_worker_has_the_time_that_it_had_left(controller: Controller, store: Store) -> None:
+    """The time since the snapshot is not given to it again."""
+    registry = store.registry()
+    before = await registry.list_workers()
+    await wipe(store)
+    recovery = Recovery(registry, Metrics(), heartbeat_expiration=90.0)
+    assert await recovery.repair(before, 50.0, await registry.list_workers())
+    left = [known.expires_in for known in (await registry.list_workers()).workers]
+    assert len(left) == 2
+    assert all(seconds is not None and 0 < seconds <= 40 for seconds in left)

@@ -96,6 +96,16 @@ async def test_a_settlement_counts_once_however_often_it_is_sent(store: Store) -
     assert await registry.dispatch_shortest_queue(asks(["m"])) == [A], "the indexes were brought up to date"
 
 
+async def test_a_settlement_is_remembered_for_as_long_as_a_replica_may_repeat_it(store: Store) -> None:
+    """A replica repeats it after an outage, which it outlasts for the heartbeat expiration."""
+    registry = store.registry(heartbeat_expiration=600.0, deadline=1.0)
+    registry._unanswered.append("lost")
+    [settlement] = registry.settlements({A: 1}, 0)
+    await registry.settle(settlement)
+    for request_id in (settlement.request_id, "lost"):
+        assert 300_000 < await store.aside.pttl(keys.reply(store.namespace, request_id)) <= 600_000
+
+
 async def test_there_is_nothing_to_settle_where_nothing_happened(store: Store) -> None:
     registry = store.registry()
     assert registry.settlements({}, 0) == []

@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 from enum import StrEnum
 from typing import Final, NamedTuple
 
-from controller.domain.load import FULL, Load
+from controller.domain.load import FAILING, FULL, MOST_SERVING, Load
 
 LOOK: Final = 8
 
@@ -73,12 +73,14 @@ class Indexed:
     name: str = ""
 
 
-def least_cost(workers: Collection[Indexed], *, leased: bool, fades: bool, phase: float, pace: float) -> Indexed | None:
+def least_cost(
+    workers: Collection[Indexed], *, leased: bool, fades: bool, phase: float, pace: float, look: int = LOOK
+) -> Indexed | None:
     """The worker for a request, by the fronts of two indexes: one by index_cost(), one by what fades.
 
     Where all clients are of one kind, with leases or without, the first of one index has the least cost of all, but
     that of workers that tell a capacity a score is as old as the last touch, and those whose bookings have faded since
-    cost less now. Otherwise it is the best of the first LOOK of both. pace is that of a worker of speed 1.
+    cost less now. Otherwise it is the best of the first `look` of both. pace is that of a worker of speed 1.
     """
 
     def by_score(worker: Indexed) -> tuple[float, int]:
@@ -104,10 +106,61 @@ def least_cost(workers: Collection[Indexed], *, leased: bool, fades: bool, phase
             return first
     else:
         first = min(workers, key=by_what_fades, default=None)
-        if first is None or cost(first) == first.load.unleased_at(phase) / first.load.speed:
+        if first is None or (first.load.leased == first.load.ended and cost(first) < FULL):
             return first
-    front = heapq.nsmallest(LOOK, workers, key=by_score) + heapq.nsmallest(LOOK, workers, key=by_what_fades)
+    front = heapq.nsmallest(look, workers, key=by_score) + heapq.nsmallest(look, workers, key=by_what_fades)
     return min(front, key=by_cost)
+
+
+@dataclass(slots=True)
+class _Head:
+    """The best worker of a pool. Without one, cost and turn are the least that it can have."""
+
+    cost: float
+    turn: int
+    workers: Collection[Indexed]
+    best: Indexed | None = None
+
+
+def least_cost_of_pools(
+    pools: Sequence[Collection[Indexed]], *, leased: bool, fades: bool, phase: float, pace: float
+) -> Indexed | None:
+    """The worker for a request among several pools: of the best of each, by least_cost(), the one with the least cost.
+
+    Among equals it is the one whose last turn is longest ago, if no lease is asked for or bookings do not fade. A pool
+    is left out where what stands in front of its index shows that its best worker costs more, and where LOOK others
+    were looked at, as may happen with clients of both kinds.
+    """
+    if len(pools) == 1:
+        return least_cost(pools[0], leased=leased, fades=fades, phase=phase, pace=pace)
+    look = max(1, math.ceil(LOOK / len(pools)))  # at as many workers in all
+    heads = [_bound(workers, leased or not fades, phase) for workers in pools if workers]
+    looked_at = 0
+    while heads:
+        known = [head for head in heads if head.best is not None] if looked_at == LOOK else []
+        head = min(known or heads, key=lambda head: (head.cost, head.turn))
+        if head.best is not None:
+            return head.best
+        head.best = least_cost(head.workers, leased=leased, fades=fades, phase=phase, pace=pace, look=look)
+        if head.best is None:
+            heads.remove(head)
+        else:
+            # With clients of both kinds the order of turns says little: to keep to it takes a look at all pools.
+            looked_at += 1
+            head.turn = -1 if leased and fades else head.best.turn
+            head.cost = head.best.load.cost(phase, pace * head.best.load.speed)
+    return None
+
+
+def _bound(workers: Collection[Indexed], by_leases: bool, phase: float) -> _Head:
+    if by_leases:
+        cost, place = min((worker.score, worker.place) for worker in workers)
+        return _Head(cost, place, workers)
+    first = min(workers, key=lambda worker: (worker.load.failing, worker.fading, worker.turn))
+    failing = FAILING if first.load.failing else 0.0
+    if first.fading == -math.inf:
+        return _Head(failing, first.turn, workers)
+    return _Head(failing + min(first.load.unleased_at(phase) / first.load.speed, MOST_SERVING), -1, workers)
 
 
 class Band(NamedTuple):
@@ -130,27 +183,47 @@ def speed_bands(speeds: Sequence[float]) -> list[Band]:
     return bands
 
 
-def lottery(candidates: Collection[Candidate], draw: float) -> Candidate | None:
+def lottery(pools: Sequence[Collection[Candidate]], draw: float) -> Candidate | None:
     """A candidate at random, with odds proportional to speed: of those that do not fail, if there are any.
 
-    draw is uniform on [0, 1). It chooses a band, and in the band a place and a fraction of the top speed. The worker at
-    that place is taken if its speed exceeds the fraction. Otherwise the next draw chooses. This is rejection sampling
-    (von Neumann, 1951), in which a band bounds the share of rejected draws by half.
+    draw is uniform on [0, 1). It chooses a pool and a band by weight, and in the band a place and a fraction of the top
+    speed. The worker at that place is taken if its speed exceeds the fraction. Otherwise the next draw chooses. This is
+    rejection sampling (von Neumann, 1951), in which a band bounds the share of rejected draws by half.
     """
-    taking_part = [candidate for candidate in candidates if not candidate.failing] or candidates
-    in_order = sorted(taking_part, key=lambda candidate: (candidate.speed, candidate.name))
-    bands = speed_bands([candidate.speed for candidate in in_order])
-    while bands:
-        place, exceeded_speed = _place(draw, bands)
-        if exceeded_speed < in_order[place].speed:
-            return in_order[place]
-        draw = _next_draw(draw)
+    for failing in (False, True):
+        indexes = [
+            sorted((c for c in pool if c.failing is failing), key=lambda candidate: (candidate.speed, candidate.name))
+            for pool in pools
+        ]
+        bands = [speed_bands([candidate.speed for candidate in index]) for index in indexes]
+        while any(indexes):
+            i, rest = (0, draw) if len(pools) == 1 else _pool(draw, [_weight(each) for each in bands])
+            place, exceeded_speed = _place(rest, bands[i])
+            if exceeded_speed < indexes[i][place].speed:
+                return indexes[i][place]
+            draw = _next_draw(draw)
     return None
+
+
+def _weight(bands: Sequence[Band]) -> float:
+    return functools.reduce(lambda weight, band: weight + band.size * band.top, bands, 0.0)
+
+
+def _pool(draw: float, weights: Sequence[float]) -> tuple[int, float]:
+    """The number of a pool, and what is left of the draw for a choice within it."""
+    rest = draw * functools.reduce(lambda all_weights, weight: all_weights + weight, weights, 0.0)
+    last = 0
+    for i, weight in enumerate(weights):
+        if weight > 0:
+            if rest < weight:
+                return i, rest / weight
+            rest, last = rest - weight, i
+    return last, 0.0
 
 
 def _place(draw: float, bands: Sequence[Band]) -> tuple[int, float]:
     """A place in the index, and the speed that the worker there must exceed."""
-    rest = draw * functools.reduce(lambda weight, band: weight + band.size * band.top, bands, 0.0)
+    rest = draw * _weight(bands)
     remaining = iter(bands)
     top, first, size = next(remaining)
     while rest >= size * top and first > 0:

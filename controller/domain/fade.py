@@ -18,12 +18,17 @@ from typing import Final
 
 FIRST_TIME_CONSTANT_MS: Final = 10_000.0
 _FIRST_WEIGHT: Final = 10.0  # requests that the first guess is worth
-_MEMORY: Final = 500.0  # requests after which an observation counts for 1/e
+_MEMORY: Final = 1_000.0  # requests after which an observation counts for 1/e
 _BLOCK: Final = 20.0  # requests that are observed together
-_CONTRADICTION: Final = 4.0  # a block contradicts the constant if they differ by more than this factor
+_CONTRADICTION: Final = 3.0  # a block contradicts the constant if they differ by more than this factor
 _MAX_ENDED: Final = 100_000.0  # in one report: what was learned before no longer counts
 MIN_TIME_CONSTANT_MS: Final = 20.0
 MAX_TIME_CONSTANT_MS: Final = 3_600_000.0
+
+# A phase that gets here starts again at 0, so that what an index is sorted by stays below the band of failing workers.
+# At the shortest constant that takes 2.5 years. A worker then comes behind those that have reported since, until it
+# reports, too.
+PHASE_PERIOD: Final = 4e9
 
 
 @dataclass(slots=True)
@@ -56,7 +61,7 @@ class Fade:
         A report without an end teaches nothing. The work of one request counts as MIN_TIME_CONSTANT_MS at least and
         MAX_TIME_CONSTANT_MS at most.
         """
-        self.phase, self.at = self.phase_at(now), now
+        self.phase, self.at = self.phase_at(now) % PHASE_PERIOD, now
         work = max(MIN_TIME_CONSTANT_MS * ended, min(work, MAX_TIME_CONSTANT_MS * ended))
         self.block_ended += ended
         self.block_work += work

@@ -9,9 +9,14 @@ import re
 from dataclasses import dataclass, field
 from typing import Final
 
-# What is added to a cost: whoever has no free slot comes behind all who have, whoever fails behind them all.
+from controller.domain.fade import PHASE_PERIOD
+
+# Added to the cost of a worker without a free slot, and to that of a failing one. Without its addition no cost reaches
+# the next band, however slow its worker is.
 FULL: Final = 1e9
 FAILING: Final = 1e12
+MOST_SERVING: Final = FULL - 1
+MOST_FULL: Final = FAILING - 1
 
 MAX_LEASE_TIME: Final = 86_400.0  # in seconds
 # '<when booked>-<for how long, both in milliseconds>-<number of the choice>-<life of the worker>@<its name>'
@@ -70,10 +75,12 @@ class Load:
     def fade(self, phase: float, pace: float) -> None:
         """Take off what has faded until now.
 
-        If the clock was set back, that is nothing, until that time comes again or a report does.
+        If the clock was set back, that is nothing, until that time comes again or a report does. If the phase has
+        started again, that is nothing now.
         """
         self.expected, self.unleased = self.expected_at(phase, pace), self.unleased_at(phase)
-        self.faded_from = max(self.faded_from, phase)
+        started_again = self.faded_from - phase > PHASE_PERIOD / 2
+        self.faded_from = phase if started_again else max(self.faded_from, phase)
 
     def queue(self, phase: float, pace: float) -> float:
         """The best guess of how many requests it has to run and to do."""
@@ -85,11 +92,11 @@ class Load:
         With a free slot, or where nobody knows of slots, it is requests for each unit of speed, as in FastChat;
         without, how long the next request would wait, in units of a request's time.
         """
-        cost = (self.leased - self.ended + self.unleased_at(phase)) / self.speed
+        cost = min((self.leased - self.ended + self.unleased_at(phase)) / self.speed, MOST_SERVING)
         if self.capacity is not None:
             missing = self.queue(phase, pace) + 1 - self.capacity
             if missing > 0:
-                cost = FULL + missing / (self.capacity * self.speed)
+                cost = min(FULL + missing / (self.capacity * self.speed), MOST_FULL)
         return cost + FAILING if self.failing else cost
 
     def index_cost(self, phase: float, pace: float, fades: bool) -> float:
@@ -100,7 +107,7 @@ class Load:
         """
         if self.capacity is not None or not fades:
             return self.cost(phase, pace)
-        cost = (self.leased - self.ended) / self.speed
+        cost = min((self.leased - self.ended) / self.speed, MOST_SERVING)
         return cost + FAILING if self.failing else cost
 
     def what_fades(self, phase: float | None = None) -> float:

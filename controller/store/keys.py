@@ -2,6 +2,9 @@
 
 The namespace in braces is a hash tag: all keys of a namespace are in one slot of a Redis Cluster. Only the first
 pair of braces counts, so nothing that follows, be it a worker's or a model's name, can move a key.
+
+A pool is named as its model, where its workers serve no other; "\\x1e" and a digest, where they serve the same set of
+several models; "\\x1f" and the name of the model: the rest (lua/include/pools_of.lua).
 """
 
 
@@ -36,38 +39,58 @@ def draining(name: str, worker_name: str) -> str:
 
 
 def models(name: str) -> str:
-    """SET: the models that have an index."""
+    """SET: the models that have a pool with workers."""
     return f"{{{name}}}:models"
 
 
-def model(name: str, model_name: str) -> str:
-    """ZSET: the first index of a model for shortest_queue, `<turn in 16 digits><worker's name>` by what stays."""
-    return f"{{{name}}}:model:{model_name}"
+def pools(name: str, model_name: str) -> str:
+    """STRING: the pools of a model, each followed by a line break; without it, the pool is named as the model."""
+    return f"{{{name}}}:pools:{model_name}"
 
 
-def fading(name: str, model_name: str) -> str:
-    """ZSET: the second index of a model for shortest_queue, worker's name by the logarithm of what fades."""
-    return f"{{{name}}}:fading:{model_name}"
+def rest(name: str) -> str:
+    """SET: the workers that are indexed for each of their models, because these have too many pools."""
+    return f"{{{name}}}:rest"
 
 
-def fade(name: str, model_name: str) -> str:
-    """STRING: how the bookings of a model fade, and what was learned of it. With a TTL, if no worker serves it."""
-    return f"{{{name}}}:fade:{model_name}"
+def model(name: str, pool: str) -> str:
+    """ZSET: the first index of a pool for shortest_queue, `<turn in 16 digits><worker's name>` by what stays."""
+    return f"{{{name}}}:model:{pool}"
 
 
-def lottery(name: str, model_name: str) -> str:
-    """ZSET: the workers of a model that the lottery draws from, by speed: those that serve."""
-    return f"{{{name}}}:lottery:{model_name}"
+def fading(name: str, pool: str) -> str:
+    """ZSET: the second index of a pool for shortest_queue, worker's name by the logarithm of what fades."""
+    return f"{{{name}}}:fading:{pool}"
 
 
-def lottery_failing(name: str, model_name: str) -> str:
-    """ZSET: the workers of a model that the lottery draws from if no other is alive, by speed: those that fail."""
-    return f"{{{name}}}:lottery_failing:{model_name}"
+def fronts_model(name: str) -> str:
+    """HASH: what stands in front of the first index, by pool: score and turn."""
+    return f"{{{name}}}:fronts_model"
 
 
-def odds(name: str, model_name: str) -> str:
-    """STRING: the speed bands of a model's lottery, cached until its workers change."""
-    return f"{{{name}}}:odds:{model_name}"
+def fronts_fading(name: str) -> str:
+    """HASH: what stands in front of the second index, by pool: the score."""
+    return f"{{{name}}}:fronts_fading"
+
+
+def fade(name: str, pool: str) -> str:
+    """STRING: how the bookings of a pool fade, and what was learned of it. With a TTL, if no worker is in it."""
+    return f"{{{name}}}:fade:{pool}"
+
+
+def lottery(name: str, pool: str) -> str:
+    """ZSET: the workers of a pool that the lottery draws from, by speed: those that serve."""
+    return f"{{{name}}}:lottery:{pool}"
+
+
+def lottery_failing(name: str, pool: str) -> str:
+    """ZSET: the workers of a pool that the lottery draws from if no other is alive, by speed: those that fail."""
+    return f"{{{name}}}:lottery_failing:{pool}"
+
+
+def odds(name: str, pool: str) -> str:
+    """STRING: the speed bands of a pool's lottery, cached until its workers change."""
+    return f"{{{name}}}:odds:{pool}"
 
 
 def leases(name: str) -> str:

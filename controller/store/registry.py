@@ -9,6 +9,8 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import lru_cache
+from hashlib import blake2b
 from typing import Any, Final, NamedTuple, TypeVar
 
 from redis.asyncio import RedisCluster
@@ -183,6 +185,7 @@ class Registry:
             int(registration.multimodal),
             "" if call.only_if is None else call.only_if,
             json.dumps(status.model_names, ensure_ascii=False),
+            digest_of(status.model_names),
             "" if status.capacity is None else status.capacity,
             _age_ms(call.written_at),
             int(call.draining),
@@ -524,6 +527,14 @@ class Registry:
 def worker_of(chosen: str) -> str:
     """The worker that a dispatch has chosen, by what it answered: a worker's name, or a lease."""
     return chosen if chosen[:1] == "h" else chosen.partition("@")[2]
+
+
+@lru_cache(maxsize=1_000)
+def digest_of(models: tuple[str, ...]) -> str:
+    """A name for a set of models; "" where there are fewer than two."""
+    if len(models) < 2:
+        return ""
+    return blake2b(json.dumps(sorted(models)).encode(), digest_size=12).hexdigest()
 
 
 def _age_ms(written_at: float | None) -> int:

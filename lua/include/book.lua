@@ -24,10 +24,10 @@ local function book(load, turn, time, fades, leased)
     marks = before .. mark(time, load.booked, load.lent)
     load.marked_at = time
   end
-  load.turn = turn
+  load.turn = turn < 1e14 and turn or string.format("%.0f", turn) -- the operator .. writes only 14 digits
   local old_place
   if leased or not fades then
-    old_place, load.place = load.place, turn
+    old_place, load.place = load.place, load.turn
   end
   if leased then
     load.lent = load.lent + 1

@@ -7,15 +7,15 @@
 
   Input:
     kind   'lottery' or 'lottery_failing'
-    model  the model's name
+    pool   the pool's name
 
   Output: '' if the index is empty, otherwise numbers with a space between them: the weight of all bands, then for each
   band, fastest first, the speed of its fastest worker, the place of its slowest worker, and how many workers it holds.
   A band's weight is the speed of its fastest worker times the number of workers.
 ]]
 --- @include "key"
-local function count_odds(kind, model)
-  local index = key(kind, model)
+local function count_odds(kind, pool)
+  local index = key(kind, pool)
   local left = redis.call("ZCARD", index)
   if left == 0 then
     return ""
@@ -30,7 +30,7 @@ local function count_odds(kind, model)
   end
   local odds = string.format("%.17g", weight) .. bands
   if kind == "lottery" then
-    redis.call("SET", key("odds", model), odds)
+    redis.call("SET", key("odds", pool), odds)
   end
   return odds
 end

@@ -1,22 +1,20 @@
 --[[
   Removes every trace of a worker, whether it is known or not. That it was draining is remembered for an hour.
 
-  Output: how much work that was, 1 and 1 for each of its models.
+  Output: how much work that was, in units of include/spend.lua.
 ]]
 --- @include "key"
---- @include "member"
---- @include "unindex"
+--- @include "leave_pools"
+--- @include "leave_rest"
+--- @include "load_of"
 local function forget(name)
-  local work = 1
-  local fields = redis.call("HMGET", key("worker", name), "models", "load")
-  if fields[1] then
-    local place, more = fields[2]:match("^%S+ %S+ %S+ %S+ (%S+) %S+ %S+ %S+ ?(.*)")
-    local index_member = member(place, name)
-    for _, model in ipairs(cjson.decode(fields[1])) do
-      unindex(model, index_member, name)
-      work = work + 1
-    end
-    if more:match("1$") then -- it drains
+  local work = 2
+  local load = load_of(name)
+  if load then
+    local is_json, models = pcall(cjson.decode, redis.call("HGET", load.worker, "models"))
+    work = work + leave_pools(name, load.place, load.pools, is_json and models or {})
+    leave_rest(name)
+    if load.draining then
       redis.pcall("SET", key("draining", name), "1", "PX", 3600000) -- a full store may refuse
     end
   end

@@ -7,13 +7,13 @@
 ]]
 --- @include "key"
 local function forget_pool(pool, model)
-  local written = redis.call("GET", key("pools", model))
-  local left = ""
-  if written then
-    local first, last = ("\n" .. written):find("\n" .. pool .. "\n", 1, true)
-    left = first and written:sub(1, first - 1) .. written:sub(last) or written
+  local written = redis.call("GET", key("pools", model)) or model .. "\n"
+  local first, last = ("\n" .. written):find("\n" .. pool .. "\n", 1, true)
+  if not first then
+    return -- the worker was draining, and in no index
   end
-  if left == "" or left == "\n" then
+  local left = written:sub(1, first - 1) .. written:sub(last)
+  if left == "" then
     redis.call("DEL", key("pools", model))
     redis.call("SREM", key("models"), model)
   else

@@ -1,14 +1,14 @@
 --[[
-  Learns from a report how long requests of a model are with a worker. The model's phase goes on from where it is at
-  another pace, so that no index needs to be sorted again. For a new model, the phase begins.
+  Learns from a report how long requests of a pool are with a worker. The pool's phase goes on from where it is at
+  another pace, so that no index needs to be sorted again. For a new pool, the phase begins.
   The rule in Python: controller/domain/fade.py, Fade.learn().
 
   Requests are observed in blocks of 20. A block is added to what was learned before, which then counts for less: for
-  1/e after 500 requests. If two blocks in a row differ from the time constant by more than a factor of 4, both in the
+  1/e after 1,000 requests. If two blocks in a row differ from the time constant by more than a factor of 3, both in the
   same direction, the second one replaces what was learned before.
 
   Input:
-    model  the model's name
+    clock  as include/clock_of.lua gives it
     time   the time
     speed  the worker's
     work   for how many request-milliseconds it has worked, as include/take_report.lua counts them
@@ -22,8 +22,8 @@
 ]]
 --- @include "key"
 --- @include "phase"
-local function learn(model, time, speed, work, ended)
-  local fade = redis.call("GET", key("fade", model)) or "0 0 10000 1 10 100000 100000 0 0 0 0"
+local function learn(clock, time, speed, work, ended)
+  local fade = redis.call("GET", key("fade", clock)) or "0 0 10000 1 10 100000 100000 0 0 0 0"
   local learned = fade:match("^%S+ %S+ (.*)$")
   if ended > 0 then
     local constant, pace, all, all_work, all_by_speed, block = learned:match("^(%S+) (%S+) (%S+) (%S+) (%S+) ?(.*)$")
@@ -35,9 +35,9 @@ local function learn(model, time, speed, work, ended)
     contradiction = tonumber(contradiction or 0)
     if in_block >= 20 then
       local ratio = block_work / in_block / constant
-      local now_contradicts = ratio > 4 and 1 or ratio < 1 / 4 and -1 or 0
+      local now_contradicts = ratio > 3 and 1 or ratio < 1 / 3 and -1 or 0
       local is_confirmed = now_contradicts ~= 0 and now_contradicts == contradiction
-      local kept = is_confirmed and 0 or math.exp(-math.min(in_block, 100000) / 500)
+      local kept = is_confirmed and 0 or math.exp(-math.min(in_block, 100000) / 1000)
       contradiction = is_confirmed and 0 or now_contradicts
       all = all * kept + in_block
       all_work = all_work * kept + block_work
@@ -49,6 +49,7 @@ local function learn(model, time, speed, work, ended)
     learned = string.format("%s %s %.17g %.17g %.17g %.17g %.17g %.17g %d", constant, pace, all, all_work,
       all_by_speed, in_block, block_work, block_by_speed, contradiction)
   end
-  redis.call("SET", key("fade", model), string.format("%.17g %.0f ", phase(model, time), time) .. learned)
-  phases[model] = nil -- at another pace from now on
+  local now_phase = phase(clock, time) % 4e9 -- or include/index_fading.lua would reach the failing workers
+  redis.call("SET", key("fade", clock), string.format("%.17g %.0f ", now_phase, time) .. learned)
+  phases[clock] = nil -- at another pace from now on
 end

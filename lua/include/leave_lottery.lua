@@ -1,15 +1,15 @@
 --[[
-  Removes a worker from the lottery of one model.
+  Removes a worker from the lottery of one pool.
 
   Input:
-    model  the model's name
-    name   the worker's name
+    pool  the pool's name
+    name  the worker's name
 ]]
 --- @include "key"
-local function leave_lottery(model, name)
-  if redis.call("ZREM", key("lottery", model), name) == 1 then
-    redis.call("DEL", key("odds", model))
+local function leave_lottery(pool, name)
+  if redis.call("ZREM", key("lottery", pool), name) == 1 then
+    redis.call("DEL", key("odds", pool))
   else
-    redis.call("ZREM", key("lottery_failing", model), name)
+    redis.call("ZREM", key("lottery_failing", pool), name)
   end
 end

@@ -15,6 +15,7 @@
 --- @include "key"
 --- @include "leave_lottery"
 --- @include "member"
+--- @include "note_front"
 local function leave_pools(name, place, pools, models)
   local work = 1
   for _, pool in ipairs(pools) do
@@ -22,9 +23,12 @@ local function leave_pools(name, place, pools, models)
     redis.call("ZREM", index, member(place, name))
     redis.call("ZREM", key("fading", pool), name)
     leave_lottery(pool, name)
+    note_front("model", pool)
+    note_front("fading", pool)
     work = work + 3
     if redis.call("EXISTS", index) == 0 then
       redis.call("DEL", key("fading", pool))
+      note_front("fading", pool)
       redis.call("PEXPIRE", key("fade", pool), 3600000)
       local of_set = pool:sub(1, 1) == "\30"
       for _, model in ipairs(of_set and models or { (pool:gsub("^\31", "")) }) do

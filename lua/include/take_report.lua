@@ -17,6 +17,7 @@
 
   Output: nothing; load has changed, its hash but for that and the indexes have not.
 ]]
+--- @include "clock_of"
 --- @include "learn"
 --- @include "mark"
 --- @include "phase"
@@ -46,7 +47,7 @@ local function take_report(load, queue_length, written_at, unseen_for, time, fad
   load.unleased = math.max(0, queue_length - seen_leases) + load.booked
   load.expected = load.unleased
   if fades then
-    local _, _, phase_text = phase(load.models[1], time)
+    local _, _, phase_text = phase(clock_of(load.pools), time)
     load.phase = phase_text
   end
   load.marks = marks
@@ -56,9 +57,8 @@ local function take_report(load, queue_length, written_at, unseen_for, time, fad
     "drawn", 0,
     "own", own,
     "work", ended > 0 and "0" or string.format("%.17g", work))
-  if fades and not load.draining then
-    for _, model in ipairs(load.models) do
-      learn(model, time, load.speed, work, ended)
-    end
+  local clock = clock_of(load.pools)
+  if fades and not load.draining and clock then
+    learn(clock, time, load.speed, work, ended)
   end
 end

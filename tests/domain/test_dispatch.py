@@ -30,18 +30,22 @@ def test_booking() -> None:
 
 def test_lottery() -> None:
     slow, fast = Candidate("slow", 1, 0, 1), Candidate("fast", 4, 0, 2)
-    assert lottery([], 0.5) is None
-    assert lottery([slow, fast], 0.79) == fast, "four fifths of all draws"
-    assert lottery([slow, fast], 0.81) == slow
-    assert lottery([slow, replace(fast, failing=True)], 0.5) == slow
-    assert lottery([replace(fast, failing=True)], 0.5) == replace(fast, failing=True)
+    assert lottery([[]], 0.5) is None
+    assert lottery([[slow, fast]], 0.79) == fast, "four fifths of all draws"
+    assert lottery([[slow, fast]], 0.81) == slow
+    assert lottery([[slow, replace(fast, failing=True)]], 0.5) == slow
+    assert lottery([[replace(fast, failing=True)]], 0.5) == replace(fast, failing=True)
+    assert lottery([[], [slow], [fast]], 0.19) == slow, "in several pools the odds are the same"
+    assert lottery([[], [slow], [fast]], 0.21) == fast
+    assert lottery([[replace(fast, failing=True)], [slow]], 0.99) == slow
+    assert lottery([[], []], 0.5) is None
 
 
 def test_a_rejected_draw_decides_nothing() -> None:
     """The slower of two in one band: a quarter of its part of the draws is rejected."""
     draw = random.Random(1)
     fleet = [Candidate("slow", 3, 0, 1), Candidate("fast", 4, 0, 2)]
-    drawn = Counter(candidate.name for _ in range(7000) if (candidate := lottery(fleet, draw.random())))
+    drawn = Counter(candidate.name for _ in range(7000) if (candidate := lottery([fleet], draw.random())))
     assert 2850 < drawn["slow"] < 3150
 
 

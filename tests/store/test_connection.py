@@ -120,8 +120,10 @@ async def test_an_answer_is_kept_for_longer_than_a_repetition_can_take(embedded_
         registry._calls.deadline = 60.0
         await registry.register(worker(A))
         await registry.dispatch_shortest_queue(asks(["m"]))
-        [reply] = await client.keys("{kept}:reply:*")
-        assert deadline < await client.pttl(reply) / 1000 <= kept
+        replies = await client.keys("{kept}:reply:*")
+        assert len(replies) == 2
+        for reply in replies:
+            assert deadline < await client.pttl(reply) / 1000 <= kept
         await client.delete(*await client.keys("{kept}*"))
     await client.aclose()
 

@@ -8,7 +8,7 @@ import pytest
 
 from controller.store import keys
 from controller.store.registry import NOT_ALIVE, Registry, worker_of
-from tests.conftest import Store
+from tests.conftest import CLOCK, Store
 from tests.invariants import check_invariants
 from tests.samples import A, B, C, asks, reports, worker
 from tests.waiting import wait_until
@@ -148,6 +148,23 @@ async def test_bookings_fade_when_a_worker_serves_again_after_all_was_forgotten(
     await registry.drain(A, False)
     assert await registry.dispatch_shortest_queue(asks(["m"])) == [A]
     assert await store.client.exists(keys.fade(store.namespace, "m"))
+
+
+@pytest.mark.usefixtures("store_clock")
+async def test_bookings_fade_from_the_new_phase_when_a_worker_serves_again(store: Store) -> None:
+    """The phase that it had when it was drained would be far ahead of the new one."""
+    await store.client.set(CLOCK, 1_800_000_000_000)
+    registry = store.registry(booking_decay=True)
+    await registry.register(worker(A, check_heart_beat=False))
+    await store.client.incrby(CLOCK, 10_000_000)
+    await registry.heartbeat(reports([(A, 0)]))
+    await registry.drain(A)
+    await store.client.delete(keys.fade(store.namespace, "m"))  # as after an hour
+    await registry.drain(A, False)
+    assert await registry.dispatch_shortest_queue(asks(["m"])) == [A]
+    await store.client.incrby(CLOCK, 100_000)
+    assert [known.status.queue_length for known in (await registry.list_workers()).workers] == [0]
+    await store.client.delete(CLOCK)
 
 
 async def test_that_a_worker_drained_is_remembered_for_an_hour(store: Store, registry: Registry) -> None:

@@ -2,6 +2,7 @@
 
 import pytest
 
+from controller.domain.load import LATE_RELEASE_MS
 from controller.store import keys
 from controller.store.registry import Registry
 from tests.conftest import CLOCK, Store
@@ -80,4 +81,23 @@ async def test_leases_that_nobody_released_make_no_room_for_others(store: Store)
     [known] = (await registry.list_workers()).workers
     assert (known.leased, known.status.queue_length) == (8, 8)
     assert await registry.release(held) == [True] * 8
+    await store.client.delete(CLOCK)
+
+
+@pytest.mark.usefixtures("store_clock")
+@pytest.mark.parametrize(("late", "queue_length"), [(LATE_RELEASE_MS - 1, 1), (LATE_RELEASE_MS, 0)])
+async def test_a_release_shortly_after_a_report_was_counted_out_by_it(
+    store: Store, late: int, queue_length: int
+) -> None:
+    """Of two leases the report shows that one has ended. A release soon afterwards is taken for that one."""
+    await store.client.set(CLOCK, 1_800_000_000_000)
+    registry = store.registry()
+    await registry.register(worker(A, check_heart_beat=False))
+    leases = await registry.dispatch_shortest_queue(asks(["m"] * 2, 60_000))
+    await store.client.incrby(CLOCK, 5_000)
+    await registry.heartbeat(reports([(A, 1)]))
+    await store.client.incrby(CLOCK, late)
+    assert await registry.release(leases[:1]) == [True]
+    [known] = (await registry.list_workers()).workers
+    assert (known.leased, known.status.queue_length) == (1, queue_length)
     await store.client.delete(CLOCK)

@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule, run_state_machine_as_test
 from redis.asyncio import Redis
 
-from controller.domain.dispatch import Indexed, least_cost
+from controller.domain.dispatch import Indexed, least_cost_of_pools
 from controller.domain.fade import Fade
 from controller.domain.load import Load
 from controller.domain.worker import Registration, WorkerStatus
@@ -26,7 +26,8 @@ from controller.store import keys
 from controller.store.connection import connect
 from controller.store.registry import NOT_ALIVE, Registry, Request, worker_of
 from tests.conftest import CLOCK, STORES
-from tests.invariants import check_invariants, load_of, parts_of
+from tests.invariants import REST, check_invariants, load_of, parts_of, pools_of
+from tests.pools import Pools, allow_sets
 
 NAMES = [f"http://w{i}:1" for i in range(6)]
 MODELS = ["m", "n"]
@@ -44,12 +45,14 @@ requests = st.lists(st.tuples(st.sampled_from([*MODELS, *MODELS, "absent"]), st.
 
 
 class Known:
-    """A worker as the rules see it. Its load is kept by its first model; it has a place in the indexes of each."""
+    """A worker as the rules see it, with its place in the indexes of its pools."""
 
-    def __init__(self, name: str, models: list[str], load: Load, turn: int, place: int) -> None:
+    def __init__(self, name: str, models: list[str], pools: list[str], load: Load, turn: int, place: int) -> None:
         self.models = models
+        self.pools = pools
+        self.clock = REST if pools[0].startswith(REST) else pools[0]
         self.load = load
-        self.places = {model: Indexed(load, name=name) for model in models}
+        self.indexed = Indexed(load, name=name)
         self.draining = False
         self.polled = False
         self.leases: dict[str, float] = {}  # when booked, by lease
@@ -58,15 +61,15 @@ class Known:
 
     def set_turn(self, turn: int, place: int | None = None) -> None:
         self.turn = turn
-        for indexed in self.places.values():
-            indexed.turn = turn
-            if place is not None:
-                indexed.place = self.place = place
+        self.indexed.turn = turn
+        if place is not None:
+            self.indexed.place = self.place = place
 
 
 class LoadMachine(RuleBasedStateMachine):
-    def __init__(self, kind: str, url: str, fades: bool) -> None:
+    def __init__(self, kind: str, url: str, fades: bool, max_sets: int = 24) -> None:
         super().__init__()
+        self.pools = Pools(max_sets)
         self.fades = fades
         self.runner = asyncio.Runner()
         self.client: Redis = (
@@ -96,31 +99,30 @@ class LoadMachine(RuleBasedStateMachine):
         self.now += by
         self.run(self.client.set(CLOCK, self.now))
 
-    def phase(self, model: str) -> float:
-        return self.fade[model].phase_at(self.now) if self.fades and model in self.fade else 0.0
+    def phase(self, known: Known) -> float:
+        return self.fade[known.clock].phase_at(self.now) if self.fades and known.clock in self.fade else 0.0
 
     def pace(self, known: Known) -> float:
-        fade = self.fade.get(known.models[0])
+        fade = self.fade.get(known.clock)
         return fade.pace(known.load.speed) if self.fades and fade else known.load.speed if self.fades else 1.0
 
     def learn(self, known: Known, work: float = 0, ended: int = 0) -> None:
-        """Each of its models does. For one that nothing is known of, the phase begins."""
-        for model in known.models if self.fades and not known.draining else []:
-            self.fade.setdefault(model, Fade(at=self.now)).learn(self.now, known.load.speed, work, ended)
+        """Its pool does. For one that nothing is known of, the phase begins."""
+        if self.fades and not known.draining:
+            self.fade.setdefault(known.clock, Fade(at=self.now)).learn(self.now, known.load.speed, work, ended)
 
     def index(self, known: Known, what_fades: bool = True) -> None:
-        for model, indexed in known.places.items():
-            indexed.score = known.load.index_cost(self.phase(known.models[0]), self.pace(known), self.fades)
-            if what_fades and self.fades:
-                indexed.fading = known.load.what_fades(None if model == known.models[0] else self.phase(model))
+        known.indexed.score = known.load.index_cost(self.phase(known), self.pace(known), self.fades)
+        if what_fades and self.fades:
+            known.indexed.fading = known.load.what_fades()
 
     def touch(self, known: Known) -> None:
         """What changes a worker takes off, at the pace of now, what has faded until now."""
-        known.load.fade(self.phase(known.models[0]), self.pace(known))
+        known.load.fade(self.phase(known), self.pace(known))
 
     def report(self, known: Known, queue: int, age: int) -> None:
         self.touch(known)
-        told = known.load.report(queue, self.now - age, self.now, self.phase(known.models[0]), UNSEEN_FOR)
+        told = known.load.report(queue, self.now - age, self.now, self.phase(known), UNSEEN_FOR)
         if told is not None:
             self.learn(known, *told)
         self.index(known)
@@ -145,6 +147,7 @@ class LoadMachine(RuleBasedStateMachine):
 
     def forget(self, name: str) -> bool:
         known = self.known.pop(name, None)
+        self.pools.move(name, ())
         if known is not None and known.draining:
             self.drains_when_back.add(name)
         return known is not None
@@ -181,11 +184,12 @@ class LoadMachine(RuleBasedStateMachine):
         self.sequence += 1
         turn, place = (before.turn, before.place) if before else (self.sequence, self.sequence)
         load = Load(speed, capacity, unleased=queue, expected=queue, reported=queue, reported_at=self.now)
-        known = Known(name, models, load, turn, place)
+        known = Known(name, models, self.pools.assign(models), load, turn, place)
         known.draining = (before is not None and before.draining) or name in self.drains_when_back or bool(restored)
+        self.pools.put(name, [] if known.draining else known.pools, models)
         self.drains_when_back.discard(name)
         self.learn(known)
-        load.faded_from = self.phase(models[0])
+        load.faded_from = self.phase(known)
         self.known[name] = known
         self.index(known)
 
@@ -199,7 +203,7 @@ class LoadMachine(RuleBasedStateMachine):
         status = WorkerStatus(tuple(known.models), known.load.speed, queue, known.load.capacity)
         # The registry tells ages by its own clock, and the store's stands still.
         arguments = self.run(self.arguments_of(Registration(name, status, False, False), number))
-        arguments[12] = age
+        arguments[13] = age
         self.run(self.registry._run("register", *arguments))
         self.sequence += 1
         known.load.failing, known.why = False, ""  # it sends no heartbeats, so an answer forgives all
@@ -237,18 +241,20 @@ class LoadMachine(RuleBasedStateMachine):
     def as_of_now(self, known: Known) -> Load:
         """Its load with nothing left to fade. A dispatch looks at it, and does not touch it."""
         load = copy(known.load)
-        load.fade(self.phase(known.models[0]), self.pace(known))
+        load.fade(self.phase(known), self.pace(known))
         return load
 
     def chosen_by_rule(self, model: str, leased: bool) -> Indexed | None:
-        serving = [known for known in self.known.values() if model in known.models and not known.draining]
-        indexed = [replace(known.places[model], load=self.as_of_now(known)) for known in serving]
-        return least_cost(indexed, leased=leased, fades=self.fades, phase=-math.inf, pace=1.0)
+        pools = []
+        for pool in self.pools.of(model):
+            members = [self.known[name] for name in self.pools.members[pool]]
+            pools.append([replace(known.indexed, load=self.as_of_now(known)) for known in members])
+        return least_cost_of_pools(pools or [[]], leased=leased, fades=self.fades, phase=-math.inf, pace=1.0)
 
     def booked(self, choice: str, turn: int, leased: bool) -> None:
         known = self.known[worker_of(choice)]
         self.touch(known)
-        known.load.book(self.now, self.phase(known.models[0]), self.pace(known), leased)
+        known.load.book(self.now, self.phase(known), self.pace(known), leased)
         known.set_turn(turn, turn if leased or not self.fades else None)
         self.index(known, what_fades=not leased)
         if leased:
@@ -312,7 +318,7 @@ class LoadMachine(RuleBasedStateMachine):
         """A dispatch whose answer is lost, which the store has got or has not, is taken back some time later."""
         request_id = f"id-{next(_request_ids)}"
         self.registry._unanswered.append(request_id)
-        change = Counter(bookings)
+        taken_back: Counter[str] = Counter()
         leases: list[str] = []
         if arrives:
             method = "dispatch_lottery" if lottery else "dispatch_shortest_queue"
@@ -323,16 +329,16 @@ class LoadMachine(RuleBasedStateMachine):
             (self.drawn if lottery else self.dispatched)(asked, chosen)
             leases = [choice for choice in chosen if "@" in choice]
             if not lottery:
-                change.subtract(choice for choice in chosen if choice and "@" not in choice)
+                taken_back.update(choice for choice in chosen if choice and "@" not in choice)
             self.tick(by)
         for settlement in self.registry.settlements(bookings, 0):
             self.run(self.registry.settle(settlement))
         for lease in leases:
             self.end(lease)
-        for name, number in change.items():
+        for name, number in [*((name, -times) for name, times in taken_back.items()), *bookings.items()]:
             if name in self.known:
                 known = self.known[name]
-                known.load.settle(number, self.phase(known.models[0]), self.pace(known))
+                known.load.settle(number, self.phase(known), self.pace(known))
                 self.index(known)
 
     @rule(data=st.data())
@@ -361,9 +367,10 @@ class LoadMachine(RuleBasedStateMachine):
         self.sequence += 1
         self.touch(known)
         known.draining = drain
+        self.pools.put(name, [] if drain else known.pools, known.models)
         if self.fades and not drain:
             self.learn(known)
-            known.load.faded_from = self.phase(known.models[0])
+            known.load.faded_from = self.phase(known)
         self.index(known)
 
     @rule(name=names, polls=st.booleans())
@@ -419,7 +426,7 @@ class LoadMachine(RuleBasedStateMachine):
         assert set(state.leases) == set(self.ends)
         for name, known in self.known.items():
             load = load_of(state.hashes[name])
-            phase, pace = self.phase(known.models[0]), self.pace(known)
+            phase, pace = self.phase(known), self.pace(known)
             for fact in ("speed", "capacity", "leased", "ended", "failing", "reported", "reported_at", "own", "work",
                          "booked", "drawn", "lent", "done", "marks"):  # fmt: skip
                 assert getattr(load, fact) == getattr(known.load, fact), (name, fact, load, known.load)
@@ -427,18 +434,21 @@ class LoadMachine(RuleBasedStateMachine):
             assert math.isclose(load.queue(phase, pace), known.load.queue(phase, pace), rel_tol=1e-6, abs_tol=1e-9)
             turn, place = (parts_of(state.hashes[name])[part] for part in ("turn", "place"))
             assert (int(turn), int(place)) == (known.turn, known.place)
-            for model, indexed in known.places.items() if self.fades and not known.draining else []:
-                score = state.fading[model][name] - 4e15 * load.failing
-                fading = score / 1e6 if score > -1e14 else -math.inf
-                assert math.isclose(fading, indexed.fading, abs_tol=1e-5), (name, model, fading, indexed)
-        for model, fade in self.fade.items():
-            told = [float(part) for part in self.run(self.client.get(keys.fade(self.namespace, model))).split()]
+            assert known.draining or pools_of(state.hashes[name]) == known.pools
+            for pool in known.pools if self.fades and not known.draining else []:
+                score = state.fading[pool][name] - 2**54 * load.failing
+                fading = score / 1e6 if score > -1e9 else -math.inf
+                assert math.isclose(fading, known.indexed.fading, abs_tol=1e-5), (name, pool, fading, known.indexed)
+        for model, pools in state.pools.items():
+            assert pools == self.pools.of(model)
+        for clock, fade in self.fade.items():
+            told = [float(part) for part in self.run(self.client.get(keys.fade(self.namespace, clock))).split()]
             phase = told[0] + max(0.0, self.now - told[1]) / told[2]
             assert math.isclose(phase, fade.phase_at(self.now), abs_tol=1e-6)
             assert math.isclose(told[2], fade.time_constant, rel_tol=1e-9)
         listed = {worker.name: worker for worker in self.run(self.registry.list_workers()).workers}
         for name, known in self.known.items():
-            queue = known.load.queue(self.phase(known.models[0]), self.pace(known))
+            queue = known.load.queue(self.phase(known), self.pace(known))
             assert abs(listed[name].status.queue_length - queue) <= 0.5 + 1e-6
             assert (listed[name].leased, listed[name].draining) == (known.load.leased, known.draining)
             assert listed[name].reported == known.load.reported
@@ -475,14 +485,17 @@ def test_a_lease_that_has_ended_makes_no_later_one_seen() -> None:
 
 
 @pytest.mark.usefixtures("store_clock")
-@pytest.mark.parametrize("fades", [True, False])
+@pytest.mark.parametrize(("fades", "max_sets"), [(True, 24), (True, 0), (False, 24), (False, 0)])
 @pytest.mark.parametrize("kind", STORES)
-def test_any_history_gives_what_the_rules_say(request: pytest.FixtureRequest, kind: str, fades: bool) -> None:
+def test_any_history_gives_what_the_rules_say(
+    request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch, kind: str, fades: bool, max_sets: int
+) -> None:
+    allow_sets(monkeypatch, max_sets)
     url = "" if kind == "fakeredis" else request.getfixturevalue(f"{kind.replace('-', '_')}_url")
     run_state_machine_as_test(
-        lambda: LoadMachine(kind, url, fades),
+        lambda: LoadMachine(kind, url, fades, max_sets),
         settings=settings(
-            max_examples={"fakeredis": 5, "embedded": 60}.get(kind, 20),  # fakeredis compiles a script at each run
+            max_examples={"fakeredis": 3, "embedded": 40}.get(kind, 10),  # fakeredis compiles a script at each run
             stateful_step_count=40,
             deadline=None,
             suppress_health_check=list(HealthCheck),

@@ -20,6 +20,7 @@ from controller.store.connection import connect
 from controller.store.registry import Registry
 from tests.conftest import STORES, Store
 from tests.invariants import check_invariants, parts_of
+from tests.pools import Pools, allow_sets
 from tests.samples import asks, reports
 
 NAMES = [f"http://w{i}:1" for i in range(5)]
@@ -54,13 +55,15 @@ class Known:
 class Oracle:
     """The registry as one would write it with dicts; dead workers do not exist."""
 
-    def __init__(self) -> None:
+    def __init__(self, max_sets: int) -> None:
         self.workers: dict[str, Known] = {}
         self.sequence = 0
+        self.pools = Pools(max_sets)
 
     def register(self, registration: Registration) -> bool:
         self.sequence += 1
         known = self.workers.get(registration.name)
+        self.pools.move(registration.name, registration.status.model_names)
         self.workers[registration.name] = Known(registration, known.turn if known else self.sequence)
         return known is None
 
@@ -81,10 +84,15 @@ class Oracle:
         return chosen
 
     def dispatch_lottery(self, models: list[str], draws: list[float]) -> list[str]:
-        drawn = [dispatch.lottery(self.candidates(m), draw) for m, draw in zip(models, draws, strict=True)]
+        drawn = [dispatch.lottery(self.in_pools(m), draw) for m, draw in zip(models, draws, strict=True)]
         return [candidate.name if candidate else "" for candidate in drawn]
 
+    def in_pools(self, model: str) -> list[list[Candidate]]:
+        pools = self.pools.of(model)
+        return [[self.workers[name].candidate() for name in self.pools.members[pool]] for pool in pools] or [[]]
+
     def forget(self, name: str) -> bool:
+        self.pools.move(name, ())
         return self.workers.pop(name, None) is not None
 
 
@@ -95,7 +103,7 @@ class RegistryMachine(RuleBasedStateMachine):
     not be seen all the same; then the lottery is left out, which repeats a draw that chose one of them.
     """
 
-    def __init__(self, kind: str, url: str, sweeps: bool) -> None:
+    def __init__(self, kind: str, url: str, sweeps: bool, max_sets: int) -> None:
         super().__init__()
         self.sweeps = sweeps
         self.runner = asyncio.Runner()
@@ -103,7 +111,7 @@ class RegistryMachine(RuleBasedStateMachine):
         self.store = Store(kind, client, client, f"oracle-{kind}-{next(_namespaces)}")
         self.draws: list[float] = []
         self.registry: Registry = self.store.registry(draw=lambda: self.draws.pop(0))
-        self.oracle = Oracle()
+        self.oracle = Oracle(max_sets)
 
     def run(self, call: Any) -> Any:
         return self.runner.run(call)
@@ -153,16 +161,16 @@ class RegistryMachine(RuleBasedStateMachine):
         """A dispatch whose answer is lost, which the store gets before the settlement, after it or not at all."""
         request_id = f"id-{next(_request_ids)}"
         call = ("dispatch_shortest_queue", request_id, 6000, 0, *itertools.chain(*asks(unanswered)))
-        change = Counter(bookings)
+        taken_back: Counter[str] = Counter()
         if unanswered:
             self.registry._unanswered.append(request_id)
         if unanswered and arrives == "before":
-            change.subtract(name for name in self.oracle.dispatch_shortest_queue(unanswered) if name)
+            taken_back.update(name for name in self.oracle.dispatch_shortest_queue(unanswered) if name)
             self.run(self.registry._run(*call))
         for settlement in self.registry.settlements(bookings, 0):
             for _ in range(times):
                 self.run(self.registry.settle(settlement))
-        for name, number in change.items():
+        for name, number in [*((name, -times) for name, times in taken_back.items()), *bookings.items()]:
             if name in self.oracle.workers:
                 known = self.oracle.workers[name]
                 known.set_queue_length(max(0, known.registration.status.queue_length + number))
@@ -216,14 +224,17 @@ class RegistryMachine(RuleBasedStateMachine):
         assert {name: int(parts_of(f)["turn"]) for name, f in state.hashes.items() if name in state.heartbeats} == turns
 
 
-@pytest.mark.parametrize("sweeps", [True, False])
+@pytest.mark.parametrize(("sweeps", "max_sets"), [(True, 24), (True, 1), (False, 24), (False, 0)])
 @pytest.mark.parametrize("kind", STORES)
-def test_any_history_gives_what_the_rules_say(request: pytest.FixtureRequest, kind: str, sweeps: bool) -> None:
+def test_any_history_gives_what_the_rules_say(
+    request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch, kind: str, sweeps: bool, max_sets: int
+) -> None:
+    allow_sets(monkeypatch, max_sets)
     url = "" if kind == "fakeredis" else request.getfixturevalue(f"{kind.replace('-', '_')}_url")
     run_state_machine_as_test(
-        lambda: RegistryMachine(kind, url, sweeps),
+        lambda: RegistryMachine(kind, url, sweeps, max_sets),
         settings=settings(
-            max_examples=40 if kind == "embedded" else 15,
+            max_examples=20 if kind == "embedded" else 8,
             stateful_step_count=30,
             deadline=None,
             suppress_health_check=list(HealthCheck),

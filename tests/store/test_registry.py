@@ -34,7 +34,9 @@ async def test_a_registered_worker_is_known_whole(store: Store, registry: Regist
     assert known.expires_in is not None
     assert 0 < known.expires_in <= 90 - known.heartbeat_age + 0.001
     state = await check_invariants(store.client, store.namespace)
-    assert state.indexes == {model: [(f"{1:016d}{A}", 1.2)] for model in known.status.model_names}
+    [pool] = state.indexes
+    assert state.indexes == {pool: [(f"{1:016d}{A}", 1.2)]}
+    assert state.pools == {model: [pool] for model in known.status.model_names}
 
 
 async def test_an_answer_to_a_poll_prolongs_no_life(store: Store, registry: Registry) -> None:
@@ -132,7 +134,7 @@ async def test_a_heartbeat_sets_the_queue_and_prolongs_life(store: Store) -> Non
     assert known.expires_in is not None
     assert known.expires_in > 90.0
     state = await check_invariants(store.client, store.namespace)
-    assert [dict(index) for index in state.indexes.values()] == [{f"{1:016d}{A}": 3.5}] * 2
+    assert [dict(index) for index in state.indexes.values()] == [{f"{1:016d}{A}": 3.5}]
 
 
 async def test_a_heartbeat_is_the_youngest_sign_of_life(store: Store, registry: Registry) -> None:
@@ -318,7 +320,8 @@ async def test_many_workers_are_listed_in_parts(store: Store, monkeypatch: pytes
     async def counting(self: Registry, script: str, *arguments: str | int) -> list[object]:
         result = await run(self, script, *arguments)
         parts.append(len(result[4]))
-        await run(self, "heartbeat", 90_000, names[len(parts)], 1)  # which moves the worker in the set that is walked
+        heartbeat = f"id-{len(parts)}", 6_000, 90_000, 0, 0, names[len(parts)], 1, 0
+        assert await run(self, "heartbeat", *heartbeat) == [1], "which moves the worker in the set that is walked"
         return result
 
     with monkeypatch.context() as patch:
@@ -341,3 +344,24 @@ async def test_only_if_it_is_not_alive(registry: Registry, store: Store) -> None
     assert await registry.register(worker(A, "other"), only_if=NOT_ALIVE) is True
     [known] = (await registry.list_workers()).workers
     assert known.status.model_names == ("other",)
+
+
+async def test_a_removal_is_forgotten_when_its_worker_registers_again(registry: Registry, store: Store) -> None:
+    """Otherwise no replica would restore it if the store lost it afterwards."""
+    await registry.register(worker(A))
+    assert await registry.remove(A)
+    assert await registry.register(worker(A), only_if=NOT_ALIVE) is None
+    await registry.register(worker(A))
+    await store.lapse(A)
+    assert await registry.register(worker(A), only_if=NOT_ALIVE) is True
+
+
+@pytest.mark.parametrize("conditional", [True, False])
+async def test_only_an_unconditional_removal_ends_a_drain(registry: Registry, conditional: bool) -> None:
+    await registry.register(worker(A))
+    await registry.drain(A)
+    [known] = (await registry.list_workers()).workers
+    assert await registry.remove(A, only_if=known.registration if conditional else None)
+    await registry.register(worker(A))
+    assert [known.draining for known in (await registry.list_workers()).workers] == [conditional]
+    await registry.drain(A, False)

@@ -130,7 +130,7 @@ async def test_callers_pass_the_arguments_that_the_headers_name(
         "remove": 2,
         "drain": 2,
         "report_failure": 2,
-        "register": 13,
+        "register": 14,
         "list_models": 0,
         "correct_heartbeats": 2,
     }  # what a repeated part holds, where it is not one
@@ -143,7 +143,7 @@ async def test_callers_pass_the_arguments_that_the_headers_name(
 
 def test_a_source_has_each_include_once_and_before_its_use() -> None:
     source = scripts.source("register")
-    for name in ("key", "member", "unindex", "forget", "finite"):
+    for name in ("key", "member", "leave_pools", "forget", "finite"):
         assert source.count(f"local function {name}(") == 1
         definition = source.index(f"local function {name}(")
         assert definition < source.index(f"{name}(", definition + 20)

@@ -1,0 +1,139 @@
+"""Workers with the same set of models share their indexes, so that no operation costs more with more models."""
+
+from collections import Counter
+
+import pytest
+
+from controller.store.registry import Registry
+from tests.conftest import Store
+from tests.invariants import REST, check_invariants
+from tests.pools import allow_sets
+from tests.samples import A, B, C, asks, reports, worker
+
+MANY = [f"m{i}" for i in range(200)]
+
+
+async def names_of_pools(store: Store) -> dict[str, list[str]]:
+    return (await check_invariants(store.client, store.namespace)).pools
+
+
+async def test_a_set_of_models_is_one_pool_in_whatever_order(store: Store, registry: Registry) -> None:
+    await registry.register(worker(A, "m", "n"))
+    await registry.register(worker(B, "n", "m"))
+    await registry.register(worker(C, "m"))
+    pools = await names_of_pools(store)
+    assert pools["n"] == pools["m"][:1]
+    assert pools["m"][1:] == ["m"]
+    assert await registry.dispatch_shortest_queue(asks(["n", "n", "m"])) == [A, B, C]
+
+
+@pytest.mark.parametrize("batch", [1, 7])
+async def test_the_worker_with_the_shortest_queue_is_found_in_any_pool(
+    store: Store, registry: Registry, batch: int
+) -> None:
+    queues, turns = {}, {}
+    for i in range(40):
+        name = f"http://w{i}:1"
+        queues[name], turns[name] = (i * 7) % 5, i
+        await registry.register(worker(name, "m", *([f"own-{i // 2}"] if i < 38 else []), queue_length=queues[name]))
+    for call in range(70 // batch):
+        for turn, chosen in enumerate(await registry.dispatch_shortest_queue(asks(["m"] * batch))):
+            assert chosen == min(queues, key=lambda name: (queues[name], turns[name]))
+            queues[chosen] += 1
+            turns[chosen] = 1_000 + batch * call + turn
+
+
+async def test_the_lottery_draws_from_all_pools_of_a_model(store: Store, registry: Registry) -> None:
+    await registry.register(worker(A, "m", speed=1))
+    await registry.register(worker(B, "m", "n", speed=2))
+    await registry.register(worker(C, "m", "o", speed=3))
+    drawn = Counter([name for _ in range(24) for name in await registry.dispatch_lottery(asks(["m"] * 250))])
+    assert 850 < drawn[A] < 1150
+    assert 1800 < drawn[B] < 2200
+    await registry.report_failure(C)
+    drawn = Counter([name for _ in range(12) for name in await registry.dispatch_lottery(asks(["m"] * 250))])
+    assert drawn[C] == 0
+    assert 900 < drawn[A] < 1100
+    for name in (A, B):
+        await registry.drain(name)
+    assert set(await registry.dispatch_lottery(asks(["m"] * 20))) == {C}
+
+
+async def test_a_worker_that_changes_its_models_changes_its_pool(store: Store, registry: Registry) -> None:
+    await registry.register(worker(A, "m", "n"))
+    await registry.register(worker(B, "m", "n"))
+    await registry.register(worker(A, "n", "o"))
+    assert await registry.list_models() == ["m", "n", "o"]
+    assert await registry.dispatch_shortest_queue(asks(["m", "o", "n"])) == [B, A, B]
+    await registry.register(worker(A, "o"))
+    await registry.remove(B)
+    assert await registry.list_models() == ["o"]
+    assert await names_of_pools(store) == {}
+    assert await registry.dispatch_shortest_queue(asks(["m", "n", "o"])) == ["", "", A]
+
+
+async def test_a_model_with_too_many_pools_indexes_further_workers_itself(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    allow_sets(monkeypatch, 2)
+    registry = store.registry()
+    names = [f"http://w{i}:1" for i in range(6)]
+    for i, name in enumerate(names):
+        await registry.register(worker(name, "m", f"own-{i}", queue_length=6 - i))
+    state = await check_invariants(store.client, store.namespace)
+    assert state.rest == set(names[2:])
+    assert len(state.pools["m"]) == 3
+    assert f"{REST}m" in state.pools["m"]
+    assert state.pools["own-5"] == [f"{REST}own-5"]
+    assert await registry.dispatch_shortest_queue(asks(["m", "m", "own-5", "m"])) == [
+        names[5],
+        names[4],
+        names[5],
+        names[3],
+    ]
+    await registry.heartbeat(reports([(name, 0) for name in names[3:]]))
+    await registry.drain(names[5])
+    assert set(await registry.dispatch_shortest_queue(asks(["m"] * 4))) == set(names[3:5])
+    for name in names[:2]:
+        await registry.remove(name)
+    await registry.register(worker(names[2], "m", "own-2"))
+    state = await check_invariants(store.client, store.namespace)
+    assert state.rest == {names[3], names[4]}, "there is room again"
+    assert await registry.list_models() == ["m", "own-2", "own-3", "own-4"]
+
+
+@pytest.mark.parametrize("sets", [24, 0])
+async def test_no_operation_needs_more_commands_with_more_models(
+    store: Store, monkeypatch: pytest.MonkeyPatch, sets: int
+) -> None:
+    """Counted by the server. Where workers are indexed for each model, bookings do cost more."""
+    if store.kind == "fakeredis":
+        pytest.skip("fakeredis does not count commands")
+    allow_sets(monkeypatch, sets)
+
+    async def commands(models: list[str]) -> int:
+        registry = store.registry(booking_decay=True)
+        for name in (A, B, C):
+            await registry.register(worker(name, *models, capacity=4))
+        await store.client.config_resetstat()
+        [lease] = await registry.dispatch_shortest_queue(asks(models[:1], 60_000))
+        await registry.dispatch_shortest_queue(asks(models[:1] * 3))
+        await registry.heartbeat(reports([(A, 1), (B, 2)]))
+        await registry.heartbeat(reports([(A, 1), (C, 2)]), of_polls=True)
+        await registry.report_failure(A)
+        await registry.heartbeat(reports([(A, 1)]))
+        await registry.release([lease])
+        await registry.dispatch_lottery(asks(models[:1]))
+        stats = await store.client.info("commandstats")
+        counted = sum(
+            each["calls"] for name, each in stats.items() if not name.startswith(("cmdstat_evalsha", "cmdstat_info"))
+        )
+        for name in (A, B, C):
+            await registry.remove(name)
+        return counted
+
+    one, many = await commands(["m"]), await commands(MANY)
+    if sets:
+        assert many <= one * 1.5, (one, many)
+    else:
+        assert many > one * 10, (one, many)

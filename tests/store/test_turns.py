@@ -1,0 +1,55 @@
+"""Turns of 15 and 16 digits: they stay exact wherever they are written."""
+
+import pytest
+
+from controller.store import keys
+from controller.store.registry import worker_of
+from tests.conftest import Store
+from tests.invariants import parts_of
+from tests.samples import A, B, C, asks, worker
+
+NAMES = [A, B, C]
+
+
+async def test_turns_lose_no_digits(store: Store) -> None:
+    """The sequence starts at 2^52: turns, places and leases stay exact, and the order is that of the turns."""
+    first = 2**52
+    await store.client.set(keys.sequence(store.namespace), first)
+    registry = store.registry(booking_decay=True)
+    for name in (B, C, A):
+        await registry.register(worker(name))
+    assert [parts["turn"] for parts in await all_parts(store)] == [str(first + 3), str(first + 1), str(first + 2)]
+    leases = await registry.dispatch_shortest_queue(asks(["m"] * 6, 60_000))
+    assert list(map(worker_of, leases)) == [B, C, A] * 2
+    assert [int(lease.split("-")[2]) for lease in leases] == [first + 4 + i for i in range(6)]
+    for part in ("turn", "place"):
+        assert [parts[part] for parts in await all_parts(store)] == [str(first + 9), str(first + 7), str(first + 8)]
+    assert await registry.release(leases) == [True] * 6
+    assert await registry.dispatch_shortest_queue(asks(["m"] * 3)) == [B, C, A]
+    assert [parts["turn"] for parts in await all_parts(store)] == [str(first + 12), str(first + 10), str(first + 11)]
+    workers, sequence, _, _ = await registry.list_workers()
+    assert sequence == first + 12
+    assert [known.registration for known in workers] == [first + 3, first + 1, first + 2]
+    for settlement in registry.settlements({}, first + 100):
+        await registry.settle(settlement)
+    assert await store.client.get(keys.sequence(store.namespace)) == str(first + 100)
+
+
+@pytest.mark.parametrize("lease_ms", [0, 60_000])
+@pytest.mark.parametrize("fades", [True, False])
+async def test_idle_workers_take_turns_however_many_there_were(store: Store, fades: bool, lease_ms: int) -> None:
+    """A worker that has something to do comes behind them at each turn."""
+    registry = store.registry(booking_decay=fades)
+    await registry.register(worker(C, queue_length=1, capacity=1))
+    for sequence in (2**50, 2**52, 2**53 - 2_000_000_000):
+        await store.client.set(keys.sequence(store.namespace), sequence)
+        for name in (B, A):
+            await registry.remove(name)
+            await registry.register(worker(name))
+        chosen = await registry.dispatch_shortest_queue(asks(["m"] * 2, lease_ms))
+        assert list(map(worker_of, chosen)) == [B, A]
+
+
+async def all_parts(store: Store) -> list[dict[str, str]]:
+    """The parts of the field "load" of A, B and C."""
+    return [parts_of(await store.client.hgetall(keys.worker(store.namespace, name))) for name in NAMES]
