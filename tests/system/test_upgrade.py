@@ -19,7 +19,7 @@ from tests.waiting import wait_until
 
 ROOT = Path(__file__).parents[2]
 ANOTHER_LAYOUT = "db9b310"  # the last commit whose keys are laid out in version 3
-BEFORE = "e61607b"  # the first of version 4
+BEFORE = "07deac1"  # the first of version 4
 NAMES = {f"http://127.0.0.1:1/w{i}" for i in range(4)}
 
 
