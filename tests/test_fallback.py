@@ -13,7 +13,7 @@ from controller.service import Controller
 from tests.conftest import Open, Store
 from tests.outage import Link, back, queues
 from tests.samples import A, B, worker
-from tests.waiting import wait_until
+from tests.waiting import cancelled, wait_until
 
 
 async def test_dispatch_goes_on_and_says_how_old_its_knowledge_is(controller: Controller, link: Link) -> None:
@@ -92,7 +92,7 @@ async def test_snapshots_are_taken_again_and_again(store: Store, link: Link, rep
         assert (await controller.dispatch("m")).value == A
     await back(controller)
     await wait_until(lambda: link.passed.count("list_workers") > 5, "it goes on")
-    keeping.cancel()
+    await cancelled(keeping)
 
 
 def knows(controller: Controller, name: str) -> bool:
@@ -112,7 +112,7 @@ async def test_news_is_taken_once(store: Store, link: Link, replica: Open) -> No
     taken = link.passed.count("list_workers")
     await asyncio.sleep(0.3)  # ten times the pause there is between two at least
     assert link.passed.count("list_workers") == taken
-    keeping.cancel()
+    await cancelled(keeping)
 
 
 async def test_an_outage_is_logged_once_and_counted(
@@ -166,4 +166,4 @@ async def test_a_worker_that_registers_is_soon_in_the_snapshot(store: Store, lin
     await wait_until(lambda: link.passed.count("list_workers") == 2, "the first snapshots are taken")
     await controller.register(A, check_heart_beat=True, status=WorkerStatus(("m",), 1, 0), multimodal=False)
     await wait_until(lambda: knows(controller, A), "the worker is in the snapshot")
-    keeping.cancel()
+    await cancelled(keeping)

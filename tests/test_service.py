@@ -24,7 +24,7 @@ from controller.store.registry import Registry, Report
 from tests.conftest import Open, Store
 from tests.samples import A, B, worker
 from tests.streams import streamed
-from tests.waiting import wait_until
+from tests.waiting import cancelled, wait_until
 from tests.workers import answers, bad_worker, chunks, hangs
 
 
@@ -128,7 +128,7 @@ async def test_the_sweep_goes_on_through_an_outage(
         sweeping = asyncio.create_task(controller.sweep_forever())
         await wait_until(lambda: "The store is away" in caplog.text, "a sweep has failed")
     await wait_until(lambda: f"heartbeat lapsed: {A}" in caplog.text, "the sweep has found the worker")
-    sweeping.cancel()
+    await cancelled(sweeping)
     await wait_until(lambda: serves(controller), "the store is in use again")
     assert await queue_lengths(controller) == {B: 0}
 
@@ -155,7 +155,7 @@ async def test_removals_are_counted_by_their_reason(replica: Open, registry: Reg
     await store.lapse(A)
     sweeping = asyncio.create_task(controller.sweep_forever())
     await wait_until(lambda: counted(controller, 'removals_total{reason="lapsed"} 1.0'), "the sweep is counted")
-    sweeping.cancel()
+    await cancelled(sweeping)
     await registry.register(worker("http://127.0.0.1:1"))
     await controller.refresh()
     assert counted(controller, 'removals_total{reason="refresh"} 1.0')

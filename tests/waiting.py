@@ -20,3 +20,8 @@ async def wait_until(
             return value
         assert time.monotonic() < deadline, f"waited {timeout:g} s in vain until {description}"
         await asyncio.sleep(interval)
+
+
+async def cancelled(task: "asyncio.Task[Any]") -> None:
+    """Cancel a task until it has ended. On Python 3.11, redis-py may lose a cancellation."""
+    await wait_until(lambda: not task.cancel(), "the task has ended")
