@@ -2,8 +2,9 @@
 
 import math
 import re
+import secrets
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import lru_cache
 from ipaddress import IPv4Address, IPv6Address, ip_address, ip_network
 from socket import AF_INET6, inet_ntop
@@ -138,13 +139,15 @@ class Registration:
     """A worker's request to be registered.
 
     status is what the worker said of itself. check_heart_beat is False for a worker that sends no heartbeats and
-    is therefore alive until it is removed.
+    is therefore alive until it is removed. request_id is of this request: what is registered again with it, because the
+    answer was lost, is not a new registration.
     """
 
     name: str
     status: WorkerStatus
     check_heart_beat: bool
     multimodal: bool
+    request_id: str = field(default_factory=lambda: secrets.token_hex(12), compare=False)
 
 
 @dataclass(frozen=True, slots=True)

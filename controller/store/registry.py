@@ -8,7 +8,7 @@ import secrets
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import lru_cache
 from hashlib import blake2b
 from typing import Any, Final, NamedTuple, TypeVar
@@ -62,7 +62,7 @@ class Report(NamedTuple):
 class RegisterCall:
     """One call of Registry.register(), whose arguments these are.
 
-    request_id is of this call: repeated with it, within `repeatable_for` seconds, the call changes nothing more.
+    repeatable_for: for how many seconds the call may be repeated with the same registration and changes nothing more.
     """
 
     registration: Registration
@@ -72,7 +72,6 @@ class RegisterCall:
     draining: bool = False
     polled: bool = False
     repeatable_for: float = 0.0
-    request_id: str = field(default_factory=_new_id)
 
 
 class FailureCall(NamedTuple):
@@ -176,7 +175,7 @@ class Registry:
         registration, status = call.registration, call.registration.status
         expiration_ms = self._expiration_ms if call.expires_in is None else max(1, round(call.expires_in * 1000))
         return (
-            call.request_id,
+            registration.request_id,
             round(1000 * call.repeatable_for) + self._reply_kept_ms,
             registration.name,
             expiration_ms if registration.check_heart_beat else "",

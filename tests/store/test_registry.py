@@ -296,9 +296,9 @@ async def test_a_score_loses_no_digit_on_its_way(store: Store, registry: Registr
 
 async def test_a_worker_without_models_may_have_speed_zero(registry: Registry) -> None:
     """A cluster that has no workers. Its models appear when it registers with some, and vanish again."""
-    empty = Registration(A, WorkerStatus((), 0, 0), True, False)
-    for registration, models in ((empty, ()), (worker(A), ("m",)), (empty, ())):
-        await registry.register(registration)
+    for models in ((), ("m",), ()):
+        status = WorkerStatus(models, 1 if models else 0, 0)
+        await registry.register(Registration(A, status, True, False))
         await registry.heartbeat(reports([(A, 2)]))
         [known] = (await registry.list_workers()).workers
         assert (known.status.model_names, known.status.queue_length) == (models, 2)
