@@ -9,6 +9,7 @@ import time
 from collections.abc import Awaitable, Callable
 from typing import Final, ParamSpec, TypeVar
 
+from controller.cancellation import end
 from controller.domain.errors import StoreError, StoreRejection, StoreUnavailable
 from controller.metrics import Metrics
 
@@ -73,8 +74,7 @@ class StoreGuard:
     async def close(self) -> None:
         """End what goes on in the background."""
         if self._proving is not None:
-            self._proving.cancel()
-            await asyncio.wait([self._proving])
+            await end([self._proving])
 
     async def _first_proof(self) -> None:
         """Raise the reason why calls are refused. If there is none yet, let the store prove first that it serves."""

@@ -12,6 +12,7 @@ from typing import Final
 from zlib import crc32
 
 from controller.batches import Batches
+from controller.cancellation import end
 from controller.domain.errors import StoreError, WorkerError
 from controller.domain.worker import Worker
 from controller.guard import StoreGuard
@@ -75,11 +76,7 @@ class Poller:
 
     async def close(self) -> None:
         """End the polls that are under way, and leave the workers to the other replicas."""
-        polls = list(self._polls.values())
-        for poll in polls:
-            poll.cancel()
-        if polls:
-            await asyncio.wait(polls)
+        await end(list(self._polls.values()))
         if self._replicas:
             with contextlib.suppress(StoreError):  # then they will find out
                 await self._guard.ask(self._registry.meet, self._id, 0.0)

@@ -6,6 +6,7 @@ import logging
 import time
 from typing import Final, NamedTuple
 
+from controller.cancellation import end
 from controller.domain.errors import StoreError, WorkerError
 from controller.domain.worker import Registration, Worker, WorkerStatus
 from controller.guard import StoreGuard
@@ -54,8 +55,7 @@ class Refresher:
     async def close(self) -> None:
         """End a refresh that is under way."""
         if self._refreshing is not None:
-            self._refreshing.cancel()
-            await asyncio.wait([self._refreshing])
+            await end([self._refreshing])
 
     def _refreshed(self, task: "asyncio.Task[None]") -> None:
         self._refreshing = None

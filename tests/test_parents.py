@@ -9,10 +9,10 @@ from typing import Any
 import pytest
 
 from controller import parents
+from controller.cancellation import end
 from controller.service import Controller
 from controller.store import keys
 from controller.store.registry import Registry
-from controller.web.app import _end as end
 from tests.conftest import Open, Store
 from tests.outage import Link
 from tests.samples import A, B, worker

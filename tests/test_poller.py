@@ -10,12 +10,12 @@ from collections.abc import AsyncIterator, Callable, Sequence
 
 import pytest
 
+from controller.cancellation import end
 from controller.domain.worker import Worker
 from controller.poller import Poller
 from controller.service import Controller
 from controller.store import keys
 from controller.store.registry import FailureCall, Report
-from controller.web.app import _end as end
 from tests.conftest import Open, Store
 from tests.outage import Link
 from tests.samples import worker

@@ -8,6 +8,7 @@ from typing import Final, TypeVar
 from redis.exceptions import ResponseError
 from redis.exceptions import TimeoutError as RedisTimeoutError
 
+from controller.cancellation import end
 from controller.domain.errors import ReplicaBusy
 
 Result = TypeVar("Result")
@@ -79,8 +80,7 @@ class StoreCalls:
     async def close(self) -> None:
         """End the ping that is under way, if there is one."""
         if self._pinging is not None:
-            self._pinging.cancel()
-            await asyncio.wait([self._pinging])
+            await end([self._pinging])
 
     async def _wait_for_permit(self) -> None:
         try:

@@ -2,7 +2,7 @@
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import asynccontextmanager
 from typing import Final
 
@@ -11,6 +11,7 @@ from starlette.exceptions import HTTPException
 from starlette.routing import Route
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from controller.cancellation import end
 from controller.metrics import Metrics
 from controller.service import Controller
 from controller.settings import Settings
@@ -28,7 +29,6 @@ from controller.web.worker_plane import WorkerPlane
 logger = logging.getLogger("controller")
 
 _CHORE_PAUSE: Final = 5.0
-_CANCEL_AGAIN: Final = 0.5
 
 
 def create_registry(settings: Settings, store: StoreUrl) -> Registry:
@@ -102,7 +102,7 @@ def build_app(controller: Controller, metrics: Metrics, *chores: Callable[[], Aw
         try:
             yield
         finally:
-            await _end(tasks)
+            await end(tasks)
             await controller.close()
 
     app = Starlette(routes=routes, exception_handlers={HTTPException: http_exception}, lifespan=lifespan)
@@ -118,15 +118,6 @@ def _posts(endpoint: ASGIApp, others: ASGIApp) -> ASGIApp:
         await (endpoint if is_post else others)(scope, receive, send)
 
     return application
-
-
-async def _end(chores: Collection["asyncio.Task[None]"]) -> None:
-    """Cancel until they are gone: a cancellation may be lost that comes as what was waited for does."""
-    pending = set(chores)
-    while pending:
-        for chore in pending:
-            chore.cancel()
-        _, pending = await asyncio.wait(pending, timeout=_CANCEL_AGAIN)
 
 
 async def _never_give_up(chore: Callable[[], Awaitable[None]]) -> None:
