@@ -7,17 +7,15 @@ is then answered 200 all the same, with "no worker" or "no models"; another head
 
 from typing import Final
 
-from controller.domain.errors import StoreError, StoreUnavailable
+from controller.domain.errors import StoreError
 from controller.service import Controller
 from controller.web import wire
 from controller.web.endpoint import Answer, degraded
 
-_STORE_UNAVAILABLE: Final = ((b"x-controller-error", StoreUnavailable.code.encode()),)
-_NO_ADDRESS: Final = Answer(b'{"address":""}', headers=_STORE_UNAVAILABLE)
-_NO_LEASE: Final = Answer(b'{"address":"","lease":""}', headers=_STORE_UNAVAILABLE)
-_NO_MODELS: Final = Answer(b'{"models":[]}', headers=_STORE_UNAVAILABLE)
-_NOT_REFRESHED: Final = Answer(b"null", headers=_STORE_UNAVAILABLE)
-_REFRESHED: Final = Answer(b"null")
+_NO_ADDRESS: Final = b'{"address":""}'
+_NO_LEASE: Final = b'{"address":"","lease":""}'
+_NO_MODELS: Final = b'{"models":[]}'
+_NULL: Final = b"null"
 
 
 class ClientPlane:
@@ -33,15 +31,15 @@ class ClientPlane:
             return await self._lease(model, None if lease is True else lease)
         try:
             address, snapshot_age = await self._controller.dispatch(model)
-        except StoreError:
-            return _NO_ADDRESS
+        except StoreError as error:
+            return _without_store(_NO_ADDRESS, error)
         return Answer(b'{"address":"%s"}' % address.encode(), headers=degraded(snapshot_age))  # a URL needs no escaping
 
     async def _lease(self, model: str, lease_time: float | None) -> Answer:
         try:
             leased, snapshot_age = await self._controller.dispatch_with_lease(model, lease_time)
-        except StoreError:
-            return _NO_LEASE
+        except StoreError as error:
+            return _without_store(_NO_LEASE, error)
         return Answer(wire.encode(leased._asdict()), headers=degraded(snapshot_age))
 
     async def release_worker(self, body: bytes) -> Answer:
@@ -71,14 +69,19 @@ class ClientPlane:
     async def _list(self, multimodal: bool | None) -> Answer:
         try:
             models, snapshot_age = await self._controller.list_models(multimodal)
-        except StoreError:
-            return _NO_MODELS
+        except StoreError as error:
+            return _without_store(_NO_MODELS, error)
         return Answer(wire.encode({"models": models}), headers=degraded(snapshot_age))
 
     async def refresh_all_workers(self, _: bytes) -> Answer:
         """Ask all workers for their status."""
         try:
             await self._controller.refresh()
-        except StoreError:
-            return _NOT_REFRESHED
-        return _REFRESHED
+        except StoreError as error:
+            return _without_store(_NULL, error)
+        return Answer(_NULL)
+
+
+def _without_store(body: bytes, error: StoreError) -> Answer:
+    """A good answer with nothing in it. A header says why."""
+    return Answer(body, headers=((b"x-controller-error", error.code.encode()),))
