@@ -14,7 +14,9 @@ from controller.store.registry import NOT_ALIVE, Registry, WorkerList
 logger = logging.getLogger("controller")
 
 _REGISTERED_AT_ONCE: Final = 16  # of the registry's permits, which others need too
-_TOO_LONG: Final = 2.0  # expirations: a heartbeat with more time left was set before the clock was set back
+# Without a jump that this replica has seen, a heartbeat with more seconds left must be from before the clock was set
+# back. Replicas whose expirations differ by less than that leave each other's heartbeats alone.
+_TOO_LONG: Final = 7_200.0
 
 
 class Recovery:
@@ -133,11 +135,13 @@ class Recovery:
         }
         if ahead:
             return left
-        return {name: left.get(name, longest) for name, longest in self._overlong_heartbeats(now, limit=1.0).items()}
+        overlong = self._overlong_heartbeats(now, limit=self._heartbeat_expiration)
+        return {name: left.get(name, longest) for name, longest in overlong.items()}
 
-    def _overlong_heartbeats(self, now: WorkerList, limit: float = _TOO_LONG) -> dict[str, float]:
+    def _overlong_heartbeats(self, now: WorkerList, limit: float | None = None) -> dict[str, float]:
         longest = self._heartbeat_expiration
-        overlong = (w for w in now.workers if w.expires_in is not None and w.expires_in > limit * longest)
+        limit = max(_TOO_LONG, 2 * longest) if limit is None else limit
+        overlong = (w for w in now.workers if w.expires_in is not None and w.expires_in > limit)
         return {worker.name: longest for worker in overlong}
 
     async def _restore(self, before: WorkerList, age: float, known: set[str], lost_data: bool) -> None:
