@@ -102,7 +102,7 @@ async def test_a_settlement_is_remembered_for_as_long_as_a_replica_may_repeat_it
     registry._unanswered.append("lost")
     [settlement] = registry.settlements({A: 1}, 0)
     await registry.settle(settlement)
-    for request_id in (settlement.request_id, "lost"):
+    for request_id in (f"{settlement.request_id}-0", "lost"):
         assert 300_000 < await store.aside.pttl(keys.reply(store.namespace, request_id)) <= 600_000
 
 

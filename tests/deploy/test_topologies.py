@@ -96,6 +96,7 @@ async def everything_begins_again(running: Compose) -> None:
     for container in nodes(running).values():
         redis_cli(container, "config", "set", "maxmemory", "1gb")
         assert redis_cli(container, "config", "rewrite") == "OK"
+    running("stop", *SENTINELS)  # or they promote another master, where the others take long to stop
     running("down", "--timeout", "5")
     running("up", "--detach", "--no-build", "--no-deps", "redis-3")
     running("up", "--detach", "--no-build")
@@ -131,8 +132,9 @@ async def the_machine_reboots(running: Compose) -> None:
     led, lived = leader(running), addresses(running)
     everything = running("ps", "--quiet").split()
     before = failovers(running)
-    await asyncio.to_thread(docker, "kill", *everything)
     watchers = [container for sentinel in SENTINELS for container in running.containers(sentinel)]
+    await asyncio.to_thread(docker, "kill", *watchers)  # first: or they promote another master meanwhile
+    await asyncio.to_thread(docker, "kill", *(container for container in everything if container not in watchers))
     first = [*watchers, nodes(running)[led]]
     for container in [*first, *(container for container in reversed(everything) if container not in first)]:
         docker("start", container)
