@@ -134,9 +134,12 @@ def close(a: dict[str, float], b: dict[str, float]) -> bool:
 
 
 async def check_invariants(
-    client: Redis, namespace: str, fades: bool = False, clock: float | None = None
+    client: Redis, namespace: str, fades: bool = False, clock: float | None = None, slack: float = 1_000.0
 ) -> WholeState:
-    """Assert that all parts of a namespace agree; returns what it holds."""
+    """Assert that all parts of a namespace agree; returns what it holds.
+
+    slack is in milliseconds, for the time at which the sweep looks for a worker.
+    """
     state = await whole_state(client, namespace)
     indexed: dict[str, dict[str, float]] = {}
     fading: dict[str, dict[str, float]] = {}
@@ -185,7 +188,7 @@ async def check_invariants(
                 assert state.workers[name] == float("inf")
             else:
                 due = state.workers[name] - (now if clock is None else clock)
-                assert abs(due - ttl) < 1000, f"{name} expires in {ttl} ms, and is looked for in {due} ms"
+                assert abs(due - ttl) < slack, f"{name} expires in {ttl} ms, and is looked for in {due} ms"
     assert set(state.workers) == set(state.hashes)
     assert state.heartbeats <= set(state.hashes)
     assert state.indexes.keys() == indexed.keys()

@@ -1,0 +1,179 @@
+"""The calls of clients: how a replica makes each, and what the reference model says that it does."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any, ClassVar, Final, NamedTuple
+
+from controller.service import Controller
+from controller.store.registry import Request, worker_of
+from tests.model.state import State
+
+
+class Unknown:
+    """The answer of a call that was cancelled, or failed: it ran, or did not."""
+
+
+class Degraded(NamedTuple):
+    """The answer of a dispatch from a snapshot. The store may have made one as well."""
+
+    address: str
+
+
+UNKNOWN: Final = Unknown()
+Answer = Any
+
+
+@dataclass(frozen=True)
+class Call:
+    """make() makes the call on a replica. run() yields the states in which it leaves the model, given its answer.
+
+    It yields none if the model cannot give that answer. If the answer is UNKNOWN, it yields all states that the call
+    can lead to when it runs.
+
+    A call is sent again if its reply is lost. resent_answer is False for one whose second run has another answer than
+    its first, runs_twice True for one whose second run undoes what others did since: see test_repeated_scripts.py.
+    """
+
+    replica: int
+    resent_answer: ClassVar[bool] = True
+    runs_twice: ClassVar[bool] = False
+
+    async def make(self, controller: Controller) -> Answer:
+        raise NotImplementedError
+
+    def run(self, state: State, answer: Answer, leases: dict[str, int]) -> Iterator[State]:
+        """leases are those that the store holds in the end."""
+        raise NotImplementedError
+
+
+@dataclass(frozen=True)
+class Dispatch(Call):
+    """lottery is for a draw by the registry itself, direct for a dispatch by it, which has no snapshot."""
+
+    model: str
+    lease_ms: int = 0
+    lottery: bool = False
+    direct: bool = False
+
+    async def make(self, controller: Controller) -> Answer:
+        if self.lottery or self.direct:
+            registry = controller._registry
+            method = registry.dispatch_lottery if self.lottery else registry.dispatch_shortest_queue
+            [chosen] = await controller._guard.ask(method, [Request(self.model, self.lease_ms)])
+            return chosen
+        if not self.lease_ms:
+            address, age = await controller.dispatch(self.model)
+            return address if age is None else Degraded(address)
+        (address, lease), age = await controller.dispatch_with_lease(self.model, self.lease_ms / 1000)
+        return lease or address if age is None else Degraded(address)
+
+    def run(self, state: State, answer: Answer, leases: dict[str, int]) -> Iterator[State]:
+        serving = state.serving(self.model)
+        if answer is not UNKNOWN:
+            if answer == "":
+                yield from [] if serving else [state]
+            elif worker_of(answer) in serving and (worker_of(answer) != answer) == bool(self.lease_ms):
+                name = worker_of(answer)
+                best = [other for other in serving if not state.workers[other].failing]
+                if (name in best or not best) and answer not in state.leases:
+                    yield self.booked(state, answer)
+        elif self.lease_ms:
+            for lease in leases.keys() - state.leases.keys():
+                if worker_of(lease) in serving:
+                    yield self.booked(state, lease)
+        else:
+            for name in serving:
+                yield self.booked(state, name)
+
+    def lost(self, state: State, leases: dict[str, int]) -> Iterator[State]:
+        """Yield the same for a call that failed: the replica owes to take back what it booked."""
+        for after in self.run(state, UNKNOWN, leases):
+            new = after.leases.keys() - state.leases.keys()
+            booked = [name for name, worker in after.workers.items() if worker.booked != state.workers[name].booked]
+            after.debts[self.replica].lost += [(chosen, state.clock) for chosen in (*new, *booked)]
+            yield after
+
+    def booked(self, state: State, chosen: str) -> State:
+        after = state.copy()
+        worker = after.workers[worker_of(chosen)]
+        if self.lease_ms:
+            worker.leases.add(chosen)
+            after.leases[chosen] = state.clock + self.lease_ms
+        elif self.lottery:
+            worker.drawn += 1
+        else:
+            worker.book(1)
+        return after
+
+
+@dataclass(frozen=True)
+class Release(Call):
+    lease: str
+    resent_answer = False
+
+    async def make(self, controller: Controller) -> Answer:
+        return await controller.release(self.lease)
+
+    def run(self, state: State, answer: Answer, leases: dict[str, int]) -> Iterator[State]:
+        current = state.leases.get(self.lease, 0) > state.clock
+        name = worker_of(self.lease)
+        holds = name in state.workers and self.lease in state.workers[name].leases
+        allowed = {current and holds} | ({True} if current and self.lease in state.ghosts else set())
+        if answer is UNKNOWN or answer in allowed:
+            after = state.copy()
+            after.end_lease(self.lease)
+            yield after
+
+
+@dataclass(frozen=True)
+class Renew(Call):
+    lease: str
+
+    async def make(self, controller: Controller) -> Answer:
+        return await controller.renew(self.lease)
+
+    def run(self, state: State, answer: Answer, leases: dict[str, int]) -> Iterator[State]:
+        name = worker_of(self.lease)
+        renewed = (
+            state.leases.get(self.lease, 0) > state.clock
+            and name in state.workers
+            and self.lease in state.workers[name].leases
+        )
+        if answer is UNKNOWN or answer == renewed:
+            after = state.copy()
+            if renewed:
+                after.leases[self.lease] = state.clock + int(self.lease.split("-")[1])
+            yield after
+
+
+@dataclass(frozen=True)
+class ListWorkers(Call):
+    async def make(self, controller: Controller) -> Answer:
+        workers, age = await controller.list_workers()
+        if age is not None:
+            return UNKNOWN
+        return {worker.name: (worker.status.model_names, worker.draining, worker.failing) for worker in workers}
+
+    def run(self, state: State, answer: Answer, leases: dict[str, int]) -> Iterator[State]:
+        listed = {name: (worker.models, worker.draining, worker.failing) for name, worker in state.workers.items()}
+        if answer is UNKNOWN or answer == listed:
+            yield state
+
+
+@dataclass(frozen=True)
+class ListModels(Call):
+    multimodal: bool | None
+
+    async def make(self, controller: Controller) -> Answer:
+        models, age = await controller.list_models(self.multimodal)
+        return UNKNOWN if age is not None else models
+
+    def run(self, state: State, answer: Answer, leases: dict[str, int]) -> Iterator[State]:
+        models = {
+            model
+            for worker in state.workers.values()
+            if not worker.draining and self.multimodal in (None, worker.multimodal)
+            for model in worker.models
+        }
+        if answer is UNKNOWN or answer == sorted(models):
+            yield state

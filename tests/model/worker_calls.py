@@ -1,0 +1,195 @@
+"""The calls of workers, operators and background tasks: how a replica makes each, and what the reference model does."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from math import inf
+
+from controller.domain.worker import WorkerStatus
+from controller.service import Controller
+from controller.store.registry import Report
+from tests.model.calls import UNKNOWN, Answer, Call
+from tests.model.state import State, Worker
+from tests.samples import worker as registration_of
+
+
+@dataclass(frozen=True)
+class Register(Call):
+    """A worker registers of its own accord."""
+
+    name: str
+    models: tuple[str, ...]
+    queue: int
+    checks: bool
+    multimodal: bool
+    expiration: float
+    runs_twice = True
+
+    async def make(self, controller: Controller) -> Answer:
+        await controller.register(
+            self.name,
+            check_heart_beat=self.checks,
+            status=WorkerStatus(self.models, 1, self.queue),
+            multimodal=self.multimodal,
+        )
+
+    def run(self, state: State, answer: Answer, leases: dict[str, int]) -> Iterator[State]:
+        after = state.copy()
+        after.removed.discard(self.name)
+        draining = after.begin_life(self.name)
+        for drains in (True, False) if draining is None else (draining,):
+            expires_at = state.now + self.expiration if self.checks else inf
+            other = after.copy()
+            other.workers[self.name] = Worker(self.models, self.multimodal, self.checks, expires_at, drains)
+            yield other
+
+
+@dataclass(frozen=True)
+class Probe(Call):
+    """A refresh: the worker is registered again as its status says, only if it is still the same registration."""
+
+    name: str
+    models: tuple[str, ...]
+    registration: int
+    checks: bool
+    multimodal: bool
+    expiration: float
+    unseen: bool
+    resent_answer = False
+
+    async def make(self, controller: Controller) -> Answer:
+        registration = registration_of(
+            self.name, *self.models, check_heart_beat=self.checks, multimodal=self.multimodal
+        )
+        return await controller._guard.ask(controller._registry.register, registration, self.registration)
+
+    def run(self, state: State, answer: Answer, leases: dict[str, int]) -> Iterator[State]:
+        is_current = self.name in state.workers and state.workers[self.name].registration == self.registration
+        if answer is not UNKNOWN and answer != (False if is_current else None):
+            return
+        after = state.copy()
+        if is_current:
+            worker = after.workers[self.name]
+            worker.models, worker.registration = self.models, None
+            worker.expires_at = state.now + self.expiration if self.checks else inf
+            worker.report(self.unseen)
+            worker.forgive()
+        yield after
+
+
+@dataclass(frozen=True)
+class Heartbeat(Call):
+    """A heartbeat, or with of_polls an answer to a poll."""
+
+    name: str
+    queue: int
+    expiration: float
+    unseen: bool
+    of_polls: bool = False
+    runs_twice = True
+
+    async def make(self, controller: Controller) -> Answer:
+        if not self.of_polls:
+            return await controller.heartbeat(self.name, self.queue)
+        reports = [Report(self.name, self.queue)]
+        [known] = await controller._guard.ask(controller._registry.heartbeat, reports, of_polls=True)
+        return known
+
+    def run(self, state: State, answer: Answer, leases: dict[str, int]) -> Iterator[State]:
+        if answer is not UNKNOWN and answer != (self.name in state.workers):
+            return
+        after = state.copy()
+        if self.name in state.workers:
+            worker = after.workers[self.name]
+            worker.report(self.unseen)
+            if self.of_polls:
+                worker.polled = True
+                worker.forgive()
+            else:
+                worker.failing = ""
+                worker.expires_at = state.now + self.expiration if worker.checks else inf
+        yield after
+
+
+@dataclass(frozen=True)
+class ReportFailure(Call):
+    name: str
+    of_polls: bool = False
+    runs_twice = True
+
+    async def make(self, controller: Controller) -> Answer:
+        if not self.of_polls:
+            return await controller.report_failure(self.name)
+        return await controller._guard.ask(controller._registry.report_failure, self.name, of_polls=True)
+
+    def run(self, state: State, answer: Answer, leases: dict[str, int]) -> Iterator[State]:
+        worker = state.workers.get(self.name)
+        ignored = worker is not None and self.of_polls and not worker.polled
+        if answer is not UNKNOWN and answer is not (None if ignored else worker is not None):
+            return
+        after = state.copy()
+        if worker is not None and not ignored:
+            failing = "polls" if self.of_polls and worker.failing != "request" else "request"
+            after.workers[self.name].failing = failing
+        yield after
+
+
+@dataclass(frozen=True)
+class Drain(Call):
+    name: str
+    drain: bool
+    runs_twice = True
+
+    async def make(self, controller: Controller) -> Answer:
+        return await controller.drain(self.name, self.drain)
+
+    def run(self, state: State, answer: Answer, leases: dict[str, int]) -> Iterator[State]:
+        if answer is not UNKNOWN and answer != (self.name in state.workers):
+            return
+        after = state.copy()
+        if self.name in state.workers:
+            after.workers[self.name].draining = self.drain
+        if not self.drain:
+            after.drained.pop(self.name, None)
+        yield after
+
+
+@dataclass(frozen=True)
+class Remove(Call):
+    """An operator removes a worker; or, with a registration, a refresh removes the one that did not answer."""
+
+    name: str
+    registration: int | None = None
+
+    async def make(self, controller: Controller) -> Answer:
+        if self.registration is None:
+            return await controller.remove(self.name)
+        return await controller._guard.ask(controller._registry.remove, self.name, self.registration)
+
+    def run(self, state: State, answer: Answer, leases: dict[str, int]) -> Iterator[State]:
+        worker = state.workers.get(self.name)
+        removes = worker is not None and self.registration in (None, worker.registration)
+        if answer is not UNKNOWN and answer != removes:
+            return
+        after = state.copy()
+        if self.registration is None:
+            after.drained.pop(self.name, None)
+        if worker is not None and removes:
+            del after.workers[self.name]
+            after.removed.add(self.name)
+            if worker.draining and self.registration is not None:
+                after.drained[self.name] = state.now
+        yield after
+
+
+@dataclass(frozen=True)
+class Sweep(Call):
+    """The names in its answer are those of workers that had expired."""
+
+    resent_answer = False
+
+    async def make(self, controller: Controller) -> Answer:
+        return await controller._guard.insist(controller._registry.sweep, 0.001)
+
+    def run(self, state: State, answer: Answer, leases: dict[str, int]) -> Iterator[State]:
+        if answer is UNKNOWN or not state.workers.keys() & set(answer):
+            yield state

@@ -1,0 +1,42 @@
+"""Random histories of calls, faults and losses on three replicas do what a model of one sequential controller does.
+
+Each history has a seed, which the run's output shows. HISTORY_SEED=<seed> runs that history alone.
+"""
+
+import os
+import random
+
+import pytest
+
+from tests.conftest import REDIS_SERVER, Figure
+from tests.model.cluster import Cluster
+from tests.model.history import History
+
+SEED = os.environ.get("HISTORY_SEED")
+HISTORIES = 1 if SEED else 12
+STEPS = 400
+
+
+@pytest.mark.usefixtures("store_clock")
+@pytest.mark.parametrize("number", range(HISTORIES))
+async def test_a_history_is_as_in_the_model(
+    request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch, figure: Figure, number: int
+) -> None:
+    seed = int(SEED) if SEED else random.SystemRandom().randrange(10**9)
+    figure(f"history {number}", f"HISTORY_SEED={seed}")
+    random.seed(seed)  # what the replicas draw
+    rng = random.Random(seed)
+    fades = rng.random() < 0.5
+    delay = rng.choice([0.0, 0.2])
+    server = "redis_server" if REDIS_SERVER and rng.random() < 0.25 else "embedded"
+    url = request.getfixturevalue(f"{server}_url")
+    cluster = Cluster(url, "history", fades, delay, monkeypatch)
+    history = History(cluster, seed, delay)
+    try:
+        await history.run(STEPS)
+    except BaseException as error:
+        error.add_note("\n".join([f"HISTORY_SEED={seed}, {server}, {fades=}, {delay=}", *history.steps]))
+        raise
+    finally:
+        random.seed()
+        await cluster.close()
