@@ -13,6 +13,7 @@ from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import NoScriptError
 
 from controller import fallback, guard, recovery, service
+from controller.coalescer import Coalescer
 from controller.metrics import Metrics
 from controller.service import Controller
 from controller.settings import Settings
@@ -223,8 +224,8 @@ class Cluster:
             await self.aside.ping()
 
     def _busy(self, replica: Controller) -> bool:
-        coalescers = (replica._dispatches, replica._releases, replica._heartbeats, replica._model_lists)
-        return any(coalescer._task is not None for coalescer in coalescers)
+        coalescers = [*vars(replica).values(), *vars(replica._batches).values()]
+        return any(each._task is not None for each in coalescers if isinstance(each, Coalescer))
 
     async def break_connections(self) -> None:
         await self.aside.client_kill_filter(_type="normal", skipme=True)

@@ -4,7 +4,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from enum import Enum, auto
 
-from tests.model.calls import UNKNOWN, Answer, Call, Dispatch
+from tests.model.calls import UNKNOWN, Answer, Call, Dispatch, Release
 from tests.model.state import Observed, State
 
 
@@ -31,7 +31,13 @@ class Event:
 
     def outcomes(self, state: State, leases: dict[str, int]) -> Iterator[State]:
         for after in self._in_store(state, leases):
-            if self.degraded:
+            if isinstance(self.call, Release) and self.fate in (Fate.UNKNOWN, Fate.FAILED):
+                owing = after.copy()
+                owing.debts[self.replica].released.add(self.call.lease)
+                yield owing
+                if self.fate is Fate.UNKNOWN:  # cancelled: before the call was made, or while it was
+                    yield after
+            elif self.degraded:
                 booked = after.copy()
                 booked.debts[self.replica].bookings[self.degraded] += 1
                 yield booked

@@ -241,7 +241,7 @@ class History:
 
     async def settle_and_be_cut_off(self, replica: int) -> None:
         """The replica will settle the same once more, maybe much later."""
-        owes = all(state.debts[replica] != Debt() for state in self.states)
+        owes = all(state.debts[replica].bookings or state.debts[replica].lost for state in self.states)
         if not owes or not self.cluster.refuses_calls(replica) or replica in self.unacknowledged:
             return
         self.unacknowledged[replica] = self.state.now

@@ -48,11 +48,13 @@ class Worker:
 class Debt:
     """What a replica tells the store when it returns to it.
 
-    lost are dispatches whose answers did not come: the worker or lease, and when.
+    lost are dispatches whose answers did not come: the worker or lease, and when. released are leases that ended while
+    the store did not serve.
     """
 
     bookings: Counter[str] = field(default_factory=Counter)
     lost: list[tuple[str, int]] = field(default_factory=list)
+    released: set[str] = field(default_factory=set)
 
 
 @dataclass
@@ -90,7 +92,7 @@ class State:
             dict(self.leases),
             set(self.ghosts),
             dict(self.drained),
-            [Debt(Counter(debt.bookings), list(debt.lost)) for debt in self.debts],
+            [Debt(Counter(debt.bookings), list(debt.lost), set(debt.released)) for debt in self.debts],
             dict(self.signs),
             set(self.removed),
         )
@@ -125,15 +127,16 @@ class State:
     def settle(self, replica: int) -> None:
         """The replica returns to the store: see lua/settle.lua."""
         debt, self.debts[replica] = self.debts[replica], Debt()
-        change = Counter(debt.bookings)
+        for lease in debt.released:
+            self.end_lease(lease)
         for chosen, at in debt.lost:
             if self.clock - at >= REPLY_KEPT_MS:
                 continue  # the store does not know any more what it booked
-            if worker_of(chosen) == chosen:
-                change[chosen] -= 1
-            else:
+            if worker_of(chosen) != chosen:
                 self.end_lease(chosen)
-        for name, number in change.items():
+            elif chosen in self.workers:
+                self.workers[chosen].book(-1)
+        for name, number in debt.bookings.items():
             if name in self.workers:
                 self.workers[name].book(number)
 
