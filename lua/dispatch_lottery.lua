@@ -210,7 +210,7 @@ for i = 1, requests do
 end
 if leased then
   --- @include "end_overdue_leases"
-  end_overdue_leases(time, fades, 2 * requests) -- more than this call may lend
+  end_overdue_leases(time, fades, 64 + requests) -- more than this call may lend
 end
 local turn = leased and redis.call("INCRBY", key("sequence"), requests) - requests or 0 -- nothing else has one
 local chosen = {}

@@ -285,7 +285,7 @@ local leases_are_in_order = false
 local function choose(model, lease_time, turn_of_this)
   if lease_time > 0 and not leases_are_in_order then
     --- @include "end_overdue_leases"
-    end_overdue_leases(time, fades, 2 * requests) -- more than this call may lend
+    end_overdue_leases(time, fades, 64 + requests) -- more than this call may lend
     leases_are_in_order = true
   end
   local best

@@ -97,7 +97,7 @@ for i = 6, #ARGV, 3 do
     break
   end
 end
-end_overdue_leases(time, fades, 16)
+end_overdue_leases(time, fades, 64)
 -- Last: a full store refuses the heartbeats of the living, all or none, but not what makes room.
 for _, name in ipairs(dead) do
   forget(name)
