@@ -52,7 +52,7 @@ from simulation import Fleet, Ours, Policy, Simulation, Stock
 from sleeping_workers import MODEL
 
 from controller.domain.errors import EmbeddedStoreError
-from controller.store.embedded import EmbeddedStore
+from controller.store.embedded.store import EmbeddedStore
 
 REPLICAS = 4
 COMPRESSION = 10.0

@@ -162,11 +162,12 @@ def serve_app(kind: str, port: int, data_dir: Path | None) -> None:
     from starlette.responses import JSONResponse
 
     from controller.metrics import Metrics
-    from controller.server import uvicorn_options
+    from controller.replica import create_replica
+    from controller.server.run import uvicorn_options
     from controller.settings import Settings
-    from controller.store.embedded import EmbeddedStore
+    from controller.store.embedded.store import EmbeddedStore
     from controller.store_url import parse_store_url
-    from controller.web.app import HotPath, build_app, create_controller
+    from controller.web.app import HotPath
 
     async def echo(request: Request) -> JSONResponse:
         return JSONResponse({"address": (await request.json())["model"]})
@@ -185,10 +186,10 @@ def serve_app(kind: str, port: int, data_dir: Path | None) -> None:
 
             def factory() -> HotPath:
                 metrics = Metrics()
-                controller = create_controller(settings, parse_store_url(store.url), metrics)
-                routed = build_app(controller, metrics)
+                replica = create_replica(settings, parse_store_url(store.url), metrics)
+                routed = replica.app()
                 assert isinstance(routed, HotPath)
-                return HotPath({}, routed._app, controller)
+                return HotPath({}, routed._app, replica.readiness)
 
         uvicorn.run(factory, factory=True, host="127.0.0.1", port=port, **uvicorn_options(settings))
 

@@ -19,7 +19,7 @@ from rich.table import Table
 
 from controller.domain.worker import Registration, WorkerStatus
 from controller.store.connection import connect
-from controller.store.embedded import EmbeddedStore
+from controller.store.embedded.store import EmbeddedStore
 from controller.store.registry import Registry, Report, Request
 
 ROUNDS = 3
@@ -67,7 +67,7 @@ async def measure(url: str, fleet: str, workers: int, models: int, calls: int) -
     leases: list[str] = []
 
     async def lease(_: int) -> None:
-        leases.extend(await registry.dispatch_shortest_queue([Request("m", 600_000)]))
+        leases.extend(each.lease for each in (await registry.dispatch_shortest_queue([Request("m", 600_000)])))
 
     operations: list[Callable[[int], Awaitable[object]]] = [
         lambda _: registry.dispatch_shortest_queue([Request("m")]),

@@ -19,7 +19,7 @@ from rich.table import Table
 
 from controller.domain.worker import Registration, WorkerStatus
 from controller.store.connection import connect
-from controller.store.embedded import EmbeddedStore
+from controller.store.embedded.store import EmbeddedStore
 from controller.store.registry import Registry, Report, Request
 
 BATCH = 32
@@ -61,7 +61,7 @@ async def measure(url: str, workers: int, calls: int) -> dict[str, float]:
     leases: list[str] = []
 
     async def lease(_: int) -> None:
-        leases.extend(await registry.dispatch_shortest_queue(leased))
+        leases.extend(each.lease for each in (await registry.dispatch_shortest_queue(leased)))
 
     times = [
         await microseconds(client, calls, lambda _: registry.dispatch_shortest_queue(one)),

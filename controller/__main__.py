@@ -10,7 +10,7 @@ def main() -> None:
     # First of all: as process 1 of a container, a program cannot be ended before it has asked for the signal, and to
     # import the rest takes a while.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
-    from controller.cli import main as command_line
+    from controller.cli.main import main as command_line
 
     try:
         command_line()

@@ -1,104 +1,122 @@
-"""One replica: builds its objects, and takes it to its end in steps."""
+"""The composition root: builds all objects of one replica from the settings."""
 
-import asyncio
-import logging
-import multiprocessing
-import signal
-from multiprocessing.connection import Connection
-from types import FrameType
-from typing import Any
+from collections.abc import Awaitable, Callable, Sequence
 
 from starlette.types import ASGIApp
 
-from controller.metrics import CounterMemory, Metrics
-from controller.service import Controller
+from controller.availability.batches import Batches
+from controller.availability.degraded import DegradedMode
+from controller.availability.readiness import Readiness
+from controller.availability.reconciler import Reconciler
+from controller.availability.snapshots import SnapshotManager
+from controller.dispatch.dispatcher import Dispatcher
+from controller.fleet.membership import Membership
+from controller.fleet.parents import Parents
+from controller.fleet.poller import Poller
+from controller.fleet.refresh import Refresher
+from controller.fleet.sweeper import Sweeper
+from controller.metrics import Metrics
+from controller.proxy.forwarder import Forwarder
 from controller.settings import Settings
+from controller.store.connection import connect
+from controller.store.registry import Registry
 from controller.store_url import StoreUrl
-from controller.supervisor import EndSignals, Place, Stage, unblock_signals
-from controller.tls import Certificate
-from controller.web.app import build_app, create_controller
-
-logger = logging.getLogger("controller.server")
+from controller.upstream.client import WorkerClient
+from controller.web.app import build_app
+from controller.web.services import Services
 
 
-def replica(
-    settings: Settings,
-    store: StoreUrl,
-    memory: CounterMemory | None,
-    certificate: Certificate | None,
-    place: Place | None = None,
-) -> ASGIApp:
-    """Build the application of a replica. Call this in its event loop, when uvicorn's signal handlers are in place.
+class Replica:
+    """One replica. It keeps no state that another replica lacks, so any replica can serve any request.
 
-    memory: of the counters of all replicas, if they share one.
-    place: what the supervisor gives to a child process.
-    """
-    metrics = Metrics(memory, place.slot if place else 0, settings.replicas)
-    controller = create_controller(settings, store, metrics)
-    departure = _Departure(settings, controller)
-    if place is not None:
-        departure.follow(place.orders)
-    return build_app(controller, metrics, *([certificate.watch_forever] if certificate else []))
-
-
-class _Departure:
-    """Takes a replica from stage to stage, as signals and its supervisor say.
-
-    LEAVING: /readyz is 503 while all else is served. After the shutdown delay comes ENDING: uvicorn closes the port and
-    waits for what is under way; streams that take longer than the shutdown timeout are broken off, with a last frame.
-    FORCED: uvicorn waits for nothing. The death of the supervisor leads to ENDING.
+    Create and close it in the running event loop.
     """
 
-    def __init__(self, settings: Settings, controller: Controller) -> None:
+    def __init__(self, settings: Settings, registry: Registry, workers: WorkerClient, metrics: Metrics) -> None:
         self._settings = settings
-        self._controller = controller
-        self._loop = asyncio.get_running_loop()
-        self._stage = Stage.SERVING
-        self._signals = EndSignals()
-        self._stop_server = signal.getsignal(signal.SIGTERM)
-        for number in EndSignals.heeded():
-            signal.signal(number, self._signalled)
-        unblock_signals()
+        self.registry = registry
+        self.workers = workers
+        self.metrics = metrics
+        self.reconciler = Reconciler(registry)
+        self.snapshots = SnapshotManager(settings, registry, self.reconciler, metrics)
+        self.breaker = self.snapshots.breaker
+        self.degraded = DegradedMode(settings, self.snapshots, self.reconciler)
+        self.batches = Batches(self.breaker, registry, metrics, self.reconciler)
+        self.readiness = Readiness(self.batches, self.snapshots)
+        self.dispatcher = Dispatcher(settings, registry, self.batches, self.snapshots, self.degraded, metrics)
+        self.membership = Membership(settings, self.batches, self.snapshots, workers, metrics)
+        self.refresher = Refresher(self.breaker, registry, workers, metrics, settings.probe_timeout)
+        self.sweeper = Sweeper(self.breaker, registry, metrics, settings.sweep_interval)
+        self.poller = Poller(
+            self.breaker,
+            registry,
+            self.batches,
+            workers,
+            metrics,
+            settings.poll_interval,
+            self.snapshots.workers,
+        )
+        self.parents = Parents(
+            registry, self.snapshots, settings.parents, settings.advertise or "", settings.parent_interval
+        )
+        self.forwarder = Forwarder(
+            self.dispatcher,
+            workers,
+            metrics,
+            lambda: self.snapshots.cluster_id,
+            settings.lease_time,
+            settings.forward_tries,
+        )
+        self.services = Services(
+            self.dispatcher, self.forwarder, self.membership, metrics, self.readiness, self.refresher
+        )
 
-    def follow(self, orders: "Connection[Any, int]") -> None:
-        """Go to the stages that the supervisor orders, and end when it dies."""
-        self._loop.add_reader(orders.fileno(), self._ordered, orders)
-        supervisor = multiprocessing.parent_process()
-        if supervisor is not None:
-            self._loop.add_reader(supervisor.sentinel, self._supervisor_died, supervisor.sentinel)
+    def app(self, *background: Callable[[], Awaitable[None]]) -> ASGIApp:
+        """Return the ASGI application. It runs the background tasks of the replica, and `background`."""
+        return build_app(self.services, [*self.background(), *background], self.close)
 
-    def _ordered(self, orders: "Connection[Any, int]") -> None:
-        try:
-            self._reach(Stage(orders.recv()))
-        except EOFError:  # the supervisor has died
-            self._loop.remove_reader(orders.fileno())
+    def background(self) -> Sequence[Callable[[], Awaitable[None]]]:
+        """Return the background tasks: functions that run until cancelled."""
+        return (self.sweeper.run, self.snapshots.run, self.poller.run, self.parents.run)
 
-    def _supervisor_died(self, sentinel: int) -> None:
-        self._loop.remove_reader(sentinel)
-        logger.error("The process that started this replica is gone; ending too, so that it can be started again.")
-        self._reach(Stage.ENDING)
+    def begin_shutdown(self) -> None:
+        """Become unready. The replica keeps serving."""
+        self.readiness.begin_shutdown()
 
-    def _signalled(self, number: int, _frame: FrameType | None) -> None:
-        # A signal's handler runs between any two instructions of the loop's thread: leave the work to the loop.
-        if not self._loop.is_closed():
-            self._loop.call_soon_threadsafe(self._reach, self._signals.stage(number))
+    def stop_waiting(self) -> None:
+        """Fail the registrations that wait for Redis."""
+        self.membership.stop_waiting()
 
-    def _reach(self, stage: Stage) -> None:
-        if stage <= self._stage:
-            return
-        before, self._stage = self._stage, stage
-        self._controller.leave()
-        if stage is Stage.LEAVING:
-            logger.info("Shutting down: serving for %g s more.", self._settings.shutdown_delay)
-            self._loop.call_later(self._settings.shutdown_delay, self._reach, Stage.ENDING)
-            return
-        if before < Stage.ENDING:
-            self._loop.call_later(self._settings.shutdown_timeout, self._controller.end_streams)
-            self._controller.end_patience()
-            self._stop(signal.SIGTERM)
-        if stage is Stage.FORCED:
-            self._stop(signal.SIGINT)  # uvicorn takes a SIGINT in its shutdown for that
+    def end_streams(self) -> None:
+        """Break off all forwarded streams. Each client gets a final error frame."""
+        self.workers.end_streams()
 
-    def _stop(self, number: signal.Signals) -> None:
-        if callable(self._stop_server):
-            self._stop_server(number, None)
+    async def close(self) -> None:
+        """Finish the background work and close all connections."""
+        await self.forwarder.close(self._settings.redis_timeout)
+        await self.refresher.close()
+        await self.poller.close()
+        await self.parents.close()
+        await self.snapshots.close()
+        await self.workers.close()
+        await self.registry.close()
+
+
+def create_registry(settings: Settings, store: StoreUrl) -> Registry:
+    """Return the registry in the Redis that `store` names."""
+    decays = settings.booking_decay == "on"
+    return Registry(
+        connect(store, settings.redis_timeout),
+        settings.namespace,
+        settings.heartbeat_expiration,
+        settings.redis_timeout,
+        booking_decay=decays,
+        # Without decay, a report replaces all bookings, as in FastChat.
+        booking_delay=settings.booking_delay if decays else 0.0,
+    )
+
+
+def create_replica(settings: Settings, store: StoreUrl, metrics: Metrics) -> Replica:
+    """Return a replica on the Redis that `store` names. Call this in the running event loop."""
+    workers = WorkerClient(settings.probe_timeout, settings.worker_timeout)
+    return Replica(settings, create_registry(settings, store), workers, metrics)

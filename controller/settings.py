@@ -31,8 +31,20 @@ _POSITIVE: Final = (
 _LOG_LEVELS: Final = ("debug", "info", "warning", "error")
 
 
-def _setting(default: Any, text: str, *, also: Sequence[str] = (), choices: Sequence[str] = ()) -> Any:
-    return field(default=default, metadata={"help": text, "also": tuple(also), "choices": tuple(choices)})
+def _setting(
+    default: Any, text: str, *, also: Sequence[str] = (), choices: Sequence[str] = (), old_name: str | None = None
+) -> Any:
+    """Declare a setting.
+
+    also: further environment variables, those of FastChat.
+    old_name: a deprecated name, whose flag and environment variable still work.
+    """
+    if old_name:
+        also = [*also, f"CONTROLLER_{old_name.upper()}"]
+    return field(
+        default=default,
+        metadata={"help": text, "also": tuple(also), "choices": tuple(choices), "old_name": old_name},
+    )
 
 
 def _check_address(name: str, text: str) -> None:
@@ -46,98 +58,109 @@ def _check_address(name: str, text: str) -> None:
 class Settings:
     """The settings of `controller serve`. Times are in seconds.
 
-    Each field is the flag `--its-name` and the environment variable `CONTROLLER_ITS_NAME`; the command line reads
-    both from here. Raises SettingsError, in one sentence that says what to change.
+    Each field has the flag `--its-name` and the environment variable `CONTROLLER_ITS_NAME`. The command line is made
+    from these declarations. Raises SettingsError with a message that says what to change.
     """
 
     host: str = _setting(
-        "localhost", "Address or name to listen on. :: stands for all addresses, 0.0.0.0 for those of IPv4."
+        "localhost", "Address or name to listen on. :: means all addresses, 0.0.0.0 all IPv4 addresses."
     )
     port: int = _setting(21001, "Port to listen on. 0 picks a free one.")
     dispatch_method: DispatchMethod = _setting(
         DispatchMethod.SHORTEST_QUEUE,
-        "How a worker is chosen: the least queue_length / speed, or at random in proportion to speed.",
+        "How a worker is chosen: by the lowest queue_length / speed, or at random with odds proportional to speed.",
         choices=tuple(DispatchMethod),
     )
-    ssl: bool = _setting(False, "Serve HTTPS. Needs a key file and a certificate file.")
+    ssl: bool = _setting(False, "Serve HTTPS. Needs --ssl-keyfile and --ssl-certfile.")
     ssl_keyfile: Path | None = _setting(None, "The private key for --ssl.", also=["SSL_KEYFILE"])
     ssl_certfile: Path | None = _setting(None, "The certificate for --ssl.", also=["SSL_CERTFILE"])
     redis_url: str | None = _setting(
         None,
         "The Redis that holds the registry: redis://host:6379/0, rediss://..., unix:///path, "
-        "redis+sentinel://h1,h2,h3/master, redis+cluster://h1,h2 (rediss+... for TLS); or embedded://, which is the "
-        "default: a server of our own, under --data-dir. With a password in it, give it as the variable.",
+        "redis+sentinel://h1,h2,h3/master or redis+cluster://h1,h2 (rediss+... for TLS). The default, embedded://, "
+        "starts a Valkey server with its data in --data-dir. If the URL has a password, use the environment variable.",
     )
     redis_password_file: Path | None = _setting(
         None,
-        "A file with the password for --redis-url, so that it stands in no command line and no environment. It is read "
-        "for each connection, so a new password in it needs no restart.",
+        "File with the password for --redis-url, which keeps it out of command lines and environments. Each new "
+        "connection reads the file, so a changed password needs no restart.",
     )
-    namespace: str = _setting("controller", "Separates clusters that share one Redis.")
+    namespace: str = _setting(
+        "controller", "Prefix of all keys. Clusters that share one Redis need different namespaces."
+    )
     heartbeat_expiration: float = _setting(
         90.0,
-        "A worker that has not sent a heartbeat for so long is dead.",
+        "Time after its last heartbeat at which a worker expires.",
         also=["FASTCHAT_CONTROLLER_HEART_BEAT_EXPIRATION"],
     )
-    replicas: int = _setting(1, "How many identical processes answer on the port.")
-    data_dir: Path | None = _setting(None, f"Where the embedded store keeps its data.  [default: ./{DEFAULT_DATA_DIR}]")
+    replicas: int = _setting(1, "Number of identical processes that serve the port.")
+    data_dir: Path | None = _setting(None, f"Data directory of the embedded store.  [default: ./{DEFAULT_DATA_DIR}]")
     worker_timeout: float = _setting(
         100.0,
-        "The longest silence of a worker before or within its answer to a forwarded request.",
+        "Longest silence of a worker before or during its response to a forwarded request.",
         also=["FASTCHAT_WORKER_API_TIMEOUT"],
     )
     forward_tries: int = _setting(
         2,
-        "How many workers a forwarded request may be tried on, as long as they fail before their answer begins. "
-        "A request that kills its worker kills as many.",
+        "Number of workers that a forwarded request is tried on, if they fail before their response begins. "
+        "A request that crashes its worker can crash as many.",
     )
-    probe_timeout: float = _setting(5.0, "How long a worker may take to tell its status.")
+    probe_timeout: float = _setting(5.0, "Time limit for a worker to return its status.")
     booking_decay: str = _setting(
         "on",
-        "Whether a booking without a lease counts for less as it ages. off is FastChat's arithmetic: it counts until "
-        "the worker's next report, and --booking-delay is 0.",
+        "Whether the weight of a request without a lease decays with its age. off works as FastChat does: the request "
+        "counts fully until the worker's next report, and --booking-delay is 0.",
         choices=("on", "off"),
     )
     booking_delay: float = _setting(
         0.2,
-        "How long a request is under way to its worker, at most 0.35: younger bookings are not in what it reports yet.",
+        "Assumed delay between a dispatch and its arrival at the worker (max 0.35 s). Reports do not replace bookings "
+        "younger than this.",
     )
-    lease_time: float = _setting(600.0, "After how long a lease ends by itself, where its client names no time.")
+    lease_time: float = _setting(600.0, "Default lease duration, used if the client requests none.")
     poll_interval: float = _setting(
-        5.0, "How often a worker is asked for its queue length, by one of the replicas. 0 for never."
+        5.0, "How often each worker is polled for its queue length, by one of the replicas. 0 turns polling off."
     )
     parent: str | None = _setting(
         None,
-        "A controller above this cluster, which joins it as one worker; several with commas between them. "
-        "http://host:port, of ours or FastChat's.",
+        "Address of a parent controller, ours or FastChat's, at which this cluster registers as one worker: "
+        "http://host:port. Separate several with commas.",
     )
     advertise: str | None = _setting(
-        None, "The address by which --parent reaches this cluster: that of its load balancer. http://host:port."
+        None, "Address at which --parent reaches this cluster, usually of its load balancer: http://host:port."
     )
     parent_interval: float = _setting(
         45.0,
-        "How often the cluster, by one of its replicas, sends a heartbeat to each --parent.",
+        "How often one of the replicas sends a heartbeat to each --parent.",
         also=["FASTCHAT_WORKER_HEART_BEAT_INTERVAL"],
     )
     redis_timeout: float = _setting(
-        0.25, "How long a call to the store may take; then dispatch goes on from a snapshot, until the store is back."
+        0.25,
+        "Time limit for a call to Redis. If it is exceeded, dispatching continues from a snapshot until Redis is back.",
     )
-    snapshot_interval: float = _setting(1.0, "How often the snapshot is taken; with thousands of workers, less often.")
-    register_patience: float = _setting(
-        90.0, "How long a registration waits for the store to come back before it is answered 503."
+    snapshot_interval: float = _setting(
+        1.0, "How often the snapshot is taken. With thousands of workers it is taken less often."
     )
-    sweep_interval: float = _setting(10.0, "How often workers whose heartbeat lapsed are tidied away.")
+    register_timeout: float = _setting(
+        90.0,
+        "How long a registration waits for Redis to come back before it fails with 503. The old name is "
+        "--register-patience.",
+        old_name="register_patience",
+    )
+    sweep_interval: float = _setting(10.0, "How often expired workers are purged from the indexes.")
     shutdown_delay: float = _setting(
-        2.0, "How long SIGTERM lets a replica serve on while /readyz says 503, for load balancers to see it."
+        2.0,
+        "How long to keep serving after SIGTERM while /readyz returns 503, so that load balancers can remove the "
+        "replica.",
     )
     shutdown_timeout: float = _setting(
-        30.0, "How long requests and streams may then take to end, before they are broken off."
+        30.0, "How long running requests may take to end after that, before they are broken off."
     )
-    log_level: str = _setting("info", "How much is logged to standard error.", choices=_LOG_LEVELS)
+    log_level: str = _setting("info", "Lowest level that is logged to standard error.", choices=_LOG_LEVELS)
 
     @property
     def parents(self) -> tuple[str, ...]:
-        """The addresses of the controllers above this cluster."""
+        """Addresses of the parent controllers."""
         return tuple(worker_name(parent) for parent in self.parent.split(",")) if self.parent else ()
 
     def __post_init__(self) -> None:
@@ -157,17 +180,19 @@ class Settings:
                 f"--poll-interval must be 0, for never, or at least {_LEAST_POLL_INTERVAL:g} s, not "
                 f"{self.poll_interval}."
             )
-        for name in ("register_patience", "booking_delay", "poll_interval", "shutdown_delay", "shutdown_timeout"):
+        for name in ("register_timeout", "booking_delay", "poll_interval", "shutdown_delay", "shutdown_timeout"):
             if not 0 <= getattr(self, name) <= 10**7:
                 raise SettingsError(f"{flag(name)} must be 0 or more seconds, not {getattr(self, name)}.")
         if bool(self.parent) != bool(self.advertise):
-            raise SettingsError("--parent and --advertise go together: where to join, and under which address.")
+            raise SettingsError("--parent and --advertise need each other: where to register, and under which address.")
         for parent in self.parent.split(",") if self.parent else ():
             _check_address("parent", parent)
         if self.advertise:
             _check_address("advertise", self.advertise)
             if worker_name(self.advertise) in self.parents:
-                raise SettingsError("--parent and --advertise are the same: a cluster cannot join itself.")
+                raise SettingsError(
+                    "--parent and --advertise are the same address. A cluster cannot register at itself: change one."
+                )
         if not 0 <= self.port <= 65535:
             raise SettingsError(f"--port must be from 0 to 65535, not {self.port}.")
         if not 1 <= self.replicas <= 256:
@@ -177,7 +202,9 @@ class Settings:
                 f"--forward-tries must be from 1 to {_MAX_FORWARD_TRIES} workers, not {self.forward_tries}."
             )
         if not _NAMESPACE.match(self.namespace):
-            raise SettingsError("--namespace takes 1 to 64 letters, digits, dots, colons, dashes and underscores.")
+            raise SettingsError(
+                "--namespace must have 1 to 64 characters: letters, digits, dots, colons, dashes and underscores."
+            )
         if self.log_level not in _LOG_LEVELS:
             raise SettingsError(f"--log-level must be one of {', '.join(_LOG_LEVELS)}.")
         self._check_ssl()
@@ -191,32 +218,32 @@ class Settings:
             if path is None:
                 raise SettingsError(f"--ssl needs {flag(name)} (or the environment variable {name.upper()}).")
             if not path.is_file():
-                raise SettingsError(f"{flag(name)} names no file: {path}. --ssl cannot work without it.")
+                raise SettingsError(f"{flag(name)} is not a file: {path}. --ssl needs it.")
         try:
             context = SSLContext(PROTOCOL_TLS_SERVER)
             context.load_cert_chain(str(self.ssl_certfile), str(self.ssl_keyfile), password=_no_password)
         except (OSError, ValueError) as error:
             raise SettingsError(
                 f"--ssl cannot use --ssl-certfile {self.ssl_certfile} with --ssl-keyfile {self.ssl_keyfile}: {error}. "
-                "Both must be PEM files that belong together, the key without a password."
+                "Both must be PEM files of one pair, and the key must have no password."
             ) from error
 
     def _check_store(self) -> None:
         if self.redis_url is not None and self.data_dir is not None:
             raise SettingsError(
-                "--redis-url and --data-dir exclude each other: a data directory is for the embedded store, which is "
-                "not started when a Redis is named. Drop one of the two."
+                "--redis-url and --data-dir exclude each other: --data-dir is for the embedded store, which is not "
+                "started if --redis-url is set. Remove one of the two."
             )
         self.store_url()
 
     def store_url(self) -> StoreUrl:
-        """Return the store that the settings name. Raises SettingsError if it cannot be one."""
+        """Return the store that the settings name. Raises SettingsError if the URL is wrong."""
         store = parse_store_url("embedded://" if self.redis_url is None else self.redis_url)
         if self.redis_password_file is None:
             return store
         if store.kind is StoreKind.EMBEDDED or store.password is not None:
             raise SettingsError(
-                "--redis-password-file goes with a --redis-url that names a server and has no password in it itself."
+                "--redis-password-file needs a --redis-url that names a server and has no password of its own."
             )
         read_password_file(self.redis_password_file)  # a wrong path is reported at the start, not as an outage
         return replace(store, password_file=self.redis_password_file)
@@ -227,15 +254,15 @@ def _no_password() -> str:
 
 
 def flag(name: str) -> str:
-    """The command line flag of a setting."""
+    """Return the command line flag of a setting."""
     return "--" + name.replace("_", "-")
 
 
 def environment_variables(setting: "Field[Any]") -> list[str]:
-    """The environment variables of a setting, the one that wins first."""
+    """Return the environment variables of a setting, in order of precedence."""
     return [f"CONTROLLER_{setting.name.upper()}", *setting.metadata["also"]]
 
 
 def all_settings() -> tuple["Field[Any]", ...]:
-    """The fields of Settings, each with `help`, `also` and `choices` in its metadata."""
+    """Return the fields of Settings. Their metadata has `help`, `also`, `choices` and `old_name`."""
     return fields(Settings)

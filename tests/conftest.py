@@ -23,21 +23,21 @@ from redis.asyncio import Redis
 
 from controller.domain.errors import StoreUnavailable
 from controller.metrics import Metrics
-from controller.service import Controller
+from controller.replica import Replica
 from controller.settings import Settings
 from controller.store import keys, scripts
 from controller.store.connection import connect
-from controller.store.embedded import EmbeddedStore
+from controller.store.embedded.store import EmbeddedStore
 from controller.store.registry import Registry
 from controller.upstream.client import WorkerClient
-from tests import certificates, lifeline, network
-from tests.invariants import check_invariants, check_nothing_leaks
-from tests.outage import Link
-from tests.samples import A, B, worker
-from tests.waiting import wait_until
+from tests.support import certificates, lifeline, network
+from tests.support.invariants import check_invariants, check_nothing_leaks
+from tests.support.outage import Link
+from tests.support.samples import A, B, worker
+from tests.support.waiting import wait_until
 
 REDIS_SERVER = shutil.which("redis-server")
-TIED = ["--set-proc-title", "no"]  # which would overwrite the mark that tests/lifeline.py finds it by
+TIED = ["--set-proc-title", "no"]  # which would overwrite the mark that tests/support/lifeline.py finds it by
 STORES = ["fakeredis", "embedded", *(["redis-server"] if REDIS_SERVER else [])]
 _namespaces = itertools.count()
 
@@ -57,7 +57,7 @@ def pytest_configure(config: pytest.Config) -> None:
 
 @pytest.hookimpl(optionalhook=True)
 def pytest_xdist_make_scheduler(config: pytest.Config, log: object) -> object:
-    from tests.scheduling import Scheduling  # pytest-xdist is needed only where it runs
+    from tests.support.scheduling import Scheduling  # pytest-xdist is needed only where it runs
 
     return Scheduling(config, log) if config.getvalue("dist") == "loadfile" else None
 
@@ -218,18 +218,18 @@ def registry(store: Store) -> Registry:
     return store.registry()
 
 
-Open = Callable[..., Controller]
+Open = Callable[..., Replica]
 
 
 @pytest.fixture
 async def replica(store: Store) -> AsyncIterator[Open]:
     """Opens replicas on the store."""
-    opened: list[Controller] = []
+    opened: list[Replica] = []
 
-    def open_replica(registry: Registry | None = None, **changed: object) -> Controller:
-        settings = Settings(**{"probe_timeout": 60.0, "sweep_interval": 0.01, "register_patience": 60.0, **changed})
+    def open_replica(registry: Registry | None = None, **changed: object) -> Replica:
+        settings = Settings(**{"probe_timeout": 60.0, "sweep_interval": 0.01, "register_timeout": 60.0, **changed})
         workers = WorkerClient(settings.probe_timeout, settings.worker_timeout)
-        opened.append(Controller(settings, registry or store.registry(), workers, Metrics()))
+        opened.append(Replica(settings, registry or store.registry(), workers, Metrics()))
         return opened[-1]
 
     yield open_replica
@@ -257,11 +257,11 @@ def link(monkeypatch: pytest.MonkeyPatch) -> Link:
 
 
 @pytest.fixture
-async def controller(store: Store, link: Link, replica: Open) -> Controller:
+async def controller(store: Store, link: Link, replica: Open) -> Replica:
     """A replica with a snapshot of two workers."""
     registry = store.registry()
     await registry.register(worker(A, "m", "n"))
     await registry.register(worker(B, "m", multimodal=True))
     opened = replica()
-    await opened.check()
+    await opened.readiness.check()
     return opened

@@ -8,14 +8,14 @@ import pytest
 from controller.metrics import Metrics
 from controller.settings import all_settings, environment_variables, flag
 from controller.store import keys
+from controller.web.routes.table import ROUTES
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()
 
 
 def routes() -> set[str]:
-    app = (ROOT / "controller" / "web" / "app.py").read_text()
-    return set(re.findall(r'"(/[a-z_]+)"', app))
+    return {route.path for route in ROUTES}
 
 
 def test_settings() -> None:

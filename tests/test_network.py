@@ -1,4 +1,4 @@
-"""The guard of tests/network.py: a client of ours that would leave this machine fails the test."""
+"""The guard of tests/support/network.py: a client of ours that would leave this machine fails the test."""
 
 import socket
 from collections.abc import AsyncIterator
@@ -7,8 +7,8 @@ import pytest
 
 from controller.domain.errors import WorkerUnreachable
 from controller.upstream.client import WorkerClient
-from tests import network
-from tests.workers import bad_worker, status
+from tests.support import network
+from tests.support.workers import bad_worker, status
 
 
 @pytest.fixture

@@ -47,7 +47,7 @@ def test_every_setting_has_a_flag_and_a_variable() -> None:
         ({"probe_timeout": float("inf")}, "--probe-timeout"),
         ({"redis_timeout": -1}, "--redis-timeout"),
         ({"sweep_interval": 0}, "--sweep-interval"),
-        ({"register_patience": -1}, "--register-patience must be 0 or more"),
+        ({"register_timeout": -1}, "--register-timeout must be 0 or more"),
         ({"namespace": ""}, "--namespace takes"),
         ({"namespace": "a}b"}, "--namespace takes"),
         ({"namespace": "a b"}, "--namespace takes"),

@@ -29,7 +29,7 @@ def connect(url: str | StoreUrl, timeout: float) -> StoreClient:
     """A client for a store; it connects when it is first used.
 
     Every property that differs between versions of redis-py is set here. A call whose connection broke is sent once
-    more on a fresh one: all scripts stand being run twice. `timeout` is in seconds. controller/store/calls.py ends the
+    more on a fresh one: all scripts stand being run twice. `timeout` is in seconds. controller/store/client.py ends the
     calls that take longer. The timeouts of redis-py also run while the event loop is late, so they are longer and only
     a last resort. Where several servers may have to be asked before one answers, each gets a part of `timeout`.
     """

@@ -5,9 +5,9 @@ from typing import Final
 from redis.asyncio.lock import Lock
 from redis.exceptions import LockError
 
-from controller.store.calls import StoreCalls
+from controller.store.client import StoreCalls
 from controller.store.connection import StoreClient
-from controller.store.failures import FAILURES, store_error
+from controller.store.errors import FAILURES, store_error
 
 _MARGIN: Final = 60.0  # seconds by which the timeouts of two replicas may differ
 

@@ -1,4 +1,4 @@
-"""Errors as HTTP: `{"error": {"code", "message"}}`, or a line of text, with the status that fits."""
+"""Error responses: status and body for each error."""
 
 from collections.abc import Mapping
 from typing import Final
@@ -17,7 +17,7 @@ from controller.domain.errors import (
     StoreUnavailable,
     WorkerUnreachable,
 )
-from controller.web.wire import encode
+from controller.web.schemas.fastchat import encode
 
 _STATUS: Final[Mapping[type[ControllerError], int]] = {
     InvalidInput: 400,
@@ -31,30 +31,32 @@ _STATUS: Final[Mapping[type[ControllerError], int]] = {
 
 
 def status_of(error: ControllerError) -> int:
-    """The HTTP status of an error; 500 for one that no route should let through."""
+    """Return the HTTP status of an error, or 500 for an error that no route should raise."""
     return next((_STATUS[kind] for kind in type(error).__mro__ if kind in _STATUS), 500)
 
 
 def error_body(code: str, message: str) -> bytes:
-    """The body of every answer that tells of an error."""
+    """Return the JSON body of an error response."""
     return encode({"error": {"code": code, "message": message}})
 
 
 def error_text(code: str, message: str) -> bytes:
-    """The body of an error answer where JSON would be mistaken for a good answer: one line, not JSON."""
+    """Return the body of an error response to a client that would take any JSON for a success: one line of text."""
     return f"{code}: {' '.join(message.split())}\n".encode()
 
 
 async def http_exception(request: Request, error: Exception) -> Response:
-    """Starlette's own errors, such as an unknown route, in our form."""
+    """Return Starlette's own errors, such as an unknown route, in our format."""
     if not isinstance(error, HTTPException):
         raise error
     messages = {
         404: ("not_found", f"There is no route {request.url.path}."),
-        405: ("method_not_allowed", f"{request.url.path} does not take {request.method}."),
+        405: ("method_not_allowed", f"{request.url.path} does not accept {request.method}."),
     }
     code, message = messages.get(error.status_code, ("http_error", error.detail))
     headers = dict(error.headers or {})
     if "expect" in request.headers:
-        headers["connection"] = "close"  # its sender waits before the body; the next request would be taken for it
+        headers["connection"] = (
+            "close"  # the client may never send the body, and its next request would be parsed as the body
+        )
     return Response(error_body(code, message), error.status_code, headers, "application/json")

@@ -18,8 +18,8 @@ import httpx
 import psutil
 
 from tests.deploy.compose import ROOT
+from tests.support.waiting import wait_until
 from tests.system.processes import ControllerProcess, free_port, listens, serves
-from tests.waiting import wait_until
 
 DEPLOY = ROOT / "deploy"
 INVENTED = "http://127.0.0.2:9"  # the worker of the registrations and heartbeats; no process listens there

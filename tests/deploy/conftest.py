@@ -5,9 +5,9 @@ from collections.abc import Iterator
 
 import pytest
 
-from tests import network
 from tests.deploy.compose import ROOT, Compose, docker, images, up, why_not
-from tests.lifeline import project
+from tests.support import network
+from tests.support.lifeline import project
 
 # The workers, and for the test a user of Redis who may look at everything.
 EXTRA = """

@@ -16,10 +16,10 @@ from controller.store.registry import SCHEMA
 from tests.conftest import Figure
 from tests.deploy.compose import Compose, docker
 from tests.deploy.conftest import redis_url
-from tests.invariants import check_invariants
+from tests.support.invariants import check_invariants
+from tests.support.waiting import wait_until
 from tests.system.load import load
 from tests.system.processes import call, serves
-from tests.waiting import wait_until
 
 KILLING = 60.0  # seconds
 ASKING = 0.2  # seconds between two questions to Docker, which take time from what is tested

@@ -12,8 +12,8 @@ import pytest
 import trustme
 
 from tests.deploy.compose import ROOT
+from tests.support.workers import answers, bad_worker
 from tests.system.processes import ControllerProcess, free_port
-from tests.workers import answers, bad_worker
 
 SCRIPT = ROOT / "deploy/healthcheck.sh"
 Replica = Callable[..., ControllerProcess]
@@ -59,7 +59,7 @@ def test_one_that_hangs_or_is_gone_is_not(replica: Replica) -> None:
     assert not healthy(controller.port)
 
 
-@pytest.mark.parametrize("status", ["500 Internal Server Error", "404 Not Found"])
+@pytest.mark.parametrize("status", ["500 Internal Server Error", "404 Not MaybeStale"])
 async def test_another_answer_is_not_healthy(status: str) -> None:
     async with bad_worker(healthz=answers(b"", status)) as server:
         port = int(server.address.rpartition(":")[2])

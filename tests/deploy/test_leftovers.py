@@ -6,11 +6,11 @@ import sys
 import pytest
 
 from tests.deploy.compose import ROOT, docker, images, why_not
-from tests.waiting import wait_until
+from tests.support.waiting import wait_until
 
 RUNNER = """
 import subprocess, sys, time
-from tests import lifeline
+from tests.support import lifeline
 lifeline.tie()
 label = "com.docker.compose.project=" + lifeline.project("controller-test-killed")
 for command in (["run", "--detach", sys.argv[1], "sleep", "600"], ["network", "create", "controller-test-killed"]):

@@ -13,10 +13,10 @@ import pytest
 
 from tests.conftest import Figure
 from tests.deploy.balancers import FRAMES, REGISTRATION, Balancer, Outcome, Replicas, installed, load, running
+from tests.support.waiting import wait_until
+from tests.support.workers import BadWorker, answers, bad_worker, status
 from tests.system.processes import answers as answers_json
 from tests.system.processes import call
-from tests.waiting import wait_until
-from tests.workers import BadWorker, answers, bad_worker, status
 
 pytestmark = pytest.mark.timeout(300)
 

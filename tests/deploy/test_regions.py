@@ -8,9 +8,9 @@ from typing import Any
 import pytest
 
 from tests.deploy.compose import ROOT, Compose, docker, up
-from tests.lifeline import project
+from tests.support.lifeline import project
+from tests.support.waiting import wait_until
 from tests.system.processes import call, free_port
-from tests.waiting import wait_until
 
 pytestmark = pytest.mark.timeout(300)
 

@@ -10,10 +10,10 @@ import pytest
 from controller.store import keys
 from tests.conftest import Figure
 from tests.deploy.compose import ROOT, Compose, docker, up
-from tests.lifeline import project
+from tests.support.lifeline import project
+from tests.support.waiting import wait_until
 from tests.system.load import load
 from tests.system.processes import call, serves
-from tests.waiting import wait_until
 
 DEPLOY = ROOT / "deploy"
 NODES = ("redis", "redis-2", "redis-3")

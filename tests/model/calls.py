@@ -4,9 +4,10 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, ClassVar, Final, NamedTuple
 
-from controller.service import Controller
-from controller.store.registry import Request, worker_of
+from controller.replica import Replica
+from controller.store.registry import Request
 from tests.model.state import State
+from tests.support.dispatches import texts_of, worker_of, worker_of_lease
 
 
 class Unknown:
@@ -38,7 +39,7 @@ class Call:
     resent_answer: ClassVar[bool] = True
     runs_twice: ClassVar[bool] = False
 
-    async def make(self, controller: Controller) -> Answer:
+    async def make(self, controller: Replica) -> Answer:
         raise NotImplementedError
 
     def run(self, state: State, answer: Answer, leases: dict[str, int]) -> Iterator[State]:
@@ -55,16 +56,16 @@ class Dispatch(Call):
     lottery: bool = False
     direct: bool = False
 
-    async def make(self, controller: Controller) -> Answer:
+    async def make(self, controller: Replica) -> Answer:
         if self.lottery or self.direct:
-            registry = controller._registry
+            registry = controller.registry
             method = registry.dispatch_lottery if self.lottery else registry.dispatch_shortest_queue
-            [chosen] = await controller._guard.ask(method, [Request(self.model, self.lease_ms)])
+            [chosen] = texts_of(await controller.breaker.call(method, [Request(self.model, self.lease_ms)]))
             return chosen
         if not self.lease_ms:
-            address, age = await controller.dispatch(self.model)
+            address, age = await controller.dispatcher.dispatch(self.model)
             return address if age is None else Degraded(address)
-        (address, lease), age = await controller.dispatch_with_lease(self.model, self.lease_ms / 1000)
+        (address, lease), age = await controller.dispatcher.dispatch_with_lease(self.model, self.lease_ms / 1000)
         return lease or address if age is None else Degraded(address)
 
     def run(self, state: State, answer: Answer, leases: dict[str, int]) -> Iterator[State]:
@@ -79,7 +80,7 @@ class Dispatch(Call):
                     yield self.booked(state, answer)
         elif self.lease_ms:
             for lease in leases.keys() - state.leases.keys():
-                if worker_of(lease) in serving:
+                if worker_of_lease(lease) in serving:
                     yield self.booked(state, lease)
         else:
             for name in serving:
@@ -111,12 +112,12 @@ class Release(Call):
     lease: str
     resent_answer = False
 
-    async def make(self, controller: Controller) -> Answer:
-        return await controller.release(self.lease)
+    async def make(self, controller: Replica) -> Answer:
+        return await controller.dispatcher.release(self.lease)
 
     def run(self, state: State, answer: Answer, leases: dict[str, int]) -> Iterator[State]:
         current = state.leases.get(self.lease, 0) > state.clock
-        name = worker_of(self.lease)
+        name = worker_of_lease(self.lease)
         holds = name in state.workers and self.lease in state.workers[name].leases
         allowed = {current and holds} | ({True} if current and self.lease in state.ghosts else set())
         if answer is UNKNOWN or answer in allowed:
@@ -129,11 +130,11 @@ class Release(Call):
 class Renew(Call):
     lease: str
 
-    async def make(self, controller: Controller) -> Answer:
-        return await controller.renew(self.lease)
+    async def make(self, controller: Replica) -> Answer:
+        return await controller.dispatcher.renew(self.lease)
 
     def run(self, state: State, answer: Answer, leases: dict[str, int]) -> Iterator[State]:
-        name = worker_of(self.lease)
+        name = worker_of_lease(self.lease)
         renewed = (
             state.leases.get(self.lease, 0) > state.clock
             and name in state.workers
@@ -148,8 +149,8 @@ class Renew(Call):
 
 @dataclass(frozen=True)
 class ListWorkers(Call):
-    async def make(self, controller: Controller) -> Answer:
-        workers, age = await controller.list_workers()
+    async def make(self, controller: Replica) -> Answer:
+        workers, age = await controller.membership.list_workers()
         if age is not None:
             return UNKNOWN
         return {worker.name: (worker.status.model_names, worker.draining, worker.failing) for worker in workers}
@@ -164,8 +165,8 @@ class ListWorkers(Call):
 class ListModels(Call):
     multimodal: bool | None
 
-    async def make(self, controller: Controller) -> Answer:
-        models, age = await controller.list_models(self.multimodal)
+    async def make(self, controller: Replica) -> Answer:
+        models, age = await controller.dispatcher.list_models(self.multimodal)
         return UNKNOWN if age is not None else models
 
     def run(self, state: State, answer: Answer, leases: dict[str, int]) -> Iterator[State]:

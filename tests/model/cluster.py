@@ -12,21 +12,24 @@ from redis.commands.core import AsyncScript
 from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import NoScriptError
 
-from controller import fallback, guard, recovery, service
-from controller.coalescer import Coalescer
+from controller.availability import circuit_breaker as guard
+from controller.availability import recovery
+from controller.availability import snapshots as fallback
+from controller.availability.coalescer import Coalescer
+from controller.fleet import membership
 from controller.metrics import Metrics
-from controller.service import Controller
+from controller.replica import Replica
 from controller.settings import Settings
 from controller.store import keys, registry
 from controller.store.connection import connect
 from controller.store.registry import Registry, WorkerList
 from controller.upstream.client import WorkerClient
 from tests.conftest import CLOCK
-from tests.invariants import WholeState, check_invariants
 from tests.model.state import Observed
-from tests.outage import back
-from tests.replies import Replies
-from tests.waiting import wait_until
+from tests.support.invariants import WholeState, check_invariants
+from tests.support.outage import back
+from tests.support.replies import Replies
+from tests.support.waiting import wait_until
 
 REPLICAS: Final = 3
 EXPIRATION: Final = 950.0  # of heartbeats; time passes in hundreds of seconds, so none expires at about the same time
@@ -102,20 +105,20 @@ class Cluster:
 
     def __init__(self, url: str, namespace: str, fades: bool, booking_delay: float, patch: pytest.MonkeyPatch) -> None:
         self.now, self.clock = 1_000_000.0, START
-        for module in (fallback, recovery, guard, service, registry):
+        for module in (fallback, recovery, guard, membership, registry):
             patch.setattr(module, "time", SimpleNamespace(monotonic=lambda: self.now))
-        patch.setattr(guard, "_PROOF_INTERVAL", 0.005)
-        patch.setattr(service, "_RETRY_INTERVAL", 0.005)
+        patch.setattr(guard, "_PROBE_INTERVAL", 0.005)
+        patch.setattr(membership, "_RETRY_INTERVAL", 0.005)
         self.namespace, self.fades = namespace, fades
         self.aside = connect(url, 60.0)
         self.binary = Redis(unix_socket_path=self.aside.connection_pool.connection_kwargs["path"])
         options = EXPIRATION, DEADLINE, fades, booking_delay
         self._observer = Registry(self.aside, namespace, *options)
-        settings = Settings(heartbeat_expiration=EXPIRATION, register_patience=60.0)
+        settings = Settings(heartbeat_expiration=EXPIRATION, register_timeout=60.0)
         clients = [connect(url, 60.0) for _ in range(REPLICAS)]
         self.lines = [Line(client) for client in clients]
         self.replicas = [
-            Controller(settings, Registry(client, namespace, *options), WorkerClient(60.0, 60.0), Metrics())
+            Replica(settings, Registry(client, namespace, *options), WorkerClient(60.0, 60.0), Metrics())
             for client in clients
         ]
         self._expired_at = 0
@@ -125,7 +128,7 @@ class Cluster:
         await self._set_clock()
         self._expired_at = round(1000 * time.time())
         for replica in self.replicas:
-            await replica.check()
+            await replica.readiness.check()
 
     async def close(self) -> None:
         for replica in self.replicas:
@@ -183,34 +186,34 @@ class Cluster:
 
     def snapshot(self, replica: int) -> tuple[WorkerList | None, float]:
         """Return what the replica knows, and the age of that in seconds."""
-        keeper = self.replicas[replica]._fallback
+        keeper = self.replicas[replica].snapshots
         taken_at = keeper._snapshot.taken_at if keeper._snapshot is not None else -float("inf")
         return keeper._told, self.now - taken_at
 
     def failures(self, replica: int) -> float:
         """Return how many calls the store did not serve."""
-        counter = self.replicas[replica]._metrics.store_failures
+        counter = self.replicas[replica].metrics.store_failures
         return counter._row[counter._cell]
 
     def refuses_calls(self, replica: int) -> bool:
         """Return True if the replica knows that the store does not serve."""
-        return self.replicas[replica]._guard.reason is not None
+        return self.replicas[replica].breaker.reason is not None
 
     async def look(self, replica: int) -> None:
-        await self.replicas[replica]._fallback.look()
+        await self.replicas[replica].snapshots.refresh()
 
     async def settle(self, replica: int) -> None:
-        await self.replicas[replica]._fallback._return_to_store()
+        await self.replicas[replica].snapshots._return_to_redis()
 
     async def settle_and_be_cut_off(self, replica: int) -> None:
         """Let a replica settle, lose the reply to that, and cut it off."""
         line = self.lines[replica]
         line.mend()
-        line.cut_off_after(self.replicas[replica]._registry._scripts["settle"])
+        line.cut_off_after(self.replicas[replica].registry._scripts["reconcile"])
         await wait_until(lambda: line.refuses, "it is cut off", interval=0.001)
 
     def hold_dispatches_back(self, replica: int) -> None:
-        scripts = self.replicas[replica]._registry._scripts
+        scripts = self.replicas[replica].registry._scripts
         self.lines[replica].held_back = [scripts["dispatch_shortest_queue"], scripts["dispatch_lottery"]]
 
     async def use_store(self, replica: int) -> None:
@@ -223,8 +226,8 @@ class Cluster:
         for _ in range(2):
             await self.aside.ping()
 
-    def _busy(self, replica: Controller) -> bool:
-        coalescers = [*vars(replica).values(), *vars(replica._batches).values()]
+    def _busy(self, replica: Replica) -> bool:
+        coalescers = [*vars(replica).values(), *vars(replica.batches).values()]
         return any(each._task is not None for each in coalescers if isinstance(each, Coalescer))
 
     async def break_connections(self) -> None:

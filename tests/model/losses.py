@@ -75,7 +75,7 @@ class Losses:
             return
         living = Knowledge(listed, age).living()
         serving = [w.name for w in listed.workers if model in w.status.model_names and living.get(w.name) is False]
-        address, _ = await self.cluster.replicas[replica].dispatch(model)
+        address, _ = await self.cluster.replicas[replica].dispatcher.dispatch(model)
         assert address in (serving or [""]), f"{address or 'no worker'} of {serving}"
 
     async def fail_over(self, *, noticed: bool = False) -> None:

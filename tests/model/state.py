@@ -6,7 +6,7 @@ from dataclasses import dataclass, field, replace
 from math import inf
 
 from controller.domain import worker as domain
-from controller.store.registry import worker_of
+from tests.support.dispatches import worker_of, worker_of_lease
 
 DRAINING_KEPT = 3_600.0  # seconds that the store remembers of a worker that is gone that it was draining
 REPLY_KEPT_MS = 360_000  # as a registry with a deadline of 60 s keeps the reply to a dispatch
@@ -111,12 +111,12 @@ class State:
     def end_lease(self, lease: str) -> None:
         self.leases.pop(lease, None)
         self.ghosts.discard(lease)
-        if worker_of(lease) in self.workers:
-            self.workers[worker_of(lease)].leases.discard(lease)
+        if worker_of_lease(lease) in self.workers:
+            self.workers[worker_of_lease(lease)].leases.discard(lease)
 
     def begin_life(self, name: str) -> bool | None:
         """End what belonged to an earlier life; return whether the worker drains, None if it may or may not."""
-        self.ghosts = {lease for lease in self.ghosts if worker_of(lease) != name}
+        self.ghosts = {lease for lease in self.ghosts if worker_of_lease(lease) != name}
         expired_at = self.drained.pop(name, None)
         if name in self.workers:
             return self.workers[name].draining
@@ -206,4 +206,4 @@ class State:
             )
             for name, worker in seen.workers.items()
         }
-        self.ghosts = {lease for lease in seen.leases if worker_of(lease) not in self.workers}
+        self.ghosts = {lease for lease in seen.leases if worker_of_lease(lease) not in self.workers}

@@ -5,11 +5,11 @@ from dataclasses import dataclass
 from math import inf
 
 from controller.domain.worker import WorkerStatus
-from controller.service import Controller
+from controller.replica import Replica
 from controller.store.registry import Report
 from tests.model.calls import UNKNOWN, Answer, Call
 from tests.model.state import State, Worker
-from tests.samples import worker as registration_of
+from tests.support.samples import worker as registration_of
 
 
 @dataclass(frozen=True)
@@ -24,8 +24,8 @@ class Register(Call):
     expiration: float
     runs_twice = True
 
-    async def make(self, controller: Controller) -> Answer:
-        await controller.register(
+    async def make(self, controller: Replica) -> Answer:
+        await controller.membership.register(
             self.name,
             check_heart_beat=self.checks,
             status=WorkerStatus(self.models, 1, self.queue),
@@ -56,11 +56,11 @@ class Probe(Call):
     unseen: bool
     resent_answer = False
 
-    async def make(self, controller: Controller) -> Answer:
+    async def make(self, controller: Replica) -> Answer:
         registration = registration_of(
             self.name, *self.models, check_heart_beat=self.checks, multimodal=self.multimodal
         )
-        return await controller._guard.ask(controller._registry.register, registration, self.registration)
+        return await controller.breaker.call(controller.registry.register, registration, self.registration)
 
     def run(self, state: State, answer: Answer, leases: dict[str, int]) -> Iterator[State]:
         is_current = self.name in state.workers and state.workers[self.name].registration == self.registration
@@ -87,11 +87,11 @@ class Heartbeat(Call):
     of_polls: bool = False
     runs_twice = True
 
-    async def make(self, controller: Controller) -> Answer:
+    async def make(self, controller: Replica) -> Answer:
         if not self.of_polls:
-            return await controller.heartbeat(self.name, self.queue)
+            return await controller.membership.heartbeat(self.name, self.queue)
         reports = [Report(self.name, self.queue)]
-        [known] = await controller._guard.ask(controller._registry.heartbeat, reports, of_polls=True)
+        [known] = await controller.breaker.call(controller.registry.heartbeat, reports, of_polls=True)
         return known
 
     def run(self, state: State, answer: Answer, leases: dict[str, int]) -> Iterator[State]:
@@ -116,10 +116,10 @@ class ReportFailure(Call):
     of_polls: bool = False
     runs_twice = True
 
-    async def make(self, controller: Controller) -> Answer:
+    async def make(self, controller: Replica) -> Answer:
         if not self.of_polls:
-            return await controller.report_failure(self.name)
-        return await controller._guard.ask(controller._registry.report_failure, self.name, of_polls=True)
+            return await controller.dispatcher.report_failure(self.name)
+        return await controller.breaker.call(controller.registry.report_failure, self.name, of_polls=True)
 
     def run(self, state: State, answer: Answer, leases: dict[str, int]) -> Iterator[State]:
         worker = state.workers.get(self.name)
@@ -139,8 +139,8 @@ class Drain(Call):
     drain: bool
     runs_twice = True
 
-    async def make(self, controller: Controller) -> Answer:
-        return await controller.drain(self.name, self.drain)
+    async def make(self, controller: Replica) -> Answer:
+        return await controller.membership.drain(self.name, self.drain)
 
     def run(self, state: State, answer: Answer, leases: dict[str, int]) -> Iterator[State]:
         if answer is not UNKNOWN and answer != (self.name in state.workers):
@@ -160,10 +160,10 @@ class Remove(Call):
     name: str
     registration: int | None = None
 
-    async def make(self, controller: Controller) -> Answer:
+    async def make(self, controller: Replica) -> Answer:
         if self.registration is None:
-            return await controller.remove(self.name)
-        return await controller._guard.ask(controller._registry.remove, self.name, self.registration)
+            return await controller.membership.remove(self.name)
+        return await controller.breaker.call(controller.registry.remove, self.name, self.registration)
 
     def run(self, state: State, answer: Answer, leases: dict[str, int]) -> Iterator[State]:
         worker = state.workers.get(self.name)
@@ -187,8 +187,8 @@ class Sweep(Call):
 
     resent_answer = False
 
-    async def make(self, controller: Controller) -> Answer:
-        return await controller._guard.insist(controller._registry.sweep, 0.001)
+    async def make(self, controller: Replica) -> Answer:
+        return await controller.breaker.force_call(controller.registry.sweep, 0.001)
 
     def run(self, state: State, answer: Answer, leases: dict[str, int]) -> Iterator[State]:
         if answer is UNKNOWN or not state.workers.keys() & set(answer):

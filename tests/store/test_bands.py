@@ -10,10 +10,11 @@ from hypothesis import strategies as st
 from controller.domain.fade import PHASE_PERIOD
 from controller.domain.worker import MAX_CAPACITY, MAX_QUEUE_LENGTH, MAX_SPEED, MIN_SPEED
 from controller.store import keys
-from controller.store.registry import Registry, worker_of
+from controller.store.registry import Registry
 from tests.conftest import CLOCK, Store
-from tests.invariants import check_invariants
-from tests.samples import A, B, C, asks, reports, worker
+from tests.support.dispatches import workers_of
+from tests.support.invariants import check_invariants
+from tests.support.samples import A, B, C, asks, reports, worker
 
 NAMES = [A, B, C]
 NOW = 1_800_000_000_000
@@ -64,7 +65,7 @@ async def test_the_best_band_is_chosen(store: Store, fades: bool, all_given: lis
         if each.fails:
             await registry.report_failure(name)
     [chosen] = await registry.dispatch_shortest_queue(asks(["m"], 60_000 * leased))
-    assert workers[worker_of(chosen)].band == min(each.band for each in all_given)
+    assert workers[chosen.worker].band == min(each.band for each in all_given)
     await check_invariants(store.client, store.namespace, fades)
     for name in workers:
         await registry.remove(name)
@@ -77,7 +78,7 @@ async def test_among_costs_at_the_bound_of_a_band_the_turn_decides(store: Store,
     for name in NAMES:
         await registry.register(worker(name, speed=MIN_SPEED, capacity=1, queue_length=MAX_QUEUE_LENGTH))
     chosen = await registry.dispatch_shortest_queue(asks(["m"] * 6, lease_ms))
-    assert list(map(worker_of, chosen)) == NAMES * 2 if lease_ms else set(chosen) == set(NAMES)
+    assert workers_of(chosen) == NAMES * 2 if lease_ms else set(chosen) == set(NAMES)
 
 
 class Fading:
@@ -129,9 +130,9 @@ async def test_a_phase_that_starts_again_lets_bookings_fade(fading: Fading) -> N
     await fading.tick(2_000)
     await registry.heartbeat(reports([(A, 0)]))
     assert await fading.phase() == pytest.approx(10)
-    assert await registry.dispatch_shortest_queue(asks(["m"])) == [A]
+    assert workers_of(await registry.dispatch_shortest_queue(asks(["m"]))) == [A]
     await registry.heartbeat(reports([(B, 4)]))
-    assert await registry.dispatch_shortest_queue(asks(["m"])) == [A], "B has more to do"
+    assert workers_of(await registry.dispatch_shortest_queue(asks(["m"]))) == [A], "B has more to do"
     await fading.tick(5_000)
     lengths = {known.name: known.status.queue_length for known in (await registry.list_workers()).workers}
     assert lengths == {A: 0, B: 0}, "all have faded"
@@ -145,7 +146,7 @@ async def test_a_worker_that_has_not_reported_since_the_phase_started_again_fade
     await fading.tick(2_000)
     await registry.heartbeat(reports([(A, 0)]))
     await registry.drain(A)
-    assert await registry.dispatch_shortest_queue(asks(["m"])) == [B]
+    assert workers_of(await registry.dispatch_shortest_queue(asks(["m"]))) == [B]
     await fading.tick(5_000)
     lengths = {known.name: known.status.queue_length for known in (await registry.list_workers()).workers}
     assert lengths == {A: 0, B: 0}

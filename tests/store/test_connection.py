@@ -15,13 +15,14 @@ from redis.exceptions import AuthenticationError
 
 from controller.domain.errors import StoreUnavailable
 from controller.store.connection import MAX_CONNECTIONS, connect
-from controller.store.embedded import EmbeddedStore
+from controller.store.embedded.store import EmbeddedStore
 from controller.store.registry import Registry
 from controller.store_url import StoreKind, StoreUrl, parse_store_url
 from controller.web.errors import error_body
-from tests.faults import proxy
-from tests.invariants import check_invariants
-from tests.samples import A, B, C, asks, reports, worker
+from tests.support.dispatches import workers_of
+from tests.support.faults import proxy
+from tests.support.invariants import check_invariants
+from tests.support.samples import A, B, C, asks, reports, worker
 
 
 @pytest.mark.parametrize("url", ["redis://u:p@h:1/2", "rediss://u:p@h", "unix:///s", "rediss+sentinel://u:p@a,b/main"])
@@ -101,7 +102,7 @@ async def test_lost_replies_do_not_book_twice(embedded_url: str, short_dir: Path
         registry = Registry(client, "lost-replies", 3_600.0, 60.0, booking_decay=False, booking_delay=0.0)
         for name in (A, B, C):
             await registry.register(worker(name))
-        chosen = [name for _ in range(2000) for name in await registry.dispatch_shortest_queue(asks(["m"]))]
+        chosen = [name for _ in range(2000) for name in workers_of(await registry.dispatch_shortest_queue(asks(["m"])))]
         assert lossy.lost > 30
         assert len([name for name in chosen if name]) == 2000
         assert sum(w.status.queue_length for w in (await registry.list_workers()).workers) == 2000
@@ -116,7 +117,7 @@ async def test_an_answer_is_kept_for_longer_than_a_repetition_can_take(embedded_
     client = connect(embedded_url, timeout=60.0)
     for deadline, kept in ((0.5, 6.0), (20.0, 120.0)):
         registry = Registry(client, "kept", 90.0, deadline, booking_decay=False, booking_delay=0.0)
-        assert registry._reply_kept_ms == 1000 * kept
+        assert registry._reply_ttl_ms == 1000 * kept
         registry._calls.deadline = 60.0
         await registry.register(worker(A))
         await registry.dispatch_shortest_queue(asks(["m"]))
@@ -181,7 +182,7 @@ async def test_scripts_are_loaded_again_after_a_flush(embedded_url: str) -> None
     registry = Registry(client, "flush", 90.0, booking_decay=False, booking_delay=0.0)
     await registry.register(worker(A))
     await client.script_flush()
-    assert await registry.dispatch_shortest_queue(asks(["m"])) == [A]
+    assert workers_of(await registry.dispatch_shortest_queue(asks(["m"]))) == [A]
     await registry.remove(A)
     await client.delete(*await client.keys("{flush}*"))
     await client.aclose()

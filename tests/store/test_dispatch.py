@@ -11,10 +11,12 @@ from controller.domain.dispatch import Indexed, least_cost
 from controller.domain.errors import StoreUnavailable
 from controller.store import keys
 from controller.store.connection import connect
-from controller.store.registry import Registry, worker_of
+from controller.store.reconciliation import split
+from controller.store.registry import Registry
 from tests.conftest import CLOCK, Store
-from tests.invariants import load_of, parts_of, whole_state
-from tests.samples import A, B, C, asks, reports, worker
+from tests.support.dispatches import workers_of
+from tests.support.invariants import load_of, parts_of, whole_state
+from tests.support.samples import A, B, C, asks, reports, worker
 
 
 async def queues(registry: Registry) -> list[int]:
@@ -22,36 +24,43 @@ async def queues(registry: Registry) -> list[int]:
 
 
 async def test_no_worker(registry: Registry) -> None:
-    assert await registry.dispatch_shortest_queue(asks(["m"])) == [""]
-    assert await registry.dispatch_lottery(asks(["m"])) == [""]
+    assert workers_of(await registry.dispatch_shortest_queue(asks(["m"]))) == [""]
+    assert workers_of(await registry.dispatch_lottery(asks(["m"]))) == [""]
 
 
 async def test_the_shortest_queue_per_speed_is_chosen_and_booked(registry: Registry) -> None:
     await registry.register(worker(A, speed=1, queue_length=3))
     await registry.register(worker(B, speed=4, queue_length=8))
     await registry.register(worker(C, speed=1, queue_length=9))
-    assert await registry.dispatch_shortest_queue(asks(["m"] * 6)) == [B, B, B, B, A, B]
+    assert workers_of(await registry.dispatch_shortest_queue(asks(["m"] * 6))) == [B, B, B, B, A, B]
     assert await queues(registry) == [4, 13, 9]
 
 
 async def test_equal_workers_take_turns_in_the_order_of_their_registration(registry: Registry) -> None:
     for name in (B, C, A):
         await registry.register(worker(name))
-    assert await registry.dispatch_shortest_queue(asks(["m"] * 7)) == [B, C, A, B, C, A, B]
+    assert workers_of(await registry.dispatch_shortest_queue(asks(["m"] * 7))) == [B, C, A, B, C, A, B]
 
 
 async def test_a_heartbeat_does_not_change_the_turns(registry: Registry) -> None:
     for name in (A, B, C):
         await registry.register(worker(name))
-    assert await registry.dispatch_shortest_queue(asks(["m"])) == [A]
+    assert workers_of(await registry.dispatch_shortest_queue(asks(["m"]))) == [A]
     await registry.heartbeat(reports([(A, 0), (B, 0), (C, 0)]))
-    assert await registry.dispatch_shortest_queue(asks(["m", "m", "m"])) == [B, C, A]
+    assert workers_of(await registry.dispatch_shortest_queue(asks(["m", "m", "m"]))) == [B, C, A]
 
 
 async def test_a_booking_counts_for_all_models_of_the_worker(registry: Registry) -> None:
     await registry.register(worker(A, "m", "n"))
     await registry.register(worker(B, "n"))
-    assert await registry.dispatch_shortest_queue(asks(["m", "m", "n", "n", "n", "m"])) == [A, A, B, B, A, A]
+    assert workers_of(await registry.dispatch_shortest_queue(asks(["m", "m", "n", "n", "n", "m"]))) == [
+        A,
+        A,
+        B,
+        B,
+        A,
+        A,
+    ]
 
 
 async def test_one_batch_is_as_good_as_many_calls(store: Store) -> None:
@@ -62,8 +71,8 @@ async def test_one_batch_is_as_good_as_many_calls(store: Store) -> None:
     for registry in (one, many):
         for i in range(6):
             await registry.register(worker(f"http://w{i}:1", *["m", "n"][i % 2 :], speed=1 + i % 3, queue_length=i))
-    assert await one.dispatch_shortest_queue(asks(models)) == [
-        (await many.dispatch_shortest_queue(asks([m])))[0] for m in models
+    assert workers_of(await one.dispatch_shortest_queue(asks(models))) == [
+        (workers_of(await many.dispatch_shortest_queue(asks([m]))))[0] for m in models
     ]
     assert await queues(one) == await queues(many)
 
@@ -84,7 +93,7 @@ async def test_a_repeated_call_gets_the_same_answer_and_books_nothing(
 
 async def test_the_lottery_books_nothing(registry: Registry) -> None:
     await registry.register(worker(A, queue_length=2))
-    assert await registry.dispatch_lottery(asks(["m"] * 5)) == [A] * 5
+    assert workers_of(await registry.dispatch_lottery(asks(["m"] * 5))) == [A] * 5
     assert await queues(registry) == [2]
 
 
@@ -102,7 +111,7 @@ async def test_lottery_is_proportional_to_speed(store: Store) -> None:
     await registry.register(worker("http://w4:1", speed=4))
     drawn: Counter[str] = Counter()
     for _ in range(draws // 250):
-        drawn.update(await registry.dispatch_lottery(asks(["m"] * 250)))
+        drawn.update(workers_of(await registry.dispatch_lottery(asks(["m"] * 250))))
     total = sum(speeds.values())
     chi_square = sum((drawn[name] - draws * s / total) ** 2 / (draws * s / total) for name, s in speeds.items())
     assert set(drawn) == set(speeds)
@@ -115,7 +124,9 @@ async def test_lottery_draws_do_not_depend_on_each_other(store: Store) -> None:
     registry = store.registry(draw=random.Random(5).random)
     await registry.register(worker(A))
     await registry.register(worker(B))
-    winners = [name for _ in range(draws // 250) for name in await registry.dispatch_lottery(asks(["m"] * 250))]
+    winners = [
+        name for _ in range(draws // 250) for name in workers_of(await registry.dispatch_lottery(asks(["m"] * 250)))
+    ]
     pairs = Counter(zip(winners[::2], winners[1::2], strict=True))
     expected = draws / 2 / 4
     assert sum((pairs[x, y] - expected) ** 2 / expected for x in (A, B) for y in (A, B)) < 16.27
@@ -128,7 +139,7 @@ async def test_lottery_follows_a_change_of_speed(store: Store) -> None:
     await registry.dispatch_lottery(asks(["m"] * 200))
     await registry.register(worker(A, speed=1e-6))
     await registry.dispatch_lottery(asks(["m"]))
-    assert Counter(await registry.dispatch_lottery(asks(["m"] * 200)))[B] == 200
+    assert Counter(workers_of(await registry.dispatch_lottery(asks(["m"] * 200))))[B] == 200
 
 
 async def test_an_index_entry_without_its_hash_is_dropped(store: Store, registry: Registry) -> None:
@@ -138,12 +149,12 @@ async def test_an_index_entry_without_its_hash_is_dropped(store: Store, registry
     for lost in ([f"{key}:worker:{A}"], [f"{key}:worker:{A}", f"{key}:heartbeat:{A}"]):
         await registry.register(worker(A))
         await store.client.delete(*lost)
-        assert await registry.dispatch_shortest_queue(asks(["m", "m"])) == [B, B]
+        assert workers_of(await registry.dispatch_shortest_queue(asks(["m", "m"]))) == [B, B]
         await registry.register(worker(A))
         await store.client.delete(*lost)
-        assert set(await registry.dispatch_lottery(asks(["m"] * 20))) == {B}
+        assert set(workers_of(await registry.dispatch_lottery(asks(["m"] * 20)))) == {B}
         await registry.heartbeat(reports([(A, 0)]))
-        assert await registry.dispatch_shortest_queue(asks(["m"])) == [B]
+        assert workers_of(await registry.dispatch_shortest_queue(asks(["m"]))) == [B]
     assert [known.name for known in (await registry.list_workers()).workers] == [B]
     await store.client.delete(*await store.client.keys(f"{key}*"))
 
@@ -158,7 +169,7 @@ async def test_who_drains_is_not_chosen_though_an_index_names_it(store: Store, l
     place = int(parts_of(await store.client.hgetall(keys.worker(store.namespace, A)))["place"])
     await store.client.zadd(keys.model(store.namespace, "m"), {f"{place:016d}{A}": -1.0})
     await store.client.zadd(keys.fading(store.namespace, "m"), {A: -(2**53)})
-    assert [worker_of(each) for each in await registry.dispatch_shortest_queue(asks(["m", "m"], lease_ms))] == [B, B]
+    assert workers_of(await registry.dispatch_shortest_queue(asks(["m", "m"], lease_ms))) == [B, B]
     await store.client.zrem(keys.model(store.namespace, "m"), f"{place:016d}{A}")
     await store.client.zrem(keys.fading(store.namespace, "m"), A)
 
@@ -208,6 +219,8 @@ async def test_a_dispatch_that_fails_half_way_is_taken_back_whole(
     await registry.register(worker(A, "o"))
     run = Registry._run
     calls = []
+    unanswered: list[str] = []
+    registry.on_unanswered = unanswered.append
 
     async def once(self: Registry, script: str, *arguments: str | int) -> object:
         calls.append(script)
@@ -221,9 +234,9 @@ async def test_a_dispatch_that_fails_half_way_is_taken_back_whole(
             await registry.dispatch_shortest_queue(asks(["o", "m", "o"]))
     assert len(calls) == 2
     assert await queues(registry) == [2]
-    [settlement] = registry.settlements({}, 0)
+    [settlement] = split({}, unanswered, 0)
     assert len(settlement.unanswered) == 2
-    await registry.settle(settlement)
+    await registry.reconcile(settlement)
     assert await queues(registry) == [0]
 
 
@@ -258,10 +271,10 @@ async def test_where_only_some_lease_it_is_the_best_of_the_front_of_both_indexes
         workers = await fleet(store, namespace)
         leased = order.random() < 0.5
         [chosen] = await registry.dispatch_shortest_queue(asks(["m"], 60_000 * leased))
-        phase = (await fleet(store, namespace))[worker_of(chosen)].load.faded_from  # that of this choice
+        phase = (await fleet(store, namespace))[chosen.worker].load.faded_from  # that of this choice
         best = least_cost(workers.values(), leased=leased, fades=True, phase=phase, pace=1.0)
         assert best is not None
-        costs = [each.load.cost(phase, each.load.speed) for each in (best, workers[worker_of(chosen)])]
+        costs = [each.load.cost(phase, each.load.speed) for each in (best, workers[chosen.worker])]
         assert costs[0] == pytest.approx(costs[1], rel=1e-5)
     await store.client.delete(CLOCK, *await store.client.keys(f"{{{namespace}}}*"))
 
@@ -273,9 +286,9 @@ async def test_among_equal_costs_of_both_kinds_the_turn_decides(store: Store) ->
     registry = store.registry(booking_decay=True)
     for name in (A, B):
         await registry.register(worker(name, check_heart_beat=False))
-    assert await registry.dispatch_shortest_queue(asks(["m"])) == [A]
-    assert [worker_of(each) for each in await registry.dispatch_shortest_queue(asks(["m"], 60_000))] == [B]
-    assert await registry.dispatch_shortest_queue(asks(["m"])) == [A]
+    assert workers_of(await registry.dispatch_shortest_queue(asks(["m"]))) == [A]
+    assert workers_of(await registry.dispatch_shortest_queue(asks(["m"], 60_000))) == [B]
+    assert workers_of(await registry.dispatch_shortest_queue(asks(["m"]))) == [A]
     await store.client.delete(CLOCK)
 
 
@@ -286,7 +299,7 @@ async def test_a_booking_that_has_faded_to_almost_nothing_is_no_failure(store: S
     key = keys.worker(store.namespace, A)
     told = (await store.client.hget(key, "load")).split(" ", 1)
     await store.client.hset(key, "load", f"1e-07 {told[1]}")
-    drawn = Counter(await registry.dispatch_lottery(asks(["m"] * 1000)))
+    drawn = Counter(workers_of(await registry.dispatch_lottery(asks(["m"] * 1000))))
     assert 400 < drawn[A] < 600
 
 
@@ -297,7 +310,7 @@ async def test_the_lottery_stays_exact_when_the_fast_join_the_slow(store: Store)
     await registry.dispatch_lottery(asks(["m"] * 250))
     for name in (B, C):
         await registry.register(worker(name, speed=1e9))
-    drawn = Counter(await registry.dispatch_lottery(asks(["m"] * 1000)))
+    drawn = Counter(workers_of(await registry.dispatch_lottery(asks(["m"] * 1000))))
     assert set(drawn) == {B, C}
     assert 400 < drawn[B] < 600
 
@@ -309,7 +322,7 @@ def dispatch_many(url: str, namespace: str, times: int) -> None:
         client = connect(url, timeout=60.0)
         registry = Registry(client, namespace, 90.0, 60.0, booking_decay=False, booking_delay=0.0)
         for _ in range(times):
-            [name] = await registry.dispatch_shortest_queue(asks(["m"]))
+            [name] = workers_of(await registry.dispatch_shortest_queue(asks(["m"])))
             assert name
         await client.aclose()
 

@@ -12,19 +12,19 @@ from pathlib import Path
 import pytest
 
 from controller.domain.errors import EmbeddedStoreError
-from controller.store import server_process
 from controller.store.connection import connect
-from controller.store.data_directory import DataDirectory
-from controller.store.embedded import EmbeddedStore
+from controller.store.embedded import server_process
+from controller.store.embedded.data_directory import DataDirectory
+from controller.store.embedded.server_process import find_server, options
+from controller.store.embedded.store import EmbeddedStore
 from controller.store.registry import Registry
-from controller.store.server_process import find_server, options
-from tests.samples import A, worker
-from tests.waiting import wait_until
+from tests.support.samples import A, worker
+from tests.support.waiting import wait_until
 
 HOLDER = """
 import sys, time
 from pathlib import Path
-from controller.store.embedded import EmbeddedStore
+from controller.store.embedded.store import EmbeddedStore
 with EmbeddedStore(Path(sys.argv[1])) as store:
     print(store.pid, flush=True)
     time.sleep(60)

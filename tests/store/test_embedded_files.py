@@ -14,12 +14,13 @@ from pathlib import Path
 import pytest
 
 from controller.domain.errors import EmbeddedStoreError
-from controller.store import embedded, server_process
 from controller.store.connection import connect
-from controller.store.embedded import EmbeddedStore
-from tests.samples import A
+from controller.store.embedded import server_process
+from controller.store.embedded import store as embedded
+from controller.store.embedded.store import EmbeddedStore
 from tests.store.test_embedded import gone, known, register
-from tests.waiting import wait_until
+from tests.support.samples import A
+from tests.support.waiting import wait_until
 
 Deletion = Callable[[Path], None]
 MANIFEST = "appendonlydir/appendonly.aof.manifest"

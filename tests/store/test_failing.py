@@ -7,11 +7,13 @@ from collections import Counter
 import pytest
 
 from controller.store import keys
-from controller.store.registry import NOT_ALIVE, Registry, worker_of
+from controller.store.reconciliation import split
+from controller.store.registry import NOT_ALIVE, Registry
 from tests.conftest import CLOCK, Store
-from tests.invariants import check_invariants
-from tests.samples import A, B, C, asks, reports, worker
-from tests.waiting import wait_until
+from tests.support.dispatches import leases_of, workers_of
+from tests.support.invariants import check_invariants
+from tests.support.samples import A, B, C, asks, reports, worker
+from tests.support.waiting import wait_until
 
 FAILING = [f"http://failing{i}:1" for i in range(12)]
 SERVING = [f"http://serving{i}:1" for i in range(12)]
@@ -27,7 +29,7 @@ async def test_many_that_fail_hide_nobody(store: Store, fades: bool, lease_ms: i
         assert await registry.report_failure(name)
     await check_invariants(store.client, store.namespace, fades)
     chosen = await registry.dispatch_shortest_queue(asks(["m"] * 36, lease_ms))
-    assert Counter(map(worker_of, chosen)) == dict.fromkeys(SERVING, 3)
+    assert Counter(workers_of(chosen)) == dict.fromkeys(SERVING, 3)
     await check_invariants(store.client, store.namespace, fades)
 
 
@@ -47,12 +49,12 @@ async def test_a_fast_worker_that_fails_is_never_drawn_while_another_serves(stor
     await registry.register(worker(B, speed=10_000))
     await registry.register(worker(C, speed=3))
     await registry.report_failure(B)
-    drawn = Counter(await registry.dispatch_lottery(asks(["m"] * 1000)))
+    drawn = Counter(workers_of(await registry.dispatch_lottery(asks(["m"] * 1000))))
     assert drawn.keys() == {A, C}
     assert 650 < drawn[C] < 850, "the others keep their odds"
     await check_invariants(store.client, store.namespace)
     await registry.heartbeat(reports([(B, 0)]))
-    assert Counter(await registry.dispatch_lottery(asks(["m"] * 100)))[B] > 90
+    assert Counter(workers_of(await registry.dispatch_lottery(asks(["m"] * 100))))[B] > 90
 
 
 async def failing(registry: Registry) -> dict[str, str]:
@@ -106,7 +108,7 @@ async def test_a_lease_finds_the_slot_that_fading_has_made_free(store: Store) ->
     registry = store.registry(booking_decay=True)
     await registry.register(worker(A, capacity=2))
     await registry.register(worker(B, capacity=2, queue_length=3))
-    assert set(map(worker_of, await registry.dispatch_shortest_queue(asks(["m", "m"], 60_000)))) == {A}
+    assert set(workers_of(await registry.dispatch_shortest_queue(asks(["m", "m"], 60_000)))) == {A}
     index = keys.model(store.namespace, "m")
     fade = keys.fade(store.namespace, "m")
     phase, rest = (await store.client.get(fade)).split(" ", 1)
@@ -114,21 +116,21 @@ async def test_a_lease_finds_the_slot_that_fading_has_made_free(store: Store) ->
     scores = {member[16:]: score for member, score in await store.client.zrange(index, 0, -1, withscores=True)}
     assert 1e9 < scores[A] < scores[B], "A, which has nothing that fades, stands first"
     [chosen] = await registry.dispatch_shortest_queue(asks(["m"], 60_000))
-    assert worker_of(chosen) == B
+    assert chosen.worker == B
 
 
 async def test_a_worker_that_the_store_forgot_drains_on_when_it_is_restored(registry: Registry) -> None:
     assert await registry.register(worker(A), only_if=NOT_ALIVE, draining=True)
-    assert await registry.dispatch_shortest_queue(asks(["m"])) == [""]
+    assert workers_of(await registry.dispatch_shortest_queue(asks(["m"]))) == [""]
     await registry.register(worker(A))
     assert [known.draining for known in (await registry.list_workers()).workers] == [True]
     assert await registry.drain(A, False)
-    assert await registry.dispatch_shortest_queue(asks(["m"])) == [A]
+    assert workers_of(await registry.dispatch_shortest_queue(asks(["m"]))) == [A]
 
 
 async def test_who_was_drawn_since_it_last_spoke_is_not_drained(registry: Registry) -> None:
     await registry.register(worker(A))
-    assert await registry.dispatch_lottery(asks(["m"])) == [A]
+    assert workers_of(await registry.dispatch_lottery(asks(["m"]))) == [A]
     await registry.drain(A)
     assert [known.drained for known in (await registry.list_workers()).workers] == [False]
     await registry.heartbeat(reports([(A, 0)]))
@@ -146,7 +148,7 @@ async def test_bookings_fade_when_a_worker_serves_again_after_all_was_forgotten(
     await registry.drain(A)
     await store.client.delete(keys.fade(store.namespace, "m"))  # as after an hour
     await registry.drain(A, False)
-    assert await registry.dispatch_shortest_queue(asks(["m"])) == [A]
+    assert workers_of(await registry.dispatch_shortest_queue(asks(["m"]))) == [A]
     assert await store.client.exists(keys.fade(store.namespace, "m"))
 
 
@@ -161,7 +163,7 @@ async def test_bookings_fade_from_the_new_phase_when_a_worker_serves_again(store
     await registry.drain(A)
     await store.client.delete(keys.fade(store.namespace, "m"))  # as after an hour
     await registry.drain(A, False)
-    assert await registry.dispatch_shortest_queue(asks(["m"])) == [A]
+    assert workers_of(await registry.dispatch_shortest_queue(asks(["m"]))) == [A]
     await store.client.incrby(CLOCK, 100_000)
     assert [known.status.queue_length for known in (await registry.list_workers()).workers] == [0]
     await store.client.delete(CLOCK)
@@ -171,7 +173,7 @@ async def test_that_a_worker_drained_is_remembered_for_an_hour(store: Store, reg
     await registry.register(worker(A))
     await registry.drain(A)
     await store.lapse(A)
-    assert await registry.dispatch_shortest_queue(asks(["m"])) == [""]
+    assert workers_of(await registry.dispatch_shortest_queue(asks(["m"]))) == [""]
     assert await registry.heartbeat(reports([(A, 0)])) == [False]
     assert 3_500_000 < await store.client.pttl(keys.draining(store.namespace, A)) <= 3_600_000
     await registry.register(worker(A))
@@ -189,7 +191,7 @@ async def test_who_is_resumed_while_it_is_dead_serves_when_it_is_back(
         assert await registry.sweep(60.0) == [A]
     assert not await registry.drain(A, False)
     await registry.register(worker(A))
-    assert await registry.dispatch_shortest_queue(asks(["m"])) == [A]
+    assert workers_of(await registry.dispatch_shortest_queue(asks(["m"]))) == [A]
 
 
 async def test_in_a_new_life_it_has_not_answered_a_poll_yet(registry: Registry) -> None:
@@ -232,7 +234,7 @@ async def leases_are(registry: Registry, operation: str) -> bool:
 async def test_what_a_report_told_of_and_a_release_tells_again_is_not_below_zero(store: Store) -> None:
     registry = store.registry(booking_decay=True)
     await registry.register(worker(A))
-    leases = await registry.dispatch_shortest_queue(asks(["m", "m"], 60_000))
+    leases = leases_of(await registry.dispatch_shortest_queue(asks(["m", "m"], 60_000)))
     await asyncio.sleep(0.01)  # times are told to a millisecond
     await registry.heartbeat(reports([(A, 0)]))  # both have ended
     key = keys.worker(store.namespace, A)
@@ -251,9 +253,8 @@ async def test_a_lottery_whose_answer_was_lost_takes_back_the_leases_alone(store
     leases = await registry._run("dispatch_lottery", "lost", 6_000, 0, *arguments)
     assert len(set(leases)) == (2 if lease_ms else 1), "no two leases are alike"
     assert await registry._run("dispatch_lottery", "lost", 6_000, 0, *arguments) == leases
-    registry._unanswered.append("lost")
-    for settlement in registry.settlements({}, 0):
-        await registry.settle(settlement)
+    for settlement in split({}, ["lost"], 0):
+        await registry.reconcile(settlement)
     [known] = (await registry.list_workers()).workers
     assert (known.status.queue_length, known.leased) == (4, 0)
     assert await registry._run("dispatch_lottery", "lost", 6_000, 0, *arguments) == []
@@ -264,8 +265,7 @@ async def test_what_is_taken_back_after_a_report_makes_no_count_negative(registr
     assert await registry._run("dispatch_shortest_queue", "lost", 6_000, 0, "m", 0) == [A]
     await asyncio.sleep(0.01)  # times are told to a millisecond
     await registry.heartbeat(reports([(A, 0)]))
-    registry._unanswered.append("lost")
-    for settlement in registry.settlements({}, 0):
-        await registry.settle(settlement)
+    for settlement in split({}, ["lost"], 0):
+        await registry.reconcile(settlement)
     [known] = (await registry.list_workers()).workers
     assert (known.booked, known.status.queue_length) == (0, 0)

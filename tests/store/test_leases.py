@@ -6,14 +6,15 @@ from controller.domain.load import LATE_RELEASE_MS
 from controller.store import keys
 from controller.store.registry import Registry
 from tests.conftest import CLOCK, Store
-from tests.samples import A, asks, reports, worker
+from tests.support.dispatches import leases_of
+from tests.support.samples import A, asks, reports, worker
 
 
 @pytest.fixture
 async def overdue(store: Store, registry: Registry) -> str:
     """A lease whose time is over, and that nobody has counted out yet."""
     await registry.register(worker(A))
-    [lease] = await registry.dispatch_shortest_queue(asks(["m"], 60_000))
+    [lease] = leases_of(await registry.dispatch_shortest_queue(asks(["m"], 60_000)))
     await store.client.zadd(keys.leases(store.namespace), {lease: 1})
     return lease
 
@@ -48,7 +49,7 @@ async def test_a_lease_that_is_renewed_lasts_from_now_as_long_as_it_was_to_last(
     store: Store, registry: Registry
 ) -> None:
     await registry.register(worker(A))
-    [lease] = await registry.dispatch_shortest_queue(asks(["m"], 60_000))
+    [lease] = leases_of(await registry.dispatch_shortest_queue(asks(["m"], 60_000)))
     leases = keys.leases(store.namespace)
     ends_at = await store.client.zscore(leases, lease)
     await store.client.zadd(leases, {lease: ends_at - 50_000})  # as if that much time had passed
@@ -59,7 +60,7 @@ async def test_a_lease_that_is_renewed_lasts_from_now_as_long_as_it_was_to_last(
 
 async def test_with_a_worker_that_lapsed_no_lease_is_renewed(store: Store, registry: Registry) -> None:
     await registry.register(worker(A))
-    [lease] = await registry.dispatch_shortest_queue(asks(["m"], 60_000))
+    [lease] = leases_of(await registry.dispatch_shortest_queue(asks(["m"], 60_000)))
     await store.lapse(A)
     assert not await registry.renew(lease), "whether a sweep has seen it or not"
     await registry.sweep(60.0)
@@ -75,7 +76,7 @@ async def test_leases_that_nobody_released_make_no_room_for_others(store: Store)
     await registry.dispatch_shortest_queue(asks(["m"] * 5, 60_000))
     await store.client.incrby(CLOCK, 5_000)
     await registry.heartbeat(reports([(A, 0)]))
-    held = await registry.dispatch_shortest_queue(asks(["m"] * 8, 120_000))
+    held = leases_of(await registry.dispatch_shortest_queue(asks(["m"] * 8, 120_000)))
     await store.client.incrby(CLOCK, 60_000)
     await registry.sweep(60.0)
     [known] = (await registry.list_workers()).workers
@@ -93,7 +94,7 @@ async def test_a_release_shortly_after_a_report_was_counted_out_by_it(
     await store.client.set(CLOCK, 1_800_000_000_000)
     registry = store.registry()
     await registry.register(worker(A, check_heart_beat=False))
-    leases = await registry.dispatch_shortest_queue(asks(["m"] * 2, 60_000))
+    leases = leases_of(await registry.dispatch_shortest_queue(asks(["m"] * 2, 60_000)))
     await store.client.incrby(CLOCK, 5_000)
     await registry.heartbeat(reports([(A, 1)]))
     await store.client.incrby(CLOCK, late)

@@ -24,10 +24,12 @@ from controller.domain.load import Load
 from controller.domain.worker import Registration, WorkerStatus
 from controller.store import keys
 from controller.store.connection import connect
-from controller.store.registry import NOT_ALIVE, Registry, Request, worker_of
+from controller.store.reconciliation import split
+from controller.store.registry import NOT_ALIVE, Registry, Request
 from tests.conftest import CLOCK, STORES
-from tests.invariants import REST, check_invariants, load_of, parts_of, pools_of
-from tests.pools import Pools, allow_sets
+from tests.support.dispatches import texts_of, worker_of
+from tests.support.invariants import REST, check_invariants, load_of, parts_of, pools_of
+from tests.support.pools import Pools, allow_sets
 
 NAMES = [f"http://w{i}:1" for i in range(6)]
 MODELS = ["m", "n"]
@@ -282,11 +284,14 @@ class LoadMachine(RuleBasedStateMachine):
     @rule(asked=requests)
     def dispatch(self, asked: list[tuple[str, bool]]) -> None:
         all_asked = [Request(model, LEASE * leased) for model, leased in asked]
-        self.dispatched(asked, self.run(self.registry.dispatch_shortest_queue(all_asked)))
+        self.dispatched(asked, texts_of(self.run(self.registry.dispatch_shortest_queue(all_asked))))
 
     @rule(asked=requests)
     def dispatch_by_lottery(self, asked: list[tuple[str, bool]]) -> None:
-        self.drawn(asked, self.run(self.registry.dispatch_lottery([Request(m, LEASE * leased) for m, leased in asked])))
+        self.drawn(
+            asked,
+            texts_of(self.run(self.registry.dispatch_lottery([Request(m, LEASE * leased) for m, leased in asked]))),
+        )
 
     def drawn(self, asked: list[tuple[str, bool]], chosen: list[str]) -> None:
         first = self.sequence + 1
@@ -317,7 +322,6 @@ class LoadMachine(RuleBasedStateMachine):
     ) -> None:
         """A dispatch whose answer is lost, which the store has got or has not, is taken back some time later."""
         request_id = f"id-{next(_request_ids)}"
-        self.registry._unanswered.append(request_id)
         taken_back: Counter[str] = Counter()
         leases: list[str] = []
         if arrives:
@@ -331,8 +335,8 @@ class LoadMachine(RuleBasedStateMachine):
             if not lottery:
                 taken_back.update(choice for choice in chosen if choice and "@" not in choice)
             self.tick(by)
-        for settlement in self.registry.settlements(bookings, 0):
-            self.run(self.registry.settle(settlement))
+        for settlement in split(bookings, [request_id], 0):
+            self.run(self.registry.reconcile(settlement))
         for lease in leases:
             self.end(lease)
         for name, number in [*((name, -times) for name, times in taken_back.items()), *bookings.items()]:

@@ -9,8 +9,9 @@ import pytest
 from controller.store import keys
 from controller.store.registry import Registry
 from tests.conftest import Store
-from tests.invariants import check_invariants
-from tests.samples import A, B, C, asks, reports, worker
+from tests.support.dispatches import workers_of
+from tests.support.invariants import check_invariants
+from tests.support.samples import A, B, C, asks, reports, worker
 
 SPEEDS = {f"http://serving{i}:1": speed for i, speed in enumerate((0.5, 1, 2, 3, 5))}
 FAILING = {f"http://failing{i}:1": 1 + i % 4 for i in range(195)}
@@ -26,7 +27,7 @@ def chi_square(drawn: Mapping[str, int], speeds: Mapping[str, float]) -> float:
 async def draws(registry: Registry, number: int) -> Counter[str]:
     drawn: Counter[str] = Counter()
     for _ in range(number // 250):
-        drawn.update(await registry.dispatch_lottery(asks(["m"] * 250)))
+        drawn.update(workers_of(await registry.dispatch_lottery(asks(["m"] * 250))))
     return drawn
 
 
@@ -65,7 +66,7 @@ async def test_a_live_worker_that_fails_is_drawn_when_those_that_serve_are_dead(
     await registry.report_failure(A)
     for name in (B, C):
         await store.lapse(name)
-    assert await registry.dispatch_lottery(asks(["m"] * 3)) == [A] * 3
+    assert workers_of(await registry.dispatch_lottery(asks(["m"] * 3))) == [A] * 3
 
 
 @pytest.mark.parametrize("loses", ["heartbeats", "hashes"])
@@ -80,7 +81,7 @@ async def test_the_only_live_worker_is_found_among_many_dead_ones(store: Store, 
             await store.lapse(name)
         else:
             await store.client.delete(keys.worker(store.namespace, name))
-    assert await registry.dispatch_lottery(asks(["m", "n"] * 20)) == [A] * 40
+    assert workers_of(await registry.dispatch_lottery(asks(["m", "n"] * 20))) == [A] * 40
     if loses == "hashes":
         await store.client.delete(*await store.client.keys(f"{{{store.namespace}}}*"))
 
@@ -109,10 +110,10 @@ async def test_workers_that_fail_and_recover_again_and_again_keep_their_odds(
     for _ in range(400 if store.kind != "fakeredis" else 150):
         for name in flapping:
             await registry.report_failure(name)
-        assert not set(await registry.dispatch_lottery(asks(["m"] * 2))) & set(flapping)
+        assert not set(workers_of(await registry.dispatch_lottery(asks(["m"] * 2)))) & set(flapping)
         for name in flapping:
             await forgive(registry, name, SPEEDS[name])  # type: ignore[misc]
-        drawn.update(await registry.dispatch_lottery(asks(["m"] * 10)))
+        drawn.update(workers_of(await registry.dispatch_lottery(asks(["m"] * 10))))
     assert chi_square(drawn, SPEEDS) < CHI_SQUARE_4, drawn
 
 
@@ -122,19 +123,19 @@ async def test_a_worker_that_fails_is_passed_over_in_all_of_its_models(store: St
     both = asks(["m", "n"] * 20)
     await registry.dispatch_lottery(both)
     await registry.report_failure(A)
-    assert set(await registry.dispatch_lottery(both)) == {B}
-    assert await registry.dispatch_lottery(asks(["only-a"])) == [A]
+    assert set(workers_of(await registry.dispatch_lottery(both))) == {B}
+    assert workers_of(await registry.dispatch_lottery(asks(["only-a"]))) == [A]
     await registry.drain(A)
-    assert await registry.dispatch_lottery(asks(["only-a", "m"])) == ["", B]
+    assert workers_of(await registry.dispatch_lottery(asks(["only-a", "m"]))) == ["", B]
     await check_invariants(store.client, store.namespace)
     await registry.drain(A, False)
-    assert set(await registry.dispatch_lottery(both)) == {B}, "it fails until it reports"
+    assert set(workers_of(await registry.dispatch_lottery(both))) == {B}, "it fails until it reports"
     await registry.register(worker(A, "n", "new"), only_if=(await registry.list_workers()).workers[0].registration)
     await check_invariants(store.client, store.namespace)
-    assert set(await registry.dispatch_lottery(asks(["n"] * 20))) == {B}
+    assert set(workers_of(await registry.dispatch_lottery(asks(["n"] * 20)))) == {B}
     await registry.heartbeat(reports([(A, 0)]))
-    assert set(await registry.dispatch_lottery(asks(["n"] * 40))) == {A, B}
-    assert await registry.dispatch_lottery(asks(["new", "only-a"])) == [A, ""]
+    assert set(workers_of(await registry.dispatch_lottery(asks(["n"] * 40)))) == {A, B}
+    assert workers_of(await registry.dispatch_lottery(asks(["new", "only-a"]))) == [A, ""]
 
 
 async def test_a_draw_for_a_model_without_workers_leaves_no_key(store: Store, registry: Registry) -> None:

@@ -17,11 +17,13 @@ from controller.domain import dispatch
 from controller.domain.dispatch import Candidate
 from controller.domain.worker import Registration, WorkerStatus
 from controller.store.connection import connect
+from controller.store.reconciliation import split
 from controller.store.registry import Registry
 from tests.conftest import STORES, Store
-from tests.invariants import check_invariants, parts_of
-from tests.pools import Pools, allow_sets
-from tests.samples import asks, reports
+from tests.support.dispatches import workers_of
+from tests.support.invariants import check_invariants, parts_of
+from tests.support.pools import Pools, allow_sets
+from tests.support.samples import asks, reports
 
 NAMES = [f"http://w{i}:1" for i in range(5)]
 MODELS = ["m", "n", "o"]
@@ -141,7 +143,7 @@ class RegistryMachine(RuleBasedStateMachine):
     @rule(models=st.lists(st.sampled_from([*MODELS, "absent"]), min_size=1, max_size=8))
     def dispatch_shortest_queue(self, models: list[str]) -> None:
         expected = self.oracle.dispatch_shortest_queue(models)
-        assert self.run(self.registry.dispatch_shortest_queue(asks(models))) == expected
+        assert workers_of(self.run(self.registry.dispatch_shortest_queue(asks(models)))) == expected
 
     @precondition(lambda self: self.sweeps)
     @rule(requests=st.lists(st.tuples(st.sampled_from([*MODELS, "absent"]), draws), min_size=1, max_size=8))
@@ -149,7 +151,7 @@ class RegistryMachine(RuleBasedStateMachine):
         models, draws = [model for model, _ in requests], [draw for _, draw in requests]
         self.draws = list(draws)
         expected = self.oracle.dispatch_lottery(models, draws)
-        assert self.run(self.registry.dispatch_lottery(asks(models))) == expected
+        assert workers_of(self.run(self.registry.dispatch_lottery(asks(models)))) == expected
 
     @rule(
         unanswered=st.lists(st.sampled_from([*MODELS, "absent"]), max_size=4),
@@ -162,14 +164,12 @@ class RegistryMachine(RuleBasedStateMachine):
         request_id = f"id-{next(_request_ids)}"
         call = ("dispatch_shortest_queue", request_id, 6000, 0, *itertools.chain(*asks(unanswered)))
         taken_back: Counter[str] = Counter()
-        if unanswered:
-            self.registry._unanswered.append(request_id)
         if unanswered and arrives == "before":
             taken_back.update(name for name in self.oracle.dispatch_shortest_queue(unanswered) if name)
             self.run(self.registry._run(*call))
-        for settlement in self.registry.settlements(bookings, 0):
+        for settlement in split(bookings, [request_id] if unanswered else [], 0):
             for _ in range(times):
-                self.run(self.registry.settle(settlement))
+                self.run(self.registry.reconcile(settlement))
         for name, number in [*((name, -times) for name, times in taken_back.items()), *bookings.items()]:
             if name in self.oracle.workers:
                 known = self.oracle.workers[name]

@@ -6,9 +6,10 @@ import pytest
 
 from controller.store.registry import Registry
 from tests.conftest import Store
-from tests.invariants import REST, check_invariants
-from tests.pools import allow_sets
-from tests.samples import A, B, C, asks, reports, worker
+from tests.support.dispatches import leases_of, workers_of
+from tests.support.invariants import REST, check_invariants
+from tests.support.pools import allow_sets
+from tests.support.samples import A, B, C, asks, reports, worker
 
 MANY = [f"m{i}" for i in range(200)]
 
@@ -24,7 +25,7 @@ async def test_a_set_of_models_is_one_pool_in_whatever_order(store: Store, regis
     pools = await names_of_pools(store)
     assert pools["n"] == pools["m"][:1]
     assert pools["m"][1:] == ["m"]
-    assert await registry.dispatch_shortest_queue(asks(["n", "n", "m"])) == [A, B, C]
+    assert workers_of(await registry.dispatch_shortest_queue(asks(["n", "n", "m"]))) == [A, B, C]
 
 
 @pytest.mark.parametrize("batch", [1, 7])
@@ -37,7 +38,7 @@ async def test_the_worker_with_the_shortest_queue_is_found_in_any_pool(
         queues[name], turns[name] = (i * 7) % 5, i
         await registry.register(worker(name, "m", *([f"own-{i // 2}"] if i < 38 else []), queue_length=queues[name]))
     for call in range(70 // batch):
-        for turn, chosen in enumerate(await registry.dispatch_shortest_queue(asks(["m"] * batch))):
+        for turn, chosen in enumerate(workers_of(await registry.dispatch_shortest_queue(asks(["m"] * batch)))):
             assert chosen == min(queues, key=lambda name: (queues[name], turns[name]))
             queues[chosen] += 1
             turns[chosen] = 1_000 + batch * call + turn
@@ -47,16 +48,20 @@ async def test_the_lottery_draws_from_all_pools_of_a_model(store: Store, registr
     await registry.register(worker(A, "m", speed=1))
     await registry.register(worker(B, "m", "n", speed=2))
     await registry.register(worker(C, "m", "o", speed=3))
-    drawn = Counter([name for _ in range(24) for name in await registry.dispatch_lottery(asks(["m"] * 250))])
+    drawn = Counter(
+        [name for _ in range(24) for name in workers_of(await registry.dispatch_lottery(asks(["m"] * 250)))]
+    )
     assert 850 < drawn[A] < 1150
     assert 1800 < drawn[B] < 2200
     await registry.report_failure(C)
-    drawn = Counter([name for _ in range(12) for name in await registry.dispatch_lottery(asks(["m"] * 250))])
+    drawn = Counter(
+        [name for _ in range(12) for name in workers_of(await registry.dispatch_lottery(asks(["m"] * 250)))]
+    )
     assert drawn[C] == 0
     assert 900 < drawn[A] < 1100
     for name in (A, B):
         await registry.drain(name)
-    assert set(await registry.dispatch_lottery(asks(["m"] * 20))) == {C}
+    assert set(workers_of(await registry.dispatch_lottery(asks(["m"] * 20)))) == {C}
 
 
 async def test_a_worker_that_changes_its_models_changes_its_pool(store: Store, registry: Registry) -> None:
@@ -64,12 +69,12 @@ async def test_a_worker_that_changes_its_models_changes_its_pool(store: Store, r
     await registry.register(worker(B, "m", "n"))
     await registry.register(worker(A, "n", "o"))
     assert await registry.list_models() == ["m", "n", "o"]
-    assert await registry.dispatch_shortest_queue(asks(["m", "o", "n"])) == [B, A, B]
+    assert workers_of(await registry.dispatch_shortest_queue(asks(["m", "o", "n"]))) == [B, A, B]
     await registry.register(worker(A, "o"))
     await registry.remove(B)
     assert await registry.list_models() == ["o"]
     assert await names_of_pools(store) == {}
-    assert await registry.dispatch_shortest_queue(asks(["m", "n", "o"])) == ["", "", A]
+    assert workers_of(await registry.dispatch_shortest_queue(asks(["m", "n", "o"]))) == ["", "", A]
 
 
 async def test_a_model_with_too_many_pools_indexes_further_workers_itself(
@@ -85,7 +90,7 @@ async def test_a_model_with_too_many_pools_indexes_further_workers_itself(
     assert len(state.pools["m"]) == 3
     assert f"{REST}m" in state.pools["m"]
     assert state.pools["own-5"] == [f"{REST}own-5"]
-    assert await registry.dispatch_shortest_queue(asks(["m", "m", "own-5", "m"])) == [
+    assert workers_of(await registry.dispatch_shortest_queue(asks(["m", "m", "own-5", "m"]))) == [
         names[5],
         names[4],
         names[5],
@@ -93,7 +98,7 @@ async def test_a_model_with_too_many_pools_indexes_further_workers_itself(
     ]
     await registry.heartbeat(reports([(name, 0) for name in names[3:]]))
     await registry.drain(names[5])
-    assert set(await registry.dispatch_shortest_queue(asks(["m"] * 4))) == set(names[3:5])
+    assert set(workers_of(await registry.dispatch_shortest_queue(asks(["m"] * 4)))) == set(names[3:5])
     for name in names[:2]:
         await registry.remove(name)
     await registry.register(worker(names[2], "m", "own-2"))
@@ -116,7 +121,7 @@ async def test_no_operation_needs_more_commands_with_more_models(
         for name in (A, B, C):
             await registry.register(worker(name, *models, capacity=4))
         await store.client.config_resetstat()
-        [lease] = await registry.dispatch_shortest_queue(asks(models[:1], 60_000))
+        [lease] = leases_of(await registry.dispatch_shortest_queue(asks(models[:1], 60_000)))
         await registry.dispatch_shortest_queue(asks(models[:1] * 3))
         await registry.heartbeat(reports([(A, 1), (B, 2)]))
         await registry.heartbeat(reports([(A, 1), (C, 2)]), of_polls=True)

@@ -6,9 +6,10 @@ from controller.domain.worker import MAX_QUEUE_LENGTH, Registration, WorkerStatu
 from controller.store import keys
 from controller.store.registry import NOT_ALIVE, Registry
 from tests.conftest import Store
-from tests.invariants import check_invariants, whole_state
-from tests.samples import A, B, C, asks, reports, worker
-from tests.waiting import wait_until
+from tests.support.dispatches import workers_of
+from tests.support.invariants import check_invariants, whole_state
+from tests.support.samples import A, B, C, asks, reports, worker
+from tests.support.waiting import wait_until
 
 
 async def names(registry: Registry) -> list[str]:
@@ -19,7 +20,7 @@ async def test_a_queue_as_long_as_can_be_keeps_nobody_from_being_listed(registry
     """What is booked comes on top of what its worker reported."""
     await registry.register(worker(A, queue_length=MAX_QUEUE_LENGTH))
     await registry.register(worker(B, "n"))
-    assert await registry.dispatch_shortest_queue(asks(["m"])) == [A]
+    assert workers_of(await registry.dispatch_shortest_queue(asks(["m"]))) == [A]
     lengths = {known.name: known.status.queue_length for known in (await registry.list_workers()).workers}
     assert lengths == {A: MAX_QUEUE_LENGTH, B: 0}
 
@@ -71,8 +72,8 @@ async def test_a_registration_replaces_the_models(store: Store, registry: Regist
     await registry.register(worker(A, "old", "both"))
     await registry.register(worker(A, "both", "new"))
     assert await registry.list_models() == ["both", "new"]
-    assert await registry.dispatch_shortest_queue(asks(["old", "both", "new"])) == ["", A, A]
-    assert await registry.dispatch_lottery(asks(["old", "both", "new"])) == ["", A, A]
+    assert workers_of(await registry.dispatch_shortest_queue(asks(["old", "both", "new"]))) == ["", A, A]
+    assert workers_of(await registry.dispatch_lottery(asks(["old", "both", "new"]))) == ["", A, A]
     state = await check_invariants(store.client, store.namespace)
     assert state.models == {"both", "new"}
 
@@ -110,7 +111,7 @@ async def test_a_worker_that_comes_back_stands_behind_the_others_of_its_load(sto
         await registry.register(worker(name))
     await store.lapse(A)
     await registry.register(worker(A))
-    assert await registry.dispatch_shortest_queue(asks(["m", "m"])) == [B, A]
+    assert workers_of(await registry.dispatch_shortest_queue(asks(["m", "m"]))) == [B, A]
 
 
 async def test_a_conditional_registration_does_nothing_after_a_newer_one(store: Store, registry: Registry) -> None:
@@ -152,7 +153,7 @@ async def test_a_heartbeat_key_without_its_hash_is_no_worker(store: Store, regis
     assert (await registry.list_workers()).workers == []
     assert await registry.heartbeat(reports([(A, 0)])) == [False]
     assert not await store.client.exists(keys.heartbeat(store.namespace, A))
-    assert await registry.dispatch_shortest_queue(asks(["m"])) == [""]
+    assert workers_of(await registry.dispatch_shortest_queue(asks(["m"]))) == [""]
     await store.client.delete(*await store.client.keys(f"{keys.namespace(store.namespace)}*"))
 
 
@@ -174,7 +175,7 @@ async def test_a_lapsed_worker_is_gone_at_once_without_a_sweep(store: Store) -> 
     await wait_until(lapsed, "the heartbeat lapses")
     assert (await registry.list_workers()).workers == []
     assert await registry.list_models() == []
-    assert await registry.dispatch_shortest_queue(asks(["m"])) == [""]
+    assert workers_of(await registry.dispatch_shortest_queue(asks(["m"]))) == [""]
     assert await registry.heartbeat(reports([(A, 0)])) == [False]
     assert await registry.remove(A) is False
 
@@ -270,7 +271,7 @@ async def test_namespaces_do_not_see_each_other(store: Store, registry: Registry
     other = Registry(store.client, store.namespace + "-other", 90.0, booking_decay=False, booking_delay=0.0)
     await registry.register(worker(A))
     assert (await other.list_workers()).workers == []
-    assert await other.dispatch_shortest_queue(asks(["m"])) == [""]
+    assert workers_of(await other.dispatch_shortest_queue(asks(["m"]))) == [""]
     assert await other.heartbeat(reports([(A, 0)])) == [False]
     assert await other.remove(A) is False
     assert await names(registry) == [A]
@@ -282,7 +283,7 @@ async def test_namespaces_do_not_see_each_other(store: Store, registry: Registry
 async def test_no_name_reaches_another_key(store: Store, registry: Registry, name: str) -> None:
     await registry.register(worker(A))
     await registry.register(worker(name, name))
-    assert await registry.dispatch_shortest_queue(asks([name, "m"])) == [name, A]
+    assert workers_of(await registry.dispatch_shortest_queue(asks([name, "m"]))) == [name, A]
     assert sorted(await names(registry)) == sorted([A, name])
 
 
@@ -303,7 +304,7 @@ async def test_a_worker_without_models_may_have_speed_zero(registry: Registry) -
         [known] = (await registry.list_workers()).workers
         assert (known.status.model_names, known.status.queue_length) == (models, 2)
         assert await registry.list_models() == list(models)
-        assert await registry.dispatch_lottery(asks(["m"])) == [A if models else ""]
+        assert workers_of(await registry.dispatch_lottery(asks(["m"]))) == [A if models else ""]
         assert await registry.drain(A)
         assert await registry.drain(A, drain=False)
 

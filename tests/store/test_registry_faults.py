@@ -8,11 +8,11 @@ from redis.exceptions import ClusterError, MaxConnectionsError, RedisClusterExce
 from controller.domain.errors import StoreIncompatible, StoreRejection, StoreUnavailable
 from controller.store import keys
 from controller.store.connection import connect
-from controller.store.failures import FAILURES, store_error
+from controller.store.errors import FAILURES, store_error
 from controller.store.registry import SCHEMA, Registry
 from tests.conftest import Store
-from tests.invariants import whole_state
-from tests.samples import A, B, C, asks, reports, worker
+from tests.support.invariants import whole_state
+from tests.support.samples import A, B, C, asks, reports, worker
 
 
 async def test_check_passes_on_a_store_that_keeps_what_it_is_given(store: Store, registry: Registry) -> None:
@@ -208,16 +208,16 @@ INVALID = [
     ("report_failure", ["id", "1", "0", A]),
     ("drain", ["id", "1", "0", A]),
     ("drain", ["id", "0", "0", A, "1"]),
-    ("meet", ["id", "x"]),
-    ("take_duty", ["duty", "id", "0", "0", "1"]),
-    ("take_duty", ["duty", "id", "1", "0", "0"]),
+    ("join_replicas", ["id", "x"]),
+    ("acquire_job", ["duty", "id", "0", "0", "1"]),
+    ("acquire_job", ["duty", "id", "1", "0", "0"]),
     ("correct_heartbeats", ["0", A, "1"]),
     ("correct_heartbeats", ["1", A]),
     ("correct_heartbeats", ["1", A, "1", B, "0"]),
     ("shorten_leases", ["x", "1"]),
     ("shorten_leases", ["0", "0"]),
-    ("end_duty", ["duty", "id", "0", "", "1"]),
-    ("end_duty", ["duty", "id", "1", "", "x"]),
+    ("complete_job", ["duty", "id", "0", "", "1"]),
+    ("complete_job", ["duty", "id", "1", "", "x"]),
     ("remove", ["id", "0", "1", A, ""]),
     ("remove", ["id", "1", "0", A, ""]),
     ("remove", ["id", "1", "1", A]),
@@ -230,11 +230,11 @@ INVALID = [
     ("list_models_by_kind", ["0", "1", "2"]),
     ("list_workers", ["x", "1", "0"]),
     ("list_workers", ["0", "0", "0"]),
-    ("settle", ["id", "0", "0", "0"]),
-    ("settle", ["id", "1", "x", "0"]),
-    ("settle", ["id", "1", "0", "0", A]),
-    ("settle", ["id", "1", "0", "0", A, "-1"]),
-    ("settle", ["id", "1", "0", "0", A, "1", B, "0.5"]),
+    ("reconcile", ["id", "0", "0", "0"]),
+    ("reconcile", ["id", "1", "x", "0"]),
+    ("reconcile", ["id", "1", "0", "0", A]),
+    ("reconcile", ["id", "1", "0", "0", A, "-1"]),
+    ("reconcile", ["id", "1", "0", "0", A, "1", B, "0.5"]),
     ("sweep", ["0", "0"]),
 ]
 

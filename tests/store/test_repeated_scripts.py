@@ -14,10 +14,12 @@ from redis.asyncio import Redis
 
 from controller.store import keys, scripts
 from controller.store.connection import connect
+from controller.store.reconciliation import split
 from controller.store.registry import NOT_ALIVE, Registry
 from tests.conftest import CLOCK, REDIS_SERVER
-from tests.replies import Replies
-from tests.samples import A, B, C, asks, reports, worker
+from tests.support.dispatches import leases_of
+from tests.support.replies import Replies
+from tests.support.samples import A, B, C, asks, reports, worker
 
 NOW = 1_800_000_000_000
 LEASE_MS = 60_000
@@ -94,9 +96,9 @@ class Fleet:
 Call = Callable[[Registry, Replica, Fleet], Awaitable[Any]]
 
 
-async def settle(registry: Registry) -> None:
-    [settlement] = registry.settlements({A: 2, B: 1}, 100)
-    await registry.settle(settlement)
+async def reconcile(registry: Registry) -> None:
+    [settlement] = split({A: 2, B: 1}, [], 100)
+    await registry.reconcile(settlement)
 
 
 # By script, and what distinguishes it from other calls of the same script.
@@ -109,15 +111,17 @@ CALLS: dict[str, Call] = {
     "dispatch_shortest_queue, leased": lambda r, *_: r.dispatch_shortest_queue(asks(["m", "n"], LEASE_MS)),
     "drain": lambda registry, *_: registry.drain(A),
     "drain, to resume": lambda registry, *_: registry.drain(A, drain=False),
-    "end_duty": lambda registry, replica, _: registry.end_duty("held", replica.name, 600.0, "told", 6_000.0),
-    "end_duty, not done": lambda registry, replica, _: registry.end_duty("held", replica.name, 600.0, "", 6_000.0),
+    "complete_job": lambda registry, replica, _: registry.complete_job("held", replica.name, 600.0, "told", 6_000.0),
+    "complete_job, not done": lambda registry, replica, _: registry.complete_job(
+        "held", replica.name, 600.0, "", 6_000.0
+    ),
     "heartbeat": lambda registry, *_: registry.heartbeat(reports([(A, 3), (B, 0)])),
     "heartbeat, of polls": lambda registry, *_: registry.heartbeat(reports([(A, 3), (B, 0)]), of_polls=True),
     "list_models": lambda registry, *_: registry.list_models(),
     "list_models_by_kind": lambda registry, *_: registry.list_models_by_kind(False),
     "list_workers": lambda registry, *_: registry.list_workers(),
-    "meet": lambda registry, replica, _: registry.meet(replica.name, 600.0),
-    "meet, to leave": lambda registry, replica, _: registry.meet(replica.name, 0.0),
+    "join_replicas": lambda registry, replica, _: registry.join_replicas(replica.name, 600.0),
+    "join_replicas, to leave": lambda registry, replica, _: registry.join_replicas(replica.name, 0.0),
     "register": lambda registry, *_: registry.register(worker(A, "m", "o", queue_length=1)),
     "register, new": lambda registry, *_: registry.register(worker(NEW, "m")),
     "register, after a probe": lambda registry, _, fleet: registry.register(
@@ -130,17 +134,17 @@ CALLS: dict[str, Call] = {
     "renew": lambda registry, _, fleet: registry.renew(fleet.leases[0]),
     "report_failure": lambda registry, *_: registry.report_failure(A),
     "report_failure, of polls": lambda registry, *_: registry.report_failure(A, of_polls=True),
-    "settle": lambda registry, *_: settle(registry),
+    "reconcile": lambda registry, *_: reconcile(registry),
     "shorten_leases": lambda registry, *_: registry.shorten_leases(),
     "sweep": lambda registry, *_: registry.sweep(600.0),
-    "take_duty": lambda registry, replica, _: registry.take_duty("free", replica.name, 600.0),
+    "acquire_job": lambda registry, replica, _: registry.acquire_job("free", replica.name, 600.0),
 }
 READ_ONLY = ("list_models", "list_models_by_kind", "list_workers")
 
 # Answers that a second run changes, each with its consequence. A case that passes has to be taken out of here.
 ANSWER_CHANGES = {
-    "end_duty": "the replica believes that its time was over, and sends its heartbeat to the parents once more",
-    "end_duty, not done": "as end_duty",
+    "complete_job": "the replica believes that its time was over, and sends its heartbeat to the parents once more",
+    "complete_job, not done": "as complete_job",
     "release": "the client reads that its lease was not out",
     "sweep": "the removed workers are neither logged nor counted",
 }
@@ -188,10 +192,10 @@ async def fill(fleet: Fleet) -> None:
     await registry.drain(C)
     await registry.heartbeat(reports([(A, 1)]), of_polls=True)
     await fleet.client.incrby(CLOCK, 1_000)
-    fleet.leases = await registry.dispatch_shortest_queue(asks(["n", "n"], LEASE_MS))
+    fleet.leases = leases_of(await registry.dispatch_shortest_queue(asks(["n", "n"], LEASE_MS)))
     await registry.dispatch_shortest_queue(asks(["m"] * 4))
-    await registry.take_duty("held", fleet.first.name, 600.0)
-    await registry.meet(fleet.second.name, 600.0)
+    await registry.acquire_job("held", fleet.first.name, 600.0)
+    await registry.join_replicas(fleet.second.name, 600.0)
     await fleet.client.delete(keys.heartbeat(NAMESPACE, LAPSED))
     await fleet.client.zadd(keys.workers(NAMESPACE), {LAPSED: 1.0})
     fleet.registration = int(await fleet.client.hget(keys.worker(NAMESPACE, A), "registration"))

@@ -8,9 +8,10 @@ from pathlib import Path
 import pytest
 
 from controller.store import scripts
+from controller.store.reconciliation import split
 from controller.store.registry import Registry
 from tests.conftest import Store
-from tests.samples import A, asks, reports, worker
+from tests.support.samples import A, asks, reports, worker
 
 FOLDER = Path(str(scripts.folder()))
 SCRIPTS = sorted(FOLDER.glob("*.lua"))
@@ -116,17 +117,17 @@ async def test_callers_pass_the_arguments_that_the_headers_name(
     await registry.renew("no lease")
     await registry.drain(A)
     await registry.report_failure(A)
-    await registry.meet("replica", 1.0)
-    await registry.take_duty("duty", "replica", 1.0)
-    await registry.end_duty("duty", "replica", 1.0, "told", 1.0)
-    for settlement in registry.settlements({A: 1}, 0):
-        await registry.settle(settlement)
+    await registry.join_replicas("replica", 1.0)
+    await registry.acquire_job("duty", "replica", 1.0)
+    await registry.complete_job("duty", "replica", 1.0, "told", 1.0)
+    for settlement in split({A: 1}, [], 0):
+        await registry.reconcile(settlement)
     await registry.remove(A)
     tails = {
         "heartbeat": 3,
         "dispatch_shortest_queue": 2,
         "dispatch_lottery": 3,
-        "settle": 2,
+        "reconcile": 2,
         "remove": 2,
         "drain": 2,
         "report_failure": 2,

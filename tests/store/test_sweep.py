@@ -5,11 +5,11 @@ import asyncio
 import pytest
 
 from controller.store.registry import Registry
-from tests.budget import small_budget
 from tests.conftest import Store
-from tests.invariants import check_invariants
-from tests.samples import A, B, C, worker
-from tests.waiting import wait_until
+from tests.support.budget import small_budget
+from tests.support.invariants import check_invariants
+from tests.support.samples import A, B, C, worker
+from tests.support.waiting import wait_until
 
 
 async def test_lapsed_workers_are_forgotten(store: Store, registry: Registry) -> None:

@@ -8,7 +8,8 @@ import pytest
 from controller.store import keys
 from controller.store.registry import Registry
 from tests.conftest import CLOCK, Store
-from tests.samples import A, asks, reports, worker
+from tests.support.dispatches import leases_of, workers_of
+from tests.support.samples import A, asks, reports, worker
 
 FIRST = 10_000  # milliseconds: what the constant is before anything is known
 POLL = 5_000
@@ -29,7 +30,7 @@ class Lab:
         await self.store.client.set(CLOCK, self.now)
 
     async def send(self, takes: int) -> None:
-        assert await self.registry.dispatch_shortest_queue(asks(["m"])) == [A]
+        assert workers_of(await self.registry.dispatch_shortest_queue(asks(["m"]))) == [A]
         self.ends.append(self.now + takes)
 
     async def poll(self) -> None:
@@ -143,7 +144,7 @@ async def test_what_was_learned_outlives_the_last_worker_of_a_model(lab: Lab, go
 async def test_what_the_lottery_draws_is_learned_from_as_bookings_are(lab: Lab) -> None:
     """Requests of half a second, as many with a lease as without: no work comes from nowhere."""
     for _ in range(50):
-        leases = await lab.registry.dispatch_lottery(asks(["m"] * 5, 60_000))
+        leases = leases_of(await lab.registry.dispatch_lottery(asks(["m"] * 5, 60_000)))
         await lab.registry.dispatch_lottery(asks(["m"] * 5))
         await lab.tick(POLL)
         lab.foreign = 1

@@ -3,10 +3,11 @@
 import pytest
 
 from controller.store import keys
-from controller.store.registry import worker_of
+from controller.store.reconciliation import split
 from tests.conftest import Store
-from tests.invariants import parts_of
-from tests.samples import A, B, C, asks, worker
+from tests.support.dispatches import leases_of, worker_of_lease, workers_of
+from tests.support.invariants import parts_of
+from tests.support.samples import A, B, C, asks, worker
 
 NAMES = [A, B, C]
 
@@ -19,19 +20,19 @@ async def test_turns_lose_no_digits(store: Store) -> None:
     for name in (B, C, A):
         await registry.register(worker(name))
     assert [parts["turn"] for parts in await all_parts(store)] == [str(first + 3), str(first + 1), str(first + 2)]
-    leases = await registry.dispatch_shortest_queue(asks(["m"] * 6, 60_000))
-    assert list(map(worker_of, leases)) == [B, C, A] * 2
+    leases = leases_of(await registry.dispatch_shortest_queue(asks(["m"] * 6, 60_000)))
+    assert list(map(worker_of_lease, leases)) == [B, C, A] * 2
     assert [int(lease.split("-")[2]) for lease in leases] == [first + 4 + i for i in range(6)]
     for part in ("turn", "place"):
         assert [parts[part] for parts in await all_parts(store)] == [str(first + 9), str(first + 7), str(first + 8)]
     assert await registry.release(leases) == [True] * 6
-    assert await registry.dispatch_shortest_queue(asks(["m"] * 3)) == [B, C, A]
+    assert workers_of(await registry.dispatch_shortest_queue(asks(["m"] * 3))) == [B, C, A]
     assert [parts["turn"] for parts in await all_parts(store)] == [str(first + 12), str(first + 10), str(first + 11)]
     workers, sequence, _, _ = await registry.list_workers()
     assert sequence == first + 12
     assert [known.registration for known in workers] == [first + 3, first + 1, first + 2]
-    for settlement in registry.settlements({}, first + 100):
-        await registry.settle(settlement)
+    for settlement in split({}, [], first + 100):
+        await registry.reconcile(settlement)
     assert await store.client.get(keys.sequence(store.namespace)) == str(first + 100)
 
 
@@ -47,7 +48,7 @@ async def test_idle_workers_take_turns_however_many_there_were(store: Store, fad
             await registry.remove(name)
             await registry.register(worker(name))
         chosen = await registry.dispatch_shortest_queue(asks(["m"] * 2, lease_ms))
-        assert list(map(worker_of, chosen)) == [B, A]
+        assert workers_of(chosen) == [B, A]
 
 
 async def all_parts(store: Store) -> list[dict[str, str]]:

@@ -13,7 +13,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from tests import network
+from tests.support import network
 
 STOCK_WORKER = Path(__file__).with_name("stock_worker.py")
 LLAVA_WORKER = Path(__file__).with_name("llava_worker.py")

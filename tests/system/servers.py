@@ -14,10 +14,10 @@ from redis.asyncio import Redis
 from redis.crc import key_slot
 from redis.exceptions import RedisError
 
-from controller.store.server_process import find_server
+from controller.store.embedded.server_process import find_server
 from tests.conftest import TIED
+from tests.support.waiting import wait_until
 from tests.system.processes import free_port
-from tests.waiting import wait_until
 
 SERVER = shutil.which("redis-server") or str(find_server())
 

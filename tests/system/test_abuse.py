@@ -8,10 +8,10 @@ from collections.abc import Iterable
 import psutil
 import pytest
 
+from tests.support.workers import bad_worker
 from tests.system.conftest import Serve
 from tests.system.processes import ControllerProcess
 from tests.system.test_serve import A
-from tests.workers import bad_worker
 
 POST = b"POST /get_worker_address HTTP/1.1\r\nHost: x\r\n"
 CHUNKED = POST + b"Transfer-Encoding: chunked\r\n\r\n"

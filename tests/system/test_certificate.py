@@ -7,9 +7,9 @@ from pathlib import Path
 import pytest
 import trustme
 
+from tests.support.waiting import wait_until
 from tests.system.conftest import Serve
 from tests.system.processes import ControllerProcess
-from tests.waiting import wait_until
 
 
 def issue(directory: Path) -> str:

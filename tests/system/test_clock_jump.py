@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 
+from tests.support.waiting import wait_until
 from tests.system.conftest import Serve
 from tests.system.processes import ControllerProcess, answers, call, free_port, stock_worker
-from tests.waiting import wait_until
 
 REDIS_SERVER = shutil.which("redis-server")
 COMPILER = shutil.which("cc") or shutil.which("gcc")

@@ -11,11 +11,11 @@ import pytest
 
 from controller.store.connection import connect
 from controller.store.registry import Registry
-from tests.invariants import check_invariants
+from tests.support.invariants import check_invariants
+from tests.support.waiting import wait_until
 from tests.system.conftest import Serve
 from tests.system.processes import ControllerProcess
 from tests.system.test_serve import replicas
-from tests.waiting import wait_until
 
 KILLS = 40
 WORKERS = [f"http://127.0.0.1:1/w{i}" for i in range(8)]

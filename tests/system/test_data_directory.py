@@ -8,10 +8,10 @@ from pathlib import Path
 
 import pytest
 
+from tests.support.waiting import wait_until
 from tests.system.conftest import Serve
 from tests.system.processes import ControllerProcess, serves
 from tests.system.test_serve import A, B, consistent, replicas, stores
-from tests.waiting import wait_until
 
 
 async def snapshots_know(controller: ControllerProcess, names: list[str]) -> None:

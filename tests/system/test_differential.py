@@ -11,9 +11,9 @@ from typing import Any
 
 import pytest
 
+from tests.support.workers import BadWorker, bad_worker, chunks, status
 from tests.system.conftest import Serve
 from tests.system.processes import fastchat
-from tests.workers import BadWorker, bad_worker, chunks, status
 
 SPEEDS = [1, 1.37, 2.11, 3.73]  # so that no two workers are ever equally loaded, but at queue length 0
 MODELS = ["m", "n", "o"]

@@ -11,10 +11,10 @@ import pytest
 
 from controller.store import keys
 from controller.store.connection import connect
+from tests.support.waiting import wait_until
 from tests.system.conftest import Serve
 from tests.system.processes import ControllerProcess, stock_worker
 from tests.system.servers import single
-from tests.waiting import wait_until
 
 DEFAULTS = ("--booking-decay", "on", "--booking-delay", "0.2")
 

@@ -14,10 +14,10 @@ from pathlib import Path
 import pytest
 from fastchat.conversation import Conversation, SeparatorStyle
 
+from tests.support.waiting import wait_until
+from tests.support.workers import answers, bad_worker
 from tests.system.conftest import Serve
 from tests.system.processes import PYDANTIC_1, Process, Server, call, fastchat, free_port, listens
-from tests.waiting import wait_until
-from tests.workers import answers, bad_worker
 
 WORKER = "controller.examples.worker"
 

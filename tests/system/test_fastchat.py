@@ -15,8 +15,9 @@ from pathlib import Path
 import psutil
 import pytest
 
-from tests.faults import proxy
-from tests.outage import lapse
+from tests.support.faults import proxy
+from tests.support.outage import lapse
+from tests.support.waiting import wait_until
 from tests.system.conftest import Serve
 from tests.system.processes import (
     Server,
@@ -29,7 +30,6 @@ from tests.system.processes import (
     stock_worker,
 )
 from tests.system.test_serve import stores
-from tests.waiting import wait_until
 
 
 async def test_a_stock_worker_registers_heartbeats_is_forgotten_and_comes_back(serve: Serve, work_dir: Path) -> None:

@@ -10,10 +10,10 @@ from pathlib import Path
 import httpx
 import pytest
 
+from tests.support.waiting import wait_until
+from tests.support.workers import BadWorker, bad_worker, chunks, hangs
 from tests.system.conftest import Serve
 from tests.system.processes import ControllerProcess
-from tests.waiting import wait_until
-from tests.workers import BadWorker, bad_worker, chunks, hangs
 
 
 def frames_at_random(rng: random.Random) -> Iterator[bytes]:

@@ -10,10 +10,10 @@ import httpx
 import pytest
 import trustme
 
+from tests.support.waiting import wait_until
+from tests.support.workers import BadWorker, bad_worker, hangs
 from tests.system.conftest import Serve
 from tests.system.processes import ControllerProcess
-from tests.waiting import wait_until
-from tests.workers import BadWorker, bad_worker, hangs
 
 A = "http://127.0.0.1:9"
 DISPATCHED = b'{"address":"http://127.0.0.1:9"}'

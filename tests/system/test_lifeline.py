@@ -8,9 +8,9 @@ from pathlib import Path
 import psutil
 import pytest
 
-from tests.lifeline import alive
+from tests.support.lifeline import alive
+from tests.support.waiting import wait_until
 from tests.system.processes import Process
-from tests.waiting import wait_until
 
 ROOT = Path(__file__).parents[2]
 DOES_NOT_END = """

@@ -7,10 +7,10 @@ from pathlib import Path
 
 import httpx
 
+from tests.support.waiting import wait_until
 from tests.system.conftest import Serve
 from tests.system.processes import ControllerProcess, serves
 from tests.system.test_serve import replicas
-from tests.waiting import wait_until
 
 A = "http://127.0.0.1:9"
 

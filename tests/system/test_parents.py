@@ -8,10 +8,10 @@ from pathlib import Path
 
 import psutil
 
-from tests.faults import Way, aside
+from tests.support.faults import Way, aside
+from tests.support.waiting import wait_until
 from tests.system.conftest import Serve
 from tests.system.processes import ControllerProcess, Server, call, fastchat, free_port, stock_worker
-from tests.waiting import wait_until
 
 INTERVAL = 1.0
 
@@ -89,7 +89,7 @@ async def test_replicas_that_are_killed_in_the_middle_of_a_heartbeat_are_replace
 ) -> None:
     """Three times the one of three that is just sending it dies, and another sends one.
 
-    How soon is in tests/test_parents.py.
+    How soon is in tests/fleet/test_parents.py.
     """
     top = serve(data="top")
     advertised = "http://127.0.0.1:1"

@@ -6,10 +6,10 @@ from pathlib import Path
 
 import pytest
 
+from tests.support.waiting import wait_until
 from tests.system.conftest import Serve
 from tests.system.processes import ControllerProcess, call, serves
 from tests.system.servers import Server, cluster, sentinels, single
-from tests.waiting import wait_until
 
 A, B = "http://127.0.0.1:9", "http://127.0.0.1:10"
 OLD, NEW = "first-secret", "second-secret"

@@ -11,11 +11,11 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from tests.faults import Way, aside
-from tests.outage import lapse
+from tests.support.faults import Way, aside
+from tests.support.outage import lapse
+from tests.support.waiting import wait_until
 from tests.system.conftest import Serve
 from tests.system.processes import PYDANTIC_1, ControllerProcess, call, fastchat, free_port, stock_worker
-from tests.waiting import wait_until
 
 MODELS = ("east", "echo", "west")
 

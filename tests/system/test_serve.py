@@ -16,10 +16,10 @@ import trustme
 from redis.asyncio import Redis
 
 from controller.store.connection import connect
-from tests.invariants import check_invariants
+from tests.support.invariants import check_invariants
+from tests.support.waiting import wait_until
 from tests.system.conftest import Serve
 from tests.system.processes import ControllerProcess, answers, call, listens, serves
-from tests.waiting import wait_until
 
 A, B = "http://127.0.0.1:1/a", "http://127.0.0.1:1/b"
 
@@ -211,7 +211,7 @@ async def test_a_redis_named_by_url_is_used_and_left_running(serve: Serve, embed
 
 
 async def test_a_redis_that_is_away_at_the_start_is_no_reason_to_crash(serve: Serve, short_dir: Path) -> None:
-    controller = serve("--redis-url", f"unix://{short_dir}/nowhere/redis.sock", "--register-patience", "0", ready=False)
+    controller = serve("--redis-url", f"unix://{short_dir}/nowhere/redis.sock", "--register-timeout", "0", ready=False)
     controller.wait_for(lambda: answers(f"{controller.url}/healthz"), "the process answers")
     assert not serves(controller.url)
     assert controller.dispatch() == ""

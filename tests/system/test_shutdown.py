@@ -10,10 +10,10 @@ from pathlib import Path
 import httpx
 import pytest
 
+from tests.support.waiting import wait_until
 from tests.system.conftest import Serve
 from tests.system.processes import ControllerProcess, free_port, listens, stock_worker
 from tests.system.test_serve import replicas
-from tests.waiting import wait_until
 
 MODEL = ("--model-names", "m")
 A = "http://127.0.0.1:1/a"

@@ -10,11 +10,11 @@ from pathlib import Path
 import psutil
 import pytest
 
+from tests.support.waiting import wait_until
 from tests.system.conftest import Serve
 from tests.system.processes import ControllerProcess, serves, stock_worker
 from tests.system.test_serve import children, replicas
 from tests.system.test_shutdown import MODEL, ready, streaming
-from tests.waiting import wait_until
 
 NUMBERS = pytest.mark.parametrize("number", [1, 2], ids=["1 replica", "2 replicas"])
 LINUX = pytest.mark.skipif(sys.platform != "linux", reason="needs Linux, to see what a process has loaded")

@@ -15,15 +15,15 @@ from controller.store import keys
 from controller.store.connection import connect
 from controller.store.registry import SCHEMA
 from tests.conftest import Figure
-from tests.faults import Proxy, aside
-from tests.invariants import check_invariants
-from tests.outage import queue_length
+from tests.support.faults import Proxy, aside
+from tests.support.invariants import check_invariants
+from tests.support.outage import queue_length
+from tests.support.waiting import wait_until
 from tests.system.conftest import Serve
 from tests.system.load import Seen, load
 from tests.system.processes import ControllerProcess, serves, stock_worker
 from tests.system.processes import Server as WorkerProcess
 from tests.system.servers import Server, cluster, sentinels, single
-from tests.waiting import wait_until
 
 LOOKS_OFTEN = (
     "--snapshot-interval",

@@ -10,10 +10,10 @@ from pathlib import Path
 
 import pytest
 
+from tests.support.waiting import wait_until
 from tests.system.conftest import Serve
 from tests.system.processes import free_port, serves
 from tests.system.test_serve import A
-from tests.waiting import wait_until
 
 CONTROLLER = (sys.executable, "-m", "controller")
 LLAMA = "llama 🦙 名前"

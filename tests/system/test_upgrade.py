@@ -10,12 +10,12 @@ import pytest
 from controller.store import keys
 from controller.store.connection import connect
 from controller.store.registry import SCHEMA
-from tests.invariants import check_invariants
+from tests.support.invariants import check_invariants
+from tests.support.waiting import wait_until
 from tests.system.conftest import Serve
 from tests.system.load import load
 from tests.system.processes import Process, answers, call, free_port
 from tests.system.servers import single
-from tests.waiting import wait_until
 
 ROOT = Path(__file__).parents[2]
 ANOTHER_LAYOUT = "db9b310"  # the last commit whose keys are laid out in version 3

@@ -5,8 +5,8 @@ import asyncio
 import httpx
 import pytest
 
+from tests.support.workers import bad_worker, plain, sends
 from tests.system.conftest import Serve
-from tests.workers import bad_worker, plain, sends
 
 FRAME = b'{"text": "one", "error_code": 0}\0'
 CHUNKED = b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n"

@@ -10,8 +10,8 @@ from controller.domain.errors import StreamBroken, WorkerError, WorkerSilent, Wo
 from controller.upstream.answer import WorkerAnswer
 from controller.upstream.client import WorkerClient
 from controller.upstream.session import AnswerProtocol
-from tests.waiting import wait_until
-from tests.workers import BadWorker, bad_worker, plain, sends
+from tests.support.waiting import wait_until
+from tests.support.workers import BadWorker, bad_worker, plain, sends
 
 CHUNKED = b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n"
 UNTIL_CLOSED = b"HTTP/1.1 200 OK\r\n\r\n"

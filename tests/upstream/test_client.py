@@ -12,9 +12,9 @@ from controller.domain.worker import WorkerStatus
 from controller.upstream import answer as upstream_answer
 from controller.upstream import client as upstream
 from controller.upstream.client import WorkerClient
-from tests.streams import asked
-from tests.waiting import wait_until
-from tests.workers import Behaviour, answers, bad_worker, chunks, hangs, sends_without_end, status
+from tests.support.streams import asked
+from tests.support.waiting import wait_until
+from tests.support.workers import Behaviour, answers, bad_worker, chunks, hangs, sends_without_end, status
 
 
 @pytest.fixture
@@ -40,7 +40,7 @@ async def test_a_status(client: WorkerClient) -> None:
 BAD_STATUSES: dict[str, tuple[Behaviour, str]] = {
     "hangs": (hangs, r"did not answer within 0.1 s"),
     "too much": (sends_without_end, r"more than 1048576 bytes"),
-    "redirects": (answers(b"", "302 Found", "Location: http://127.0.0.1:1/"), r"answered 302 where 200"),
+    "redirects": (answers(b"", "302 MaybeStale", "Location: http://127.0.0.1:1/"), r"answered 302 where 200"),
     "500": (answers(b"x", "500 Internal Server Error"), r"answered 500 where 200"),
     "empty": (answers(b""), r"no status"),
     "not JSON": (answers(b"<html>"), r"no status"),

@@ -13,10 +13,10 @@ from controller.upstream import session
 from controller.upstream.client import WorkerClient
 from controller.upstream.parent import ParentClient
 from tests.conftest import Open
-from tests.samples import worker
-from tests.streams import asked, streamed
-from tests.waiting import wait_until
-from tests.workers import keeping_worker, plain, reset
+from tests.support.samples import worker
+from tests.support.streams import asked, streamed
+from tests.support.waiting import wait_until
+from tests.support.workers import keeping_worker, plain, reset
 
 
 @pytest.fixture(autouse=True)
@@ -177,7 +177,7 @@ async def test_the_worker_is_not_blamed(replica: Open, registry: Registry) -> No
         for _ in range(3):
             assert [piece async for piece in streamed(controller)] == [b"a\0"]
         assert kept.connections == 3
-        await wait_until(lambda: not controller._forwarder._errands, "the ends are told")
+        await wait_until(lambda: not controller.forwarder._background, "the ends are told")
         [known] = (await registry.list_workers()).workers
         assert (known.failing, known.leased) == ("", 0)
 

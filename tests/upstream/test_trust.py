@@ -12,12 +12,12 @@ from pathlib import Path
 import pytest
 import trustme
 
-from controller.console import fetch_workers
+from controller.cli.workers import fetch_workers
 from controller.domain.errors import ControllerUnreachable, ParentUnreachable, WorkerUnreachable
 from controller.upstream.client import WorkerClient
 from controller.upstream.parent import ParentClient
 from controller.upstream.trust import trusted, warn_of_bundle
-from tests.workers import BadWorker, answers, chunks, status
+from tests.support.workers import BadWorker, answers, chunks, status
 
 VARIABLES = ("REQUESTS_CA_BUNDLE", "CURL_CA_BUNDLE", "SSL_CERT_FILE", "SSL_CERT_DIR")
 

@@ -7,11 +7,10 @@ import httpx
 import pytest
 
 from controller.metrics import Metrics
-from controller.service import Controller
+from controller.replica import Replica
 from controller.settings import Settings
 from controller.store.registry import Registry
 from controller.upstream.client import WorkerClient
-from controller.web.app import build_app
 from tests.conftest import Store
 
 
@@ -20,7 +19,7 @@ class Api:
     """A replica without its server: calls go straight to the application."""
 
     http: httpx.AsyncClient
-    controller: Controller
+    controller: Replica
     registry: Registry
     metrics: Metrics
 
@@ -41,12 +40,12 @@ class Api:
 
 
 async def open_api(registry: Registry, **settings: object) -> AsyncIterator[Api]:
-    defaults = {"probe_timeout": 60.0, "worker_timeout": 60.0, "register_patience": 0.0}
+    defaults = {"probe_timeout": 60.0, "worker_timeout": 60.0, "register_timeout": 0.0}
     options = Settings(**{**defaults, **settings})
     metrics = Metrics()
     workers = WorkerClient(options.probe_timeout, options.worker_timeout)
-    controller = Controller(options, registry, workers, metrics)
-    transport = httpx.ASGITransport(build_app(controller, metrics), raise_app_exceptions=False)
+    controller = Replica(options, registry, workers, metrics)
+    transport = httpx.ASGITransport(controller.app(), raise_app_exceptions=False)
     async with httpx.AsyncClient(transport=transport, base_url="http://controller") as http:
         yield Api(http, controller, registry, metrics)
     await controller.close()

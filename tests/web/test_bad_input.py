@@ -7,10 +7,10 @@ from typing import Any
 import httpx
 import pytest
 
-from controller.web.endpoint import MAX_BODY, Answer, Endpoint
+from controller.web.asgi.endpoint import MAX_BODY, Answer, Endpoint
 from tests.conftest import Store
-from tests.invariants import whole_state
-from tests.samples import A, B
+from tests.support.invariants import whole_state
+from tests.support.samples import A, B
 from tests.web.conftest import Api
 
 STATUS = {"model_names": ["m"], "speed": 1, "queue_length": 0}

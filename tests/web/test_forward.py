@@ -5,14 +5,16 @@ import json
 
 import pytest
 
-from controller.domain.way import HEADER
-from controller.web.forward_plane import WORKER_ROUTES
-from tests.samples import A
-from tests.waiting import wait_until
+from controller.domain.hops import HEADER
+from controller.web.routes import forward
+from controller.web.routes.table import ROUTES
+from tests.support.samples import A
+from tests.support.waiting import wait_until
+from tests.support.workers import BadWorker, answers, bad_worker, chunks
 from tests.web.conftest import Api
-from tests.workers import BadWorker, answers, bad_worker, chunks
 
 LOOP = 50001
+WORKER_ROUTES = [route.path for route in ROUTES if route.handler is forward.worker_call]
 
 
 @pytest.mark.parametrize("path", [*WORKER_ROUTES, "/v1/rerank", "/generate-2"])
@@ -109,9 +111,9 @@ async def test_an_answer_with_an_odd_head_leaves_nothing_booked(api: Api, path: 
         else:
             assert json.loads(response.content.rstrip(b"\0"))["error_code"] == 50006
             assert response.status_code == 200
-        await wait_until(lambda: not api.controller._forwarder._errands, "the ends are told")
+        await wait_until(lambda: not api.controller.forwarder._errands, "the ends are told")
         assert [known.leased for known in (await api.registry.list_workers()).workers] == [0]
-        assert api.controller._forwarder._renewals == {}
+        assert api.controller.forwarder._renewals == {}
         await wait_until(lambda: not living.open, "no connection is left")
 
 
@@ -154,7 +156,7 @@ async def test_a_controller_above_us_tries_another_for_an_unknown_path_too(api: 
 async def test_a_request_that_goes_in_a_circle_ends(api: Api) -> None:
     async with bad_worker(worker_generate=answers(b"{}"), worker_generate_stream=chunks(b"a\0")) as living:
         await api.register(living.address)
-        own = api.controller._fallback.cluster
+        own = api.controller.snapshots.cluster
         for way, passes in (("top,middle", True), (f"top,{own}", False), (",".join("abcdefgh"), False)):
             headers = {HEADER: way}
             response = await api.http.post("/worker_generate", json={"model": "m"}, headers=headers)
@@ -171,8 +173,8 @@ async def test_a_request_that_goes_in_a_circle_ends(api: Api) -> None:
 
 
 async def test_a_cluster_is_not_its_own_worker(api: Api) -> None:
-    await api.controller._fallback._return_to_store()  # and it knows how it is called
-    own = api.controller._fallback.cluster
+    await api.controller.snapshots._return_to_redis()  # and it knows how it is called
+    own = api.controller.snapshots.cluster
     status = {"model_names": ["m"], "speed": 1, "queue_length": 0}
     body = {"worker_name": A, "check_heart_beat": True, "worker_status": status}
     response = await api.http.post("/register_worker", json=body, headers={HEADER: own})

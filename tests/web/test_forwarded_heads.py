@@ -5,10 +5,10 @@ import zlib
 
 import pytest
 
-from controller.domain.way import HEADER
+from controller.domain.hops import HEADER
 from controller.upstream.decoding import DecodedBody
+from tests.support.workers import bad_worker, plain, sends
 from tests.web.conftest import Api
-from tests.workers import bad_worker, plain, sends
 
 FRAME = b'{"text": "one", "error_code": 0}\0'
 HEADERS = (

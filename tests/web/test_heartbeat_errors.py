@@ -8,9 +8,9 @@ import requests
 import uvicorn
 
 from controller.domain.errors import InvalidInput, ShuttingDown, StoreRejection, StoreUnavailable
-from controller.web.endpoint import MAX_BODY, Answer, HeartbeatEndpoint
-from controller.web.protocol import BoundedProtocol
-from tests.waiting import wait_until
+from controller.web.asgi.endpoint import MAX_BODY, Answer, HeartbeatEndpoint
+from controller.web.asgi.protocol import BoundedProtocol
+from tests.support.waiting import wait_until
 
 
 class Failing:

@@ -4,9 +4,9 @@ import json
 
 import pytest
 
-from tests.samples import A
+from tests.support.samples import A
+from tests.support.workers import answers, bad_worker, chunks
 from tests.web.conftest import Api
-from tests.workers import answers, bad_worker, chunks
 
 # Each is JSON to Python, and not to RFC 8259.
 PASSED_ON = {

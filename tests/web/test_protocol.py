@@ -2,7 +2,7 @@
 
 import asyncio
 
-from controller.web.protocol import _WholeAnswers
+from controller.web.asgi.protocol import _WholeAnswers
 
 HEAD, BODY = b"HTTP/1.1 200 OK\r\n\r\n", b"body"
 

@@ -1,0 +1,113 @@
+"""Registry operations for one item each. Concurrent operations of a kind share few calls to Redis."""
+
+from asyncio import Future
+from collections.abc import Awaitable, Callable, Sequence
+from typing import Final, TypeVar
+
+from controller.availability.circuit_breaker import CircuitBreaker
+from controller.availability.coalescer import Coalescer
+from controller.availability.reconciler import Reconciler
+from controller.domain.errors import StoreError, StoreUnavailable
+from controller.domain.worker import Worker
+from controller.metrics import Metrics
+from controller.store.registry import DrainCall, FailureCall, RegisterCall, Registry, RemoveCall, Report
+
+Item = TypeVar("Item")
+Answer = TypeVar("Answer")
+
+_ALL: Final = 1_000_000  # batch size where one answer is for all who wait
+
+
+class Batches:
+    """One replica's calls to the registry that may come in large numbers.
+
+    Every method returns a future, which raises StoreError as the registry does. An operation whose future is cancelled
+    may still take place. Leases that cannot be released are given to the reconciler.
+    """
+
+    def __init__(self, breaker: CircuitBreaker, registry: Registry, metrics: Metrics, reconciler: Reconciler) -> None:
+        self._breaker = breaker
+        self._registry = registry
+        self._metrics = metrics
+        self._reconciler = reconciler
+        self._registrations = self._coalesce(registry.register_many)
+        self._heartbeats = Coalescer(self._heartbeat_all)
+        self._poll_answers = self._coalesce(registry.take_poll_answers)
+        self._releases = Coalescer(self._release_all)
+        self._renewals = self._coalesce(registry.renew_many)
+        self._failures = self._coalesce(registry.report_failure_many)
+        self._drains = self._coalesce(registry.drain_many)
+        # A full Redis rejects writes and so opens the circuit breaker, but it needs the removals most.
+        self._removals: Coalescer[RemoveCall, bool] = Coalescer(
+            lambda calls: breaker.force_call(registry.remove_many, calls)
+        )
+        self._listings = Coalescer(self._list_all, _ALL)
+        self._checks = Coalescer(self._check_all, _ALL)
+
+    def register(self, call: RegisterCall) -> "Future[bool | None]":
+        """Register a worker, as Registry.register()."""
+        return self._registrations.submit(call)
+
+    def heartbeat(self, report: Report) -> "Future[bool]":
+        """Record a heartbeat. Return True if the worker is registered."""
+        return self._heartbeats.submit(report)
+
+    def take_poll_answer(self, report: Report) -> "Future[bool]":
+        """Record an answer to a status poll. Return True if the worker is registered."""
+        return self._poll_answers.submit(report)
+
+    def release(self, lease: str) -> "Future[bool]":
+        """Release a lease. Return True if it was active."""
+        return self._releases.submit(lease)
+
+    def renew(self, lease: str) -> "Future[bool]":
+        """Renew a lease, as Registry.renew()."""
+        return self._renewals.submit(lease)
+
+    def report_failure(self, call: FailureCall) -> "Future[bool | None]":
+        """Deprioritise a worker, as Registry.report_failure()."""
+        return self._failures.submit(call)
+
+    def drain(self, call: DrainCall) -> "Future[bool]":
+        """Drain a worker or resume it, as Registry.drain()."""
+        return self._drains.submit(call)
+
+    def remove(self, call: RemoveCall) -> "Future[bool]":
+        """Remove a worker, as Registry.remove()."""
+        return self._removals.submit(call)
+
+    def list_workers(self) -> "Future[list[Worker]]":
+        """Return all live workers, sorted by name."""
+        return self._listings.submit(None)
+
+    def check(self) -> "Future[None]":
+        """Check Redis, as Registry.check()."""
+        return self._checks.submit(None)
+
+    def _coalesce(self, call: Callable[[Sequence[Item]], Awaitable[Sequence[Answer]]]) -> Coalescer[Item, Answer]:
+        return Coalescer(lambda items: self._breaker.call(call, items))
+
+    async def _heartbeat_all(self, reports: Sequence[Report]) -> list[bool]:
+        try:
+            known = await self._breaker.call(self._registry.heartbeat, reports)
+        except StoreError:
+            self._metrics.heartbeats_store_unavailable.inc(len(reports))
+            raise
+        self._metrics.heartbeats_known.inc(sum(known))
+        self._metrics.heartbeats_unknown.inc(len(known) - sum(known))
+        return known
+
+    async def _release_all(self, leases: Sequence[str]) -> list[bool]:
+        try:
+            return await self._breaker.call(self._registry.release, leases)
+        except StoreUnavailable:
+            self._reconciler.add_leases(leases)
+            raise
+
+    async def _list_all(self, callers: Sequence[None]) -> list[list[Worker]]:
+        workers = (await self._breaker.call(self._registry.list_workers)).workers
+        return [workers] * len(callers)
+
+    async def _check_all(self, callers: Sequence[None]) -> list[None]:
+        await self._breaker.call(self._registry.check)
+        return [None] * len(callers)

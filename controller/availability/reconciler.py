@@ -1,0 +1,63 @@
+"""Keeps everything that Redis must still be told, and reports it when Redis serves again."""
+
+from collections import Counter, deque
+from collections.abc import Iterable
+from typing import Final
+
+from controller.store.reconciliation import Reconciliation, split
+from controller.store.registry import Registry
+
+_MAX_UNANSWERED: Final = 1_000
+_MAX_LEASES: Final = 20_000
+_RELEASED_PER_CALL: Final = 1_000
+
+
+class Reconciler:
+    """One replica's changes that Redis does not have yet.
+
+    Three kinds of change are kept: requests that were dispatched from the snapshot, dispatch calls whose answers never
+    arrived, and leases that ended during an outage. Of calls and leases, only the newest are kept.
+    """
+
+    def __init__(self, registry: Registry) -> None:
+        self._registry = registry
+        self._bookings: Counter[str] = Counter()
+        self._unanswered: deque[str] = deque(maxlen=_MAX_UNANSWERED)
+        self._leases: deque[str] = deque(maxlen=_MAX_LEASES)
+        self._reports: list[Reconciliation] = []  # sent, but not acknowledged
+        registry.on_unanswered = self._unanswered.append
+
+    def add_bookings(self, workers: Iterable[str]) -> None:
+        """Keep requests that were dispatched from the snapshot."""
+        self._bookings.update(workers)
+
+    def add_leases(self, leases: Iterable[str]) -> None:
+        """Keep leases that ended during an outage. A lease may be added twice: Redis releases it once."""
+        self._leases.extend(leases)
+
+    async def release_leases(self) -> None:
+        """Release the leases that ended during the outage. Raises StoreError, and keeps those that are left."""
+        while leases := [self._leases.popleft() for _ in range(min(len(self._leases), _RELEASED_PER_CALL))]:
+            try:
+                await self._registry.release(leases)
+            except BaseException:  # also when cancelled
+                self._leases.extendleft(reversed(leases))
+                raise
+
+    async def reconcile(self, sequence: int = 0) -> None:
+        """Report bookings and unanswered calls.
+
+        sequence: of the last snapshot, if Redis lost data since then. Raises StoreError. A report without an
+        acknowledgement is sent again unchanged, so Redis counts it once.
+        """
+        while True:
+            while self._reports:
+                await self._registry.reconcile(self._reports[0])
+                del self._reports[0]
+            bookings, self._bookings = self._bookings, Counter()
+            unanswered = list(self._unanswered)
+            self._unanswered.clear()
+            self._reports = split(bookings, unanswered, sequence)
+            if not self._reports:
+                return
+            sequence = 0

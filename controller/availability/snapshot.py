@@ -1,0 +1,117 @@
+"""A snapshot of the live workers, from which a replica dispatches while Redis is unavailable."""
+
+import heapq
+from bisect import bisect
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from itertools import accumulate
+from typing import Generic, NamedTuple, TypeVar
+
+from controller.domain.load import Load
+from controller.domain.worker import Worker
+
+Result = TypeVar("Result")
+
+
+class MaybeStale(NamedTuple, Generic[Result]):
+    """A value that came from Redis or from a snapshot.
+
+    snapshot_age: age of the snapshot in seconds. None if the value came from Redis.
+    """
+
+    value: Result
+    snapshot_age: float | None = None
+
+
+class Snapshot:
+    """The live workers as Redis listed them at `taken_at`, and the requests dispatched from the snapshot since.
+
+    taken_at: in seconds on the replica's monotonic clock.
+    draw: returns a random number from 0 to 1.
+
+    The snapshot itself never expires. SnapshotManager.get() decides how old it may be.
+    """
+
+    def __init__(self, workers: Sequence[Worker], taken_at: float, draw: Callable[[], float]) -> None:
+        self.taken_at = taken_at
+        self._workers = {worker.name: worker for worker in workers}
+        self._queues = {worker.name: worker.status.queue_length for worker in workers}
+        self._draw = draw
+        self._serving: dict[str, list[str]] = {}  # by model
+        for worker in workers:
+            if worker.draining:
+                continue
+            for model in worker.status.model_names:
+                self._serving.setdefault(model, []).append(worker.name)
+        self._heaps: dict[str, list[tuple[float, float, str]]] = {}
+        self._odds: dict[str, tuple[list[str], list[float]]] = {}
+
+    def __len__(self) -> int:
+        return len(self._workers)
+
+    def serves(self, model: str) -> bool:
+        """Return True if a worker serves the model and is not draining."""
+        return model in self._serving
+
+    def shortest_queue(self, model: str) -> str:
+        """Choose the worker with the lowest load and book it. Return "" if the model has no worker.
+
+        Ties are broken at random. Redis breaks them by the least recent dispatch, but each replica has a snapshot of
+        its own, so that rule would make all replicas choose the same worker.
+        """
+        if model not in self._serving:
+            return ""
+        heap = self._heaps.get(model)
+        if heap is None:
+            heap = self._heaps[model] = [self._entry(name) for name in self._serving[model]]
+            heapq.heapify(heap)
+        while heap[0][0] < self._load(heap[0][2]):  # the worker was booked for another of its models
+            heapq.heapreplace(heap, self._entry(heap[0][2]))
+        name = heap[0][2]
+        self._queues[name] += 1
+        heapq.heapreplace(heap, self._entry(name))
+        return name
+
+    def lottery(self, model: str) -> str:
+        """Draw a worker with odds proportional to speed. Return "" if the model has no worker.
+
+        Failing workers are drawn only if all workers of the model are failing.
+        """
+        if model not in self._serving:
+            return ""
+        if model not in self._odds:
+            serving = self._serving[model]
+            names = [name for name in serving if not self._workers[name].failing] or serving
+            self._odds[model] = names, list(accumulate(self._workers[name].status.speed for name in names))
+        names, odds = self._odds[model]
+        return names[min(bisect(odds, self._draw() * odds[-1]), len(names) - 1)]
+
+    def list_models(self, multimodal: bool | None = None) -> list[str]:
+        """Return the models as Registry.list_models() does."""
+        return sorted(
+            model
+            for model, names in self._serving.items()
+            if multimodal is None or any(self._workers[name].multimodal == multimodal for name in names)
+        )
+
+    def workers(self, now: float) -> list[Worker]:
+        """Return the workers with the bookings made since. expires_in is 0 where a heartbeat is overdue."""
+        age = now - self.taken_at
+        return [
+            replace(
+                worker,
+                status=replace(worker.status, queue_length=self._queues[name]),
+                heartbeat_age=worker.heartbeat_age + age,
+                expires_in=None if worker.expires_in is None else max(0.0, worker.expires_in - age),
+            )
+            for name, worker in self._workers.items()
+        ]
+
+    def _entry(self, name: str) -> tuple[float, float, str]:
+        return self._load(name), self._draw(), name
+
+    def _load(self, name: str) -> float:
+        worker = self._workers[name]
+        return Load(worker.status.speed, worker.status.capacity, self._queues[name], failing=bool(worker.failing)).cost(
+            0.0, 1.0
+        )

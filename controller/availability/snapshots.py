@@ -1,0 +1,171 @@
+"""Keeps a snapshot of the live workers, and repairs Redis from it."""
+
+import asyncio
+import contextlib
+import logging
+import random
+import secrets
+import time
+from collections.abc import Callable, Iterable, Sequence
+from typing import Final
+
+from controller.availability.circuit_breaker import CircuitBreaker
+from controller.availability.reconciler import Reconciler
+from controller.availability.recovery import Recovery
+from controller.availability.snapshot import Snapshot
+from controller.domain.errors import StoreError, StoreIncompatible, StoreRejection, StoreUnavailable
+from controller.domain.worker import Worker
+from controller.metrics import Metrics
+from controller.settings import Settings
+from controller.store.registry import Registry, WorkerList
+
+logger = logging.getLogger("controller")
+
+_MIN_PAUSE: Final = 0.02
+_PAUSE_PER_WORKER: Final = 0.75e-3  # 50 times the cost of listing one worker: 15 us, see benchmarks/scripts.py
+
+
+class SnapshotManager:
+    """One replica's snapshot of the live workers, and the circuit breaker that decides when it is used.
+
+    breaker: all calls of the replica to Redis go through it. Its probe reconnects, checks Redis, takes a snapshot and
+    reports what Redis missed.
+    draw: returns a random number from 0 to 1.
+    """
+
+    def __init__(
+        self,
+        settings: Settings,
+        registry: Registry,
+        reconciler: Reconciler,
+        metrics: Metrics,
+        draw: Callable[[], float] = random.random,
+    ) -> None:
+        self._settings = settings
+        self._registry = registry
+        self._reconciler = reconciler
+        self._draw = draw
+        self._snapshot: Snapshot | None = None
+        self._listing: WorkerList | None = None  # from which the snapshot was made
+        self._requested = asyncio.Event()
+        self._replica_id = secrets.token_hex(8)
+        # Taking a snapshot may restore lost data and reconcile. Two of these at once would do it twice.
+        self._lock = asyncio.Lock()
+        self._recovery = Recovery(registry, metrics, settings.heartbeat_expiration)
+        self.breaker = CircuitBreaker(self._return_to_redis, metrics)
+
+    def get(self, cause: StoreError) -> tuple[Snapshot, float]:
+        """Return the snapshot and its age in seconds, to answer a call that failed with `cause`.
+
+        Re-raises `cause` if there is no fresh snapshot, or if `cause` is not an availability error (a rejected call is
+        a bug and must surface).
+        """
+        if (
+            self._snapshot is not None
+            and isinstance(cause, StoreUnavailable)
+            and not isinstance(cause, StoreIncompatible)
+        ):
+            age = time.monotonic() - self._snapshot.taken_at
+            if age <= self._settings.heartbeat_expiration:
+                return self._snapshot, age
+        raise cause
+
+    async def run(self) -> None:
+        """Take snapshots until cancelled. The cost depends on the number of workers, not of dispatches."""
+        while True:
+            self._requested.clear()
+            with contextlib.suppress(StoreError):  # the circuit breaker has logged it
+                await self.breaker.call(self._take_if_stale)
+            # The pause depends on the number of workers, not on the time that the last snapshot took: a busy moment
+            # of the machine must not delay the next snapshot until it is useless.
+            workers = len(self._snapshot) if self._snapshot is not None else 0
+            rest = min(_MIN_PAUSE + _PAUSE_PER_WORKER * workers, self._settings.heartbeat_expiration / 8)
+            await asyncio.sleep(rest)
+            pause = min(self._settings.snapshot_interval, self._settings.heartbeat_expiration / 4) - rest
+            jitter = random.uniform(0.9, 1.1)  # noqa: S311 - replicas must not take snapshots in step
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(max(0.0, pause) * jitter):  # wait_for() may lose a cancellation
+                    await self._requested.wait()
+
+    async def refresh(self) -> None:
+        """Take a snapshot now. Raises StoreError."""
+        await self.breaker.call(self._take_if_stale)
+
+    def request(self) -> None:
+        """Wake the snapshot loop before its next tick."""
+        self._requested.set()
+
+    @property
+    def cluster_id(self) -> str:
+        """A random id that all replicas on this Redis share. Before the first snapshot, an id of this replica."""
+        return self._listing.epoch if self._listing is not None and self._listing.epoch else self._replica_id
+
+    @property
+    def recent_clock_jump(self) -> tuple[float, float] | None:
+        """As Recovery.recent_clock_jump."""
+        return self._recovery.recent_clock_jump
+
+    def workers(self) -> Sequence[Worker]:
+        """Return the live workers of the last snapshot."""
+        return self._listing.workers if self._listing is not None else ()
+
+    def models(self, multimodal: bool | None) -> list[str]:
+        """Return the models of the last snapshot, as Registry.list_models()."""
+        return self._snapshot.list_models(multimodal) if self._snapshot is not None else []
+
+    async def verify_missing(self, models: Iterable[str]) -> bool:
+        """Verify a "no worker" result. If Redis lost the registry, restore it.
+
+        Return True if any of the models has a worker now. Raises StoreUnavailable.
+        """
+        before = self._snapshot
+        if before is None:
+            return False
+        missing = [model for model in models if before.serves(model)]
+        if not missing:
+            return False
+        await self.breaker.call(self._take_if_stale, before)
+        now = self._snapshot
+        return now is not None and any(now.serves(model) for model in missing)
+
+    async def close(self) -> None:
+        """End the background work."""
+        await self.breaker.close()
+
+    async def _return_to_redis(self) -> None:
+        """Probe Redis, and report what it missed. Raises StoreError if it does not serve yet."""
+        async with self._lock:
+            await self._registry.reconnect()
+            await self._registry.check()
+            try:
+                await self._take()
+            except StoreRejection as error:  # one unreadable worker must not keep the others from being served
+                logger.error("No snapshot could be taken, trying again at the next interval: %s", error)  # noqa: TRY400
+            await self._reconciler.release_leases()
+            # This comes last and nothing awaits between it and the closing of the breaker, so no booking is left over.
+            await self._reconciler.reconcile()
+
+    async def _take_if_stale(self, since: Snapshot | None = None) -> None:
+        """Take a snapshot, unless one was taken since `since`."""
+        async with self._lock:
+            if since is None or self._snapshot is since:
+                await self._take()
+
+    async def _take(self) -> None:
+        taken_at = time.monotonic()
+        listing = await self._registry.list_workers()
+        before = self._listing
+        if before is None or self._snapshot is None:
+            await self._recovery.correct_overlong_heartbeats(listing)
+        elif await self._recovery.repair(before, taken_at - self._snapshot.taken_at, listing):
+            if listing.epoch != before.epoch or listing.sequence < before.sequence:
+                await self._reconciler.reconcile(before.sequence)
+            listing = await self._registry.list_workers()
+        self._keep(listing, taken_at)  # before the rename, which may fail
+        if await self._recovery.rename(listing.workers):
+            taken_at = time.monotonic()
+            self._keep(await self._registry.list_workers(), taken_at)
+
+    def _keep(self, listing: WorkerList, taken_at: float) -> None:
+        self._listing = listing
+        self._snapshot = Snapshot(listing.workers, taken_at, self._draw)

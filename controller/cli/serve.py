@@ -1,0 +1,76 @@
+"""The command `controller serve`. Its flags are made from controller/settings.py."""
+
+from dataclasses import Field
+from pathlib import Path
+from typing import Any
+
+import click
+from click.core import ParameterSource
+
+from controller.domain.dispatch import DispatchMethod
+from controller.domain.errors import ControllerError
+from controller.settings import Settings, all_settings, environment_variables, flag
+
+_PATHS = ("ssl_keyfile", "ssl_certfile", "redis_password_file", "data_dir")
+
+
+def _option(setting: "Field[Any]") -> click.Option:
+    """Return the command line option of a setting."""
+    choices, text, old_name = (setting.metadata[key] for key in ("choices", "help", "old_name"))
+    kind: Any
+    if choices:
+        kind = click.Choice([str(choice) for choice in choices])
+    elif setting.name in _PATHS:
+        kind = click.Path(path_type=Path)
+    else:
+        kind = {int: click.INT, float: click.FLOAT}.get(type(setting.default), click.STRING)
+    return click.Option(
+        [flag(setting.name), *([flag(old_name)] if old_name else [])],
+        type=click.BOOL if setting.default is False else kind,
+        is_flag=setting.default is False,
+        default=str(setting.default) if choices else setting.default,
+        show_default=setting.default is not None and setting.default is not False,
+        envvar=environment_variables(setting),
+        show_envvar=True,
+        help=text,
+    )
+
+
+def _serve(**values: Any) -> None:
+    """Run the controller: one process, or several identical ones on one port.
+
+    Without --redis-url it starts an embedded store and needs nothing else.
+
+    \b
+    Controllers that share one Redis are one cluster:
+        controller serve --host 0.0.0.0 --redis-url redis://redis:6379
+    """
+    from controller.server.run import serve as run  # imported here, so that --help stays fast
+
+    _reject_unused_files(values)
+    try:
+        run(Settings(**{**values, "dispatch_method": DispatchMethod(values["dispatch_method"])}))
+    except ControllerError as error:
+        raise click.ClickException(str(error)) from error
+    except OSError as error:
+        raise click.ClickException(f"The controller cannot run: {error}.") from error
+
+
+def _reject_unused_files(values: dict[str, Any]) -> None:
+    """Reject --ssl-keyfile and --ssl-certfile without --ssl: a user who gives them does not expect plain HTTP.
+
+    Their environment variables are FastChat's, and may be set for other programs.
+    """
+    for name in ("ssl_keyfile", "ssl_certfile"):
+        source = click.get_current_context().get_parameter_source(name)
+        if not values["ssl"] and source is ParameterSource.COMMANDLINE:
+            raise click.ClickException(f"{flag(name)} has no effect without --ssl. Add --ssl, or remove it.")
+
+
+serve = click.Command(
+    "serve",
+    callback=_serve,
+    params=[_option(setting) for setting in all_settings()],
+    help=_serve.__doc__,
+    short_help="Run the controller.",
+)

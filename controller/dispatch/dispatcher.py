@@ -1,0 +1,159 @@
+"""Chooses workers for requests: coalesces calls to Redis, falls back to degraded mode, and counts outcomes."""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+from controller.availability.batches import Batches
+from controller.availability.coalescer import AGAIN, Again, Coalescer
+from controller.availability.degraded import DegradedMode
+from controller.availability.snapshot import MaybeStale
+from controller.availability.snapshots import SnapshotManager
+from controller.domain.errors import StoreError
+from controller.domain.worker import MAX_MODEL_NAME_LENGTH
+from controller.metrics import Metrics
+from controller.settings import Settings
+from controller.store.registry import Choice, FailureCall, Registry, Request
+
+
+class Leased(NamedTuple):
+    """A worker's address and the lease of a request. Both are "" if the model has no live worker."""
+
+    address: str
+    lease: str
+
+
+class Dispatcher:
+    """The operations of clients, on one replica.
+
+    While Redis is unavailable, workers and models come from the snapshot. Without a fresh snapshot, methods raise
+    StoreUnavailable. StoreRejection means that a call of ours was wrong.
+    """
+
+    def __init__(
+        self,
+        settings: Settings,
+        registry: Registry,
+        batches: Batches,
+        snapshots: SnapshotManager,
+        degraded: DegradedMode,
+        metrics: Metrics,
+    ) -> None:
+        self._method = settings.dispatch_method
+        self._lease_time = settings.lease_time
+        self._registry = registry
+        self._batches = batches
+        self._breaker = snapshots.breaker
+        self._snapshots = snapshots
+        self._degraded = degraded
+        self._metrics = metrics
+        self._dispatches: Coalescer[Request, MaybeStale[Choice]] = Coalescer(self._dispatch_all)
+        self._model_lists: Coalescer[bool | None, MaybeStale[list[str]]] = Coalescer(self._list_models_all)
+
+    async def dispatch(self, model: str) -> MaybeStale[str]:
+        """Choose a worker for one request and book it. Return its address, or "" if the model has no live worker."""
+        if len(model) > MAX_MODEL_NAME_LENGTH:
+            return MaybeStale(self._no_worker().worker)
+        choice, snapshot_age = await self._dispatches.submit(Request(model))
+        return MaybeStale(choice.worker, snapshot_age)
+
+    async def dispatch_with_lease(self, model: str, lease_time: float | None = None) -> MaybeStale[Leased]:
+        """Choose a worker for one request and book it until the lease is released or expires.
+
+        lease_time: seconds until the lease expires. The default is the setting lease_time.
+
+        While Redis is unavailable there are no leases: the lease is "" and the request counts as one without a lease.
+        """
+        lease_ms = max(1, round(1000 * (self._lease_time if lease_time is None else lease_time)))
+        if len(model) > MAX_MODEL_NAME_LENGTH:
+            return MaybeStale(Leased(*self._no_worker()))
+        choice, snapshot_age = await self._dispatches.submit(Request(model, lease_ms))
+        return MaybeStale(Leased(*choice), snapshot_age)
+
+    async def release(self, lease: str) -> bool:
+        """Release a lease: its request has ended. Return True if the lease was active."""
+        return await self._batches.release(lease)
+
+    async def renew(self, lease: str) -> bool:
+        """Renew a lease for its full time, from now on. Return True if it is active and its worker is alive."""
+        return await self._batches.renew(lease)
+
+    async def report_failure(self, name: str) -> bool:
+        """Deprioritise a worker until its next heartbeat. Return True if it is alive."""
+        exists = bool(await self._batches.report_failure(FailureCall(name)))
+        if exists:
+            self._snapshots.request()
+        return exists
+
+    async def list_models(self, multimodal: bool | None = None) -> MaybeStale[list[str]]:
+        """Return the models of live workers, sorted: all, those of multimodal workers (True) or of others (False)."""
+        return await self._model_lists.submit(multimodal)
+
+    def _no_worker(self) -> Choice:
+        """Answer a request whose model name is too long for any worker to have registered it.
+
+        Redis is not asked, because such a name may have as many bytes as a request's body.
+        """
+        self._metrics.dispatches_no_worker.inc()
+        return Choice()
+
+    async def _dispatch_all(self, requests: Sequence[Request]) -> Sequence[MaybeStale[Choice] | Again]:
+        try:
+            choices = await self._breaker.call(self._registry.dispatch_some, self._method, requests)
+        except StoreError as error:
+            return self._dispatch_degraded([request.model for request in requests], error)
+        self._metrics.dispatch_batches.inc()
+        answers: list[MaybeStale[Choice] | Again] = [
+            AGAIN if choice is None else MaybeStale(choice) for choice in choices
+        ]
+        missing = [i for i, choice in enumerate(choices) if choice is not None and not choice.worker]
+        if missing:
+            for i, answer in zip(missing, await self._verify([requests[i] for i in missing]), strict=True):
+                answers[i] = answer
+        self._count([answer for answer in answers if answer is not AGAIN])
+        return answers
+
+    def _count(self, answers: Sequence[MaybeStale[Choice]]) -> None:
+        without = sum(not each.value.worker for each in answers)
+        degraded = sum(each.snapshot_age is not None for each in answers if each.value.worker)
+        self._metrics.dispatches_chosen.inc(len(answers) - without - degraded)
+        self._metrics.dispatches_degraded.inc(degraded)
+        self._metrics.dispatches_no_worker.inc(without)
+
+    async def _verify(self, requests: Sequence[Request]) -> Sequence[MaybeStale[Choice] | Again]:
+        """Retry requests that found no worker, in case Redis had lost its registry."""
+        none: list[MaybeStale[Choice] | Again] = [MaybeStale(Choice())] * len(requests)
+        models = [request.model for request in requests]
+        try:
+            if not await self._snapshots.verify_missing(models):
+                return none
+            choices = await self._breaker.call(self._registry.dispatch_some, self._method, requests)
+        except StoreError as error:
+            try:
+                addresses, age = self._degraded.dispatch(models, error)
+            except StoreError:
+                return none  # the other requests of the batch are booked, so they must get their answers
+            return [MaybeStale(Choice(address), age) for address in addresses]
+        return [AGAIN if choice is None else MaybeStale(choice) for choice in choices]
+
+    def _dispatch_degraded(self, models: Sequence[str], error: StoreError) -> list[MaybeStale[Choice]]:
+        try:
+            addresses, age = self._degraded.dispatch(models, error)
+        except StoreError:
+            self._metrics.dispatches_store_unavailable.inc(len(models))
+            raise
+        self._metrics.dispatches_degraded.inc(len(models))
+        return [MaybeStale(Choice(address), age) for address in addresses]
+
+    async def _list_models_all(self, kinds: Sequence[bool | None]) -> list[MaybeStale[list[str]]]:
+        lists = {kind: await self._list_models(kind) for kind in set(kinds)}
+        return [lists[kind] for kind in kinds]
+
+    async def _list_models(self, kind: bool | None) -> MaybeStale[list[str]]:
+        try:
+            models = await self._breaker.call(self._registry.list_models, kind)
+            if not models and await self._snapshots.verify_missing(self._snapshots.models(kind)):
+                models = await self._breaker.call(self._registry.list_models, kind)
+            return MaybeStale(models)
+        except StoreError as error:
+            snapshot, age = self._snapshots.get(error)
+            return MaybeStale(snapshot.list_models(kind), age)

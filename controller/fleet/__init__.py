@@ -1,0 +1,1 @@
+"""Keeping the registry true: membership, polling, refresh, sweep and parents."""

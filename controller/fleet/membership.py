@@ -1,0 +1,155 @@
+"""Which workers there are: registration, heartbeats, draining, removal and listing."""
+
+import asyncio
+import contextlib
+import logging
+import random
+import time
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+from typing import Final, TypeVar
+
+from controller.availability.batches import Batches
+from controller.availability.snapshot import MaybeStale
+from controller.availability.snapshots import SnapshotManager
+from controller.domain.errors import StoreError, StoreUnavailable
+from controller.domain.hops import append_hop, hop_headers
+from controller.domain.worker import Registration, Worker, WorkerStatus, WorkerStatusTotal, total_status
+from controller.metrics import Metrics
+from controller.settings import Settings
+from controller.store.registry import DrainCall, RegisterCall, RemoveCall, Report
+from controller.upstream.client import WorkerClient
+
+logger = logging.getLogger("controller")
+
+Result = TypeVar("Result")
+
+_RETRY_INTERVAL: Final = 0.25
+
+
+@dataclass
+class _Waiting:
+    """Registrations of one worker that are not in Redis yet: the latest one, and the number of calls."""
+
+    latest: RegisterCall
+    calls: int = 0
+
+
+class Membership:
+    """The operations of workers and operators, on one replica.
+
+    Methods raise StoreUnavailable while Redis does not serve, unless they say otherwise. StoreRejection means that a
+    call of ours was wrong.
+    """
+
+    def __init__(
+        self,
+        settings: Settings,
+        batches: Batches,
+        snapshots: SnapshotManager,
+        workers: WorkerClient,
+        metrics: Metrics,
+    ) -> None:
+        self._settings = settings
+        self._batches = batches
+        self._breaker = snapshots.breaker
+        self._snapshots = snapshots
+        self._workers = workers
+        self._metrics = metrics
+        self._waiting: dict[str, _Waiting] = {}  # by worker
+        self._stop_waiting = asyncio.Event()
+
+    async def register(
+        self, name: str, *, check_heart_beat: bool, status: WorkerStatus | None, multimodal: bool, hops: str = ""
+    ) -> None:
+        """Register a worker. Without a status, ask the worker for it.
+
+        While Redis is unavailable, the call waits up to the setting register_timeout, because the heartbeat thread of
+        a FastChat worker ends for good when its registration fails.
+
+        hops: hop list of the request. The worker may be a cluster.
+        Raises WorkerUnreachable if the worker was asked for its status and did not answer, and LoopDetected if the
+        worker is this cluster, or a cluster above it.
+        """
+        append_hop(hops, self._snapshots.cluster_id)
+        if status is None:
+            status = await self._workers.status(name, hop_headers("", self._snapshots.cluster_id))
+        registration = Registration(name, status, check_heart_beat, multimodal)
+        call = RegisterCall(registration, repeatable_for=self._settings.register_timeout)
+        waiting = self._waiting.setdefault(name, _Waiting(call))
+        waiting.latest = call
+        waiting.calls += 1
+        try:
+            # A worker that restarts may wait here several times. Each of its calls registers the latest status.
+            new = await self._retry(lambda: self._batches.register(waiting.latest))
+        finally:
+            registered = waiting.latest.registration.status
+            waiting.calls -= 1
+            if not waiting.calls:
+                del self._waiting[name]
+        self._snapshots.request()
+        self._metrics.registrations.labels("new" if new else "again").inc()
+        logger.info(
+            "Registered %s worker %s: models %s, speed %s, queue length %s",
+            "new" if new else "known",
+            name,
+            list(registered.model_names),
+            registered.speed,
+            registered.queue_length,
+        )
+
+    async def heartbeat(self, name: str, queue_length: int) -> bool:
+        """Record a heartbeat. Return True if the worker is registered. If not, it should register."""
+        return await self._batches.heartbeat(Report(name, queue_length, time.monotonic()))
+
+    async def drain(self, name: str, drain: bool = True) -> bool:
+        """Stop dispatching to a worker, or resume. Return True if the worker is alive."""
+        exists = await self._batches.drain(DrainCall(name, drain))
+        if exists:
+            self._snapshots.request()
+            logger.info("Worker %s is draining." if drain else "Worker %s serves again.", name)
+        return exists
+
+    async def remove(self, name: str) -> bool:
+        """Remove a worker. Return True if it was registered."""
+        removed = await self._batches.remove(RemoveCall(name))
+        if removed:
+            self._snapshots.request()  # a recovery must not restore the worker from an old snapshot
+            self._metrics.removals.labels("request").inc()
+            logger.info("Removed worker %s on request.", name)
+        return removed
+
+    async def list_workers(self) -> MaybeStale[list[Worker]]:
+        """Return all live workers, sorted by name. While Redis is unavailable, they come from the snapshot."""
+        try:
+            return MaybeStale(await self._batches.list_workers())
+        except StoreError as error:
+            snapshot, age = self._snapshots.get(error)
+            return MaybeStale(snapshot.workers(time.monotonic()), age)
+
+    async def status(self, hops: str = "") -> MaybeStale[WorkerStatusTotal]:
+        """Return the whole cluster as one worker, for a parent controller.
+
+        hops: hop list of the request. Raises LoopDetected if the parent is this cluster.
+        """
+        append_hop(hops, self._snapshots.cluster_id)
+        workers, age = await self.list_workers()
+        return MaybeStale(total_status(workers), age)
+
+    def stop_waiting(self) -> None:
+        """Fail the registrations that wait for Redis, because this replica is about to end."""
+        self._stop_waiting.set()
+
+    async def _retry(self, call: Callable[[], Awaitable[Result]]) -> Result:
+        """Return the result of a repeatable call, retried while Redis is unavailable."""
+        deadline = time.monotonic() + self._settings.register_timeout
+        while True:
+            try:
+                return await self._breaker.call(call)
+            except StoreUnavailable:
+                if self._stop_waiting.is_set() or time.monotonic() + _RETRY_INTERVAL > deadline:
+                    raise
+            pause = _RETRY_INTERVAL * random.uniform(0.5, 1.5)  # noqa: S311 - many calls wait and must not retry in step
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(pause):
+                    await self._stop_waiting.wait()

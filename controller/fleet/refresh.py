@@ -1,0 +1,128 @@
+"""Probes all workers at once. FastChat's API server asks for it each time that a client lists the models."""
+
+import asyncio
+import contextlib
+import logging
+import time
+from typing import Final, NamedTuple
+
+from controller.availability.circuit_breaker import CircuitBreaker
+from controller.domain.errors import StoreError, WorkerError
+from controller.domain.worker import Registration, Worker, WorkerStatus
+from controller.metrics import Metrics
+from controller.store.registry import Registry
+from controller.tasks import end
+from controller.upstream.client import WorkerClient
+
+logger = logging.getLogger("controller")
+
+_MAX_PROBES: Final = 256  # at once
+_PROBE_PAUSE: Final = 0.25
+_LOCK_CHECK_INTERVAL: Final = 0.05
+
+
+class _Answer(NamedTuple):
+    """The status that a worker returned, and when it was asked, on the monotonic clock."""
+
+    status: WorkerStatus
+    sent_at: float
+
+
+class Refresher:
+    """Updates the workers that answer a probe, and removes those that fail two.
+
+    probe_timeout: in seconds. Concurrent refreshes, also of other replicas, share one run.
+    """
+
+    def __init__(
+        self, breaker: CircuitBreaker, registry: Registry, client: WorkerClient, metrics: Metrics, probe_timeout: float
+    ) -> None:
+        self._breaker = breaker
+        self._registry = registry
+        self._client = client
+        self._metrics = metrics
+        self._time_limit = 2 * probe_timeout + _PROBE_PAUSE + 1.0
+        self._refreshing: asyncio.Task[None] | None = None
+
+    async def refresh(self) -> None:
+        """Return when all workers were probed, or the time limit has passed. Raises StoreUnavailable."""
+        if self._refreshing is None:
+            self._refreshing = asyncio.create_task(self._refresh())
+            self._refreshing.add_done_callback(self._refreshed)
+        await asyncio.shield(self._refreshing)
+
+    async def close(self) -> None:
+        """End the refresh that is running."""
+        if self._refreshing is not None:
+            await end([self._refreshing])
+
+    def _refreshed(self, task: "asyncio.Task[None]") -> None:
+        self._refreshing = None
+        if not task.cancelled():
+            task.exception()  # mark it as retrieved: all callers may have disconnected
+
+    async def _refresh(self) -> None:
+        lock = self._registry.refresh_lock(self._time_limit + 10.0)
+        if await self._breaker.call(lock.acquire):
+            try:
+                await self._refresh_all()
+            finally:
+                with contextlib.suppress(StoreError):  # the lock expires
+                    await lock.release()
+            return
+        deadline = time.monotonic() + self._time_limit
+        while time.monotonic() < deadline and await self._breaker.call(lock.held):  # noqa: ASYNC110 - another replica may hold it
+            await asyncio.sleep(_LOCK_CHECK_INTERVAL)
+
+    async def _refresh_all(self) -> None:
+        """Probe all workers. A worker that was not reached within the time limit stays as it is."""
+        workers = (await self._breaker.call(self._registry.list_workers)).workers
+        if not workers:
+            return
+        permits = asyncio.Semaphore(_MAX_PROBES)
+        probes = {asyncio.create_task(self._probe(worker.name, permits)): worker for worker in workers}
+        try:
+            done, _ = await asyncio.wait(probes, timeout=self._time_limit)
+        finally:
+            for probe in probes:
+                probe.cancel()
+        # _probe() turns each expected failure into None. An unexpected one concerns only its own worker.
+        answers = [(probes[probe], None if probe.exception() else probe.result()) for probe in done]
+        failed = [worker for worker, answer in answers if answer is None]
+        if len(failed) > 1 and len(failed) == len(answers):
+            logger.error(
+                "All of %d workers failed their probes, which points to a network fault of this controller. No worker "
+                "is removed; dead ones are removed when their heartbeats expire.",
+                len(failed),
+            )
+            return
+        for worker, answer in answers:
+            await self._breaker.call(self._apply, worker, answer)
+
+    async def _apply(self, worker: Worker, answer: _Answer | None) -> None:
+        """Apply the result of a probe, unless the worker has registered again since."""
+        if answer is None:
+            if await self._registry.remove(worker.name, only_if=worker.registration):
+                self._metrics.removals.labels("refresh").inc()
+                logger.warning("Removed worker %s: it failed two probes.", worker.name)
+            return
+        registration = Registration(worker.name, answer.status, worker.check_heart_beat, worker.multimodal)
+        await self._registry.register(registration, only_if=worker.registration, written_at=answer.sent_at)
+
+    async def _probe(self, name: str, permits: asyncio.Semaphore) -> _Answer | None:
+        """Return a worker's status, or None if it failed two probes."""
+        async with permits:
+            try:
+                return await self._ask(name)
+            except WorkerError as error:
+                logger.warning("Worker %s failed a probe; trying once more: %s", name, error)
+            await asyncio.sleep(_PROBE_PAUSE)  # one short network fault must not fail both probes
+            try:
+                return await self._ask(name)
+            except WorkerError as error:
+                logger.warning("Worker %s failed two probes: %s", name, error)
+            return None
+
+    async def _ask(self, name: str) -> _Answer:
+        sent_at = time.monotonic()
+        return _Answer(await self._client.status(name), sent_at)

@@ -1,0 +1,275 @@
+"""Forwards requests to workers and streams the responses back. A lease books each request while it runs."""
+
+import asyncio
+import contextlib
+import logging
+from collections.abc import AsyncGenerator, Callable, Coroutine, Mapping
+from contextlib import aclosing
+from typing import Final, NamedTuple
+
+from controller.availability.snapshot import MaybeStale
+from controller.dispatch.dispatcher import Dispatcher, Leased
+from controller.domain.errors import (
+    NoWorker,
+    StoreError,
+    StreamBroken,
+    WorkerError,
+    WorkerRefused,
+    WorkerSilent,
+    WorkerUnreachable,
+)
+from controller.domain.hops import hop_headers
+from controller.metrics import Metrics
+from controller.upstream.answer import WorkerAnswer
+from controller.upstream.client import WorkerClient
+
+logger = logging.getLogger("controller")
+
+# Dispatch attempts per retry. A worker that fails instantly keeps the shortest queue, so it may be chosen repeatedly.
+_MAX_DISPATCHES: Final = 16
+
+
+class Forwarded:
+    """A worker's response, of which the head has arrived.
+
+    It must be closed in any case: that ends the request and releases its lease.
+    on_end: called once with the outcome.
+    """
+
+    def __init__(
+        self, answer: WorkerAnswer, first: bytes, rest: AsyncGenerator[bytes], on_end: Callable[[str], None]
+    ) -> None:
+        self.status = answer.status
+        self.headers = answer.headers
+        self.encoded = answer.encoded
+        self._answer = answer
+        self._first = first
+        self._rest = rest
+        self._on_end = on_end
+        self._outcome = "client_gone"
+        self._closed = False
+
+    async def pieces(self) -> AsyncGenerator[bytes]:
+        """Yield the body as it arrives. Call this once. Raises WorkerError if the response breaks off."""
+        try:
+            if self._first:
+                yield self._first
+            async with aclosing(self._rest) as rest:
+                async for piece in rest:
+                    yield piece
+        except WorkerError as error:
+            self._outcome = "broken"
+            logger.warning("A response of a worker broke off, and its client gets an error: %s", error)
+            raise
+        self._outcome = "complete"
+
+    def close(self) -> None:
+        """Close the response. Synchronous on purpose: a cancelled caller could be cancelled again at any `await`."""
+        if not self._closed:
+            self._closed = True
+            self._answer.close()
+            self._on_end(self._outcome)
+
+
+class Forwarder:
+    """Forwards requests to workers that the dispatcher chooses.
+
+    If a worker is unreachable, disconnects before the first byte of its response, or returns a 5xx, the request is
+    retried on another worker. A silent worker is not retried: it may be working on the request, and an overload would
+    spread to the other workers.
+
+    cluster_id: returns the id of this cluster for the hop list.
+    lease_time: in seconds. The leases of longer requests are renewed.
+    tries: the number of workers that one request may be given to.
+    """
+
+    def __init__(
+        self,
+        dispatcher: Dispatcher,
+        workers: WorkerClient,
+        metrics: Metrics,
+        cluster_id: Callable[[], str],
+        lease_time: float,
+        tries: int,
+    ) -> None:
+        self._dispatcher = dispatcher
+        self._workers = workers
+        self._metrics = metrics
+        self._cluster_id = cluster_id
+        self._tries = tries
+        self._renew_after = lease_time / 3  # one renewal may fail
+        self._renewals: dict[str, asyncio.TimerHandle] = {}  # by lease
+        self._background: set[asyncio.Task[None]] = set()
+
+    async def stream(self, model: str, body: bytes, hops: str = "") -> MaybeStale[Forwarded]:
+        """Forward a request for a stream of frames. Each piece is one or more whole frames, unless they are encoded.
+
+        hops: hop list of the request.
+
+        Returns when the first frame has arrived. Raises NoWorker if the model has no live worker, LoopDetected if the
+        request came back to this cluster, and WorkerError if no worker responds. WorkerRefused also stands for a
+        response with a status other than 200.
+        """
+        return await self._forward(_Request(model, "/worker_generate_stream", body, self._headers(hops), frames=True))
+
+    async def call(self, model: str, path: str, body: bytes, hops: str = "") -> MaybeStale[Forwarded]:
+        """Forward any other request. Returns when the head of the response has arrived.
+
+        Raises as stream(), but a 4xx is a response.
+        """
+        return await self._forward(_Request(model, path, body, self._headers(hops), frames=False))
+
+    async def close(self, time_limit: float) -> None:
+        """Wait until the leases of ended requests are released, for at most `time_limit` seconds."""
+        if self._background:
+            await asyncio.wait(self._background, timeout=time_limit)
+
+    def _headers(self, hops: str) -> Mapping[str, str]:
+        return hop_headers(hops, self._cluster_id())
+
+    async def _forward(self, request: "_Request") -> MaybeStale[Forwarded]:
+        outcome = "client_gone"
+        try:
+            leased, snapshot_age = await self._dispatch(request.model)
+            if not leased.address:
+                raise NoWorker(f"No live worker serves the model {request.model[:100]!r}.")  # noqa: TRY301 - counted below
+            forwarded = await self._try_workers(request, leased)
+        except (NoWorker, StoreError):
+            outcome = "no_worker"
+            raise
+        except WorkerError as error:
+            outcome = "broken"
+            logger.warning("A request for the model %r failed on all workers tried: %s", request.model[:100], error)
+            raise
+        else:
+            outcome = ""  # it is counted when the response ends
+            return MaybeStale(forwarded, snapshot_age)
+        finally:
+            if outcome:
+                self._count(request.frames, outcome)
+
+    async def _try_workers(self, request: "_Request", leased: Leased) -> Forwarded:
+        """Return the response of the chosen worker, or of another one if it fails before its response begins."""
+        tried = {leased.address}
+        while True:
+            try:
+                return await self._send(request, leased)
+            except WorkerError as error:
+                another = await self._another(request.model, tried) if self._may_retry(error) else None
+                if another is None:
+                    raise
+                logger.warning("Retrying a request on worker %s: %s", another.address, error)
+                self._metrics.forward_retries.inc()
+                leased = another
+
+    async def _send(self, request: "_Request", leased: Leased) -> Forwarded:
+        """Return the response of one worker. If this raises, the release of the lease has been started."""
+        self._renew_later(leased.lease)
+        answer = None
+        try:
+            answer = await self._workers.ask(leased.address, request.path, request.body, request.headers)
+            pieces = await _pieces(answer, request.frames)
+            first = await anext(pieces, b"")
+        except BaseException as error:
+            if answer is not None:
+                answer.close()
+            failed = isinstance(error, WorkerUnreachable | StreamBroken) and not self._workers.ending
+            ended = self._end(leased, failed)
+            if failed:
+                await asyncio.shield(ended)  # the next dispatch must not choose this worker again
+            raise
+
+        frames = request.frames  # the closure must not keep the body, which may be large and the response long
+
+        def on_end(outcome: str) -> None:
+            self._count(frames, outcome)
+            self._end(leased)
+
+        return Forwarded(answer, first, pieces, on_end)
+
+    def _may_retry(self, error: WorkerError) -> bool:
+        if self._workers.ending:  # this replica broke the request off
+            return False
+        return error.status >= 500 if isinstance(error, WorkerRefused) else not isinstance(error, WorkerSilent)
+
+    async def _another(self, model: str, tried: set[str]) -> Leased | None:
+        """Pick a worker not in `tried` and add it. Return None if there is none or the retry limit is reached."""
+        surplus: list[Leased] = []
+        try:
+            while len(tried) < self._tries and len(surplus) < _MAX_DISPATCHES:
+                another, _ = await self._dispatch(model)
+                if not another.address:
+                    return None
+                if another.address not in tried:
+                    tried.add(another.address)
+                    return another
+                surplus.append(another)  # the extra lease raises its cost, so another worker is chosen sooner
+        except StoreError:
+            return None
+        finally:
+            for each in surplus:
+                self._end(each)
+        return None
+
+    async def _dispatch(self, model: str) -> MaybeStale[Leased]:
+        """Dispatch a request. If the client disconnects meanwhile, the lease is released when it arrives."""
+        choice = asyncio.ensure_future(self._dispatcher.dispatch_with_lease(model))
+        try:
+            return await asyncio.shield(choice)
+        except asyncio.CancelledError:
+            choice.add_done_callback(self._release_unused)
+            raise
+
+    def _release_unused(self, choice: "asyncio.Future[MaybeStale[Leased]]") -> None:
+        if not choice.cancelled() and choice.exception() is None:
+            self._end(choice.result().value)
+
+    def _count(self, frames: bool, outcome: str) -> None:
+        (self._metrics.streams if frames else self._metrics.calls).labels(outcome).inc()
+
+    def _renew_later(self, lease: str) -> None:
+        """Renew a lease at intervals, until _end()."""
+        if lease:
+            self._renewals[lease] = asyncio.get_running_loop().call_later(self._renew_after, self._renew, lease)
+
+    def _renew(self, lease: str) -> None:
+        self._renew_later(lease)
+        self._start(self._renew_once(lease))
+
+    def _end(self, leased: Leased, failed: bool = False) -> "asyncio.Task[None]":
+        """Start to release the lease of a request that has ended, and to report a failure of its worker."""
+        if leased.lease in self._renewals:
+            self._renewals.pop(leased.lease).cancel()
+        return self._start(self._release(leased, failed))
+
+    def _start(self, coroutine: Coroutine[None, None, None]) -> "asyncio.Task[None]":
+        task = asyncio.create_task(coroutine)
+        self._background.add(task)
+        task.add_done_callback(self._background.discard)
+        return task
+
+    async def _renew_once(self, lease: str) -> None:
+        with contextlib.suppress(StoreError):  # the circuit breaker has logged it
+            await self._dispatcher.renew(lease)
+
+    async def _release(self, leased: Leased, failed: bool) -> None:
+        with contextlib.suppress(StoreError):  # the lease is released later, or expires
+            if leased.lease:
+                await self._dispatcher.release(leased.lease)
+            if failed:
+                await self._dispatcher.report_failure(leased.address)
+
+
+async def _pieces(answer: WorkerAnswer, frames: bool) -> AsyncGenerator[bytes]:
+    """Return the body of a response. Raises WorkerRefused if the status of the response is an error."""
+    if answer.status >= 500 or (frames and answer.status != 200):
+        raise await answer.refusal()
+    return answer.frames() if frames and not answer.encoded else answer.pieces()
+
+
+class _Request(NamedTuple):
+    model: str
+    path: str
+    body: bytes
+    headers: Mapping[str, str]
+    frames: bool  # the response is a stream of frames, of which only whole ones are passed on

@@ -1,0 +1,1 @@
+"""The processes of `controller serve`: sockets, signals, replicas and their supervisor."""

@@ -1,0 +1,182 @@
+"""Runs `controller serve`: the listening sockets, the embedded store if no Redis is named, and the replicas."""
+
+import asyncio
+import contextlib
+import logging
+import logging.config
+import signal
+import socket
+from collections.abc import Sequence
+from functools import partial
+from math import ceil
+from pathlib import Path
+from types import FrameType
+from typing import Any, Final, NoReturn
+
+import uvicorn
+from starlette.types import ASGIApp
+from uvicorn.config import STARTUP_FAILURE
+
+from controller import __version__
+from controller.domain.errors import StoreError, StoreIncompatible
+from controller.logs import logging_config
+from controller.metrics import CounterMemory, Metrics
+from controller.replica import create_registry, create_replica
+from controller.server.certificate import Certificate
+from controller.server.shutdown import GracefulShutdown
+from controller.server.signals import IGNORED, EndSignals
+from controller.server.sockets import BACKLOG, bind_listeners, listen, url
+from controller.server.supervisor import ReplicaArguments, Supervisor
+from controller.settings import DEFAULT_DATA_DIR, Settings
+from controller.store.embedded.store import EmbeddedStore
+from controller.store_url import StoreKind, StoreUrl, parse_store_url
+from controller.upstream.trust import warn_of_bundle
+from controller.web.asgi.protocol import BoundedProtocol
+
+logger = logging.getLogger("controller.server")
+
+_FINAL_FRAME_TIME: Final = 1.0  # seconds for final frames after streams are broken off
+_KILL_AFTER: Final = 5.0  # seconds beyond all time limits after which a replica is killed
+
+
+def serve(settings: Settings) -> None:
+    """Serve until SIGTERM, SIGINT, SIGHUP or SIGQUIT.
+
+    Raises SettingsError if the address cannot be listened on, EmbeddedStoreError if the embedded store cannot be
+    started, and StoreIncompatible if Redis holds the registry of another version.
+    """
+    logging.config.dictConfig(logging_config(settings.log_level))
+    warn_of_bundle()
+    _set_signal_handlers()
+    with contextlib.ExitStack() as resources:
+        listeners = [resources.enter_context(one) for one in bind_listeners(settings.host, settings.port)]
+        store, description = _store(settings, resources)
+        resources.callback(_ignore_end_signals)  # they must not interrupt the clean-up
+        asyncio.run(_check_layout(settings, store))
+        logger.info(
+            "controller %s: %s, dispatch by %s, heartbeats expire after %g s, %s",
+            __version__,
+            description,
+            settings.dispatch_method,
+            settings.heartbeat_expiration,
+            "1 replica" if settings.replicas == 1 else f"{settings.replicas} replicas",
+        )
+        listen(listeners, settings.host, settings.port)
+        address = url("https" if settings.ssl else "http", settings.host, listeners)
+        logger.info("Listening on %s (Press CTRL+C to quit)", address)
+        _run(settings, store, listeners)
+
+
+def create_app(
+    settings: Settings,
+    store: StoreUrl,
+    memory: CounterMemory | None,
+    certificate: Certificate | None,
+    arguments: ReplicaArguments | None = None,
+) -> ASGIApp:
+    """Return the application of a replica. Call this in its event loop, after uvicorn has set its signal handlers.
+
+    memory: of the counters of all replicas, if they share one.
+    arguments: from the supervisor, if there is one.
+    """
+    metrics = Metrics(memory, arguments.slot if arguments else 0, settings.replicas)
+    replica = create_replica(settings, store, metrics)
+    shutdown = GracefulShutdown(settings, replica)
+    if arguments is not None:
+        shutdown.follow(arguments.orders)
+    return replica.app(*([certificate.watch_forever] if certificate else []))
+
+
+def _run(settings: Settings, store: StoreUrl, listeners: Sequence[socket.socket]) -> None:
+    """Run the replicas. Raises SystemExit if they cannot start; the log has the reason."""
+    tls = Certificate(settings.ssl_certfile, settings.ssl_keyfile) if settings.ssl else None  # type: ignore[arg-type]
+    config = uvicorn.Config(
+        partial(create_app, settings, store, _counter_memory(settings), tls),
+        factory=True,
+        ssl_keyfile=settings.ssl_keyfile if settings.ssl else None,
+        ssl_certfile=settings.ssl_certfile if settings.ssl else None,
+        ssl_context_factory=tls.context if tls else None,
+        workers=settings.replicas,
+        **uvicorn_options(settings),
+    )
+    if settings.replicas == 1:
+        server = uvicorn.Server(config)
+        server.run(list(listeners))
+        started = server.started
+    else:
+        time_limit = settings.shutdown_delay + settings.shutdown_timeout + _FINAL_FRAME_TIME + _KILL_AFTER
+        started = Supervisor(config, listeners, time_limit).run()
+    if not started:
+        raise SystemExit(STARTUP_FAILURE)
+
+
+def _set_signal_handlers() -> None:
+    """Let a signal during the start end the program cleanly. Replicas and the supervisor set handlers of their own.
+
+    uvicorn raises its signals again after its shutdown. These handlers turn that into an exit with status 0.
+    """
+    for number in IGNORED:
+        signal.signal(number, signal.SIG_IGN)
+    for number in EndSignals.handled():
+        signal.signal(number, _exit)
+
+
+def _ignore_end_signals() -> None:
+    for number in EndSignals.handled():
+        signal.signal(number, signal.SIG_IGN)
+
+
+def uvicorn_options(settings: Settings) -> dict[str, Any]:
+    """Return the options of uvicorn for a replica."""
+    return {
+        "loop": "uvloop",
+        "http": BoundedProtocol,
+        "ws": "none",
+        "log_config": logging_config(settings.log_level),
+        "access_log": False,  # one line for each request would cost as much as the request
+        "server_header": False,
+        "date_header": False,
+        "proxy_headers": False,
+        "backlog": BACKLOG,
+        "timeout_keep_alive": 75,  # longer than clients keep idle connections, so that the client closes first
+        "timeout_graceful_shutdown": ceil(settings.shutdown_timeout + _FINAL_FRAME_TIME),  # uvicorn takes whole seconds
+    }
+
+
+def _store(settings: Settings, resources: contextlib.ExitStack) -> tuple[StoreUrl, str]:
+    """Return the store to use, and its description for the log."""
+    named = settings.store_url()
+    if named.kind is not StoreKind.EMBEDDED:
+        return named, f"store {named}"  # str() omits the password
+    data_dir = Path(named.path) if named.path else settings.data_dir or DEFAULT_DATA_DIR
+    store = resources.enter_context(EmbeddedStore(data_dir))
+    return parse_store_url(store.url), f"embedded store (process {store.pid}) in {store.data_dir}"
+
+
+async def _check_layout(settings: Settings, store: StoreUrl) -> None:
+    """Raise StoreIncompatible if Redis holds another key layout. If Redis is unavailable, the replicas wait for it."""
+    registry = create_registry(settings, store)
+    try:
+        await registry.check()
+    except StoreIncompatible:
+        raise
+    except StoreError as error:
+        logger.warning("Starting while Redis is unavailable; the replicas keep trying: %s", error)
+    finally:
+        await registry.close()
+
+
+def _counter_memory(settings: Settings) -> CounterMemory | None:
+    if settings.replicas == 1:
+        return None
+    try:
+        return CounterMemory(settings.replicas)
+    except OSError as error:
+        logger.warning(
+            "The replicas cannot share memory, so GET /metrics returns the counters of one replica: %s.", error
+        )
+        return None
+
+
+def _exit(_number: int, _frame: FrameType | None) -> NoReturn:
+    raise SystemExit(0)

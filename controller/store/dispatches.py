@@ -1,0 +1,112 @@
+"""Dispatching in Redis: the scripts that choose a worker and book it."""
+
+import random
+from collections.abc import Callable, Iterable, Sequence
+from typing import NamedTuple
+
+from controller.domain.dispatch import DispatchMethod
+from controller.store.connection import StoreClient
+from controller.store.reconciliation import Reconciliation
+from controller.store.runner import ScriptRunner, new_id
+
+
+class Request(NamedTuple):
+    """A request for a worker. lease_ms: milliseconds until its lease expires, 0 for a request without a lease."""
+
+    model: str
+    lease_ms: int = 0
+
+
+class Choice(NamedTuple):
+    """The worker chosen for a request, "" if the model has no live worker, and its lease, "" without one."""
+
+    worker: str = ""
+    lease: str = ""
+
+
+class DispatchStore(ScriptRunner):
+    """Chooses workers and books them.
+
+    draw: returns a random number from [0, 1).
+    on_unanswered: gets the id of each call that may have booked requests, but was not answered.
+    """
+
+    def __init__(
+        self,
+        client: StoreClient,
+        namespace: str,
+        heartbeat_expiration: float,
+        deadline: float = 5.0,
+        booking_decay: bool = True,
+        booking_delay: float = 0.2,
+        draw: Callable[[], float] = random.random,
+    ) -> None:
+        super().__init__(client, namespace, heartbeat_expiration, deadline, booking_decay, booking_delay)
+        self._draw = draw
+        self.on_unanswered: Callable[[str], None] = lambda _: None
+
+    async def dispatch_shortest_queue(self, requests: Sequence[Request]) -> list[Choice]:
+        """Choose the worker with the lowest cost for each request, and book it."""
+        return await self._dispatch_all(DispatchMethod.SHORTEST_QUEUE, requests)
+
+    async def dispatch_lottery(self, requests: Sequence[Request]) -> list[Choice]:
+        """Draw a worker for each request, with odds proportional to speed."""
+        return await self._dispatch_all(DispatchMethod.LOTTERY, requests)
+
+    async def dispatch_some(self, method: DispatchMethod, requests: Sequence[Request]) -> list[Choice | None]:
+        """Dispatch as many requests as one call of bounded work allows.
+
+        Returns None for each request that is left. Call again for these.
+        """
+        return await self._dispatch(method, new_id(), requests)
+
+    async def _dispatch_all(self, method: DispatchMethod, requests: Sequence[Request]) -> list[Choice]:
+        call_ids = [new_id()]
+        choices = await self._dispatch(method, call_ids[0], requests)
+        try:
+            while left := [i for i, choice in enumerate(choices) if choice is None]:
+                call_ids.append(new_id())
+                more = await self._dispatch(method, call_ids[-1], [requests[i] for i in left])
+                for i, choice in zip(left, more, strict=True):
+                    choices[i] = choice
+        except BaseException:  # also when cancelled
+            for call_id in call_ids[:-1]:
+                self.on_unanswered(call_id)  # the caller gets no answer to these either
+            raise
+        return [choice or Choice() for choice in choices]
+
+    async def _dispatch(self, method: DispatchMethod, call_id: str, requests: Sequence[Request]) -> list[Choice | None]:
+        arguments: Iterable[str | int]
+        if method is DispatchMethod.SHORTEST_QUEUE:
+            script = "dispatch_shortest_queue"
+            arguments = (argument for request in requests for argument in request)
+        else:
+            script = "dispatch_lottery"
+            arguments = (a for model, lease_ms in requests for a in (model, lease_ms, repr(self._draw())))
+        try:
+            answers = await self._run(script, call_id, self._reply_ttl_ms, self._decays, *arguments)
+        except BaseException:  # also when cancelled
+            self.on_unanswered(call_id)
+            raise
+        return [None if answer is None else _choice(answer) for answer in answers]
+
+    async def reconcile(self, reconciliation: Reconciliation) -> None:
+        """Correct the bookings after an outage. A repeated report counts once."""
+        items: list[tuple[str, str | int]]
+        items = [*((call_id, "") for call_id in reconciliation.unanswered), *reconciliation.bookings.items()]
+        done = 0
+        while True:  # each run handles as many items as its budget allows
+            done += await self._run(
+                "reconcile",
+                f"{reconciliation.request_id}-{done}",  # a repeated report runs with the same ids in the same order
+                max(self._reply_ttl_ms, self._expiration_ms),  # it may be repeated after a long outage
+                reconciliation.sequence,
+                self._decays,
+                *(argument for item in items[done:] for argument in item),
+            )
+            if done >= len(items):
+                return
+
+
+def _choice(answer: str) -> Choice:
+    return Choice(answer) if answer[:1] in ("h", "") else Choice(answer.partition("@")[2], answer)

@@ -1,0 +1,94 @@
+"""Runs the Lua scripts of one namespace."""
+
+import secrets
+from collections.abc import Callable, Sequence
+from typing import Any, Final, TypeVar
+
+from redis.asyncio import RedisCluster
+from redis.commands.core import AsyncScript
+
+from controller.store import keys, scripts
+from controller.store.client import StoreCalls
+from controller.store.connection import StoreClient
+from controller.store.errors import FAILURES, store_error
+
+Item = TypeVar("Item")
+
+_MIN_REPLY_TTL_MS: Final = 6_000
+
+
+def new_id() -> str:
+    """Return a random id for a call."""
+    return secrets.token_hex(12)
+
+
+class ScriptRunner:
+    """Runs scripts and other calls to Redis. The parts of the registry derive from it.
+
+    heartbeat_expiration: in seconds.
+    deadline: in seconds, see StoreCalls.
+    booking_decay, booking_delay: as in the settings.
+    """
+
+    def __init__(
+        self,
+        client: StoreClient,
+        namespace: str,
+        heartbeat_expiration: float,
+        deadline: float = 5.0,
+        booking_decay: bool = True,
+        booking_delay: float = 0.2,
+    ) -> None:
+        self._client = client
+        self._namespace = namespace
+        self._keys = [keys.namespace(namespace)]
+        self._expiration_ms = max(1, round(heartbeat_expiration * 1000))
+        self._decays = int(booking_decay)
+        self._in_flight_window_ms = round(booking_delay * 1000)
+        self._calls = StoreCalls(self._ping, deadline)
+        # Replies are kept for repeated calls and for the reconciler. Both may come as late as a replica takes to find
+        # Redis again.
+        self._reply_ttl_ms = max(_MIN_REPLY_TTL_MS, round(6_000 * deadline))
+        self._scripts: dict[str, AsyncScript] = {
+            name: client.register_script(scripts.source(name)) for name in scripts.names()
+        }
+
+    def _repeatable(self) -> tuple[str, int]:
+        """Return the first two arguments of a repeatable script: the id of the call, and the TTL of its reply in ms.
+
+        A repeated call with the same id gets the first reply and changes nothing.
+        """
+        return new_id(), self._reply_ttl_ms
+
+    async def _run_each(
+        self,
+        script: str,
+        common: Callable[[], Sequence[str | int]],
+        items: Sequence[Item],
+        arguments: Callable[[Item], Sequence[str | int]],
+    ) -> list[Any]:
+        """Run a script for items, as often as it takes to reach all of them.
+
+        `common` returns the arguments before those of the items. Each run handles as many items as its budget allows,
+        so that other calls run in between.
+        """
+        results: list[Any] = []
+        while len(results) < len(items):
+            left = (argument for item in items[len(results) :] for argument in arguments(item))
+            results += await self._run(script, *common(), *left)
+        return results
+
+    async def _run(self, script: str, *arguments: str | int) -> Any:
+        try:
+            return await self._calls.run(lambda: self._scripts[script](keys=self._keys, args=arguments))
+        except FAILURES as error:
+            raise store_error(error) from error
+
+    async def _ping(self) -> object:
+        return await self._client.ping(**self._own_node())
+
+    def _own_node(self) -> dict[str, Any]:
+        """Return the argument that sends a command to the node of a Redis Cluster that has our keys."""
+        if isinstance(self._client, RedisCluster):
+            return {"target_nodes": self._client.get_node_from_key(self._keys[0])}
+        return {}

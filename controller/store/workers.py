@@ -1,0 +1,313 @@
+"""The workers in Redis: registrations, heartbeats, draining, failures, removal and listings."""
+
+import json
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from hashlib import blake2b
+from typing import Any, Final, NamedTuple
+
+from controller.domain.clock import ClockReading
+from controller.domain.errors import InvalidInput, StoreRejection, StoreUnavailable
+from controller.domain.worker import Registration, Worker, WorkerStatus
+from controller.store.runner import ScriptRunner
+
+NOT_ALIVE: Final = 0  # as `only_if`: the worker must not be registered
+
+_PAGE: Final = 250
+_MAX_LISTINGS: Final = 3  # attempts, if Redis loses data during a listing
+
+
+class Report(NamedTuple):
+    """A queue length that a worker reported.
+
+    written_at: time of the report on this replica's monotonic clock. None means now.
+    """
+
+    name: str
+    queue_length: int
+    written_at: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class RegisterCall:
+    """The arguments of one WorkerStore.register().
+
+    repeatable_for: seconds in which a call with the same registration changes nothing more.
+    """
+
+    registration: Registration
+    only_if: int | None = None
+    expires_in: float | None = None
+    written_at: float | None = None
+    draining: bool = False
+    polled: bool = False
+    repeatable_for: float = 0.0
+
+
+class FailureCall(NamedTuple):
+    """The arguments of one WorkerStore.report_failure()."""
+
+    name: str
+    of_polls: bool = False
+
+
+class DrainCall(NamedTuple):
+    """The arguments of one WorkerStore.drain()."""
+
+    name: str
+    drain: bool = True
+
+
+class RemoveCall(NamedTuple):
+    """The arguments of one WorkerStore.remove()."""
+
+    name: str
+    only_if: int | None = None
+
+
+class WorkerList(NamedTuple):
+    """All live workers, sorted by name.
+
+    sequence: counts registrations, dispatches, drains and removals.
+    epoch: random id of the data in Redis. A lower sequence or a different epoch means that Redis lost data since the
+    last listing.
+    clock: a reading of Redis's clock.
+    """
+
+    workers: list[Worker]
+    sequence: int
+    epoch: str
+    clock: ClockReading
+
+
+class WorkerStore(ScriptRunner):
+    """The workers of one namespace."""
+
+    async def register(
+        self,
+        registration: Registration,
+        only_if: int | None = None,
+        expires_in: float | None = None,
+        written_at: float | None = None,
+        draining: bool = False,
+        polled: bool = False,
+    ) -> bool | None:
+        """Register a worker, or register it again. It is alive from now on.
+
+        only_if: number of a registration. The call does nothing and returns None if the worker has registered again
+        since, or is gone. With NOT_ALIVE it does nothing if the worker is alive, or was removed a short while ago.
+        expires_in: seconds until the heartbeat expires, if the last one was not now.
+        written_at: as in Report.
+        draining: register the worker as draining. A worker that was draining stays so in any case.
+        polled: the worker has answered a status poll.
+
+        Returns whether the worker is new.
+        """
+        call = RegisterCall(registration, only_if, expires_in, written_at, draining, polled)
+        return (await self.register_many([call]))[0]
+
+    async def register_many(self, calls: Sequence[RegisterCall]) -> list[bool | None]:
+        """As register(), for any number of workers."""
+        results = await self._run_each(
+            "register", lambda: (self._decays, self._in_flight_window_ms), calls, self._register_arguments
+        )
+        return [None if result == -1 else bool(result) for result in results]
+
+    def _register_arguments(self, call: RegisterCall) -> Sequence[str | int]:
+        registration, status = call.registration, call.registration.status
+        expiration_ms = self._expiration_ms if call.expires_in is None else max(1, round(call.expires_in * 1000))
+        return (
+            registration.request_id,
+            round(1000 * call.repeatable_for) + self._reply_ttl_ms,
+            registration.name,
+            expiration_ms if registration.check_heart_beat else "",
+            repr(status.speed),
+            status.queue_length,
+            int(registration.multimodal),
+            "" if call.only_if is None else call.only_if,
+            json.dumps(status.model_names, ensure_ascii=False),
+            digest_of(status.model_names),
+            "" if status.capacity is None else status.capacity,
+            _age_ms(call.written_at),
+            int(call.draining),
+            int(call.polled),
+        )
+
+    async def heartbeat(self, reports: Sequence[Report], *, of_polls: bool = False) -> list[bool]:
+        """Record heartbeats. Return for each whether the worker is registered.
+
+        of_polls: the reports are answers to status polls. These update the queue length but not the expiration.
+        """
+        expiration = "" if of_polls else self._expiration_ms
+        known = await self._run_each(
+            "heartbeat",
+            lambda: (*self._repeatable(), expiration, self._decays, self._in_flight_window_ms),
+            reports,
+            lambda report: (report.name, report.queue_length, _age_ms(report.written_at)),
+        )
+        return [bool(each) for each in known]
+
+    async def take_poll_answers(self, reports: Sequence[Report]) -> list[bool]:
+        """Record answers to status polls. Return for each whether the worker is registered."""
+        return await self.heartbeat(reports, of_polls=True)
+
+    async def drain(self, name: str, drain: bool = True) -> bool:
+        """Stop dispatching to a worker, or resume. Return True if the worker is alive."""
+        return (await self.drain_many([DrainCall(name, drain)]))[0]
+
+    async def drain_many(self, calls: Sequence[DrainCall]) -> list[bool]:
+        """As drain(), for any number of workers."""
+        results = await self._run_each(
+            "drain",
+            lambda: (*self._repeatable(), self._decays),
+            calls,
+            lambda call: (call.name, int(call.drain)),
+        )
+        return [bool(result) for result in results]
+
+    async def report_failure(self, name: str, *, of_polls: bool = False) -> bool | None:
+        """Deprioritise a worker until its next heartbeat. Return True if the worker is alive.
+
+        of_polls: the worker does not answer status polls. The next answer then clears the failure too. A worker that
+        has never answered a poll is not deprioritised, and None is returned.
+        """
+        return (await self.report_failure_many([FailureCall(name, of_polls)]))[0]
+
+    async def report_failure_many(self, calls: Sequence[FailureCall]) -> list[bool | None]:
+        """As report_failure(), for any number of workers."""
+        results = await self._run_each(
+            "report_failure",
+            lambda: (*self._repeatable(), self._decays),
+            calls,
+            lambda call: (call.name, "polls" if call.of_polls else "request"),
+        )
+        return [None if result == -1 else bool(result) for result in results]
+
+    async def remove(self, name: str, only_if: int | None = None) -> bool:
+        """As remove_many(), for one worker."""
+        return (await self.remove_many([RemoveCall(name, only_if)]))[0]
+
+    async def remove_many(self, calls: Sequence[RemoveCall]) -> list[bool]:
+        """Remove workers. Return for each whether it was alive and is removed."""
+        results = await self._run_each(
+            "remove",
+            lambda: (*self._repeatable(), self._expiration_ms),
+            calls,
+            lambda call: (call.name, "" if call.only_if is None else call.only_if),
+        )
+        return [bool(result) for result in results]
+
+    async def list_workers(self) -> WorkerList:
+        """Return all live workers. A worker that registers or expires during the listing may be missing."""
+        for _ in range(_MAX_LISTINGS):
+            found: dict[str, Worker] = {}
+            sent_at = time.monotonic()
+            cursor, sequence, epoch, time_ms, workers = await self._run("list_workers", "0", _PAGE, self._decays)
+            clock = ClockReading.between(sent_at, time_ms / 1000, time.monotonic())
+            first = sequence, epoch
+            found.update((fields[0], _worker(fields)) for fields in workers)
+            while cursor != "0" and epoch == first[1] and sequence >= first[0]:
+                cursor, sequence, epoch, _, workers = await self._run("list_workers", cursor, _PAGE, self._decays)
+                found.update((fields[0], _worker(fields)) for fields in workers)
+            if epoch == first[1] and sequence >= first[0]:
+                return WorkerList([found[name] for name in sorted(found)], *first, clock)
+        raise StoreUnavailable(
+            f"Redis lost data during each of {_MAX_LISTINGS} attempts to list the workers. Check its persistence and "
+            "its log."
+        )
+
+    async def list_models(self, multimodal: bool | None = None) -> list[str]:
+        """Return the models of live workers, sorted: all, those of multimodal workers (True) or of others (False)."""
+        return await (self._list_all_models() if multimodal is None else self.list_models_by_kind(multimodal))
+
+    async def _list_all_models(self) -> list[str]:
+        models: set[str] = set()
+        cursor = "0"
+        unfinished: list[str] = []
+        while True:
+            cursor, found, unfinished = await self._run("list_models", cursor, _PAGE, *unfinished)
+            models.update(found)
+            if cursor == "0":
+                if not unfinished:
+                    return sorted(models)
+                cursor = ""  # check the unfinished models only
+
+    async def list_models_by_kind(self, multimodal: bool) -> list[str]:
+        """Return the models of all multimodal live workers, or of all others, sorted."""
+        lists: set[str] = set()
+        cursor = "0"
+        while True:
+            cursor, found = await self._run("list_models_by_kind", cursor, _PAGE, int(multimodal))
+            lists.update(found)
+            if cursor == "0":
+                return sorted({model for models in lists for model in json.loads(models)})
+
+    async def correct_heartbeats(self, expected: Mapping[str, float]) -> int:
+        """Correct the TTLs of heartbeats after the clock of Redis was set.
+
+        expected: seconds until each worker's heartbeat should expire, by name. Returns how many were corrected.
+        """
+        corrected = 0
+        items = list(expected.items())
+        for first in range(0, len(items), _PAGE):
+            page = items[first : first + _PAGE]
+            arguments = (argument for name, left in page for argument in (name, max(1, round(left * 1000))))
+            corrected += await self._run("correct_heartbeats", self._expiration_ms, *arguments)
+        return corrected
+
+    async def sweep(self, interval: float) -> list[str]:
+        """Purge expired workers, unless a replica did within `interval` seconds. Return their names."""
+        removed: list[str] = []
+        unfinished = True
+        while unfinished:
+            unfinished, some = await self._run("sweep", max(1, round(interval * 1000)), self._decays)
+            removed += some
+        return removed
+
+
+@lru_cache(maxsize=1_000)
+def digest_of(models: tuple[str, ...]) -> str:
+    """Return an id for a set of models, or "" for fewer than two."""
+    if len(models) < 2:
+        return ""
+    return blake2b(json.dumps(sorted(models)).encode(), digest_size=12).hexdigest()
+
+
+def _age_ms(written_at: float | None) -> int:
+    return 0 if written_at is None else max(0, int((time.monotonic() - written_at) * 1000))
+
+
+def _worker(fields: Sequence[Any]) -> Worker:
+    name, models, speed, queue_length, multimodal, check_heart_beat, registration, age_ms, expires_in_ms = fields[:9]
+    leased, capacity, draining, failing, polled, reported, booked = fields[9:]
+    try:
+        status = WorkerStatus(
+            tuple(json.loads(models)), _number(speed), int(queue_length), int(capacity) if capacity else None
+        )
+    except (ValueError, TypeError, InvalidInput) as error:
+        raise StoreRejection(
+            f"Redis holds a worker {name!r} that the controller cannot have written: {error}. Another program writes "
+            "to our keys. Remove the worker, or use another --namespace."
+        ) from error
+    return Worker(
+        name=name,
+        status=status,
+        check_heart_beat=check_heart_beat == "1",
+        multimodal=multimodal == "1",
+        registration=int(registration),
+        heartbeat_age=age_ms / 1000,
+        expires_in=None if expires_in_ms < 0 else expires_in_ms / 1000,
+        leased=leased,
+        draining=draining == "1",
+        failing=failing,
+        polled=polled == "1",
+        reported=reported,
+        booked=booked,
+    )
+
+
+def _number(text: str) -> float:
+    """Return a number as the worker wrote it: "1" becomes 1, not 1.0."""
+    return float(text) if "." in text or "e" in text else int(text)

@@ -1,0 +1,1 @@
+"""Bare ASGI: the HTTP protocol, endpoints and the hot path."""

@@ -1,0 +1,215 @@
+"""Endpoints: bare ASGI applications that read a request's body and send the response of a handler.
+
+Starlette's Request and Response cost about as much as the rest of a dispatch, so no route uses Request.
+"""
+
+import asyncio
+import logging
+import re
+from abc import ABC, abstractmethod
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from typing import Final, NamedTuple, cast
+
+from starlette.responses import Response
+from starlette.types import Message, Receive, Scope, Send
+
+from controller.domain.errors import BodyTooLarge, ControllerError
+from controller.domain.hops import HEADER
+from controller.web.errors import error_body, error_text, status_of
+
+logger = logging.getLogger("controller.web")
+
+MAX_BODY: Final = 1024 * 1024  # enough for a registration with the largest number of the longest model names
+MAX_FORWARDED_BODY: Final = 32 * 1024 * 1024  # enough for a prompt with images
+_HOPS_HEADER: Final = HEADER.encode()
+_OLD_REQUESTS: Final = re.compile(rb"python-requests/(0|1|2\.(1?\d|2[0-6]))\.")
+
+
+Headers = tuple[tuple[bytes, bytes], ...]
+
+
+class Answer(NamedTuple):
+    """An HTTP response: body, status, further headers and the type of the body."""
+
+    body: bytes
+    status: int = 200
+    headers: Headers = ()
+    content_type: bytes = b"application/json"
+
+
+def degraded(snapshot_age: float | None) -> Headers:
+    """Return the header with the age of a snapshot in seconds. No header if the value came from Redis."""
+    return () if snapshot_age is None else ((b"x-controller-degraded", b"%.1f" % snapshot_age),)
+
+
+class _BodyEndpoint(ABC):
+    """Reads a request's body of at most `limit` bytes, and sends the response.
+
+    A ControllerError becomes an error response. Any other exception is a bug: the client gets a 500, and the log gets
+    the traceback.
+    """
+
+    def __init__(self, limit: int) -> None:
+        self._limit = limit
+
+    @abstractmethod
+    async def _answer(self, scope: Scope, receive: Receive, body: bytes) -> Answer | Response | None:
+        """Return the response, or None if the client has disconnected."""
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Serve one request."""
+        try:
+            body = await read_body(scope, receive, self._limit)
+            if body is None:
+                return None
+            answer = await self._answer(scope, receive, body)
+            del body  # a response may take long, and many are sent at once
+        except ControllerError as error:
+            # On a kept-alive connection, uvicorn discards the rest of the body so that the client reads the response.
+            # With `Expect: 100-continue` the body never arrives, and the next request would be parsed as the body, so
+            # close the connection instead.
+            expects = isinstance(error, BodyTooLarge) and any(name == b"expect" for name, _ in scope["headers"])
+            headers = ((b"connection", b"close"),) if expects else ()
+            answer = self._error(scope, error.code, str(error), status_of(error), headers)
+        except Exception:
+            logger.exception("A request to %s failed because of a bug. The client gets a 500.", scope["path"])
+            answer = self._error(
+                scope,
+                "internal_error",
+                "The request failed because of a bug in the controller. Its log has the details.",
+                500,
+            )
+        if answer is None:
+            return None
+        if isinstance(answer, Response):
+            return await answer(scope, receive, send)
+        await send(
+            {
+                "type": "http.response.start",
+                "status": answer.status,
+                "headers": [
+                    (b"content-type", answer.content_type),
+                    (b"content-length", b"%d" % len(answer.body)),
+                    *answer.headers,
+                ],
+            }
+        )
+        await send({"type": "http.response.body", "body": answer.body})
+        return None
+
+    def _error(self, _: Scope, code: str, message: str, status: int, headers: Headers = ()) -> Answer:
+        return Answer(error_body(code, message), status, headers)
+
+
+class Endpoint(_BodyEndpoint):
+    """Gives the body to `handle`."""
+
+    def __init__(self, handle: Callable[[bytes], Awaitable[Answer]], limit: int = MAX_BODY) -> None:
+        super().__init__(limit)
+        self._handle = handle
+
+    async def _answer(self, _: Scope, __: Receive, body: bytes) -> Answer:
+        return await self._handle(body)
+
+
+class HeartbeatEndpoint(Endpoint):
+    """Gives the body to `handle`. Errors are plain text, because JSON without `exist` ends the heartbeats of workers.
+
+    LLaVA's worker and FastChat's up to 0.2.20 catch only `requests.exceptions.RequestException`, and no KeyError. Text
+    raises JSONDecodeError, which is a RequestException since requests 2.27. Older versions raise a ValueError, which
+    FastChat's newer `except` clause does not catch either. They get a body that they cannot decode, which raises
+    ContentDecodingError.
+    """
+
+    def _error(self, scope: Scope, code: str, message: str, status: int, headers: Headers = ()) -> Answer:
+        headers = (*headers, (b"x-controller-error", code.encode()))
+        if any(name == b"user-agent" and _OLD_REQUESTS.match(value) for name, value in scope["headers"]):
+            headers = (*headers, (b"content-encoding", b"gzip"))  # untrue: decoding the body fails
+        return Answer(error_text(code, message), status, headers, b"text/plain; charset=utf-8")
+
+
+class HopEndpoint(_BodyEndpoint):
+    """Gives the body and the hop list (controller/domain/hops.py) of a request to `handle`."""
+
+    def __init__(self, handle: Callable[[bytes, str], Awaitable[Answer]]) -> None:
+        super().__init__(MAX_BODY)
+        self._handle = handle
+
+    async def _answer(self, scope: Scope, _: Receive, body: bytes) -> Answer:
+        return await self._handle(body, _hops(scope))
+
+
+class ForwardEndpoint(_BodyEndpoint):
+    """Gives path, body and hop list of a request to `handle`, which is cancelled when the client disconnects."""
+
+    def __init__(self, handle: Callable[[str, bytes, str], Awaitable[Response]]) -> None:
+        super().__init__(MAX_FORWARDED_BODY)
+        self._handle = handle
+
+    async def _answer(self, scope: Scope, receive: Receive, body: bytes) -> Response | None:
+        async with _while_connected(receive):
+            return await self._handle(scope["path"], body, _hops(scope))
+        return None
+
+
+@asynccontextmanager
+async def _while_connected(receive: Receive) -> AsyncIterator[None]:
+    """Cancel the block when the client disconnects, and leave it without an error."""
+    task = cast("asyncio.Task[object]", asyncio.current_task())
+    gone = False
+
+    async def listen() -> None:
+        nonlocal gone
+        while (await receive())["type"] != "http.disconnect":
+            pass
+        gone = True
+        task.cancel()
+
+    listening = asyncio.create_task(listen())
+    try:
+        yield
+    except asyncio.CancelledError:
+        if not gone or task.uncancel():  # another caller has cancelled the task as well
+            raise
+    finally:
+        listening.cancel()
+
+
+def _hops(scope: Scope) -> str:
+    return ",".join(value.decode("latin-1") for name, value in scope["headers"] if name == _HOPS_HEADER)
+
+
+async def read_body(scope: Scope, receive: Receive, limit: int) -> bytes | None:
+    """Return the whole body of a request, or None if the client has disconnected.
+
+    Raises BodyTooLarge at once if the announced length is too long, or when too many bytes have arrived.
+    """
+    for name, value in scope["headers"]:
+        if name == b"content-length" and int(value) > limit:
+            raise _too_large(limit)
+    message = await receive()
+    if not message.get("more_body"):  # the usual case, which needs no copy
+        if message["type"] != "http.request":
+            return None
+        body: bytes = message.get("body", b"")
+        if len(body) > limit:
+            raise _too_large(limit)
+        return body
+    return await _read_in_parts(message, receive, limit)
+
+
+async def _read_in_parts(message: Message, receive: Receive, limit: int) -> bytes | None:
+    body = bytearray()
+    while message["type"] == "http.request":
+        body += message.get("body", b"")
+        if len(body) > limit:
+            raise _too_large(limit)
+        if not message.get("more_body"):
+            return bytes(body)
+        message = await receive()
+    return None
+
+
+def _too_large(limit: int) -> BodyTooLarge:
+    return BodyTooLarge(f"The body is too long: this route accepts at most {limit} bytes. Nothing was done.")

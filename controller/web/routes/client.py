@@ -1,0 +1,82 @@
+"""The routes of clients: which models there are, and which worker to use.
+
+FastChat's clients ignore the status of a response and take its body for a worker's address. So a well-formed request
+gets a 200 even if Redis is unavailable and there is no fresh snapshot. The body then says "no worker" or "no models",
+and the header `x-controller-error` names the reason.
+"""
+
+from typing import Final
+
+from controller.domain.errors import StoreError
+from controller.web.asgi.endpoint import Answer, degraded
+from controller.web.routes.answers import empty_answer
+from controller.web.schemas import fastchat as schemas
+from controller.web.services import Services
+
+_NO_ADDRESS: Final = b'{"address":""}'
+_NO_LEASE: Final = b'{"address":"","lease":""}'
+_NO_MODELS: Final = b'{"models":[]}'
+
+
+async def get_worker_address(services: Services, body: bytes) -> Answer:
+    """Choose a worker for a model and book it. With `lease`, the booking lasts until it is released or expires."""
+    model, lease = schemas.parse_dispatch(body)
+    if lease is not False:
+        return await _lease(services, model, None if lease is True else lease)
+    try:
+        address, snapshot_age = await services.dispatcher.dispatch(model)
+    except StoreError as error:
+        return empty_answer(_NO_ADDRESS, error)
+    return Answer(b'{"address":"%s"}' % address.encode(), headers=degraded(snapshot_age))  # a URL needs no escaping
+
+
+async def _lease(services: Services, model: str, lease_time: float | None) -> Answer:
+    try:
+        leased, snapshot_age = await services.dispatcher.dispatch_with_lease(model, lease_time)
+    except StoreError as error:
+        return empty_answer(_NO_LEASE, error)
+    return Answer(schemas.encode(leased._asdict()), headers=degraded(snapshot_age))
+
+
+async def release_worker(services: Services, body: bytes) -> Answer:
+    """Release a lease: its request has ended."""
+    return Answer(schemas.encode({"released": await services.dispatcher.release(schemas.parse_lease(body))}))
+
+
+async def renew_lease(services: Services, body: bytes) -> Answer:
+    """Renew a lease for its full time, from now on."""
+    return Answer(schemas.encode({"renewed": await services.dispatcher.renew(schemas.parse_lease(body))}))
+
+
+async def report_failure(services: Services, body: bytes) -> Answer:
+    """Report that a worker cannot be reached. It is deprioritised until its next heartbeat."""
+    return Answer(schemas.encode({"exist": await services.dispatcher.report_failure(schemas.parse_name(body))}))
+
+
+async def list_models(services: Services, _: bytes) -> Answer:
+    """List the models of all live workers."""
+    return await _list(services, None)
+
+
+async def list_multimodal_models(services: Services, _: bytes) -> Answer:
+    """List the models of live multimodal workers."""
+    return await _list(services, True)
+
+
+async def list_language_models(services: Services, _: bytes) -> Answer:
+    """List the models of live workers that are not multimodal."""
+    return await _list(services, False)
+
+
+async def _list(services: Services, multimodal: bool | None) -> Answer:
+    try:
+        models, snapshot_age = await services.dispatcher.list_models(multimodal)
+    except StoreError as error:
+        return empty_answer(_NO_MODELS, error)
+    return Answer(schemas.encode({"models": models}), headers=degraded(snapshot_age))
+
+
+async def worker_get_status(services: Services, _: bytes, hops: str) -> Answer:
+    """Describe all live workers as one worker, for a parent controller. 508 if the parent is this cluster."""
+    status, snapshot_age = await services.membership.status(hops)
+    return Answer(schemas.encode(schemas.status_body(status)), headers=degraded(snapshot_age))

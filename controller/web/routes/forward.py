@@ -1,0 +1,147 @@
+"""The routes that are forwarded to a worker of a model.
+
+To clients and parent controllers, the whole cluster is one worker. FastChat's workers return errors with status 200 and
+an `error_code` and a `text` in the body. So these fields are in our errors too, even where the status is an error.
+"""
+
+import re
+from contextlib import aclosing
+from typing import ClassVar, Final
+
+from starlette.responses import Response, StreamingResponse
+from starlette.types import Receive, Scope, Send
+
+from controller.domain.errors import InvalidInput, LoopDetected, NoWorker, StoreError, WorkerError, WorkerRefused
+from controller.domain.headers import Headers, is_encoded, without_body, without_length
+from controller.proxy.forwarder import Forwarded
+from controller.web.asgi.endpoint import degraded
+from controller.web.errors import error_body, status_of
+from controller.web.schemas import fastchat as schemas
+from controller.web.services import Services
+
+_UNBUFFERED: Final = (b"x-accel-buffering", b"no")  # otherwise nginx holds frames back
+_PATH: Final = re.compile(r"/[A-Za-z0-9_-][A-Za-z0-9_./-]{0,126}\Z")
+
+
+async def worker_generate_stream(services: Services, _: str, body: bytes, hops: str) -> Response:
+    """Forward a request to a worker of its model, and stream the worker's frames back.
+
+    An error is a frame with status 200, because FastChat's clients read nothing else. A parent controller, which sends
+    a hop list, also gets an error status, so that it retries on another of its workers. An error frame of a controller
+    below is passed on.
+    """
+    model = schemas.parse_model(body)
+    try:
+        frames, snapshot_age = await services.forwarder.stream(model, body, hops)
+    except (NoWorker, StoreError):
+        return Response(schemas.error_frame(schemas.NO_WORKER), 503 if hops else 200)
+    except WorkerRefused as error:
+        status = (error.status if error.status >= 500 else 502) if hops else 200
+        if error.body.endswith(b"\0") and not is_encoded(error.headers):
+            return _with_headers(error.headers, Response(error.body, status))
+        return _with_headers(without_body(error.headers), Response(schemas.error_frame(schemas.WORKER_TIMEOUT), status))
+    except WorkerError:
+        return Response(schemas.error_frame(schemas.WORKER_TIMEOUT), 502 if hops else 200)
+    except LoopDetected as error:
+        return Response(schemas.error_frame(schemas.INTERNAL_ERROR, str(error)), status_of(error) if hops else 200)
+    return (_ForwardedResponse if frames.encoded else _FrameResponse)(frames, snapshot_age)
+
+
+async def worker_call(services: Services, path: str, body: bytes, hops: str) -> Response:
+    """Forward any other request of FastChat's to a worker of its model.
+
+    Our errors have the status 200 too, unless a parent controller sent the request: FastChat's API server fails at any
+    other status.
+    """
+    model = schemas.parse_model(body)
+    try:
+        return await _call(services, model, path, body, hops)
+    except (NoWorker, StoreError, WorkerError, LoopDetected) as error:
+        return _error(error, fastchat_compatible=not hops)
+
+
+async def other_call(services: Services, path: str, body: bytes, hops: str) -> Response:
+    """Forward a request to a path that is not ours, if its body names a model that a worker serves. Otherwise 404.
+
+    If a parent controller forwarded the request, return an error status so that it retries elsewhere.
+    """
+    try:
+        model = schemas.parse_model(body) if _PATH.match(path) and ".." not in path else ""
+        return await _call(services, model, path, body, hops)
+    except (NoWorker, InvalidInput) as error:
+        if hops and isinstance(error, NoWorker):
+            return _error(error)
+        return Response(error_body("not_found", f"There is no route {path}."), 404, media_type="application/json")
+    except (WorkerError, LoopDetected) as error:
+        return _error(error)
+
+
+async def _call(services: Services, model: str, path: str, body: bytes, hops: str) -> Response:
+    try:
+        forwarded, snapshot_age = await services.forwarder.call(model, path, body, hops)
+    except WorkerRefused as error:
+        return _with_headers(_with_content_type(error.headers, error.status), Response(error.body, error.status))
+    return _ForwardedResponse(forwarded, snapshot_age)
+
+
+class _ForwardedResponse(StreamingResponse):
+    """A worker's response. If it breaks off, ours does too, so that no client takes a part of it for the whole."""
+
+    final_frame: ClassVar[bytes | None] = None
+
+    def __init__(self, forwarded: Forwarded, snapshot_age: float | None) -> None:
+        self._forwarded = forwarded
+        self._pieces = forwarded.pieces()
+        super().__init__(self._pieces, forwarded.status)
+        headers = forwarded.headers if self.final_frame is None else without_length(forwarded.headers)
+        self.raw_headers = [*_with_content_type(headers, forwarded.status), _UNBUFFERED, *degraded(snapshot_age)]
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Send the response until its end, or until the client disconnects."""
+        try:
+            await super().__call__(scope, receive, send)
+        finally:
+            self._forwarded.close()
+
+    async def stream_response(self, send: Send) -> None:
+        """Send the response as it arrives."""
+        await send({"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers})
+        try:
+            async with aclosing(self._pieces) as pieces:
+                async for piece in pieces:
+                    await send({"type": "http.response.body", "body": piece, "more_body": True})
+        except WorkerError:
+            if self.final_frame is not None:
+                await send({"type": "http.response.body", "body": self.final_frame})
+        else:
+            await send({"type": "http.response.body", "body": b""})
+
+
+class _FrameResponse(_ForwardedResponse):
+    """A stream of frames. If it breaks off, the final frame is an error."""
+
+    final_frame = schemas.error_frame(schemas.WORKER_TIMEOUT)
+
+
+def _with_content_type(headers: Headers, status: int) -> Headers:
+    """Return the headers with a Content-Type: a worker that sends none means JSON."""
+    if status in (204, 304) or any(name == b"content-type" for name, _ in headers):
+        return headers
+    return (*headers, (b"content-type", b"application/json"))
+
+
+def _with_headers(headers: Headers, response: Response) -> Response:
+    response.raw_headers.extend(headers)
+    return response
+
+
+def _error(error: StoreError | NoWorker | WorkerError | LoopDetected, *, fastchat_compatible: bool = False) -> Response:
+    """Return an error response with the fields of our format and of FastChat's."""
+    if isinstance(error, LoopDetected):
+        status, error_code = status_of(error), schemas.INTERNAL_ERROR
+    elif isinstance(error, WorkerError):
+        status, error_code = 502, schemas.WORKER_TIMEOUT
+    else:
+        status, error_code = 503, schemas.NO_WORKER
+    body = schemas.worker_error(error.code, str(error), error_code)
+    return Response(body, 200 if fastchat_compatible else status, media_type="application/json")

@@ -1,0 +1,32 @@
+"""The routes of load balancers and supervisors: health and readiness."""
+
+from controller.web.asgi.endpoint import Answer, degraded
+from controller.web.schemas import fastchat as schemas
+from controller.web.services import Services
+
+
+async def test_connection(_services: Services, _: bytes) -> Answer:
+    """Return "success", as FastChat's controller does."""
+    return Answer(b'"success"')
+
+
+async def healthz(_services: Services, _: bytes) -> Answer:
+    """Return 200 if this process responds. The response says nothing about Redis."""
+    return Answer(b'{"healthy":true}')
+
+
+async def readyz(services: Services, _: bytes) -> Answer:
+    """Return 200 if this replica can serve, with the reason if it is in degraded mode. Otherwise 503 with the reason.
+
+    After a jump of Redis's clock, the response has a warning for as long as heartbeats last.
+    """
+    readiness = services.readiness
+    reason, snapshot_age = await readiness.check()
+    body: dict[str, object] = {"ready": True}
+    if snapshot_age is not None:
+        body["degraded"] = reason
+    if readiness.recent_clock_jump is not None:
+        jump, age = readiness.recent_clock_jump
+        direction = "ahead" if jump > 0 else "back"
+        body["warning"] = f"The clock of Redis was set {direction} by {abs(jump):.1f} s, {age:.0f} s ago."
+    return Answer(schemas.encode(body), headers=degraded(snapshot_age))

@@ -1,0 +1,81 @@
+"""The route table: the only place that says which paths exist and who may call them.
+
+The router, the hot path and the reference page of the docs are made from it.
+"""
+
+from collections.abc import Awaitable, Callable
+from enum import StrEnum
+from functools import partial
+from typing import Any, Final, NamedTuple
+
+from starlette.types import ASGIApp
+
+from controller.web.asgi.endpoint import Endpoint, ForwardEndpoint, HeartbeatEndpoint, HopEndpoint
+from controller.web.routes import admin, client, forward, public, worker
+from controller.web.services import Services
+
+
+class Plane(StrEnum):
+    """Who calls a route."""
+
+    PUBLIC = "public"
+    WORKER = "worker"
+    CLIENT = "client"
+    ADMIN = "admin"
+
+
+class Route(NamedTuple):
+    """One route.
+
+    handler: takes the Services and what the endpoint reads of a request. Its docstring describes the route.
+    endpoint: the ASGI application that reads requests for the handler.
+    hot: requests bypass Starlette's router.
+    """
+
+    method: str
+    path: str
+    handler: Callable[..., Awaitable[Any]]
+    plane: Plane
+    endpoint: Callable[..., ASGIApp] = Endpoint
+    hot: bool = False
+
+    def build(self, services: Services) -> ASGIApp:
+        """Return the ASGI application of the route."""
+        return self.endpoint(partial(self.handler, services))
+
+
+ROUTES: Final = (
+    Route("POST", "/get_worker_address", client.get_worker_address, Plane.CLIENT, hot=True),
+    Route("POST", "/release_worker", client.release_worker, Plane.CLIENT, hot=True),
+    Route("POST", "/renew_lease", client.renew_lease, Plane.CLIENT),
+    Route("POST", "/report_failure", client.report_failure, Plane.CLIENT),
+    Route("POST", "/list_models", client.list_models, Plane.CLIENT),
+    Route("POST", "/list_multimodal_models", client.list_multimodal_models, Plane.CLIENT),
+    Route("POST", "/list_language_models", client.list_language_models, Plane.CLIENT),
+    Route("POST", "/worker_generate_stream", forward.worker_generate_stream, Plane.CLIENT, ForwardEndpoint),
+    *(
+        Route("POST", path, forward.worker_call, Plane.CLIENT, ForwardEndpoint)
+        for path in (
+            "/worker_generate",
+            "/worker_get_embeddings",
+            "/count_token",
+            "/worker_get_conv_template",
+            "/model_details",
+        )
+    ),
+    Route("POST", "/worker_get_status", client.worker_get_status, Plane.CLIENT, HopEndpoint),
+    Route("POST", "/receive_heart_beat", worker.receive_heart_beat, Plane.WORKER, HeartbeatEndpoint, hot=True),
+    Route("POST", "/register_worker", worker.register_worker, Plane.WORKER, HopEndpoint),
+    Route("POST", "/drain_worker", admin.drain_worker, Plane.ADMIN),
+    Route("POST", "/resume_worker", admin.resume_worker, Plane.ADMIN),
+    Route("POST", "/remove_worker", admin.remove_worker, Plane.ADMIN),
+    Route("POST", "/refresh_all_workers", admin.refresh_all_workers, Plane.ADMIN),
+    Route("GET", "/workers", admin.workers, Plane.ADMIN),
+    Route("GET", "/metrics", admin.metrics, Plane.ADMIN),
+    Route("GET", "/test_connection", public.test_connection, Plane.PUBLIC),
+    Route("GET", "/healthz", public.healthz, Plane.PUBLIC),
+    Route("GET", "/readyz", public.readyz, Plane.PUBLIC),
+)
+
+# POST to any path that is not in the table: other workers than FastChat's have routes of their own.
+FALLBACK: Final = Route("POST", "*", forward.other_call, Plane.CLIENT, ForwardEndpoint)

@@ -1,0 +1,25 @@
+"""The routes of workers: registration and heartbeats."""
+
+from controller.web.asgi.endpoint import Answer
+from controller.web.routes.answers import EXISTS, NULL, UNKNOWN
+from controller.web.schemas import fastchat as schemas
+from controller.web.services import Services
+
+
+async def register_worker(services: Services, body: bytes, hops: str) -> Answer:
+    """Register a worker. 502 if the worker was asked for its status and did not answer; 508 if it is this cluster."""
+    request = schemas.parse_register(body)
+    await services.membership.register(
+        request.name,
+        check_heart_beat=request.check_heart_beat,
+        status=request.status,
+        multimodal=request.multimodal,
+        hops=hops,
+    )
+    return NULL
+
+
+async def receive_heart_beat(services: Services, body: bytes) -> Answer:
+    """Record a heartbeat. `exist` is false only if Redis said so. While Redis is unavailable, the status is 503."""
+    known = await services.membership.heartbeat(*schemas.parse_heartbeat(body))
+    return EXISTS if known else UNKNOWN

@@ -1,0 +1,22 @@
+"""What the handlers of the routes work with."""
+
+from dataclasses import dataclass
+
+from controller.availability.readiness import Readiness
+from controller.dispatch.dispatcher import Dispatcher
+from controller.fleet.membership import Membership
+from controller.fleet.refresh import Refresher
+from controller.metrics import Metrics
+from controller.proxy.forwarder import Forwarder
+
+
+@dataclass(frozen=True)
+class Services:
+    """The parts of one replica that HTTP requests reach. controller/replica.py builds them."""
+
+    dispatcher: Dispatcher
+    forwarder: Forwarder
+    membership: Membership
+    metrics: Metrics
+    readiness: Readiness
+    refresher: Refresher

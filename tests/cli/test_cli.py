@@ -1,0 +1,150 @@
+"""The command line: flags, variables, help and refusals."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import trustme
+from click.testing import CliRunner, Result
+
+from controller import __version__
+from controller.cli.main import main
+from controller.domain.errors import EmbeddedStoreError
+from controller.server import run as server
+from controller.settings import Settings, all_settings, environment_variables, flag
+
+
+@pytest.fixture
+def served(monkeypatch: pytest.MonkeyPatch) -> list[Settings]:
+    """The settings that `serve` was called with; nothing is served."""
+    seen: list[Settings] = []
+    monkeypatch.setattr(server, "serve", seen.append)
+    return seen
+
+
+def run(*arguments: str, **env: str) -> Result:
+    return CliRunner().invoke(main, arguments, env=env)
+
+
+def test_without_flags_the_defaults_hold(served: list[Settings]) -> None:
+    assert run("serve").exit_code == 0
+    assert served == [Settings()]
+
+
+VALUES: dict[str, tuple[str, Any]] = {
+    "host": ("0.0.0.0", "0.0.0.0"),
+    "port": ("8000", 8000),
+    "dispatch_method": ("lottery", "lottery"),
+    "redis_url": ("redis://h", "redis://h"),
+    "namespace": ("other", "other"),
+    "heartbeat_expiration": ("30", 30.0),
+    "replicas": ("4", 4),
+    "worker_timeout": ("20", 20.0),
+    "forward_tries": ("3", 3),
+    "probe_timeout": ("2", 2.0),
+    "booking_decay": ("off", "off"),
+    "booking_delay": ("0.1", 0.1),
+    "lease_time": ("60", 60.0),
+    "poll_interval": ("0", 0.0),
+    "parent_interval": ("10", 10.0),
+    "redis_timeout": ("0.5", 0.5),
+    "register_timeout": ("10", 10.0),
+    "snapshot_interval": ("3", 3.0),
+    "sweep_interval": ("5", 5.0),
+    "shutdown_delay": ("0", 0.0),
+    "shutdown_timeout": ("7", 7.0),
+    "log_level": ("debug", "debug"),
+}
+
+
+@pytest.mark.parametrize("name", VALUES)
+def test_each_setting_comes_from_its_flag_or_its_variables(served: list[Settings], name: str) -> None:
+    text, value = VALUES[name]
+    [setting] = [setting for setting in all_settings() if setting.name == name]
+    assert run("serve", flag(name), text).exit_code == 0
+    for variable in environment_variables(setting):
+        assert run("serve", **{variable: text}).exit_code == 0
+    assert [getattr(settings, name) for settings in served] == [value] * (1 + len(environment_variables(setting)))
+
+
+def test_files_and_switches(served: list[Settings], tmp_path: Path) -> None:
+    issued = trustme.CA().issue_cert("localhost")
+    issued.private_key_pem.write_to_path(tmp_path / "key")
+    issued.cert_chain_pems[0].write_to_path(tmp_path / "certificate")
+    files = {"SSL_KEYFILE": str(tmp_path / "key"), "SSL_CERTFILE": str(tmp_path / "certificate")}
+    assert run("serve", "--ssl", "--data-dir", str(tmp_path), **files).exit_code == 0
+    assert run("serve", CONTROLLER_SSL="1", CONTROLLER_DATA_DIR=str(tmp_path), **files).exit_code == 0
+    assert len(served) == 2
+    for settings in served:
+        assert settings.ssl
+        assert (settings.ssl_keyfile, settings.ssl_certfile) == (tmp_path / "key", tmp_path / "certificate")
+        assert settings.data_dir == tmp_path
+    (tmp_path / "password").write_text("p")
+    with_password = ("serve", "--redis-url", "redis://h", "--redis-password-file", str(tmp_path / "password"))
+    assert run(*with_password).exit_code == 0
+    assert served[2].store_url().password_file == tmp_path / "password"
+    assert run("serve", "--parent", "http://top:1,http://Other:1/", "--advertise", "http://lb:1").exit_code == 0
+    assert served[3].parents == ("http://top:1", "http://other:1")
+    named = set(VALUES) | {"ssl", "ssl_keyfile", "ssl_certfile", "data_dir", "redis_password_file"}
+    named |= {"parent", "advertise"}
+    assert named == {setting.name for setting in all_settings()}
+
+
+def test_fastchats_variables_hold_but_ours_win(served: list[Settings]) -> None:
+    theirs = {"FASTCHAT_CONTROLLER_HEART_BEAT_EXPIRATION": "50", "FASTCHAT_WORKER_API_TIMEOUT": "60"}
+    run("serve", **theirs)
+    run("serve", CONTROLLER_HEARTBEAT_EXPIRATION="70", **theirs)
+    run("serve", "--heartbeat-expiration", "80", CONTROLLER_HEARTBEAT_EXPIRATION="70", **theirs)
+    assert [(s.heartbeat_expiration, s.worker_timeout) for s in served] == [(50, 60), (70, 60), (80, 60)]
+
+
+def test_refusals_are_one_sentence_and_no_traceback(monkeypatch: pytest.MonkeyPatch) -> None:
+    refused = run("serve", "--replicas", "0")
+    assert (refused.exit_code, refused.stderr) == (1, "Error: --replicas must be from 1 to 256, not 0.\n")
+    assert run("serve", "--port", "x").exit_code == 2
+    assert run("serve", "--dispatch-method", "best").exit_code == 2
+
+    def fails(_: Settings) -> None:
+        raise EmbeddedStoreError("The directory is in use.")
+
+    monkeypatch.setattr(server, "serve", fails)
+    assert run("serve").stderr == "Error: The directory is in use.\n"
+
+
+def test_files_for_tls_without_tls_are_refused(served: list[Settings], tmp_path: Any) -> None:
+    for name in ("--ssl-keyfile", "--ssl-certfile"):
+        refused = run("serve", name, str(tmp_path / "file"))
+        assert (refused.exit_code, refused.stderr) == (
+            1,
+            f"Error: {name} does nothing without --ssl. Add --ssl, or drop it.\n",
+        )
+    assert run("serve", SSL_KEYFILE="somebody's", SSL_CERTFILE="somebody's").exit_code == 0
+    assert len(served) == 1
+
+
+def test_help_teaches() -> None:
+    top = run("--help").stdout
+    assert "controller serve" in top
+    assert "--controller-address http://localhost:21001" in top
+    text = run("serve", "--help").stdout
+    for setting in all_settings():
+        assert flag(setting.name) in text
+        assert environment_variables(setting)[0] in "".join(text.split())
+    assert "default: 21001" in text
+
+
+def test_version() -> None:
+    assert run("--version").stdout == f"controller, version {__version__}\n"
+
+
+def test_workers_at_no_address() -> None:
+    refused = run("workers", "--controller-address", "localhost:21001")
+    assert (refused.exit_code, refused.stderr.count("\n")) == (1, 1)
+    assert "must begin with http://" in refused.stderr
+    assert run("workers", CONTROLLER_ADDRESS="localhost:21001").stderr == refused.stderr
+
+
+def test_workers_of_a_controller_that_is_not_there() -> None:
+    refused = run("workers", "--controller-address", "http://127.0.0.1:1")
+    assert refused.exit_code == 1
+    assert "Is it running, and is --controller-address right?" in " ".join(refused.stderr.split())

@@ -1,0 +1,115 @@
+"""Which calls fail when Redis is silent, when a connection is lost, and when the replica is busy."""
+
+import asyncio
+import os
+import signal
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from controller.domain.errors import ReplicaBusy, StoreUnavailable
+from controller.store import client as module
+from controller.store.client import StoreCalls
+from controller.store.connection import connect
+from controller.store.embedded.store import EmbeddedStore
+from controller.store.registry import Registry
+from tests.support.dispatches import workers_of
+from tests.support.samples import A, asks, reports, worker
+
+
+@pytest.fixture
+def server(short_dir: Path) -> Iterator[EmbeddedStore]:
+    with EmbeddedStore(short_dir / "calls") as opened:
+        yield opened
+        os.kill(opened.pid, signal.SIGCONT)
+
+
+def registry_on(server: EmbeddedStore, deadline: float) -> Registry:
+    return Registry(connect(server.url, timeout=deadline), "ns", 90.0, deadline)
+
+
+async def test_the_time_in_which_the_event_loop_was_late_does_not_count(server: EmbeddedStore) -> None:
+    registry = registry_on(server, deadline=2.0)
+    await registry.register(worker(A))
+    os.kill(server.pid, signal.SIGSTOP)
+    call = asyncio.create_task(registry.heartbeat(reports([(A, 0)])))
+    await asyncio.sleep(0.01)
+    time.sleep(3.0)  # noqa: ASYNC251 - this is the replica that is busy
+    os.kill(server.pid, signal.SIGCONT)
+    assert await call == [True]
+    await registry.close()
+
+
+async def test_the_wait_for_a_permit_does_not_count(server: EmbeddedStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "_MAX_CALLS", 1)
+    client = connect(server.url, timeout=60.0)
+    calls = StoreCalls(client.ping, 1.0)
+    results = await asyncio.gather(*(calls.run(lambda: client.blpop("nothing", 0.4)) for _ in range(5)))
+    assert results == [None] * 5
+    await client.aclose()
+
+
+async def test_a_permit_that_is_not_free_in_time_is_no_fault_of_redis(
+    server: EmbeddedStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "_MAX_CALLS", 1)
+    monkeypatch.setattr(module, "_MAX_WAIT", 0.01)
+    client = connect(server.url, timeout=60.0)
+    registry = Registry(client, "ns", 90.0, 60.0)
+    blocked = asyncio.create_task(registry._calls.run(lambda: client.blpop("nothing", 100)))
+    await asyncio.sleep(0.01)
+    with pytest.raises(ReplicaBusy, match=r"Redis answers\. Try again, or run more replicas"):
+        await registry.dispatch_shortest_queue(asks(["m"]))
+    blocked.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await blocked
+    await registry.register(worker(A))
+    assert workers_of(await registry.dispatch_shortest_queue(asks(["m"]))) == [A]
+    await registry.close()
+
+
+async def test_a_call_whose_connection_is_lost_is_sent_again_on_another(server: EmbeddedStore) -> None:
+    client = connect(server.url, timeout=60.0)
+    calls = StoreCalls(client.ping, 0.5)
+    attempts = []
+
+    async def call() -> object:
+        attempts.append(1)
+        return await (client.blpop("nothing", 1000) if len(attempts) == 1 else client.echo("here"))
+
+    assert await calls.run(call) == "here"
+    assert len(attempts) == 2
+    await client.aclose()
+
+
+async def test_a_call_that_loses_two_connections_fails(server: EmbeddedStore) -> None:
+    client = connect(server.url, timeout=60.0)
+    calls = StoreCalls(client.ping, 0.2)
+    with pytest.raises(TimeoutError):
+        await calls.run(lambda: client.blpop("nothing", 1000))
+    assert await calls.run(client.ping) is True
+    await client.aclose()
+
+
+async def test_calls_that_wait_fail_with_the_one_that_finds_redis_silent(
+    server: EmbeddedStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "_MAX_CALLS", 1)
+    registry = registry_on(server, deadline=0.5)
+    await registry.check()
+    sent = []
+    attempt = StoreCalls._attempt
+
+    async def counted(self: StoreCalls, call: object) -> object:
+        sent.append(call)
+        return await attempt(self, call)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(StoreCalls, "_attempt", counted)
+    os.kill(server.pid, signal.SIGSTOP)
+    results = await asyncio.gather(*(registry.renew("lease") for _ in range(50)), return_exceptions=True)
+    assert [type(result) for result in results] == [StoreUnavailable] * 50
+    assert len([call for call in sent if call != registry._ping]) == 1
+    os.kill(server.pid, signal.SIGCONT)
+    await registry.close()

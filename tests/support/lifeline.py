@@ -1,0 +1,100 @@
+"""Ends the processes of a test run when its runner has ended, also by SIGKILL.
+
+`tie()` marks the environment, which all processes inherit that the tests start, and starts a guard that reads from a
+pipe. Only the runner has the other end. When that closes, the guard kills all processes with the mark, and their
+children, and removes the Docker Compose projects with the mark in their names. The guard is
+`python -m tests.support.lifeline MARK`. Each worker of pytest-xdist is a runner with a mark of its own.
+"""
+
+import os
+import secrets
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+
+import psutil
+
+VARIABLE = "CONTROLLER_TEST_RUN"
+SHELLS_END_WITHIN = 10.0  # seconds
+
+
+def tie() -> Callable[[], None]:
+    """Tie the processes that are started from now on to this one. Returns a function that ends them at once."""
+    mark = secrets.token_hex(8)
+    os.environ[VARIABLE] = ",".join(filter(None, [os.environ.get(VARIABLE), mark]))
+    guard = subprocess.Popen(
+        [sys.executable, "-m", __name__, mark],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        start_new_session=True,  # a signal to the runner's group is not for the guard
+    )
+    return guard.communicate
+
+
+def project(name: str) -> str:
+    """Return a name for a Docker Compose project of this run."""
+    return f"{name}-{os.environ[VARIABLE].rpartition(',')[2]}"
+
+
+_KINDS = (
+    ("docker ps --all", "{{.ID}}", "docker rm --force"),
+    ("docker network ls", "{{.ID}}", "docker network rm"),
+    ("docker volume ls", "{{.Name}}", "docker volume rm"),
+)
+
+
+def remove_projects(mark: str) -> None:
+    """Remove containers, networks and volumes of Docker Compose projects whose names end with the mark."""
+    if not shutil.which("docker"):
+        return
+    for list_all, column, remove in _KINDS:
+        command = [*list_all.split(), "--format", column + ' {{.Label "com.docker.compose.project"}}']
+        found = subprocess.run(command, capture_output=True, text=True, check=False).stdout.splitlines()
+        left = [line.split()[0] for line in found if line.endswith(f"-{mark}")]
+        if left:
+            subprocess.run([*remove.split(), *left], capture_output=True, check=False)
+
+
+def marked(mark: str) -> set[psutil.Process]:
+    """The processes with the mark and all of their children, without this process."""
+    found: set[psutil.Process] = set()
+    for process in psutil.process_iter():
+        try:
+            if mark in process.environ().get(VARIABLE, "").split(","):
+                # Redis overwrites its environment with its title: it is found as a child.
+                found.update([process, *process.children(recursive=True)])
+        except psutil.Error:
+            continue
+    return {process for process in found - {psutil.Process()} if alive(process)}
+
+
+def alive(process: psutil.Process) -> bool:
+    try:
+        return bool(process.status() != psutil.STATUS_ZOMBIE)
+    except psutil.Error:
+        return False
+
+
+def kill_all(mark: str) -> None:
+    """Kill processes until none with the mark is left.
+
+    A shell gets time to end by itself: the embedded store is ended by one, which waits for the store's owner to end.
+    """
+    deadline = time.monotonic() + SHELLS_END_WITHIN
+    while left := marked(mark):
+        for process in left:
+            try:
+                if process.name() != "sh" or time.monotonic() > deadline:
+                    process.kill()
+            except psutil.Error:
+                continue
+        time.sleep(0.02)
+
+
+if __name__ == "__main__":
+    sys.stdin.read()
+    kill_all(sys.argv[1])
+    remove_projects(sys.argv[1])
