@@ -1,4 +1,4 @@
-"""The guard: calls are refused as soon as one has failed, and let through when the store proves that it serves."""
+"""The circuit breaker opens at the first failure, and closes when a probe succeeds."""
 
 import asyncio
 
@@ -12,33 +12,33 @@ from tests.support.waiting import wait_until
 
 
 class FakeStore:
-    """What a guard guards: it serves or fails as it is told, and counts."""
+    """A store that serves or fails as the test says, and counts its calls."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(module, "_PROBE_INTERVAL", 0.001)
         self.error: Exception | None = None
-        self.proof_error: Exception | None = None
+        self.probe_error: Exception | None = None
         self.calls = 0
-        self.proofs = 0
-        self.proving = asyncio.Event()
-        self.proving.set()
+        self.probes = 0
+        self.probing = asyncio.Event()
+        self.probing.set()
         self.metrics = Metrics()
-        self.guard = CircuitBreaker(self.prove, self.metrics)
+        self.breaker = CircuitBreaker(self.probe, self.metrics)
 
-    async def prove(self) -> None:
-        self.proofs += 1
-        await self.proving.wait()
-        if self.proof_error:
-            raise self.proof_error
+    async def probe(self) -> None:
+        self.probes += 1
+        await self.probing.wait()
+        if self.probe_error:
+            raise self.probe_error
 
-    async def call(self, number: int) -> int:
+    async def serve(self, number: int) -> int:
         self.calls += 1
         if self.error:
             raise self.error
         return number + 1
 
     async def ask(self) -> int:
-        return await self.guard.call(self.call, 1)
+        return await self.breaker.call(self.serve, 1)
 
     def counted(self, line: str) -> bool:
         return f"controller_{line}\n" in self.metrics.render().decode()
@@ -48,111 +48,111 @@ class FakeStore:
 async def store(monkeypatch: pytest.MonkeyPatch) -> object:
     opened = FakeStore(monkeypatch)
     yield opened
-    await opened.guard.close()
+    await opened.breaker.close()
 
 
-async def test_the_first_calls_wait_for_one_proof(store: FakeStore) -> None:
-    store.proving.clear()
-    calls = [asyncio.create_task(store.call()) for _ in range(5)]
-    await wait_until(lambda: store.proofs, "it is proving")
+async def test_the_first_calls_wait_for_one_probe(store: FakeStore) -> None:
+    store.probing.clear()
+    calls = [asyncio.create_task(store.ask()) for _ in range(5)]
+    await wait_until(lambda: store.probes, "a probe runs")
     assert store.calls == 0
-    assert store.guard.reason is None
-    store.proving.set()
+    assert store.breaker.reason is None
+    store.probing.set()
     assert await asyncio.gather(*calls) == [2] * 5
-    assert (store.proofs, store.calls) == (1, 5)
-    assert await store.call() == 2
-    assert store.proofs == 1
+    assert (store.probes, store.calls) == (1, 5)
+    assert await store.ask() == 2
+    assert store.probes == 1
     assert store.counted("store_outages_total 0.0")
 
 
-async def test_nothing_goes_through_before_a_proof_has_succeeded(store: FakeStore) -> None:
-    store.proof_error = StoreUnavailable("not yet")
+async def test_no_call_runs_before_a_probe_has_succeeded(store: FakeStore) -> None:
+    store.probe_error = StoreUnavailable("not yet")
     for _ in range(3):
         with pytest.raises(StoreUnavailable, match="not yet"):
-            await store.call()
+            await store.ask()
     assert store.calls == 0
-    await wait_until(lambda: store.proofs > 3, "it goes on proving")
-    store.proof_error = None
-    await wait_until(lambda: store.guard.reason is None, "it serves")
-    assert await store.call() == 2
-    assert store.counted("store_outages_total 0.0"), "it had not begun to serve"
+    await wait_until(lambda: store.probes > 3, "probes continue")
+    store.probe_error = None
+    await wait_until(lambda: store.breaker.reason is None, "the breaker is closed")
+    assert await store.ask() == 2
+    assert store.counted("store_outages_total 0.0"), "an outage begins only after Redis has served"
 
 
-async def test_after_one_failure_calls_are_refused_without_asking(store: FakeStore) -> None:
-    assert await store.call() == 2
-    store.error = store.proof_error = StoreUnavailable("gone")
+async def test_after_one_failure_calls_fail_fast(store: FakeStore) -> None:
+    assert await store.ask() == 2
+    store.error = store.probe_error = StoreUnavailable("gone")
     for _ in range(10):
         with pytest.raises(StoreUnavailable, match="gone"):
-            await store.call()
+            await store.ask()
     assert store.calls == 2
-    assert store.guard.reason is store.error
-    store.error = store.proof_error = None
-    await wait_until(lambda: store.guard.reason is None, "it serves")
-    assert await store.call() == 2
+    assert store.breaker.reason is store.error
+    store.error = store.probe_error = None
+    await wait_until(lambda: store.breaker.reason is None, "the breaker is closed")
+    assert await store.ask() == 2
     assert store.counted("store_outages_total 1.0")
 
 
-async def test_one_may_insist(store: FakeStore) -> None:
-    assert await store.call() == 2
-    store.error = store.proof_error = StoreUnavailable("gone")
+async def test_force_call_runs_while_the_breaker_is_open(store: FakeStore) -> None:
+    assert await store.ask() == 2
+    store.error = store.probe_error = StoreUnavailable("gone")
     for calls in (2, 3):
         with pytest.raises(StoreUnavailable):
-            await store.guard.force_call(store.call, 1)
+            await store.breaker.force_call(store.serve, 1)
         assert store.calls == calls
     store.error = None
-    assert await store.guard.force_call(store.call, 1) == 2
+    assert await store.breaker.force_call(store.serve, 1) == 2
     with pytest.raises(StoreUnavailable):
-        await store.call()
+        await store.ask()
 
 
-async def test_a_rejection_refuses_nothing(store: FakeStore) -> None:
+async def test_a_rejection_does_not_open_the_breaker(store: FakeStore) -> None:
     store.error = StoreRejection("a mistake")
     for _ in range(3):
         with pytest.raises(StoreRejection):
-            await store.call()
-    assert (store.calls, store.proofs) == (3, 1)
+            await store.ask()
+    assert (store.calls, store.probes) == (3, 1)
 
 
 @pytest.mark.parametrize("error", [StoreRejection("a mistake"), RuntimeError("a bug")])
-async def test_proofs_go_on_whatever_goes_wrong(store: FakeStore, error: Exception) -> None:
-    store.proof_error = error
+async def test_probes_continue_after_any_error(store: FakeStore, error: Exception) -> None:
+    store.probe_error = error
     with pytest.raises(StoreUnavailable, match=r"a mistake|a bug"):
-        await store.call()
-    await wait_until(lambda: store.proofs > 3, "it goes on proving")
-    store.proof_error = None
-    await wait_until(lambda: store.guard.reason is None, "it serves")
-    assert await store.call() == 2
+        await store.ask()
+    await wait_until(lambda: store.probes > 3, "probes continue")
+    store.probe_error = None
+    await wait_until(lambda: store.breaker.reason is None, "the breaker is closed")
+    assert await store.ask() == 2
 
 
-async def test_trouble_is_told_when_it_begins_when_it_changes_and_when_it_is_over(
+async def test_an_outage_is_logged_at_its_start_at_a_change_and_at_its_end(
     store: FakeStore, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    assert await store.call() == 2
-    assert store.guard.failing_since is None
-    store.error = store.proof_error = StoreUnavailable("gone")
+    assert await store.ask() == 2
+    assert store.breaker.failing_since is None
+    store.error = store.probe_error = StoreUnavailable("gone")
     with pytest.raises(StoreUnavailable):
-        await store.call()
-    await wait_until(lambda: store.proofs > 5, "it fails again and again")
-    since = store.guard.failing_since
-    store.proof_error = StoreRejection("not ours")
-    await wait_until(lambda: "not ours" in caplog.text, "the change is told")
-    store.error = store.proof_error = None
-    await wait_until(lambda: store.guard.reason is None, "it serves")
-    assert await store.call() == 2
-    assert store.guard.failing_since == since, "a single good answer is no end of trouble"
+        await store.ask()
+    await wait_until(lambda: store.probes > 5, "several probes fail")
+    since = store.breaker.failing_since
+    store.probe_error = StoreRejection("not ours")
+    await wait_until(lambda: "not ours" in caplog.text, "the change is logged")
+    store.error = store.probe_error = None
+    await wait_until(lambda: store.breaker.reason is None, "the breaker is closed")
+    assert await store.ask() == 2
+    assert store.breaker.failing_since == since, "one success does not end the outage"
     monkeypatch.setattr(module, "_CALM", 0.0)
-    assert await store.call() == 2
-    assert store.guard.failing_since is None
-    told = [record.getMessage().split(";")[0] for record in caplog.records]
-    assert told == ["gone", "not ours", "The store has served for 0 s again"]
+    assert await store.ask() == 2
+    assert store.breaker.failing_since is None
+    logged = [record.getMessage().split(".")[0] for record in caplog.records]
+    assert logged == ["gone", "not ours", "Redis has served every call for 0 s"]
 
 
-async def test_closing_ends_the_proofs(store: FakeStore) -> None:
-    store.proof_error = StoreUnavailable("gone")
+async def test_closing_ends_the_probes(store: FakeStore) -> None:
+    store.probe_error = StoreUnavailable("gone")
     with pytest.raises(StoreUnavailable):
-        await store.call()
-    await store.guard.close()
-    proofs = store.proofs
+        await store.ask()
+    await store.breaker.close()
+    probes = store.probes
     await asyncio.sleep(0.02)
-    assert store.proofs == proofs
-    await store.guard.close()
+    assert store.probes == probes
+    await store.breaker.close()

@@ -109,7 +109,7 @@ async def test_heartbeats_last_no_longer_after_the_clock_was_set_back(
 async def test_a_replica_that_starts_later_corrects_what_lasts_too_long(store: Store, replica: Open) -> None:
     await store.registry().register(worker(A))
     await expires_in(store, A, 10_000)
-    await replica().check()
+    await replica().readiness.check()
     assert 80 < await left(store, A) <= 90
 
 

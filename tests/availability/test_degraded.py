@@ -128,7 +128,7 @@ async def test_an_outage_is_logged_once_and_counted(
         await controller.dispatcher.dispatch("m")
     told = [record.getMessage() for record in caplog.records]
     assert told[0] == "The store is away."
-    assert told[1].startswith("Dispatching by a snapshot of 2 workers, ")
+    assert told[1].startswith("Redis is unavailable: dispatching from a snapshot of 2 workers, ")
     assert len(told) == 2
     text = controller.metrics.render().decode()
     assert 'controller_dispatches_total{outcome="degraded"} 6.0' in text
@@ -151,10 +151,10 @@ async def test_time_for_snapshots_is_a_small_share(replica: Open, monkeypatch: p
     async def take(_: object) -> None:
         keeper._snapshot = range(next(sizes))
 
-    monkeypatch.setattr(keeper.guard, "ask", take)
+    monkeypatch.setattr(keeper.breaker, "call", take)
     monkeypatch.setattr(fallback, "asyncio", SimpleNamespace(sleep=sleep, timeout=timeout))
     with pytest.raises(asyncio.CancelledError):
-        await keeper.keep_forever()
+        await keeper.run()
     assert pauses[0] == pytest.approx(0.02)
     assert 0.9 * 0.98 <= pauses[1] <= 1.1 * 0.98
     assert pauses[2] == pytest.approx(0.77)

@@ -40,7 +40,7 @@ async def test_a_store_that_lost_its_memory_is_given_the_workers_again(
     ]
     assert all(known.expires_in and 0 < known.expires_in < 90 for known in workers), "no heartbeat was invented"
     assert await controller.membership.heartbeat(A, 3) is True
-    await other.snapshots._look()
+    await other.snapshots._take_if_stale()
     assert caplog.text.count("registering 2 workers again") == 1, "one replica's word is enough"
     await store.aside.delete("unrelated")
 
@@ -50,7 +50,7 @@ async def test_a_worker_that_drained_drains_on(
     controller: Replica, link: Link, store: Store, registers_first: bool
 ) -> None:
     assert await controller.membership.drain(B)
-    await controller.snapshots._look()
+    await controller.snapshots._take_if_stale()
     with link.broken():
         await controller.dispatcher.dispatch("n")
         await store.aside.delete(*await store.aside.keys(f"{keys.namespace(store.namespace)}*"))
@@ -121,7 +121,7 @@ async def test_a_worker_that_failed_fails_on(controller: Replica, link: Link, st
     registry = store.registry()
     await registry.heartbeat([Report(B, 0)], of_polls=True)
     assert await registry.report_failure(B, of_polls=True)
-    await controller.snapshots._look()
+    await controller.snapshots._take_if_stale()
     with link.broken():
         await controller.dispatcher.dispatch("n")
         await store.aside.delete(*await store.aside.keys(f"{keys.namespace(store.namespace)}*"))
@@ -202,7 +202,7 @@ async def test_what_cannot_be_read_keeps_nobody_from_being_served(
     with link.broken():
         await controller.dispatcher.dispatch("n")
     await back(controller)
-    assert "is not of our making" in caplog.text
+    assert "the controller cannot have written" in caplog.text
     assert await controller.dispatcher.dispatch("n") == MaybeStale(A)
     await store.aside.hset(keys.worker(store.namespace, B), "models", '["m"]')
 
@@ -212,13 +212,13 @@ async def test_a_layout_of_another_version_is_not_touched(
 ) -> None:
     await store.aside.set(keys.schema(store.namespace), "999")
     controller = replica()
-    with pytest.raises(StoreIncompatible, match=f"laid out in version 999, this program works with version {SCHEMA}"):
+    with pytest.raises(StoreIncompatible, match=f"key layout version 999. This program needs version {SCHEMA}"):
         await controller.readiness.check()
     with pytest.raises(StoreIncompatible):
         await controller.dispatcher.dispatch("m")
     with pytest.raises(StoreIncompatible):
         await controller.membership.heartbeat(A, 1)
-    assert "laid out in version 999" in caplog.text
+    assert "key layout version 999" in caplog.text
     await store.aside.delete(keys.schema(store.namespace))
     await back(controller)
     assert await store.aside.get(keys.schema(store.namespace)) == SCHEMA
@@ -248,10 +248,10 @@ async def test_who_was_removed_since_stays_away(controller: Replica, store: Stor
     other = replica()
     await other.readiness.check()
     await wipe(store)
-    await controller.snapshots._look()
+    await controller.snapshots._take_if_stale()
     assert set(await queues(store)) == {A, B}
     assert await controller.membership.remove(A) is True
-    await other.snapshots._look()
+    await other.snapshots._take_if_stale()
     assert set(await queues(store)) == {B}
     registry = store.registry()
     assert await registry.register(worker(A)) is True
@@ -265,14 +265,14 @@ async def test_a_part_of_the_memory_is_enough(controller: Replica, store: Store)
     await store.registry().remove(A)
     await store.aside.delete(keys.removed(store.namespace, A))
     await store.aside.set(keys.sequence(store.namespace), before - 1)
-    await controller.snapshots._look()
+    await controller.snapshots._take_if_stale()
     assert set(await queues(store)) == {A, B}
     assert int(await store.aside.get(keys.sequence(store.namespace))) >= before
 
 
 async def test_who_left_is_not_missed(controller: Replica, store: Store) -> None:
     await store.registry().remove(A)
-    await controller.snapshots._look()
+    await controller.snapshots._take_if_stale()
     assert set(await queues(store)) == {B}
 
 
@@ -297,7 +297,7 @@ async def refuses(controller: Replica) -> bool:
 
 async def test_a_memory_that_is_found_lost_while_it_serves_gets_a_name(controller: Replica, store: Store) -> None:
     await wipe(store)
-    await controller.snapshots._look()
+    await controller.snapshots._take_if_stale()
     assert set(await queues(store)) == {A, B}
     assert await store.aside.get(keys.epoch(store.namespace))
 
@@ -340,7 +340,7 @@ async def test_a_kind_of_model_that_nobody_serves_is_not_looked_for(
     controller: Replica, link: Link, store: Store
 ) -> None:
     await store.registry().register(worker(B, "m"))
-    await controller.snapshots._look()
+    await controller.snapshots._take_if_stale()
     link.passed.clear()
     for _ in range(3):
         assert (await controller.dispatcher.list_models(multimodal=True)).value == []

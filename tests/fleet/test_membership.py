@@ -84,7 +84,7 @@ async def test_a_registration_waits_for_the_store(
         assert not call.done()
     await call
     assert await queue_lengths(controller) == {A: 0}
-    assert "The store has served for 0 s again; it failed for" in caplog.text
+    assert "Redis has served every call for 0 s. Before that, it failed for" in caplog.text
 
 
 async def test_a_store_that_fails_now_and_then_does_not_fill_the_log(
@@ -132,7 +132,7 @@ async def test_the_sweep_goes_on_through_an_outage(
     with failing(registry, monkeypatch):
         sweeping = asyncio.create_task(controller.sweeper.run())
         await wait_until(lambda: "The store is away" in caplog.text, "a sweep has failed")
-    await wait_until(lambda: f"heartbeat lapsed: {A}" in caplog.text, "the sweep has found the worker")
+    await wait_until(lambda: f"heartbeat expired: {A}" in caplog.text, "the sweep has found the worker")
     await cancelled(sweeping)
     await wait_until(lambda: serves(controller), "the store is in use again")
     assert await queue_lengths(controller) == {B: 0}
@@ -184,7 +184,7 @@ async def test_streams_are_counted_by_their_outcome(replica: Open, registry: Reg
         await anext(streamed(controller))
     for outcome in ("no_worker", "client_gone", "complete", "broken"):
         assert counted(controller, f'streams_total{{outcome="{outcome}"}} 1.0')
-    await wait_until(lambda: not controller.forwarder._errands, "the ends of the streams are told")
+    await wait_until(lambda: not controller.forwarder._background, "the ends of the streams are told")
     [known] = (await registry.list_workers()).workers
     assert (known.leased, known.status.queue_length, known.failing) == (0, 0, "request"), "on every way out"
 
@@ -204,7 +204,7 @@ async def test_only_a_worker_that_cannot_be_reached_is_put_behind_the_others(rep
         controller.end_streams()
         with pytest.raises(StreamBroken):
             await waiting
-    await wait_until(lambda: not controller.forwarder._errands, "the ends of the streams are told")
+    await wait_until(lambda: not controller.forwarder._background, "the ends of the streams are told")
     [known] = (await registry.list_workers()).workers
     assert (known.leased, known.failing) == (0, "")
 
@@ -219,7 +219,7 @@ async def test_a_stream_leases_its_worker_while_it_goes_on(replica: Open, regist
         assert (known.leased, known.status.queue_length) == (1, 1)
         async for _ in frames:
             pass
-    await wait_until(lambda: not controller.forwarder._errands, "the end of the stream is told")
+    await wait_until(lambda: not controller.forwarder._background, "the end of the stream is told")
     [known] = (await registry.list_workers()).workers
     assert (known.leased, known.status.queue_length, known.failing) == (0, 0, "")
 
@@ -265,18 +265,18 @@ async def test_of_two_registrations_that_wait_the_newer_counts(
     for call in asyncio.as_completed(calls):
         await call
         assert (await controller.dispatcher.list_models()).value == ["new"], "no answer before the latest is made"
-    assert controller._underway == {}
+    assert controller.membership._waiting == {}
 
 
 def waiting(controller: Replica) -> int:
-    underway = controller._underway.get(A)
+    underway = controller.membership._waiting.get(A)
     return underway.calls if underway else 0
 
 
 async def test_what_changes_the_choice_is_news_for_the_snapshot(replica: Open, registry: Registry) -> None:
     controller = replica()
     await registry.register(worker(A))
-    news = controller.snapshots._news
+    news = controller.snapshots._requested
     for change in (controller.membership.drain, controller.dispatcher.report_failure):
         news.clear()
         assert await change(A)

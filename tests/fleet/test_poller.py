@@ -113,12 +113,12 @@ async def test_who_stops_answering_comes_behind_all_others_until_it_answers(
     await wait_until(lambda: fails(store, asked.address), "it is known to fail")
     await store.registry().register(worker("http://127.0.0.1:9", queue_length=50))
     assert [(await controller.dispatcher.dispatch("m")).value for _ in range(3)] == ["http://127.0.0.1:9"] * 3
-    await wait_until(lambda: "is seldom asked" in caplog.text, "the other cannot be asked at all")
+    await wait_until(lambda: "has never answered a status poll" in caplog.text, "the other cannot be asked at all")
     engine.fails = False
     await wait_until(lambda: serves(store, asked.address), "it is forgiven")
     assert (await controller.dispatcher.dispatch("m")).value == asked.address
-    assert caplog.text.count("comes behind all others") == 1
-    assert caplog.text.count("is seldom asked") == 1
+    assert caplog.text.count("it gets requests only if no other worker can") == 1
+    assert caplog.text.count("has never answered a status poll") == 1
     assert not (await known(store, "http://127.0.0.1:9")).failing, "who cannot be asked is left alone"
 
 
@@ -159,8 +159,8 @@ async def test_of_who_lapsed_nobody_says_that_it_cannot_be_asked(
     await store.lapse(asked.address)
     engine.fails = True
     await wait_until(lambda: max(controller.poller._failures.values(), default=0) > 3, "it fails to answer")
-    assert "is seldom asked" not in caplog.text
-    assert "comes behind all others" not in caplog.text
+    assert "has never answered a status poll" not in caplog.text
+    assert "it gets requests only if no other worker can" not in caplog.text
 
 
 async def test_one_failure_now_and_then_is_none(
@@ -170,13 +170,13 @@ async def test_one_failure_now_and_then_is_none(
     engine.fails_every_other = True
     reports = []
     controller = polling()
-    report_failure = controller.poller.batches.report_failure
+    report_failure = controller.poller._batches.report_failure
 
     def report(call: FailureCall) -> "asyncio.Future[bool | None]":
         reports.append(engine.failed_in_a_row)
         return report_failure(call)
 
-    controller.poller.batches.report_failure = report  # type: ignore[method-assign]
+    controller.poller._batches.report_failure = report  # type: ignore[method-assign]
     await wait_until(lambda: engine.asked > 8, "it has failed now and then")
     assert reports == [], "only those that come in a row count"
     engine.fails_every_other = False
@@ -204,7 +204,7 @@ async def test_who_hangs_is_not_asked_again_until_the_last_poll_has_ended(
 async def test_no_more_than_so_many_are_asked_at_once(
     store: Store, polling: Callable[..., Replica], engine: Engine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("controller.fleet.poller._MAX_POLLS_AT_ONCE", 3)
+    monkeypatch.setattr("controller.fleet.poller._MAX_POLLS", 3)
     engine.goes_on.clear()
     async with contextlib.AsyncExitStack() as stack:
         for _ in range(7):
@@ -215,7 +215,7 @@ async def test_no_more_than_so_many_are_asked_at_once(
         await wait_until(lambda: engine.asked == 3, "three are asked")
         await asyncio.sleep(2 * INTERVAL)
         assert engine.asked == 3
-        await controller.poller._meet()  # so that none is under way
+        await controller.poller._share_workers()  # so that none is under way
         controller.poller._met_at = math.inf
         controller.poller._due.clear()  # as if all of them went to another replica
         engine.goes_on.set()
@@ -245,7 +245,7 @@ async def test_those_that_hang_again_delay_nobody_however_many_they_are(
     asked: BadWorker,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr("controller.fleet.poller._MAX_POLLS_AT_ONCE", 2)
+    monkeypatch.setattr("controller.fleet.poller._MAX_POLLS", 2)
     other = Engine()
     async with bad_worker(worker_get_status=other) as living:
         for i in range(5):
@@ -292,7 +292,7 @@ async def test_what_is_booked_while_a_poll_is_under_way_is_not_taken_for_seen(
 async def test_polls_of_many_are_spread_in_time(store: Store, polling: Callable[..., Replica]) -> None:
     for i in range(40):
         await store.registry().register(worker(f"http://127.0.0.1:{i + 1}"))
-    poller = polling()._poller
+    poller = polling().poller
     poller._interval = 100.0
     await wait_until(lambda: len(poller._due) == 40, "all are this one's")
     due = sorted(poller._due.values())
@@ -314,8 +314,8 @@ async def test_without_a_store_nobody_is_asked(
 async def test_a_replica_that_ends_leaves_at_once(store: Store, polling: Callable[..., Replica]) -> None:
     controller = polling()
     await wait_until(lambda: controller.poller._replicas, "it is there")
-    assert controller.poller._id in await store.registry().join_replicas("another", 60.0)
-    believed_until = await store.client.zscore(keys.replicas(store.namespace), controller.poller._id)
+    assert controller.poller._replica_id in await store.registry().join_replicas("another", 60.0)
+    believed_until = await store.client.zscore(keys.replicas(store.namespace), controller.poller._replica_id)
     seconds, microseconds = await store.client.time()
     left = believed_until / 1000 - (seconds + microseconds / 1e6)
     assert left <= 3.0, "should it die, others have its workers within seconds"
@@ -341,23 +341,23 @@ async def test_who_did_not_listen_yet_is_asked_again_now_and_then(
 ) -> None:
     caplog.set_level("INFO")
     seldom = 4
-    monkeypatch.setattr("controller.fleet.poller._SELDOM", seldom)
+    monkeypatch.setattr("controller.fleet.poller._UNREACHABLE_FACTOR", seldom)
     engine.fails = True
     await store.registry().register(worker(asked.address))
     controller = polling()
     began = time.monotonic()
     await wait_until(lambda: engine.asked >= 4, "it is asked twice, and seldom then")
     assert time.monotonic() - began > 2 * seldom * INTERVAL
-    assert caplog.text.count("is seldom asked") == 1
+    assert caplog.text.count("has never answered a status poll") == 1
     engine.fails = False
     await wait_until(lambda: polled(store, asked.address), "it is asked, and answers")
     asked_before = engine.asked
     await wait_until(lambda: engine.asked >= asked_before + 5, "it is asked as any other")
     engine.fails = True
     await wait_until(lambda: fails(store, asked.address), "and is known to fail as any other")
-    assert caplog.text.count("is seldom asked") == 1
-    await wait_until(lambda: caplog.text.count("comes behind all others") == 1, "the log says so")
-    assert not controller.poller._left_alone
+    assert caplog.text.count("has never answered a status poll") == 1
+    await wait_until(lambda: caplog.text.count("it gets requests only if no other worker can") == 1, "the log says so")
+    assert not controller.poller._unreachable
 
 
 async def test_a_new_registration_has_not_failed_yet(
@@ -373,7 +373,7 @@ async def test_a_new_registration_has_not_failed_yet(
     await registry.register(worker(asked.address))
     life = asked.address, (await known(store, asked.address)).registration
     assert await wait_until(lambda: controller.poller._failures.get(life), "it fails anew") == 1
-    assert not controller.poller._left_alone
+    assert not controller.poller._unreachable
 
 
 async def test_who_was_left_alone_is_asked_again_when_it_registers_again(
@@ -384,12 +384,12 @@ async def test_who_was_left_alone_is_asked_again_when_it_registers_again(
     caplog: pytest.LogCaptureFixture,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr("controller.fleet.poller._SELDOM", 1_000)
+    monkeypatch.setattr("controller.fleet.poller._UNREACHABLE_FACTOR", 1_000)
     engine.fails = True
     await store.registry().register(worker(asked.address))
     polling()
     with caplog.at_level("INFO"):
-        await wait_until(lambda: "is seldom asked" in caplog.text, "it is left alone")
+        await wait_until(lambda: "has never answered a status poll" in caplog.text, "it is left alone")
     asked_before = engine.asked
     await asyncio.sleep(5 * INTERVAL)
     assert engine.asked == asked_before
@@ -407,7 +407,7 @@ async def test_replicas_share_the_workers_and_take_over(store: Store, polling: C
     pollers: list[Poller] = [replica.poller for replica in replicas]
 
     def shares() -> list[set[str]]:
-        return [set(poller._due) | set(poller._left_alone) for poller in pollers]
+        return [set(poller._due) | set(poller._unreachable) for poller in pollers]
 
     def shared() -> bool:
         counts = Counter(name for share in shares() for name in share)
@@ -417,8 +417,8 @@ async def test_replicas_share_the_workers_and_take_over(store: Store, polling: C
     before = shares()
     await pollers[0].close()
     del pollers[0]
-    await registry.join_replicas(replicas[0]._poller._id, 0.0)
-    replicas[0]._poller._meet = asyncio.Event().wait  # type: ignore[method-assign,assignment] # it is gone
+    await registry.join_replicas(replicas[0].poller._replica_id, 0.0)
+    replicas[0].poller._share_workers = asyncio.Event().wait  # type: ignore[method-assign,assignment] # it is gone
     await wait_until(shared, "the others have taken over")
     for share, had in zip(shares(), before[1:], strict=True):
         assert had <= share, "nobody gives up what it had"

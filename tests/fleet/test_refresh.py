@@ -99,7 +99,7 @@ async def test_when_all_of_several_fail_nobody_is_removed(
         await registry.register(worker(f"http://127.0.0.1:{port}"))
     await controller.refresher.refresh()
     assert len((await controller.membership.list_workers()).value) == 3
-    assert "None is removed" in caplog.text
+    assert "No worker is removed" in caplog.text
     await registry.remove("http://127.0.0.1:1")
     await controller.refresher.refresh()
     assert len((await controller.membership.list_workers()).value) == 2, "two are several"
@@ -152,14 +152,14 @@ async def test_refreshes_at_the_same_time_share_one_run_also_across_replicas(
 
     async with bad_worker(worker_get_status=slow) as living:
         await registry.register(worker(living.address))
-        first = asyncio.create_task(replicas[0].refresh())
+        first = asyncio.create_task(replicas[0].refresher.refresh())
         await wait_until(lambda: living.requests, "the first run is under way")
         others = [asyncio.create_task(r.refresher.refresh()) for r in replicas for _ in range(5)]
         await wait_until(lambda: locked == [True, False, False], "the other replicas wait for the first run")
         gate.set()
         await asyncio.gather(first, *others)
         assert len(living.requests) == 1
-        await replicas[1].refresh()
+        await replicas[1].refresher.refresh()
         assert len(living.requests) == 2
 
 
@@ -240,13 +240,13 @@ async def test_a_replica_that_died_during_a_refresh_holds_up_nobody_for_long(
 async def test_workers_not_reached_in_time_are_left_as_they_are(
     replica: Open, registry: Registry, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(refresh, "_MAX_PROBES_AT_ONCE", 1)
+    monkeypatch.setattr(refresh, "_MAX_PROBES", 1)
     monkeypatch.setattr(refresh, "_PROBE_PAUSE", 0.0)
     controller = replica()
     wait = asyncio.wait
 
     async def until_one_hangs(tasks: Any, *, timeout: float | None = None, **options: Any) -> Any:
-        if timeout != controller.refresher._bound:
+        if timeout != controller.refresher._time_limit:
             return await wait(tasks, timeout=timeout, **options)
         await wait_until(lambda: hanging.open, "the first of those that hang is probed")
         return await wait(tasks, timeout=0)

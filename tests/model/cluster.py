@@ -12,15 +12,13 @@ from redis.commands.core import AsyncScript
 from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import NoScriptError
 
-from controller.availability import circuit_breaker as guard
-from controller.availability import recovery
-from controller.availability import snapshots as fallback
+from controller.availability import circuit_breaker, recovery, snapshots
 from controller.availability.coalescer import Coalescer
 from controller.fleet import membership
 from controller.metrics import Metrics
 from controller.replica import Replica
 from controller.settings import Settings
-from controller.store import keys, registry
+from controller.store import keys, workers
 from controller.store.connection import connect
 from controller.store.registry import Registry, WorkerList
 from controller.upstream.client import WorkerClient
@@ -105,9 +103,9 @@ class Cluster:
 
     def __init__(self, url: str, namespace: str, fades: bool, booking_delay: float, patch: pytest.MonkeyPatch) -> None:
         self.now, self.clock = 1_000_000.0, START
-        for module in (fallback, recovery, guard, membership, registry):
+        for module in (snapshots, recovery, circuit_breaker, membership, workers):
             patch.setattr(module, "time", SimpleNamespace(monotonic=lambda: self.now))
-        patch.setattr(guard, "_PROBE_INTERVAL", 0.005)
+        patch.setattr(circuit_breaker, "_PROBE_INTERVAL", 0.005)
         patch.setattr(membership, "_RETRY_INTERVAL", 0.005)
         self.namespace, self.fades = namespace, fades
         self.aside = connect(url, 60.0)
@@ -188,7 +186,7 @@ class Cluster:
         """Return what the replica knows, and the age of that in seconds."""
         keeper = self.replicas[replica].snapshots
         taken_at = keeper._snapshot.taken_at if keeper._snapshot is not None else -float("inf")
-        return keeper._told, self.now - taken_at
+        return keeper._listing, self.now - taken_at
 
     def failures(self, replica: int) -> float:
         """Return how many calls the store did not serve."""
@@ -227,7 +225,7 @@ class Cluster:
             await self.aside.ping()
 
     def _busy(self, replica: Replica) -> bool:
-        coalescers = [*vars(replica).values(), *vars(replica.batches).values()]
+        coalescers = [*vars(replica.dispatcher).values(), *vars(replica.batches).values()]
         return any(each._task is not None for each in coalescers if isinstance(each, Coalescer))
 
     async def break_connections(self) -> None:

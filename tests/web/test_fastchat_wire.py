@@ -13,7 +13,6 @@ from controller.replica import Replica
 from controller.settings import Settings
 from controller.store import keys
 from controller.upstream.client import WorkerClient
-from controller.web.app import build_app
 from tests.conftest import Store
 from tests.support.outage import Link
 from tests.support.samples import A, B, worker
@@ -176,7 +175,7 @@ async def test_metrics_count(api: Api) -> None:
 async def test_a_stream_says_that_its_worker_comes_from_a_snapshot(api: Api, link: Link) -> None:
     async with bad_worker(worker_generate_stream=chunks(b"a\0")) as worker:
         await api.register(worker.address)
-        await api.controller.snapshots._look()
+        await api.controller.snapshots._take_if_stale()
         response = await api.post("/worker_generate_stream", {"model": "m"})
         assert (response.content, "x-controller-degraded" in response.headers) == (b"a\0", False)
         with link.broken():
@@ -287,7 +286,7 @@ async def test_the_application_sweeps_and_closes_what_it_opened(store: Store) ->
     settings = Settings(sweep_interval=0.01)
     workers = WorkerClient(1.0, 1.0)
     registry = store.registry()
-    app = build_app(Replica(settings, registry, workers, metrics), metrics)
+    app = Replica(settings, registry, workers, metrics).app()
     await registry.register(worker(A))
     await store.lapse(A)
     messages: asyncio.Queue[dict[str, str]] = asyncio.Queue()
@@ -316,7 +315,7 @@ async def test_an_unexpected_error_is_a_500_in_our_form(
     async def breaks(_: str) -> str:
         raise RuntimeError("inner secret")
 
-    monkeypatch.setattr(api.controller, "dispatch", breaks)
+    monkeypatch.setattr(api.controller.dispatcher, "dispatch", breaks)
     response: httpx.Response = await api.post("/get_worker_address", {"model": "m"})
     assert (response.status_code, response.json()["error"]["code"]) == (500, "internal_error")
     assert "inner secret" not in response.text

@@ -111,7 +111,7 @@ async def test_an_answer_with_an_odd_head_leaves_nothing_booked(api: Api, path: 
         else:
             assert json.loads(response.content.rstrip(b"\0"))["error_code"] == 50006
             assert response.status_code == 200
-        await wait_until(lambda: not api.controller.forwarder._errands, "the ends are told")
+        await wait_until(lambda: not api.controller.forwarder._background, "the ends are told")
         assert [known.leased for known in (await api.registry.list_workers()).workers] == [0]
         assert api.controller.forwarder._renewals == {}
         await wait_until(lambda: not living.open, "no connection is left")
@@ -156,7 +156,7 @@ async def test_a_controller_above_us_tries_another_for_an_unknown_path_too(api: 
 async def test_a_request_that_goes_in_a_circle_ends(api: Api) -> None:
     async with bad_worker(worker_generate=answers(b"{}"), worker_generate_stream=chunks(b"a\0")) as living:
         await api.register(living.address)
-        own = api.controller.snapshots.cluster
+        own = api.controller.snapshots.cluster_id
         for way, passes in (("top,middle", True), (f"top,{own}", False), (",".join("abcdefgh"), False)):
             headers = {HEADER: way}
             response = await api.http.post("/worker_generate", json={"model": "m"}, headers=headers)
@@ -174,7 +174,7 @@ async def test_a_request_that_goes_in_a_circle_ends(api: Api) -> None:
 
 async def test_a_cluster_is_not_its_own_worker(api: Api) -> None:
     await api.controller.snapshots._return_to_redis()  # and it knows how it is called
-    own = api.controller.snapshots.cluster
+    own = api.controller.snapshots.cluster_id
     status = {"model_names": ["m"], "speed": 1, "queue_length": 0}
     body = {"worker_name": A, "check_heart_beat": True, "worker_status": status}
     response = await api.http.post("/register_worker", json=body, headers={HEADER: own})

@@ -68,7 +68,7 @@ async def test_a_free_slot_comes_first(api: Api) -> None:
 
 async def test_while_the_store_is_away_there_are_no_leases(api: Api, link: Link) -> None:
     await api.register(A)
-    await api.controller.snapshots._look()
+    await api.controller.snapshots._take_if_stale()
     with link.broken():
         assert await lease(api) == (A, "")
         answer = await api.post("/release_worker", {"lease": f"1800000000000-1000-1-1@{A}"})
@@ -121,9 +121,9 @@ async def test_who_failed_comes_last_until_its_heartbeat(api: Api) -> None:
 
 async def test_what_a_lost_answer_leased_is_given_back(api: Api, link: Link) -> None:
     await api.register(A)
-    await api.controller.snapshots._look()
+    await api.controller.snapshots._take_if_stale()
     with link.broken("after", "dispatch_shortest_queue"):
         assert await lease(api) == (A, "")
-    await api.controller.breaker._proving  # type: ignore[misc]
+    await api.controller.breaker._probing  # type: ignore[misc]
     [worker] = (await api.registry.list_workers()).workers
     assert (worker.leased, worker.status.queue_length) == (0, 1), "and what the snapshot chose is booked"
