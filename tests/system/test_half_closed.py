@@ -72,7 +72,10 @@ async def test_all_its_pipelined_requests_are_answered_in_order(serve: Serve) ->
 )
 async def test_what_is_not_complete_is_closed_at_once(serve: Serve, data: bytes) -> None:
     controller = serve()
-    assert await answer(controller, data) == b""
+    controller.register(A)
+    body = (await answer(controller, data)).partition(b"\r\n\r\n")[2]
+    # A complete request before the incomplete one may have been answered before the end of the connection was seen.
+    assert body == b"" or (body == DISPATCHED and data.startswith(request()))
 
 
 async def test_a_connection_without_a_request_under_way_is_closed(serve: Serve) -> None:
