@@ -7,10 +7,10 @@ PIP_INSTALL := $(PIP) --constraint constraints.txt
 ARGS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help serve test check demo format bench simulate clean
+.PHONY: help serve test check demo format docs docs-serve docs-reference bench simulate clean
 
 help:  ## List the targets.
-	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 12
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 16
 
 serve: $(VENV)/.serve  ## Run a controller on an embedded store. ARGS="--port 21001 ..."
 	@exec $(BIN)/controller serve $(ARGS)
@@ -30,6 +30,16 @@ check: $(VENV)/.check  ## Lint, format, types and floors, without changing anyth
 format: $(VENV)/.check  ## Format the code and mend what the linter can.
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
+
+docs: $(VENV)/.docs  ## Build the documentation in site/. Warnings are errors.
+	@$(BIN)/zensical build --clean --strict
+	@$(BIN)/python docs/scripts/check_site.py
+
+docs-serve: $(VENV)/.docs  ## Serve the documentation on http://localhost:8000 and rebuild it on changes.
+	@exec $(BIN)/zensical serve --dev-addr localhost:8000
+
+docs-reference: $(VENV)/.docs  ## Generate the tables of the reference pages from the code.
+	@$(BIN)/python docs/scripts/reference.py
 
 bench: $(VENV)/.test  ## Measure dispatches beside the stock controller. ARGS="--seconds 5"
 	@exec $(BIN)/python benchmarks/dispatch.py $(ARGS)
@@ -67,4 +77,9 @@ $(VENV)/.check: $(VENV)/.test
 $(VENV)/.bench: $(VENV)/.serve
 	@echo "Installing what the plots need ..."
 	@$(PIP_INSTALL) --group bench
+	@touch $@
+
+$(VENV)/.docs: $(VENV)/.serve
+	@echo "Installing what the documentation needs ..."
+	@$(PIP_INSTALL) --group docs
 	@touch $@

@@ -48,12 +48,12 @@ def test_every_setting_has_a_flag_and_a_variable() -> None:
         ({"redis_timeout": -1}, "--redis-timeout"),
         ({"sweep_interval": 0}, "--sweep-interval"),
         ({"register_timeout": -1}, "--register-timeout must be 0 or more"),
-        ({"namespace": ""}, "--namespace takes"),
-        ({"namespace": "a}b"}, "--namespace takes"),
-        ({"namespace": "a b"}, "--namespace takes"),
+        ({"namespace": ""}, "--namespace must have"),
+        ({"namespace": "a}b"}, "--namespace must have"),
+        ({"namespace": "a b"}, "--namespace must have"),
         ({"log_level": "loud"}, "--log-level must be one of"),
         ({"ssl": True}, "--ssl needs --ssl-keyfile .* SSL_KEYFILE"),
-        ({"ssl": True, "ssl_keyfile": Path("/nowhere"), "ssl_certfile": Path("/nowhere")}, "names no file: /nowhere"),
+        ({"ssl": True, "ssl_keyfile": Path("/nowhere"), "ssl_certfile": Path("/nowhere")}, "is not a file: /nowhere"),
         ({"redis_url": "redis://h", "data_dir": Path("d")}, "exclude each other"),
         ({"redis_url": "http://h"}, "has a scheme that is not known. It must look like redis://"),
         ({"redis_url": "localhost:6379"}, "has a scheme that is not known"),
@@ -71,18 +71,18 @@ def test_every_setting_has_a_flag_and_a_variable() -> None:
         ({"redis_url": "unix:///s?db=1"}, "no options behind a question mark"),
         (
             {"redis_password_file": Path("/nowhere")},
-            "--redis-password-file goes with a --redis-url that names a server",
+            "--redis-password-file needs a --redis-url that names a server",
         ),
         (
             {"redis_url": "redis://:p@h", "redis_password_file": Path("/nowhere")},
-            "--redis-password-file goes with a --redis-url that .* no password in it",
+            "--redis-password-file needs a --redis-url that .* no password",
         ),
         ({"redis_url": "redis://h", "redis_password_file": Path("/nowhere")}, "/nowhere cannot be read"),
         ({"redis_url": "redis://h", "redis_password_file": Path("/dev/null")}, "/dev/null is empty"),
         ({"redis_url": ""}, "has a scheme that is not known"),
-        ({"parent": "http://top:1"}, "--parent and --advertise go together"),
-        ({"advertise": "http://lb:1"}, "--parent and --advertise go together"),
-        ({"parent": "http://a:1,http://LB:1/", "advertise": "http://lb:1"}, "a cluster cannot join itself"),
+        ({"parent": "http://top:1"}, "--parent and --advertise need each other"),
+        ({"advertise": "http://lb:1"}, "--parent and --advertise need each other"),
+        ({"parent": "http://a:1,http://LB:1/", "advertise": "http://lb:1"}, "A cluster cannot register at itself"),
         ({"parent": "http://top:1,", "advertise": "http://lb:1"}, "--parent must be an address such as"),
         ({"parent": "top:1", "advertise": "http://lb:1"}, "--parent must be an address such as"),
         ({"parent": "http://top:1", "advertise": "lb"}, "--advertise must be an address such as"),
@@ -100,7 +100,7 @@ def test_ssl_needs_files_that_work(tmp_path: Path) -> None:
     key, certificate = tmp_path / "key", tmp_path / "certificate"
     issued = trustme.CA().issue_cert("localhost")
     issued.private_key_pem.write_to_path(key)
-    with pytest.raises(SettingsError, match="--ssl-certfile names no file"):
+    with pytest.raises(SettingsError, match="--ssl-certfile is not a file"):
         Settings(ssl=True, ssl_keyfile=key, ssl_certfile=certificate)
     certificate.write_text("no PEM")
     with pytest.raises(SettingsError, match=r"--ssl cannot use .* belong together"):

@@ -116,7 +116,7 @@ def test_files_for_tls_without_tls_are_refused(served: list[Settings], tmp_path:
         refused = run("serve", name, str(tmp_path / "file"))
         assert (refused.exit_code, refused.stderr) == (
             1,
-            f"Error: {name} does nothing without --ssl. Add --ssl, or drop it.\n",
+            f"Error: {name} has no effect without --ssl. Add --ssl, or remove it.\n",
         )
     assert run("serve", SSL_KEYFILE="somebody's", SSL_CERTFILE="somebody's").exit_code == 0
     assert len(served) == 1

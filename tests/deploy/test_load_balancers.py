@@ -242,7 +242,7 @@ async def test_a_registration_whose_replica_dies_is_sent_again(
 
 def needs_retries(balancer: Balancer) -> None:
     if not balancer.sends_again:
-        pytest.skip(f"{balancer.name} cannot send a body twice: see docs/load-balancers.md")
+        pytest.skip(f"{balancer.name} cannot send a body twice: see docs/guides/load-balancers.md")
 
 
 async def test_replicas_leave_and_return_under_load(

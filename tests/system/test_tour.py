@@ -1,4 +1,4 @@
-"""The tour of the README: each command as it stands there, on other ports, with what it prints."""
+"""The tour of docs/getting-started.md: each command as it stands there, on other ports, with what it prints."""
 
 import os
 import re
@@ -12,7 +12,7 @@ import pytest
 
 from tests.system.processes import Process, free_port, listens, serves
 
-README = (Path(__file__).parents[2] / "README.md").read_text()
+README = (Path(__file__).parents[2] / "docs" / "getting-started.md").read_text()
 PORTS = ("21001", "21002", "21003", "8000")
 LEASE = re.compile(r"\d{13}-\d+-\d+-\d+@http://[^\"]+")
 # What is another one each time, and what stands for it.

@@ -1,0 +1,180 @@
+"""Generate the tables of the reference pages from the code.
+
+    make docs-reference        or        python docs/scripts/reference.py
+
+A page has markers, `<!-- generated: name -->` and `<!-- end -->`. The text between them is replaced.
+tests/test_docs.py fails if a page is stale.
+"""
+
+import inspect
+import re
+import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Final
+
+import click
+
+ROOT: Final = Path(__file__).parents[2]
+sys.path.insert(0, str(ROOT))
+
+from controller.cli.main import main as command_line  # noqa: E402
+from controller.domain import errors  # noqa: E402
+from controller.metrics import Metrics  # noqa: E402
+from controller.settings import all_settings, environment_variables, flag  # noqa: E402
+from controller.store import keys  # noqa: E402
+
+REFERENCE: Final = ROOT / "docs" / "reference"
+_BLOCK: Final = re.compile(r"(<!-- generated: ([a-z-]+) -->\n).*?(<!-- end -->)", re.DOTALL)
+
+
+def table(header: str, rows: Sequence[tuple[str, ...]]) -> str:
+    """Return a Markdown table."""
+    columns = header.count("|") + 1
+    lines = [f"| {header} |", "|" + "---|" * columns]
+    lines += ["| " + " | ".join(cell.replace("|", "\\|") for cell in row) + " |" for row in rows]
+    return "\n".join(lines) + "\n"
+
+
+def code(text: str) -> str:
+    """Return the text as code; nothing if there is none."""
+    return f"`{text}`" if text else ""
+
+
+def settings() -> str:
+    """Return one row for each setting of `controller serve`."""
+    rows = []
+    for setting in all_settings():
+        default = setting.default
+        shown = f"{default:g} s" if isinstance(default, float) else "" if default in (None, False) else str(default)
+        meaning = _sentences(setting.metadata["help"].split("  [default")[0])
+        if setting.metadata["choices"]:
+            meaning += " One of " + ", ".join(code(str(choice)) for choice in setting.metadata["choices"]) + "."
+        variables = "<br>".join(code(variable) for variable in environment_variables(setting))
+        rows.append((code(flag(setting.name)), variables, code(shown), meaning))
+    return table("Flag | Environment variable | Default | Meaning", rows)
+
+
+def _sentences(text: str) -> str:
+    """Mark flags in a help text as code."""
+    return re.sub(r"(?<![\w`])(--[a-z][a-z-]+[a-z])", r"`\1`", " ".join(text.split()))
+
+
+def metrics() -> str:
+    """Return one row for each metric."""
+    rows = []
+    for family in Metrics().collect():
+        labels: dict[str, list[str]] = {}
+        for sample in family.samples:
+            for name, value in sample.labels.items():
+                labels.setdefault(name, []).append(value)
+        shown = "<br>".join(f"{code(name)}: {', '.join(map(code, values))}" for name, values in labels.items())
+        rows.append((code(f"{family.name}_total"), shown, family.documentation))
+    return table("Metric | Labels | Counts", rows)
+
+
+def redis_keys() -> str:
+    """Return one row for each key."""
+    rows = []
+    for name, function in _functions(keys):
+        if name == "namespace":
+            continue
+        parameters = list(inspect.signature(function).parameters)[1:]
+        pattern = function("<ns>", *(f"<{parameter.replace('_', ' ')}>" for parameter in parameters))
+        kind, _, meaning = " ".join((inspect.getdoc(function) or "").split()).partition(": ")
+        rows.append((code(pattern), kind, meaning[:1].upper() + meaning[1:]))
+    return table("Key | Type | Holds", rows)
+
+
+def _functions(module: Any) -> Iterator[tuple[str, Callable[..., str]]]:
+    for name, function in vars(module).items():
+        if inspect.isfunction(function) and function.__module__ == module.__name__ and not name.startswith("_"):
+            yield name, function
+
+
+def error_codes() -> str:
+    """Return one row for each error of the tree that has a code of its own."""
+    rows = [
+        (code(error.code), error.__name__, _summary(error))
+        for error in _subclasses(errors.ControllerError)
+        if "code" in vars(error) and error not in (errors.StoreError, errors.WorkerError)
+    ]
+    return table("Code | Class | Meaning", sorted(rows))
+
+
+def error_tree() -> str:
+    """Return the tree of all errors."""
+    lines = ["```", "ControllerError"]
+
+    def add(parent: type[errors.ControllerError], indent: str) -> None:
+        children = parent.__subclasses__()
+        for child in children:
+            last = child is children[-1]
+            lines.append(f"{indent}{'└' if last else '├'}── {child.__name__}")
+            add(child, indent + ("    " if last else "│   "))
+
+    add(errors.ControllerError, "")
+    return "\n".join([*lines, "```"]) + "\n"
+
+
+def _subclasses(parent: type[errors.ControllerError]) -> Iterator[type[errors.ControllerError]]:
+    for child in parent.__subclasses__():
+        yield child
+        yield from _subclasses(child)
+
+
+def _summary(thing: Any) -> str:
+    return " ".join((inspect.getdoc(thing) or "").partition("\n\n")[0].split())
+
+
+def commands() -> str:
+    """Return a section for each command."""
+    sections = []
+    for name, command in sorted(command_line.commands.items()):
+        text = inspect.cleandoc(command.help or "").replace("\b\n", "")
+        rows = []
+        if name != "serve":
+            for option in command.params:
+                if isinstance(option, click.Option):
+                    variable = option.envvar if isinstance(option.envvar, str) else ", ".join(option.envvar or ())
+                    default = "" if option.is_flag or option.default is None else str(option.default)
+                    rows.append((", ".join(map(code, option.opts)), code(variable), code(default), option.help or ""))
+        options = table("Flag | Environment variable | Default | Meaning", rows) if rows else ""
+        if name == "serve":
+            options = "[Settings](settings.md) lists the flags.\n"
+        sections.append(f"## controller {name}\n\n{_indented(text)}\n\n{options}")
+    return "\n".join(sections)
+
+
+def _indented(text: str) -> str:
+    """Put a blank line before lines of code in a help text: Markdown needs one."""
+    return re.sub(r"(?m)(?<=\S)\n(?=    \S)", "\n\n", text)
+
+
+GENERATORS: Final[Mapping[str, Callable[[], str]]] = {
+    "settings": settings,
+    "metrics": metrics,
+    "redis-keys": redis_keys,
+    "error-codes": error_codes,
+    "error-tree": error_tree,
+    "commands": commands,
+}
+
+
+def generated(text: str) -> str:
+    """Return a page with its generated parts renewed."""
+    return _BLOCK.sub(lambda block: f"{block[1]}\n{GENERATORS[block[2]]()}\n{block[3]}", text)
+
+
+def main() -> None:
+    """Renew all pages."""
+    for page in sorted(REFERENCE.glob("*.md")):
+        before = page.read_text()
+        after = generated(before)
+        if after != before:
+            page.write_text(after)
+            print(f"{page.relative_to(ROOT)} renewed")
+
+
+if __name__ == "__main__":
+    main()
