@@ -103,10 +103,10 @@ def test_ssl_needs_files_that_work(tmp_path: Path) -> None:
     with pytest.raises(SettingsError, match="--ssl-certfile is not a file"):
         Settings(ssl=True, ssl_keyfile=key, ssl_certfile=certificate)
     certificate.write_text("no PEM")
-    with pytest.raises(SettingsError, match=r"--ssl cannot use .* belong together"):
+    with pytest.raises(SettingsError, match=r"--ssl cannot use .* of one pair"):
         Settings(ssl=True, ssl_keyfile=key, ssl_certfile=certificate)
     trustme.CA().issue_cert("localhost").cert_chain_pems[0].write_to_path(certificate)
-    with pytest.raises(SettingsError, match=r"--ssl cannot use .* belong together"):
+    with pytest.raises(SettingsError, match=r"--ssl cannot use .* of one pair"):
         Settings(ssl=True, ssl_keyfile=key, ssl_certfile=certificate)
     issued.cert_chain_pems[0].write_to_path(certificate)
     assert Settings(ssl=True, ssl_keyfile=key, ssl_certfile=certificate).ssl
