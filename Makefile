@@ -2,12 +2,18 @@
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
-PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
-PIP_INSTALL := $(PIP) --constraint constraints.txt
 ARGS ?=
 
+# Install packages with uv, which takes seconds. Where uv is missing, or cannot use pip's package index, use pip.
+UV := VIRTUAL_ENV=$(abspath $(VENV)) $(BIN)/uv pip install --quiet
+PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
+install = { [ -x $(BIN)/uv ] && $(UV) $(1) 2>/dev/null; } \
+	|| { echo "  with pip, which takes about a minute ..."; $(PIP) --upgrade 'pip>=25.1' && $(PIP) $(1); }
+
+PYTEST_OPTIONS := -q -n 2 --dist loadfile --no-loadscope-reorder
+
 .DEFAULT_GOAL := help
-.PHONY: help serve test check demo format docs docs-serve docs-reference bench simulate clean
+.PHONY: help serve test test-all check demo format docs docs-serve docs-reference bench simulate clean
 
 help:  ## List the targets.
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 16
@@ -18,8 +24,11 @@ serve: $(VENV)/.serve  ## Run a controller on an embedded store. ARGS="--port 21
 demo: $(VENV)/.serve  ## See a controller, three workers and a load at work for half a minute.
 	@exec $(BIN)/python -m controller.examples.demo $(ARGS)
 
-test: $(VENV)/.test  ## Run the tests, two files at once, with coverage. ARGS="tests/store -k lottery"
-	@$(BIN)/python -m pytest $(if $(ARGS),$(ARGS),-n 2 --dist loadfile --no-loadscope-reorder --cov --cov-report=term --cov-fail-under=95)
+test: $(VENV)/.test  ## Run the quick tests, in about three minutes. ARGS="tests/store -k lottery" runs others.
+	@$(BIN)/python -m pytest $(if $(ARGS),$(ARGS),--part quick $(PYTEST_OPTIONS))
+
+test-all: $(VENV)/.test  ## Run the rest of the tests: long ones, containers, and those on redis-server.
+	@$(BIN)/python -m pytest --part rest $(PYTEST_OPTIONS) $(ARGS)
 
 check: $(VENV)/.check  ## Lint, format, types and floors, without changing anything.
 	$(BIN)/ruff check .
@@ -51,35 +60,35 @@ clean:  ## Remove the virtual environment.
 	rm -rf $(VENV)
 
 $(VENV)/.venv:
-	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or later is needed; name one: make PYTHON=python3.11 ...")'
-	@echo "Making a virtual environment in $(VENV), once ..."
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or later is needed. Name one: make PYTHON=python3.11 ...")'
+	@echo "Creating a virtual environment in $(VENV) ..."
 	@$(PYTHON) -m venv $(VENV)
-	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --upgrade 'pip>=25.1'
+	@$(PIP) uv 2>/dev/null || echo "uv cannot be installed. Using pip, which takes longer."
 	@touch $@
 
 $(VENV)/.serve: $(VENV)/.venv pyproject.toml constraints.txt
-	@echo "Installing the controller ..."
-	@$(PIP_INSTALL) --editable .
+	@echo "Installing the controller and the packages that it needs ..."
+	@$(call install,--constraint constraints.txt --editable .)
 	@touch $@
 
 $(VENV)/.test: $(VENV)/.serve
-	@echo "Installing what the tests need ..."
-	@$(PIP_INSTALL) --group test
-	@# FastChat's API server streams only with pydantic 1, and with a FastAPI that takes that.
-	@$(PIP) --target $(VENV)/pydantic-1 --upgrade --no-deps pydantic==1.10.26 fastapi==0.115.14 starlette==0.46.2
+	@echo "Installing what the tests need, FastChat among it ..."
+	@$(call install,--constraint constraints.txt --group test)
+	@# FastChat's API server streams only with pydantic 1, and with a FastAPI that accepts it.
+	@$(call install,--target $(VENV)/pydantic-1 --upgrade --no-deps pydantic==1.10.26 fastapi==0.115.14 starlette==0.46.2)
 	@touch $@
 
-$(VENV)/.check: $(VENV)/.test
-	@echo "Installing linter and type checker ..."
-	@$(PIP_INSTALL) --group check
+$(VENV)/.check: $(VENV)/.test $(VENV)/.docs
+	@echo "Installing linters and the type checker ..."
+	@$(call install,--constraint constraints.txt --group check)
 	@touch $@
 
 $(VENV)/.bench: $(VENV)/.serve
 	@echo "Installing what the plots need ..."
-	@$(PIP_INSTALL) --group bench
+	@$(call install,--constraint constraints.txt --group bench)
 	@touch $@
 
 $(VENV)/.docs: $(VENV)/.serve
 	@echo "Installing what the documentation needs ..."
-	@$(PIP_INSTALL) --group docs
+	@$(call install,--constraint constraints.txt --group docs)
 	@touch $@

@@ -30,7 +30,7 @@ from controller.store.connection import connect
 from controller.store.embedded.store import EmbeddedStore
 from controller.store.registry import Registry
 from controller.upstream.client import WorkerClient
-from tests.support import certificates, lifeline, network
+from tests.support import certificates, lifeline, network, parts
 from tests.support.invariants import check_invariants, check_nothing_leaks
 from tests.support.outage import Link
 from tests.support.samples import A, B, worker
@@ -46,7 +46,16 @@ settings.register_profile("untimed", deadline=None, print_blob=True, suppress_he
 settings.load_profile("untimed")
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parts.add_options(parser)
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    parts.select(config, items)
+
+
 def pytest_configure(config: pytest.Config) -> None:
+    parts.configure(config)
     config.add_cleanup(lifeline.tie())
     config.add_cleanup(certificates.trust_one())
     # A shell that runs the tests in the background ignores these, and so would all processes that tests start.
@@ -80,11 +89,15 @@ def figure(record_property: Callable[[str, object], None]) -> Figure:
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
     reports = [report for kind in ("passed", "failed") for report in terminalreporter.stats.get(kind, [])]
-    figures = [told for report in reports for name, told in report.user_properties if name == "figure"]
-    if figures:
-        terminalreporter.section("figures")
-        for line in figures:
-            terminalreporter.write_line(str(line))
+    sections = {
+        "figures": [value for report in reports for name, value in report.user_properties if name == "figure"],
+        "what was exercised": parts.summary(terminalreporter.stats.get("passed", [])),
+    }
+    for title, lines in sections.items():
+        if lines:
+            terminalreporter.section(title)
+            for line in lines:
+                terminalreporter.write_line(str(line))
 
 
 @pytest.fixture(autouse=True)

@@ -1,0 +1,81 @@
+"""Splits the suite: `--part quick` for each change, `--part rest` for what takes long or needs servers installed.
+
+Both parts together are the whole suite. Tests marked `deep` run in both, with more examples in `rest`.
+"""
+
+from collections import Counter
+from collections.abc import Iterable
+
+import pytest
+from hypothesis import settings
+
+_quick = False
+
+
+def add_options(parser: pytest.Parser) -> None:
+    parser.addoption("--part", choices=("quick", "rest"), help="run a part of the suite (default: all of it)")
+
+
+def select(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Keep the tests of the part that was asked for."""
+    part = config.getoption("--part")
+    if part is None:
+        return
+    kept = [item for item in items if item.get_closest_marker("deep") or (part == "quick") is is_quick(item)]
+    config.hook.pytest_deselected(items=[item for item in items if item not in set(kept)])
+    items[:] = kept
+
+
+def is_quick(item: pytest.Item) -> bool:
+    """Return True if a test needs neither much time nor a server that the package does not bring along."""
+    if any(item.get_closest_marker(name) for name in ("slow", "deploy")):
+        return False
+    return "redis-server" not in item.nodeid
+
+
+def configure(config: pytest.Config) -> None:
+    """Let Hypothesis try fewer examples in the quick part."""
+    global _quick
+    _quick = config.getoption("--part") == "quick"
+    settings.register_profile("part", settings.get_profile("untimed"), max_examples=examples(100))
+    settings.load_profile("part")
+
+
+def examples(number: int) -> int:
+    """Return how many examples a test tries that tries `number` of them in the whole suite."""
+    return max(2, number // 5) if _quick else number
+
+
+def summary(reports: Iterable[pytest.TestReport]) -> list[str]:
+    """Describe what the tests exercised, one line for each directory."""
+    passed: Counter[str] = Counter()
+    seconds: Counter[str] = Counter()
+    stores: dict[str, set[str]] = {}
+    for report in reports:
+        directory = report.nodeid.split("/")[1] if report.nodeid.count("/") > 1 else "project"
+        passed[directory] += 1
+        seconds[directory] += report.duration
+        for store in ("fakeredis", "embedded", "redis-server"):
+            if store in report.nodeid:
+                stores.setdefault(directory, set()).add(store)
+    return [
+        f"{directory:<14}{passed[directory]:>6} passed {seconds[directory]:>8.0f} s  "
+        f"{WHAT.get(directory, '')}{' on ' + ', '.join(sorted(stores[directory])) if directory in stores else ''}"
+        for directory in sorted(passed)
+    ]
+
+
+WHAT = {
+    "availability": "outages, degraded mode, recovery, random histories",
+    "cli": "the command line",
+    "deploy": "containers, load balancers, manifests",
+    "domain": "names, hop lists, headers, clock",
+    "fleet": "membership, polls, refresh, parents",
+    "project": "docs, packaging, settings, metrics",
+    "proxy": "forwarding with leases and retries",
+    "server": "sockets and certificates",
+    "store": "Lua scripts, the reference model, connections",
+    "system": "real processes, the real FastChat, kills and signals",
+    "upstream": "HTTP to workers",
+    "web": "routes, bodies, errors, the HTTP protocol",
+}
