@@ -1,7 +1,7 @@
 """Stores to test on: fakeredis, the embedded server, and redis-server where it is installed.
 
-A test that takes `store` runs once on each. What it leaves behind is checked: indexes that do not agree or keys
-that would stay for ever fail it.
+A test that takes `store` runs once on each store. It fails if it leaves inconsistent indexes, or keys that would never
+expire.
 """
 
 import contextlib
@@ -37,11 +37,12 @@ from tests.support.samples import A, B, worker
 from tests.support.waiting import wait_until
 
 REDIS_SERVER = shutil.which("redis-server")
-TIED = ["--set-proc-title", "no"]  # which would overwrite the mark that tests/support/lifeline.py finds it by
+# A process title would overwrite the mark in the environment, by which tests/support/lifeline.py finds the server.
+NO_PROC_TITLE = ["--set-proc-title", "no"]
 STORES = ["fakeredis", "embedded", *(["redis-server"] if REDIS_SERVER else [])]
 _namespaces = itertools.count()
 
-# How long an example takes says how busy the machine is, and no more.
+# No deadline: the time that an example takes depends on how busy the machine is.
 settings.register_profile("untimed", deadline=None, print_blob=True, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("untimed")
 
@@ -56,9 +57,10 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 
 def pytest_configure(config: pytest.Config) -> None:
     parts.configure(config)
-    config.add_cleanup(lifeline.tie())
+    config.add_cleanup(lifeline.start_watchdog())
     config.add_cleanup(certificates.trust_one())
-    # A shell that runs the tests in the background ignores these, and so would all processes that tests start.
+    # A shell that runs the tests in the background ignores these signals. All processes that tests start would inherit
+    # that.
     for number in (signal.SIGINT, signal.SIGQUIT, signal.SIGHUP):
         if signal.getsignal(number) == signal.SIG_IGN:
             signal.signal(number, signal.default_int_handler if number == signal.SIGINT else signal.SIG_DFL)
@@ -66,7 +68,7 @@ def pytest_configure(config: pytest.Config) -> None:
 
 @pytest.hookimpl(optionalhook=True)
 def pytest_xdist_make_scheduler(config: pytest.Config, log: object) -> object:
-    from tests.support.scheduling import Scheduling  # pytest-xdist is needed only where it runs
+    from tests.support.scheduling import Scheduling  # imports pytest-xdist, which need not be installed
 
     return Scheduling(config, log) if config.getvalue("dist") == "loadfile" else None
 
@@ -83,8 +85,8 @@ Figure = Callable[[str, object], None]
 
 @pytest.fixture
 def figure(record_property: Callable[[str, object], None]) -> Figure:
-    """Tells, at the end of the run, what was measured."""
-    return lambda what, seen: record_property("figure", f"{what}: {seen}")
+    """Record a measurement, which the summary of the run shows."""
+    return lambda name, value: record_property("figure", f"{name}: {value}")
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
@@ -102,10 +104,10 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
 
 @pytest.fixture(autouse=True)
 def on_this_machine() -> Iterator[None]:
-    """Fails a test in whose time something was asked for outside of this machine, also in the background."""
+    """Fail a test during which this process tried to reach another machine, also in the background."""
     yield
-    asked_for, network.outside[:] = list(network.outside), []
-    assert asked_for == []
+    refused, network.outside[:] = list(network.outside), []
+    assert refused == []
 
 
 @pytest.fixture(scope="session")
@@ -115,7 +117,7 @@ def anyio_backend() -> str:
 
 @pytest.fixture(scope="session")
 def short_dir() -> Iterator[Path]:
-    """A directory whose path leaves room for a socket's name."""
+    """Return a directory with a path that is short enough for a socket in it."""
     with tempfile.TemporaryDirectory(prefix="cc-") as directory:
         yield Path(directory)
 
@@ -128,9 +130,9 @@ def embedded_url(short_dir: Path) -> Iterator[str]:
 
 @pytest.fixture(scope="session")
 def redis_server_url(short_dir: Path) -> Iterator[str]:
-    """Debian's redis-server, on a socket, with no persistence."""
+    """Start redis-server on a socket and without persistence."""
     path = short_dir / "redis.sock"
-    options = ["--port", "0", "--unixsocket", str(path), "--save", "", "--dir", str(short_dir), *TIED]
+    options = ["--port", "0", "--unixsocket", str(path), "--save", "", "--dir", str(short_dir), *NO_PROC_TITLE]
     with subprocess.Popen([str(REDIS_SERVER), *options], stdout=subprocess.DEVNULL) as process:
         with socket.socket(socket.AF_UNIX) as probe:
             while probe.connect_ex(str(path)):
@@ -140,48 +142,54 @@ def redis_server_url(short_dir: Path) -> Iterator[str]:
         process.terminate()
 
 
-# A dispatch then depends only on the calls before it, not on the time between them. A slow machine meets the deadline.
-FASTCHATS_ARITHMETIC = {"heartbeat_expiration": 90.0, "deadline": 60.0, "booking_decay": False, "booking_delay": 0.0}
+# Without decay, a dispatch depends only on the calls before it, not on the time between them. The deadline is long
+# enough for a slow machine.
+WITHOUT_DECAY = {"heartbeat_expiration": 90.0, "deadline": 60.0, "booking_decay": False, "booking_delay": 0.0}
 
 
-CLOCK = "test-clock"  # the key that the scripts take the time from, where a test uses `store_clock`
+CLOCK = "test-clock"  # the key from which the scripts read the time in tests that use `store_clock`
 
 
 @pytest.fixture
 def store_clock(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The scripts of registries that are opened from now on go by the milliseconds in the key CLOCK."""
+    """Let the scripts of all registries opened later read the time, in milliseconds, from the key CLOCK."""
     source = scripts.source
 
-    def with_a_clock(name: str) -> str:
+    def with_settable_clock(name: str) -> str:
         before, now, after = source(name).partition('local time = redis.call("TIME")\n')
-        by_key = f'if true then return tonumber(redis.call("GET", "{CLOCK}")) end\n' if now else ""
-        return before + by_key + now + after
+        from_key = f'if true then return tonumber(redis.call("GET", "{CLOCK}")) end\n' if now else ""
+        return before + from_key + now + after
 
-    monkeypatch.setattr(scripts, "source", with_a_clock)
+    monkeypatch.setattr(scripts, "source", with_settable_clock)
 
 
 @dataclass
 class Store:
-    """A server to test on, in a namespace of the test's own."""
+    """A server to test on, with a namespace for one test.
+
+    client: the registry's client.
+    test_client: the test's own client. It stays connected when a replica drops its connections.
+    decays: True if a registry with decaying bookings was opened.
+    """
 
     kind: str
-    client: Redis  # the registry's
-    aside: Redis  # the test's own: what it does is not disturbed when a replica drops its connections
+    client: Redis
+    test_client: Redis
     namespace: str
-    fades: bool = False  # whether a registry was opened in which bookings fade
+    decays: bool = False
 
     @property
     def url(self) -> str:
-        """Of a real server."""
+        """Return the URL of a real server."""
         return f"unix://{self.client.connection_pool.connection_kwargs['path']}"
 
     def registry(self, **options: object) -> Registry:
-        """A registry as a replica has it; any number of them share the store."""
-        self.fades = self.fades or bool(options.get("booking_decay"))
-        return Registry(self.client, self.namespace, **{**FASTCHATS_ARITHMETIC, **options})
+        """Open a registry as a replica does. Any number of registries may share the store."""
+        self.decays = self.decays or bool(options.get("booking_decay"))
+        return Registry(self.client, self.namespace, **{**WITHOUT_DECAY, **options})
 
-    async def lapse(self, name: str) -> None:
-        """Let a worker's heartbeat lapse: leave behind what its expiration would."""
+    async def expire_heartbeat(self, name: str) -> None:
+        """Expire a worker's heartbeat. Its other keys stay, as after an expiration in Redis."""
         await self.client.delete(keys.heartbeat(self.namespace, name))
         await self.client.zadd(keys.workers(self.namespace), {name: 1.0}, xx=True)
 
@@ -191,22 +199,22 @@ async def open_store(request: pytest.FixtureRequest, kind: str) -> AsyncIterator
     namespace = f"test-{next(_namespaces)}"
     if kind == "fakeredis":
         server = fakeredis.FakeServer()
-        client, aside = (fakeredis.FakeAsyncRedis(server=server, decode_responses=True) for _ in range(2))
+        client, test_client = (fakeredis.FakeAsyncRedis(server=server, decode_responses=True) for _ in range(2))
     else:
         url = request.getfixturevalue(f"{kind.replace('-', '_')}_url")
-        client, aside = (connect(url, timeout=60.0) for _ in range(2))
-    await wait_until(lambda: answers(client), f"{kind} answers")
+        client, test_client = (connect(url, timeout=60.0) for _ in range(2))
+    await wait_until(lambda: answers(client), f"{kind} responds")
     try:
-        store = Store(kind, client, aside, namespace)
+        store = Store(kind, client, test_client, namespace)
         yield store
-        state = await check_invariants(client, namespace, store.fades)
+        state = await check_invariants(client, namespace, store.decays)
         registry = Registry(client, namespace, 90.0, booking_decay=False, booking_delay=0.0)
         for name in state.hashes:
             await registry.remove(name)
         await check_nothing_leaks(client, namespace)
     finally:
         await client.aclose()
-        await aside.aclose()
+        await test_client.aclose()
 
 
 async def answers(client: Redis) -> bool:
@@ -236,7 +244,7 @@ Open = Callable[..., Replica]
 
 @pytest.fixture
 async def replica(store: Store) -> AsyncIterator[Open]:
-    """Opens replicas on the store."""
+    """Return a function that opens replicas on the store."""
     opened: list[Replica] = []
 
     def open_replica(registry: Registry | None = None, **changed: object) -> Replica:
@@ -246,32 +254,33 @@ async def replica(store: Store) -> AsyncIterator[Open]:
         return opened[-1]
 
     yield open_replica
-    for controller in opened:
-        await controller.close()
+    for each in opened:
+        await each.close()
 
 
 @pytest.fixture
 def link(monkeypatch: pytest.MonkeyPatch) -> Link:
-    way = Link()
+    """Return the link over which all registries run their scripts."""
+    opened = Link()
     run = Registry._run
 
-    async def pass_on(self: Registry, script: str, *arguments: str | int) -> object:
-        concerned = way.script in (None, script)
-        if way.cut == "before" and concerned:
-            raise StoreUnavailable("The store is away.")
+    async def run_over_link(self: Registry, script: str, *arguments: str | int) -> object:
+        affected = opened.script in (None, script)
+        if opened.cut == "before" and affected:
+            raise StoreUnavailable("Redis is away.")
         result = await run(self, script, *arguments)
-        way.passed.append(script)
-        if way.cut and concerned:
-            raise StoreUnavailable("The answer was lost.")
+        opened.delivered.append(script)
+        if opened.cut and affected:
+            raise StoreUnavailable("The reply was lost.")
         return result
 
-    monkeypatch.setattr(Registry, "_run", pass_on)
-    return way
+    monkeypatch.setattr(Registry, "_run", run_over_link)
+    return opened
 
 
 @pytest.fixture
 async def controller(store: Store, link: Link, replica: Open) -> Replica:
-    """A replica with a snapshot of two workers."""
+    """Return a replica with a snapshot of two workers."""
     registry = store.registry()
     await registry.register(worker(A, "m", "n"))
     await registry.register(worker(B, "m", multimodal=True))

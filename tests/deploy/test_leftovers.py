@@ -11,7 +11,7 @@ from tests.support.waiting import wait_until
 RUNNER = """
 import subprocess, sys, time
 from tests.support import lifeline
-lifeline.tie()
+lifeline.start_watchdog()
 label = "com.docker.compose.project=" + lifeline.project("controller-test-killed")
 for command in (["run", "--detach", sys.argv[1], "sleep", "600"], ["network", "create", "controller-test-killed"]):
     at = 1 if command[0] == "run" else 2

@@ -25,7 +25,7 @@ from controller.upstream.client import WorkerClient
 from tests.conftest import CLOCK
 from tests.model.state import Observed
 from tests.support.invariants import WholeState, check_invariants
-from tests.support.outage import back
+from tests.support.outage import wait_for_recovery
 from tests.support.replies import Replies
 from tests.support.waiting import wait_until
 
@@ -216,7 +216,7 @@ class Cluster:
 
     async def use_store(self, replica: int) -> None:
         """Wait until the replica uses the store again."""
-        await back(self.replicas[replica])
+        await wait_for_recovery(self.replicas[replica])
 
     async def rest(self) -> None:
         """Wait until nothing is under way any more, on the replicas or in the sockets of the store."""

@@ -107,7 +107,7 @@ async def test_lottery_is_proportional_to_speed(store: Store) -> None:
             await registry.register(worker(name, speed=speed))
     await registry.register(worker("http://dead:1", speed=50))
     await registry.dispatch_lottery(asks(["m"] * 250))
-    await store.lapse("http://dead:1")
+    await store.expire_heartbeat("http://dead:1")
     await registry.register(worker("http://w4:1", speed=4))
     drawn: Counter[str] = Counter()
     for _ in range(draws // 250):
@@ -182,7 +182,7 @@ async def test_many_deaths_at_once_are_forgotten_in_several_calls(
     dead = [f"http://dead{i}:1" for i in range(100)]
     for name in dead:
         await registry.register(worker(name, "m", *(f"m{i}" for i in range(9))))
-        await store.lapse(name)
+        await store.expire_heartbeat(name)
     await registry.register(worker(A, "m", queue_length=1000, speed=0.001))
     calls = []
     run = Registry._run
@@ -203,7 +203,7 @@ async def test_requests_that_are_left_get_the_answers_that_are_theirs(
 ) -> None:
     for i in range(60):
         await registry.register(worker(f"http://dead{i}:1", "m", "n", *(f"m{j}" for j in range(8))))
-        await store.lapse(f"http://dead{i}:1")
+        await store.expire_heartbeat(f"http://dead{i}:1")
     for name, model in ((A, "m"), (B, "n"), (C, "o")):
         await registry.register(worker(name, model, queue_length=1000, speed=0.001))
     answers = await getattr(registry, operation)(asks(["o", "m", "n", "m", "o", "absent", "n"]))
@@ -215,7 +215,7 @@ async def test_a_dispatch_that_fails_half_way_is_taken_back_whole(
 ) -> None:
     for i in range(60):
         await registry.register(worker(f"http://dead{i}:1", "m", *(f"m{j}" for j in range(9))))
-        await store.lapse(f"http://dead{i}:1")
+        await store.expire_heartbeat(f"http://dead{i}:1")
     await registry.register(worker(A, "o"))
     run = Registry._run
     calls = []

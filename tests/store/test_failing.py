@@ -97,7 +97,7 @@ async def test_an_answer_to_a_poll_forgives_only_the_failures_of_polls(registry:
 
 async def test_who_is_not_alive_does_not_fail(store: Store, registry: Registry) -> None:
     await registry.register(worker(A))
-    await store.lapse(A)
+    await store.expire_heartbeat(A)
     for of_polls in (False, True):
         assert await registry.report_failure(A, of_polls=of_polls) is False
         assert await registry.report_failure(B, of_polls=of_polls) is False
@@ -172,7 +172,7 @@ async def test_bookings_fade_from_the_new_phase_when_a_worker_serves_again(store
 async def test_that_a_worker_drained_is_remembered_for_an_hour(store: Store, registry: Registry) -> None:
     await registry.register(worker(A))
     await registry.drain(A)
-    await store.lapse(A)
+    await store.expire_heartbeat(A)
     assert workers_of(await registry.dispatch_shortest_queue(asks(["m"]))) == [""]
     assert await registry.heartbeat(reports([(A, 0)])) == [False]
     assert 3_500_000 < await store.client.pttl(keys.draining(store.namespace, A)) <= 3_600_000
@@ -186,7 +186,7 @@ async def test_who_is_resumed_while_it_is_dead_serves_when_it_is_back(
 ) -> None:
     await registry.register(worker(A))
     await registry.drain(A)
-    await store.lapse(A)
+    await store.expire_heartbeat(A)
     if swept:
         assert await registry.sweep(60.0) == [A]
     assert not await registry.drain(A, False)

@@ -61,7 +61,7 @@ async def test_a_lease_that_is_renewed_lasts_from_now_as_long_as_it_was_to_last(
 async def test_with_a_worker_that_lapsed_no_lease_is_renewed(store: Store, registry: Registry) -> None:
     await registry.register(worker(A))
     [lease] = leases_of(await registry.dispatch_shortest_queue(asks(["m"], 60_000)))
-    await store.lapse(A)
+    await store.expire_heartbeat(A)
     assert not await registry.renew(lease), "whether a sweep has seen it or not"
     await registry.sweep(60.0)
     assert not await registry.renew(lease)

@@ -65,7 +65,7 @@ async def test_a_live_worker_that_fails_is_drawn_when_those_that_serve_are_dead(
         await registry.register(worker(name))
     await registry.report_failure(A)
     for name in (B, C):
-        await store.lapse(name)
+        await store.expire_heartbeat(name)
     assert workers_of(await registry.dispatch_lottery(asks(["m"] * 3))) == [A] * 3
 
 
@@ -78,7 +78,7 @@ async def test_the_only_live_worker_is_found_among_many_dead_ones(store: Store, 
         await registry.register(worker(name, "m", "n", speed=3))
     for name in dead:
         if loses == "heartbeats":
-            await store.lapse(name)
+            await store.expire_heartbeat(name)
         else:
             await store.client.delete(keys.worker(store.namespace, name))
     assert workers_of(await registry.dispatch_lottery(asks(["m", "n"] * 20))) == [A] * 40

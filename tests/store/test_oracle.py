@@ -196,7 +196,7 @@ class RegistryMachine(RuleBasedStateMachine):
         if known is None or not known.registration.check_heart_beat:
             return
         self.oracle.forget(name)
-        self.run(self.store.lapse(name))
+        self.run(self.store.expire_heartbeat(name))
         if self.sweeps:
             self.run(self.store.client.delete(f"{{{self.store.namespace}}}:sweep"))
             assert self.run(self.registry.sweep(60.0)) == [name]

@@ -101,7 +101,7 @@ async def test_a_worker_may_serve_no_model(registry: Registry) -> None:
 async def test_a_conditional_registration_does_not_revive_the_dead(store: Store, registry: Registry) -> None:
     await registry.register(worker(A))
     [seen] = (await registry.list_workers()).workers
-    await store.lapse(A)
+    await store.expire_heartbeat(A)
     assert await registry.register(worker(A), only_if=seen.registration) is None
     assert await names(registry) == []
 
@@ -109,7 +109,7 @@ async def test_a_conditional_registration_does_not_revive_the_dead(store: Store,
 async def test_a_worker_that_comes_back_stands_behind_the_others_of_its_load(store: Store, registry: Registry) -> None:
     for name in (A, B):
         await registry.register(worker(name))
-    await store.lapse(A)
+    await store.expire_heartbeat(A)
     await registry.register(worker(A))
     assert workers_of(await registry.dispatch_shortest_queue(asks(["m", "m"]))) == [B, A]
 
@@ -185,7 +185,7 @@ async def test_a_dead_worker_at_the_head_is_forgotten_and_the_next_is_tried(stor
     registry = store.registry(draw=lambda: 0.5)
     await registry.register(worker(A, "m", "only-a", speed=9))
     await registry.register(worker(B, queue_length=5))
-    await store.lapse(A)
+    await store.expire_heartbeat(A)
     assert await getattr(registry, operation)(asks(["m"])) == [B]
     state = await check_invariants(store.client, store.namespace)
     assert set(state.hashes) == {B}
@@ -194,7 +194,7 @@ async def test_a_dead_worker_at_the_head_is_forgotten_and_the_next_is_tried(stor
 
 async def test_a_late_heartbeat_does_not_revive_the_dead(store: Store, registry: Registry) -> None:
     await registry.register(worker(A))
-    await store.lapse(A)
+    await store.expire_heartbeat(A)
     assert await registry.heartbeat(reports([(A, 0)])) == [False]
     assert (await whole_state(store.client, store.namespace)).hashes == {}
     assert await registry.register(worker(A)) is True
@@ -243,7 +243,7 @@ async def test_models_by_kind_of_worker(store: Store, registry: Registry) -> Non
     await registry.register(worker(A, "text", "both"))
     await registry.register(worker(B, "vision", "both", multimodal=True))
     await registry.register(worker(C, "dead", "both"))
-    await store.lapse(C)
+    await store.expire_heartbeat(C)
     assert await registry.list_models() == ["both", "text", "vision"]
     assert await registry.list_models(multimodal=True) == ["both", "vision"]
     assert await registry.list_models(multimodal=False) == ["both", "text"]
@@ -341,7 +341,7 @@ async def test_only_if_it_is_not_alive(registry: Registry, store: Store) -> None
     assert known.status.model_names == ("m",)
     assert known.expires_in is not None
     assert 0 < known.expires_in <= 30
-    await store.lapse(A)
+    await store.expire_heartbeat(A)
     assert await registry.register(worker(A, "other"), only_if=NOT_ALIVE) is True
     [known] = (await registry.list_workers()).workers
     assert known.status.model_names == ("other",)
@@ -353,7 +353,7 @@ async def test_a_removal_is_forgotten_when_its_worker_registers_again(registry: 
     assert await registry.remove(A)
     assert await registry.register(worker(A), only_if=NOT_ALIVE) is None
     await registry.register(worker(A))
-    await store.lapse(A)
+    await store.expire_heartbeat(A)
     assert await registry.register(worker(A), only_if=NOT_ALIVE) is True
 
 

@@ -42,7 +42,7 @@ async def test_a_full_store_changes_nothing_by_halves_and_makes_room(store: Stor
     for name in (A, B, C):
         await registry.register(worker(name))
     for name in (A, B):
-        await store.lapse(name)
+        await store.expire_heartbeat(name)
     before = await whole_state(store.client, store.namespace)
     await store.client.config_set("maxmemory", "1")
     try:

@@ -15,8 +15,8 @@ from tests.support.waiting import wait_until
 async def test_lapsed_workers_are_forgotten(store: Store, registry: Registry) -> None:
     for name in (A, B, C):
         await registry.register(worker(name, "m", name))
-    await store.lapse(A)
-    await store.lapse(C)
+    await store.expire_heartbeat(A)
+    await store.expire_heartbeat(C)
     assert sorted(await registry.sweep(0.001)) == [A, C]
     state = await check_invariants(store.client, store.namespace)
     assert set(state.hashes) == {B}
@@ -35,7 +35,7 @@ async def test_a_sweep_does_not_remove_more_than_its_share(store: Store, monkeyp
     registry = store.registry()
     for i in range(5):
         await registry.register(worker(f"http://w{i}:1", "m", "n"))
-        await store.lapse(f"http://w{i}:1")
+        await store.expire_heartbeat(f"http://w{i}:1")
     unfinished, removed = await registry._run("sweep", 60_000, 0)
     assert (unfinished, len(removed)) == (1, 1)
     assert len(await registry.sweep(60.0)) == 4, "it is called again for the rest"
@@ -46,11 +46,11 @@ async def test_of_many_replicas_one_sweeps_an_interval(store: Store) -> None:
     replicas = [store.registry() for _ in range(20)]
     for name in (A, B):
         await replicas[0].register(worker(name))
-        await store.lapse(name)
+        await store.expire_heartbeat(name)
     swept = await asyncio.gather(*(replica.sweep(60.0) for replica in replicas))
     assert sorted(len(removed) for removed in swept) == [0] * 19 + [2]
     await replicas[0].register(worker(C))
-    await store.lapse(C)
+    await store.expire_heartbeat(C)
     assert await replicas[1].sweep(60.0) == [], "the interval is not over"
 
 

@@ -126,7 +126,7 @@ async def test_what_was_learned_outlives_the_last_worker_of_a_model(lab: Lab, go
     if goes == "drains":
         await registry.drain(A)
     elif goes == "dies":
-        await lab.store.lapse(A)
+        await lab.store.expire_heartbeat(A)
         await registry.sweep(60.0)
     else:
         await registry.register(worker(A, "n", check_heart_beat=False))

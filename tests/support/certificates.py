@@ -1,6 +1,6 @@
-"""The tests trust a certificate of their own instead of those of the machine.
+"""Makes the tests trust one certificate of their own instead of those of the machine.
 
-Loading a machine's certificates takes 0.03 to 0.1 s of CPU for each HTTP client and each controller process.
+Loading the machine's certificates takes 0.03 to 0.1 s of CPU in each HTTP client and each controller process.
 """
 
 import os
@@ -14,7 +14,7 @@ BUNDLES = ("REQUESTS_CA_BUNDLE", "CURL_CA_BUNDLE", "SSL_CERT_DIR")
 
 
 def trust_one() -> Callable[[], None]:
-    """Change the environment, which all processes inherit that the tests start. Returns a function that cleans up."""
+    """Change the environment, which all processes of the tests inherit. Return a function that cleans up."""
     directory = tempfile.TemporaryDirectory(prefix="cc-trust-")
     file = Path(directory.name, "certificate.pem")
     trustme.CA().cert_pem.write_to_path(file)

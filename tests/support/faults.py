@@ -1,4 +1,4 @@
-"""Faults on the way between a replica and its store, or between two clusters."""
+"""Faults of the connection between a replica and its store, or between two clusters."""
 
 import asyncio
 import contextlib
@@ -12,10 +12,10 @@ from tests.support.workers import stop_accepting
 
 
 class Proxy:
-    """A unix socket in front of another one.
+    """A proxy on a unix socket, for a server on another unix socket.
 
-    It can lose replies: every `lose`-th is dropped with its connection. And it can hang: `hang_after(reply)` lets
-    that very reply through and nothing after it, until `resume()`.
+    It can lose replies: it drops every `lose`-th with its connection. It can also hang: `hang_after(reply)` lets that
+    reply through and nothing after it, until `resume()`.
     """
 
     def __init__(self, path: Path, target: str, lose: int = 0) -> None:
@@ -24,7 +24,7 @@ class Proxy:
         self.lose = lose
         self.replies = 0
         self.lost = 0
-        self.held: list[Any] = []  # the addresses of clients whose requests are held back
+        self.held: list[Any] = []  # addresses of clients with a request that is held back
         self._target = target
         self._writers: set[asyncio.StreamWriter] = set()
         self._hang_after: bytes | None = None
@@ -39,7 +39,7 @@ class Proxy:
         self._hang_after = reply
 
     def hang(self) -> None:
-        """Let nothing through, in either direction, until resume()."""
+        """Hold back requests and replies until resume()."""
         self._open.clear()
 
     def resume(self) -> None:
@@ -47,7 +47,7 @@ class Proxy:
         self._open.set()
 
     def cut(self) -> None:
-        """End all connections; what they held back is lost. New ones may come."""
+        """Abort all connections, with everything that is held back. New connections are accepted."""
         for writer in self._writers:
             writer.transport.abort()
         self.held.clear()
@@ -62,7 +62,7 @@ class Proxy:
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         sides = {writer}
         try:
-            with contextlib.suppress(OSError, asyncio.CancelledError):  # a server's tasks tell of nothing else
+            with contextlib.suppress(OSError, asyncio.CancelledError):  # asyncio would log them as unhandled errors
                 store_reader, store_writer = await self._connect()
                 sides.add(store_writer)
                 self._writers |= sides
@@ -96,8 +96,8 @@ class Proxy:
         writer.close()
 
 
-class Way(Proxy):
-    """The same with a TCP port in front of another one."""
+class TcpProxy(Proxy):
+    """A proxy on a TCP port, for a server on another TCP port."""
 
     def __init__(self, port: int, target: int) -> None:
         super().__init__(Path(), "")
@@ -112,13 +112,13 @@ class Way(Proxy):
 
 
 @contextlib.contextmanager
-def aside(front: Proxy) -> Iterator[SimpleNamespace]:
-    """A proxy in a thread of its own, for tests that block theirs: its url, hang(), resume() and cut()."""
+def proxy_in_thread(front: Proxy) -> Iterator[SimpleNamespace]:
+    """Run a proxy in its own thread, for tests that block theirs. Yields its url, held, hang(), resume() and cut()."""
     loop = asyncio.new_event_loop()
     thread = threading.Thread(target=loop.run_forever)
     thread.start()
 
-    def there(method: Callable[[], None]) -> Callable[[], None]:
+    def in_thread(method: Callable[[], None]) -> Callable[[], None]:
         async def call() -> None:
             method()
 
@@ -131,16 +131,16 @@ def aside(front: Proxy) -> Iterator[SimpleNamespace]:
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
-        await asyncio.sleep(0)  # for the sockets to be closed
+        await asyncio.sleep(0)  # the sockets are closed in the next round of the loop
 
     server = asyncio.run_coroutine_threadsafe(front.listen(), loop).result(10)
     try:
         yield SimpleNamespace(
             url=front.url,
             held=front.held,
-            hang=there(front.hang),
-            resume=there(front.resume),
-            cut=there(front.cut),
+            hang=in_thread(front.hang),
+            resume=in_thread(front.resume),
+            cut=in_thread(front.cut),
         )
     finally:
         asyncio.run_coroutine_threadsafe(end(server), loop).result(10)

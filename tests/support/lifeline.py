@@ -1,9 +1,10 @@
-"""Ends the processes of a test run when its runner has ended, also by SIGKILL.
+"""Ends the processes of a test run when its runner has ended, also after a SIGKILL.
 
-`tie()` marks the environment, which all processes inherit that the tests start, and starts a guard that reads from a
-pipe. Only the runner has the other end. When that closes, the guard kills all processes with the mark, and their
-children, and removes the Docker Compose projects with the mark in their names. The guard is
-`python -m tests.support.lifeline MARK`. Each worker of pytest-xdist is a runner with a mark of its own.
+`start_watchdog()` puts a mark into the environment, which all processes of the tests inherit. The watchdog is the
+process `python -m tests.support.lifeline MARK`. It reads from a pipe of which only the runner has the other end. When
+the runner ends, the pipe closes. The watchdog then kills all processes with the mark, and their children. It also
+removes the Docker Compose projects with the mark in their names. Each worker of pytest-xdist is a runner with its own
+mark.
 """
 
 import os
@@ -17,21 +18,21 @@ from collections.abc import Callable
 import psutil
 
 VARIABLE = "CONTROLLER_TEST_RUN"
-SHELLS_END_WITHIN = 10.0  # seconds
+SHELL_TIMEOUT = 10.0  # seconds
 
 
-def tie() -> Callable[[], None]:
-    """Tie the processes that are started from now on to this one. Returns a function that ends them at once."""
+def start_watchdog() -> Callable[[], None]:
+    """End all processes that are started from now on with this one. Return a function that ends them at once."""
     mark = secrets.token_hex(8)
     os.environ[VARIABLE] = ",".join(filter(None, [os.environ.get(VARIABLE), mark]))
-    guard = subprocess.Popen(
+    watchdog = subprocess.Popen(
         [sys.executable, "-m", __name__, mark],
         stdin=subprocess.PIPE,
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
-        start_new_session=True,  # a signal to the runner's group is not for the guard
+        start_new_session=True,  # a signal to the runner's group must not reach it
     )
-    return guard.communicate
+    return watchdog.communicate
 
 
 def project(name: str) -> str:
@@ -39,7 +40,7 @@ def project(name: str) -> str:
     return f"{name}-{os.environ[VARIABLE].rpartition(',')[2]}"
 
 
-_KINDS = (
+_RESOURCES = (
     ("docker ps --all", "{{.ID}}", "docker rm --force"),
     ("docker network ls", "{{.ID}}", "docker network rm"),
     ("docker volume ls", "{{.Name}}", "docker volume rm"),
@@ -50,7 +51,7 @@ def remove_projects(mark: str) -> None:
     """Remove containers, networks and volumes of Docker Compose projects whose names end with the mark."""
     if not shutil.which("docker"):
         return
-    for list_all, column, remove in _KINDS:
+    for list_all, column, remove in _RESOURCES:
         command = [*list_all.split(), "--format", column + ' {{.Label "com.docker.compose.project"}}']
         found = subprocess.run(command, capture_output=True, text=True, check=False).stdout.splitlines()
         left = [line.split()[0] for line in found if line.endswith(f"-{mark}")]
@@ -59,12 +60,12 @@ def remove_projects(mark: str) -> None:
 
 
 def marked(mark: str) -> set[psutil.Process]:
-    """The processes with the mark and all of their children, without this process."""
+    """Return the processes with the mark and all of their children, without this process."""
     found: set[psutil.Process] = set()
     for process in psutil.process_iter():
         try:
             if mark in process.environ().get(VARIABLE, "").split(","):
-                # Redis overwrites its environment with its title: it is found as a child.
+                # Redis overwrites its environment with its title, so it is found as a child.
                 found.update([process, *process.children(recursive=True)])
         except psutil.Error:
             continue
@@ -81,9 +82,9 @@ def alive(process: psutil.Process) -> bool:
 def kill_all(mark: str) -> None:
     """Kill processes until none with the mark is left.
 
-    A shell gets time to end by itself: the embedded store is ended by one, which waits for the store's owner to end.
+    A shell gets time to end by itself. One ends the embedded store, after it has waited for the store's owner to end.
     """
-    deadline = time.monotonic() + SHELLS_END_WITHIN
+    deadline = time.monotonic() + SHELL_TIMEOUT
     while left := marked(mark):
         for process in left:
             try:

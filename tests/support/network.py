@@ -1,6 +1,6 @@
-"""Tests stay on this machine: nothing in the process of the tests connects to another, or looks up a name elsewhere.
+"""Keeps the tests on this machine: their process connects to no other machine, and looks up no name of one.
 
-Invented workers are at loopback addresses, or have names under .invalid, because controllers do contact them.
+Controllers contact every worker. So workers that do not exist have loopback addresses, or names under .invalid.
 """
 
 import ipaddress
@@ -8,8 +8,8 @@ import socket
 import sys
 from urllib.parse import urlsplit
 
-anywhere = False  # for the tests of deploy/, which connect to containers
-outside: list[str] = []  # what was asked for outside of this machine, and refused
+anywhere = False  # True in the tests of deploy/, which connect to containers
+outside: list[str] = []  # refused attempts to reach another machine
 
 
 def is_here(host: str) -> bool:
@@ -43,7 +43,7 @@ def _hook(event: str, arguments: tuple[object, ...]) -> None:
     elif event in ("socket.getaddrinfo", "socket.gethostbyname"):
         host = arguments[0]
         if is_address(host):
-            return  # which asks nobody
+            return  # no look-up is needed
     else:
         return
     name = host.decode() if isinstance(host, bytes) else host

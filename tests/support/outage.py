@@ -1,4 +1,4 @@
-"""Outages of the store as a replica sees them, and what is there when they are over."""
+"""Outages of the store as a replica sees them, and the state after them."""
 
 import contextlib
 from collections.abc import Iterator
@@ -13,12 +13,17 @@ from tests.support.waiting import wait_until
 
 
 class Link:
-    """The way between a registry and its store: it can be cut for one script or all, before a call is made or after."""
+    """The connection between a registry and its store. A test can cut it for one script or for all.
+
+    cut: "before" fails calls before they reach the store, "after" loses their replies. None while the link works.
+    script: the script that the cut affects. None for all.
+    delivered: names of the scripts that reached the store.
+    """
 
     def __init__(self) -> None:
         self.cut: str | None = None
         self.script: str | None = None
-        self.passed: list[str] = []
+        self.delivered: list[str] = []
 
     @contextlib.contextmanager
     def broken(self, when: str = "before", script: str | None = None) -> Iterator[None]:
@@ -29,32 +34,34 @@ class Link:
             self.cut = None
 
 
-async def queues(store: Any) -> dict[str, int]:
-    client = store.aside
+async def queue_lengths(store: Any) -> dict[str, int]:
+    """Return the estimated queue length of each worker, without decay."""
+    client = store.test_client
     names = await client.zrange(keys.workers(store.namespace), 0, -1)
     return {name: await queue_length(client, store.namespace, name) for name in names}
 
 
 async def queue_length(client: Any, namespace: str, name: str) -> int:
-    """How long a worker's queue is believed to be, where bookings do not fade."""
+    """Return the estimated queue length of a worker, without decay."""
     load = load_of(await client.hgetall(keys.worker(namespace, name)))
     return round(load.queue(load.faded_from, 1.0))
 
 
-async def lapse(url: str, name: str, namespace: str = "controller") -> None:
-    """Let a worker's heartbeat lapse: leave behind what its expiration would."""
+async def expire_heartbeat(url: str, name: str, namespace: str = "controller") -> None:
+    """Expire a worker's heartbeat. Its other keys stay, as after an expiration in Redis."""
     client = connect(url, timeout=60.0)
     await client.delete(keys.heartbeat(namespace, name))
     await client.zadd(keys.workers(namespace), {name: 1.0}, xx=True)
     await client.aclose()
 
 
-async def back(controller: Replica) -> None:
-    await wait_until(lambda: served_by_store(controller), "the store is in use again")
+async def wait_for_recovery(replica: Replica) -> None:
+    """Wait until a replica is out of degraded mode."""
+    await wait_until(lambda: served_by_store(replica), "the replica uses the store again")
 
 
-async def served_by_store(controller: Replica) -> bool:
+async def served_by_store(replica: Replica) -> bool:
     try:
-        return (await controller.readiness.check()).snapshot_age is None
+        return (await replica.readiness.check()).snapshot_age is None
     except StoreUnavailable:
         return False

@@ -1,4 +1,4 @@
-"""Replies of the store that are lost on their way to one client."""
+"""Loses replies of the store to one client."""
 
 from collections.abc import Awaitable, Callable
 from typing import Any
@@ -9,10 +9,10 @@ from redis.exceptions import ConnectionError as RedisConnectionError
 
 
 class Replies:
-    """Between a client and its connections: it can lose the replies of the next scripts that run.
+    """The replies to one client, of which it can lose those of the next scripts.
 
-    The client sees the connection break after the script has run, and sends the same command again, as connect() tells
-    it to. `lost` counts the replies that were lost.
+    The client sees the connection break after the script has run. It then sends the same command again, because
+    connect() configures it so. `lost` counts the lost replies.
     """
 
     def __init__(self, client: Redis) -> None:
@@ -28,7 +28,7 @@ class Replies:
     ) -> None:
         """Lose the replies of the next scripts, or of the next runs of one script.
 
-        between is awaited after each of them, before the command is sent again.
+        between: awaited after each lost reply, before the command is sent again.
         """
         self.to_lose, self.lost, self._between = number, 0, between
         self._sha = script.sha if script else None

@@ -1,4 +1,4 @@
-"""Streams as a test reads them: closed when it is done with them."""
+"""Streams that are closed when the test has read them."""
 
 from collections.abc import AsyncGenerator
 
@@ -6,9 +6,9 @@ from controller.replica import Replica
 from controller.upstream.client import WorkerClient
 
 
-async def streamed(controller: Replica, model: str = "m", way: str = "") -> AsyncGenerator[bytes]:
-    """What a client gets from a replica."""
-    forwarded = (await controller.forwarder.stream(model, b"{}", way)).value
+async def streamed(replica: Replica, model: str = "m", hops: str = "") -> AsyncGenerator[bytes]:
+    """Yield the frames that a client gets from a replica."""
+    forwarded = (await replica.forwarder.stream(model, b"{}", hops)).value
     try:
         async for piece in forwarded.pieces():
             yield piece
@@ -16,8 +16,8 @@ async def streamed(controller: Replica, model: str = "m", way: str = "") -> Asyn
         forwarded.close()
 
 
-async def asked(client: WorkerClient, address: str, body: bytes = b"{}") -> AsyncGenerator[bytes]:
-    """The frames that a worker sends to a replica."""
+async def frames_from(client: WorkerClient, address: str, body: bytes = b"{}") -> AsyncGenerator[bytes]:
+    """Yield the frames that a worker sends to a replica."""
     answer = await client.ask(address, "/worker_generate_stream", body)
     try:
         async for piece in answer.frames():

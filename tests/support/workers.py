@@ -1,4 +1,4 @@
-"""Workers that behave as badly as a test wants, on real sockets."""
+"""Workers on real sockets, with faults that a test chooses."""
 
 import asyncio
 import contextlib
@@ -14,7 +14,12 @@ Behaviour = Callable[["BadWorker", asyncio.StreamWriter, bytes], Awaitable[None]
 
 
 class BadWorker:
-    """An HTTP server that answers each path as it is told, byte by byte. It counts its requests."""
+    """An HTTP server with a behaviour for each path, which controls every byte of the response.
+
+    requests: last part of the path, and body, of each request.
+    heads: head of each request.
+    open: number of open connections.
+    """
 
     def __init__(self, **behaviours: Behaviour) -> None:
         self.behaviours = behaviours
@@ -37,7 +42,7 @@ class BadWorker:
             path = head.split(b" ")[1].decode().rpartition("/")[2]
             self.requests.append((path, body))
             self.heads.append(head)
-            await self._unless_gone(reader, self.behaviours[path](self, writer, body))
+            await self._until_disconnected(reader, self.behaviours[path](self, writer, body))
         except (ConnectionError, asyncio.IncompleteReadError):
             pass
         finally:
@@ -47,24 +52,27 @@ class BadWorker:
                 await writer.wait_closed()
             self.writers.discard(writer)
 
-    async def _unless_gone(self, reader: asyncio.StreamReader, behaviour: Awaitable[None]) -> None:
-        """Behave, unless the client goes away."""
-        behaving, gone = asyncio.ensure_future(behaviour), asyncio.ensure_future(reader.read(1))
+    async def _until_disconnected(self, reader: asyncio.StreamReader, behaviour: Awaitable[None]) -> None:
+        """Run a behaviour until it ends, or the client disconnects."""
+        behaving, disconnected = asyncio.ensure_future(behaviour), asyncio.ensure_future(reader.read(1))
         try:
-            await asyncio.wait((behaving, gone), return_when=asyncio.FIRST_COMPLETED)
+            await asyncio.wait((behaving, disconnected), return_when=asyncio.FIRST_COMPLETED)
             if behaving.done():
                 behaving.result()
         finally:
             behaving.cancel()
-            gone.cancel()
-            await asyncio.wait((behaving, gone))
+            disconnected.cancel()
+            await asyncio.wait((behaving, disconnected))
 
 
 async def stop_accepting(server: asyncio.Server) -> None:
-    """Before server.close(), which loses the sockets of connections that are just being accepted (CPython 3.11)."""
+    """Stop accepting connections. Call this before server.close().
+
+    In CPython 3.11, server.close() loses the sockets of connections that are just being accepted.
+    """
     for listener in server.sockets:
         asyncio.get_running_loop().remove_reader(listener.fileno())
-    for _ in range(5):  # rounds of the loop, until those connections have reached their handler
+    for _ in range(5):  # these connections reach their handler after a few rounds of the loop
         await asyncio.sleep(0)
 
 
@@ -79,13 +87,13 @@ async def bad_worker(**behaviours: Behaviour) -> AsyncIterator[BadWorker]:
         await stop_accepting(server)
         server.close()
         worker.closing = True
-        for writer in worker.writers:  # those too that wait for a client to take the rest
+        for writer in worker.writers:  # some of them may wait for a client to read
             writer.transport.abort()
         await wait_until(lambda: not worker.writers, "all connections are closed")
 
 
 def answers(body: bytes, status: str = "200 OK", *headers: str) -> Behaviour:
-    """Answer at once, and close."""
+    """Send a response at once, and close."""
 
     async def behaviour(_: BadWorker, writer: asyncio.StreamWriter, __: bytes) -> None:
         lines = [f"HTTP/1.1 {status}", f"Content-Length: {len(body)}", "Connection: close", *headers]
@@ -96,13 +104,13 @@ def answers(body: bytes, status: str = "200 OK", *headers: str) -> Behaviour:
 
 
 def status(*models: str, speed: float = 1, queue_length: int = 0) -> Behaviour:
-    """The status of a good worker."""
-    told: dict[str, Any] = {"model_names": models or ["m"], "speed": speed, "queue_length": queue_length}
-    return answers(json.dumps(told).encode())
+    """Send the status of a healthy worker."""
+    body: dict[str, Any] = {"model_names": models or ["m"], "speed": speed, "queue_length": queue_length}
+    return answers(json.dumps(body).encode())
 
 
 def chunks(*parts: bytes, end: bool = True, pause: float = 0.0) -> Behaviour:
-    """Stream parts, each a chunk of its own; without `end` break off in the middle."""
+    """Stream parts, each as a chunk. If `end` is False, close the connection before the last chunk."""
 
     async def behaviour(_: BadWorker, writer: asyncio.StreamWriter, __: bytes) -> None:
         writer.write(b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n")
@@ -118,9 +126,9 @@ def chunks(*parts: bytes, end: bool = True, pause: float = 0.0) -> Behaviour:
 
 
 def sends(*parts: bytes, end: str, gate: asyncio.Event | None = None) -> Behaviour:
-    """Send bytes as they are; the second part and those behind it when the gate is open.
+    """Send bytes as they are. All parts after the first wait until the gate is open.
 
-    end: "open" keeps the connection and says nothing more, "closed" closes it, "reset" resets it.
+    end: "open" keeps the connection open and sends nothing more, "closed" closes it, "reset" resets it.
     """
 
     async def behaviour(_: BadWorker, writer: asyncio.StreamWriter, __: bytes) -> None:
@@ -144,13 +152,16 @@ def reset(writer: asyncio.StreamWriter) -> None:
 
 
 class KeepingWorker:
-    """An HTTP server that keeps connections. `behave` answers a request, given the number of its connection, from 1,
-    and its own on that connection, from 1; it returns whether to keep the connection.
+    """An HTTP server that keeps connections open.
+
+    behave: responds to a request. It gets the number of the connection and the number of the request on it, both from
+    1, and a writer. It returns True to keep the connection.
+    requests: number of the connection, and body, of each request.
     """
 
     def __init__(self, behave: Callable[[int, int, asyncio.StreamWriter], bool]) -> None:
         self._behave = behave
-        self.requests: list[tuple[int, bytes]] = []  # the connection and the body
+        self.requests: list[tuple[int, bytes]] = []
         self.connections = 0
         self.address = ""
         self.writers: set[asyncio.StreamWriter] = set()
@@ -187,23 +198,23 @@ async def keeping_worker(behave: Callable[[int, int, asyncio.StreamWriter], bool
         server.close()
         for writer in list(worker.writers):
             writer.transport.abort()
-        await asyncio.sleep(0)  # for the sockets to be closed
+        await asyncio.sleep(0)  # the sockets are closed two rounds of the loop later
         await asyncio.sleep(0)
 
 
 def plain(body: bytes, *headers: bytes, status: bytes = b"200 OK") -> bytes:
-    """An answer with a length, as bytes."""
+    """Return the bytes of a response with a Content-Length."""
     lines = [b"HTTP/1.1 " + status, b"Content-Length: %d" % len(body), *headers]
     return b"\r\n".join(lines) + b"\r\n\r\n" + body
 
 
 async def hangs(_: BadWorker, __: asyncio.StreamWriter, ___: bytes) -> None:
-    """Take the request and say nothing."""
+    """Read the request and send nothing."""
     await asyncio.sleep(3600)
 
 
 async def sends_without_end(_: BadWorker, writer: asyncio.StreamWriter, __: bytes) -> None:
-    """A body of a gigabyte, for as long as somebody reads it."""
+    """Send a body of a gigabyte, until the client disconnects."""
     writer.write(b"HTTP/1.1 200 OK\r\nContent-Length: 1073741824\r\n\r\n")
     for _ in range(1024):
         writer.write(b"x" * 1024 * 1024)

@@ -15,7 +15,7 @@ from redis.crc import key_slot
 from redis.exceptions import RedisError
 
 from controller.store.embedded.server_process import find_server
-from tests.conftest import TIED
+from tests.conftest import NO_PROC_TITLE
 from tests.support.waiting import wait_until
 from tests.system.processes import free_port
 
@@ -41,10 +41,10 @@ class Server:
             config = self.directory / "sentinel.conf"
             if not config.exists():
                 config.write_text("\n".join([f"port {self.port}", "bind 127.0.0.1", *self._options, ""]))
-            command = [SERVER, str(config), "--sentinel", *TIED]
+            command = [SERVER, str(config), "--sentinel", *NO_PROC_TITLE]
         else:
             port = ["--port", str(self.port), "--bind", "127.0.0.1", "--dir", str(self.directory)]
-            command = [SERVER, *port, *self._options, *TIED]
+            command = [SERVER, *port, *self._options, *NO_PROC_TITLE]
         with (self.directory / "log").open("ab") as log:
             self._process = subprocess.Popen(command, stdout=log, stderr=log, cwd=self.directory)
 

@@ -16,7 +16,7 @@ import psutil
 import pytest
 
 from tests.support.faults import proxy
-from tests.support.outage import lapse
+from tests.support.outage import expire_heartbeat
 from tests.support.waiting import wait_until
 from tests.system.conftest import Serve
 from tests.system.processes import (
@@ -50,7 +50,7 @@ async def test_a_stock_worker_registers_heartbeats_is_forgotten_and_comes_back(s
 
         controller.post("/remove_worker", {"worker_name": url})
         await wait_until(lambda: controller.names() == [url], 'the worker is back after "exist": false')
-    await lapse(controller.store_url, url)
+    await expire_heartbeat(controller.store_url, url)
     await wait_until(lambda: controller.names() == [], "the killed worker is forgotten")
     assert controller.dispatch("vicuna") == ""
     with stock_worker(work_dir, controller.url, port=port):

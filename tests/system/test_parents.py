@@ -8,7 +8,7 @@ from pathlib import Path
 
 import psutil
 
-from tests.support.faults import Way, aside
+from tests.support.faults import TcpProxy, proxy_in_thread
 from tests.support.waiting import wait_until
 from tests.system.conftest import Serve
 from tests.system.processes import ControllerProcess, Server, call, fastchat, free_port, stock_worker
@@ -94,7 +94,7 @@ async def test_replicas_that_are_killed_in_the_middle_of_a_heartbeat_are_replace
     top = serve(data="top")
     advertised = "http://127.0.0.1:1"
     interval = 2.0
-    with aside(Way(free_port(), top.port)) as way:
+    with proxy_in_thread(TcpProxy(free_port(), top.port)) as way:
         flags = ("--redis-url", embedded_url, "--namespace", "below", "--parent", way.url, "--advertise", advertised)
         flags += ("--parent-interval", str(interval))
         replicas = [serve(*flags, data=f"below-{i}") for i in range(3)]

@@ -11,8 +11,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from tests.support.faults import Way, aside
-from tests.support.outage import lapse
+from tests.support.faults import TcpProxy, proxy_in_thread
+from tests.support.outage import expire_heartbeat
 from tests.support.waiting import wait_until
 from tests.system.conftest import Serve
 from tests.system.processes import PYDANTIC_1, ControllerProcess, call, fastchat, free_port, stock_worker
@@ -25,8 +25,8 @@ class Region:
 
     def __init__(self, name: str, serve: Serve, top: ControllerProcess, work_dir: Path, stack: Any) -> None:
         port = free_port()
-        self.up = stack.enter_context(aside(Way(free_port(), top.port)))
-        self.down = stack.enter_context(aside(Way(free_port(), port)))
+        self.up = stack.enter_context(proxy_in_thread(TcpProxy(free_port(), top.port)))
+        self.down = stack.enter_context(proxy_in_thread(TcpProxy(free_port(), port)))
         joins = ("--parent", self.up.url, "--advertise", self.down.url, "--parent-interval", "1")
         self.controller = serve(*joins, "--replicas", "2", data=name, port=port)
         for _ in range(3):
@@ -111,7 +111,7 @@ async def test_a_region_is_cut_off_and_comes_back(serve: Serve, work_dir: Path) 
         assert [frame["error_code"] for frame in frames] == [0] * (len(frames) - 1) + [50006]
         assert len(frames) < 500
         assert [frame["text"].split(" ", 1)[1:] for frame in frames[:3]] == [[], ["a"], ["a a"]], "whole, in order"
-        await lapse(top.store_url, west.down.url)
+        await expire_heartbeat(top.store_url, west.down.url)
         await wait_until(lambda: top.names() == [east.down.url], "the region that is cut off is forgotten")
         assert top.post("/list_models") == {"models": ["east", "echo"]}
         for model in ("east", "echo"):

@@ -15,7 +15,7 @@ from controller.store import keys
 from controller.store.connection import connect
 from controller.store.registry import SCHEMA
 from tests.conftest import Figure
-from tests.support.faults import Proxy, aside
+from tests.support.faults import Proxy, proxy_in_thread
 from tests.support.invariants import check_invariants
 from tests.support.outage import queue_length
 from tests.support.waiting import wait_until
@@ -150,7 +150,7 @@ async def test_one_replica_is_cut_off(serve: Serve, work_dir: Path, figure: Figu
     """The others dispatch exactly; the one dispatches too, and tells of it when it is back."""
     socket = str(work_dir / "redis.sock")
     async with single(work_dir, "--save", "", "--unixsocket", socket) as store:
-        with aside(Proxy(work_dir / "cut.sock", socket)) as line:
+        with proxy_in_thread(Proxy(work_dir / "cut.sock", socket)) as line:
             lonely = serve("--redis-url", line.url, *LOOKS_OFTEN, data="lonely")
             other = serve("--redis-url", store.url, *LOOKS_OFTEN, data="other")
             registered_for_good(other)
