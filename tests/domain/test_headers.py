@@ -1,4 +1,4 @@
-"""Which headers of a worker's answer reach the client."""
+"""The headers of a worker's response that reach the client."""
 
 import pytest
 
@@ -15,7 +15,7 @@ PASSED = [
 ]
 
 
-def test_end_to_end_headers_are_passed_on_and_duplicates_kept() -> None:
+def test_end_to_end_headers_are_passed_on_with_duplicates() -> None:
     sent = [*PASSED, (b"Set-Cookie", b"a=1"), (b"set-cookie", b"b=2")]
     passed = end_to_end(sent, 200)
     assert sorted(passed) == sorted((name.lower(), value) for name, value in sent)
@@ -31,11 +31,11 @@ def test_end_to_end_headers_are_passed_on_and_duplicates_kept() -> None:
         *("", "a b", "a:b", "a\xe9"),
     ],
 )
-def test_hop_by_hop_headers_and_orders_to_our_proxy_are_not(name: str) -> None:
+def test_hop_by_hop_headers_and_proxy_directives_are_removed(name: str) -> None:
     assert end_to_end([(name.encode("latin-1"), b"x"), (b"a", b"1")], 200) == ((b"a", b"1"),)
 
 
-def test_headers_that_the_connection_names_are_not() -> None:
+def test_headers_named_in_connection_are_removed() -> None:
     sent = [(b"Connection", b"close, X-Hop"), (b"connection", b"x-other"), (b"X-HOP", b"1"), (b"X-Other", b"2")]
     assert end_to_end([*sent, (b"X-End", b"3")], 200) == ((b"x-end", b"3"),)
 
@@ -44,15 +44,17 @@ def test_headers_that_the_connection_names_are_not() -> None:
     ("status", "length", "passed"),
     [(200, b"12", True), (200, b"+12", False), (200, b"1 2", False), (204, b"0", False), (304, b"12", False)],
 )
-def test_a_length_is_passed_on_where_it_is_one(status: int, length: bytes, passed: bool) -> None:
+def test_content_length_is_passed_on_if_it_is_valid_and_the_status_allows_a_body(
+    status: int, length: bytes, passed: bool
+) -> None:
     assert bool(end_to_end([(b"Content-Length", length)], status)) == passed
 
 
-def test_control_characters_become_spaces() -> None:
+def test_control_characters_in_values_become_spaces() -> None:
     assert end_to_end([(b"x", b"a\r\nset-cookie: b\x00c\td")], 200) == ((b"x", b"a  set-cookie: b c\td"),)
 
 
-def test_no_more_is_passed_on_than_clients_take() -> None:
+def test_number_and_size_of_headers_are_limited_to_what_clients_accept() -> None:
     many = end_to_end([(b"x-%d" % i, b"1") for i in range(500)] + [(b"Content-Encoding", b"gzip")], 200)
     assert len(many) == 80
     assert many[0] == (b"content-encoding", b"gzip")
@@ -64,10 +66,10 @@ def test_no_more_is_passed_on_than_clients_take() -> None:
     ("headers", "encoded"),
     [((), False), (((b"content-encoding", b"identity"),), False), (((b"content-encoding", b"br"),), True)],
 )
-def test_encoded(headers: Headers, encoded: bool) -> None:
+def test_is_encoded_is_true_for_a_coding_other_than_identity(headers: Headers, encoded: bool) -> None:
     assert is_encoded(headers) == encoded
 
 
-def test_without_body() -> None:
+def test_without_body_removes_the_headers_that_describe_the_body() -> None:
     headers = ((b"content-type", b"a"), (b"content-encoding", b"gzip"), (b"etag", b"1"), (b"retry-after", b"3"))
     assert without_body(headers) == ((b"retry-after", b"3"),)

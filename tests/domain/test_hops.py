@@ -1,4 +1,4 @@
-"""The hop list of a request through controllers of controllers."""
+"""The hop list: the clusters that a request has passed."""
 
 import pytest
 
@@ -6,18 +6,18 @@ from controller.domain.errors import InvalidInput, LoopDetected
 from controller.domain.hops import MAX_HOPS, append_hop
 
 
-def test_each_cluster_appends_itself() -> None:
+def test_append_hop_adds_the_cluster_at_the_end() -> None:
     assert append_hop("", "a") == "a"
     assert append_hop("a,b", "c") == "a,b,c"
 
 
-def test_a_cluster_appears_once() -> None:
+def test_append_hop_detects_a_cluster_that_is_in_the_list_already() -> None:
     with pytest.raises(LoopDetected, match="came back"):
         append_hop("a,b,c", "b")
-    assert append_hop("ab", "a") == "ab,a", "names are compared as a whole"
+    assert append_hop("ab", "a") == "ab,a", "whole names are compared"
 
 
-def test_the_number_of_hops_is_limited() -> None:
+def test_append_hop_fails_after_the_maximum_number_of_hops() -> None:
     hops = ""
     for i in range(MAX_HOPS):
         hops = append_hop(hops, str(i))
@@ -26,6 +26,6 @@ def test_the_number_of_hops_is_limited() -> None:
 
 
 @pytest.mark.parametrize("hops", [",", "a,", "a b", "a\n", "ü", "a" * 65, ",".join("a" * 65)])
-def test_invalid_hop_lists_are_rejected(hops: str) -> None:
+def test_append_hop_rejects_an_invalid_list(hops: str) -> None:
     with pytest.raises(InvalidInput):
         append_hop(hops, "own")

@@ -1,4 +1,4 @@
-"""Names and statuses: the one form, and what is refused."""
+"""Canonical worker names, and the validation of names and statuses."""
 
 import math
 from typing import Any
@@ -10,7 +10,7 @@ from controller.domain.worker import Worker, WorkerStatus, WorkerStatusTotal, to
 
 
 @pytest.mark.parametrize(
-    ("written", "form"),
+    ("written", "canonical"),
     [
         ("http://localhost:21002", "http://localhost:21002"),
         ("http://localhost:21002/", "http://localhost:21002"),
@@ -34,9 +34,9 @@ from controller.domain.worker import Worker, WorkerStatus, WorkerStatusTotal, to
         ("http://a_b.c/d%20e;f=1,2!$&'()*+@:", "http://a_b.c/d%20e;f=1,2!$&'()*+@:"),
     ],
 )
-def test_the_one_form_of_a_name(written: str, form: str) -> None:
-    assert worker_name(written) == form
-    assert worker_name(form) == form
+def test_worker_name_returns_the_canonical_form(written: str, canonical: str) -> None:
+    assert worker_name(written) == canonical
+    assert worker_name(canonical) == canonical
 
 
 @pytest.mark.parametrize(
@@ -100,24 +100,24 @@ def test_the_one_form_of_a_name(written: str, form: str) -> None:
         "http://h/" + "x" * 1016,
     ],
 )
-def test_what_is_no_name(text: str) -> None:
+def test_worker_name_rejects_invalid_text(text: str) -> None:
     with pytest.raises(InvalidInput, match=r"^worker_name: "):
         worker_name(text)
 
 
-def test_values_at_their_bounds() -> None:
+def test_status_accepts_values_at_their_bounds() -> None:
     models = tuple(f"{i:0512d}" for i in range(512))
     for speed, queue_length in ((1e-6, 0), (1e9, 10**9)):
         status = WorkerStatus(models, speed, queue_length)
         assert (status.model_names, status.speed, status.queue_length) == (models, speed, queue_length)
 
 
-def test_a_cluster_without_workers_has_no_models_and_speed_zero() -> None:
+def test_status_without_models_may_have_speed_zero() -> None:
     assert WorkerStatus((), 0, 0).speed == 0
     assert WorkerStatus((), 0.0, 3).queue_length == 3
 
 
-def test_models_keep_their_order_without_repetitions() -> None:
+def test_status_removes_repeated_models_and_keeps_their_order() -> None:
     assert WorkerStatus(("b", "a", "b"), 1, 0).model_names == ("b", "a")
 
 
@@ -130,21 +130,21 @@ def test_models_keep_their_order_without_repetitions() -> None:
         ({"model_names": tuple(map(str, range(513)))}, "model_names"),
     ],
 )
-def test_values_out_of_bounds(changed: dict[str, Any], field: str) -> None:
+def test_status_rejects_values_out_of_bounds(changed: dict[str, Any], field: str) -> None:
     with pytest.raises(InvalidInput, match=f"^{field}: "):
         WorkerStatus(**{"model_names": ("m",), "speed": 1, "queue_length": 0, **changed})
 
 
-def test_who_drains_adds_its_queue_alone() -> None:
-    """A parent is to send no more than the others can take."""
-    drains, serves = (
+def test_total_status_counts_only_the_queue_of_a_draining_worker() -> None:
+    """A parent must not send more requests than the other workers can process."""
+    draining_worker, serving_worker = (
         Worker(name, WorkerStatus((model,), speed, queue), True, False, 1, 0.0, 90.0, draining=draining)
         for name, model, speed, queue, draining in (("a", "m", 4, 3, True), ("b", "n", 1, 2, False))
     )
-    assert total_status([drains, serves]) == WorkerStatusTotal(("n",), 1, 5)
+    assert total_status([draining_worker, serving_worker]) == WorkerStatusTotal(("n",), 1, 5)
 
 
-def test_the_sum_over_workers() -> None:
+def test_total_status_adds_up_the_workers() -> None:
     def worker(status: WorkerStatus) -> Worker:
         return Worker("http://w", status, True, False, 1, 0.0, 90.0)
 
