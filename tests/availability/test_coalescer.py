@@ -1,4 +1,4 @@
-"""Many calls become few; each caller gets its own answer."""
+"""The coalescer turns concurrent calls into batches. Each caller gets its own result."""
 
 import asyncio
 from collections.abc import Sequence
@@ -9,7 +9,7 @@ from controller.availability.coalescer import AGAIN, Coalescer
 
 
 class Call:
-    """Doubles numbers, when it is let; remembers its batches."""
+    """Doubles numbers when the gate is open, and records its batches."""
 
     def __init__(self) -> None:
         self.batches: list[list[int]] = []
@@ -23,7 +23,7 @@ class Call:
         return [2 * item for item in items]
 
 
-async def test_what_arrives_meanwhile_goes_together() -> None:
+async def test_items_that_arrive_during_a_call_go_into_the_next_batch() -> None:
     call = Call()
     coalescer = Coalescer(call)
     first = coalescer.submit(1)
@@ -38,7 +38,7 @@ async def test_what_arrives_meanwhile_goes_together() -> None:
     assert call.batches[2:] == [[5]]
 
 
-async def test_a_batch_has_its_limit() -> None:
+async def test_batch_size_is_limited() -> None:
     call = Call()
     call.gate.set()
     coalescer = Coalescer(call, limit=2)
@@ -46,7 +46,7 @@ async def test_a_batch_has_its_limit() -> None:
     assert call.batches == [[0, 1], [2, 3], [4]]
 
 
-async def test_an_error_reaches_those_who_waited_for_that_call_and_nobody_else() -> None:
+async def test_error_reaches_only_the_callers_of_the_failed_batch() -> None:
     call = Call()
     coalescer = Coalescer(call, limit=2)
     futures = [coalescer.submit(item) for item in (13, 1, 2)]
@@ -55,30 +55,30 @@ async def test_an_error_reaches_those_who_waited_for_that_call_and_nobody_else()
     assert [type(result) for result in results] == [ValueError, ValueError, int]
 
 
-async def test_who_goes_away_before_the_call_is_left_out() -> None:
+async def test_item_cancelled_before_the_call_is_left_out() -> None:
     call = Call()
     coalescer = Coalescer(call)
     first = coalescer.submit(1)
     await asyncio.sleep(0)
-    gone, stays = coalescer.submit(2), coalescer.submit(3)
-    gone.cancel()
+    cancelled, kept = coalescer.submit(2), coalescer.submit(3)
+    cancelled.cancel()
     call.gate.set()
-    assert (await first, await stays) == (2, 6)
+    assert (await first, await kept) == (2, 6)
     assert call.batches == [[1], [3]]
 
 
 @pytest.mark.parametrize("item", [1, 13])
-async def test_who_goes_away_during_the_call_disturbs_nobody(item: int) -> None:
+async def test_item_cancelled_during_the_call_does_not_disturb_later_calls(item: int) -> None:
     call = Call()
     coalescer = Coalescer(call)
-    gone = coalescer.submit(item)
+    cancelled = coalescer.submit(item)
     await asyncio.sleep(0)
-    gone.cancel()
+    cancelled.cancel()
     call.gate.set()
     assert await coalescer.submit(4) == 8
 
 
-async def test_a_batch_of_nobody_is_not_called() -> None:
+async def test_batch_of_cancelled_items_is_not_called() -> None:
     call = Call()
     call.gate.set()
     coalescer = Coalescer(call)
@@ -87,7 +87,7 @@ async def test_a_batch_of_nobody_is_not_called() -> None:
     assert call.batches == [[2]]
 
 
-async def test_cancelling_the_call_cancels_all_who_wait() -> None:
+async def test_cancelling_the_call_cancels_all_waiting_callers() -> None:
     call = Call()
     coalescer = Coalescer(call)
     first = coalescer.submit(1)
@@ -99,7 +99,7 @@ async def test_cancelling_the_call_cancels_all_who_wait() -> None:
     assert [type(result) for result in results] == [asyncio.CancelledError] * 2
 
 
-async def test_an_item_that_the_call_did_not_get_to_goes_behind_those_that_arrived_meanwhile() -> None:
+async def test_unprocessed_item_goes_behind_the_items_that_arrived_during_the_call() -> None:
     batches: list[list[int]] = []
     gate = asyncio.Event()
 

@@ -1,4 +1,4 @@
-"""Each way in which a real Redis can be there and not serve: dispatch goes on, and every one is booked once."""
+"""States in which a real Redis answers but does not serve. Dispatch continues, and each request is booked once."""
 
 import asyncio
 import contextlib
@@ -10,27 +10,27 @@ from redis.exceptions import ResponseError
 from controller.store.connection import connect
 from controller.store.registry import Registry
 from tests.conftest import Open, Store
-from tests.support.outage import back, queues
+from tests.support.outage import queue_lengths, wait_for_recovery
 from tests.support.samples import A, B, worker
 from tests.support.waiting import wait_until
 
 
 @contextlib.asynccontextmanager
-async def setting(store: Store, name: str, value: str, back: str) -> AsyncIterator[None]:
-    await store.aside.config_set(name, value)
+async def setting(store: Store, name: str, value: str, original: str) -> AsyncIterator[None]:
+    await store.test_client.config_set(name, value)
     try:
         yield
     finally:
-        await store.aside.config_set(name, back)
+        await store.test_client.config_set(name, original)
 
 
 @contextlib.asynccontextmanager
 async def demoted(store: Store) -> AsyncIterator[None]:
-    await store.aside.replicaof("127.0.0.1", "1")
+    await store.test_client.replicaof("127.0.0.1", "1")
     try:
         yield
     finally:
-        await store.aside.replicaof("NO", "ONE")
+        await store.test_client.replicaof("NO", "ONE")
 
 
 @contextlib.asynccontextmanager
@@ -41,23 +41,23 @@ async def demoted_without_data(store: Store) -> AsyncIterator[None]:
 
 @contextlib.asynccontextmanager
 async def busy(store: Store) -> AsyncIterator[None]:
-    """A script that does not end: for a moment it hangs, then it says so."""
+    """Run an endless script. Redis hangs first, and answers BUSY after the threshold."""
     other = connect(store.url, timeout=60.0)
     endless = asyncio.create_task(other.eval("while true do end", 0))
     try:
-        await wait_until(lambda: says_busy(store), "the store is busy")
+        await wait_until(lambda: answers_busy(store), "the store is busy")
         yield
     finally:
         with contextlib.suppress(Exception):
-            await store.aside.script_kill()
+            await store.test_client.script_kill()
         with contextlib.suppress(Exception):
             await endless
         await other.aclose()
 
 
-async def says_busy(store: Store) -> bool:
+async def answers_busy(store: Store) -> bool:
     try:
-        await store.aside.ping()
+        await store.test_client.ping()
     except ResponseError:
         return True
     return False
@@ -65,10 +65,10 @@ async def says_busy(store: Store) -> bool:
 
 @contextlib.asynccontextmanager
 async def refusing(store: Store) -> AsyncIterator[None]:
-    """No new connections, and the old ones are cut."""
-    before = (await store.aside.config_get("maxclients"))["maxclients"]
+    """Refuse new connections, and close the existing ones."""
+    before = (await store.test_client.config_get("maxclients"))["maxclients"]
     async with setting(store, "maxclients", "1", before):
-        await store.aside.client_kill_filter(_type="normal", skipme=True)
+        await store.test_client.client_kill_filter(_type="normal", skipme=True)
         yield
 
 
@@ -83,10 +83,12 @@ FAULTS: dict[str, Callable[[Store], contextlib.AbstractAsyncContextManager[None]
 
 
 @pytest.mark.parametrize("fault", FAULTS)
-async def test_dispatch_goes_on(store: Store, replica: Open, fault: str) -> None:
+async def test_dispatch_continues_during_a_fault_and_books_each_request_once(
+    store: Store, replica: Open, fault: str
+) -> None:
     if store.kind == "fakeredis":
-        pytest.skip("fakeredis has none of these faults")
-    await store.aside.config_set("busy-reply-threshold", "50")
+        pytest.skip("fakeredis cannot simulate these faults")
+    await store.test_client.config_set("busy-reply-threshold", "50")
     registry: Registry = store.registry(deadline=5.0)
     for name in (A, B):
         await registry.register(worker(name))
@@ -95,10 +97,10 @@ async def test_dispatch_goes_on(store: Store, replica: Open, fault: str) -> None
     exact = [await controller.dispatcher.dispatch("m") for _ in range(2)]
     async with FAULTS[fault](store):
         degraded = [await controller.dispatcher.dispatch("m") for _ in range(10)]
-        assert {answer.snapshot_age is None for answer in degraded[1:]} == {False}
+        assert {choice.snapshot_age is None for choice in degraded[1:]} == {False}
         assert (await controller.readiness.check()).snapshot_age is not None
-    await back(controller)
+    await wait_for_recovery(controller)
     exact += [await controller.dispatcher.dispatch("m") for _ in range(2)]
-    assert {answer.value for answer in exact + degraded} == {A, B}
-    assert {answer.snapshot_age for answer in exact} == {None}
-    assert sum((await queues(store)).values()) == len(exact + degraded)
+    assert {choice.value for choice in exact + degraded} == {A, B}
+    assert {choice.snapshot_age for choice in exact} == {None}
+    assert sum((await queue_lengths(store)).values()) == len(exact + degraded)

@@ -1,7 +1,7 @@
-"""Random histories of calls, faults and losses on three replicas do what a model of one sequential controller does.
+"""Compares random histories of calls, faults and data losses on three replicas with a model of one controller.
 
-Each history has a seed, which the run's output shows. The seeds are the same in each run, so that a change is compared
-with the state before it. HISTORY_SEED=<seed> runs one history alone, HISTORY_SEED=random some with new seeds.
+The summary of the run shows the seed of each history. The seeds are the same in each run, so a failure after a change
+is due to the change. HISTORY_SEED=<seed> runs one history. HISTORY_SEED=random runs histories with new seeds.
 """
 
 import os
@@ -20,12 +20,12 @@ STEPS = 400
 
 @pytest.mark.usefixtures("store_clock")
 @pytest.mark.parametrize("number", range(HISTORIES))
-async def test_a_history_is_as_in_the_model(
+async def test_history_agrees_with_the_model(
     request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch, figure: Figure, number: int
 ) -> None:
     seed = random.SystemRandom().randrange(10**9) if SEED == "random" else int(SEED or 1_000 + number)
     figure(f"history {number}", f"HISTORY_SEED={seed}")
-    random.seed(seed)  # what the replicas draw
+    random.seed(seed)  # the replicas draw from the global generator
     rng = random.Random(seed)
     fades = rng.random() < 0.5
     delay = rng.choice([0.0, 0.2])

@@ -1,4 +1,4 @@
-"""A replica whose store comes back: nothing that it did meanwhile is lost or counted twice."""
+"""Reconciliation after an outage: nothing that a replica did meanwhile is lost or counted twice."""
 
 import asyncio
 
@@ -12,139 +12,145 @@ from controller.store.registry import Registry
 from tests.conftest import Store
 from tests.support.dispatches import workers_of
 from tests.support.invariants import load_of
-from tests.support.outage import Link, back, queues
+from tests.support.outage import Link, queue_lengths, wait_for_recovery
 from tests.support.samples import A, B, C, asks, reports, worker
 from tests.support.waiting import wait_until
 
 
-async def test_the_store_is_told_what_was_dispatched_without_it(controller: Replica, link: Link, store: Store) -> None:
+async def test_dispatches_from_the_snapshot_are_booked_after_the_outage(
+    controller: Replica, link: Link, store: Store
+) -> None:
     with link.broken():
         chosen = [(await controller.dispatcher.dispatch("m")).value for _ in range(10)]
-    assert await queues(store) == {A: 0, B: 0}
-    await back(controller)
+    assert await queue_lengths(store) == {A: 0, B: 0}
+    await wait_for_recovery(controller)
     assert chosen.count(A) == 5
-    assert await queues(store) == {A: 5, B: 5}
+    assert await queue_lengths(store) == {A: 5, B: 5}
     assert (await controller.dispatcher.dispatch("n")).value == A
-    assert await queues(store) == {A: 6, B: 5}
+    assert await queue_lengths(store) == {A: 6, B: 5}
 
 
-async def test_a_dispatch_whose_answer_was_lost_is_booked_once(controller: Replica, link: Link, store: Store) -> None:
+async def test_dispatch_with_a_lost_reply_is_booked_once(controller: Replica, link: Link, store: Store) -> None:
     with link.broken("after"):
-        answer = await controller.dispatcher.dispatch("m")
-    assert answer.snapshot_age is not None, "it was answered from the snapshot"
-    await back(controller)
-    assert await queues(store) == {A: 0, B: 0, answer.value: 1}
+        choice = await controller.dispatcher.dispatch("m")
+    assert choice.snapshot_age is not None, "it came from the snapshot"
+    await wait_for_recovery(controller)
+    assert await queue_lengths(store) == {A: 0, B: 0, choice.value: 1}
 
 
-async def test_a_dispatch_that_is_still_on_its_way_books_nothing_when_it_arrives(
+async def test_dispatch_that_arrives_after_the_reconciliation_books_nothing(
     controller: Replica, link: Link, store: Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """As a request does that waits in the socket of a stopped server."""
+    """Calls may wait in the socket of a stopped server."""
     late: list[tuple[Registry, tuple[str | int, ...]]] = []
     run = Registry._run
 
     async def delay(self: Registry, script: str, *arguments: str | int) -> object:
         if script == "dispatch_shortest_queue":
             late.append((self, arguments))
-            raise StoreUnavailable("No answer in time.")
+            raise StoreUnavailable("No reply in time.")
         return await run(self, script, *arguments)
 
     with monkeypatch.context() as patch:
         patch.setattr(Registry, "_run", delay)
-        answer = await controller.dispatcher.dispatch("m")
-    await back(controller)
-    before = await queues(store)
+        choice = await controller.dispatcher.dispatch("m")
+    await wait_for_recovery(controller)
+    before = await queue_lengths(store)
     [(registry, arguments)] = late
     assert await registry._run("dispatch_shortest_queue", *arguments) == []
-    assert await queues(store) == before == {A: 0, B: 0, answer.value: 1}
+    assert await queue_lengths(store) == before == {A: 0, B: 0, choice.value: 1}
 
 
-async def test_what_was_told_and_not_acknowledged_counts_once(controller: Replica, link: Link, store: Store) -> None:
+async def test_reconciliation_without_acknowledgement_counts_once(
+    controller: Replica, link: Link, store: Store
+) -> None:
     with link.broken():
         for _ in range(6):
             await controller.dispatcher.dispatch("m")
     with link.broken("after", "reconcile"):
-        await wait_until(lambda: link.passed.count("reconcile") == 2, "it is told twice")
-        assert await queues(store) == {A: 3, B: 3}
+        await wait_until(lambda: link.delivered.count("reconcile") == 2, "the reconciliation is sent twice")
+        assert await queue_lengths(store) == {A: 3, B: 3}
         assert (await controller.dispatcher.dispatch("m")).snapshot_age is not None, (
-            "it does not know that it was heard"
+            "without an acknowledgement it stays in degraded mode"
         )
-    await back(controller)
-    assert await queues(store) in ({A: 4, B: 3}, {A: 3, B: 4})
+    await wait_for_recovery(controller)
+    assert await queue_lengths(store) in ({A: 4, B: 3}, {A: 3, B: 4})
 
 
-async def test_what_could_not_be_told_is_told_later(controller: Replica, link: Link, store: Store) -> None:
+async def test_reconciliation_that_could_not_be_sent_is_sent_later(
+    controller: Replica, link: Link, store: Store
+) -> None:
     with link.broken():
         for _ in range(6):
             await controller.dispatcher.dispatch("m")
-    link.passed.clear()
+    link.delivered.clear()
     with link.broken("before", "reconcile"):
-        await wait_until(lambda: link.passed.count("check") == 2, "the store is tried twice")
-        assert await queues(store) == {A: 0, B: 0}
-    await back(controller)
-    assert await queues(store) == {A: 3, B: 3}
+        await wait_until(lambda: link.delivered.count("check") == 2, "the store is checked twice")
+        assert await queue_lengths(store) == {A: 0, B: 0}
+    await wait_for_recovery(controller)
+    assert await queue_lengths(store) == {A: 3, B: 3}
 
 
-async def test_a_settlement_counts_once_however_often_it_is_sent(store: Store) -> None:
+async def test_reconciliation_counts_once_if_it_is_sent_repeatedly(store: Store) -> None:
     registry = store.registry()
     for name in (A, B):
         await registry.register(worker(name, queue_length=1))
-    [settlement] = split({A: 2, B: 3, C: 4}, [], 0)
+    [reconciliation] = split({A: 2, B: 3, C: 4}, [], 0)
     for _ in range(3):
-        await registry.reconcile(settlement)
-    assert await queues(store) == {A: 3, B: 4}
-    assert workers_of(await registry.dispatch_shortest_queue(asks(["m"]))) == [A], "the indexes were brought up to date"
+        await registry.reconcile(reconciliation)
+    assert await queue_lengths(store) == {A: 3, B: 4}
+    assert workers_of(await registry.dispatch_shortest_queue(asks(["m"]))) == [A], "the indexes are up to date"
 
 
-async def test_a_settlement_is_remembered_for_as_long_as_a_replica_may_repeat_it(store: Store) -> None:
-    """A replica repeats it after an outage, which it outlasts for the heartbeat expiration."""
+async def test_reconciliation_id_is_kept_while_a_replica_may_repeat_it(store: Store) -> None:
+    """A replica outlasts an outage for the heartbeat expiration. After the outage it may repeat a reconciliation."""
     registry = store.registry(heartbeat_expiration=600.0, deadline=1.0)
-    [settlement] = split({A: 1}, ["lost"], 0)
-    await registry.reconcile(settlement)
-    for request_id in (f"{settlement.request_id}-0", "lost"):
-        assert 300_000 < await store.aside.pttl(keys.reply(store.namespace, request_id)) <= 600_000
+    [reconciliation] = split({A: 1}, ["lost"], 0)
+    await registry.reconcile(reconciliation)
+    for request_id in (f"{reconciliation.request_id}-0", "lost"):
+        assert 300_000 < await store.test_client.pttl(keys.reply(store.namespace, request_id)) <= 600_000
 
 
-async def test_there_is_nothing_to_settle_where_nothing_happened(store: Store) -> None:
+async def test_split_returns_nothing_if_there_is_nothing_to_report(store: Store) -> None:
     registry = store.registry()
     assert split({}, [], 0) == []
-    [settlement] = split({}, [], 1000)
-    await registry.reconcile(settlement)
-    assert await store.aside.get(keys.sequence(store.namespace)) == "1000"
-    [settlement] = split({}, [], 10)
-    await registry.reconcile(settlement)
-    assert await store.aside.get(keys.sequence(store.namespace)) == "1000", "it never goes back"
+    [reconciliation] = split({}, [], 1000)
+    await registry.reconcile(reconciliation)
+    assert await store.test_client.get(keys.sequence(store.namespace)) == "1000"
+    [reconciliation] = split({}, [], 10)
+    await registry.reconcile(reconciliation)
+    assert await store.test_client.get(keys.sequence(store.namespace)) == "1000", "it never decreases"
 
 
-def test_a_large_reconciliation_is_sent_in_parts() -> None:
+def test_split_returns_parts_of_bounded_size() -> None:
     parts = split({f"http://127.0.0.1:1/w{i}": 1 for i in range(2500)}, [], 3)
     assert [len(part.bookings) for part in parts] == [1000, 1000, 500]
     assert len({part.request_id for part in parts}) == 3
 
 
-async def test_a_booking_is_never_taken_back_below_zero(store: Store) -> None:
+async def test_bookings_taken_back_after_a_heartbeat_do_not_go_below_zero(store: Store) -> None:
     registry = store.registry()
     await registry.register(worker(A))
     assert await registry._run("dispatch_shortest_queue", "lost", 60_000, 0, "m", 0) == [A]
     await registry.heartbeat(reports([(A, 0)]))
-    [settlement] = split({}, ["lost"], 0)
-    await registry.reconcile(settlement)
-    assert await queues(store) == {A: 0}
+    [reconciliation] = split({}, ["lost"], 0)
+    await registry.reconcile(reconciliation)
+    assert await queue_lengths(store) == {A: 0}
 
 
-async def test_two_that_tell_the_store_at_once_tell_everything_once(
+async def test_concurrent_reconciliations_count_each_booking_once(
     controller: Replica, link: Link, store: Store
 ) -> None:
     with link.broken():
         for _ in range(4):
             await controller.dispatcher.dispatch("m")
-    keeper = controller.snapshots
-    await asyncio.gather(keeper._return_to_redis(), keeper._take_if_stale(), keeper._return_to_redis())
-    await back(controller)
-    assert await queues(store) == {A: 2, B: 2}
+    manager = controller.snapshots
+    await asyncio.gather(manager._return_to_redis(), manager._take_if_stale(), manager._return_to_redis())
+    await wait_for_recovery(controller)
+    assert await queue_lengths(store) == {A: 2, B: 2}
 
 
-async def test_a_report_after_a_settlement_takes_no_more_for_seen_than_there_is(store: Store, link: Link) -> None:
+async def test_heartbeat_after_a_reconciliation_leaves_no_negative_count(store: Store, link: Link) -> None:
     registry = store.registry(booking_delay=0.1)
     unanswered: list[str] = []
     registry.on_unanswered = unanswered.append
@@ -153,13 +159,13 @@ async def test_a_report_after_a_settlement_takes_no_more_for_seen_than_there_is(
         for _ in range(5):
             with pytest.raises(StoreUnavailable):
                 await registry.dispatch_shortest_queue(asks(["m"]))
-    await asyncio.sleep(0.06)  # and there is another mark
+    await asyncio.sleep(0.06)  # later bookings get another checkpoint
     assert workers_of(await registry.dispatch_shortest_queue(asks(["m"]))) == [A]
-    for settlement in split({}, unanswered, 0):
-        await registry.reconcile(settlement)
+    for reconciliation in split({}, unanswered, 0):
+        await registry.reconcile(reconciliation)
     await asyncio.sleep(0.06)
     await registry.heartbeat(reports([(A, 0)]))
-    load = load_of(await store.aside.hgetall(keys.worker(store.namespace, A)))
+    load = load_of(await store.test_client.hgetall(keys.worker(store.namespace, A)))
     assert load.booked >= 0
     assert load.unleased >= 0
     await registry.list_workers()

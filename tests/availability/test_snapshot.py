@@ -1,4 +1,4 @@
-"""Dispatch from a snapshot: by load, by chance among equals, and in proportion to speed."""
+"""Dispatch from a snapshot: the lowest load is chosen, ties are random, and the lottery is proportional to speed."""
 
 import random
 from collections import Counter
@@ -28,7 +28,7 @@ def snapshot(*workers: Worker, seed: int = 1) -> Snapshot:
     return Snapshot(workers, 100.0, random.Random(seed).random)
 
 
-def test_nobody() -> None:
+def test_empty_snapshot_returns_no_worker() -> None:
     empty = snapshot()
     assert (empty.shortest_queue("m"), empty.lottery("m"), empty.list_models(), empty.workers(100.0)) == (
         "",
@@ -51,10 +51,10 @@ def test_nobody() -> None:
     ),
     st.lists(st.sampled_from("abcd"), max_size=60),
 )
-def test_the_least_loaded_is_chosen_and_booked_in_all_its_models(
-    told: list[tuple[tuple[str, ...], float, int]], requests: list[str]
+def test_shortest_queue_chooses_the_lowest_load_and_books_it_for_all_models(
+    statuses: list[tuple[tuple[str, ...], float, int]], requests: list[str]
 ) -> None:
-    workers = [known(f"w{i}", *models, speed=s, queue_length=q) for i, (models, s, q) in enumerate(told)]
+    workers = [known(f"w{i}", *models, speed=s, queue_length=q) for i, (models, s, q) in enumerate(statuses)]
     taken = snapshot(*workers)
     queues = {worker.name: worker.status.queue_length for worker in workers}
     speeds = {worker.name: worker.status.speed for worker in workers}
@@ -69,7 +69,7 @@ def test_the_least_loaded_is_chosen_and_booked_in_all_its_models(
     assert {worker.name: worker.status.queue_length for worker in taken.workers(100.0)} == queues
 
 
-def test_equals_share_by_chance_so_that_replicas_do_not_choose_alike() -> None:
+def test_shortest_queue_breaks_ties_at_random_so_that_replicas_choose_differently() -> None:
     first = Counter(
         snapshot(*(known(f"w{i}") for i in range(4)), seed=seed).shortest_queue("m") for seed in range(4000)
     )
@@ -77,7 +77,7 @@ def test_equals_share_by_chance_so_that_replicas_do_not_choose_alike() -> None:
     assert all(abs(first[f"w{i}"] - 1000) < 110 for i in range(4)), "4 standard deviations"
 
 
-def test_the_lottery_is_proportional_to_speed() -> None:
+def test_lottery_is_proportional_to_speed() -> None:
     taken = snapshot(known("a", speed=1), known("b", speed=3), known("c", "other", speed=100))
     drawn = Counter(taken.lottery("m") for _ in range(8000))
     assert drawn["a"] + drawn["b"] == 8000
@@ -86,19 +86,19 @@ def test_the_lottery_is_proportional_to_speed() -> None:
 
 
 @pytest.mark.parametrize("draw", [0.0, 1.0])
-def test_the_ends_of_the_random_numbers(draw: float) -> None:
+def test_lottery_accepts_the_extreme_random_numbers(draw: float) -> None:
     taken = Snapshot([known("a"), known("b")], 0.0, lambda: draw)
     assert taken.lottery("m") in ("a", "b")
 
 
-def test_who_drains_gets_nothing() -> None:
+def test_draining_worker_is_listed_but_not_chosen() -> None:
     taken = snapshot(known("a"), replace(known("b"), draining=True), replace(known("c", "n"), draining=True))
     assert {taken.shortest_queue("m") for _ in range(4)} == {taken.lottery("m") for _ in range(9)} == {"a"}
     assert (taken.shortest_queue("n"), taken.lottery("n"), taken.list_models()) == ("", "", ["m"])
-    assert len(taken.workers(100.0)) == 3, "it is listed"
+    assert len(taken.workers(100.0)) == 3, "draining workers are listed"
 
 
-def test_who_fails_comes_last() -> None:
+def test_deprioritised_worker_is_chosen_only_if_there_is_no_other() -> None:
     failing = replace(known("a", speed=100), failing="request")
     taken = snapshot(failing, known("b", queue_length=50))
     assert {taken.shortest_queue("m") for _ in range(4)} == {taken.lottery("m") for _ in range(9)} == {"b"}
@@ -106,7 +106,7 @@ def test_who_fails_comes_last() -> None:
     assert (alone.shortest_queue("m"), alone.lottery("m")) == ("a", "a")
 
 
-def test_a_free_slot_comes_first() -> None:
+def test_shortest_queue_prefers_a_worker_with_a_free_slot() -> None:
     small, large = (
         replace(known(name), status=WorkerStatus(("m",), 1, 0, slots)) for name, slots in (("a", 1), ("b", 3))
     )
@@ -114,15 +114,15 @@ def test_a_free_slot_comes_first() -> None:
     assert Counter(taken.shortest_queue("m") for _ in range(4)) == {"a": 1, "b": 3}
 
 
-def test_models() -> None:
+def test_list_models_filters_by_multimodal() -> None:
     taken = snapshot(known("a", "x", "y"), known("b", "y", "z", multimodal=True))
     assert taken.list_models() == ["x", "y", "z"]
     assert taken.list_models(multimodal=True) == ["y", "z"]
     assert taken.list_models(multimodal=False) == ["x", "y"]
 
 
-def test_workers_grow_older() -> None:
+def test_times_of_workers_advance_with_the_age_of_the_snapshot() -> None:
     always = replace(known("b"), check_heart_beat=False, expires_in=None)
-    told = snapshot(known("a"), always).workers(130.0)
-    assert [(w.name, w.heartbeat_age, w.expires_in) for w in told] == [("a", 40.0, 50.0), ("b", 40.0, None)]
+    listed = snapshot(known("a"), always).workers(130.0)
+    assert [(w.name, w.heartbeat_age, w.expires_in) for w in listed] == [("a", 40.0, 50.0), ("b", 40.0, None)]
     assert [w.expires_in for w in snapshot(known("a")).workers(190.0)] == [0.0]
