@@ -24,7 +24,11 @@ OWN = "http://lb:21001"
 
 
 class Parent:
-    """A controller that remembers what it is told."""
+    """A controller that records registrations and heartbeats.
+
+    knows: True if the cluster is registered, so that heartbeats return `exist: true`.
+    refuses: set it to True to answer every call with 500.
+    """
 
     def __init__(self) -> None:
         self.registrations: list[dict[str, Any]] = []
@@ -34,59 +38,59 @@ class Parent:
         self.refuses = False
         self.address = ""
 
-    async def register(self, living: BadWorker, writer: asyncio.StreamWriter, body: bytes) -> None:
+    async def register(self, server: BadWorker, writer: asyncio.StreamWriter, body: bytes) -> None:
         if self.refuses:
-            return await answers(b"no", "500 Down")(living, writer, body)
+            return await answers(b"no", "500 Down")(server, writer, body)
         self.registrations.append(json.loads(body))
         self.knows = True
-        return await answers(b"null")(living, writer, body)
+        return await answers(b"null")(server, writer, body)
 
-    async def heartbeat(self, living: BadWorker, writer: asyncio.StreamWriter, body: bytes) -> None:
+    async def heartbeat(self, server: BadWorker, writer: asyncio.StreamWriter, body: bytes) -> None:
         if self.refuses:
-            return await answers(b"no", "500 Down")(living, writer, body)
+            return await answers(b"no", "500 Down")(server, writer, body)
         self.heartbeats.append(json.loads(body))
         self.times.append(time.monotonic())
-        return await answers(b'{"exist": %s}' % (b"true" if self.knows else b"false"))(living, writer, body)
+        return await answers(b'{"exist": %s}' % (b"true" if self.knows else b"false"))(server, writer, body)
 
 
 @pytest.fixture
 async def parent() -> AsyncIterator[Parent]:
-    told = Parent()
-    async with bad_worker(register_worker=told.register, receive_heart_beat=told.heartbeat) as living:
-        told.address = living.address
-        yield told
+    opened = Parent()
+    async with bad_worker(register_worker=opened.register, receive_heart_beat=opened.heartbeat) as server:
+        opened.address = server.address
+        yield opened
 
 
 @pytest.fixture
 async def joining(
     replica: Open, parent: Parent, monkeypatch: pytest.MonkeyPatch
 ) -> AsyncIterator[Callable[..., Replica]]:
-    """Opens replicas that take snapshots and join.
+    """Return a function that opens replicas which take snapshots and send heartbeats to the parent.
 
-    A replica that sends a heartbeat may take its time: a slow machine must not make another one take over. Each test
-    that needs a replica to be late says so with `hold`.
+    lock_ttl: as a share of the heartbeat interval. By default it is long, because on a slow machine another replica
+    would otherwise take over. A test that needs an expired lock sets it.
     """
-    chores: list[asyncio.Task[None]] = []
+    tasks: list[asyncio.Task[None]] = []
 
-    def start(*, hold: float = 1_000.0, **settings: object) -> Replica:
-        monkeypatch.setattr("controller.fleet.parents._LOCK_TTL", hold)
-        told = {"parent": parent.address, "advertise": OWN, "parent_interval": INTERVAL, "snapshot_interval": 0.05}
-        controller = replica(**{**told, **settings})
-        chores.extend(asyncio.create_task(chore()) for chore in (controller.snapshots.run, controller.parents.run))
+    def start(*, lock_ttl: float = 1_000.0, **settings: object) -> Replica:
+        monkeypatch.setattr("controller.fleet.parents._LOCK_TTL", lock_ttl)
+        defaults = {"parent": parent.address, "advertise": OWN, "parent_interval": INTERVAL, "snapshot_interval": 0.05}
+        controller = replica(**{**defaults, **settings})
+        tasks.extend(asyncio.create_task(loop()) for loop in (controller.snapshots.run, controller.parents.run))
         return controller
 
     yield start
-    await end(chores)
+    await end(tasks)
 
 
-async def test_replicas_join_as_one_worker_and_send_one_heartbeat(
+async def test_replicas_register_as_one_worker_and_send_one_heartbeat_per_interval(
     joining: Callable[..., Replica], registry: Registry, parent: Parent
 ) -> None:
     await registry.register(worker(A, "m", speed=2, queue_length=3, capacity=4))
     await registry.register(worker(B, "n", "m", speed=1, queue_length=1, capacity=8))
     for _ in range(3):
         joining()
-    await wait_until(lambda: parent.registrations, "it is registered")
+    await wait_until(lambda: parent.registrations, "the cluster is registered")
     assert parent.registrations[0] == {
         "worker_name": OWN,
         "check_heart_beat": True,
@@ -97,150 +101,150 @@ async def test_replicas_join_as_one_worker_and_send_one_heartbeat(
     assert parent.heartbeats[-1] == {"worker_name": OWN, "queue_length": 4}
     assert len(parent.registrations) == 1
     gaps = [later - earlier for earlier, later in zip(parent.times, parent.times[1:], strict=False)]
-    assert min(gaps) > 0.6 * INTERVAL, "each is sent by one of them, and is then not due for a while"
+    assert min(gaps) > 0.6 * INTERVAL, "one replica sends each heartbeat, and the next is due later"
 
 
-async def test_what_changes_is_told_at_once(
+async def test_changed_set_of_models_is_sent_at_once(
     joining: Callable[..., Replica], registry: Registry, parent: Parent
 ) -> None:
     await registry.register(worker(A, "m"))
-    joining(parent_interval=3_600.0)  # long after the end of this test
-    await wait_until(lambda: parent.registrations, "it is registered")
+    joining(parent_interval=3_600.0)  # longer than this test
+    await wait_until(lambda: parent.registrations, "the cluster is registered")
     await registry.register(worker(B, "n"))
-    await wait_until(lambda: len(parent.registrations) == 2, "it is told of another model")
+    await wait_until(lambda: len(parent.registrations) == 2, "the new model is registered")
     assert parent.registrations[1]["worker_status"]["model_names"] == ["m", "n"]
     await registry.remove(B)
-    await wait_until(lambda: len(parent.registrations) == 3, "and that it is gone")
+    await wait_until(lambda: len(parent.registrations) == 3, "the removal of the model is registered")
     assert parent.heartbeats == []
 
 
-async def test_a_replica_that_has_seen_less_takes_nothing_back(
+async def test_replica_with_an_older_snapshot_does_not_send_it(
     joining: Callable[..., Replica], registry: Registry, parent: Parent
 ) -> None:
     await registry.register(worker(A, "m"))
     joining(snapshot_interval=3_600.0)
-    await wait_until(lambda: parent.heartbeats, "it has joined")
+    await wait_until(lambda: parent.heartbeats, "it sends heartbeats")
     joining()
     await registry.register(worker(B, "n"))
-    await wait_until(lambda: len(parent.registrations) == 2, "the other tells of another model")
-    heard = len(parent.heartbeats)
-    await wait_until(lambda: len(parent.heartbeats) > heard + 6, "either has sent heartbeats")
-    told = [registration["worker_status"]["model_names"] for registration in parent.registrations]
-    assert told == [["m"], ["m", "n"]]
+    await wait_until(lambda: len(parent.registrations) == 2, "the other replica registers the new model")
+    before = len(parent.heartbeats)
+    await wait_until(lambda: len(parent.heartbeats) > before + 6, "both replicas have sent heartbeats")
+    models = [registration["worker_status"]["model_names"] for registration in parent.registrations]
+    assert models == [["m"], ["m", "n"]]
 
 
-async def test_a_parent_that_has_forgotten_is_told_again(
+async def test_cluster_registers_again_at_a_parent_that_lost_it(
     joining: Callable[..., Replica], registry: Registry, parent: Parent
 ) -> None:
     await registry.register(worker(A))
     joining()
     await wait_until(lambda: parent.heartbeats, "heartbeats are sent")
     parent.knows = False
-    await wait_until(lambda: parent.knows, "it is registered again")
+    await wait_until(lambda: parent.knows, "the cluster is registered again")
     assert len(parent.registrations) == 2
 
 
-async def test_a_parent_that_is_away_is_tried_again(
+async def test_failed_registration_is_retried_and_logged_once(
     joining: Callable[..., Replica], registry: Registry, parent: Parent, caplog: pytest.LogCaptureFixture
 ) -> None:
     await registry.register(worker(A))
     parent.refuses = True
     joining()
-    await wait_until(lambda: "failed; retrying every" in caplog.text, "it is told")
+    await wait_until(lambda: "failed; retrying every" in caplog.text, "the failure is logged")
     parent.refuses = False
-    await wait_until(lambda: parent.registrations, "it is registered")
+    await wait_until(lambda: parent.registrations, "the cluster is registered")
     assert caplog.text.count("failed; retrying every") == 1
 
 
-async def test_another_takes_over_who_died_with_the_duty(
+async def test_another_replica_takes_over_when_the_lock_of_a_dead_one_expires(
     store: Store, joining: Callable[..., Replica], registry: Registry, parent: Parent
 ) -> None:
     await registry.register(worker(A))
-    taken, _ = await registry.acquire_job(parent.address, "dead", 60.0)
-    assert taken
-    assert await registry.acquire_job(parent.address, "living", 60.0) == (False, "")
-    await store.client.pexpire(keys.duty(store.namespace, parent.address), 50)  # as if the rest of its time had passed
+    acquired, _ = await registry.acquire_job(parent.address, "dead", 60.0)
+    assert acquired
+    assert await registry.acquire_job(parent.address, "live", 60.0) == (False, "")
+    await store.client.pexpire(keys.duty(store.namespace, parent.address), 50)  # let its lock expire soon
     joining()
-    await wait_until(lambda: parent.registrations, "it is registered")
-    assert not await registry.complete_job(parent.address, "dead", 1.0, "late", 1.0), "its time is over"
+    await wait_until(lambda: parent.registrations, "the cluster is registered")
+    assert not await registry.complete_job(parent.address, "dead", 1.0, "late", 1.0), "its lock has expired"
 
 
-async def test_a_duty_is_held_for_so_short_that_another_is_in_time(
+async def test_lock_expires_soon_enough_for_another_replica_to_send_the_heartbeat(
     store: Store, joining: Callable[..., Replica], registry: Registry
 ) -> None:
-    """From one heartbeat to the next it is an interval at most, though the replica that should send it dies."""
-    hold, interval = parents._LOCK_TTL, 1_000.0
-    assert parents._DUE + hold + parents._CHECK <= 1.0 - parents._RETRY
+    """A heartbeat is sent in each interval, even if the replica that holds the lock dies."""
+    lock_ttl, interval = parents._LOCK_TTL, 1_000.0
+    assert parents._DUE + lock_ttl + parents._CHECK <= 1.0 - parents._RETRY
     await registry.register(worker(A))
     async with bad_worker(register_worker=hangs) as hanging:
-        joining(hold=hold, parent=hanging.address, parent_interval=interval)
-        await wait_until(lambda: hanging.requests, "it is being registered")
-        assert 0 < await store.client.pttl(keys.duty(store.namespace, hanging.address)) <= 1000 * hold * interval
+        joining(lock_ttl=lock_ttl, parent=hanging.address, parent_interval=interval)
+        await wait_until(lambda: hanging.requests, "a registration is in progress")
+        assert 0 < await store.client.pttl(keys.duty(store.namespace, hanging.address)) <= 1000 * lock_ttl * interval
 
 
-async def test_what_is_told_too_late_is_told_once_more(
+async def test_update_sent_after_the_lock_expired_is_followed_by_a_newer_one(
     store: Store,
     joining: Callable[..., Replica],
     registry: Registry,
     parent: Parent,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """As by a replica that was stopped in the middle of it: another has told of other models meanwhile."""
+    """A replica is stopped while it registers, and another replica registers other models meanwhile."""
     await registry.register(worker(A, "m"))
-    stopped, goes_on = asyncio.Event(), asyncio.Event()
+    stopped, resumed = asyncio.Event(), asyncio.Event()
     late = joining()
     register = late.parents._client.register
 
-    async def stops(*arguments: Any) -> None:
+    async def register_after_a_stop(*arguments: Any) -> None:
         stopped.set()
-        await goes_on.wait()
+        await resumed.wait()
         await register(*arguments)
 
-    monkeypatch.setattr(late.parents._client, "register", stops)
+    monkeypatch.setattr(late.parents._client, "register", register_after_a_stop)
     await stopped.wait()
     await registry.register(worker(B, "n"))
-    await store.client.delete(keys.duty(store.namespace, parent.address))  # as if its time had passed
+    await store.client.delete(keys.duty(store.namespace, parent.address))  # as if the lock had expired
     joining()
-    await wait_until(lambda: parent.registrations, "another tells of them")
-    goes_on.set()
-    await wait_until(lambda: len(parent.registrations) > 1, "it goes on")
-    assert [told["worker_status"]["model_names"] for told in parent.registrations] == [["m", "n"], ["m"]]
-    await wait_until(lambda: len(parent.registrations) > 2, "it is told once more")
+    await wait_until(lambda: parent.registrations, "another replica registers both models")
+    resumed.set()
+    await wait_until(lambda: len(parent.registrations) > 1, "the stopped replica sends its registration")
+    assert [sent["worker_status"]["model_names"] for sent in parent.registrations] == [["m", "n"], ["m"]]
+    await wait_until(lambda: len(parent.registrations) > 2, "the newer status is sent again")
     assert parent.registrations[2]["worker_status"]["model_names"] == ["m", "n"]
 
 
-async def test_a_replica_that_has_just_started_does_not_tell_of_nobody(
+async def test_replica_without_a_snapshot_sends_nothing(
     joining: Callable[..., Replica], registry: Registry, parent: Parent, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     await registry.register(worker(A, "m"))
     joining()
-    await wait_until(lambda: parent.registrations, "it is registered")
-    check, answers_now = Registry.check, asyncio.Event()
+    await wait_until(lambda: parent.registrations, "the cluster is registered")
+    check, may_answer = Registry.check, asyncio.Event()
 
-    async def slowly(self: Registry) -> None:
-        await answers_now.wait()
+    async def slow_check(self: Registry) -> None:
+        await may_answer.wait()
         await check(self)
 
-    monkeypatch.setattr(Registry, "check", slowly)
+    monkeypatch.setattr(Registry, "check", slow_check)
     started = joining()
-    looks: list[bool] = []
-    take = started.parents._acquire
+    attempts: list[bool] = []  # False at the start of an attempt to get the lock, True at its end
+    acquire = started.parents._acquire
 
     async def counting(parent: str, urgent: bool) -> tuple[bool, str]:
-        looks.append(False)
-        taken = await take(parent, urgent)
-        looks.append(True)
-        return taken
+        attempts.append(False)
+        acquired = await acquire(parent, urgent)
+        attempts.append(True)
+        return acquired
 
     monkeypatch.setattr(started.parents, "_acquire", counting)
-    await wait_until(lambda: looks, "it would like to tell what it knows")
+    await wait_until(lambda: attempts, "it tries to get the lock")
     assert not started.snapshots.workers()
-    answers_now.set()
-    await wait_until(lambda: looks.count(True) > 3, "it has looked again and again")
+    may_answer.set()
+    await wait_until(lambda: attempts.count(True) > 3, "it has tried several times")
     assert len(parent.registrations) == 1
 
 
-async def test_without_the_store_each_tells_what_it_knows(
+async def test_replica_sends_heartbeats_from_its_snapshot_while_the_store_is_away(
     joining: Callable[..., Replica], registry: Registry, parent: Parent, link: Link
 ) -> None:
     await registry.register(worker(A, queue_length=2))
@@ -248,16 +252,16 @@ async def test_without_the_store_each_tells_what_it_knows(
     await wait_until(lambda: parent.heartbeats, "heartbeats are sent")
     with link.broken():
         before = len(parent.heartbeats)
-        await wait_until(lambda: len(parent.heartbeats) > before + 2, "and go on")
+        await wait_until(lambda: len(parent.heartbeats) > before + 2, "heartbeats continue")
     assert parent.heartbeats[-1]["queue_length"] == 2
 
 
-def paths(parent: BadWorker) -> list[str]:
-    return [path for path, _ in parent.requests]
+def paths(server: BadWorker) -> list[str]:
+    return [path for path, _ in server.requests]
 
 
 @pytest.mark.parametrize(
-    ("answer", "taken"),
+    ("answer", "accepted"),
     [
         (chunks(b'{"exist"', b": true}", pause=0.005), True),
         (sends_without_end, False),
@@ -269,47 +273,51 @@ def paths(parent: BadWorker) -> list[str]:
         (hangs, False),
     ],
 )
-async def test_whatever_a_parent_answers_to_a_heartbeat(
+async def test_heartbeat_is_accepted_only_with_a_valid_answer(
     joining: Callable[..., Replica],
     registry: Registry,
     parent: Parent,
     answer: Behaviour,
-    taken: bool,
+    accepted: bool,
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    """It is taken for what it is, and holds up no other parent."""
-    async with bad_worker(register_worker=answers(b"null"), receive_heart_beat=answer) as odd:
+    """An invalid answer does not delay the heartbeats to another parent."""
+    async with bad_worker(register_worker=answers(b"null"), receive_heart_beat=answer) as other:
         await registry.register(worker(A))
-        hold = {"hold": parents._LOCK_TTL} if answer is hangs else {}
-        joining(parent=f"{parent.address},{odd.address}", **hold)
-        await wait_until(lambda: paths(odd).count("receive_heart_beat") > 2, "it is told again and again")
-        heard = len(parent.heartbeats)
-        await wait_until(lambda: len(parent.heartbeats) > heard, "the other is, too")
-        assert ("failed; retrying every" in caplog.text) != taken
+        lock_ttl = {"lock_ttl": parents._LOCK_TTL} if answer is hangs else {}
+        joining(parent=f"{parent.address},{other.address}", **lock_ttl)
+        await wait_until(lambda: paths(other).count("receive_heart_beat") > 2, "several heartbeats are sent to it")
+        before = len(parent.heartbeats)
+        await wait_until(lambda: len(parent.heartbeats) > before, "the other parent gets heartbeats, too")
+        assert ("failed; retrying every" in caplog.text) != accepted
     assert "because of a bug" not in caplog.text
 
 
-async def test_several_parents(joining: Callable[..., Replica], registry: Registry, parent: Parent) -> None:
+async def test_each_of_several_parents_gets_heartbeats(
+    joining: Callable[..., Replica], registry: Registry, parent: Parent
+) -> None:
     other = Parent()
-    async with bad_worker(register_worker=other.register, receive_heart_beat=other.heartbeat) as living:
+    async with bad_worker(register_worker=other.register, receive_heart_beat=other.heartbeat) as server:
         await registry.register(worker(A))
-        joining(parent=f"{parent.address},{living.address}")
-        for told in (parent, other):
-            await wait_until(lambda told=told: told.heartbeats, "each is told")
+        joining(parent=f"{parent.address},{server.address}")
+        for each in (parent, other):
+            await wait_until(lambda each=each: each.heartbeats, "it gets heartbeats")
 
 
-async def test_a_duty_is_one_s_until_it_is_due_again(registry: Registry) -> None:
+async def test_job_lock_belongs_to_one_replica_until_the_job_is_due_again(registry: Registry) -> None:
     assert await registry.acquire_job("x", "a", 60.0) == (True, "")
-    assert await registry.acquire_job("x", "b", 60.0, urgent=True) == (False, ""), "it is under way"
-    assert await registry.acquire_job("x", "a", 60.0) == (True, ""), "the same replica repeats a call without an answer"
-    assert await registry.complete_job("x", "a", 60.0, "told", 60.0)
+    assert await registry.acquire_job("x", "b", 60.0, urgent=True) == (False, ""), "another replica holds the lock"
+    assert await registry.acquire_job("x", "a", 60.0) == (True, ""), (
+        "the same replica may repeat a call without a reply"
+    )
+    assert await registry.complete_job("x", "a", 60.0, "sent", 60.0)
     assert not await registry.complete_job("x", "a", 60.0, "twice", 60.0)
-    assert await registry.acquire_job("x", "b", 60.0) == (False, "told"), "it is not due"
-    assert await registry.acquire_job("x", "b", 60.0, urgent=True) == (True, "told")
-    assert await registry.complete_job("x", "b", 0.001, "", 60.0), "it could not be done"
+    assert await registry.acquire_job("x", "b", 60.0) == (False, "sent"), "the job is not due"
+    assert await registry.acquire_job("x", "b", 60.0, urgent=True) == (True, "sent")
+    assert await registry.complete_job("x", "b", 0.001, "", 60.0), "the job failed"
 
     async def due() -> bool:
         return (await registry.acquire_job("x", "c", 60.0))[0]
 
-    await wait_until(due, "it is due again")
-    assert await registry.acquire_job("x", "a", 1.0) == (False, ""), "what was told before is not so any more"
+    await wait_until(due, "the job is due again")
+    assert await registry.acquire_job("x", "a", 1.0) == (False, ""), "the earlier result is deleted"

@@ -1,4 +1,4 @@
-"""Replicas ask workers for their queue lengths, each worker one replica."""
+"""Replicas poll the workers for their queue lengths. One replica polls each worker."""
 
 import asyncio
 import contextlib
@@ -26,10 +26,15 @@ INTERVAL = 0.1
 
 
 class Engine:
-    """A worker that tells how often it was asked, and fails, always or now and then, or hangs when it is told to."""
+    """The status route of a worker. It counts polls, and can fail or hang.
+
+    fails: it answers 500.
+    fails_every_other: it answers 500 to every second poll.
+    goes_on: it hangs until this event is set.
+    """
 
     def __init__(self) -> None:
-        self.asked = 0
+        self.polls = 0
         self.queue_length = 0
         self.fails = False
         self.fails_every_other = False
@@ -37,14 +42,14 @@ class Engine:
         self.goes_on = asyncio.Event()
         self.goes_on.set()
 
-    async def __call__(self, living: BadWorker, writer: asyncio.StreamWriter, body: bytes) -> None:
-        self.asked += 1
+    async def __call__(self, server: BadWorker, writer: asyncio.StreamWriter, body: bytes) -> None:
+        self.polls += 1
         if self.fails_every_other:
-            self.fails = self.asked % 2 == 0
+            self.fails = self.polls % 2 == 0
         self.failed_in_a_row = self.failed_in_a_row + 1 if self.fails else 0
         await self.goes_on.wait()
-        told = json.dumps({"model_names": ["m"], "speed": 1, "queue_length": self.queue_length}).encode()
-        await answers(told, "500 Down" if self.fails else "200 OK")(living, writer, body)
+        status = json.dumps({"model_names": ["m"], "speed": 1, "queue_length": self.queue_length}).encode()
+        await answers(status, "500 Down" if self.fails else "200 OK")(server, writer, body)
 
 
 @pytest.fixture
@@ -53,41 +58,41 @@ async def engine() -> Engine:
 
 
 @pytest.fixture
-async def asked(engine: Engine) -> AsyncIterator[BadWorker]:
-    async with bad_worker(worker_get_status=engine) as living:
-        yield living
+async def target(engine: Engine) -> AsyncIterator[BadWorker]:
+    async with bad_worker(worker_get_status=engine) as server:
+        yield server
 
 
 @pytest.fixture
 async def polling(replica: Open) -> AsyncIterator[Callable[..., Replica]]:
-    """Opens replicas that take snapshots and poll."""
-    chores: list[asyncio.Task[None]] = []
+    """Return a function that opens replicas which take snapshots and poll."""
+    tasks: list[asyncio.Task[None]] = []
 
     def start(snapshot_interval: float = 0.05, **settings: object) -> Replica:
         controller = replica(poll_interval=INTERVAL, snapshot_interval=snapshot_interval, **settings)
-        chores.extend(asyncio.create_task(chore()) for chore in (controller.snapshots.run, controller.poller.run))
+        tasks.extend(asyncio.create_task(loop()) for loop in (controller.snapshots.run, controller.poller.run))
         return controller
 
     yield start
-    await end(chores)
+    await end(tasks)
 
 
 async def known(store: Store, name: str) -> Worker:
     return {found.name: found for found in (await store.registry().list_workers()).workers}[name]
 
 
-async def test_a_poll_sets_the_queue_length_and_prolongs_no_life(
-    store: Store, polling: Callable[..., Replica], engine: Engine, asked: BadWorker
+async def test_poll_sets_the_queue_length_and_does_not_extend_the_heartbeat(
+    store: Store, polling: Callable[..., Replica], engine: Engine, target: BadWorker
 ) -> None:
-    await store.registry().register(worker(asked.address, queue_length=3))
+    await store.registry().register(worker(target.address, queue_length=3))
     engine.queue_length = 7
     polling()
-    await wait_until(lambda: queue_is(store, asked.address, 7), "the queue length is told")
-    before = await known(store, asked.address)
+    await wait_until(lambda: queue_is(store, target.address, 7), "the queue length is stored")
+    before = await known(store, target.address)
     assert before.polled
-    asked_before = engine.asked
-    await wait_until(lambda: engine.asked > asked_before + 3, "it is asked again and again")
-    after = await known(store, asked.address)
+    polls_before = engine.polls
+    await wait_until(lambda: engine.polls > polls_before + 3, "it is polled several times")
+    after = await known(store, target.address)
     assert after.expires_in is not None
     assert before.expires_in is not None
     assert after.expires_in < before.expires_in
@@ -98,75 +103,77 @@ async def queue_is(store: Store, name: str, queue_length: int) -> bool:
     return (await known(store, name)).status.queue_length == queue_length
 
 
-async def test_who_stops_answering_comes_behind_all_others_until_it_answers(
+async def test_worker_that_fails_polls_is_deprioritised_until_it_answers(
     store: Store,
     polling: Callable[..., Replica],
     engine: Engine,
-    asked: BadWorker,
+    target: BadWorker,
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     caplog.set_level("INFO")
-    await store.registry().register(worker(asked.address))
+    await store.registry().register(worker(target.address))
     controller = polling()
-    await wait_until(lambda: polled(store, asked.address), "it has answered")
+    await wait_until(lambda: was_polled(store, target.address), "the worker has answered a poll")
     engine.fails = True
-    await wait_until(lambda: fails(store, asked.address), "it is known to fail")
+    await wait_until(lambda: is_deprioritised(store, target.address), "the worker is deprioritised")
     await store.registry().register(worker("http://127.0.0.1:9", queue_length=50))
     assert [(await controller.dispatcher.dispatch("m")).value for _ in range(3)] == ["http://127.0.0.1:9"] * 3
-    await wait_until(lambda: "has never answered a status poll" in caplog.text, "the other cannot be asked at all")
+    await wait_until(
+        lambda: "has never answered a status poll" in caplog.text, "the other worker is reported as unreachable"
+    )
     engine.fails = False
-    await wait_until(lambda: serves(store, asked.address), "it is forgiven")
-    assert (await controller.dispatcher.dispatch("m")).value == asked.address
+    await wait_until(lambda: is_not_failing(store, target.address), "its failure is cleared")
+    assert (await controller.dispatcher.dispatch("m")).value == target.address
     assert caplog.text.count("it gets requests only if no other worker can") == 1
     assert caplog.text.count("has never answered a status poll") == 1
-    assert not (await known(store, "http://127.0.0.1:9")).failing, "who cannot be asked is left alone"
+    assert not (await known(store, "http://127.0.0.1:9")).failing, "a worker that never answered is not deprioritised"
 
 
-async def test_who_stops_answering_soon_after_its_first_answer_is_not_left_alone(
-    store: Store, polling: Callable[..., Replica], engine: Engine, asked: BadWorker
+async def test_worker_that_fails_soon_after_its_first_answer_is_deprioritised(
+    store: Store, polling: Callable[..., Replica], engine: Engine, target: BadWorker
 ) -> None:
-    """What the replica knows of the workers was true before that answer."""
-    await store.registry().register(worker(asked.address))
+    """The replica's snapshot is older than that answer."""
+    await store.registry().register(worker(target.address))
     polling(snapshot_interval=60.0)
-    await wait_until(lambda: polled(store, asked.address), "it has answered")
+    await wait_until(lambda: was_polled(store, target.address), "the worker has answered a poll")
     engine.fails = True
-    await wait_until(lambda: fails(store, asked.address), "it is known to fail")
+    await wait_until(lambda: is_deprioritised(store, target.address), "the worker is deprioritised")
 
 
-async def polled(store: Store, name: str) -> bool:
+async def was_polled(store: Store, name: str) -> bool:
     return (await known(store, name)).polled
 
 
-async def fails(store: Store, name: str) -> bool:
+async def is_deprioritised(store: Store, name: str) -> bool:
     return (await known(store, name)).failing == "polls"
 
 
-async def serves(store: Store, name: str) -> bool:
+async def is_not_failing(store: Store, name: str) -> bool:
     return not (await known(store, name)).failing
 
 
-async def test_of_who_lapsed_nobody_says_that_it_cannot_be_asked(
+async def test_failed_polls_of_an_expired_worker_are_not_logged(
     store: Store,
     polling: Callable[..., Replica],
     engine: Engine,
-    asked: BadWorker,
+    target: BadWorker,
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     caplog.set_level("INFO")
-    await store.registry().register(worker(asked.address))
+    await store.registry().register(worker(target.address))
     controller = polling(snapshot_interval=60.0)
-    await wait_until(lambda: polled(store, asked.address), "it has answered")
-    await store.lapse(asked.address)
+    await wait_until(lambda: was_polled(store, target.address), "the worker has answered a poll")
+    await store.expire_heartbeat(target.address)
     engine.fails = True
-    await wait_until(lambda: max(controller.poller._failures.values(), default=0) > 3, "it fails to answer")
+    await wait_until(lambda: max(controller.poller._failures.values(), default=0) > 3, "it fails several polls")
     assert "has never answered a status poll" not in caplog.text
     assert "it gets requests only if no other worker can" not in caplog.text
 
 
-async def test_one_failure_now_and_then_is_none(
-    store: Store, polling: Callable[..., Replica], engine: Engine, asked: BadWorker
+async def test_single_failed_polls_do_not_deprioritise_a_worker(
+    store: Store, polling: Callable[..., Replica], engine: Engine, target: BadWorker
 ) -> None:
-    await store.registry().register(worker(asked.address))
+    await store.registry().register(worker(target.address))
     engine.fails_every_other = True
     reports = []
     controller = polling()
@@ -177,101 +184,101 @@ async def test_one_failure_now_and_then_is_none(
         return report_failure(call)
 
     controller.poller._batches.report_failure = report  # type: ignore[method-assign]
-    await wait_until(lambda: engine.asked > 8, "it has failed now and then")
-    assert reports == [], "only those that come in a row count"
+    await wait_until(lambda: engine.polls > 8, "every second poll has failed")
+    assert reports == [], "only consecutive failures count"
     engine.fails_every_other = False
-    await wait_until(lambda: queue_is(store, asked.address, 0), "it answers")
+    await wait_until(lambda: queue_is(store, target.address, 0), "the worker answers")
     engine.fails = True
-    await wait_until(lambda: reports, "two in a row")
+    await wait_until(lambda: reports, "two consecutive polls fail")
     assert reports[0] == 2
 
 
-async def test_who_hangs_is_not_asked_again_until_the_last_poll_has_ended(
-    store: Store, polling: Callable[..., Replica], engine: Engine, asked: BadWorker
+async def test_hanging_worker_is_not_polled_again_until_its_poll_has_ended(
+    store: Store, polling: Callable[..., Replica], engine: Engine, target: BadWorker
 ) -> None:
     other = Engine()
     engine.goes_on.clear()
-    async with bad_worker(worker_get_status=other) as living:
-        for address in (asked.address, living.address):
+    async with bad_worker(worker_get_status=other) as other_target:
+        for address in (target.address, other_target.address):
             await store.registry().register(worker(address))
         polling()
-        await wait_until(lambda: other.asked > 10, "the other is asked again and again")
-    assert engine.asked == 1
+        await wait_until(lambda: other.polls > 10, "the other worker is polled several times")
+    assert engine.polls == 1
     engine.goes_on.set()
-    await wait_until(lambda: engine.asked > 3, "it is asked again")
+    await wait_until(lambda: engine.polls > 3, "the worker is polled again")
 
 
-async def test_no_more_than_so_many_are_asked_at_once(
+async def test_number_of_concurrent_polls_is_limited(
     store: Store, polling: Callable[..., Replica], engine: Engine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("controller.fleet.poller._MAX_POLLS", 3)
     engine.goes_on.clear()
     async with contextlib.AsyncExitStack() as stack:
         for _ in range(7):
-            living = await stack.enter_async_context(bad_worker(worker_get_status=engine))
-            await store.registry().register(worker(living.address))
+            other_target = await stack.enter_async_context(bad_worker(worker_get_status=engine))
+            await store.registry().register(worker(other_target.address))
         controller = polling()
-        await wait_until(lambda: len(controller.poller._polls) == 7, "all are due")
-        await wait_until(lambda: engine.asked == 3, "three are asked")
+        await wait_until(lambda: len(controller.poller._polls) == 7, "all polls have started or wait for a permit")
+        await wait_until(lambda: engine.polls == 3, "three workers are polled")
         await asyncio.sleep(2 * INTERVAL)
-        assert engine.asked == 3
-        await controller.poller._share_workers()  # so that none is under way
-        controller.poller._met_at = math.inf
-        controller.poller._due.clear()  # as if all of them went to another replica
+        assert engine.polls == 3
+        await controller.poller._share_workers()  # no other call of it is in progress afterwards
+        controller.poller._joined_at = math.inf
+        controller.poller._due.clear()  # as if all workers had moved to another replica
         engine.goes_on.set()
-        await wait_until(lambda: not controller.poller._polls, "the polls that were under way have ended")
-        assert engine.asked == 3, "nobody asks for what is another's"
+        await wait_until(lambda: not controller.poller._polls, "all polls have ended")
+        assert engine.polls == 3, "workers of another replica are not polled"
 
 
-async def test_hundreds_that_hang_at_once_delay_nobody(
-    store: Store, polling: Callable[..., Replica], engine: Engine, asked: BadWorker
+async def test_many_hanging_workers_do_not_delay_polls_of_others(
+    store: Store, polling: Callable[..., Replica], engine: Engine, target: BadWorker
 ) -> None:
     engine.goes_on.clear()
     other = Engine()
-    async with bad_worker(worker_get_status=other) as living:
+    async with bad_worker(worker_get_status=other) as other_target:
         for i in range(200):
-            await store.registry().register(worker(f"{asked.address}/{i}"))
-        await store.registry().register(worker(living.address))
+            await store.registry().register(worker(f"{target.address}/{i}"))
+        await store.registry().register(worker(other_target.address))
         polling()
-        await wait_until(lambda: engine.asked == 200, "all are asked, and hang")
-        asked_before = other.asked
-        await wait_until(lambda: other.asked > asked_before + 10, "the other is asked again and again")
+        await wait_until(lambda: engine.polls == 200, "all are polled, and hang")
+        polls_before = other.polls
+        await wait_until(lambda: other.polls > polls_before + 10, "the other worker is polled several times")
 
 
-async def test_those_that_hang_again_delay_nobody_however_many_they_are(
+async def test_workers_that_failed_before_and_hang_do_not_delay_polls_of_others(
     store: Store,
     polling: Callable[..., Replica],
     engine: Engine,
-    asked: BadWorker,
+    target: BadWorker,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr("controller.fleet.poller._MAX_POLLS", 2)
     other = Engine()
-    async with bad_worker(worker_get_status=other) as living:
+    async with bad_worker(worker_get_status=other) as other_target:
         for i in range(5):
-            await store.registry().register(worker(f"{asked.address}/{i}"))
-        await store.registry().register(worker(living.address))
+            await store.registry().register(worker(f"{target.address}/{i}"))
+        await store.registry().register(worker(other_target.address))
         controller = polling()
         for i in range(5):
-            await wait_until(lambda i=i: polled(store, f"{asked.address}/{i}"), "it has answered")
+            await wait_until(lambda i=i: was_polled(store, f"{target.address}/{i}"), "the worker has answered a poll")
         engine.fails = True
-        await wait_until(lambda: len(controller.poller._failures) == 5, "each has failed")
+        await wait_until(lambda: len(controller.poller._failures) == 5, "each worker has failed a poll")
         engine.goes_on.clear()
         engine.fails = False
-        asked_before = engine.asked
-        await wait_until(lambda: engine.asked == asked_before + 2, "as many as may hang")
-        asked_before = other.asked
-        await wait_until(lambda: other.asked > asked_before + 10, "the other is asked again and again")
+        polls_before = engine.polls
+        await wait_until(lambda: engine.polls == polls_before + 2, "the limit for failing workers is reached")
+        polls_before = other.polls
+        await wait_until(lambda: other.polls > polls_before + 10, "the other worker is polled several times")
         engine.goes_on.set()
-        await wait_until(lambda: not controller.poller._failures, "all are asked when there are places")
+        await wait_until(lambda: not controller.poller._failures, "all are polled when permits are free")
 
 
-async def test_what_is_booked_while_a_poll_is_under_way_is_not_taken_for_seen(
-    store: Store, polling: Callable[..., Replica], engine: Engine, asked: BadWorker
+async def test_report_of_a_poll_is_dated_at_the_start_of_the_poll(
+    store: Store, polling: Callable[..., Replica], engine: Engine, target: BadWorker
 ) -> None:
-    """The report is as old as the poll: the worker may have counted its queue before a later request arrived."""
+    """The worker may have counted its queue before a request that was booked during the poll arrived."""
     registry = store.registry()
-    await registry.register(worker(asked.address))
+    await registry.register(worker(target.address))
     engine.goes_on.clear()
     reports: list[Report] = []
 
@@ -281,124 +288,135 @@ async def test_what_is_booked_while_a_poll_is_under_way_is_not_taken_for_seen(
 
     registry.heartbeat = take  # type: ignore[method-assign]
     polling(registry=registry)
-    await wait_until(lambda: engine.asked, "a poll is under way")
+    await wait_until(lambda: engine.polls, "a poll has started")
     booked_at = time.monotonic()
     engine.goes_on.set()
-    await wait_until(lambda: reports, "the answer is reported")
+    await wait_until(lambda: reports, "the answer is stored")
     assert reports[0].written_at is not None
     assert reports[0].written_at < booked_at
 
 
-async def test_polls_of_many_are_spread_in_time(store: Store, polling: Callable[..., Replica]) -> None:
+async def test_polls_of_many_workers_are_spread_in_time(store: Store, polling: Callable[..., Replica]) -> None:
     for i in range(40):
         await store.registry().register(worker(f"http://127.0.0.1:{i + 1}"))
     poller = polling().poller
     poller._interval = 100.0
-    await wait_until(lambda: len(poller._due) == 40, "all are this one's")
+    await wait_until(lambda: len(poller._due) == 40, "this replica has all workers")
     due = sorted(poller._due.values())
-    assert due[0] < time.monotonic() + 50 < due[-1], "and not all at once"
+    assert due[0] < time.monotonic() + 50 < due[-1], "the polls are spread over the interval"
 
 
-async def test_without_a_store_nobody_is_asked(
-    store: Store, polling: Callable[..., Replica], engine: Engine, asked: BadWorker, link: Link
+async def test_no_worker_is_polled_while_the_store_is_away(
+    store: Store, polling: Callable[..., Replica], engine: Engine, target: BadWorker, link: Link
 ) -> None:
-    """What they would tell could not be written down, and two replicas might ask the same."""
-    await store.registry().register(worker(asked.address))
+    """The answers could not be stored, and two replicas might poll the same worker."""
+    await store.registry().register(worker(target.address))
     controller = polling()
-    await wait_until(lambda: engine.asked > 1, "it is asked")
+    await wait_until(lambda: engine.polls > 1, "the worker is polled")
     with link.broken():
-        await wait_until(lambda: not controller.poller._due, "nobody is this one's")
-    await wait_until(lambda: controller.poller._due, "and when the store is back, it is again")
+        await wait_until(lambda: not controller.poller._due, "the replica has no workers")
+    await wait_until(lambda: controller.poller._due, "the replica has its worker again after the outage")
 
 
-async def test_a_replica_that_ends_leaves_at_once(store: Store, polling: Callable[..., Replica]) -> None:
+async def test_replica_that_shuts_down_leaves_the_membership_at_once(
+    store: Store, polling: Callable[..., Replica]
+) -> None:
     controller = polling()
-    await wait_until(lambda: controller.poller._replicas, "it is there")
+    await wait_until(lambda: controller.poller._replicas, "the replica has joined")
     assert controller.poller._replica_id in await store.registry().join_replicas("another", 60.0)
-    believed_until = await store.client.zscore(keys.replicas(store.namespace), controller.poller._replica_id)
+    member_until = await store.client.zscore(keys.replicas(store.namespace), controller.poller._replica_id)
     seconds, microseconds = await store.client.time()
-    left = believed_until / 1000 - (seconds + microseconds / 1e6)
-    assert left <= 3.0, "should it die, others have its workers within seconds"
+    left = member_until / 1000 - (seconds + microseconds / 1e6)
+    assert left <= 3.0, "if it dies, others take over its workers within seconds"
     await controller.poller.close()
     assert await store.registry().join_replicas("another", 60.0) == ["another"]
 
 
-async def test_a_replica_that_died_is_believed_to_be_there_for_its_time(store: Store) -> None:
+async def test_dead_replica_is_a_member_until_its_ttl_has_passed(store: Store) -> None:
     registry = store.registry()
     assert await registry.join_replicas("dying", 60.0) == ["dying"]
-    assert set(await registry.join_replicas("living", 60.0)) == {"dying", "living"}
-    await store.client.zadd(keys.replicas(store.namespace), {"dying": 1.0})  # as if its time had passed
-    assert await registry.join_replicas("living", 60.0) == ["living"]
+    assert set(await registry.join_replicas("live", 60.0)) == {"dying", "live"}
+    await store.client.zadd(keys.replicas(store.namespace), {"dying": 1.0})  # as if its membership had expired
+    assert await registry.join_replicas("live", 60.0) == ["live"]
 
 
-async def test_who_did_not_listen_yet_is_asked_again_now_and_then(
+async def test_worker_that_has_never_answered_is_polled_less_often_until_it_answers(
     store: Store,
     polling: Callable[..., Replica],
     engine: Engine,
-    asked: BadWorker,
+    target: BadWorker,
     caplog: pytest.LogCaptureFixture,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     caplog.set_level("INFO")
-    seldom = 4
-    monkeypatch.setattr("controller.fleet.poller._UNREACHABLE_FACTOR", seldom)
+    factor = 4
+    monkeypatch.setattr("controller.fleet.poller._UNREACHABLE_FACTOR", factor)
     engine.fails = True
-    await store.registry().register(worker(asked.address))
+    await store.registry().register(worker(target.address))
     controller = polling()
     began = time.monotonic()
-    await wait_until(lambda: engine.asked >= 4, "it is asked twice, and seldom then")
-    assert time.monotonic() - began > 2 * seldom * INTERVAL
+    await wait_until(lambda: engine.polls >= 4, "it is polled twice, and then less often")
+    assert time.monotonic() - began > 2 * factor * INTERVAL
     assert caplog.text.count("has never answered a status poll") == 1
     engine.fails = False
-    await wait_until(lambda: polled(store, asked.address), "it is asked, and answers")
-    asked_before = engine.asked
-    await wait_until(lambda: engine.asked >= asked_before + 5, "it is asked as any other")
+    await wait_until(lambda: was_polled(store, target.address), "the worker answers a poll")
+    polls_before = engine.polls
+    await wait_until(lambda: engine.polls >= polls_before + 5, "it is polled at the usual interval")
     engine.fails = True
-    await wait_until(lambda: fails(store, asked.address), "and is known to fail as any other")
+    await wait_until(lambda: is_deprioritised(store, target.address), "the worker is deprioritised")
     assert caplog.text.count("has never answered a status poll") == 1
-    await wait_until(lambda: caplog.text.count("it gets requests only if no other worker can") == 1, "the log says so")
+    await wait_until(
+        lambda: caplog.text.count("it gets requests only if no other worker can") == 1, "the failure is logged"
+    )
     assert not controller.poller._unreachable
 
 
-async def test_a_new_registration_has_not_failed_yet(
-    store: Store, polling: Callable[..., Replica], engine: Engine, asked: BadWorker
+async def test_new_registration_starts_without_failures(
+    store: Store, polling: Callable[..., Replica], engine: Engine, target: BadWorker
 ) -> None:
-    """Nor is it left alone when its first poll comes too early."""
+    """One failed poll does not make it unreachable."""
     registry = store.registry()
-    await registry.register(worker(asked.address))
+    await registry.register(worker(target.address))
     controller = polling()
-    await wait_until(lambda: polled(store, asked.address), "it has answered")
+    await wait_until(lambda: was_polled(store, target.address), "the worker has answered a poll")
     engine.fails = True
-    await wait_until(lambda: fails(store, asked.address), "it is known to fail")
-    await registry.register(worker(asked.address))
-    life = asked.address, (await known(store, asked.address)).registration
-    assert await wait_until(lambda: controller.poller._failures.get(life), "it fails anew") == 1
+    await wait_until(lambda: is_deprioritised(store, target.address), "the worker is deprioritised")
+    await registry.register(worker(target.address))
+    incarnation = target.address, (await known(store, target.address)).registration
+    assert (
+        await wait_until(lambda: controller.poller._failures.get(incarnation), "a poll of the new registration fails")
+        == 1
+    )
     assert not controller.poller._unreachable
 
 
-async def test_who_was_left_alone_is_asked_again_when_it_registers_again(
+async def test_unreachable_worker_is_polled_soon_after_it_registers_again(
     store: Store,
     polling: Callable[..., Replica],
     engine: Engine,
-    asked: BadWorker,
+    target: BadWorker,
     caplog: pytest.LogCaptureFixture,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr("controller.fleet.poller._UNREACHABLE_FACTOR", 1_000)
     engine.fails = True
-    await store.registry().register(worker(asked.address))
+    await store.registry().register(worker(target.address))
     polling()
     with caplog.at_level("INFO"):
-        await wait_until(lambda: "has never answered a status poll" in caplog.text, "it is left alone")
-    asked_before = engine.asked
+        await wait_until(
+            lambda: "has never answered a status poll" in caplog.text, "the worker is reported as unreachable"
+        )
+    polls_before = engine.polls
     await asyncio.sleep(5 * INTERVAL)
-    assert engine.asked == asked_before
+    assert engine.polls == polls_before
     engine.fails = False
-    await store.registry().register(worker(asked.address))
-    await wait_until(lambda: polled(store, asked.address), "it is asked, and answers")
+    await store.registry().register(worker(target.address))
+    await wait_until(lambda: was_polled(store, target.address), "the worker answers a poll")
 
 
-async def test_replicas_share_the_workers_and_take_over(store: Store, polling: Callable[..., Replica]) -> None:
+async def test_replicas_share_the_workers_and_take_over_those_of_a_closed_replica(
+    store: Store, polling: Callable[..., Replica]
+) -> None:
     registry = store.registry()
     names = [f"http://127.0.0.1:{port}" for port in range(1, 41)]
     for name in names:
@@ -413,12 +431,12 @@ async def test_replicas_share_the_workers_and_take_over(store: Store, polling: C
         counts = Counter(name for share in shares() for name in share)
         return len(counts) == len(names) and set(counts.values()) == {1} and all(shares())
 
-    await wait_until(shared, "each worker is with one of the replicas")
+    await wait_until(shared, "each worker belongs to one replica")
     before = shares()
     await pollers[0].close()
     del pollers[0]
     await registry.join_replicas(replicas[0].poller._replica_id, 0.0)
-    replicas[0].poller._share_workers = asyncio.Event().wait  # type: ignore[method-assign,assignment] # it is gone
+    replicas[0].poller._share_workers = asyncio.Event().wait  # type: ignore[method-assign,assignment] # it does not join again
     await wait_until(shared, "the others have taken over")
-    for share, had in zip(shares(), before[1:], strict=True):
-        assert had <= share, "nobody gives up what it had"
+    for share, share_before in zip(shares(), before[1:], strict=True):
+        assert share_before <= share, "each replica keeps its workers"

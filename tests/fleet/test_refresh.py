@@ -1,4 +1,4 @@
-"""Refresh: all workers are asked at once, in one shared run, and nothing is decided on old knowledge."""
+"""Refresh: all workers are probed at once, in one shared run. Newer registrations are not overwritten."""
 
 import asyncio
 import time
@@ -23,33 +23,35 @@ async def fail_once(worker: BadWorker, writer: asyncio.StreamWriter, body: bytes
     await behaviour(worker, writer, body)
 
 
-async def test_refresh_updates_the_living_and_removes_the_dead(replica: Open, registry: Registry) -> None:
+async def test_refresh_updates_live_workers_and_removes_unreachable_ones(replica: Open, registry: Registry) -> None:
     controller = replica()
-    async with bad_worker(worker_get_status=status("new", queue_length=9)) as living:
-        await registry.register(worker(living.address, "old", multimodal=True, check_heart_beat=False))
+    async with bad_worker(worker_get_status=status("new", queue_length=9)) as healthy:
+        await registry.register(worker(healthy.address, "old", multimodal=True, check_heart_beat=False))
         await registry.register(worker("http://127.0.0.1:1"))
         await controller.refresher.refresh()
         [known] = (await controller.membership.list_workers()).value
         assert known.status == WorkerStatus(("new",), 1, 9)
-        assert (known.name, known.multimodal, known.check_heart_beat) == (living.address, True, False)
-        assert len(living.requests) == 1
+        assert (known.name, known.multimodal, known.check_heart_beat) == (healthy.address, True, False)
+        assert len(healthy.requests) == 1
 
 
-async def test_who_is_removed_because_it_restarts_drains_on(replica: Open, registry: Registry) -> None:
-    """It was told to drain so that it can be restarted; and FastChat's API server refreshes all the time."""
+async def test_draining_worker_that_a_refresh_removed_drains_after_its_restart(
+    replica: Open, registry: Registry
+) -> None:
+    """Operators drain a worker to restart it. FastChat's API server may send a refresh during the restart."""
     controller = replica()
-    async with bad_worker(worker_get_status=status("m")) as living:
-        await registry.register(worker(living.address))
+    async with bad_worker(worker_get_status=status("m")) as healthy:
+        await registry.register(worker(healthy.address))
         await registry.register(worker("http://127.0.0.1:1"))
         await registry.drain("http://127.0.0.1:1")
         await controller.refresher.refresh()
-        assert [known.name for known in (await controller.membership.list_workers()).value] == [living.address]
+        assert [known.name for known in (await controller.membership.list_workers()).value] == [healthy.address]
     await registry.register(worker("http://127.0.0.1:1"))
-    drains = {known.name: known.draining for known in (await controller.membership.list_workers()).value}
-    assert drains == {living.address: False, "http://127.0.0.1:1": True}
+    draining = {known.name: known.draining for known in (await controller.membership.list_workers()).value}
+    assert draining == {healthy.address: False, "http://127.0.0.1:1": True}
 
 
-async def test_who_is_removed_by_request_drains_no_more(registry: Registry) -> None:
+async def test_worker_removed_by_request_does_not_drain_when_it_registers_again(registry: Registry) -> None:
     await registry.register(worker(A))
     await registry.drain(A)
     await registry.remove(A)
@@ -57,22 +59,22 @@ async def test_who_is_removed_by_request_drains_no_more(registry: Registry) -> N
     assert not (await registry.list_workers()).workers[0].draining
 
 
-async def test_refresh_of_nobody(replica: Open) -> None:
+async def test_refresh_without_workers_does_nothing(replica: Open) -> None:
     controller = replica()
     await controller.refresher.refresh()
     assert (await controller.membership.list_workers()).value == []
 
 
-async def test_a_failed_probe_is_tried_once_more(replica: Open, registry: Registry) -> None:
+async def test_failed_probe_is_repeated_once(replica: Open, registry: Registry) -> None:
     controller = replica()
-    async with bad_worker(worker_get_status=fail_once) as shaky:
-        await registry.register(worker(shaky.address))
+    async with bad_worker(worker_get_status=fail_once) as unstable:
+        await registry.register(worker(unstable.address))
         await controller.refresher.refresh()
-        assert len(shaky.requests) == 2
+        assert len(unstable.requests) == 2
         assert (await controller.dispatcher.list_models()).value == ["after-all"]
 
 
-async def test_a_worker_whose_probe_fails_as_no_other_spoils_nothing(
+async def test_unexpected_error_of_one_probe_does_not_affect_other_workers(
     replica: Open, registry: Registry, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     controller = replica()
@@ -80,18 +82,18 @@ async def test_a_worker_whose_probe_fails_as_no_other_spoils_nothing(
 
     async def fails(self: WorkerClient, name: str) -> WorkerStatus:
         if name == A:
-            raise RuntimeError("nobody has thought of this")
+            raise RuntimeError("an unexpected error")
         return await status_of(self, name)
 
     monkeypatch.setattr(WorkerClient, "status", fails)
-    async with bad_worker(worker_get_status=status("new")) as living:
+    async with bad_worker(worker_get_status=status("new")) as healthy:
         await registry.register(worker(A))
-        await registry.register(worker(living.address))
+        await registry.register(worker(healthy.address))
         await controller.refresher.refresh()
         assert (await controller.dispatcher.list_models()).value == ["new"]
 
 
-async def test_when_all_of_several_fail_nobody_is_removed(
+async def test_no_worker_is_removed_if_all_of_several_probes_fail(
     replica: Open, registry: Registry, caplog: pytest.LogCaptureFixture
 ) -> None:
     controller = replica()
@@ -102,37 +104,39 @@ async def test_when_all_of_several_fail_nobody_is_removed(
     assert "No worker is removed" in caplog.text
     await registry.remove("http://127.0.0.1:1")
     await controller.refresher.refresh()
-    assert len((await controller.membership.list_workers()).value) == 2, "two are several"
+    assert len((await controller.membership.list_workers()).value) == 2, "two workers that both fail are kept"
     await registry.remove("http://127.0.0.1:2")
     await controller.refresher.refresh()
-    assert (await controller.membership.list_workers()).value == [], "one alone is no evidence against us"
+    assert (await controller.membership.list_workers()).value == [], "a single worker that fails is removed"
 
 
-async def test_hanging_workers_are_probed_at_once_and_hold_up_nobody(replica: Open, registry: Registry) -> None:
+async def test_hanging_workers_are_probed_at_once_and_do_not_delay_dispatch(replica: Open, registry: Registry) -> None:
     controller = replica()
-    gives_up = asyncio.Event()
+    may_fail = asyncio.Event()
 
-    async def hangs_until_then(_: BadWorker, writer: asyncio.StreamWriter, __: bytes) -> None:
-        await gives_up.wait()
+    async def hang_then_fail(_: BadWorker, writer: asyncio.StreamWriter, __: bytes) -> None:
+        await may_fail.wait()
         writer.transport.abort()
 
     async with (
-        bad_worker(worker_get_status=hangs_until_then) as hanging,
-        bad_worker(worker_get_status=status()) as living,
+        bad_worker(worker_get_status=hang_then_fail) as hanging,
+        bad_worker(worker_get_status=status()) as healthy,
     ):
         for i in range(40):
             await registry.register(worker(f"{hanging.address}/{i}", "hanging"))
-        await registry.register(worker(living.address))
+        await registry.register(worker(healthy.address))
         refresh = asyncio.create_task(controller.refresher.refresh())
-        await wait_until(lambda: hanging.open == 40, "all are being probed at the same time")
-        assert (await controller.dispatcher.dispatch("hanging")).value != "", "the registry is never empty meanwhile"
+        await wait_until(lambda: hanging.open == 40, "all workers are being probed")
+        assert (await controller.dispatcher.dispatch("hanging")).value != "", (
+            "the registry is not empty during a refresh"
+        )
         assert not refresh.done()
-        gives_up.set()
+        may_fail.set()
         await refresh
-        assert [known.name for known in (await controller.membership.list_workers()).value] == [living.address]
+        assert [known.name for known in (await controller.membership.list_workers()).value] == [healthy.address]
 
 
-async def test_refreshes_at_the_same_time_share_one_run_also_across_replicas(
+async def test_concurrent_refreshes_of_all_replicas_share_one_run(
     replica: Open, registry: Registry, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     replicas = [replica() for _ in range(3)]
@@ -140,96 +144,96 @@ async def test_refreshes_at_the_same_time_share_one_run_also_across_replicas(
     locked: list[bool] = []
     acquire = RefreshLock.acquire
 
-    async def counting(lock: RefreshLock) -> bool:
+    async def recording(lock: RefreshLock) -> bool:
         locked.append(await acquire(lock))
         return locked[-1]
 
-    monkeypatch.setattr(RefreshLock, "acquire", counting)
+    monkeypatch.setattr(RefreshLock, "acquire", recording)
 
-    async def slow(asked: BadWorker, writer: asyncio.StreamWriter, body: bytes) -> None:
+    async def slow(server: BadWorker, writer: asyncio.StreamWriter, body: bytes) -> None:
         await gate.wait()
-        await status()(asked, writer, body)
+        await status()(server, writer, body)
 
-    async with bad_worker(worker_get_status=slow) as living:
-        await registry.register(worker(living.address))
+    async with bad_worker(worker_get_status=slow) as healthy:
+        await registry.register(worker(healthy.address))
         first = asyncio.create_task(replicas[0].refresher.refresh())
-        await wait_until(lambda: living.requests, "the first run is under way")
+        await wait_until(lambda: healthy.requests, "the first run has started")
         others = [asyncio.create_task(r.refresher.refresh()) for r in replicas for _ in range(5)]
         await wait_until(lambda: locked == [True, False, False], "the other replicas wait for the first run")
         gate.set()
         await asyncio.gather(first, *others)
-        assert len(living.requests) == 1
+        assert len(healthy.requests) == 1
         await replicas[1].refresher.refresh()
-        assert len(living.requests) == 2
+        assert len(healthy.requests) == 2
 
 
-async def test_what_is_booked_while_a_probe_is_under_way_is_not_lost(replica: Open, registry: Registry) -> None:
-    # The answer is as old as the probe: the worker may have counted its queue before a later request arrived.
+async def test_status_of_a_probe_is_dated_at_the_start_of_the_probe(replica: Open, registry: Registry) -> None:
+    # The worker may have counted its queue before a request that was booked during the probe arrived.
     controller = replica(registry)
     register = registry.register
     booked_at: list[float] = []
     written_at: list[float] = []
 
-    async def slow(asked: BadWorker, writer: asyncio.StreamWriter, body: bytes) -> None:
+    async def slow(server: BadWorker, writer: asyncio.StreamWriter, body: bytes) -> None:
         booked_at.append(time.monotonic())
-        await status("m", queue_length=5)(asked, writer, body)
+        await status("m", queue_length=5)(server, writer, body)
 
-    async def noting(*arguments: Any, **options: Any) -> bool | None:
+    async def recording(*arguments: Any, **options: Any) -> bool | None:
         written_at.append(options["written_at"])
         return await register(*arguments, **options)
 
     async with bad_worker(worker_get_status=slow) as busy:
         await registry.register(worker(busy.address))
-        registry.register = noting  # type: ignore[method-assign]
+        registry.register = recording  # type: ignore[method-assign]
         await controller.refresher.refresh()
     assert written_at[0] < booked_at[0]
     assert len(written_at) == len(booked_at) == 1
 
 
-async def test_a_caller_that_goes_away_does_not_end_the_run_of_the_others(replica: Open, registry: Registry) -> None:
+async def test_cancelled_caller_does_not_end_the_shared_run(replica: Open, registry: Registry) -> None:
     controller = replica()
-    async with bad_worker(worker_get_status=status("new")) as living:
-        await registry.register(worker(living.address))
-        impatient, patient = (asyncio.create_task(controller.refresher.refresh()) for _ in range(2))
+    async with bad_worker(worker_get_status=status("new")) as healthy:
+        await registry.register(worker(healthy.address))
+        cancelled, waiting = (asyncio.create_task(controller.refresher.refresh()) for _ in range(2))
         await asyncio.sleep(0)
-        impatient.cancel()
-        await patient
+        cancelled.cancel()
+        await waiting
         assert (await controller.dispatcher.list_models()).value == ["new"]
 
 
-async def test_a_worker_that_registers_during_a_refresh_is_not_removed_by_it(replica: Open, registry: Registry) -> None:
+async def test_worker_that_registers_during_a_refresh_is_not_removed(replica: Open, registry: Registry) -> None:
     controller = replica()
 
-    async def registers_and_fails(asked: BadWorker, writer: asyncio.StreamWriter, body: bytes) -> None:
-        if len(asked.requests) == 2:
-            await registry.register(worker(asked.address, "since"))
-        await answers(b"", "500 Internal Server Error")(asked, writer, body)
+    async def register_and_fail(server: BadWorker, writer: asyncio.StreamWriter, body: bytes) -> None:
+        if len(server.requests) == 2:
+            await registry.register(worker(server.address, "since"))
+        await answers(b"", "500 Internal Server Error")(server, writer, body)
 
-    async with bad_worker(worker_get_status=registers_and_fails) as restarted:
+    async with bad_worker(worker_get_status=register_and_fail) as restarted:
         await registry.register(worker(restarted.address))
         await controller.refresher.refresh()
         assert (await controller.dispatcher.list_models()).value == ["since"]
 
 
-async def test_an_older_answer_does_not_overwrite_a_newer_registration(replica: Open, registry: Registry) -> None:
+async def test_older_status_does_not_overwrite_a_newer_registration(replica: Open, registry: Registry) -> None:
     controller = replica()
 
-    async def registers_and_tells_the_old(asked: BadWorker, writer: asyncio.StreamWriter, body: bytes) -> None:
-        await registry.register(worker(asked.address, "since"))
-        await status("before")(asked, writer, body)
+    async def register_and_return_the_old_status(server: BadWorker, writer: asyncio.StreamWriter, body: bytes) -> None:
+        await registry.register(worker(server.address, "since"))
+        await status("before")(server, writer, body)
 
-    async with bad_worker(worker_get_status=registers_and_tells_the_old) as restarted:
+    async with bad_worker(worker_get_status=register_and_return_the_old_status) as restarted:
         await registry.register(worker(restarted.address))
         await controller.refresher.refresh()
         assert (await controller.dispatcher.list_models()).value == ["since"]
 
 
-async def test_a_replica_that_died_during_a_refresh_holds_up_nobody_for_long(
+async def test_refresh_returns_in_time_if_a_dead_replica_holds_the_lock(
     replica: Open, store: Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(refresh, "_PROBE_PAUSE", 0.0)
     controller = replica(probe_timeout=0.01)
-    lock = store.registry().refresh_lock(60.0)  # of a replica that will not release it
+    lock = store.registry().refresh_lock(60.0)  # a replica that never releases it
     assert await lock.acquire()
     assert 50_000 < await store.client.pttl(keys.refresh(store.namespace)) <= 60_000
     await controller.refresher.refresh()
@@ -237,7 +241,7 @@ async def test_a_replica_that_died_during_a_refresh_holds_up_nobody_for_long(
     await lock.release()
 
 
-async def test_workers_not_reached_in_time_are_left_as_they_are(
+async def test_workers_not_probed_within_the_time_limit_are_kept(
     replica: Open, registry: Registry, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(refresh, "_MAX_PROBES", 1)
@@ -245,23 +249,23 @@ async def test_workers_not_reached_in_time_are_left_as_they_are(
     controller = replica()
     wait = asyncio.wait
 
-    async def until_one_hangs(tasks: Any, *, timeout: float | None = None, **options: Any) -> Any:
+    async def wait_until_one_hangs(tasks: Any, *, timeout: float | None = None, **options: Any) -> Any:
         if timeout != controller.refresher._time_limit:
             return await wait(tasks, timeout=timeout, **options)
-        await wait_until(lambda: hanging.open, "the first of those that hang is probed")
+        await wait_until(lambda: hanging.open, "the first hanging worker is being probed")
         return await wait(tasks, timeout=0)
 
-    monkeypatch.setattr(asyncio, "wait", until_one_hangs)
-    async with bad_worker(worker_get_status=hangs) as hanging, bad_worker(worker_get_status=status()) as living:
+    monkeypatch.setattr(asyncio, "wait", wait_until_one_hangs)
+    async with bad_worker(worker_get_status=hangs) as hanging, bad_worker(worker_get_status=status()) as healthy:
         names = [f"{hanging.address.replace('127.0.0.1', 'localhost')}/{i}" for i in range(30)]
-        for name in ["http://127.0.0.1:1", living.address, *names]:  # in the order in which they are probed
+        for name in ["http://127.0.0.1:1", healthy.address, *names]:  # they are probed in this order
             await registry.register(worker(name))
         await controller.refresher.refresh()
-        left = [known.name for known in (await controller.membership.list_workers()).value]
-        assert left == sorted([living.address, *names])
+        names_left = [known.name for known in (await controller.membership.list_workers()).value]
+        assert names_left == sorted([healthy.address, *names])
 
 
-async def test_closing_ends_a_refresh(replica: Open, registry: Registry, store: Store) -> None:
+async def test_close_ends_a_refresh(replica: Open, registry: Registry, store: Store) -> None:
     controller = replica(probe_timeout=60.0)
     async with bad_worker(worker_get_status=hangs) as hanging:
         await registry.register(worker(hanging.address))
