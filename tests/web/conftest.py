@@ -16,10 +16,10 @@ from tests.conftest import Store
 
 @dataclass
 class Api:
-    """A replica without its server: calls go straight to the application."""
+    """A replica without its HTTP server. Requests go to the application directly."""
 
     http: httpx.AsyncClient
-    controller: Replica
+    replica: Replica
     registry: Registry
     metrics: Metrics
 
@@ -44,11 +44,11 @@ async def open_api(registry: Registry, **settings: object) -> AsyncIterator[Api]
     options = Settings(**{**defaults, **settings})
     metrics = Metrics()
     workers = WorkerClient(options.probe_timeout, options.worker_timeout)
-    controller = Replica(options, registry, workers, metrics)
-    transport = httpx.ASGITransport(controller.app(), raise_app_exceptions=False)
+    replica = Replica(options, registry, workers, metrics)
+    transport = httpx.ASGITransport(replica.app(), raise_app_exceptions=False)
     async with httpx.AsyncClient(transport=transport, base_url="http://controller") as http:
-        yield Api(http, controller, registry, metrics)
-    await controller.close()
+        yield Api(http, replica, registry, metrics)
+    await replica.close()
 
 
 @pytest.fixture

@@ -1,4 +1,4 @@
-"""Nonsense in every field of every route: a 400 that names it, and nothing written."""
+"""Invalid values in every field of every route get a 400 that names the field, and change nothing."""
 
 import json
 from collections.abc import AsyncIterator
@@ -107,7 +107,7 @@ def cases() -> list[Any]:
 
 @pytest.fixture
 async def registered(api: Api, store: Store) -> AsyncIterator[Api]:
-    """With one worker; whatever is sent must leave all as it was."""
+    """Return an API with one worker. Check at the end that the store is unchanged."""
     await api.register(A)
     before = await whole_state(store.client, store.namespace)
     yield api
@@ -115,7 +115,7 @@ async def registered(api: Api, store: Store) -> AsyncIterator[Api]:
 
 
 def error_in(response: httpx.Response) -> str:
-    """The code and the message of an error: text from the route for heartbeats, JSON from all others."""
+    """Return the code and the message of an error. The heartbeat route returns text, all others return JSON."""
     if response.url.path == "/receive_heart_beat":
         assert response.headers["content-type"] == "text/plain; charset=utf-8"
         return response.text
@@ -123,7 +123,7 @@ def error_in(response: httpx.Response) -> str:
     return f"{error['code']}: {error['message']}"
 
 
-async def test_malformed_bodies_are_400_and_name_the_field(registered: Api) -> None:
+async def test_invalid_body_is_400_and_names_the_field(registered: Api) -> None:
     wrong = []
     for case in cases():
         path, body, field = case.values
@@ -135,7 +135,7 @@ async def test_malformed_bodies_are_400_and_name_the_field(registered: Api) -> N
     assert not wrong
 
 
-async def test_a_body_over_the_limit_is_413_before_it_is_read(registered: Api) -> None:
+async def test_body_over_the_limit_is_413_before_it_is_read(registered: Api) -> None:
     sent = 0
 
     async def endless() -> AsyncIterator[bytes]:
@@ -158,19 +158,19 @@ async def test_a_body_over_the_limit_is_413_before_it_is_read(registered: Api) -
         assert response.status_code == 413
 
 
-async def test_a_stream_request_may_be_larger_but_not_without_limit(registered: Api) -> None:
+async def test_stream_request_has_a_higher_limit(registered: Api) -> None:
     response = await registered.http.post("/worker_generate_stream", content=b" " * (33 * 1024 * 1024))
     assert (response.status_code, response.json()["error"]["code"]) == (413, "body_too_large")
 
 
-async def test_a_prompt_with_images_is_taken(api: Api) -> None:
+async def test_prompt_with_images_is_accepted(api: Api) -> None:
     body = json.dumps({"model": "absent", "images": ["a" * (20 * 1024 * 1024)]}).encode()
     response = await api.http.post("/worker_generate_stream", content=body)
     assert (response.status_code, json.loads(response.content[:-1])["error_code"]) == (200, 50005)
 
 
 @pytest.mark.parametrize("announced", [True, False])
-async def test_the_limit_holds_for_a_body_in_one_piece(announced: bool) -> None:
+async def test_limit_applies_to_a_body_in_one_piece(announced: bool) -> None:
     async def handle(body: bytes) -> Answer:
         return Answer(b"%d" % len(body))
 
@@ -187,13 +187,13 @@ async def test_the_limit_holds_for_a_body_in_one_piece(announced: bool) -> None:
         await Endpoint(handle, limit=10)({"type": "http", "path": "/", "headers": headers}, receive, send)
         return sent
 
-    start, answer = await call(10)
-    assert (start["status"], answer["body"]) == (200, b"10")
-    start, answer = await call(11)
+    start, end = await call(10)
+    assert (start["status"], end["body"]) == (200, b"10")
+    start, end = await call(11)
     assert start["status"] == 413
 
 
-async def test_a_client_that_goes_away_is_not_answered() -> None:
+async def test_client_that_disconnects_gets_no_response() -> None:
     async def handle(_: bytes) -> Answer:
         raise AssertionError
 

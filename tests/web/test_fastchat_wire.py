@@ -1,4 +1,4 @@
-"""FastChat's wire: every route, its answers, and its behaviour without a store."""
+"""FastChat's wire format: every route, its responses, and its behaviour while the store is unavailable."""
 
 import asyncio
 import json
@@ -23,13 +23,13 @@ from tests.web.conftest import Api, open_api
 SERVER_ERROR_MSG = "**NETWORK ERROR DUE TO HIGH TRAFFIC. PLEASE REGENERATE OR REFRESH THIS PAGE.**"
 
 
-async def test_test_connection(api: Api) -> None:
+async def test_connection_test_returns_success(api: Api) -> None:
     response = await api.http.get("/test_connection")
     assert (response.status_code, response.text) == (200, '"success"')
     assert response.headers["content-type"] == "application/json"
 
 
-async def test_a_workers_life(api: Api) -> None:
+async def test_worker_registers_serves_and_is_removed(api: Api) -> None:
     heartbeat = {"worker_name": A, "queue_length": 2}
     assert (await api.post("/receive_heart_beat", heartbeat)).json() == {"exist": False}
     await api.register(A)
@@ -41,7 +41,7 @@ async def test_a_workers_life(api: Api) -> None:
     assert await api.dispatch() == ""
 
 
-async def test_one_worker_under_the_ways_to_write_its_name(api: Api) -> None:
+async def test_spellings_of_a_name_mean_one_worker(api: Api) -> None:
     await api.register("HTTP://LocalHost:1/")
     heartbeat = {"worker_name": "http://localhost:1", "queue_length": 5}
     assert (await api.post("/receive_heart_beat", heartbeat)).json() == {"exist": True}
@@ -49,7 +49,7 @@ async def test_one_worker_under_the_ways_to_write_its_name(api: Api) -> None:
     assert (await api.post("/remove_worker", {"worker_name": "http://LOCALHOST:1/"})).json() == {"exist": True}
 
 
-async def test_lists(api: Api) -> None:
+async def test_lists_return_the_models_of_their_kind(api: Api) -> None:
     await api.register(A, "text")
     await api.register(B, "vision", multimodal=True)
     expected = {
@@ -62,7 +62,7 @@ async def test_lists(api: Api) -> None:
         assert (await api.http.post(path)).json() == {"models": models}, "without a body"
 
 
-async def test_workers_are_shown_whole(api: Api) -> None:
+async def test_workers_shows_all_fields(api: Api) -> None:
     await api.register(A, "m", "n", multimodal=None)
     await api.register(B, check_heart_beat=False)
     workers = (await api.http.get("/workers")).json()["workers"]
@@ -78,18 +78,20 @@ async def test_workers_are_shown_whole(api: Api) -> None:
     ]
 
 
-@pytest.mark.parametrize("told", ["missing", None, {}])
-async def test_a_worker_without_status_is_asked_for_it(api: Api, told: object) -> None:
-    async with bad_worker(worker_get_status=status("asked", queue_length=7)) as worker:
-        body = {"worker_name": worker.address, "check_heart_beat": False}
-        response = await api.post("/register_worker", body if told == "missing" else {**body, "worker_status": told})
+@pytest.mark.parametrize("worker_status", ["missing", None, {}])
+async def test_registration_without_status_requests_it_from_the_worker(api: Api, worker_status: object) -> None:
+    async with bad_worker(worker_get_status=status("own", queue_length=7)) as worker:
+        body: dict[str, object] = {"worker_name": worker.address, "check_heart_beat": False}
+        if worker_status != "missing":
+            body["worker_status"] = worker_status
+        response = await api.post("/register_worker", body)
         assert (response.status_code, response.json()) == (200, None)
         [known] = (await api.registry.list_workers()).workers
-        assert (known.name, known.status.model_names, known.status.queue_length) == (worker.address, ("asked",), 7)
+        assert (known.name, known.status.model_names, known.status.queue_length) == (worker.address, ("own",), 7)
         await api.registry.remove(worker.address)
 
 
-async def test_a_worker_that_does_not_tell_its_status_is_not_registered(api: Api) -> None:
+async def test_worker_that_returns_no_status_is_not_registered(api: Api) -> None:
     async with bad_worker(worker_get_status=answers(b"no")) as worker:
         response = await api.post("/register_worker", {"worker_name": worker.address, "check_heart_beat": True})
     assert response.status_code == 502
@@ -104,7 +106,7 @@ async def stream(api: Api, model: str = "m") -> list[object]:
     return [json.loads(frame) for frame in response.content.split(b"\0")[:-1]]
 
 
-async def test_a_stream_is_forwarded(api: Api) -> None:
+async def test_stream_is_forwarded(api: Api) -> None:
     async with bad_worker(worker_generate_stream=chunks(b'{"text":', b'"a"}\0{"text":"ab"}\0')) as worker:
         await api.register(worker.address)
         assert await stream(api) == [{"text": "a"}, {"text": "ab"}]
@@ -113,35 +115,35 @@ async def test_a_stream_is_forwarded(api: Api) -> None:
     assert 'controller_streams_total{outcome="complete"} 1.0' in api.metrics.render().decode()
 
 
-async def test_a_stream_without_worker_is_one_error_frame(api: Api) -> None:
+async def test_stream_without_a_worker_is_one_error_frame(api: Api) -> None:
     assert await stream(api) == [{"text": SERVER_ERROR_MSG, "error_code": 50005}]
 
 
-async def test_a_stream_from_a_dead_worker_is_one_error_frame(api: Api) -> None:
+async def test_stream_from_an_unreachable_worker_is_one_error_frame(api: Api) -> None:
     await api.register("http://127.0.0.1:1")
     assert await stream(api) == [{"text": SERVER_ERROR_MSG, "error_code": 50006}]
 
 
-async def test_a_stream_that_breaks_ends_with_one_error_frame(api: Api) -> None:
+async def test_stream_that_breaks_off_ends_with_one_error_frame(api: Api) -> None:
     async with bad_worker(worker_generate_stream=chunks(b'{"text":"a"}\0{"te', end=False)) as worker:
         await api.register(worker.address)
         assert await stream(api) == [{"text": "a"}, {"text": SERVER_ERROR_MSG, "error_code": 50006}]
 
 
-async def test_lottery_is_the_other_method(store: Store) -> None:
+async def test_lottery_dispatches_and_books_nothing(store: Store) -> None:
     async for api in open_api(store.registry(), dispatch_method="lottery"):
         await api.register(A)
         assert [await api.dispatch() for _ in range(3)] == [A] * 3
         assert (await api.post("/worker_get_status")).json()["queue_length"] == 0
 
 
-async def test_health(api: Api) -> None:
+async def test_health_and_readiness_are_200(api: Api) -> None:
     assert (await api.http.get("/healthz")).json() == {"healthy": True}
     ready = await api.http.get("/readyz")
     assert (ready.status_code, ready.json()) == (200, {"ready": True})
 
 
-async def test_unknown_routes_and_methods(api: Api) -> None:
+async def test_unknown_route_is_404_and_wrong_method_is_405(api: Api) -> None:
     missing = await api.http.get("/nothing")
     assert (missing.status_code, missing.json()["error"]["code"]) == (404, "not_found")
     for path in ("/get_worker_address", "/receive_heart_beat", "/list_models", "/worker_generate_stream"):
@@ -149,7 +151,7 @@ async def test_unknown_routes_and_methods(api: Api) -> None:
         assert (wrong.status_code, wrong.json()["error"]["code"]) == (405, "method_not_allowed")
 
 
-async def test_metrics_count(api: Api) -> None:
+async def test_metrics_count_calls_by_outcome(api: Api) -> None:
     await api.register(A)
     await api.register(A)
     await api.dispatch()
@@ -172,10 +174,10 @@ async def test_metrics_count(api: Api) -> None:
         assert line in response.text
 
 
-async def test_a_stream_says_that_its_worker_comes_from_a_snapshot(api: Api, link: Link) -> None:
+async def test_stream_reports_the_age_of_the_snapshot_in_a_header(api: Api, link: Link) -> None:
     async with bad_worker(worker_generate_stream=chunks(b"a\0")) as worker:
         await api.register(worker.address)
-        await api.controller.snapshots._take_if_stale()
+        await api.replica.snapshots._take_if_stale()
         response = await api.post("/worker_generate_stream", {"model": "m"})
         assert (response.content, "x-controller-degraded" in response.headers) == (b"a\0", False)
         with link.broken():
@@ -184,7 +186,7 @@ async def test_a_stream_says_that_its_worker_comes_from_a_snapshot(api: Api, lin
 
 
 class TestWithoutStore:
-    """Traps 1 and 2: what FastChat's workers and servers make of an answer when the store is away."""
+    """Responses while the store is unavailable, in a form that FastChat's workers and servers can use."""
 
     @pytest.fixture
     async def api(self, store: Store, monkeypatch: pytest.MonkeyPatch) -> object:
@@ -211,7 +213,7 @@ class TestWithoutStore:
             ("/refresh_all_workers", None, None),
         ],
     )
-    async def test_clients_are_answered_200_and_told_by_a_header(
+    async def test_client_routes_are_200_with_an_error_header(
         self, api: Api, path: str, body: object, answer: object
     ) -> None:
         response = await api.post(path, body)
@@ -233,7 +235,7 @@ class TestWithoutStore:
             ),
         ],
     )
-    async def test_workers_are_answered_503_without_a_word_on_their_existence(
+    async def test_worker_routes_are_503_and_say_nothing_about_the_registration(
         self, api: Api, path: str, body: object
     ) -> None:
         response = await api.post(path, body)
@@ -241,22 +243,24 @@ class TestWithoutStore:
         assert response.json().keys() == {"error"}
         assert response.json()["error"]["code"] == "store_unavailable"
 
-    async def test_a_heartbeat_is_answered_503_that_is_not_json(self, api: Api) -> None:
+    async def test_heartbeat_is_503_and_not_json(self, api: Api) -> None:
         response = await api.post("/receive_heart_beat", {"worker_name": A, "queue_length": 0})
         assert (response.status_code, response.headers["content-type"]) == (503, "text/plain; charset=utf-8")
         assert response.headers["x-controller-error"] == "store_unavailable"
         assert re.fullmatch("store_unavailable: [^\n]+\n", response.text)
 
-    async def test_readiness_and_health_differ(self, api: Api) -> None:
+    async def test_readiness_is_503_and_health_is_200(self, api: Api) -> None:
         ready = await api.http.get("/readyz")
         assert (ready.status_code, ready.json()["error"]["code"]) == (503, "store_unavailable")
         assert (await api.http.get("/healthz")).status_code == 200
         assert (await api.http.get("/test_connection")).text == '"success"'
 
-    async def test_a_stream_is_one_error_frame(self, api: Api) -> None:
+    async def test_stream_is_one_error_frame(self, api: Api) -> None:
         assert await stream(api) == [{"text": SERVER_ERROR_MSG, "error_code": 50005}]
 
-    async def test_it_is_counted_and_logged_once(self, api: Api, caplog: pytest.LogCaptureFixture) -> None:
+    async def test_outage_is_logged_once_and_each_request_is_counted(
+        self, api: Api, caplog: pytest.LogCaptureFixture
+    ) -> None:
         for _ in range(3):
             await api.dispatch()
             await api.post("/receive_heart_beat", {"worker_name": A, "queue_length": 0})
@@ -264,31 +268,31 @@ class TestWithoutStore:
         text = api.metrics.render().decode()
         assert 'controller_dispatches_total{outcome="store_unavailable"} 3.0' in text
         assert 'controller_heartbeats_total{outcome="store_unavailable"} 3.0' in text
-        # One try at the store, and those in the background: not one for each request.
+        # The first request calls the store. All later attempts are background probes, not requests.
         assert re.search(r"controller_store_failures_total [1-3]\.0", text)
 
 
-async def test_a_store_that_rejects_calls_is_no_address_either(
+async def test_dispatch_returns_no_address_if_the_store_rejects_the_call(
     api: Api, store: Store, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """Somebody else's key under our name: a mistake, but the stock API server must not take it for an address."""
-    await store.client.set(keys.model(store.namespace, "m"), "not ours")
+    """Another program wrote to our key. FastChat's API server would use the body of a 500 as an address."""
+    await store.client.set(keys.model(store.namespace, "m"), "foreign value")
     assert await api.dispatch() == ""
-    await store.client.set(keys.workers(store.namespace), "not ours")
+    await store.client.set(keys.workers(store.namespace), "foreign value")
     response = await api.http.get("/workers")
     assert (response.status_code, response.json()["error"]["code"]) == (500, "store_rejection")
     assert "does not accept a call" in caplog.text
     await store.client.delete(keys.model(store.namespace, "m"), keys.workers(store.namespace))
 
 
-async def test_the_application_sweeps_and_closes_what_it_opened(store: Store) -> None:
+async def test_application_sweeps_and_closes_its_connections(store: Store) -> None:
     metrics = Metrics()
     settings = Settings(sweep_interval=0.01)
     workers = WorkerClient(1.0, 1.0)
     registry = store.registry()
     app = Replica(settings, registry, workers, metrics).app()
     await registry.register(worker(A))
-    await store.lapse(A)
+    await store.expire_heartbeat(A)
     messages: asyncio.Queue[dict[str, str]] = asyncio.Queue()
     sent: list[str] = []
 
@@ -309,13 +313,13 @@ async def test_the_application_sweeps_and_closes_what_it_opened(store: Store) ->
     assert workers._session._fresh.closed
 
 
-async def test_an_unexpected_error_is_a_500_in_our_form(
+async def test_unexpected_error_is_500_without_details(
     api: Api, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    async def breaks(_: str) -> str:
+    async def fails(_: str) -> str:
         raise RuntimeError("inner secret")
 
-    monkeypatch.setattr(api.controller.dispatcher, "dispatch", breaks)
+    monkeypatch.setattr(api.replica.dispatcher, "dispatch", fails)
     response: httpx.Response = await api.post("/get_worker_address", {"model": "m"})
     assert (response.status_code, response.json()["error"]["code"]) == (500, "internal_error")
     assert "inner secret" not in response.text

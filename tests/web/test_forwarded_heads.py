@@ -1,4 +1,4 @@
-"""What the client gets of the head of a worker's answer, over HTTP."""
+"""The part of a worker's response head that reaches the client, over HTTP."""
 
 import gzip
 import zlib
@@ -48,7 +48,7 @@ async def test_end_to_end_headers_reach_the_client(api: Api, path: str) -> None:
 
 
 @pytest.mark.parametrize("status", [b"307 Moved", b"413 Too large", b"503 Busy"])
-async def test_a_refusal_keeps_its_headers(api: Api, status: bytes) -> None:
+async def test_refusal_keeps_its_headers(api: Api, status: bytes) -> None:
     answers = sends(plain(b"no", *HEADERS, status=status), end="closed")
     async with bad_worker(worker_generate=answers, worker_generate_stream=answers) as worker:
         await api.register(worker.address)
@@ -64,14 +64,14 @@ async def test_a_refusal_keeps_its_headers(api: Api, status: bytes) -> None:
 
 
 @pytest.mark.parametrize("path", ["/worker_generate_stream", "/worker_generate"])
-async def test_an_answer_of_an_unknown_coding_comes_whole_and_says_so(api: Api, path: str) -> None:
+async def test_response_with_an_unknown_coding_is_passed_on_with_its_headers(api: Api, path: str) -> None:
     body = b"\0not\0to be\0read"
     answers = sends(plain(body, b"Content-Encoding: br"), end="closed")
     async with bad_worker(worker_generate=answers, worker_generate_stream=answers) as worker:
         await api.register(worker.address)
         async with api.http.stream("POST", path, json={"model": "m"}) as response:
-            came = b"".join([part async for part in response.aiter_raw()])
-        assert came == body
+            received = b"".join([part async for part in response.aiter_raw()])
+        assert received == body
         assert response.headers["content-encoding"] == "br"
         assert response.headers["content-length"] == str(len(body))
 
@@ -92,8 +92,8 @@ COMPRESSED = {
 
 @pytest.mark.parametrize("coding", COMPRESSED)
 @pytest.mark.parametrize("path", ["/worker_generate_stream", "/worker_generate"])
-async def test_a_compressed_answer_is_decompressed(api: Api, path: str, coding: str) -> None:
-    """The worker was asked not to compress, and the client may not have said that it can decompress."""
+async def test_compressed_response_is_decompressed(api: Api, path: str, coding: str) -> None:
+    """The request to the worker did not allow compression, so the client may be unable to decompress."""
     answers = sends(plain(COMPRESSED[coding], b"Content-Encoding: " + coding.encode(), b"ETag: x"), end="closed")
     async with bad_worker(worker_generate=answers, worker_generate_stream=answers) as worker:
         await api.register(worker.address)
@@ -103,7 +103,7 @@ async def test_a_compressed_answer_is_decompressed(api: Api, path: str, coding: 
 
 
 @pytest.mark.parametrize("damage", ["cut off", "garbage"])
-async def test_a_damaged_compressed_stream_ends_with_an_error_frame(api: Api, damage: str) -> None:
+async def test_damaged_compressed_stream_ends_with_an_error_frame(api: Api, damage: str) -> None:
     body = gzip.compress(FRAME * 10_000, compresslevel=0)
     body = body[:200_000] if damage == "cut off" else body[:200_000] + b"?" * 200_000
     answers = sends(plain(body, b"Content-Encoding: gzip"), end="closed")
@@ -127,7 +127,7 @@ async def test_a_small_body_that_unfolds_to_much_is_passed_on_in_small_pieces() 
     assert {len(await decoded.read()) for _ in range(1_000)} == {1_000}
 
 
-async def test_a_compressed_status_is_read(api: Api) -> None:
+async def test_compressed_status_is_read(api: Api) -> None:
     status = gzip.compress(b'{"model_names": ["m"], "speed": 1, "queue_length": 0}')
     async with bad_worker(worker_get_status=sends(plain(status, b"Content-Encoding: gzip"), end="closed")) as worker:
         response = await api.post("/register_worker", {"worker_name": worker.address, "check_heart_beat": True})
@@ -135,7 +135,7 @@ async def test_a_compressed_status_is_read(api: Api) -> None:
         assert (await api.post("/list_models", {})).json() == {"models": ["m"]}
 
 
-async def test_half_of_a_compressed_refusal_is_not_passed_on(api: Api) -> None:
+async def test_truncated_compressed_refusal_is_passed_on_without_its_body(api: Api) -> None:
     answers = sends(plain(b"x" * 100_000, b"Content-Encoding: br", status=b"500 Oops"), end="closed")
     async with bad_worker(worker_generate=answers) as worker:
         await api.register(worker.address)
@@ -145,7 +145,7 @@ async def test_half_of_a_compressed_refusal_is_not_passed_on(api: Api) -> None:
 
 
 @pytest.mark.parametrize("status", [b"204 No Content", b"304 Not Modified"])
-async def test_an_answer_without_a_body(api: Api, status: bytes) -> None:
+async def test_response_without_a_body_is_passed_on(api: Api, status: bytes) -> None:
     answers = sends(b"HTTP/1.1 %s\r\nETag: x\r\n\r\n" % status, end="open")
     async with bad_worker(worker_generate=answers) as worker:
         await api.register(worker.address)
@@ -162,7 +162,7 @@ LARGE_HEADS = {
 
 
 @pytest.mark.parametrize("case", LARGE_HEADS)
-async def test_a_worker_may_send_a_large_head(api: Api, case: str) -> None:
+async def test_large_head_of_a_worker_is_accepted_and_shortened(api: Api, case: str) -> None:
     answers = sends(plain(FRAME, *LARGE_HEADS[case]), end="closed")
     async with bad_worker(worker_generate_stream=answers, worker_get_status=answers) as worker:
         await api.register(worker.address)

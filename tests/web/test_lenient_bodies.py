@@ -1,4 +1,4 @@
-"""Bodies that stock FastChat reads with `json.loads`: what we pass on may be anything, and numbers may be floats."""
+"""Bodies that FastChat accepts because it reads them with `json.loads`. They are invalid JSON, or have floats."""
 
 import json
 
@@ -8,7 +8,7 @@ from tests.support.samples import A
 from tests.support.workers import answers, bad_worker, chunks
 from tests.web.conftest import Api
 
-# Each is JSON to Python, and not to RFC 8259.
+# Python's json module accepts each of these. RFC 8259 forbids them.
 PASSED_ON = {
     "first half of an emoji": rb'{"model": "m", "prompt": "hi \ud83e"}',
     "second half": rb'{"model": "m", "prompt": "\udd99 there"}',
@@ -27,8 +27,8 @@ PASSED_ON = {
 
 
 @pytest.mark.parametrize("body", PASSED_ON.values(), ids=PASSED_ON)
-async def test_what_is_passed_on_is_passed_on_byte_for_byte(api: Api, body: bytes) -> None:
-    assert json.loads(body)["model"] == "m", "FastChat takes it"
+async def test_forwarded_body_is_passed_on_byte_for_byte(api: Api, body: bytes) -> None:
+    assert json.loads(body)["model"] == "m", "FastChat accepts it"
     frames, answer = chunks(b'{"text": "a"}\0'), answers(b'{"text": "a"}')
     async with bad_worker(worker_generate_stream=frames, worker_generate=answer, other=answer) as worker:
         await api.register(worker.address)
@@ -40,7 +40,7 @@ async def test_what_is_passed_on_is_passed_on_byte_for_byte(api: Api, body: byte
         assert (dispatched.status_code, dispatched.json()) == (200, {"address": worker.address})
 
 
-async def test_a_body_of_a_million_values_is_not_read_twice(api: Api) -> None:
+async def test_invalid_json_with_a_million_values_is_400(api: Api) -> None:
     values = b"[" + b"1," * 1_000_000 + b"1]"
     response = await api.http.post("/worker_generate", content=b'{"model": "absent", "x": %s}' % values)
     assert response.json()["error"]["code"] == "no_worker"
@@ -49,24 +49,24 @@ async def test_a_body_of_a_million_values_is_not_read_twice(api: Api) -> None:
 
 
 @pytest.mark.parametrize(
-    ("told", "known"), [("1.0", 1), ("2.5", 3), ("0.0", 0), ("-0.0", 0), ("1e3", 1000), ("0.001", 1)]
+    ("sent", "stored"), [("1.0", 1), ("2.5", 3), ("0.0", 0), ("-0.0", 0), ("1e3", 1000), ("0.001", 1)]
 )
-async def test_a_queue_length_may_be_a_float(api: Api, told: str, known: int) -> None:
-    status = f'{{"model_names": ["m"], "speed": 1.0, "queue_length": {told}, "capacity": 4.0}}'
+async def test_queue_length_may_be_a_float(api: Api, sent: str, stored: int) -> None:
+    status = f'{{"model_names": ["m"], "speed": 1.0, "queue_length": {sent}, "capacity": 4.0}}'
     body = f'{{"worker_name": "{A}", "check_heart_beat": true, "worker_status": {status}}}'
     assert (await api.http.post("/register_worker", content=body)).json() is None
     [worker] = (await api.registry.list_workers()).workers
-    assert (worker.status.queue_length, worker.status.capacity) == (known, 4)
+    assert (worker.status.queue_length, worker.status.capacity) == (stored, 4)
 
-    heartbeat = f'{{"worker_name": "{A}", "queue_length": {told}, "load": NaN}}'
+    heartbeat = f'{{"worker_name": "{A}", "queue_length": {sent}, "load": NaN}}'
     assert (await api.http.post("/receive_heart_beat", content=heartbeat)).json() == {"exist": True}
     [worker] = (await api.registry.list_workers()).workers
-    assert worker.status.queue_length == known
+    assert worker.status.queue_length == stored
 
 
-async def test_a_status_may_be_told_in_floats(api: Api) -> None:
-    told = rb'{"model_names": ["m"], "speed": 1.0, "queue_length": 2.5, "capacity": 8.0, "x": ["\ud800", NaN]}'
-    async with bad_worker(worker_get_status=answers(told)) as worker:
+async def test_status_may_contain_floats_and_invalid_json_in_other_fields(api: Api) -> None:
+    status = rb'{"model_names": ["m"], "speed": 1.0, "queue_length": 2.5, "capacity": 8.0, "x": ["\ud800", NaN]}'
+    async with bad_worker(worker_get_status=answers(status)) as worker:
         body = {"worker_name": worker.address, "check_heart_beat": False}
         assert (await api.post("/register_worker", body)).json() is None
         assert (await api.http.post("/refresh_all_workers")).json() is None
@@ -75,7 +75,7 @@ async def test_a_status_may_be_told_in_floats(api: Api) -> None:
 
 
 @pytest.mark.parametrize(
-    ("told", "why"),
+    ("status", "reason"),
     [
         (rb'{"model_names": ["m\ud800"], "speed": 1, "queue_length": 0}', "model_names: has half of a surrogate pair"),
         (b'{"model_names": ["m"], "speed": NaN, "queue_length": 0}', "speed: must be a number"),
@@ -84,10 +84,10 @@ async def test_a_status_may_be_told_in_floats(api: Api) -> None:
         (b'{"model_names": ["m"], "speed": 1, "queue_length": true}', "queue_length"),
     ],
 )
-async def test_a_status_that_is_wrong_is_refused_with_the_name_of_its_field(api: Api, told: bytes, why: str) -> None:
-    async with bad_worker(worker_get_status=answers(told)) as worker:
+async def test_invalid_status_is_refused_with_the_name_of_the_field(api: Api, status: bytes, reason: str) -> None:
+    async with bad_worker(worker_get_status=answers(status)) as worker:
         body = {"worker_name": worker.address, "check_heart_beat": False}
         response = await api.post("/register_worker", body)
     assert (response.status_code, response.json()["error"]["code"]) == (502, "worker_unreachable")
-    assert why in response.json()["error"]["message"]
+    assert reason in response.json()["error"]["message"]
     assert (await api.registry.list_workers()).workers == []

@@ -1,4 +1,4 @@
-"""Answers in one piece: nobody who is killed between two calls of the system has sent half of one."""
+"""Responses are written in one piece: a replica killed between two system calls has not sent half a response."""
 
 import asyncio
 
@@ -8,45 +8,46 @@ HEAD, BODY = b"HTTP/1.1 200 OK\r\n\r\n", b"body"
 
 
 class Recorder:
-    """A transport that keeps what it is told."""
+    """A transport that records its calls."""
 
     def __init__(self) -> None:
-        self.told: list[object] = []
+        self.calls: list[object] = []
 
     def write(self, data: bytes) -> None:
-        self.told.append(data)
+        self.calls.append(data)
 
     def close(self) -> None:
-        self.told.append("closed")
+        self.calls.append("closed")
 
     def is_closing(self) -> bool:
-        return "closed" in self.told
+        return "closed" in self.calls
 
 
-async def answered(*writes: bytes, close: bool = False) -> list[object]:
+async def written(*writes: bytes, close: bool = False) -> list[object]:
+    """Return what reaches the transport at once, and in the next round of the loop."""
     recorder = Recorder()
     transport = _WholeAnswers(recorder, asyncio.get_running_loop())
     for data in writes:
         transport.write(data)
     if close:
         transport.close()
-    told = list(recorder.told)
+    before = list(recorder.calls)
     await asyncio.sleep(0)
     assert transport.is_closing() == close
-    return [told, recorder.told[len(told) :]]
+    return [before, recorder.calls[len(before) :]]
 
 
-async def test_a_head_goes_with_its_body() -> None:
-    assert await answered(HEAD, BODY) == [[HEAD + BODY], []]
-    assert await answered(HEAD, BODY, BODY) == [[HEAD + BODY, BODY], []]
-    assert await answered(HEAD, BODY, HEAD, BODY) == [[HEAD + BODY, HEAD + BODY], []]
+async def test_head_is_written_together_with_its_body() -> None:
+    assert await written(HEAD, BODY) == [[HEAD + BODY], []]
+    assert await written(HEAD, BODY, BODY) == [[HEAD + BODY, BODY], []]
+    assert await written(HEAD, BODY, HEAD, BODY) == [[HEAD + BODY, HEAD + BODY], []]
 
 
-async def test_a_head_alone_does_not_wait_for_long() -> None:
-    assert await answered(HEAD) == [[], [HEAD]]
-    assert await answered(HEAD, HEAD, BODY) == [[HEAD + HEAD, BODY], []]
+async def test_head_without_a_body_is_written_in_the_next_round_of_the_loop() -> None:
+    assert await written(HEAD) == [[], [HEAD]]
+    assert await written(HEAD, HEAD, BODY) == [[HEAD + HEAD, BODY], []]
 
 
-async def test_nothing_is_lost_when_it_closes() -> None:
-    assert await answered(HEAD, close=True) == [[HEAD, "closed"], []]
-    assert await answered(HEAD, BODY, close=True) == [[HEAD + BODY, "closed"], []]
+async def test_close_writes_a_waiting_head_first() -> None:
+    assert await written(HEAD, close=True) == [[HEAD, "closed"], []]
+    assert await written(HEAD, BODY, close=True) == [[HEAD + BODY, "closed"], []]
