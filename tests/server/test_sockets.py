@@ -1,4 +1,4 @@
-"""The sockets that a controller listens on: which addresses of a host, and what happens if one cannot be bound."""
+"""The listening sockets: the addresses of a host, and errors if one cannot be bound."""
 
 import contextlib
 import errno
@@ -28,22 +28,22 @@ ipv6 = pytest.mark.skipif(not has_ipv6(), reason="this machine has no IPv6")
 
 @pytest.fixture
 def resolve(monkeypatch: pytest.MonkeyPatch) -> Resolve:
-    """Give the name `host` addresses, as a hosts file would."""
+    """Return a function that sets the addresses of the name `host`, as a hosts file would."""
     real = socket.getaddrinfo
 
-    def names(*addresses: str) -> None:
+    def set_addresses(*addresses: str) -> None:
         def getaddrinfo(host: str, *arguments: Any, **options: Any) -> list[Any]:
             hosts = addresses if host == "host" else (host,)
             return [entry for each in hosts for entry in real(each, *arguments, **options)]
 
         monkeypatch.setattr(socket, "getaddrinfo", getaddrinfo)
 
-    return names
+    return set_addresses
 
 
 @contextlib.contextmanager
 def bound(host: str, port: int = 0) -> Iterator[list[tuple[str, int]]]:
-    """The addresses that are listened on."""
+    """Listen on a host. Yield the addresses and ports."""
     listeners = bind_listeners(host, port)
     try:
         listen(listeners, host, port)
@@ -57,7 +57,7 @@ def close(listeners: Sequence[socket.socket]) -> None:
         listener.close()
 
 
-def reached(host: str, port: int) -> bool:
+def is_reachable(host: str, port: int) -> bool:
     with contextlib.suppress(OSError), socket.create_connection((host, port), timeout=60):
         return True
     return False
@@ -70,17 +70,17 @@ def test_each_address_of_a_name_is_bound_to_the_same_port(resolve: Resolve) -> N
             assert (first, second) == ("127.0.0.1", "127.0.0.2")
             assert one == two != 0
             assert port in (0, one)
-            assert reached("127.0.0.1", one)
-            assert reached("127.0.0.2", one)
+            assert is_reachable("127.0.0.1", one)
+            assert is_reachable("127.0.0.2", one)
 
 
-def test_an_address_that_is_named_twice_is_bound_once(resolve: Resolve) -> None:
+def test_duplicate_address_is_bound_once(resolve: Resolve) -> None:
     resolve("127.0.0.1", "127.0.0.1")
     with bound("host") as addresses:
         assert len(addresses) == 1
 
 
-def test_addresses_that_the_machine_lacks_are_skipped(resolve: Resolve, caplog: pytest.LogCaptureFixture) -> None:
+def test_addresses_of_other_machines_are_skipped(resolve: Resolve, caplog: pytest.LogCaptureFixture) -> None:
     resolve("198.51.100.1", "127.0.0.1")
     with caplog.at_level("INFO"), bound("host") as [(host, _)]:
         assert host == "127.0.0.1"
@@ -88,23 +88,23 @@ def test_addresses_that_the_machine_lacks_are_skipped(resolve: Resolve, caplog: 
     assert line == "Not listening on 198.51.100.1 of --host host: Cannot assign requested address."
 
 
-def test_a_host_of_which_no_address_can_be_bound_is_refused(resolve: Resolve) -> None:
+def test_host_without_an_address_of_this_machine_is_an_error(resolve: Resolve) -> None:
     resolve("198.51.100.1", "203.0.113.1")
     with pytest.raises(SettingsError, match=r"--port 5 on --host host \(198.51.100.1\) cannot .* Name an address of"):
         bind_listeners("host", 5)
 
 
-def test_an_address_in_use_is_an_error_though_others_are_free(resolve: Resolve) -> None:
+def test_address_in_use_is_an_error_even_if_others_are_free(resolve: Resolve) -> None:
     resolve("127.0.0.1", "127.0.0.2")
     with bound("127.0.0.2") as [(_, port)]:
         with pytest.raises(SettingsError, match=r"--host host \(127.0.0.2\) .* Is another controller running there"):
             bind_listeners("host", port)
         with bound("127.0.0.1", port):
-            pass  # it was closed again
+            pass  # the error left the free address closed
 
 
-def test_a_free_port_is_free_on_all_addresses(resolve: Resolve, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The port that the first address got is in use on the second."""
+def test_port_0_binds_a_port_that_is_free_on_all_addresses(resolve: Resolve, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The first attempt gets a port that is in use on the second address."""
     resolve("127.0.0.1", "127.0.0.2")
     others: list[socket.socket] = []
     bind = listening._bind
@@ -120,7 +120,7 @@ def test_a_free_port_is_free_on_all_addresses(resolve: Resolve, monkeypatch: pyt
     close(others)
 
 
-def test_of_two_that_bind_at_once_only_one_listens() -> None:
+def test_second_of_two_controllers_that_bound_the_same_port_cannot_listen() -> None:
     one = bind_listeners("127.0.0.1", 0)
     port = one[0].getsockname()[1]
     two = bind_listeners("127.0.0.1", port)
@@ -132,28 +132,28 @@ def test_of_two_that_bind_at_once_only_one_listens() -> None:
 
 @ipv6
 @pytest.mark.parametrize("host", ["::", "::0", "0:0:0:0:0:0:0:0"])
-def test_the_ipv6_address_for_all_is_for_ipv4_too(host: str) -> None:
+def test_unspecified_ipv6_address_accepts_ipv4(host: str) -> None:
     with bound(host) as [(_, port)]:
-        assert reached("127.0.0.1", port)
-        assert reached("::1", port)
+        assert is_reachable("127.0.0.1", port)
+        assert is_reachable("::1", port)
 
 
 @ipv6
-def test_other_ipv6_addresses_are_not(resolve: Resolve) -> None:
+def test_specific_ipv6_address_accepts_no_ipv4(resolve: Resolve) -> None:
     with bound("::1") as [(_, port)]:
-        assert not reached("127.0.0.1", port)
+        assert not is_reachable("127.0.0.1", port)
     resolve("::", "0.0.0.0")
     with bound("host") as addresses:
         assert [host for host, _ in addresses] == ["::", "0.0.0.0"]
 
 
 @ipv6
-def test_an_ipv4_address_in_the_form_of_ipv6() -> None:
+def test_ipv4_mapped_ipv6_address_accepts_ipv4() -> None:
     with bound("::ffff:127.0.0.1") as [(_, port)]:
-        assert reached("127.0.0.1", port)
+        assert is_reachable("127.0.0.1", port)
 
 
-def test_all_addresses_of_a_machine_without_ipv6(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_unspecified_address_falls_back_to_ipv4_on_a_machine_without_ipv6(monkeypatch: pytest.MonkeyPatch) -> None:
     real = socket.socket
 
     def without_ipv6(family: int = socket.AF_INET, *arguments: Any, **options: Any) -> socket.socket:
@@ -164,13 +164,13 @@ def test_all_addresses_of_a_machine_without_ipv6(monkeypatch: pytest.MonkeyPatch
     monkeypatch.setattr(socket, "socket", without_ipv6)
     with bound("::") as [(host, port)]:
         assert host == "0.0.0.0"
-        assert reached("127.0.0.1", port)
+        assert is_reachable("127.0.0.1", port)
     with pytest.raises(SettingsError, match="This machine has no IPv6"):
         bind_listeners("::1", 0)
 
 
 @pytest.mark.parametrize(("host", "shown"), [("127.0.0.1", "127.0.0.1"), pytest.param("::1", "[::1]", marks=ipv6)])
-def test_the_url_has_the_port_that_was_found(host: str, shown: str) -> None:
+def test_url_contains_the_port_that_was_bound(host: str, shown: str) -> None:
     listeners = bind_listeners(host, 0)
     assert url("https", host, listeners) == f"https://{shown}:{listeners[0].getsockname()[1]}"
     close(listeners)

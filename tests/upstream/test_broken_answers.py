@@ -1,4 +1,4 @@
-"""Every way in which a worker's answer can go wrong ends the request: at once if it is known, else by a time limit."""
+"""Every invalid response of a worker ends the request: at once if the fault is visible, otherwise by a timeout."""
 
 import asyncio
 from collections.abc import AsyncIterator
@@ -29,7 +29,11 @@ def chunk(part: bytes) -> bytes:
 
 @dataclass
 class Fault:
-    """What comes before and after the fault, and how the answer ends if the worker keeps or closes the connection."""
+    """A body with a fault.
+
+    before, after: the bytes that the worker sends before the fault, and the faulty ones after them.
+    kept, closed: the expected error if the worker keeps the connection open, or closes it. None means no error.
+    """
 
     before: bytes
     after: bytes
@@ -38,15 +42,15 @@ class Fault:
 
 
 BODIES = {
-    "a length that is no number": Fault(CHUNKED + chunk(FRAME), b"zz\r\n", StreamBroken, StreamBroken),
+    "a chunk length that is not a number": Fault(CHUNKED + chunk(FRAME), b"zz\r\n", StreamBroken, StreamBroken),
     "an error page": Fault(
         CHUNKED + chunk(FRAME), plain(b"oops", status=b"502 Bad Gateway"), StreamBroken, StreamBroken
     ),
-    "a length of 30 digits": Fault(CHUNKED + chunk(FRAME), b"f" * 30 + b"\r\n", StreamBroken, StreamBroken),
+    "a chunk length of 30 digits": Fault(CHUNKED + chunk(FRAME), b"f" * 30 + b"\r\n", StreamBroken, StreamBroken),
     "a chunk that is too long": Fault(CHUNKED + chunk(FRAME), b"2\r\nabcdef\r\n", StreamBroken, StreamBroken),
     "no last chunk": Fault(CHUNKED + chunk(FRAME), b"", WorkerSilent, StreamBroken),
     "half a chunk": Fault(CHUNKED + chunk(FRAME), b"20\r\nhalf", WorkerSilent, StreamBroken),
-    "half a length": Fault(CHUNKED + chunk(FRAME), b"2", WorkerSilent, StreamBroken),
+    "half a chunk length": Fault(CHUNKED + chunk(FRAME), b"2", WorkerSilent, StreamBroken),
     "a last chunk without its end": Fault(CHUNKED + chunk(FRAME), b"0\r\n", WorkerSilent, StreamBroken),
     "a trailer without its end": Fault(CHUNKED + chunk(FRAME), b"0\r\nX-Time: ", WorkerSilent, StreamBroken),
     "too many trailers": Fault(
@@ -56,47 +60,47 @@ BODIES = {
     "too short": Fault(length(10) + FRAME, b"", WorkerSilent, StreamBroken),
     "too long": Fault(length(4) + FRAME, b"more\0", None, None),
     "garbage after the last chunk": Fault(CHUNKED + chunk(FRAME), b"0\r\n\r\ngarbage", None, None),
-    "another answer after the last chunk": Fault(CHUNKED + chunk(FRAME), b"0\r\n\r\n" + plain(b"x\0"), None, None),
+    "another response after the last chunk": Fault(CHUNKED + chunk(FRAME), b"0\r\n\r\n" + plain(b"x\0"), None, None),
     "no length": Fault(UNTIL_CLOSED + FRAME, b"", WorkerSilent, None),
 }
 
 
 @pytest.fixture
 async def client() -> AsyncIterator[WorkerClient]:
-    """A client that does not wait long."""
+    """Return a client with short timeouts."""
     opened = WorkerClient(probe_timeout=0.2, worker_timeout=0.2)
     yield opened
     await opened.close()
 
 
 @pytest.fixture
-async def patient() -> AsyncIterator[WorkerClient]:
-    """A client whose time limits play no part."""
+async def client_with_long_timeouts() -> AsyncIterator[WorkerClient]:
+    """Return a client with timeouts that never pass in a test."""
     opened = WorkerClient(probe_timeout=60.0, worker_timeout=60.0)
     yield opened
     await opened.close()
 
 
 async def read(answer: WorkerAnswer, frames: bool, gate: asyncio.Event) -> tuple[bytes, type[WorkerError] | None]:
-    """The body up to its end or fault, and which fault it was. The gate is opened when something has come."""
-    came = b""
+    """Return the body up to its end or fault, and the error. Open the gate when a piece has arrived."""
+    received = b""
     try:
         async for piece in answer.frames() if frames else answer.pieces():
-            came += piece
+            received += piece
             gate.set()
     except WorkerError as error:
-        return came, type(error)
+        return received, type(error)
     finally:
         answer.close()
-    return came, None
+    return received, None
 
 
 @pytest.mark.parametrize("at_once", [True, False], ids=["at once", "one by one"])
 @pytest.mark.parametrize("frames", [True, False], ids=["stream", "call"])
 @pytest.mark.parametrize("end", ENDS)
 @pytest.mark.parametrize("case", BODIES)
-async def test_a_body_that_goes_wrong_ends(
-    client: WorkerClient, patient: WorkerClient, case: str, end: str, frames: bool, at_once: bool
+async def test_invalid_body_ends_the_request(
+    client: WorkerClient, client_with_long_timeouts: WorkerClient, case: str, end: str, frames: bool, at_once: bool
 ) -> None:
     fault, gate = BODIES[case], asyncio.Event()
     parts = [fault.before + fault.after] if at_once else [fault.before, fault.after]
@@ -104,22 +108,22 @@ async def test_a_body_that_goes_wrong_ends(
     if end == "reset" and case == "no length":
         expected = StreamBroken
     if expected is not WorkerSilent:
-        client = patient
+        client = client_with_long_timeouts
     async with bad_worker(worker_generate_stream=sends(*parts, end=end, gate=gate)) as worker:
-        if at_once and end == "reset":  # the system may drop what was not read before it
-            answer = await head_or_none(client, worker.address)
+        if at_once and end == "reset":  # a reset may discard data that the client has not read yet
+            answer = await send_or_none(client, worker.address)
             kind = StreamBroken if answer is None else (await read(answer, frames, gate))[1]
             assert kind in (expected, StreamBroken)
             return
         answer = await client.ask(worker.address, "/worker_generate_stream", b"{}")
-        came, kind = await read(answer, frames, gate)
+        received, kind = await read(answer, frames, gate)
         assert kind is expected
-        assert came.startswith(FRAME), "what came whole is passed on"
-        assert not frames or came == FRAME
+        assert received.startswith(FRAME), "the complete frame is passed on"
+        assert not frames or received == FRAME
         await wait_until(lambda: worker.open == 0, "the connection is closed")
 
 
-async def head_or_none(client: WorkerClient, address: str) -> WorkerAnswer | None:
+async def send_or_none(client: WorkerClient, address: str) -> WorkerAnswer | None:
     try:
         return await client.ask(address, "/worker_generate_stream", b"{}")
     except StreamBroken:
@@ -135,21 +139,23 @@ HEADS = {
     "a header without end": (b"HTTP/1.1 200 OK\r\nX: " + b"x" * 3_000_000, StreamBroken, StreamBroken),
     "a thousand headers": (b"HTTP/1.1 200 OK\r\n" + b"X: 1\r\n" * 1000 + b"\r\n", StreamBroken, StreamBroken),
     "a megabyte of headers": (b"HTTP/1.1 200 OK\r\n" + b"X: %s\r\n" % (b"x" * 50_000) * 20, StreamBroken, StreamBroken),
-    "informational answers only": (b"HTTP/1.1 103 Hints\r\n\r\n" * 3, WorkerSilent, StreamBroken),
-    "too many informational answers": (b"HTTP/1.1 103 Hints\r\n\r\n" * 30_000, StreamBroken, StreamBroken),
+    "informational responses only": (b"HTTP/1.1 103 Hints\r\n\r\n" * 3, WorkerSilent, StreamBroken),
+    "too many informational responses": (b"HTTP/1.1 103 Hints\r\n\r\n" * 30_000, StreamBroken, StreamBroken),
     "two lengths": (b"HTTP/1.1 200 OK\r\nContent-Length: 1\r\nContent-Length: 2\r\n\r\nx", StreamBroken, StreamBroken),
     "length and chunks": (CHUNKED[:-2] + b"Content-Length: 1\r\n\r\nx", StreamBroken, StreamBroken),
-    "a coding not asked for": (CHUNKED.replace(b"chunked", b"gzip, chunked"), StreamBroken, StreamBroken),
+    "a coding that was not requested": (CHUNKED.replace(b"chunked", b"gzip, chunked"), StreamBroken, StreamBroken),
 }
 
 
 @pytest.mark.parametrize("end", ENDS)
 @pytest.mark.parametrize("case", HEADS)
-async def test_a_head_that_goes_wrong_ends(client: WorkerClient, patient: WorkerClient, case: str, end: str) -> None:
+async def test_invalid_head_ends_the_request(
+    client: WorkerClient, client_with_long_timeouts: WorkerClient, case: str, end: str
+) -> None:
     sent, kept, closed = HEADS[case]
     expected = kept if end == "open" else closed
     if expected is not WorkerSilent:
-        client = patient
+        client = client_with_long_timeouts
     async with bad_worker(worker_generate_stream=sends(sent, end=end)) as worker:
         with pytest.raises(expected):
             await client.ask(worker.address, "/worker_generate_stream", b"{}")
@@ -158,7 +164,7 @@ async def test_a_head_that_goes_wrong_ends(client: WorkerClient, patient: Worker
 
 
 @pytest.mark.parametrize("case", [*HEADS, *BODIES])
-async def test_a_status_ends_whatever_a_worker_sends(client: WorkerClient, case: str) -> None:
+async def test_invalid_response_ends_a_status_request(client: WorkerClient, case: str) -> None:
     sent = HEADS[case][0] if case in HEADS else BODIES[case].before + BODIES[case].after
     async with bad_worker(worker_get_status=sends(sent, end="open")) as worker:
         with pytest.raises(WorkerUnreachable):
@@ -166,63 +172,63 @@ async def test_a_status_ends_whatever_a_worker_sends(client: WorkerClient, case:
         await wait_until(lambda: worker.open == 0, "the connection is closed")
 
 
-async def test_a_status_that_trickles_is_not_waited_for(client: WorkerClient) -> None:
-    """The bound is for the whole call, not for each read."""
+async def test_slow_status_ends_by_the_probe_timeout(client: WorkerClient) -> None:
+    """The timeout is for the whole call, not for each read."""
 
-    async def trickles(_: BadWorker, writer: asyncio.StreamWriter, __: bytes) -> None:
+    async def send_slowly(_: BadWorker, writer: asyncio.StreamWriter, __: bytes) -> None:
         writer.write(length(1_000_000))
         while True:
             writer.write(b" ")
             await asyncio.sleep(0.01)
 
-    async with bad_worker(worker_get_status=trickles) as worker:
+    async with bad_worker(worker_get_status=send_slowly) as worker:
         with pytest.raises(WorkerUnreachable, match=r"within 0\.2 s"):
             await client.status(worker.address)
 
 
-async def test_a_refusal_that_trickles_is_not_waited_for(client: WorkerClient) -> None:
-    async def trickles(_: BadWorker, writer: asyncio.StreamWriter, __: bytes) -> None:
+async def test_slow_body_of_a_refusal_ends_by_the_worker_timeout(client: WorkerClient) -> None:
+    async def send_slowly(_: BadWorker, writer: asyncio.StreamWriter, __: bytes) -> None:
         writer.write(length(1_000_000).replace(b"200 OK", b"500 Oops"))
         while True:
             writer.write(b" ")
             await asyncio.sleep(0.01)
 
-    async with bad_worker(worker_generate=trickles) as worker:
+    async with bad_worker(worker_generate=send_slowly) as worker:
         answer = await client.ask(worker.address, "/worker_generate", b"{}")
         with pytest.raises(WorkerSilent):
             await answer.refusal()
         answer.close()
 
 
-async def test_a_client_that_does_not_read_is_not_a_silent_worker(client: WorkerClient) -> None:
+async def test_client_that_does_not_read_does_not_make_the_worker_silent(client: WorkerClient) -> None:
     async with bad_worker(
         worker_generate_stream=sends(CHUNKED + chunk(FRAME), chunk(FRAME * 500_000) + b"0\r\n\r\n", end="open")
     ) as worker:
         answer = await client.ask(worker.address, "/worker_generate_stream", b"{}")
         frames = answer.frames()
-        came = [await anext(frames)]
+        received = [await anext(frames)]
         for _ in range(3):
             timer = answer._timer
-            await wait_until(lambda timer=timer: answer._timer is not timer, "the time limit has passed")
-        came += [piece async for piece in frames]
+            await wait_until(lambda timer=timer: answer._timer is not timer, "the timeout has passed")
+        received += [piece async for piece in frames]
         answer.close()
-    assert b"".join(came) == FRAME * 500_001
+    assert b"".join(received) == FRAME * 500_001
 
 
-async def test_a_body_that_a_worker_takes_slowly_is_no_silence() -> None:
-    """The time for the head begins when the worker has taken the request."""
+async def test_worker_that_reads_the_request_slowly_is_not_silent() -> None:
+    """The timeout for the head begins when the worker has read the request."""
     client = WorkerClient(probe_timeout=0.5, worker_timeout=0.5)
-    slowest = 0.0
+    read_time = 0.0
 
     async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        nonlocal slowest
+        nonlocal read_time
         began = asyncio.get_running_loop().time()
         left = 24_000_000
         await reader.readuntil(b"\r\n\r\n")
         while left > 0:
             left -= len(await reader.read(1_000_000))
             await asyncio.sleep(0.01)
-        slowest = asyncio.get_running_loop().time() - began
+        read_time = asyncio.get_running_loop().time() - began
         writer.write(plain(FRAME))
         await writer.drain()
         writer.close()
@@ -231,13 +237,13 @@ async def test_a_body_that_a_worker_takes_slowly_is_no_silence() -> None:
     address = f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}"
     answer = await client.ask(address, "/worker_generate_stream", b"x" * 24_000_000)
     assert (await read(answer, True, asyncio.Event())) == (FRAME, None)
-    assert slowest > 0.5, "it took longer than a worker may be silent"
+    assert read_time > 0.5, "reading took longer than the worker timeout"
     server.close()
     await client.close()
 
 
-async def test_our_protocol_is_in_use(client: WorkerClient) -> None:
-    """It is given to aiohttp by an attribute that another version may not have."""
+async def test_connections_use_our_protocol(client: WorkerClient) -> None:
+    """aiohttp gets it through an attribute that another version may not have."""
     async with bad_worker(worker_generate_stream=sends(CHUNKED + chunk(FRAME), end="open")) as worker:
         answer = await client.ask(worker.address, "/worker_generate_stream", b"{}")
         assert answer._response.connection is not None

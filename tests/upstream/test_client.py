@@ -1,4 +1,4 @@
-"""The client for workers: whatever a worker sends, the outcome is one of few, and it is bounded."""
+"""The client for workers. Every response, also an invalid one, ends in a known error and within limits."""
 
 import asyncio
 import zlib
@@ -12,7 +12,7 @@ from controller.domain.worker import WorkerStatus
 from controller.upstream import answer as upstream_answer
 from controller.upstream import client as upstream
 from controller.upstream.client import WorkerClient
-from tests.support.streams import asked
+from tests.support.streams import frames_from
 from tests.support.waiting import wait_until
 from tests.support.workers import Behaviour, answers, bad_worker, chunks, hangs, sends_without_end, status
 
@@ -25,13 +25,13 @@ async def client() -> AsyncIterator[WorkerClient]:
 
 
 @pytest.fixture
-async def impatient() -> AsyncIterator[WorkerClient]:
+async def client_with_short_timeouts() -> AsyncIterator[WorkerClient]:
     opened = WorkerClient(probe_timeout=0.1, worker_timeout=0.1)
     yield opened
     await opened.close()
 
 
-async def test_a_status(client: WorkerClient) -> None:
+async def test_status_returns_what_the_worker_sent(client: WorkerClient) -> None:
     async with bad_worker(worker_get_status=status("m", "n", speed=2.5, queue_length=4)) as worker:
         assert await client.status(worker.address) == WorkerStatus(("m", "n"), 2.5, 4)
         assert worker.requests == [("worker_get_status", b"")]
@@ -51,7 +51,7 @@ BAD_STATUSES: dict[str, tuple[Behaviour, str]] = {
     "a wrong type": (answers(b'{"model_names":"m","speed":1,"queue_length":0}'), r"model_names"),
     "speed 0": (answers(b'{"model_names":["m"],"speed":0,"queue_length":0}'), r"speed"),
     "breaks off": (chunks(b"{", end=False), r"cannot be reached|no status"),
-    "an unasked compression": (
+    "a compression that was not requested": (
         answers(zlib.compress(b" " * 100_000_000), "200 OK", "Content-Encoding: deflate"),  # 97 kB for 100 MB
         r"more than 1048576 bytes",
     ),
@@ -59,19 +59,21 @@ BAD_STATUSES: dict[str, tuple[Behaviour, str]] = {
 
 
 @pytest.mark.parametrize("case", BAD_STATUSES)
-async def test_a_bad_status_is_told_in_one_line(client: WorkerClient, impatient: WorkerClient, case: str) -> None:
+async def test_invalid_status_is_an_error_of_one_line(
+    client: WorkerClient, client_with_short_timeouts: WorkerClient, case: str
+) -> None:
     behaviour, message = BAD_STATUSES[case]
     async with bad_worker(worker_get_status=behaviour) as worker:
         with pytest.raises(WorkerUnreachable, match=message) as caught:
-            await (impatient if case == "hangs" else client).status(worker.address)
+            await (client_with_short_timeouts if case == "hangs" else client).status(worker.address)
         assert worker.address in str(caught.value)
         assert len(str(caught.value)) < 400
         assert "\n" not in str(caught.value)
 
 
-async def test_no_compression_is_asked_for_and_no_cookie_is_kept(client: WorkerClient) -> None:
-    told = b'{"model_names":["m"],"speed":1,"queue_length":0}'
-    async with bad_worker(worker_get_status=answers(told, "200 OK", "Set-Cookie: a=b; Path=/")) as worker:
+async def test_requests_ask_for_no_compression_and_send_no_cookie(client: WorkerClient) -> None:
+    body = b'{"model_names":["m"],"speed":1,"queue_length":0}'
+    async with bad_worker(worker_get_status=answers(body, "200 OK", "Set-Cookie: a=b; Path=/")) as worker:
         address = worker.address.replace("127.0.0.1", "localhost")
         for _ in range(2):
             await client.status(address)
@@ -80,8 +82,8 @@ async def test_no_compression_is_asked_for_and_no_cookie_is_kept(client: WorkerC
             assert b"cookie" not in head.lower()
 
 
-async def test_a_name_that_no_resolver_will_have_is_unreachable(client: WorkerClient) -> None:
-    """Such names are refused at registration; should one come from elsewhere, it must not break anything."""
+async def test_worker_with_an_unresolvable_name_is_unreachable(client: WorkerClient) -> None:
+    """Registration refuses such names. If one gets into the registry otherwise, it must not cause other errors."""
     for name in ("http://a..b", "http://" + "a" * 64, "http://[x"):
         with pytest.raises(WorkerUnreachable):
             await client.status(name)
@@ -89,14 +91,14 @@ async def test_a_name_that_no_resolver_will_have_is_unreachable(client: WorkerCl
             await collect(client, name)
 
 
-async def test_nobody_there(client: WorkerClient) -> None:
+async def test_worker_that_does_not_listen_is_unreachable(client: WorkerClient) -> None:
     with pytest.raises(WorkerUnreachable, match="cannot be reached"):
         await client.status("http://127.0.0.1:1")
     with pytest.raises(WorkerUnreachable, match="cannot be reached"):
         await collect(client, "http://127.0.0.1:1")
 
 
-async def test_a_name_server_that_is_silent_is_not_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_silent_name_server_ends_by_the_connect_timeout(monkeypatch: pytest.MonkeyPatch) -> None:
     async def hang(*_: object, **__: object) -> None:
         await asyncio.sleep(3600)
 
@@ -109,7 +111,7 @@ async def test_a_name_server_that_is_silent_is_not_waited_for(monkeypatch: pytes
 
 
 async def collect(client: WorkerClient, address: str, body: bytes = b'{"model":"m"}') -> list[bytes]:
-    return [piece async for piece in asked(client, address, body)]
+    return [piece async for piece in frames_from(client, address, body)]
 
 
 @pytest.mark.parametrize(
@@ -130,7 +132,7 @@ async def test_frames_arrive_whole(client: WorkerClient, sent: list[bytes], fram
     assert b"".join(pieces).split(b"\0")[:-1] == frames
 
 
-async def test_a_frame_is_passed_on_before_the_next_is_there(client: WorkerClient) -> None:
+async def test_frame_is_passed_on_before_the_next_one_arrives(client: WorkerClient) -> None:
     gate = asyncio.Event()
 
     async def behaviour(_: object, writer: asyncio.StreamWriter, __: bytes) -> None:
@@ -139,7 +141,7 @@ async def test_a_frame_is_passed_on_before_the_next_is_there(client: WorkerClien
         writer.write(b"second\0")
 
     async with bad_worker(worker_generate_stream=behaviour) as worker:
-        stream = asked(client, worker.address)
+        stream = frames_from(client, worker.address)
         assert await anext(stream) == b"first\0"
         gate.set()
         assert await anext(stream) == b"second\0"
@@ -147,7 +149,7 @@ async def test_a_frame_is_passed_on_before_the_next_is_there(client: WorkerClien
             await anext(stream)
 
 
-async def test_the_request_is_passed_on_as_it_is(client: WorkerClient) -> None:
+async def test_request_body_is_sent_unchanged(client: WorkerClient) -> None:
     body = '{"model": "m",  "prompt": "ü\\u0000", "x": 1e2}'.encode()
     async with bad_worker(worker_generate_stream=chunks(b"a\0")) as worker:
         await collect(client, worker.address, body)
@@ -162,27 +164,28 @@ BROKEN_STREAMS: dict[str, tuple[Behaviour, list[bytes], type[WorkerError], str]]
 
 
 @pytest.mark.parametrize("case", BROKEN_STREAMS)
-async def test_a_broken_stream_gives_whole_frames_only(
-    client: WorkerClient, impatient: WorkerClient, case: str, monkeypatch: pytest.MonkeyPatch
+async def test_broken_stream_yields_only_complete_frames(
+    client: WorkerClient, client_with_short_timeouts: WorkerClient, case: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(upstream_answer, "_MAX_FRAME_BYTES", 1_000_000)
     silent = case == "goes silent"
-    behaviour, whole, kind, message = BROKEN_STREAMS[case]
+    behaviour, complete, kind, message = BROKEN_STREAMS[case]
     pieces: list[bytes] = []
 
     async def receive() -> None:
-        async for piece in asked(impatient if silent else client, worker.address):
+        async for piece in frames_from(client_with_short_timeouts if silent else client, worker.address):
             pieces.append(piece)
 
     async with bad_worker(worker_generate_stream=behaviour) as worker:
         with pytest.raises(kind, match=message):
             await receive()
-    assert pieces == whole or (silent and pieces == [])  # a slow machine may be silent from the beginning
+    # On a slow machine, the short timeout may pass before the first frame.
+    assert pieces == complete or (silent and pieces == [])
 
 
-@pytest.mark.parametrize(("said", "kept"), [(b"", b""), (b"oops", b"oops"), (b"x" * 100_000, b"x" * 65_536)])
-async def test_a_refusal_keeps_what_was_said(client: WorkerClient, said: bytes, kept: bytes) -> None:
-    async with bad_worker(worker_generate=answers(said, "500 Oops", "Content-Type: text/plain")) as worker:
+@pytest.mark.parametrize(("sent", "kept"), [(b"", b""), (b"oops", b"oops"), (b"x" * 100_000, b"x" * 65_536)])
+async def test_refusal_keeps_the_first_64_kb_of_the_body(client: WorkerClient, sent: bytes, kept: bytes) -> None:
+    async with bad_worker(worker_generate=answers(sent, "500 Oops", "Content-Type: text/plain")) as worker:
         answer = await client.ask(worker.address, "/worker_generate", b"{}")
         error = await answer.refusal()
         answer.close()
@@ -190,25 +193,25 @@ async def test_a_refusal_keeps_what_was_said(client: WorkerClient, said: bytes, 
         assert (error.headers, error.body) == (((b"content-type", b"text/plain"),), kept)
 
 
-async def test_a_redirect_is_not_followed(client: WorkerClient) -> None:
+async def test_redirect_is_not_followed(client: WorkerClient) -> None:
     async with bad_worker(worker_generate=answers(b"", "307 Moved", "Location: http://127.0.0.1:1/")) as worker:
         answer = await client.ask(worker.address, "/worker_generate", b"{}")
         answer.close()
         assert answer.status == 307
 
 
-async def test_closing_a_stream_ends_the_request(client: WorkerClient) -> None:
+async def test_closed_stream_ends_the_request(client: WorkerClient) -> None:
     async with bad_worker(worker_generate_stream=chunks(*[b"a\0"] * 1000, pause=0.01)) as worker:
-        stream = asked(client, worker.address)
+        stream = frames_from(client, worker.address)
         await anext(stream)
         await stream.aclose()
-        await wait_until(lambda: worker.open == 0, "the worker sees that its client is gone")
+        await wait_until(lambda: worker.open == 0, "the worker sees that its client has disconnected")
         assert len(worker.requests) == 1
 
 
-async def test_streams_can_be_broken_off(client: WorkerClient) -> None:
+async def test_end_streams_breaks_running_streams(client: WorkerClient) -> None:
     async with bad_worker(worker_generate_stream=chunks(*[b"a\0"] * 1000, pause=0.05)) as worker:
-        streams = [asked(client, worker.address) for _ in range(3)]
+        streams = [frames_from(client, worker.address) for _ in range(3)]
         assert [await anext(stream) for stream in streams] == [b"a\0"] * 3
         client.end_streams()
         for stream in streams:
@@ -218,14 +221,14 @@ async def test_streams_can_be_broken_off(client: WorkerClient) -> None:
         assert client._answers == set()
 
 
-async def test_streams_that_have_not_begun_are_broken_off_too(client: WorkerClient) -> None:
+async def test_end_streams_breaks_streams_that_have_not_begun_and_later_ones(client: WorkerClient) -> None:
     async with bad_worker(worker_generate_stream=hangs) as worker:
-        waiting = asyncio.create_task(anext(asked(client, worker.address)))
+        waiting = asyncio.create_task(anext(frames_from(client, worker.address)))
         await wait_until(lambda: worker.requests, "the worker has the request")
         client.end_streams()
         with pytest.raises(StreamBroken, match="shutting down"):
             await waiting
         with pytest.raises(StreamBroken, match="shutting down"):
-            await anext(asked(client, worker.address))
+            await anext(frames_from(client, worker.address))
         assert [path for path, _ in worker.requests] == ["worker_generate_stream"]
-        await wait_until(lambda: worker.open == 0, "nothing is left open")
+        await wait_until(lambda: worker.open == 0, "all connections are closed")

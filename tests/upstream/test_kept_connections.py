@@ -1,4 +1,4 @@
-"""A worker that closes a kept connection just as a request comes is asked again, and is not blamed."""
+"""A worker closes a kept connection just as a request arrives: the request is sent again, and no failure is counted."""
 
 import asyncio
 from collections.abc import AsyncIterator
@@ -14,14 +14,14 @@ from controller.upstream.client import WorkerClient
 from controller.upstream.parent import ParentClient
 from tests.conftest import Open
 from tests.support.samples import worker
-from tests.support.streams import asked, streamed
+from tests.support.streams import frames_from, streamed
 from tests.support.waiting import wait_until
 from tests.support.workers import keeping_worker, plain, reset
 
 
 @pytest.fixture(autouse=True)
-def any_time_is_short(monkeypatch: pytest.MonkeyPatch) -> None:
-    """On a slow machine a connection may break a while after the request was begun."""
+def long_race_window(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let every broken connection count as a race. On a slow machine it may break long after the request began."""
     monkeypatch.setattr(session, "_RACE", 60.0)
 
 
@@ -35,8 +35,8 @@ async def client() -> AsyncIterator[WorkerClient]:
     await opened.close()
 
 
-def closes_kept(answer: bytes = b"a\0", *, by_reset: bool = False, before: bytes = b"") -> object:
-    """Answers the first request on each connection and closes at the second, maybe in the middle of a head."""
+def closes_at_second_request(answer: bytes = b"a\0", *, by_reset: bool = False, before: bytes = b"") -> object:
+    """Answer the first request on each connection. Send `before` and close at the second one."""
 
     def behave(_: int, request: int, writer: asyncio.StreamWriter) -> bool:
         if request == 1:
@@ -51,24 +51,24 @@ def closes_kept(answer: bytes = b"a\0", *, by_reset: bool = False, before: bytes
 
 
 async def collect(client: WorkerClient, address: str, body: bytes = b"{}") -> bytes:
-    return b"".join([piece async for piece in asked(client, address, body)])
+    return b"".join([piece async for piece in frames_from(client, address, body)])
 
 
 @pytest.mark.parametrize("by_reset", [False, True], ids=["closed", "reset"])
 @pytest.mark.parametrize("size", [2, 8_000_000])
-async def test_a_request_is_sent_once_more(client: WorkerClient, size: int, by_reset: bool) -> None:
-    async with keeping_worker(closes_kept(by_reset=by_reset)) as kept:
+async def test_request_is_sent_again_on_a_new_connection(client: WorkerClient, size: int, by_reset: bool) -> None:
+    async with keeping_worker(closes_at_second_request(by_reset=by_reset)) as kept:
         assert await collect(client, kept.address) == b"a\0"
         assert await collect(client, kept.address, b"x" * size) == b"a\0"
         assert kept.connections == 2
         assert (kept.requests[0][0], kept.requests[-1]) == (1, (2, b"x" * size))
 
 
-async def test_a_request_that_was_under_way_for_a_while_is_not_sent_again(
+async def test_request_that_broke_later_is_not_sent_again(
     client: WorkerClient, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """It may have killed the worker, which must not get it a second time."""
-    async with keeping_worker(closes_kept()) as kept:
+    """The request may have killed the worker, which must not get it a second time."""
+    async with keeping_worker(closes_at_second_request()) as kept:
         assert await collect(client, kept.address) == b"a\0"
         monkeypatch.setattr(session, "_RACE", 0.0)
         with pytest.raises(StreamBroken):
@@ -76,7 +76,7 @@ async def test_a_request_that_was_under_way_for_a_while_is_not_sent_again(
         assert len(kept.requests) == 2
 
 
-async def test_garbage_behind_the_last_answer_is_not_the_answer_to_the_next_request(client: WorkerClient) -> None:
+async def test_garbage_after_a_response_is_not_the_response_to_the_next_request(client: WorkerClient) -> None:
     def behave(number: int, request: int, writer: asyncio.StreamWriter) -> bool:
         writer.write(plain(b"a\0") if request == 1 else b"GARBAGE\r\n\r\n")
         return True
@@ -87,9 +87,9 @@ async def test_garbage_behind_the_last_answer_is_not_the_answer_to_the_next_requ
         assert kept.connections == 2
 
 
-async def test_it_is_sent_on_a_fresh_connection_whatever_others_are_kept(client: WorkerClient) -> None:
-    async with keeping_worker(closes_kept()) as kept:
-        streams = [asked(client, kept.address) for _ in range(3)]
+async def test_request_is_sent_again_on_a_new_connection_even_if_others_are_kept(client: WorkerClient) -> None:
+    async with keeping_worker(closes_at_second_request()) as kept:
+        streams = [frames_from(client, kept.address) for _ in range(3)]
         for stream in streams:
             await anext(stream)
         assert kept.connections == 3
@@ -100,23 +100,23 @@ async def test_it_is_sent_on_a_fresh_connection_whatever_others_are_kept(client:
 
 
 @pytest.mark.parametrize("by_reset", [False, True], ids=["closed", "reset"])
-async def test_it_is_sent_no_more_when_a_part_of_the_answer_has_come(client: WorkerClient, by_reset: bool) -> None:
-    seen = SimpleNamespace(writer=None)
+async def test_request_is_not_sent_again_after_a_part_of_the_response(client: WorkerClient, by_reset: bool) -> None:
+    last = SimpleNamespace(writer=None)
 
     def behave(_: int, request: int, writer: asyncio.StreamWriter) -> bool:
         writer.write(plain(b"a\0") if request == 1 else b"HTTP/1.1 20")
-        seen.writer = writer
+        last.writer = writer
         return True
 
     async with keeping_worker(behave) as kept:
         assert await collect(client, kept.address) == b"a\0"
         waiting = asyncio.create_task(collect(client, kept.address))
         [connection] = await wait_until(lambda: acquired(client), "the connection is in use")
-        await wait_until(lambda: connection.heard, "a part of the head has come")
+        await wait_until(lambda: connection.heard, "a part of the head has arrived")
         if by_reset:
-            reset(seen.writer)
+            reset(last.writer)
         else:
-            seen.writer.close()
+            last.writer.close()
         with pytest.raises(StreamBroken):
             await waiting
         assert (kept.connections, len(kept.requests)) == (1, 2)
@@ -128,7 +128,7 @@ def acquired(client: WorkerClient) -> list[object]:
     return list(connector._acquired)
 
 
-async def test_a_fresh_connection_that_breaks_is_no_race(client: WorkerClient) -> None:
+async def test_request_on_a_new_connection_that_breaks_is_not_sent_again(client: WorkerClient) -> None:
     async with keeping_worker(lambda *_: False) as kept:
         with pytest.raises(StreamBroken):
             await collect(client, kept.address)
@@ -138,7 +138,7 @@ async def test_a_fresh_connection_that_breaks_is_no_race(client: WorkerClient) -
         assert kept.connections == 2
 
 
-async def test_it_is_sent_once_more_and_no_oftener(client: WorkerClient) -> None:
+async def test_request_is_sent_again_only_once(client: WorkerClient) -> None:
     def behave(connection: int, request: int, writer: asyncio.StreamWriter) -> bool:
         if connection == request == 1:
             writer.write(plain(b"a\0"))
@@ -152,16 +152,16 @@ async def test_it_is_sent_once_more_and_no_oftener(client: WorkerClient) -> None
         assert kept.connections == 2
 
 
-async def test_a_status_is_asked_for_once_more(client: WorkerClient) -> None:
-    async with keeping_worker(closes_kept(STATUS)) as kept:
+async def test_status_request_is_sent_again(client: WorkerClient) -> None:
+    async with keeping_worker(closes_at_second_request(STATUS)) as kept:
         for _ in range(2):
             assert await client.status(kept.address) == WorkerStatus(("m",), 1, 0)
         assert kept.connections == 2
 
 
-async def test_a_parent_is_told_once_more() -> None:
+async def test_heartbeat_to_a_parent_is_sent_again() -> None:
     client = ParentClient(5.0)
-    async with keeping_worker(closes_kept(b'{"exist": true}')) as parent:
+    async with keeping_worker(closes_at_second_request(b'{"exist": true}')) as parent:
         for number in range(3):
             assert await client.heartbeat(parent.address, "http://a:1", number)
         assert parent.requests[-1][1] == b'{"worker_name":"http://a:1","queue_length":2}'
@@ -170,19 +170,19 @@ async def test_a_parent_is_told_once_more() -> None:
     await client.close()
 
 
-async def test_the_worker_is_not_blamed(replica: Open, registry: Registry) -> None:
+async def test_worker_is_not_deprioritised(replica: Open, registry: Registry) -> None:
     controller = replica(forward_tries=1, worker_timeout=60.0)
-    async with keeping_worker(closes_kept()) as kept:
+    async with keeping_worker(closes_at_second_request()) as kept:
         await registry.register(worker(kept.address))
         for _ in range(3):
             assert [piece async for piece in streamed(controller)] == [b"a\0"]
         assert kept.connections == 3
-        await wait_until(lambda: not controller.forwarder._background, "the ends are told")
+        await wait_until(lambda: not controller.forwarder._background, "the leases are released")
         [known] = (await registry.list_workers()).workers
         assert (known.failing, known.leased) == ("", 0)
 
 
-async def test_an_answer_that_nobody_asked_for_answers_no_request(client: WorkerClient) -> None:
+async def test_unrequested_response_is_not_used_for_the_next_request(client: WorkerClient) -> None:
     def behave(connection: int, request: int, writer: asyncio.StreamWriter) -> bool:
         writer.write(plain(b"%d\0" % connection))
         if connection == 1:

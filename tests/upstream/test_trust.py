@@ -1,4 +1,4 @@
-"""Whose certificates are trusted: those in REQUESTS_CA_BUNDLE or CURL_CA_BUNDLE in place of the system's."""
+"""Trusted certificates: a bundle in REQUESTS_CA_BUNDLE or CURL_CA_BUNDLE replaces those of the system."""
 
 import asyncio
 import contextlib
@@ -42,7 +42,7 @@ def bundle(authority: trustme.CA, tmp_path: Path) -> Path:
 
 @pytest.fixture
 async def worker(authority: trustme.CA) -> AsyncIterator[BadWorker]:
-    """A worker, controller and parent with a certificate of its own authority."""
+    """Serve the routes of a worker, a controller and a parent, with a certificate of the test's authority."""
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     authority.issue_cert("127.0.0.1").configure_cert(context)
     served = BadWorker(
@@ -60,8 +60,8 @@ async def worker(authority: trustme.CA) -> AsyncIterator[BadWorker]:
     await asyncio.sleep(0)
 
 
-async def reached(address: str) -> set[str]:
-    """Which of our clients trust the server."""
+async def trusting_clients(address: str) -> set[str]:
+    """Return the kinds of our clients that trust the server."""
     workers, parents = WorkerClient(5.0, 5.0), ParentClient(5.0)
     trusting = set()
     with contextlib.suppress(WorkerUnreachable):
@@ -86,37 +86,41 @@ async def reached(address: str) -> set[str]:
 ALL = {"status", "request", "parent", "console"}
 
 
-async def test_a_strange_certificate_is_not_trusted(worker: BadWorker) -> None:
-    assert await reached(worker.address) == set()
+async def test_certificate_of_an_unknown_authority_is_not_trusted(worker: BadWorker) -> None:
+    assert await trusting_clients(worker.address) == set()
 
 
 @pytest.mark.parametrize("name", ["REQUESTS_CA_BUNDLE", "CURL_CA_BUNDLE"])
-async def test_a_bundle_is_trusted(worker: BadWorker, bundle: Path, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+async def test_certificates_in_a_bundle_are_trusted(
+    worker: BadWorker, bundle: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
     monkeypatch.setenv(name, str(bundle))
-    assert await reached(worker.address) == ALL
+    assert await trusting_clients(worker.address) == ALL
 
 
-async def test_the_first_bundle_counts(
+async def test_requests_ca_bundle_takes_precedence(
     worker: BadWorker, bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     other = tmp_path / "other.pem"
     trustme.CA().cert_pem.write_to_path(other)
     monkeypatch.setenv("REQUESTS_CA_BUNDLE", str(other))
     monkeypatch.setenv("CURL_CA_BUNDLE", str(bundle))
-    assert await reached(worker.address) == set()
+    assert await trusting_clients(worker.address) == set()
     monkeypatch.setenv("SSL_CERT_FILE", str(bundle))
-    assert await reached(worker.address) == ALL, "SSL_CERT_FILE counts in any case"
+    assert await trusting_clients(worker.address) == ALL, "SSL_CERT_FILE is trusted as well"
 
 
 @pytest.mark.skipif(shutil.which("openssl") is None, reason="openssl is not on PATH")
-async def test_a_directory_is_trusted(worker: BadWorker, bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_certificates_in_a_directory_are_trusted(
+    worker: BadWorker, bundle: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     command = ["openssl", "x509", "-hash", "-noout", "-in", str(bundle)]
     name = subprocess.run(command, check=True, capture_output=True, text=True).stdout.strip()
     directory = bundle.parent / "trusted"
     directory.mkdir()
     shutil.copy(bundle, directory / f"{name}.0")
     monkeypatch.setenv("REQUESTS_CA_BUNDLE", str(directory))
-    assert await reached(worker.address) == ALL
+    assert await trusting_clients(worker.address) == ALL
 
 
 @pytest.fixture
@@ -126,7 +130,7 @@ def log(caplog: pytest.LogCaptureFixture) -> Iterator[pytest.LogCaptureFixture]:
 
 
 @pytest.mark.parametrize("content", [None, "", "no certificate"])
-def test_a_bundle_that_cannot_be_used_is_one_warning(
+def test_unusable_bundle_is_logged_once(
     log: pytest.LogCaptureFixture, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, content: str | None
 ) -> None:
     path = tmp_path / "bundle.pem"
@@ -140,7 +144,7 @@ def test_a_bundle_that_cannot_be_used_is_one_warning(
     assert log.messages == [message]
 
 
-def test_a_good_bundle_is_no_warning(
+def test_usable_bundle_is_not_logged(
     log: pytest.LogCaptureFixture, bundle: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     warn_of_bundle()
