@@ -1,4 +1,4 @@
-"""The counters of replicas that share memory, and of one that does not."""
+"""The counters of replicas that share memory, and of replicas that cannot."""
 
 import os
 import re
@@ -14,12 +14,12 @@ def count(metrics: Metrics, series: str) -> float:
     return float(value)
 
 
-def test_every_series_is_there_before_it_is_counted() -> None:
+def test_every_series_starts_at_zero() -> None:
     assert count(Metrics(), 'removals_total{reason="lapsed"}') == 0
     assert count(Metrics(), "store_outages_total") == 0
 
 
-def test_each_replica_tells_the_sum() -> None:
+def test_each_replica_returns_the_sum_over_all_replicas() -> None:
     memory = CounterMemory(3)
     replicas = [Metrics(memory, slot, 3) for slot in range(3)]
     for replica in replicas:
@@ -31,7 +31,7 @@ def test_each_replica_tells_the_sum() -> None:
         assert count(replica, "dispatch_batches_total") == 6
 
 
-def test_a_successor_counts_on() -> None:
+def test_restarted_replica_continues_the_counters_of_its_slot() -> None:
     memory = CounterMemory(2)
     other = Metrics(memory, 0, 2)
     for _ in range(3):
@@ -40,7 +40,7 @@ def test_a_successor_counts_on() -> None:
 
 
 @pytest.mark.parametrize("anonymous", [True, False], ids=["memfd", "unlinked file"])
-def test_the_memory_has_no_name_and_its_space_is_reserved(anonymous: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_memory_has_no_file_name_and_its_space_is_reserved(anonymous: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     if not anonymous:
         monkeypatch.delattr(os, "memfd_create", raising=False)
     memory = CounterMemory(2)
@@ -51,14 +51,14 @@ def test_the_memory_has_no_name_and_its_space_is_reserved(anonymous: bool, monke
     assert count(Metrics(memory, 0, 2), "store_outages_total") == 1
 
 
-def test_a_machine_without_memory_to_share_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_counter_memory_raises_an_error_if_there_is_no_memory_to_share(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delattr(os, "memfd_create", raising=False)
     monkeypatch.setattr(tempfile, "tempdir", "/nowhere")
     with pytest.raises(OSError, match="/nowhere"):
         CounterMemory(2)
 
 
-def test_a_replica_that_shares_no_memory_tells_its_own_counts_and_says_so() -> None:
+def test_replica_without_shared_memory_returns_its_own_counts_with_a_comment() -> None:
     alone = Metrics(None, 1, 2)
     alone.store_outages.inc()
     assert count(alone, "store_outages_total") == 1

@@ -1,4 +1,4 @@
-"""The guard of tests/support/network.py: a client of ours that would leave this machine fails the test."""
+"""The protection of tests/support/network.py: a test fails if one of our clients connects to another machine."""
 
 import socket
 from collections.abc import AsyncIterator
@@ -19,7 +19,7 @@ async def client() -> AsyncIterator[WorkerClient]:
 
 
 @pytest.mark.parametrize("name", ["http://192.0.2.1:1", "http://[2001:db8::1]:1", "http://gpu-7.example.com"])
-async def test_a_worker_elsewhere_is_not_contacted(client: WorkerClient, name: str) -> None:
+async def test_worker_on_another_machine_is_not_contacted(client: WorkerClient, name: str) -> None:
     with pytest.raises(AssertionError, match="not on this machine"):
         await client.status(name)
     assert network.outside
@@ -29,17 +29,17 @@ async def test_a_worker_elsewhere_is_not_contacted(client: WorkerClient, name: s
 
 
 @pytest.mark.parametrize("name", ["http://127.1.2.3:1", "http://localhost:1", "http://worker.invalid:1"])
-async def test_an_invented_worker_is_unreachable(client: WorkerClient, name: str) -> None:
+async def test_worker_that_does_not_exist_is_unreachable(client: WorkerClient, name: str) -> None:
     network.check_worker(name)
     with pytest.raises(WorkerUnreachable):
         await client.status(name)
 
 
-async def test_a_worker_here_is_contacted(client: WorkerClient) -> None:
+async def test_worker_on_this_machine_is_contacted(client: WorkerClient) -> None:
     async with bad_worker(worker_get_status=status("m")) as worker:
         assert (await client.status(worker.address)).model_names == ("m",)
 
 
-def test_a_name_under_invalid_is_not_looked_up() -> None:
+def test_name_under_invalid_does_not_resolve() -> None:
     with pytest.raises(socket.gaierror):
         socket.getaddrinfo("worker.invalid", 80)

@@ -1,4 +1,4 @@
-"""What an installed copy has in it: the scripts, and nothing that only a checkout has."""
+"""The contents of the wheel and the sdist."""
 
 import subprocess
 import sys
@@ -16,25 +16,25 @@ LOAD = "from controller.store import scripts; print(scripts.folder()); print(scr
 
 @pytest.fixture(scope="module")
 def built(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A directory with the sdist, and the wheel that was built from it."""
+    """Build the sdist, and the wheel from it. Return their directory."""
     directory = tmp_path_factory.mktemp("dist")
     subprocess.run([sys.executable, "-m", "hatchling", "build", "-d", directory], cwd=ROOT, check=True)
     return directory
 
 
-def test_the_wheel_carries_the_scripts_and_loads_them(built: Path, tmp_path: Path) -> None:
+def test_wheel_contains_the_scripts_and_loads_them(built: Path, tmp_path: Path) -> None:
     [wheel] = built.glob("*.whl")
     with zipfile.ZipFile(wheel) as archive:
         names = archive.namelist()
-        archive.extractall(tmp_path)  # noqa: S202 - our own
+        archive.extractall(tmp_path)  # noqa: S202 - this test built the archive
     assert {f"controller/lua/{name}.lua" for name in scripts.names()} <= set(names)
     assert "controller/lua/include/key.lua" in names
     assert "controller/py.typed" in names
     assert not [name for name in names if name.startswith(("tests", "lua", "examples"))]
     for example in ("worker", "load", "demo"):
         command = [sys.executable, "-m", f"controller.examples.{example}", "--help"]
-        helped = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=True).stdout
-        assert "usage: " in helped
+        help_text = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=True).stdout
+        assert "usage: " in help_text
     loaded = subprocess.run(
         [sys.executable, "-c", LOAD], cwd=tmp_path, capture_output=True, text=True, check=True
     ).stdout
@@ -42,7 +42,7 @@ def test_the_wheel_carries_the_scripts_and_loads_them(built: Path, tmp_path: Pat
     assert scripts.source("register") in loaded
 
 
-def test_the_wheel_works_as_a_zip_on_the_path(built: Path, tmp_path: Path) -> None:
+def test_wheel_loads_the_scripts_as_a_zip_on_the_path(built: Path, tmp_path: Path) -> None:
     [wheel] = built.glob("*.whl")
     code = f"import sys; sys.path.insert(0, {str(wheel)!r}); {LOAD}"
     loaded = subprocess.run(
@@ -52,7 +52,7 @@ def test_the_wheel_works_as_a_zip_on_the_path(built: Path, tmp_path: Path) -> No
     assert scripts.source("register") in loaded
 
 
-def test_the_sdist_has_all_that_the_tests_need(built: Path) -> None:
+def test_sdist_contains_the_files_that_the_tests_need(built: Path) -> None:
     [sdist] = built.glob("*.tar.gz")
     with tarfile.open(sdist) as archive:
         names = {name.partition("/")[2] for name in archive.getnames()}

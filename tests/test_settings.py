@@ -1,4 +1,4 @@
-"""Settings: where they come from, and what is refused before anything starts."""
+"""Settings: their defaults, and the values that are refused at the start."""
 
 from pathlib import Path
 from typing import Any
@@ -18,7 +18,7 @@ from controller.settings import Settings, all_settings, environment_variables, f
 from controller.store_url import read_password_file
 
 
-def test_the_defaults_are_fastchats() -> None:
+def test_defaults_are_those_of_fastchat() -> None:
     settings = Settings()
     assert (settings.host, settings.port) == ("localhost", 21001)
     assert settings.dispatch_method is DispatchMethod.SHORTEST_QUEUE
@@ -26,7 +26,7 @@ def test_the_defaults_are_fastchats() -> None:
     assert settings.ssl is False
 
 
-def test_every_setting_has_a_flag_and_a_variable() -> None:
+def test_every_setting_has_a_flag_a_variable_and_a_help_text() -> None:
     for setting in all_settings():
         assert flag(setting.name).startswith("--")
         assert environment_variables(setting)[0] == f"CONTROLLER_{setting.name.upper()}"
@@ -90,13 +90,13 @@ def test_every_setting_has_a_flag_and_a_variable() -> None:
         ({"redis_timeout": 61}, "--redis-timeout must be at most 60 s, not 61"),
     ],
 )
-def test_what_cannot_work_is_refused_with_a_sentence_that_names_the_flag(values: dict[str, Any], message: str) -> None:
+def test_invalid_settings_are_refused_with_a_sentence_that_names_the_flag(values: dict[str, Any], message: str) -> None:
     with pytest.raises(SettingsError, match=message) as caught:
         Settings(**values)
     assert str(caught.value).endswith(".")
 
 
-def test_ssl_needs_files_that_work(tmp_path: Path) -> None:
+def test_ssl_requires_a_certificate_and_the_key_that_belongs_to_it(tmp_path: Path) -> None:
     key, certificate = tmp_path / "key", tmp_path / "certificate"
     issued = trustme.CA().issue_cert("localhost")
     issued.private_key_pem.write_to_path(key)
@@ -112,7 +112,7 @@ def test_ssl_needs_files_that_work(tmp_path: Path) -> None:
     assert Settings(ssl=True, ssl_keyfile=key, ssl_certfile=certificate).ssl
 
 
-def test_a_key_with_a_password_is_refused_without_asking_for_it(tmp_path: Path) -> None:
+def test_key_with_a_password_is_refused_without_a_prompt(tmp_path: Path) -> None:
     issued = trustme.CA().issue_cert("localhost")
     issued.cert_chain_pems[0].write_to_path(tmp_path / "certificate")
     key = load_pem_private_key(issued.private_key_pem.bytes(), None)
@@ -122,7 +122,7 @@ def test_a_key_with_a_password_is_refused_without_asking_for_it(tmp_path: Path) 
         Settings(ssl=True, ssl_keyfile=tmp_path / "key", ssl_certfile=tmp_path / "certificate")
 
 
-def test_a_password_from_a_file(tmp_path: Path) -> None:
+def test_redis_password_is_read_from_a_file(tmp_path: Path) -> None:
     path = tmp_path / "password"
     path.write_text("se/cr:et@ \n")
     store = Settings(redis_url="redis://user@h", redis_password_file=path).store_url()

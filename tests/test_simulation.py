@@ -1,4 +1,4 @@
-"""The simulation of benchmarks/dispatch_quality.py: what holds whatever the figures are."""
+"""The simulation of benchmarks/dispatch_quality.py: properties that do not depend on the exact figures."""
 
 import itertools
 import json
@@ -25,7 +25,7 @@ def mean_ideal_wait(fleet: Fleet) -> float:
 
 
 @pytest.mark.parametrize("case", CASES)
-def test_all_are_served_and_none_waits_less_than_in_one_queue(case: str) -> None:
+def test_all_requests_are_served_and_wait_at_least_as_long_as_in_one_queue(case: str) -> None:
     adapt, policy = CASES[case]
     fleet = adapt(FLEET)
     result = Simulation(fleet, policy(fleet)).run()
@@ -36,35 +36,39 @@ def test_all_are_served_and_none_waits_less_than_in_one_queue(case: str) -> None
 
 
 @pytest.mark.parametrize("case", CASES)
-def test_all_are_served_or_lost_when_workers_die(case: str) -> None:
+def test_all_requests_are_served_or_lost_when_workers_die(case: str) -> None:
     adapt, policy = CASES[case]
     fleet = adapt(replace(FLEET, deaths=2))
     result = Simulation(fleet, policy(fleet)).run()
-    # Those that were lost while they ran have waited too.
+    # Requests that were lost while they ran have waited too, so both counts contain them.
     assert len(result.waits) <= FLEET.requests <= len(result.waits) + result.lost_at_the_door + result.lost_inside
     assert result.lost_at_the_door <= result.refused / 2
 
 
-class Watch:
-    """A policy that must not choose a worker of which it was told that it is dead."""
+class DeadWorkerCheck:
+    """Wraps a policy and asserts that it chooses no worker which it knows to be dead.
+
+    by: the notices from which the policy learns of a death.
+    known_dead: pairs of a worker and a router that knows of its death.
+    """
 
     def __init__(self, policy: Policy, by: set[Notice]) -> None:
         self.policy = policy
         self.by = by
-        self.found: set[tuple[int, int]] = set()
+        self.known_dead: set[tuple[int, int]] = set()
         self.told_of_ends, self.place = policy.told_of_ends, policy.place
         self.ended, self.reported = policy.ended, policy.reported
 
     def choose(self, now: float, request: Request) -> int:
         worker = self.policy.choose(now, request)
-        assert (worker, request.router) not in self.found
+        assert (worker, request.router) not in self.known_dead
         return worker
 
     def noticed(self, now: float, worker: int, notice: Notice, router: int) -> None:
         self.policy.noticed(now, worker, notice, router)
         if notice in self.by:
             routers = [router] if notice is Notice.CHECK else range(FLEET.routers)
-            self.found.update((worker, router) for router in routers)
+            self.known_dead.update((worker, router) for router in routers)
 
 
 @pytest.mark.parametrize(
@@ -76,27 +80,29 @@ class Watch:
         (Ideal, {Notice.DEATH}),
     ],
 )
-def test_the_dead_get_nothing_once_they_are_found(policy: Callable[[Fleet], Policy], by: set[Notice]) -> None:
+def test_dead_workers_get_no_requests_after_they_are_detected(
+    policy: Callable[[Fleet], Policy], by: set[Notice]
+) -> None:
     fleet = replace(FLEET, deaths=2, requests=1000)
-    watch = Watch(policy(fleet), by)
-    Simulation(fleet, watch).run()
-    assert len(watch.found) == 2 * FLEET.routers
+    check = DeadWorkerCheck(policy(fleet), by)
+    Simulation(fleet, check).run()
+    assert len(check.known_dead) == 2 * FLEET.routers
 
 
-def test_runs_repeat_and_seeds_differ() -> None:
+def test_runs_with_one_seed_agree_and_with_another_differ() -> None:
     first, again = (simulate("ours, half lease", replace(FLEET, seed=3)) for _ in range(2))
     assert first == again
     assert simulate("ours, half lease", replace(FLEET, seed=4)) != first
 
 
-def test_replicas_share_one_view() -> None:
+def test_number_of_routers_does_not_change_our_policy() -> None:
     one, many = (simulate("ours, half lease", replace(FLEET, routers=routers)) for routers in (1, 32))
     assert one == many
 
 
 @pytest.mark.parametrize("service", SERVICES)
 @pytest.mark.parametrize("drift", [0.0, 0.5])
-def test_service_times_have_their_mean(service: str, drift: float) -> None:
+def test_service_times_have_the_specified_mean(service: str, drift: float) -> None:
     fleet = Fleet(service=service, drift=drift, pareto_shape=3.0)
     assert fmean(request.service for request in fleet.all_requests()) == pytest.approx(8.0, rel=0.05)
 
@@ -108,12 +114,12 @@ def rate(fleet: Fleet) -> float:
 
 
 @pytest.mark.parametrize("bursts", [False, True])
-def test_arrivals_make_the_load(bursts: bool) -> None:
+def test_arrivals_have_the_specified_rate(bursts: bool) -> None:
     fleet = Fleet(bursts=bursts, requests=50_000)
     assert rate(fleet) == pytest.approx(fleet.rate(), rel=0.1)
 
 
-def test_a_replay_has_the_rhythm_of_its_file(tmp_path: Path) -> None:
+def test_replay_repeats_the_gaps_of_its_file(tmp_path: Path) -> None:
     file = tmp_path / "arrivals"
     file.write_text("10\n11\n14\n")
     fleet = Fleet(arrivals=file, requests=9)
@@ -124,11 +130,11 @@ def test_a_replay_has_the_rhythm_of_its_file(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("question", QUESTIONS)
-def test_the_command_answers(question: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_command_answers_each_question(question: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     file = tmp_path / "figures"
     few = "--workers 6 --requests 100 --seeds 2 --loads 0.7 --heartbeat-intervals 5 --replica-counts 2"
-    knobs = "--delay 0.01 0.02 --store-latency 0 0.1 --retry-delay 0 --lease-share 0.3 --bursts --service constant"
-    monkeypatch.setattr("sys.argv", ["", "--question", question, "--json", str(file), *few.split(), *knobs.split()])
+    options = "--delay 0.01 0.02 --store-latency 0 0.1 --retry-delay 0 --lease-share 0.3 --bursts --service constant"
+    monkeypatch.setattr("sys.argv", ["", "--question", question, "--json", str(file), *few.split(), *options.split()])
     main()
     written = json.loads(file.read_text())
     assert (written["fleet"]["workers"], written["fleet"]["delay"]) == (6, [0.01, 0.02])
@@ -137,7 +143,7 @@ def test_the_command_answers(question: str, tmp_path: Path, monkeypatch: pytest.
 
 
 @pytest.mark.parametrize("service", SERVICES)
-def test_the_best_guess_keeps_to_what_was_reported(service: str) -> None:
+def test_best_guess_agrees_with_the_reported_queue_length(service: str) -> None:
     fleet = replace(FLEET, service=service, poll_interval=0.0)
     policy = BestGuess(fleet)
     request = Request(0.0, 1.0, 0.1, 0, False)
@@ -161,26 +167,26 @@ print(json.dumps({case: simulate(case, Fleet(load=load, seed=0)).mean for case i
 
 
 def means(load: float, *cases: str) -> dict[str, float]:
-    """Return the mean waits, from a process whose coverage is not measured: that would take four times as long."""
+    """Return the mean waits. They come from a process without coverage, because coverage takes four times as long."""
     env = {name: value for name, value in os.environ.items() if not name.startswith("COVERAGE_PROCESS")}
     command = [sys.executable, "-c", MEANS, json.dumps([load, cases])]
     path = {"PYTHONPATH": os.pathsep.join(sys.path)}
-    said = subprocess.run(command, env=env | path, stdout=subprocess.PIPE, check=True).stdout
-    told: dict[str, float] = json.loads(said)
-    return told
+    output = subprocess.run(command, env=env | path, stdout=subprocess.PIPE, check=True).stdout
+    result: dict[str, float] = json.loads(output)
+    return result
 
 
 @pytest.mark.parametrize("load", [0.7, 0.85, 0.95])
-def test_our_rules_are_worth_what_is_claimed(load: float, figure: Figure) -> None:
-    """In the fleet of docs/dispatch.md, by one run in the place of five."""
+def test_our_policies_wait_at_most_as_long_as_the_docs_claim(load: float, figure: Figure) -> None:
+    """This runs the default fleet once for each case. The documented figures are from five runs."""
     references = ("one ideal queue", "two choices", "FastChat shortest_queue")
     ours = ("ours, no polls", "ours, as it comes", "ours, half lease", "ours, leases, capacity told")
     found = means(load, *references, *ours)
     ideal, two_choices, stock = (found[case] for case in references)
     no_polls, as_it_comes, half, leases = (found[case] for case in ours)
-    figure(f"waits at {load} beside the ideal queue's", f"{leases / ideal:.2f} with leases and capacity")
+    figure(f"waits at load {load} relative to the ideal queue", f"{leases / ideal:.2f} with leases and capacity")
     figure(
-        f"waits at {load} beside those of two choices",
+        f"waits at load {load} relative to two choices",
         f"{no_polls / two_choices:.2f} without polls, {as_it_comes / two_choices:.2f} as it comes",
     )
     assert leases <= (1.5 if load > 0.9 else 1.1) * ideal

@@ -1,4 +1,4 @@
-"""Which URLs name a store, and what is told of those that do not."""
+"""Store URLs: how they are parsed, and the errors for invalid ones."""
 
 import pytest
 
@@ -35,7 +35,7 @@ GOOD = {
 
 
 @pytest.mark.parametrize("text", GOOD)
-def test_good_urls(text: str) -> None:
+def test_valid_url_is_parsed(text: str) -> None:
     assert parse_store_url(text) == GOOD[text]
 
 
@@ -73,7 +73,7 @@ BAD = {
 
 
 @pytest.mark.parametrize("text", BAD)
-def test_bad_urls(text: str) -> None:
+def test_invalid_url_is_an_error_that_names_the_fault(text: str) -> None:
     with pytest.raises(SettingsError, match=BAD[text]) as caught:
         parse_store_url(text)
     assert str(caught.value).startswith("--redis-url ")
@@ -84,20 +84,20 @@ def test_bad_urls(text: str) -> None:
     "text",
     ["redis://u:secret@h?x=secret", "redis+sentinel://u:secret@a", "redis://u:secret@h#1", "redis://:secret\u2100@h"],
 )
-def test_a_refusal_tells_no_secret(text: str) -> None:
+def test_error_contains_no_secret(text: str) -> None:
     with pytest.raises(SettingsError) as caught:
         parse_store_url(text)
     assert "secret" not in str(caught.value)
 
 
-def test_a_representation_tells_no_secret() -> None:
+def test_repr_contains_no_secret() -> None:
     url = parse_store_url("redis+sentinel://u:secret@a/main?sentinel_password=secret")
     assert (url.password, url.sentinel_password) == ("secret", "secret")
     assert "secret" not in repr(url)
 
 
 @pytest.mark.parametrize(
-    ("text", "told"),
+    ("text", "shown"),
     [
         ("redis://u:p@h", "redis://h:6379"),
         ("rediss://u:p@[::1]:1/2", "rediss://[::1]:1/2"),
@@ -107,5 +107,5 @@ def test_a_representation_tells_no_secret() -> None:
         ("embedded:///d", "embedded:///d"),
     ],
 )
-def test_how_a_log_calls_it(text: str, told: str) -> None:
-    assert str(parse_store_url(text)) == told
+def test_str_contains_no_credentials(text: str, shown: str) -> None:
+    assert str(parse_store_url(text)) == shown

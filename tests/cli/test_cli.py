@@ -1,4 +1,4 @@
-"""The command line: flags, variables, help and refusals."""
+"""The command line: flags, environment variables, help and errors."""
 
 from pathlib import Path
 from typing import Any
@@ -16,17 +16,17 @@ from controller.settings import Settings, all_settings, environment_variables, f
 
 @pytest.fixture
 def served(monkeypatch: pytest.MonkeyPatch) -> list[Settings]:
-    """The settings that `serve` was called with; nothing is served."""
-    seen: list[Settings] = []
-    monkeypatch.setattr(server, "serve", seen.append)
-    return seen
+    """Replace the server. Return the settings of each call of `serve`."""
+    calls: list[Settings] = []
+    monkeypatch.setattr(server, "serve", calls.append)
+    return calls
 
 
 def run(*arguments: str, **env: str) -> Result:
     return CliRunner().invoke(main, arguments, env=env)
 
 
-def test_without_flags_the_defaults_hold(served: list[Settings]) -> None:
+def test_serve_without_flags_uses_the_defaults(served: list[Settings]) -> None:
     assert run("serve").exit_code == 0
     assert served == [Settings()]
 
@@ -58,7 +58,7 @@ VALUES: dict[str, tuple[str, Any]] = {
 
 
 @pytest.mark.parametrize("name", VALUES)
-def test_each_setting_comes_from_its_flag_or_its_variables(served: list[Settings], name: str) -> None:
+def test_setting_is_read_from_its_flag_and_its_variables(served: list[Settings], name: str) -> None:
     text, value = VALUES[name]
     [setting] = [setting for setting in all_settings() if setting.name == name]
     assert run("serve", flag(name), text).exit_code == 0
@@ -67,7 +67,7 @@ def test_each_setting_comes_from_its_flag_or_its_variables(served: list[Settings
     assert [getattr(settings, name) for settings in served] == [value] * (1 + len(environment_variables(setting)))
 
 
-def test_files_and_switches(served: list[Settings], tmp_path: Path) -> None:
+def test_files_switches_and_addresses_are_read_from_flags_and_variables(served: list[Settings], tmp_path: Path) -> None:
     issued = trustme.CA().issue_cert("localhost")
     issued.private_key_pem.write_to_path(tmp_path / "key")
     issued.cert_chain_pems[0].write_to_path(tmp_path / "certificate")
@@ -90,7 +90,7 @@ def test_files_and_switches(served: list[Settings], tmp_path: Path) -> None:
     assert named == {setting.name for setting in all_settings()}
 
 
-def test_fastchats_variables_hold_but_ours_win(served: list[Settings]) -> None:
+def test_fastchats_variables_are_read_and_ours_take_precedence(served: list[Settings]) -> None:
     theirs = {"FASTCHAT_CONTROLLER_HEART_BEAT_EXPIRATION": "50", "FASTCHAT_WORKER_API_TIMEOUT": "60"}
     run("serve", **theirs)
     run("serve", CONTROLLER_HEARTBEAT_EXPIRATION="70", **theirs)
@@ -98,7 +98,7 @@ def test_fastchats_variables_hold_but_ours_win(served: list[Settings]) -> None:
     assert [(s.heartbeat_expiration, s.worker_timeout) for s in served] == [(50, 60), (70, 60), (80, 60)]
 
 
-def test_refusals_are_one_sentence_and_no_traceback(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_error_is_one_sentence_without_a_traceback(monkeypatch: pytest.MonkeyPatch) -> None:
     refused = run("serve", "--replicas", "0")
     assert (refused.exit_code, refused.stderr) == (1, "Error: --replicas must be from 1 to 256, not 0.\n")
     assert run("serve", "--port", "x").exit_code == 2
@@ -111,18 +111,18 @@ def test_refusals_are_one_sentence_and_no_traceback(monkeypatch: pytest.MonkeyPa
     assert run("serve").stderr == "Error: The directory is in use.\n"
 
 
-def test_files_for_tls_without_tls_are_refused(served: list[Settings], tmp_path: Any) -> None:
+def test_certificate_flags_without_ssl_are_refused(served: list[Settings], tmp_path: Any) -> None:
     for name in ("--ssl-keyfile", "--ssl-certfile"):
         refused = run("serve", name, str(tmp_path / "file"))
         assert (refused.exit_code, refused.stderr) == (
             1,
             f"Error: {name} has no effect without --ssl. Add --ssl, or remove it.\n",
         )
-    assert run("serve", SSL_KEYFILE="somebody's", SSL_CERTFILE="somebody's").exit_code == 0
+    assert run("serve", SSL_KEYFILE="of another program", SSL_CERTFILE="of another program").exit_code == 0
     assert len(served) == 1
 
 
-def test_help_teaches() -> None:
+def test_help_shows_examples_and_all_settings() -> None:
     top = run("--help").stdout
     assert "controller serve" in top
     assert "--controller-address http://localhost:21001" in top
@@ -133,18 +133,18 @@ def test_help_teaches() -> None:
     assert "default: 21001" in text
 
 
-def test_version() -> None:
+def test_version_is_printed() -> None:
     assert run("--version").stdout == f"controller, version {__version__}\n"
 
 
-def test_workers_at_no_address() -> None:
+def test_workers_refuses_an_invalid_address() -> None:
     refused = run("workers", "--controller-address", "localhost:21001")
     assert (refused.exit_code, refused.stderr.count("\n")) == (1, 1)
     assert "must begin with http://" in refused.stderr
     assert run("workers", CONTROLLER_ADDRESS="localhost:21001").stderr == refused.stderr
 
 
-def test_workers_of_a_controller_that_is_not_there() -> None:
+def test_workers_fails_if_no_controller_listens() -> None:
     refused = run("workers", "--controller-address", "http://127.0.0.1:1")
     assert refused.exit_code == 1
     assert "Is it running, and is --controller-address right?" in " ".join(refused.stderr.split())
