@@ -30,6 +30,8 @@ def is_quick(item: pytest.Item) -> bool:
     """Return True if a test needs neither much time nor a server that the package does not bring along."""
     if any(item.get_closest_marker(name) for name in ("slow", "deploy")):
         return False
+    if item.get_closest_marker("system") and not item.get_closest_marker("smoke"):
+        return False
     return "redis-server" not in item.nodeid
 
 
@@ -52,7 +54,8 @@ def summary(reports: Iterable[pytest.TestReport]) -> list[str]:
     seconds: Counter[str] = Counter()
     stores: dict[str, set[str]] = {}
     for report in reports:
-        directory = report.nodeid.split("/")[1] if report.nodeid.count("/") > 1 else "project"
+        file = report.nodeid.partition("::")[0].split("/")
+        directory = file[1] if len(file) > 2 else "project"
         passed[directory] += 1
         seconds[directory] += report.duration
         for store in ("fakeredis", "embedded", "redis-server"):
