@@ -22,7 +22,7 @@ from tests.support.waiting import wait_until
 from tests.system.processes import ControllerProcess, free_port, listens, serves
 
 DEPLOY = ROOT / "deploy"
-INVENTED = "http://127.0.0.2:9"  # the worker of the registrations and heartbeats; no process listens there
+INVENTED = "http://127.0.0.2:9"  # the worker of the registrations and heartbeats, where no process listens
 
 
 @dataclass(frozen=True)

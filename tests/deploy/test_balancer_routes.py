@@ -8,6 +8,8 @@ from controller.web.asgi.endpoint import ForwardEndpoint
 from controller.web.routes.table import ROUTES
 from tests.deploy.compose import ROOT
 
+pytestmark = pytest.mark.deploy
+
 HAPROXY = [(ROOT / "deploy/haproxy" / name).read_text() for name in ("haproxy.cfg", "fixed-addresses.cfg")]
 WAITS = {"/register_worker", "/refresh_all_workers"}
 

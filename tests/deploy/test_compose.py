@@ -21,10 +21,10 @@ from tests.support.waiting import wait_until
 from tests.system.load import load
 from tests.system.processes import call, serves
 
-KILL_SECONDS = 60.0  # seconds
+KILL_SECONDS = 60.0
 POLL_INTERVAL = 0.2  # seconds between calls to Docker, which slow down the cluster
 
-pytestmark = pytest.mark.timeout(400)
+pytestmark = [pytest.mark.deploy, pytest.mark.timeout(400)]
 
 
 def addresses(cluster: Compose) -> set[str]:

@@ -15,6 +15,8 @@ from tests.deploy.compose import ROOT
 from tests.support.workers import answers, bad_worker
 from tests.system.processes import ControllerProcess, free_port
 
+pytestmark = pytest.mark.deploy
+
 SCRIPT = ROOT / "deploy/healthcheck.sh"
 Replica = Callable[..., ControllerProcess]
 

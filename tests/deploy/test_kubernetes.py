@@ -22,6 +22,8 @@ from controller.settings import Settings, all_settings, environment_variables
 from controller.store_url import parse_store_url
 from controller.web.routes.table import ROUTES
 
+pytestmark = pytest.mark.deploy
+
 FOLDER = Path(__file__).parents[2] / "deploy" / "kubernetes"
 KUSTOMIZATION = "kustomization.yaml"
 # The oldest supported version, which README.md names, and the latest version.

@@ -8,6 +8,8 @@ import pytest
 from tests.deploy.compose import ROOT, docker, docker_problem, images
 from tests.support.waiting import wait_until
 
+pytestmark = pytest.mark.deploy
+
 RUNNER = """
 import subprocess, sys, time
 from tests.support import lifeline

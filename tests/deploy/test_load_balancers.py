@@ -18,7 +18,7 @@ from tests.support.workers import BadWorker, answers, bad_worker, status
 from tests.system.processes import answers as answers_json
 from tests.system.processes import call
 
-pytestmark = pytest.mark.timeout(300)
+pytestmark = [pytest.mark.deploy, pytest.mark.timeout(300)]
 
 BALANCERS = installed()
 _namespaces = itertools.count()
@@ -183,7 +183,7 @@ async def test_a_large_body_is_forwarded(url: str) -> None:
         ["/worker_generate_stream", "/x/../get_worker_address", "/worker_generate"],
         ["/GET_WORKER_ADDRESS", "/a/list_models"],
     ],
-    ids=["worker routes", "nearly our own"],
+    ids=["worker routes", "similar to own routes"],
 )
 async def test_a_forwarded_request_is_never_sent_twice(url: str, replicas: Replicas, paths: list[str]) -> None:
     """A replica is killed while the worker has the request. The balancer must not retry on another replica."""

@@ -12,7 +12,7 @@ from tests.support.lifeline import project
 from tests.support.waiting import wait_until
 from tests.system.processes import call, free_port
 
-pytestmark = pytest.mark.timeout(300)
+pytestmark = [pytest.mark.deploy, pytest.mark.timeout(300)]
 
 EAST, WEST = "http://east-loadbalancer:21001", "http://west-loadbalancer:21001"
 

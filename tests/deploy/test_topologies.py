@@ -20,7 +20,7 @@ NODES = ("redis", "redis-2", "redis-3")
 SENTINELS = ("sentinel-1", "sentinel-2", "sentinel-3")
 NAMES = {f"http://127.0.0.1:1/w{i}" for i in range(3)}
 
-pytestmark = pytest.mark.timeout(300)
+pytestmark = [pytest.mark.deploy, pytest.mark.timeout(300)]
 
 
 def compose(topology: str) -> Compose:
@@ -47,7 +47,7 @@ async def kill_master_under_load(running: Compose, master: str, promoted: Callab
     for replica in running.containers("controller"):
         url = f"http://{running.address(replica)}:21001"
         await wait_until(lambda url=url: serves(url), "the replica is ready")
-    await asyncio.sleep(1.5)  # until the snapshot of each replica contains the workers, which the replicas do not show
+    await asyncio.sleep(1.5)  # several snapshot intervals, because no route shows the workers of a snapshot
     async with load([running.url]) as results:
         await wait_until(lambda: results.total > 100, "the load has started")
         await asyncio.to_thread(docker, "kill", master)
@@ -210,7 +210,7 @@ def master_names(running: Compose) -> str:
 
 
 def master_address(running: Compose) -> str:
-    """Return the address of the master, or "" if no Redis or several are masters."""
+    """Return the address of the master, or "" if there is no master or more than one."""
     return addresses(running).get(master_names(running), "")
 
 

@@ -113,7 +113,7 @@ class Server(Process):
 
 
 class ControllerProcess(Process):
-    """`controller serve` on a port of its own. Its defaults make tests fast and bookings countable."""
+    """`controller serve` on a port of its own. Its default flags make shutdowns fast and bookings exact."""
 
     def __init__(
         self,

@@ -13,6 +13,8 @@ from tests.system.conftest import Serve
 from tests.system.processes import ControllerProcess
 from tests.system.test_serve import A
 
+pytestmark = pytest.mark.system
+
 POST = b"POST /get_worker_address HTTP/1.1\r\nHost: x\r\n"
 CHUNKED = POST + b"Transfer-Encoding: chunked\r\n\r\n"
 DISPATCH = POST + b'Content-Length: 13\r\n\r\n{"model":"m"}'

@@ -8,6 +8,8 @@ import pytest
 
 from tests.system.conftest import Serve
 
+pytestmark = pytest.mark.system
+
 HOSTS = "127.0.0.1 localhost\n::1 localhost ip6-localhost\n"
 WITHOUT_IPV6 = "sysctl -q -w net.ipv6.conf.all.disable_ipv6=1 net.ipv6.conf.lo.disable_ipv6=1"
 PROBE = """

@@ -10,6 +10,8 @@ import pytest
 
 from tests.system.conftest import Serve
 
+pytestmark = pytest.mark.system
+
 CALLS = 400
 MODELS = [f"m{i}" for i in range(200)]
 

@@ -11,6 +11,8 @@ from tests.support.waiting import wait_until
 from tests.system.conftest import Serve
 from tests.system.processes import ControllerProcess
 
+pytestmark = pytest.mark.system
+
 
 def issue(directory: Path) -> str:
     """Write a certificate and its key. Return the certificate."""

@@ -16,9 +16,12 @@ REDIS_SERVER = shutil.which("redis-server")
 COMPILER = shutil.which("cc") or shutil.which("gcc")
 SOURCE = Path(__file__).with_name("settable_clock.c")
 
-pytestmark = pytest.mark.skipif(
-    not (REDIS_SERVER and COMPILER), reason="needs redis-server and a C compiler, which builds settable_clock.c"
-)
+pytestmark = [
+    pytest.mark.system,
+    pytest.mark.skipif(
+        not (REDIS_SERVER and COMPILER), reason="needs redis-server and a C compiler, which builds settable_clock.c"
+    ),
+]
 
 SetClock = Callable[[int], None]
 

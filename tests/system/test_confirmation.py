@@ -6,9 +6,12 @@ machine was too busy for the clients, only the waits in the simulation are compa
 
 import asyncio
 
+import pytest
 from confirmation import COMPRESSION, DEFAULTS, LEASES_AND_CAPACITY, NO_DECAY, burst, compressed_fleet, run
 
 from tests.conftest import Figure
+
+pytestmark = pytest.mark.system
 
 LOAD = 0.85
 SECONDS = 8.0

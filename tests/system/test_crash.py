@@ -17,6 +17,8 @@ from tests.system.conftest import Serve
 from tests.system.processes import ControllerProcess
 from tests.system.test_serve import replicas
 
+pytestmark = pytest.mark.system
+
 KILLS = 40
 WORKERS = [f"http://127.0.0.1:1/w{i}" for i in range(8)]
 
@@ -50,7 +52,7 @@ class Load:
                 self.wrong.append(f"{response.status_code} {response.text}")
 
     async def change_workers(self, http: httpx.AsyncClient, name: str, seed: int) -> None:
-        """Register a worker with random models or remove it, in a loop. It never reports a queue."""
+        """Register a worker with random models or remove it, in a loop. The worker never reports a queue."""
         draw = random.Random(seed)
         while not self.stop.is_set():
             models = draw.sample(["a", "b", "c", "d"], draw.randint(0, 4))
@@ -72,7 +74,7 @@ async def test_the_registry_stays_consistent_when_replicas_are_killed_under_load
     for name in WORKERS:
         controller.register(name, "steady", check=False)
     load = Load(controller.url)
-    # Connections are not kept running, so that the next call after a kill reaches a running replica.
+    # Connections are not kept alive, so that the next call after a kill reaches a running replica.
     limits = httpx.Limits(max_connections=32, max_keepalive_connections=0)
     async with httpx.AsyncClient(limits=limits, timeout=60.0) as http:
         clients = [asyncio.create_task(load.dispatch(http)) for _ in range(6)]

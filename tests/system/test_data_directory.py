@@ -13,6 +13,8 @@ from tests.system.conftest import Serve
 from tests.system.processes import ControllerProcess, serves
 from tests.system.test_serve import A, B, check_consistency, replicas, stores
 
+pytestmark = pytest.mark.system
+
 
 async def wait_for_snapshots(controller: ControllerProcess, names: list[str]) -> None:
     """Wait until the snapshot of every replica contains the workers.

@@ -15,6 +15,8 @@ from tests.support.workers import BadWorker, bad_worker, chunks, status
 from tests.system.conftest import Serve
 from tests.system.processes import fastchat
 
+pytestmark = pytest.mark.system
+
 SPEEDS = [1, 1.37, 2.11, 3.73]  # no two workers have the same load, except at queue length 0
 MODELS = ["m", "n", "o"]
 NAMES = [f"http://127.0.0.1:{port}" for port in (1, 2, 3, 4)]

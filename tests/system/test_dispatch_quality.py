@@ -16,6 +16,8 @@ from tests.system.conftest import Serve
 from tests.system.processes import ControllerProcess, stock_worker
 from tests.system.servers import single
 
+pytestmark = pytest.mark.system
+
 DEFAULTS = ("--booking-decay", "on", "--booking-delay", "0.2")
 
 

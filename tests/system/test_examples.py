@@ -19,6 +19,8 @@ from tests.support.workers import answers, bad_worker
 from tests.system.conftest import Serve
 from tests.system.processes import PYDANTIC_1, Process, Server, call, fastchat, free_port, listens
 
+pytestmark = pytest.mark.system
+
 WORKER = "controller.examples.worker"
 
 

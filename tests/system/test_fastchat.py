@@ -31,6 +31,8 @@ from tests.system.processes import (
 )
 from tests.system.test_serve import stores
 
+pytestmark = pytest.mark.system
+
 
 async def test_a_stock_worker_registers_expires_and_registers_again(serve: Serve, work_dir: Path) -> None:
     controller = serve("--sweep-interval", "0.2")

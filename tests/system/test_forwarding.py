@@ -15,6 +15,8 @@ from tests.support.workers import BadWorker, bad_worker, chunks, hangs
 from tests.system.conftest import Serve
 from tests.system.processes import ControllerProcess
 
+pytestmark = pytest.mark.system
+
 
 def random_frames(rng: random.Random) -> Iterator[bytes]:
     """Yield 10,000 frames of 1 byte to 256 KiB. Small frames are more frequent than large ones."""

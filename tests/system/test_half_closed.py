@@ -15,6 +15,8 @@ from tests.support.workers import BadWorker, bad_worker, hangs
 from tests.system.conftest import Serve
 from tests.system.processes import ControllerProcess
 
+pytestmark = pytest.mark.system
+
 A = "http://127.0.0.1:9"
 DISPATCHED = b'{"address":"http://127.0.0.1:9"}'
 INTERIM = b"HTTP/1.1 100 Continue\r\n\r\n"
@@ -94,7 +96,7 @@ async def test_an_idle_connection_is_closed_after_eof(serve: Serve) -> None:
 
 @pytest.mark.parametrize("path", ["/worker_generate_stream", "/worker_generate"])
 async def test_a_slow_response_arrives_too(serve: Serve, path: str) -> None:
-    """The controller sends interim responses meanwhile, because they fail if the client has disconnected."""
+    """The controller sends interim responses meanwhile, which fail if the client has disconnected."""
     controller = serve("--poll-interval", "0")
     gate = asyncio.Event()
 

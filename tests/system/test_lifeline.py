@@ -12,6 +12,8 @@ from tests.support.lifeline import alive
 from tests.support.waiting import wait_until
 from tests.system.processes import Process
 
+pytestmark = pytest.mark.system
+
 ROOT = Path(__file__).parents[2]
 ENDLESS_TEST = """
 import json

@@ -6,11 +6,14 @@ import signal
 from pathlib import Path
 
 import httpx
+import pytest
 
 from tests.support.waiting import wait_until
 from tests.system.conftest import Serve
 from tests.system.processes import ControllerProcess, serves
 from tests.system.test_serve import replicas
+
+pytestmark = pytest.mark.system
 
 A = "http://127.0.0.1:9"
 

@@ -7,11 +7,14 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import psutil
+import pytest
 
 from tests.support.faults import Way, aside
 from tests.support.waiting import wait_until
 from tests.system.conftest import Serve
 from tests.system.processes import ControllerProcess, Server, call, fastchat, free_port, stock_worker
+
+pytestmark = pytest.mark.system
 
 INTERVAL = 1.0
 
@@ -50,7 +53,7 @@ async def test_under_a_stock_controller(serve: Serve, work_dir: Path) -> None:
 
 
 async def test_a_stock_controller_without_workers_stays_registered(serve: Serve, work_dir: Path) -> None:
-    """It reports no models and speed 0. A refresh of our controller adds or removes its models."""
+    """The stock controller reports no models and speed 0. A refresh of our controller updates its models."""
     top = serve()
     with fastchat(work_dir, "controller") as below:
         top.post("/register_worker", {"worker_name": below.url, "check_heart_beat": False})

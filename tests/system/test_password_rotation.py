@@ -11,6 +11,8 @@ from tests.system.conftest import Serve
 from tests.system.processes import ControllerProcess, call, serves
 from tests.system.servers import Server, cluster, sentinels, single
 
+pytestmark = pytest.mark.system
+
 A, B = "http://127.0.0.1:9", "http://127.0.0.1:10"
 OLD, NEW = "first-secret", "second-secret"
 Rotate = Callable[[str], Awaitable[None]]

@@ -11,11 +11,15 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 from tests.support.faults import Way, aside
 from tests.support.outage import lapse
 from tests.support.waiting import wait_until
 from tests.system.conftest import Serve
 from tests.system.processes import PYDANTIC_1, ControllerProcess, call, fastchat, free_port, stock_worker
+
+pytestmark = pytest.mark.system
 
 MODELS = ("east", "echo", "west")
 

@@ -21,6 +21,8 @@ from tests.support.waiting import wait_until
 from tests.system.conftest import Serve
 from tests.system.processes import ControllerProcess, answers, call, listens, serves
 
+pytestmark = pytest.mark.system
+
 A, B = "http://127.0.0.1:1/a", "http://127.0.0.1:1/b"
 
 

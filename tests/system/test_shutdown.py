@@ -15,6 +15,8 @@ from tests.system.conftest import Serve
 from tests.system.processes import ControllerProcess, free_port, listens, stock_worker
 from tests.system.test_serve import replicas
 
+pytestmark = pytest.mark.system
+
 MODEL = ("--model-names", "m")
 A = "http://127.0.0.1:1/a"
 

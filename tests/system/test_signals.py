@@ -16,6 +16,8 @@ from tests.system.processes import ControllerProcess, serves, stock_worker
 from tests.system.test_serve import children, replicas
 from tests.system.test_shutdown import MODEL, readiness, start_stream
 
+pytestmark = pytest.mark.system
+
 NUMBERS = pytest.mark.parametrize("number", [1, 2], ids=["1 replica", "2 replicas"])
 LINUX = pytest.mark.skipif(sys.platform != "linux", reason="needs Linux, which shows the loaded modules of a process")
 IN_TERMINAL = 'exec "$@" <"$0" >"$0" 2>&1'  # the first terminal that a session opens becomes its controlling terminal

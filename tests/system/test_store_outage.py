@@ -25,6 +25,8 @@ from tests.system.processes import ControllerProcess, serves, stock_worker
 from tests.system.processes import Server as WorkerProcess
 from tests.system.servers import Server, cluster, sentinels, single
 
+pytestmark = pytest.mark.system
+
 # The timeout is the default, because it determines the latencies that are printed.
 FREQUENT_SNAPSHOTS = ("--snapshot-interval", "0.2", "--redis-timeout", "0.25")
 PERSISTENT = ("--appendonly", "yes", "--appendfsync", "always", "--save", "")
@@ -56,7 +58,7 @@ async def wait_for_snapshots(controllers: list[ControllerProcess], number: int =
     """Wait until the snapshot of every replica contains `number` workers."""
     for controller in controllers:
         await wait_until(lambda c=controller: len(c.names()) == number, "the replica lists the workers")
-    await asyncio.sleep(1.5)  # several snapshot intervals, as a replica does not show the content of its snapshot
+    await asyncio.sleep(1.5)  # several snapshot intervals, because no route shows the workers of a snapshot
 
 
 async def check_bookings(url: str, number: int) -> None:

@@ -15,6 +15,8 @@ from tests.system.conftest import Serve
 from tests.system.processes import free_port, serves
 from tests.system.test_serve import A
 
+pytestmark = pytest.mark.system
+
 CONTROLLER = (sys.executable, "-m", "controller")
 LLAMA = "llama 🦙 名前"
 NO_UTF_8 = {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}

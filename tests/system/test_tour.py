@@ -12,6 +12,8 @@ import pytest
 
 from tests.system.processes import Process, free_port, listens, serves
 
+pytestmark = pytest.mark.system
+
 PAGE = (Path(__file__).parents[2] / "docs" / "getting-started.md").read_text()
 PORTS = ("21001", "21002", "21003", "8000")
 LEASE = re.compile(r"\d{13}-\d+-\d+-\d+@http://[^\"]+")

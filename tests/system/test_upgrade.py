@@ -17,6 +17,8 @@ from tests.system.load import load
 from tests.system.processes import Process, answers, call, free_port
 from tests.system.servers import single
 
+pytestmark = pytest.mark.system
+
 ROOT = Path(__file__).parents[2]
 OTHER_LAYOUT = "db9b310"  # the last commit with key layout 3
 SAME_LAYOUT = "07deac1"  # the first commit with key layout 4

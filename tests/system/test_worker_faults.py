@@ -8,6 +8,8 @@ import pytest
 from tests.support.workers import bad_worker, plain, sends
 from tests.system.conftest import Serve
 
+pytestmark = pytest.mark.system
+
 FRAME = b'{"text": "one", "error_code": 0}\0'
 CHUNKED = b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n"
 CHUNK = b"%x\r\n%s\r\n" % (len(FRAME), FRAME)
