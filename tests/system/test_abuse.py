@@ -101,7 +101,7 @@ async def test_large_bodies_are_accepted_in_large_and_in_small_parts(serve: Serv
 @pytest.mark.parametrize(
     "head",
     [
-        b"nonsense\r\n\r\n",
+        b"invalid\r\n\r\n",
         POST + b"Content-Length: 5, 5\r\n\r\n",
         POST + b"a b: c\r\n\r\n",
         CHUNKED + b"5\r\nabcde\r\nx",
@@ -132,7 +132,7 @@ async def test_invalid_data_after_a_request_does_not_corrupt_its_response(serve:
         request = DISPATCH.replace(b"/get_worker_address", b"/worker_generate_stream")
         writer.write(request)
         received = await reader.readuntil(b"first\0")
-        writer.write(b"nonsense\r\n\r\n")
+        writer.write(b"invalid\r\n\r\n")
         received += await reader.read()
         gate.set()
         assert received.count(b"HTTP/1.1") == 1

@@ -28,7 +28,7 @@ for host in sys.argv[2:]:
 def network(work_dir: Path) -> tuple[str, ...]:
     """Return the start of a command line that runs a program in a network namespace with its own hosts file.
 
-    The next argument is a shell command that prepares the namespace, then follows the program with its arguments.
+    Append a shell command that prepares the namespace, and then the program with its arguments.
     """
     hosts = work_dir / "hosts"
     hosts.write_text(HOSTS)

@@ -149,9 +149,9 @@ async def test_fastchats_api_server_streams_and_counts_tokens(serve: Serve, work
         [choices] = zip(*(event["choices"] for event in events), strict=True)
         assert "".join(choice["delta"].get("content") or "" for choice in choices) == "Be brief. hello"
         assert choices[-1]["finish_reason"] == "length"
-        whole = call(f"{api.url}/v1/chat/completions", chat)
-        assert whole["choices"][0]["message"]["content"] == "Be brief. hello"
-        assert whole["usage"] == {"prompt_tokens": 4, "completion_tokens": 3, "total_tokens": 7}
+        completion = call(f"{api.url}/v1/chat/completions", chat)
+        assert completion["choices"][0]["message"]["content"] == "Be brief. hello"
+        assert completion["usage"] == {"prompt_tokens": 4, "completion_tokens": 3, "total_tokens": 7}
         events = stream(f"{api.url}/v1/completions", {"model": "echo", "prompt": "once upon", "stream": True})
         assert "".join(event["choices"][0]["text"] for event in events) == "once upon"
         embeddings = call(f"{api.url}/v1/embeddings", {"model": "echo", "input": ["aab", "b c"]})

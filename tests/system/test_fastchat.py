@@ -181,7 +181,7 @@ async def test_the_store_hangs_right_after_it_reports_an_unknown_worker(
 ) -> None:
     """The worker registers again after "exist": false. A failed registration would end its heartbeat thread."""
     async with proxy(work_dir / "front.sock", embedded_url.removeprefix("unix://")) as front:
-        flags = ("--redis-url", front.url, "--namespace", "trap-1", "--redis-timeout", "0.3")
+        flags = ("--redis-url", front.url, "--namespace", "hanging-store", "--redis-timeout", "0.3")
         controller = await asyncio.to_thread(serve, *flags)
         starting = stock_worker(work_dir, controller.url)
         worker = await asyncio.to_thread(starting.__enter__)

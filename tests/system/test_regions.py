@@ -56,8 +56,8 @@ def frames_of(url: str, model: str, prompt: str, received: list[dict[str, Any]] 
     with urllib.request.urlopen(request, timeout=60) as response:
         rest = b""
         while part := response.read1():
-            *whole, rest = (rest + part).split(b"\0")
-            frames += map(json.loads, whole)
+            *complete, rest = (rest + part).split(b"\0")
+            frames += map(json.loads, complete)
     assert rest == b"", "the stream ends with a complete frame"
     return frames
 
