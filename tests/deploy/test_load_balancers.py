@@ -247,6 +247,7 @@ def skip_without_retries(balancer: Balancer) -> None:
         pytest.skip(f"{balancer.name} cannot retry requests with a body, see docs/guides/load-balancers.md")
 
 
+@pytest.mark.slow
 async def test_replicas_end_and_restart_under_load(
     url: str, balancer: Balancer, replicas: Replicas, figure: Figure
 ) -> None:

@@ -83,7 +83,7 @@ def test_a_host_without_a_local_address_is_rejected(serve: Serve, network: tuple
     assert "--host ::1 cannot be opened: Cannot assign requested address. Name an address of this machine" in line
 
 
-@pytest.mark.parametrize("number", ["1", "2"])
+@pytest.mark.parametrize("number", ["1", pytest.param("2", marks=pytest.mark.slow)])
 def test_port_0_picks_a_free_port(serve: Serve, number: str) -> None:
     controller = serve("--port", "0", "--replicas", number, ready=False)
     controller.wait_for(lambda: controller.log.count("startup complete") == int(number), "the replicas serve")

@@ -35,7 +35,7 @@ def reloaded(controller: ControllerProcess) -> set[str]:
     return set(re.findall(r"\[(\d+)\] controller.server: Certificate reloaded, valid until \w+ ", controller.log))
 
 
-@pytest.mark.parametrize("number", [1, 2], ids=["1 replica", "2 replicas"])
+@pytest.mark.parametrize("number", [1, pytest.param(2, marks=pytest.mark.slow)], ids=["1 replica", "2 replicas"])
 async def test_each_replica_serves_a_renewed_certificate(serve: Serve, work_dir: Path, number: int) -> None:
     old = issue(work_dir)
     files = {"SSL_KEYFILE": str(work_dir / "key.pem"), "SSL_CERTFILE": str(work_dir / "certificate.pem")}

@@ -52,6 +52,7 @@ def readiness(controller: ControllerProcess) -> dict[str, object]:
     return body
 
 
+@pytest.mark.slow
 async def test_live_workers_stay_available_after_each_jump(
     serve: Serve, work_dir: Path, redis_with_clock: tuple[str, SetClock]
 ) -> None:

@@ -17,6 +17,7 @@ LOAD = 0.85
 SECONDS = 8.0
 
 
+@pytest.mark.slow
 def test_each_rule_shortens_the_waits(figure: Figure) -> None:
     fleet = compressed_fleet(LOAD, SECONDS, COMPRESSION, seed=0)
     results = [run(row, fleet) for row in (NO_DECAY, DEFAULTS, LEASES_AND_CAPACITY)]

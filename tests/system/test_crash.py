@@ -68,6 +68,7 @@ class Load:
                 continue
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(900)
 async def test_the_registry_stays_consistent_when_replicas_are_killed_under_load(serve: Serve) -> None:
     controller = serve("--replicas", "3")
@@ -112,6 +113,7 @@ async def check_consistency(controller: ControllerProcess, load: Load) -> None:
         await client.aclose()
 
 
+@pytest.mark.slow
 async def test_a_burst_on_several_replicas_is_spread_evenly(serve: Serve) -> None:
     controller = serve("--replicas", "4")
     for i in range(10):

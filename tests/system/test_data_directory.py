@@ -61,7 +61,7 @@ async def check_recovery(controller: ControllerProcess, store: int) -> None:
     await check_consistency(controller)
 
 
-@pytest.mark.parametrize("flags", [(), ("--replicas", "2")])
+@pytest.mark.parametrize("flags", [(), pytest.param(("--replicas", "2"), marks=pytest.mark.slow)])
 @pytest.mark.parametrize("kill", [False, True])
 async def test_a_deleted_directory_is_recreated_with_all_workers(
     serve: Serve, flags: tuple[str, ...], kill: bool
@@ -81,6 +81,7 @@ DELETIONS: dict[str, Callable[[Path], None]] = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("deleted", DELETIONS)
 async def test_a_replacement_replica_finds_the_store_after_a_deletion(serve: Serve, deleted: str) -> None:
     controller, store = await start_with_worker(serve, "--replicas", "2")
@@ -97,6 +98,7 @@ DAMAGES: dict[str, Callable[[Path], None]] = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("damage", DAMAGES)
 async def test_damaged_files_are_moved_aside_and_the_registry_is_restored(serve: Serve, damage: str) -> None:
     controller, store = await start_with_worker(serve, "--replicas", "2")

@@ -66,6 +66,7 @@ def history(seed: int, length: int) -> list[tuple[str, Any]]:
     return steps
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("seed", [1, 2, 3])
 def test_both_controllers_give_the_same_answers(serve: Serve, work_dir: Path, seed: int) -> None:
     steps = history(seed, 400)
@@ -80,6 +81,7 @@ def test_both_controllers_give_the_same_answers(serve: Serve, work_dir: Path, se
     assert len(addresses) >= 4, "the history dispatches to all workers"
 
 
+@pytest.mark.slow
 def test_the_number_of_replicas_does_not_change_the_answers(serve: Serve) -> None:
     steps = history(seed=4, length=400)
     answers = []

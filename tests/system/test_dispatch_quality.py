@@ -28,6 +28,7 @@ async def dispatch_many(controller: ControllerProcess, number: int, **body: obje
     return [answer.json() for answer in answers]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("lease", [False, True])
 async def test_a_burst_is_spread_evenly(serve: Serve, lease: bool) -> None:
     controller = serve("--replicas", "4", *DEFAULTS)
@@ -70,6 +71,7 @@ async def test_a_hanging_stock_worker_is_soon_deprioritised(serve: Serve, work_d
         await wait_until(lambda: controller.dispatch() == hanging.url, "the worker is chosen again")
 
 
+@pytest.mark.slow
 async def test_a_stream_of_a_killed_replica_is_booked_until_its_lease_expires(serve: Serve, work_dir: Path) -> None:
     flags = ("--poll-interval", "0.3", *DEFAULTS)
     async with single(work_dir) as store:

@@ -36,6 +36,7 @@ def example_worker(work_dir: Path, controller: str, *flags: str) -> Iterator[Ser
         worker.kill()
 
 
+@pytest.mark.slow
 def test_the_demo_kills_a_worker_and_sends_it_no_more_requests() -> None:
     shown = subprocess.run(
         [sys.executable, "-m", "controller.examples.demo", "--seconds", "12"],
@@ -51,6 +52,7 @@ def test_the_demo_kills_a_worker_and_sends_it_no_more_requests() -> None:
     assert shown.stderr == ""
 
 
+@pytest.mark.slow
 def test_the_demo_on_a_terminal_without_utf_8() -> None:
     env = {**os.environ, "PYTHONIOENCODING": "ascii"}
     command = [sys.executable, "-m", "controller.examples.demo", "--seconds", "2"]
@@ -98,6 +100,7 @@ async def test_the_worker_reports_why_its_registration_was_rejected(serve: Serve
         assert "is a link-local address" in worker.log
 
 
+@pytest.mark.slow
 async def test_the_worker_survives_malformed_responses(serve: Serve, work_dir: Path) -> None:
     json_type = "Content-Type: application/json"
     valid = answers(b'{"exist": true}', "200 OK", json_type)

@@ -152,7 +152,7 @@ time.sleep(600)
 """
 
 
-@pytest.mark.parametrize("start_worker", [stock_worker, llava_worker])
+@pytest.mark.parametrize("start_worker", [pytest.param(stock_worker, marks=pytest.mark.slow), llava_worker])
 async def test_the_heartbeat_thread_survives_an_outage_of_the_store(
     serve: Serve, work_dir: Path, start_worker: Callable[[Path, str], AbstractContextManager[Server]]
 ) -> None:

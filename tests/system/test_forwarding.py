@@ -40,7 +40,7 @@ async def send_frames(_: BadWorker, writer: asyncio.StreamWriter, __: bytes) -> 
     writer.write(bytes(buffer))
 
 
-@pytest.mark.parametrize("levels", [1, 3])
+@pytest.mark.parametrize("levels", [1, pytest.param(3, marks=pytest.mark.slow)])
 async def test_frames_pass_all_levels_unchanged(serve: Serve, levels: int) -> None:
     sent = hashlib.sha256()
     for frame in random_frames(random.Random(4)):
@@ -119,6 +119,7 @@ async def test_clients_that_disconnect_before_the_response(serve: Serve, path: s
     assert "Exception" not in controller.log
 
 
+@pytest.mark.slow
 async def test_clients_that_do_not_read_use_little_memory(serve: Serve) -> None:
     """The worker has 64 MiB to send to each client."""
     controller = serve("--poll-interval", "0")

@@ -67,6 +67,7 @@ def run(work_dir: Path) -> Iterator[Callable[..., Run]]:
         each.pytest.kill()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("ended_by", [signal.SIGKILL, signal.SIGTERM])
 async def test_all_processes_end_with_the_runner(run: Callable[..., Run], ended_by: signal.Signals) -> None:
     running = run()
@@ -75,6 +76,7 @@ async def test_all_processes_end_with_the_runner(run: Callable[..., Run], ended_
     await wait_until(lambda: not list(filter(alive, running.started)), "all started processes have ended")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("which", ["pytest", "its worker"])
 async def test_all_processes_end_with_a_worker_of_xdist(run: Callable[..., Run], which: str) -> None:
     running = run("-n", "1", "--max-worker-restart", "0")

@@ -25,6 +25,7 @@ def dispatches(controller: ControllerProcess) -> float:
     return float(chosen)
 
 
+@pytest.mark.slow
 async def test_counters_keep_their_values_when_replicas_are_killed(serve: Serve, work_dir: Path) -> None:
     temporary = work_dir / "temporary"
     temporary.mkdir()

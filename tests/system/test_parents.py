@@ -91,6 +91,7 @@ async def test_a_cluster_that_joins_itself_is_rejected(serve: Serve) -> None:
     assert controller.names() == ["http://127.0.0.1:9"]
 
 
+@pytest.mark.slow
 async def test_another_replica_takes_over_the_heartbeats_of_a_killed_one(serve: Serve, embedded_url: str) -> None:
     """One of three replicas is killed while it sends a heartbeat, three times in all.
 

@@ -92,6 +92,7 @@ def check_api(api: str, model: str) -> None:
     assert embedding["data"][0]["embedding"] == [4.0]
 
 
+@pytest.mark.slow
 async def test_a_region_is_disconnected_and_joins_again(serve: Serve, work_dir: Path) -> None:
     top = serve("--sweep-interval", "0.2", "--worker-timeout", "3", "--replicas", "2", data="top", port=free_port())
     with contextlib.ExitStack() as stack:

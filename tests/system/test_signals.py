@@ -138,7 +138,9 @@ async def test_job_control_and_user_signals_have_no_effect(serve: Serve, number:
     assert started(controller) == number, "no replica was replaced or added"
 
 
-@pytest.mark.parametrize("moment", ["no child yet", pytest.param("importing", marks=LINUX), "started"])
+@pytest.mark.parametrize(
+    "moment", ["no child yet", pytest.param("importing", marks=(LINUX, pytest.mark.slow)), "started"]
+)
 async def test_ctrl_c_while_replicas_start_leaves_no_traceback(serve: Serve, moment: str) -> None:
     controller = serve("--replicas", "3", ready=False)
     reached = {
@@ -168,6 +170,7 @@ async def test_ctrl_c_while_the_store_starts_leaves_no_traceback(serve: Serve) -
     assert controller.log == ""
 
 
+@pytest.mark.slow
 async def test_a_hung_replica_does_not_prevent_the_shutdown(serve: Serve) -> None:
     controller = await start(serve, 2, "--shutdown-timeout", "0")
     hung = replicas(controller)[0]

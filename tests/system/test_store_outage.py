@@ -88,6 +88,7 @@ def register_without_heartbeats(controller: ControllerProcess) -> set[str]:
     return names
 
 
+@pytest.mark.slow
 async def test_a_store_that_hangs_for_several_heartbeats(serve: Serve, work_dir: Path, figure: Figure) -> None:
     async with single(work_dir) as store:
         replicas = [serve("--redis-url", store.url, *FREQUENT_SNAPSHOTS, data=f"r{i}") for i in range(2)]
@@ -147,6 +148,7 @@ async def test_every_dispatch_during_an_outage_is_booked_once(serve: Serve, work
         await check_bookings(store.url, results.total)
 
 
+@pytest.mark.slow
 async def test_one_replica_loses_its_connection_to_the_store(serve: Serve, work_dir: Path, figure: Figure) -> None:
     """This replica dispatches in degraded mode and reconciles afterwards. The other replica keeps using the store."""
     socket = str(work_dir / "redis.sock")
@@ -188,6 +190,7 @@ async def test_a_killed_store_that_keeps_its_data(serve: Serve, work_dir: Path, 
         await check_bookings(store.url, results.total)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("at_once", [True, False])
 async def test_a_store_that_loses_its_data_gets_the_workers_again(
     serve: Serve, work_dir: Path, figure: Figure, at_once: bool
@@ -210,6 +213,7 @@ async def test_a_store_that_loses_its_data_gets_the_workers_again(
             assert any("registering 3 workers again" in replica.log for replica in replicas)
 
 
+@pytest.mark.slow
 async def test_heartbeats_restore_the_workers_if_all_else_is_lost(serve: Serve, work_dir: Path) -> None:
     """The store and the replica are killed and keep no data. The workers register again at their next heartbeats."""
     async with single(work_dir) as store:
@@ -238,6 +242,7 @@ async def test_a_replica_starts_without_its_store_and_waits_for_it(serve: Serve,
         assert controller.popen.poll() is None
 
 
+@pytest.mark.slow
 async def test_sentinel_promotes_another_server_if_the_master_is_killed(
     serve: Serve, work_dir: Path, figure: Figure
 ) -> None:
@@ -261,6 +266,7 @@ async def test_sentinel_promotes_another_server_if_the_master_is_killed(
     assert results.degraded > 0
 
 
+@pytest.mark.slow
 async def test_a_planned_failover_loses_nothing(serve: Serve, work_dir: Path, figure: Figure) -> None:
     """The procedure of docs/guides/redis.md: first pause the writes, then fail over."""
     async with sentinels(work_dir) as store:
@@ -280,6 +286,7 @@ async def test_a_planned_failover_loses_nothing(serve: Serve, work_dir: Path, fi
         await check_bookings(master.url, results.total)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("planned", [True, False])
 async def test_a_cluster_replaces_the_master_of_the_slot(
     serve: Serve, work_dir: Path, figure: Figure, planned: bool

@@ -82,6 +82,7 @@ def test_the_table_on_a_terminal_without_utf_8(serve: Serve) -> None:
     assert b"Traceback" not in shown
 
 
+@pytest.mark.slow
 def test_a_closed_pipe_causes_no_traceback(serve: Serve) -> None:
     controller = serve("--poll-interval", "0")
     for i in range(300):  # more output than a pipe buffers
