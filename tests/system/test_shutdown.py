@@ -45,7 +45,7 @@ async def test_a_replica_becomes_unready_and_keeps_serving(serve: Serve) -> None
         assert httpx.get(f"{controller.url}/healthz").status_code == 200
     terminate(controller)
     assert controller.popen.wait(60) == 0
-    assert "serving for 60 s more" in controller.log
+    assert "serving for another 60 s" in controller.log
     assert "Traceback" not in controller.log
 
 
@@ -122,7 +122,7 @@ async def three_replicas(serve: Serve, delay: str) -> ControllerProcess:
 @pytest.mark.parametrize("delay", ["60"])
 async def test_several_replicas_become_unready_as_one_does(three_replicas: ControllerProcess) -> None:
     terminate(three_replicas)
-    await wait_until(lambda: three_replicas.log.count("serving for 60 s more") == 3, "all replicas log the delay")
+    await wait_until(lambda: three_replicas.log.count("serving for another 60 s") == 3, "all replicas log the delay")
     assert readiness(three_replicas) == (503, "shutting_down")
     three_replicas.kill()
 
@@ -132,7 +132,7 @@ async def test_several_replicas_shut_down_as_one_does(three_replicas: Controller
     controller = three_replicas
     terminate(controller)
     assert controller.popen.wait(60) == 0
-    assert controller.log.count("serving for 0.2 s more") == 3
+    assert controller.log.count("serving for another 0.2 s") == 3
     assert "Traceback" not in controller.log
 
 

@@ -335,7 +335,7 @@ async def test_a_replica_does_not_start_on_another_key_layout(serve: Serve, work
         await client.set(keys.schema("controller"), "999")
         controller = serve("--redis-url", store.url, ready=False)
         assert controller.popen.wait(60) == 1
-        assert f"laid out in version 999, this program works with version {SCHEMA}" in controller.log
+        assert f"has key layout version 999. This program needs version {SCHEMA}" in controller.log
         assert "Traceback" not in controller.log
         await wait_until(lambda: only_the_schema(client), "the schema is the only key")
         await client.aclose()

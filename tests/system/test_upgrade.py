@@ -77,7 +77,7 @@ async def test_keys_of_another_layout_are_not_changed(serve: Serve, work_dir: Pa
         assert await client.get(keys.schema("controller")) == "3"
         new = serve("--redis-url", store.url, ready=False)
         new.wait_for(
-            lambda: f"is laid out in version 3, this program works with version {SCHEMA}" in new.log,
+            lambda: f"has key layout version 3. This program needs version {SCHEMA}" in new.log,
             "the new replica reports the other layout",
         )
         async with load([old[0].url]) as results:
