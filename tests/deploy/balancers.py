@@ -1,4 +1,4 @@
-"""The load balancers of deploy/ as real processes on loopback, with three replicas, and a load of requests."""
+"""The load balancers of deploy/ as real processes on loopback, with three replicas and a load."""
 
 import asyncio
 import contextlib
@@ -22,25 +22,25 @@ from tests.support.waiting import wait_until
 from tests.system.processes import ControllerProcess, free_port, listens, serves
 
 DEPLOY = ROOT / "deploy"
-INVENTED = "http://127.0.0.2:9"  # the worker of the registrations and heartbeats; no process listens there
+INVENTED = "http://127.0.0.2:9"  # the worker of the registrations and heartbeats, where no process listens
 
 
 @dataclass(frozen=True)
 class Balancer:
-    """A load balancer: its program, its files in deploy/, and what it can do.
+    """A load balancer, with its program and its files in deploy/.
 
-    sends_again: it sends a POST to one of the controller's routes to another replica if the first one dies.
-    checks_actively: it asks replicas for /readyz.
+    retries: it retries a POST to the controller's own routes on another replica if the first replica dies.
+    polls_readiness: it polls /readyz of each replica.
     """
 
     name: str
     program: str
     files: tuple[Path, ...]
-    sends_again: bool = True
-    checks_actively: bool = True
+    retries: bool = True
+    polls_readiness: bool = True
 
     def write(self, directory: Path, port: int, replicas: list[int]) -> Path:
-        """Copy the files and replace only addresses. Return the path of the first file."""
+        """Copy the files to `directory` with other addresses. Return the path of the first file."""
         for file in self.files:
             text = file.read_text()
             for number, replica in enumerate(replicas, 1):
@@ -53,28 +53,28 @@ class Balancer:
         return directory / self.files[0].name
 
     def command(self, directory: Path, config: Path) -> list[str]:
-        """The command that runs it in the foreground, with its temporary files in `directory`."""
+        """Return the command that runs the balancer in the foreground, with its temporary files in `directory`."""
         if self.name == "nginx":
             user = " user root;" if os.getuid() == 0 else ""
-            globally = f"daemon off; pid {directory}/nginx.pid;{user}"
-            return [self.program, "-p", str(directory), "-e", "stderr", "-c", str(config), "-g", globally]
+            directives = f"daemon off; pid {directory}/nginx.pid;{user}"
+            return [self.program, "-p", str(directory), "-e", "stderr", "-c", str(config), "-g", directives]
         if self.name == "haproxy":
             return [self.program, "-f", str(config)]
         return [self.program, "run", "--adapter", "caddyfile", "--config", str(config)]
 
 
 def _version(program: str) -> tuple[int, ...]:
-    said = subprocess.run([program, "version"], capture_output=True, text=True, check=True).stdout
-    match = re.search(r"(\d+)\.(\d+)\.(\d+)", said)
-    assert match, said
+    output = subprocess.run([program, "version"], capture_output=True, text=True, check=True).stdout
+    match = re.search(r"(\d+)\.(\d+)\.(\d+)", output)
+    assert match, output
     return tuple(map(int, match.groups()))
 
 
 def installed() -> list[Balancer]:
-    """Return the load balancers on this machine. Caddy may be installed in an old version and in a current one."""
+    """Return the installed load balancers. Caddy may be installed in an old and in a current version."""
     found = []
     if nginx := shutil.which("nginx", path=f"{os.environ['PATH']}:/usr/sbin"):
-        found.append(Balancer("nginx", nginx, (DEPLOY / "nginx/nginx.conf",), checks_actively=False))
+        found.append(Balancer("nginx", nginx, (DEPLOY / "nginx/nginx.conf",), polls_readiness=False))
     if haproxy := shutil.which("haproxy", path=f"{os.environ['PATH']}:/usr/sbin"):
         found.append(Balancer("haproxy", haproxy, (DEPLOY / "haproxy/fixed-addresses.cfg",)))
     folders = dict.fromkeys([str(Path(sys.executable).parent), *os.environ["PATH"].split(os.pathsep)])
@@ -85,19 +85,19 @@ def installed() -> list[Balancer]:
     if current:
         found.append(Balancer("caddy", caddies[max(current)], (caddyfile, retry)))
     if old:
-        found.append(Balancer("caddy-old", caddies[max(old)], (caddyfile,), sends_again=False))
+        found.append(Balancer("caddy-old", caddies[max(old)], (caddyfile,), retries=False))
     return found
 
 
 @contextlib.contextmanager
 def running(balancer: Balancer, directory: Path, replicas: list[int]) -> Iterator[str]:
-    """Run the balancer in front of replicas on these ports. Yields its URL."""
+    """Run the balancer in front of the replicas on these ports. Yield its URL."""
     directory = directory / balancer.name
     directory.mkdir(exist_ok=True)
     port = free_port()
     config = balancer.write(directory, port, replicas)
-    own = {"XDG_DATA_HOME": str(directory), "XDG_CONFIG_HOME": str(directory), "HOME": str(directory)}
-    env = {**os.environ, **own}
+    homes = dict.fromkeys(("XDG_DATA_HOME", "XDG_CONFIG_HOME", "HOME"), str(directory))
+    env = {**os.environ, **homes}
     log = directory / f"{balancer.name}.log"
     with log.open("ab") as output:
         process = subprocess.Popen(
@@ -118,7 +118,7 @@ def running(balancer: Balancer, directory: Path, replicas: list[int]) -> Iterato
 
 
 class Replicas:
-    """Three replicas on one store, each on a port that it keeps when it is started again."""
+    """Three replicas on one store. Each replica keeps its port when it is restarted."""
 
     def __init__(self, directory: Path, *flags: str) -> None:
         self._directory = directory
@@ -126,7 +126,7 @@ class Replicas:
         self.processes = [self._start(number, free_port()) for number in range(3)]
 
     def _start(self, number: int, port: int) -> ControllerProcess:
-        # A balancer needs this time to see that /readyz returns 503.
+        # The delay gives a balancer time to see that /readyz returns 503.
         flags = (*self._flags, "--shutdown-delay", "2")
         return ControllerProcess(self._directory / f"replica-{number}", *flags, port=port)
 
@@ -134,17 +134,17 @@ class Replicas:
     def ports(self) -> list[int]:
         return [process.port for process in self.processes]
 
-    def signal(self, number: int, what: signal.Signals) -> None:
-        self.processes[number].popen.send_signal(what)
+    def send_signal(self, number: int, signal_number: signal.Signals) -> None:
+        self.processes[number].popen.send_signal(signal_number)
 
-    async def ended(self, number: int) -> int:
+    async def wait_for_end(self, number: int) -> int:
         """Wait until a replica has ended. Return its exit status."""
         process = self.processes[number].popen
         await wait_until(lambda: process.poll() is not None, "the replica has ended", timeout=60)
         return process.returncode
 
-    async def ready(self) -> None:
-        """Start the replicas that have ended, continue those that are stopped, and wait until all are ready."""
+    async def make_ready(self) -> None:
+        """Restart ended replicas, continue stopped replicas, and wait until all replicas are ready."""
         for number, process in enumerate(self.processes):
             if process.popen.poll() is None:
                 process.popen.send_signal(signal.SIGCONT)
@@ -153,7 +153,7 @@ class Replicas:
         for process in self.processes:
             await wait_until(lambda p=process: serves(p.url), "the replica is ready", timeout=60)
 
-    def holder(self, port: int) -> int:
+    def replica_of(self, port: int) -> int:
         """Return the number of the replica that has a connection with this local port."""
         for number, process in enumerate(self.processes):
             if any(c.laddr.port == port for c in psutil.Process(process.popen.pid).net_connections("tcp") if c.laddr):
@@ -172,7 +172,7 @@ class Replicas:
 
 @dataclass
 class Outcome:
-    """The results of a load by kind of request: how many succeeded, the errors, and the longest time in seconds."""
+    """The results of a load, by kind of request: successes, errors, and the longest duration in seconds."""
 
     done: Counter[str] = field(default_factory=Counter)
     failed: dict[str, list[str]] = field(default_factory=dict)
@@ -198,17 +198,17 @@ REGISTRATION = {
 FRAMES = [b"one", b"two", b"three"]
 
 
-def _whole(response: httpx.Response) -> bool:
+def _is_complete(response: httpx.Response) -> bool:
     return response.content == b"".join(frame + b"\0" for frame in FRAMES)
 
 
 @dataclass(frozen=True)
 class Kind:
-    """A kind of request: what it sends, what a good answer is, how long its clients wait, and how many there are."""
+    """A kind of request: its path and body, the check of its response, its timeout in seconds and its clients."""
 
     path: str
     body: object
-    good: Check
+    is_valid: Check
     timeout: float
     clients: int = 1
 
@@ -217,39 +217,43 @@ KINDS = {
     "dispatches": Kind("/get_worker_address", DISPATCH, lambda r: r.json()["address"] != "", 30.0, clients=3),
     "heartbeats": Kind("/receive_heart_beat", HEARTBEAT, lambda r: r.json()["exist"] is True, 30.0),
     "registrations": Kind("/register_worker", REGISTRATION, lambda r: r.json() is None, 120.0),
-    "streams": Kind("/worker_generate_stream", DISPATCH, _whole, 120.0),
+    "streams": Kind("/worker_generate_stream", DISPATCH, _is_complete, 120.0),
 }
 
 
 @contextlib.asynccontextmanager
 async def load(url: str) -> AsyncIterator[Outcome]:
-    """Send requests of every kind, on kept connections and on new ones, while the block runs."""
-    seen = Outcome()
+    """Send requests of every kind until the block ends. Half of the clients open a new connection for each request."""
+    outcome = Outcome()
     stop = asyncio.Event()
     loop = asyncio.get_running_loop()
 
-    async def ask(http: httpx.AsyncClient, name: str, kind: Kind) -> None:
+    async def send_requests(http: httpx.AsyncClient, name: str, kind: Kind) -> None:
         while not stop.is_set():
             began = loop.time()
             try:
                 response = await http.post(url + kind.path, json=kind.body, timeout=kind.timeout)
-                good = response.status_code == 200 and kind.good(response)
-                problem = "" if good else f"{response.status_code} {response.text}"
+                valid = response.status_code == 200 and kind.is_valid(response)
+                problem = "" if valid else f"{response.status_code} {response.text}"
             except (httpx.HTTPError, ValueError, KeyError) as error:
                 problem = f"{type(error).__name__}: {error}"
-            seen.slowest[name] = max(seen.slowest.get(name, 0.0), loop.time() - began)
+            outcome.slowest[name] = max(outcome.slowest.get(name, 0.0), loop.time() - began)
             if problem:
-                seen.failed.setdefault(name, []).append(problem)
+                outcome.failed.setdefault(name, []).append(problem)
             else:
-                seen.done[name] += 1
+                outcome.done[name] += 1
             await asyncio.sleep(0.02)
 
     kept, new = httpx.Limits(), httpx.Limits(max_keepalive_connections=0)
-    async with httpx.AsyncClient(limits=kept) as keeps, httpx.AsyncClient(limits=new) as renews:
+    async with httpx.AsyncClient(limits=kept) as persistent, httpx.AsyncClient(limits=new) as single_use:
         kinds = [(name, kind) for name, kind in KINDS.items() for _ in range(kind.clients)]
-        tasks = [asyncio.create_task(ask(http, name, kind)) for http in (keeps, renews) for name, kind in kinds]
+        tasks = [
+            asyncio.create_task(send_requests(http, name, kind))
+            for http in (persistent, single_use)
+            for name, kind in kinds
+        ]
         try:
-            yield seen
+            yield outcome
         finally:
             stop.set()
             await asyncio.gather(*tasks)

@@ -1,4 +1,4 @@
-"""Docker Compose, driven as an operator does it, in a project of the test's own."""
+"""Docker Compose as an operator uses it, in a project of the test's own."""
 
 import contextlib
 import json
@@ -12,7 +12,7 @@ from tests.system.processes import free_port
 
 ROOT = Path(__file__).parents[2]
 LABEL = "com.docker.compose"
-# Stand-ins of the same names are used where there are any, such as on a machine that can pull no image.
+# Local images with these names replace the ones in the compose files, for machines that cannot pull images.
 IMAGES = {
     "PYTHON_IMAGE": "docker-lab/python:3.13",
     "REDIS_IMAGE": "docker-lab/redis:8",
@@ -21,37 +21,37 @@ IMAGES = {
 
 
 def docker(*arguments: str, timeout: float = 300.0) -> str:
-    """The output of a docker command; fails with what it said."""
+    """Run a docker command and return its output. Fails with its error output."""
     done = subprocess.run(["docker", *arguments], capture_output=True, text=True, timeout=timeout)
     assert done.returncode == 0, f"docker {' '.join(arguments)}: {done.stderr}{done.stdout}"
     return done.stdout
 
 
-def why_not() -> str:
-    """Why no container can be run here; "" if they can."""
+def docker_problem() -> str:
+    """Return why containers cannot run on this machine, or "" if they can."""
     if not shutil.which("docker"):
         return "docker is not installed"
     for command in (["docker", "info"], ["docker", "compose", "version"]):
         done = subprocess.run(command, capture_output=True, text=True)
         if done.returncode:
-            return f"{' '.join(command)} says: {done.stderr.strip()}"
+            return f"{' '.join(command)} failed: {done.stderr.strip()}"
     return ""
 
 
 def images() -> dict[str, str]:
-    """The images to use, as environment variables; those that the compose file names, where nothing else is there."""
+    """Return the images to use instead of those in the compose files, as environment variables."""
     found = {name: os.environ.get(name, "") for name in IMAGES}
-    for name, stand_in in IMAGES.items():
+    for name, local in IMAGES.items():
         if (
             not found[name]
-            and not subprocess.run(["docker", "image", "inspect", stand_in], capture_output=True).returncode
+            and not subprocess.run(["docker", "image", "inspect", local], capture_output=True).returncode
         ):
-            found[name] = stand_in
+            found[name] = local
     return {name: image for name, image in found.items() if image}
 
 
 class Compose:
-    """A project of compose files."""
+    """A Docker Compose project on a port of its own."""
 
     def __init__(self, project: str, *files: Path, **env: str) -> None:
         self.project = project
@@ -67,14 +67,14 @@ class Compose:
         }
 
     def __call__(self, *arguments: str, timeout: float = 300.0, **env: str) -> str:
-        """The output of `docker compose ...`, with these variables besides its own; fails with what it said."""
+        """Run `docker compose ...` with additional environment variables. Return its output."""
         return self._run("docker", "compose", *self._options, *arguments, timeout=timeout, **env)
 
     def upgrade(self, **env: str) -> str:
-        """Run deploy/upgrade.sh with this environment, which stays if all goes well; what it said."""
-        said = self._run("sh", str(ROOT / "deploy/upgrade.sh"), *self._options, timeout=300.0, **env)
+        """Run deploy/upgrade.sh and return its output. Later commands use the same variables if it succeeds."""
+        output = self._run("sh", str(ROOT / "deploy/upgrade.sh"), *self._options, timeout=300.0, **env)
         self._env.update(env)
-        return said
+        return output
 
     def _run(self, *command: str, timeout: float, **env: str) -> str:
         done = subprocess.run(command, capture_output=True, text=True, timeout=timeout, env={**self._env, **env})
@@ -82,24 +82,27 @@ class Compose:
         return done.stdout
 
     def containers(self, service: str) -> list[str]:
-        """The ids of a service's containers, those that do not run among them.
+        """Return the ids of a service's containers, including those that have ended.
 
-        Asked of the engine: `docker compose ps` takes ten times as long.
+        Calls `docker ps`, because `docker compose ps` takes ten times as long.
         """
         wanted = {"project": self.project, "service": service, "oneoff": "False"}
         labels = [word for name, value in wanted.items() for word in ("--filter", f"label={LABEL}.{name}={value}")]
         columns = f'{{{{.Label "{LABEL}.container-number"}}}} {{{{.ID}}}}'
         found = docker("ps", "--all", "--no-trunc", "--format", columns, *labels).splitlines()
-        return [identity for _, identity in sorted((int(number), it) for number, it in map(str.split, found))]
+        return [
+            container
+            for _, container in sorted((int(number), container) for number, container in map(str.split, found))
+        ]
 
     def address(self, container: str) -> str:
-        """The IP address of a container, which this machine reaches."""
-        [told] = json.loads(docker("inspect", container))
-        [network] = told["NetworkSettings"]["Networks"].values()
+        """Return the IP address of a container, which this machine can reach."""
+        [state] = json.loads(docker("inspect", container))
+        [network] = state["NetworkSettings"]["Networks"].values()
         return str(network["IPAddress"])
 
     def leftovers(self) -> list[str]:
-        """What is left of the project: containers, volumes and networks."""
+        """Return the ids of the remaining containers, volumes and networks of the project."""
         label = f"label={LABEL}.project={self.project}"
         kinds = (("ps", "--all"), ("volume", "ls"), ("network", "ls"))
         return [line for kind in kinds for line in docker(*kind, "--quiet", "--filter", label).split()]
@@ -107,12 +110,12 @@ class Compose:
 
 @contextlib.contextmanager
 def up(compose: Compose, *arguments: str) -> Iterator[Compose]:
-    """The project, from `up` to `down`; when the test fails, its logs are in the output."""
+    """Run the project from `up` to `down`. If the test fails, print the logs of the project."""
     try:
         compose("up", "--detach", *arguments)
         yield compose
     except BaseException:
-        print(compose("logs", "--no-color", "--tail", "60"))  # noqa: T201 - pytest shows it with the failure
+        print(compose("logs", "--no-color", "--tail", "60"))  # noqa: T201 - pytest shows the output of a failed test
         raise
     finally:
         compose("down", "--volumes", "--timeout", "5")

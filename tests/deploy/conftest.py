@@ -1,15 +1,15 @@
-"""A cluster in containers, as `docker compose up` makes it, with stock FastChat workers on its network."""
+"""A cluster in containers, started by `docker compose up`, with stock FastChat workers on its network."""
 
 import shutil
 from collections.abc import Iterator
 
 import pytest
 
-from tests.deploy.compose import ROOT, Compose, docker, images, up, why_not
+from tests.deploy.compose import ROOT, Compose, docker, docker_problem, images, up
 from tests.support import network
 from tests.support.lifeline import project
 
-# The workers, and for the test a user of Redis who may look at everything.
+# Three stock workers, and the ACL file with the Redis user of the tests.
 EXTRA = """
 services:
   redis:
@@ -34,8 +34,8 @@ services:
 
 
 @pytest.fixture(scope="module", autouse=True)
-def to_containers() -> Iterator[None]:
-    """Containers have addresses of their own."""
+def allow_containers() -> Iterator[None]:
+    """Let tests connect to containers, whose addresses are not on loopback."""
     network.anywhere = True
     yield
     network.anywhere = False
@@ -46,8 +46,8 @@ TEST_USER = "user test on >test ~* &* +@all\n"
 
 @pytest.fixture(scope="session")
 def built(tmp_path_factory: pytest.TempPathFactory) -> None:
-    """The images: the controller's own, and one with stock FastChat in it. Skips where there is no Docker."""
-    reason = why_not()
+    """Build the images of the controller and of a stock FastChat worker. Skips the test if Docker is unavailable."""
+    reason = docker_problem()
     if reason:
         pytest.skip(f"NOT TESTED, containers: {reason}")
     arguments = [f"PYTHON_IMAGE={images()['PYTHON_IMAGE']}"] if "PYTHON_IMAGE" in images() else []
@@ -64,7 +64,7 @@ def built(tmp_path_factory: pytest.TempPathFactory) -> None:
 
 @pytest.fixture(scope="module")
 def cluster(built: None, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Compose]:
-    """deploy/docker-compose.yml as it is: three replicas; and three stock workers."""
+    """Run deploy/docker-compose.yml unchanged, with three replicas, and add three stock workers."""
     directory = tmp_path_factory.mktemp("compose")
     shutil.copytree(ROOT / "deploy/redis", directory / "redis")
     with (directory / "redis/users.acl").open("a") as users:
@@ -79,6 +79,6 @@ def cluster(built: None, tmp_path_factory: pytest.TempPathFactory) -> Iterator[C
 
 
 def redis_url(compose: Compose) -> str:
-    """Redis, for the test's own user."""
+    """Return the URL of Redis for the user of the tests."""
     [container] = compose.containers("redis")
     return f"redis://test:test@{compose.address(container)}:6379"

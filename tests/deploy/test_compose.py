@@ -1,4 +1,4 @@
-"""`docker compose up`, and everything that may then happen to it. The tests go on in one cluster, in order."""
+"""deploy/docker-compose.yml under kills, restarts and upgrades. All tests use one cluster, in order."""
 
 import asyncio
 import contextlib
@@ -21,10 +21,10 @@ from tests.support.waiting import wait_until
 from tests.system.load import load
 from tests.system.processes import call, serves
 
-KILLING = 60.0  # seconds
-ASKING = 0.2  # seconds between two questions to Docker, which take time from what is tested
+KILL_SECONDS = 60.0
+POLL_INTERVAL = 0.2  # seconds between calls to Docker, which slow down the cluster
 
-pytestmark = pytest.mark.timeout(400)
+pytestmark = [pytest.mark.deploy, pytest.mark.timeout(400)]
 
 
 def addresses(cluster: Compose) -> set[str]:
@@ -32,7 +32,7 @@ def addresses(cluster: Compose) -> set[str]:
 
 
 def heartbeating(cluster: Compose) -> set[str]:
-    """The workers of which the cluster has heard lately; none if it does not answer."""
+    """Return the workers whose last heartbeat is younger than 2 s. Empty if the cluster does not answer."""
     try:
         workers = call(f"{cluster.url}/workers", method="GET", timeout=2.0)["workers"]
     except OSError:
@@ -41,14 +41,14 @@ def heartbeating(cluster: Compose) -> set[str]:
 
 
 async def all_workers(cluster: Compose) -> set[str]:
-    """Wait until all stock workers send heartbeats; their addresses."""
+    """Wait until all stock workers send heartbeats. Return their addresses."""
     expected = addresses(cluster)
     await wait_until(lambda: heartbeating(cluster) == expected, "all stock workers send heartbeats", timeout=60)
     return expected
 
 
-async def whole(cluster: Compose) -> None:
-    """Assert that registry and indexes agree. Heartbeats go on meanwhile, so it may take more than one look."""
+async def check_consistency(cluster: Compose) -> None:
+    """Assert that registry and indexes agree. Heartbeats change them during the check, so up to 21 checks are made."""
     client = connect(redis_url(cluster), timeout=5.0)
     try:
         for _ in range(20):
@@ -61,19 +61,20 @@ async def whole(cluster: Compose) -> None:
 
 
 async def ready_replicas(cluster: Compose, number: int) -> None:
-    """Wait until so many replicas are ready, each asked by itself."""
-    there = await wait_until(lambda: of_service(cluster, number), f"{number} replicas are there", interval=ASKING)
-    for container in there:
+    """Wait until `number` replicas run and each of them is ready."""
+    running = await wait_until(lambda: replicas_if(cluster, number), f"{number} replicas run", interval=POLL_INTERVAL)
+    for container in running:
         await ready(cluster, container)
 
 
 async def ready(cluster: Compose, replica: str) -> None:
-    """Wait until a replica that has been started is ready, asked by itself."""
+    """Wait until a replica is ready. Calls the replica without the load balancer."""
     url = f"http://{cluster.address(replica)}:21001"
     await wait_until(lambda: serves(url), "the replica is ready")
 
 
-def of_service(cluster: Compose, number: int) -> list[str]:
+def replicas_if(cluster: Compose, number: int) -> list[str]:
+    """Return the containers of the replicas if there are `number` of them, otherwise an empty list."""
     containers = cluster.containers("controller")
     return containers if len(containers) == number else []
 
@@ -102,20 +103,20 @@ async def test_every_route_through_the_load_balancer(cluster: Compose) -> None:
     assert post("/receive_heart_beat", {"worker_name": "http://127.0.0.1:1/w", "queue_length": 3}) == {"exist": False}
     metrics = httpx.get(f"{url}/metrics").text
     assert "controller_dispatches_total" in metrics
-    assert httpx.post(f"{url}/get_worker_address", content=b"nonsense").status_code == 400
+    assert httpx.post(f"{url}/get_worker_address", content=b"invalid").status_code == 400
 
 
 async def test_the_replicas_are_healthy(cluster: Compose) -> None:
-    """As the image's own check says, with a read-only file system and no capabilities."""
+    """The health check of the image works with a read-only file system and without capabilities."""
     for container in cluster.containers("controller"):
-        await wait_until(lambda c=container: health(c) == "healthy", "the replica is healthy", interval=ASKING)
+        await wait_until(lambda c=container: health(c) == "healthy", "the replica is healthy", interval=POLL_INTERVAL)
 
 
 def health(container: str) -> str:
     return docker("inspect", container, "--format", "{{.State.Health.Status}}").strip()
 
 
-async def test_a_stream_comes_through_frame_by_frame(cluster: Compose) -> None:
+async def test_a_stream_arrives_frame_by_frame(cluster: Compose) -> None:
     prompt = " ".join(str(i) for i in range(20))
     arrived: list[float] = []
     frames = b""
@@ -126,42 +127,42 @@ async def test_a_stream_comes_through_frame_by_frame(cluster: Compose) -> None:
         async for part in response.aiter_raw():
             frames += part
             arrived.append(time.monotonic())
-    told = [json.loads(frame) for frame in frames.split(b"\0")[:-1]]
-    assert len(told) == 21
-    assert told[-1]["text"].endswith(prompt)
-    assert len(arrived) > 10, "they were not kept back"
+    decoded = [json.loads(frame) for frame in frames.split(b"\0")[:-1]]
+    assert len(decoded) == 21
+    assert decoded[-1]["text"].endswith(prompt)
+    assert len(arrived) > 10, "the frames were not buffered"
 
 
-async def test_what_takes_longer_than_a_check_is_asked_once(cluster: Compose) -> None:
-    """A worker's answer that is no stream comes whole, after 4 s; the load balancer must not ask another meanwhile."""
+async def test_a_slow_request_is_sent_to_a_worker_once(cluster: Compose) -> None:
+    """A response that is not a stream arrives after 4 s. The load balancer must not retry meanwhile."""
     prompt = " ".join(str(i) for i in range(80))
     answer = await asyncio.to_thread(call, f"{cluster.url}/worker_generate", {"model": "m", "prompt": prompt})
     assert answer["text"].endswith(prompt)
     calls = re.compile(r'controller_calls_total\{outcome="(\w+)"\} ([0-9.]+)')
-    told = [
+    metrics = [
         httpx.get(f"http://{cluster.address(container)}:21001/metrics").text
         for container in cluster.containers("controller")
     ]
-    counted = [found for text in told for found in calls.findall(text) if found[1] != "0.0"]
+    counted = [found for text in metrics for found in calls.findall(text) if found[1] != "0.0"]
     assert counted == [("complete", "1.0")]
 
 
-async def test_three_become_six_under_load(cluster: Compose, figure: Figure) -> None:
+async def test_the_cluster_is_scaled_from_3_to_6_under_load(cluster: Compose, figure: Figure) -> None:
     workers = await all_workers(cluster)
-    async with load([cluster.url]) as seen:
-        await wait_until(lambda: seen.total > 100, "the load is on")
+    async with load([cluster.url]) as results:
+        await wait_until(lambda: results.total > 100, "the load has started")
         await asyncio.to_thread(cluster, "up", "--detach", "--no-build", "--no-recreate", "--scale", "controller=6")
         await ready_replicas(cluster, 6)
         for container in cluster.containers("controller"):
             url = f"http://{cluster.address(container)}:21001"
-            await wait_until(lambda url=url: dispatches(url) > 0, "it works, too", interval=ASKING)
-    figure("scaled from 3 to 6", seen)
-    assert seen.failed == []
-    assert set(seen.addresses) == workers
+            await wait_until(lambda url=url: dispatches(url) > 0, "each replica dispatches", interval=POLL_INTERVAL)
+    figure("scaled from 3 to 6", results)
+    assert results.failed == []
+    assert set(results.addresses) == workers
 
 
 def dispatches(replica: str) -> float:
-    """How many a replica has made, by its own count."""
+    """Return the number of dispatches that a replica has counted."""
     text = httpx.get(f"{replica}/metrics").text
     match = re.search(r'dispatches_total\{outcome="chosen"\} ([0-9.e+]+)', text)
     return float(match[1]) if match else 0.0
@@ -174,11 +175,11 @@ async def test_replicas_are_killed_at_random_for_a_minute(cluster: Compose, figu
     victim = cluster.containers("stock-worker")[0]
     dead = f"http://{cluster.address(victim)}:21002"
     kills = 0
-    async with load([cluster.url]) as seen:
-        await wait_until(lambda: seen.total > 100, "the load is on")
+    async with load([cluster.url]) as results:
+        await wait_until(lambda: results.total > 100, "the load has started")
         await asyncio.to_thread(docker, "kill", victim)
-        lapse = asyncio.create_task(lapsed(cluster, dead))
-        end = time.monotonic() + KILLING
+        expiration = asyncio.create_task(wait_for_expiration(cluster, dead))
+        end = time.monotonic() + KILL_SECONDS
         while time.monotonic() < end:
             replica = random.choice(cluster.containers("controller"))
             await asyncio.to_thread(docker, "kill", replica)
@@ -186,20 +187,20 @@ async def test_replicas_are_killed_at_random_for_a_minute(cluster: Compose, figu
             await asyncio.sleep(random.uniform(0.2, 1.0))
             await asyncio.to_thread(docker, "start", replica)
             await ready(cluster, replica)
-        lapsed_at = await lapse
-    figure(f"{kills} replicas of 3 killed in {KILLING:g} s", seen)
-    assert seen.failed == []
-    assert seen.last_asked[dead] < lapsed_at, "none to a dead worker"
-    assert set(seen.addresses) == workers
-    assert kills >= KILLING / 6
-    await whole(cluster)
+        expired_at = await expiration
+    figure(f"{kills} replicas of 3 killed in {KILL_SECONDS:g} s", results)
+    assert results.failed == []
+    assert results.last_sent[dead] < expired_at, "no dispatch to the dead worker after its expiration"
+    assert set(results.addresses) == workers
+    assert kills >= KILL_SECONDS / 6
+    await check_consistency(cluster)
     docker("start", victim)
     await all_workers(cluster)
 
 
-async def lapsed(cluster: Compose, worker: str) -> float:
-    """Wait until a worker's heartbeat has lapsed. Return the time."""
-    await wait_until(lambda: worker not in names(cluster), "its heartbeat has lapsed", interval=ASKING)
+async def wait_for_expiration(cluster: Compose, worker: str) -> float:
+    """Wait until a worker's heartbeat has expired. Return the time."""
+    await wait_until(lambda: worker not in names(cluster), "the heartbeat has expired", interval=POLL_INTERVAL)
     return time.perf_counter()
 
 
@@ -208,57 +209,57 @@ def names(cluster: Compose) -> set[str]:
 
 
 async def test_a_rolling_restart_under_load(cluster: Compose, figure: Figure) -> None:
-    async with load([cluster.url]) as seen:
-        await wait_until(lambda: seen.total > 100, "the load is on")
+    async with load([cluster.url]) as results:
+        await wait_until(lambda: results.total > 100, "the load has started")
         for replica in cluster.containers("controller"):
             await asyncio.to_thread(docker, "stop", "--time", "40", replica)
             [state] = json.loads(docker("inspect", replica, "--format", "[{{json .State}}]"))
             assert state["ExitCode"] == 0
             await asyncio.to_thread(docker, "start", replica)
             await ready(cluster, replica)
-    figure("rolling restart of 3 replicas", seen)
-    assert seen.failed == []
+    figure("rolling restart of 3 replicas", results)
+    assert results.failed == []
     await all_workers(cluster)
-    await whole(cluster)
+    await check_consistency(cluster)
 
 
 async def test_an_upgrade_under_load(cluster: Compose, figure: Figure) -> None:
-    """deploy/upgrade.sh replaces the replicas by those of another environment; then `up` has nothing to do."""
+    """deploy/upgrade.sh replaces all replicas to change their environment. Afterwards `up` changes nothing."""
     workers = await all_workers(cluster)
     old, everything = cluster.containers("controller"), containers(cluster)
-    async with load([cluster.url]) as seen:
-        await wait_until(lambda: seen.total > 100, "the load is on")
+    async with load([cluster.url]) as results:
+        await wait_until(lambda: results.total > 100, "the load has started")
         await asyncio.to_thread(cluster.upgrade, CONTROLLER_LOG_LEVEL="warning")
-        total = seen.total
-        await wait_until(lambda: seen.total > total + 100, "dispatches go on")
-    figure("upgrade of 3 replicas", seen)
-    assert seen.failed == []
-    assert set(seen.addresses) == workers
+        total = results.total
+        await wait_until(lambda: results.total > total + 100, "dispatches continue")
+    figure("upgrade of 3 replicas", results)
+    assert results.failed == []
+    assert set(results.addresses) == workers
     new = cluster.containers("controller")
     assert len(new) == 3
     assert set(new).isdisjoint(old)
     for replica in new:
         assert "CONTROLLER_LOG_LEVEL=warning" in docker("inspect", replica, "--format", "{{.Config.Env}}")
     upgraded = containers(cluster)
-    assert everything - set(old) == upgraded - set(new), "nothing else has changed"
+    assert everything - set(old) == upgraded - set(new), "only the replicas have changed"
     cluster("up", "--detach", "--no-build")
     assert containers(cluster) == upgraded
     await all_workers(cluster)
-    await whole(cluster)
+    await check_consistency(cluster)
 
 
 def containers(cluster: Compose) -> set[str]:
     return set(cluster("ps", "--all", "--quiet").split())
 
 
-async def test_a_replica_that_does_not_get_ready_is_no_upgrade(cluster: Compose) -> None:
+async def test_an_upgrade_stops_if_a_new_replica_does_not_get_ready(cluster: Compose) -> None:
     everything = containers(cluster)
     with pytest.raises(AssertionError, match="did not get ready"):
-        cluster.upgrade(CONTROLLER_LOG_LEVEL="nonsense", UPGRADE_TIMEOUT="3")
+        cluster.upgrade(CONTROLLER_LOG_LEVEL="invalid", UPGRADE_TIMEOUT="3")
     assert containers(cluster) == everything
 
 
-async def test_replicas_that_are_replaced_leave_the_load_balancer_alone(cluster: Compose) -> None:
+async def test_replacing_replicas_does_not_replace_the_load_balancer(cluster: Compose) -> None:
     [balancer], replicas = cluster.containers("loadbalancer"), cluster.containers("controller")
     cluster("up", "--detach", "--no-build", "controller", "loadbalancer", CONTROLLER_LOG_LEVEL="error")
     assert cluster.containers("loadbalancer") == [balancer]
@@ -273,42 +274,42 @@ async def test_redis_is_restarted_under_load(cluster: Compose, figure: Figure) -
     registered = {"model_names": ["kept"], "speed": 1, "queue_length": 0}
     body = {"worker_name": "http://127.0.0.1:1/kept", "check_heart_beat": False, "worker_status": registered}
     assert call(f"{cluster.url}/register_worker", body) is None
-    async with load([cluster.url]) as seen:
-        await wait_until(lambda: seen.total > 100, "the load is on")
+    async with load([cluster.url]) as results:
+        await wait_until(lambda: results.total > 100, "the load has started")
         await asyncio.to_thread(cluster, "restart", "redis")
         await ready_replicas(cluster, 3)
-        total = seen.total
-        await wait_until(lambda: seen.total > total + 100, "dispatches go on")
-    figure("docker compose restart redis", seen)
-    assert seen.failed == []
-    assert set(seen.addresses) == workers
+        total = results.total
+        await wait_until(lambda: results.total > total + 100, "dispatches continue")
+    figure("docker compose restart redis", results)
+    assert results.failed == []
+    assert set(results.addresses) == workers
     assert call(f"{cluster.url}/get_worker_address", {"model": "kept"}) == {"address": "http://127.0.0.1:1/kept"}
     assert call(f"{cluster.url}/remove_worker", {"worker_name": "http://127.0.0.1:1/kept"}) == {"exist": True}
     await all_workers(cluster)
-    await whole(cluster)
+    await check_consistency(cluster)
 
 
 async def test_redis_is_killed_under_load(cluster: Compose, figure: Figure) -> None:
     [redis] = cluster.containers("redis")
-    async with load([cluster.url]) as seen:
-        await wait_until(lambda: seen.total > 100, "the load is on")
+    async with load([cluster.url]) as results:
+        await wait_until(lambda: results.total > 100, "the load has started")
         await asyncio.to_thread(docker, "kill", redis)
-        await wait_until(lambda: seen.degraded > 100, "dispatches go on without it")
+        await wait_until(lambda: results.degraded > 100, "dispatches continue without Redis")
         await asyncio.to_thread(docker, "start", redis)
         await ready_replicas(cluster, 3)
-    figure("redis killed, and started again", seen)
-    assert seen.failed == []
+    figure("redis killed and started again", results)
+    assert results.failed == []
     await all_workers(cluster)
-    await whole(cluster)
+    await check_consistency(cluster)
 
 
-async def test_redis_remembers_when_nobody_else_does(cluster: Compose) -> None:
-    """All replicas are gone while Redis is killed: what it has on disk is all that is left."""
+async def test_redis_restores_the_registry_from_disk(cluster: Compose) -> None:
+    """Redis and all replicas are killed, so the registry is only on the disk of Redis."""
     registered = {"model_names": ["kept"], "speed": 1, "queue_length": 0}
     body = {"worker_name": "http://127.0.0.1:1/kept", "check_heart_beat": False, "worker_status": registered}
     assert call(f"{cluster.url}/register_worker", body) is None
-    asked = {"model": "kept", "lease": True}  # which counts the same after any time that the restart takes
-    assert call(f"{cluster.url}/get_worker_address", asked)["address"] == "http://127.0.0.1:1/kept"
+    dispatch = {"model": "kept", "lease": True}  # a lease does not decay during the restart
+    assert call(f"{cluster.url}/get_worker_address", dispatch)["address"] == "http://127.0.0.1:1/kept"
     replicas, [redis] = cluster.containers("controller"), cluster.containers("redis")
     await asyncio.to_thread(docker, "kill", *replicas)
     await asyncio.to_thread(docker, "kill", redis)
@@ -317,55 +318,55 @@ async def test_redis_remembers_when_nobody_else_does(cluster: Compose) -> None:
     listed = call(f"{cluster.url}/workers", method="GET")["workers"]
     assert call(f"{cluster.url}/remove_worker", {"worker_name": "http://127.0.0.1:1/kept"}) == {"exist": True}
     assert [w["queue_length"] for w in listed if w["worker_name"] == "http://127.0.0.1:1/kept"] == [1]
-    told = docker("logs", redis)
-    assert "NOPERM" not in told
-    assert "CRITICAL" not in told
+    logs = docker("logs", redis)
+    assert "NOPERM" not in logs
+    assert "CRITICAL" not in logs
     await all_workers(cluster)
 
 
 async def test_all_replicas_are_killed_at_once(cluster: Compose, figure: Figure) -> None:
     await all_workers(cluster)
     replicas = cluster.containers("controller")
-    async with load([cluster.url]) as seen:
-        await wait_until(lambda: seen.total > 100, "the load is on")
+    async with load([cluster.url]) as results:
+        await wait_until(lambda: results.total > 100, "the load has started")
         await asyncio.to_thread(docker, "kill", *replicas)
         await asyncio.to_thread(docker, "start", *replicas)
         await ready_replicas(cluster, 3)
-        total = seen.total
-        await wait_until(lambda: seen.total > total + 100, "dispatches go on")
-    figure("all replicas killed at once, and started again", seen)
-    assert set(seen.addresses) - {""} == addresses(cluster)
+        total = results.total
+        await wait_until(lambda: results.total > total + 100, "dispatches continue")
+    figure("all replicas killed at once and started again", results)
+    assert set(results.addresses) - {""} == addresses(cluster)
     await all_workers(cluster)
 
 
 async def test_a_replica_hangs_under_load(cluster: Compose, figure: Figure) -> None:
     workers = await all_workers(cluster)
     replica = cluster.containers("controller")[0]
-    async with load([cluster.url]) as seen:
-        await wait_until(lambda: seen.total > 100, "the load is on")
+    async with load([cluster.url]) as results:
+        await wait_until(lambda: results.total > 100, "the load has started")
         await asyncio.to_thread(docker, "pause", replica)
         try:
             answers = [asyncio.to_thread(call, f"{cluster.url}/workers", method="GET", timeout=30.0) for _ in range(9)]
             assert all(len(answer["workers"]) == 3 for answer in await asyncio.gather(*answers))
-            total = seen.total
-            await wait_until(lambda: seen.total > total + 300, "dispatches go on")
+            total = results.total
+            await wait_until(lambda: results.total > total + 300, "dispatches continue")
         finally:
             await asyncio.to_thread(docker, "unpause", replica)
-    figure("a replica paused, and let go on", seen)
-    assert seen.failed == []
-    assert set(seen.addresses) == workers
+    figure("a replica paused and resumed", results)
+    assert results.failed == []
+    assert set(results.addresses) == workers
     await ready_replicas(cluster, 3)
 
 
-async def test_what_a_replica_may_do_is_little(cluster: Compose) -> None:
+async def test_a_replica_has_few_privileges(cluster: Compose) -> None:
     replica = cluster.containers("controller")[0]
-    [told] = json.loads(docker("inspect", replica))
-    assert told["Config"]["User"] == "10001:10001"
-    assert told["HostConfig"]["ReadonlyRootfs"] is True
-    assert told["HostConfig"]["CapDrop"] == ["ALL"]
+    [container] = json.loads(docker("inspect", replica))
+    assert container["Config"]["User"] == "10001:10001"
+    assert container["HostConfig"]["ReadonlyRootfs"] is True
+    assert container["HostConfig"]["CapDrop"] == ["ALL"]
     password = docker("exec", replica, "cat", "/run/controller/password").strip()
     assert len(password) > 30
-    assert password not in json.dumps(told)
+    assert password not in json.dumps(container)
     assert password not in cluster("logs", "--no-color")
     client = connect(redis_url(cluster).replace("test:test", f"controller:{password}"), timeout=5.0)
     for command in (["KEYS", "*"], ["GET", "other"], ["FLUSHALL"], ["CONFIG", "GET", "*"], ["ACL", "LIST"], ["DBSIZE"]):

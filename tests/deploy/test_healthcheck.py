@@ -1,4 +1,4 @@
-"""deploy/healthcheck.sh, which Docker runs in each replica's container, against replicas as processes."""
+"""deploy/healthcheck.sh, which Docker runs in each container of a replica. Here it checks replicas as processes."""
 
 import asyncio
 import os
@@ -15,6 +15,8 @@ from tests.deploy.compose import ROOT
 from tests.support.workers import answers, bad_worker
 from tests.system.processes import ControllerProcess, free_port
 
+pytestmark = pytest.mark.deploy
+
 SCRIPT = ROOT / "deploy/healthcheck.sh"
 Replica = Callable[..., ControllerProcess]
 
@@ -28,7 +30,7 @@ def healthy(port: int, **env: str) -> bool:
 
 @pytest.fixture
 def replica(short_dir: Path) -> Iterator[Replica]:
-    """Start a replica with a directory of its own. It ends with the test."""
+    """Yield a function that starts a replica. The replicas end with the test."""
     started: list[ControllerProcess] = []
     directory = short_dir / "healthcheck"
 
@@ -49,7 +51,7 @@ def test_a_replica_that_answers_is_healthy(replica: Replica, host: str) -> None:
     assert healthy(controller.port, CONTROLLER_HOST=host)
 
 
-def test_one_that_hangs_or_is_gone_is_not(replica: Replica) -> None:
+def test_a_replica_that_hangs_or_has_ended_is_unhealthy(replica: Replica) -> None:
     controller = replica().ready()
     controller.popen.send_signal(signal.SIGSTOP)
     assert not healthy(controller.port)
@@ -59,8 +61,8 @@ def test_one_that_hangs_or_is_gone_is_not(replica: Replica) -> None:
     assert not healthy(controller.port)
 
 
-@pytest.mark.parametrize("status", ["500 Internal Server Error", "404 Not MaybeStale"])
-async def test_another_answer_is_not_healthy(status: str) -> None:
+@pytest.mark.parametrize("status", ["500 Internal Server Error", "404 Not Found"])
+async def test_a_replica_that_answers_with_an_error_is_unhealthy(status: str) -> None:
     async with bad_worker(healthz=answers(b"", status)) as server:
         port = int(server.address.rpartition(":")[2])
         assert not await asyncio.to_thread(healthy, port)
@@ -68,23 +70,23 @@ async def test_another_answer_is_not_healthy(status: str) -> None:
 
 
 @pytest.mark.parametrize("value", ["1", "true", "ON"])
-def test_a_replica_with_tls(replica: Replica, tmp_path: Path, value: str) -> None:
+def test_a_replica_with_tls_is_checked(replica: Replica, tmp_path: Path, value: str) -> None:
     issued = trustme.CA().issue_cert("localhost")
     issued.private_key_pem.write_to_path(tmp_path / "key.pem")
     issued.cert_chain_pems[0].write_to_path(tmp_path / "certificate.pem")
     files = {"SSL_KEYFILE": str(tmp_path / "key.pem"), "SSL_CERTFILE": str(tmp_path / "certificate.pem")}
     controller = replica(scheme="https", CONTROLLER_SSL=value, **files)
-    controller.wait_for(lambda: healthy(controller.port, CONTROLLER_SSL=value), "it is healthy")
+    controller.wait_for(lambda: healthy(controller.port, CONTROLLER_SSL=value), "the replica is healthy")
     controller.popen.send_signal(signal.SIGSTOP)
     assert not healthy(controller.port, CONTROLLER_SSL=value)
     controller.popen.send_signal(signal.SIGCONT)
 
 
-def test_tls_and_no_server() -> None:
+def test_tls_without_a_server_is_unhealthy() -> None:
     assert not healthy(free_port(), CONTROLLER_SSL="true")
 
 
-def test_the_image_runs_it_and_starts_no_python() -> None:
+def test_the_image_runs_the_script_without_python() -> None:
     dockerfile = (ROOT / "deploy/Dockerfile").read_text()
     [check] = [line for line in dockerfile.splitlines() if line.startswith("HEALTHCHECK")]
     assert check.endswith('CMD ["bash", "/opt/controller/healthcheck.sh"]')

@@ -1,7 +1,7 @@
-"""The Kubernetes manifests: what Kubernetes takes, what the controller takes, and in agreement with one another.
+"""The Kubernetes manifests are valid for Kubernetes and for the controller, and consistent with one another.
 
-They are checked against the schemas that kubernetes-validate brings along, so no cluster is needed; where kubectl is on
-PATH, what it makes of the kustomization is checked too.
+The tests use the schemas of kubernetes-validate, so they need no cluster. If kubectl is on PATH, they also check the
+output of `kubectl kustomize`.
 """
 
 import shutil
@@ -22,9 +22,12 @@ from controller.settings import Settings, all_settings, environment_variables
 from controller.store_url import parse_store_url
 from controller.web.routes.table import ROUTES
 
+pytestmark = pytest.mark.deploy
+
 FOLDER = Path(__file__).parents[2] / "deploy" / "kubernetes"
 KUSTOMIZATION = "kustomization.yaml"
-VERSIONS = ("1.27", ".".join(kubernetes_validate.latest_version().split(".")[:2]))  # from the one that README.md names
+# The oldest supported version, which README.md names, and the latest version.
+VERSIONS = ("1.27", ".".join(kubernetes_validate.latest_version().split(".")[:2]))
 LABELS = {"app.kubernetes.io/name": "controller-cluster"}
 KUBECTL = shutil.which("kubectl")
 
@@ -50,7 +53,7 @@ def manifest(kind: str) -> Document:
 
 
 def check(text: str, version: str) -> None:
-    """Raise ValidationError, or SchemaNotFoundError, unless all is known to this version of Kubernetes."""
+    """Check documents against a version of Kubernetes. Raises ValidationError or SchemaNotFoundError."""
     found = documents(text)
     assert found
     for document in found:
@@ -70,11 +73,10 @@ def container(pod: Document) -> Document:
 
 @pytest.fixture
 def environment(container: Document) -> dict[str, str]:
-    """The variables of a replica: those of the ConfigMap that it names, and its own."""
+    """Return the environment variables of a replica, from its ConfigMap and from its container."""
     [source] = container["envFrom"]
-    [generator] = [
-        made for made in kustomization()["configMapGenerator"] if made["name"] == source["configMapRef"]["name"]
-    ]
+    name = source["configMapRef"]["name"]
+    [generator] = [each for each in kustomization()["configMapGenerator"] if each["name"] == name]
     shared = dict(literal.split("=", 1) for literal in generator["literals"])
     own = {variable["name"]: variable["value"] for variable in container["env"]}
     assert len(own) == len(container["env"])
@@ -84,16 +86,16 @@ def environment(container: Document) -> dict[str, str]:
 
 @pytest.fixture
 def settings(environment: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Settings:
-    """What `controller` makes of the container's arguments and variables."""
-    seen: list[Settings] = []
-    monkeypatch.setattr(server, "serve", seen.append)
+    """Return the settings that `controller` reads from the arguments and variables of the container."""
+    parsed: list[Settings] = []
+    monkeypatch.setattr(server, "serve", parsed.append)
     password = tmp_path / "password"
     password.write_text("secret\n")
-    there = environment | {"CONTROLLER_REDIS_PASSWORD_FILE": str(password)}
+    variables = environment | {"CONTROLLER_REDIS_PASSWORD_FILE": str(password)}
     [container] = manifest("Deployment")["spec"]["template"]["spec"]["containers"]
-    result = CliRunner().invoke(main, container["args"], env=there)
+    result = CliRunner().invoke(main, container["args"], env=variables)
     assert result.exit_code == 0, result.output
-    return seen[0]
+    return parsed[0]
 
 
 # The schemas
@@ -118,20 +120,20 @@ def test_kubernetes_knows_every_field(path: Path, version: str) -> None:
         ("disruption-budget.yaml", "policy/v1", "policy/v0", None),
     ],
 )
-def test_a_broken_copy_is_found(tmp_path: Path, name: str, good: str, bad: str, message: str | None) -> None:
+def test_an_error_in_a_manifest_is_found(tmp_path: Path, name: str, good: str, bad: str, message: str | None) -> None:
     copy = shutil.copytree(FOLDER, tmp_path / "copy") / name
     check(copy.read_text(), VERSIONS[-1])
     assert good in copy.read_text()
     copy.write_text(copy.read_text().replace(good, bad, 1))
-    wrong = kubernetes_validate.ValidationError if message else kubernetes_validate.SchemaNotFoundError
-    with pytest.raises(wrong, match=message):
+    error = kubernetes_validate.ValidationError if message else kubernetes_validate.SchemaNotFoundError
+    with pytest.raises(error, match=message):
         check(copy.read_text(), VERSIONS[-1])
 
 
 # The kustomization
 
 
-def test_the_kustomization_lists_the_files_there_are() -> None:
+def test_the_kustomization_lists_all_files() -> None:
     assert kustomization()["resources"] == [path.name for path in files()]
     assert {path.name for path in FOLDER.iterdir()} == {*kustomization()["resources"], KUSTOMIZATION, "README.md"}
 
@@ -141,8 +143,8 @@ def test_the_image_is_this_version_and_can_be_replaced(container: Document) -> N
     assert container["image"] == f"controller-cluster:{__version__}"
 
 
-@pytest.mark.skipif(KUBECTL is None, reason="NOT TESTED, what kubectl makes of the kustomization: it is not on PATH")
-def test_kubectl_renders_all_of_it() -> None:
+@pytest.mark.skipif(KUBECTL is None, reason="NOT TESTED, kubectl kustomize: kubectl is not on PATH")
+def test_kubectl_renders_all_manifests() -> None:
     rendered = subprocess.run(
         [str(KUBECTL), "kustomize", str(FOLDER)], capture_output=True, text=True, check=True
     ).stdout
@@ -154,12 +156,12 @@ def test_kubectl_renders_all_of_it() -> None:
     [container] = by_kind["Deployment"]["spec"]["template"]["spec"]["containers"]
     [source] = container["envFrom"]
     assert source["configMapRef"]["name"] == config["metadata"]["name"]
-    source["configMapRef"]["name"] = "controller"  # the name before it got its hash
+    source["configMapRef"]["name"] = "controller"  # the name without the hash
     assert by_kind == {kind: manifest(kind) for kind in by_kind}
     assert len(by_kind) == len(files())
 
 
-# One with another
+# Consistency of the manifests
 
 
 def selectors() -> Iterator[tuple[str, Document]]:
@@ -179,7 +181,7 @@ def test_every_selector_finds_the_pods(pod: Document) -> None:
     assert {"kubernetes.io/hostname", "topology.kubernetes.io/zone"} < found.keys()
 
 
-def test_every_port_is_the_one_that_is_listened_on(settings: Settings, pod: Document, container: Document) -> None:
+def test_every_port_is_the_port_of_the_controller(settings: Settings, pod: Document, container: Document) -> None:
     [port] = container["ports"]
     assert port["containerPort"] == settings.port == Settings().port
     [service_port] = manifest("Service")["spec"]["ports"]
@@ -199,7 +201,7 @@ def test_every_path_is_a_route(pod: Document, container: Document) -> None:
         assert path in routes
 
 
-def test_autoscaler_and_disruption_budget_are_the_deployments() -> None:
+def test_the_autoscaler_and_the_disruption_budget_match_the_deployment() -> None:
     deployment, autoscaler = manifest("Deployment"), manifest("HorizontalPodAutoscaler")["spec"]
     assert autoscaler["scaleTargetRef"] == {
         "apiVersion": deployment["apiVersion"],
@@ -207,19 +209,19 @@ def test_autoscaler_and_disruption_budget_are_the_deployments() -> None:
         "name": deployment["metadata"]["name"],
     }
     assert (autoscaler["minReplicas"], autoscaler["maxReplicas"]) == (3, 12)
-    assert "replicas" not in deployment["spec"], "applying it again would undo what the autoscaler decided"
+    assert "replicas" not in deployment["spec"], "applying the manifest would undo the autoscaler's decision"
     [metric] = autoscaler["metrics"]
     assert metric["resource"] == {"name": "cpu", "target": {"type": "Utilization", "averageUtilization": 70}}
     assert manifest("PodDisruptionBudget")["spec"]["maxUnavailable"] == 1 < autoscaler["minReplicas"]
 
 
-def test_the_account_is_there_and_has_no_token(pod: Document) -> None:
+def test_the_service_account_has_no_token(pod: Document) -> None:
     account = manifest("ServiceAccount")
     assert pod["spec"]["serviceAccountName"] == account["metadata"]["name"]
     assert pod["spec"]["automountServiceAccountToken"] is account["automountServiceAccountToken"] is False
 
 
-# With the controller
+# Consistency with the controller
 
 
 def test_every_variable_is_a_setting(environment: dict[str, str], settings: Settings) -> None:
@@ -227,17 +229,17 @@ def test_every_variable_is_a_setting(environment: dict[str, str], settings: Sett
     assert environment.keys() <= known
     assert {"CONTROLLER_HOST", "CONTROLLER_REDIS_URL", "CONTROLLER_REDIS_PASSWORD_FILE"} < environment.keys()
     assert settings.host == "0.0.0.0"
-    assert settings.replicas == 1  # Kubernetes counts them
+    assert settings.replicas == 1  # Kubernetes manages the replicas
 
 
-def test_the_service_does_not_change_the_settings(pod: Document) -> None:
-    """A Service called controller gives the pods of its namespace CONTROLLER_PORT=tcp://..., unless they say no."""
+def test_the_service_does_not_override_settings(pod: Document) -> None:
+    """Without enableServiceLinks: false, the Service "controller" would set CONTROLLER_PORT=tcp://... in each pod."""
     name = manifest("Service")["metadata"]["name"].upper()
     assert any(f"{name}_PORT" in environment_variables(setting) for setting in all_settings())
     assert pod["spec"]["enableServiceLinks"] is False
 
 
-def test_the_password_is_where_the_setting_looks_for_it(
+def test_the_password_file_is_mounted_at_the_path_of_the_setting(
     environment: dict[str, str], pod: Document, container: Document
 ) -> None:
     [mount] = [mount for mount in container["volumeMounts"] if mount["name"] == "redis"]
@@ -245,21 +247,21 @@ def test_the_password_is_where_the_setting_looks_for_it(
     [item] = volume["secret"]["items"]
     assert environment["CONTROLLER_REDIS_PASSWORD_FILE"] == f"{mount['mountPath']}/{item['path']}"
     assert mount["readOnly"] is True
-    assert volume["secret"]["defaultMode"] == 0o440  # for the group, which is fsGroup
+    assert volume["secret"]["defaultMode"] == 0o440  # readable for the group, which is fsGroup
     command = f"kubectl create secret generic {volume['secret']['secretName']} --from-file={item['key']}="
     assert command in (FOLDER / "README.md").read_text()
 
 
-def test_there_is_time_to_shut_down(settings: Settings, pod: Document, container: Document) -> None:
-    last_frames = 1
-    longest = settings.shutdown_delay + settings.shutdown_timeout + last_frames
+def test_the_grace_period_is_longer_than_the_shutdown(settings: Settings, pod: Document, container: Document) -> None:
+    final_frames = 1  # seconds
+    longest = settings.shutdown_delay + settings.shutdown_timeout + final_frames
     assert pod["spec"]["terminationGracePeriodSeconds"] > longest
     readiness = container["readinessProbe"]
-    seen_after = readiness["periodSeconds"] * readiness["failureThreshold"] + readiness["timeoutSeconds"]
-    assert seen_after < settings.shutdown_delay
+    unready_after = readiness["periodSeconds"] * readiness["failureThreshold"] + readiness["timeoutSeconds"]
+    assert unready_after < settings.shutdown_delay
 
 
-def test_the_network_lets_through_what_a_replica_needs(settings: Settings) -> None:
+def test_the_network_policy_allows_the_connections_of_a_replica(settings: Settings) -> None:
     def peers(*labels: dict[str, str]) -> list[Document]:
         return [{"podSelector": {"matchLabels": found}} for found in labels]
 
@@ -268,17 +270,17 @@ def test_the_network_lets_through_what_a_replica_needs(settings: Settings) -> No
     clients, workers = {"controller-client": "true"}, {"controller-worker": "true"}
     [ingress] = policy["ingress"]
     assert ingress["from"] == peers(clients, workers, {"app.kubernetes.io/name": "prometheus"})
-    redis, names, to_workers = policy["egress"]
+    redis, dns, to_workers = policy["egress"]
     [(host, port)] = parse_store_url(settings.redis_url or "").hosts
     assert redis == {
         "to": peers({"app.kubernetes.io/name": host}),
         "ports": [{"protocol": "TCP", "port": port}],
     }
-    assert names == {"ports": [{"protocol": protocol, "port": 53} for protocol in ("UDP", "TCP")]}
+    assert dns == {"ports": [{"protocol": protocol, "port": 53} for protocol in ("UDP", "TCP")]}
     assert to_workers == {"to": peers(workers), "ports": [{"protocol": "TCP"}]}
 
 
-# Safety
+# Security and resources
 
 
 def test_the_pod_meets_the_restricted_standard(pod: Document, container: Document) -> None:
@@ -303,7 +305,7 @@ def test_the_image_runs_as_the_pods_user(pod: Document) -> None:
     assert user in (FOLDER.parent / "Dockerfile").read_text()
 
 
-def test_a_rollout_takes_no_replica_away() -> None:
+def test_a_rollout_keeps_the_number_of_replicas() -> None:
     rollout = {"maxSurge": 1, "maxUnavailable": 0}
     assert manifest("Deployment")["spec"]["strategy"] == {"type": "RollingUpdate", "rollingUpdate": rollout}
 

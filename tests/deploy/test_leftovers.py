@@ -1,12 +1,14 @@
-"""A test run that is killed leaves no containers behind."""
+"""A test run that is killed leaves no containers or networks."""
 
 import subprocess
 import sys
 
 import pytest
 
-from tests.deploy.compose import ROOT, docker, images, why_not
+from tests.deploy.compose import ROOT, docker, docker_problem, images
 from tests.support.waiting import wait_until
+
+pytestmark = pytest.mark.deploy
 
 RUNNER = """
 import subprocess, sys, time
@@ -22,7 +24,7 @@ time.sleep(600)
 
 
 async def test_containers_and_networks_of_a_killed_run_are_removed() -> None:
-    reason = why_not() or ("" if "REDIS_IMAGE" in images() else "there is no image to run")
+    reason = docker_problem() or ("" if "REDIS_IMAGE" in images() else "no image of Redis is available")
     if reason:
         pytest.skip(f"NOT TESTED, containers: {reason}")
     command = [sys.executable, "-c", RUNNER, images()["REDIS_IMAGE"]]
@@ -32,5 +34,5 @@ async def test_containers_and_networks_of_a_killed_run_are_removed() -> None:
         assert docker("ps", "--quiet", "--filter", label)
         assert docker("network", "ls", "--quiet", "--filter", label)
         runner.kill()
-    await wait_until(lambda: not docker("ps", "--all", "--quiet", "--filter", label), "the container is gone")
-    await wait_until(lambda: not docker("network", "ls", "--quiet", "--filter", label), "the network is gone")
+    await wait_until(lambda: not docker("ps", "--all", "--quiet", "--filter", label), "the container is removed")
+    await wait_until(lambda: not docker("network", "ls", "--quiet", "--filter", label), "the network is removed")

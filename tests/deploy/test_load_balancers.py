@@ -1,4 +1,4 @@
-"""nginx, Caddy and HAProxy with the files of deploy/, while replicas are killed, stopped, or hang."""
+"""nginx, Caddy and HAProxy with the files of deploy/, while replicas stop, are killed, or hang."""
 
 import asyncio
 import http.client
@@ -18,7 +18,7 @@ from tests.support.workers import BadWorker, answers, bad_worker, status
 from tests.system.processes import answers as answers_json
 from tests.system.processes import call
 
-pytestmark = pytest.mark.timeout(300)
+pytestmark = [pytest.mark.deploy, pytest.mark.timeout(300)]
 
 BALANCERS = installed()
 _namespaces = itertools.count()
@@ -26,7 +26,7 @@ TERMINATED, KILLED, STOPPED = signal.SIGTERM, signal.SIGKILL, signal.SIGSTOP
 
 
 @pytest.mark.parametrize("name", ["nginx", "haproxy", "caddy"])
-def test_it_is_installed(name: str) -> None:
+def test_the_balancer_is_installed(name: str) -> None:
     if name not in {balancer.name for balancer in BALANCERS}:
         wanted = "caddy 2.11.2 or later" if name == "caddy" else name
         pytest.skip(f"NOT TESTED, deploy/{name}: {wanted} is not on PATH")
@@ -49,10 +49,10 @@ def started(directory: Path, embedded_url: str) -> Iterator[Replicas]:
 
 @pytest.fixture
 async def replicas(started: Replicas) -> AsyncIterator[Replicas]:
-    """Three replicas that are ready."""
-    await started.ready()
+    """Yield three replicas that are ready, and restart those that the test has ended."""
+    await started.make_ready()
     yield started
-    await started.ready()
+    await started.make_ready()
 
 
 @pytest.fixture(scope="module", params=BALANCERS, ids=lambda balancer: balancer.name)
@@ -63,22 +63,26 @@ def balancer(request: pytest.FixtureRequest) -> Balancer:
 
 @pytest.fixture
 async def url(balancer: Balancer, replicas: Replicas, directory: Path) -> AsyncIterator[str]:
-    """The balancer in front of the replicas."""
+    """Run the balancer in front of the replicas. Yield its URL."""
     with running(balancer, directory, replicas.ports) as url:
         await wait_until(lambda: answers_json(f"{url}/readyz", "GET"), f"{balancer.name} answers")
         yield url
 
 
 class Gated:
-    """A stream that sends a frame for each `more`. `askers` are the ports of the connections that asked for it."""
+    """A worker's stream that sends one frame per release of `more`.
+
+    client_ports: the local ports of the connections that requested the stream.
+    ended: set when the stream has ended or its client has disconnected.
+    """
 
     def __init__(self) -> None:
-        self.askers: list[int] = []
+        self.client_ports: list[int] = []
         self.more = asyncio.Semaphore(0)
-        self.left = asyncio.Event()
+        self.ended = asyncio.Event()
 
     async def __call__(self, _: BadWorker, writer: asyncio.StreamWriter, __: bytes) -> None:
-        self.askers.append(writer.get_extra_info("peername")[1])
+        self.client_ports.append(writer.get_extra_info("peername")[1])
         try:
             writer.write(b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n")
             for frame in FRAMES:
@@ -88,18 +92,18 @@ class Gated:
             writer.write(b"0\r\n\r\n")
             await writer.drain()
         finally:
-            self.left.set()
+            self.ended.set()
 
 
 def register(url: str, worker: BadWorker) -> None:
-    told = {"model_names": ["m"], "speed": 1, "queue_length": 0}
-    body = {"worker_name": worker.address, "check_heart_beat": False, "worker_status": told}
+    worker_status = {"model_names": ["m"], "speed": 1, "queue_length": 0}
+    body = {"worker_name": worker.address, "check_heart_beat": False, "worker_status": worker_status}
     assert call(f"{url}/register_worker", body) is None
 
 
 @pytest.fixture
 async def gated(url: str) -> AsyncIterator[Gated]:
-    """The stream of the only worker of a model."""
+    """Yield the stream of the only worker of a model."""
     stream = Gated()
     async with bad_worker(worker_generate_stream=stream) as worker:
         await asyncio.to_thread(register, url, worker)
@@ -108,16 +112,16 @@ async def gated(url: str) -> AsyncIterator[Gated]:
 
 
 async def frames(response: httpx.Response) -> AsyncIterator[bytes]:
-    """Yield the frames of a stream as they come."""
-    kept = b""
+    """Yield the frames of a stream as they arrive."""
+    rest = b""
     async for part in response.aiter_raw():
-        *complete, kept = (kept + part).split(b"\0")
+        *complete, rest = (rest + part).split(b"\0")
         for frame in complete:
             yield frame
-    assert kept == b""
+    assert rest == b""
 
 
-async def test_frames_come_one_by_one(url: str, gated: Gated) -> None:
+async def test_frames_arrive_one_by_one(url: str, gated: Gated) -> None:
     """The worker sends a frame only after the client has received the previous one."""
     got = []
     gated.more.release()
@@ -131,35 +135,35 @@ async def test_frames_come_one_by_one(url: str, gated: Gated) -> None:
     assert got == FRAMES
 
 
-async def test_a_stream_ends_whole_while_its_replica_stops(url: str, gated: Gated, replicas: Replicas) -> None:
+async def test_a_stream_is_completed_while_its_replica_stops(url: str, gated: Gated, replicas: Replicas) -> None:
     gated.more.release()
     async with (
         httpx.AsyncClient(timeout=60.0) as http,
         http.stream("POST", f"{url}/worker_generate_stream", json={"model": "m"}) as response,
     ):
-        coming = frames(response)
-        got = [await anext(coming)]
-        holder = replicas.holder(gated.askers[0])
-        replicas.signal(holder, TERMINATED)
-        await wait_until(lambda: not replicas.listens(holder), "the replica has closed its port")
+        arriving = frames(response)
+        got = [await anext(arriving)]
+        serving = replicas.replica_of(gated.client_ports[0])
+        replicas.send_signal(serving, TERMINATED)
+        await wait_until(lambda: not replicas.listens(serving), "the replica has closed its port")
         for _ in FRAMES:
             gated.more.release()
-        got += [frame async for frame in coming]
+        got += [frame async for frame in arriving]
     assert got == FRAMES
-    assert await replicas.ended(holder) == 0
+    assert await replicas.wait_for_end(serving) == 0
 
 
-async def test_a_client_that_goes_ends_its_request_at_the_worker(url: str, gated: Gated) -> None:
+async def test_a_disconnected_client_ends_its_request_at_the_worker(url: str, gated: Gated) -> None:
     gated.more.release()
     async with (
         httpx.AsyncClient(timeout=120) as http,
         http.stream("POST", f"{url}/worker_generate_stream", json={"model": "m"}) as response,
     ):
         assert await anext(frames(response)) == FRAMES[0]
-    await asyncio.wait_for(gated.left.wait(), 120.0)
+    await asyncio.wait_for(gated.ended.wait(), 120.0)
 
 
-async def test_a_large_body_passes(url: str) -> None:
+async def test_a_large_body_is_forwarded(url: str) -> None:
     body = json.dumps({"model": "m", "prompt": "x" * 20 * 1024 * 1024}).encode()
     async with (
         bad_worker(worker_generate=answers(b'"got it"')) as worker,
@@ -179,35 +183,35 @@ async def test_a_large_body_passes(url: str) -> None:
         ["/worker_generate_stream", "/x/../get_worker_address", "/worker_generate"],
         ["/GET_WORKER_ADDRESS", "/a/list_models"],
     ],
-    ids=["worker routes", "nearly our own"],
+    ids=["worker routes", "similar to own routes"],
 )
-async def test_what_was_forwarded_is_never_sent_twice(url: str, replicas: Replicas, paths: list[str]) -> None:
-    """A replica dies while the worker has the request, then another one. A third is left."""
-    askers: list[int] = []
+async def test_a_forwarded_request_is_never_sent_twice(url: str, replicas: Replicas, paths: list[str]) -> None:
+    """A replica is killed while the worker has the request. The balancer must not retry on another replica."""
+    client_ports: list[int] = []
 
-    async def holds(_: BadWorker, writer: asyncio.StreamWriter, __: bytes) -> None:
-        askers.append(writer.get_extra_info("peername")[1])
+    async def hang_after_recording(_: BadWorker, writer: asyncio.StreamWriter, __: bytes) -> None:
+        client_ports.append(writer.get_extra_info("peername")[1])
         await asyncio.Event().wait()
 
     names = ("worker_generate_stream", "worker_generate", "GET_WORKER_ADDRESS", "get_worker_address", "list_models")
-    async with bad_worker(**dict.fromkeys(names, holds)) as worker:
+    async with bad_worker(**dict.fromkeys(names, hang_after_recording)) as worker:
         await asyncio.to_thread(register, url, worker)
         for path in paths:
-            askers.clear()
-            asking = asyncio.create_task(asyncio.to_thread(status_of, url, path))
-            await wait_until(lambda: askers or asking.done(), "the request is at the worker, or has ended")  # noqa: B023
-            if asking.done():  # the path with dots: nginx removes them, and the controller rejects them
-                assert await asking in (200, 404), path
-                assert askers == [], path
+            client_ports.clear()
+            sending = asyncio.create_task(asyncio.to_thread(status_of, url, path))
+            await wait_until(lambda: client_ports or sending.done(), "the request has reached the worker or has ended")  # noqa: B023
+            if sending.done():  # a path with dots, which nginx removes and the controller rejects
+                assert await sending in (200, 404), path
+                assert client_ports == [], path
             else:
-                replicas.signal(replicas.holder(askers[0]), KILLED)
-                assert await asking != 200, path
-                assert len(askers) == 1, path
+                replicas.send_signal(replicas.replica_of(client_ports[0]), KILLED)
+                assert await sending != 200, path
+                assert len(client_ports) == 1, path
         await asyncio.to_thread(call, f"{url}/remove_worker", {"worker_name": worker.address})
 
 
 def status_of(url: str, path: str) -> int:
-    """Return the status of the answer to a POST on this path; 0 if there is none."""
+    """Return the status of the response to a POST, or 0 without a response."""
     connection = http.client.HTTPConnection(url.removeprefix("http://"), timeout=60.0)
     try:
         connection.request("POST", path, b'{"model": "m"}', {"Content-Type": "application/json"})
@@ -220,62 +224,61 @@ def status_of(url: str, path: str) -> int:
         connection.close()
 
 
-async def test_a_registration_whose_replica_dies_is_sent_again(
-    url: str, balancer: Balancer, replicas: Replicas
-) -> None:
-    needs_retries(balancer)
-    askers: list[int] = []
+async def test_a_registration_is_retried_if_its_replica_dies(url: str, balancer: Balancer, replicas: Replicas) -> None:
+    skip_without_retries(balancer)
+    client_ports: list[int] = []
 
-    async def second_time(worker: BadWorker, writer: asyncio.StreamWriter, body: bytes) -> None:
-        askers.append(writer.get_extra_info("peername")[1])
-        await (asyncio.Event().wait() if len(askers) == 1 else status("m")(worker, writer, body))
+    async def hang_at_first(worker: BadWorker, writer: asyncio.StreamWriter, body: bytes) -> None:
+        client_ports.append(writer.get_extra_info("peername")[1])
+        await (asyncio.Event().wait() if len(client_ports) == 1 else status("m")(worker, writer, body))
 
-    async with bad_worker(worker_get_status=second_time) as worker:
+    async with bad_worker(worker_get_status=hang_at_first) as worker:
         body = {"worker_name": worker.address, "check_heart_beat": False, "worker_status": None}
-        asking = asyncio.create_task(asyncio.to_thread(call, f"{url}/register_worker", body, timeout=60.0))
-        await wait_until(lambda: askers, "a replica asks the worker for its status")
-        replicas.signal(replicas.holder(askers[0]), KILLED)
-        assert await asking is None
-        assert len(askers) == 2
+        sending = asyncio.create_task(asyncio.to_thread(call, f"{url}/register_worker", body, timeout=60.0))
+        await wait_until(lambda: client_ports, "a replica polls the status of the worker")
+        replicas.send_signal(replicas.replica_of(client_ports[0]), KILLED)
+        assert await sending is None
+        assert len(client_ports) == 2
         await asyncio.to_thread(call, f"{url}/remove_worker", {"worker_name": worker.address})
 
 
-def needs_retries(balancer: Balancer) -> None:
-    if not balancer.sends_again:
-        pytest.skip(f"{balancer.name} cannot send a body twice: see docs/guides/load-balancers.md")
+def skip_without_retries(balancer: Balancer) -> None:
+    if not balancer.retries:
+        pytest.skip(f"{balancer.name} cannot retry requests with a body, see docs/guides/load-balancers.md")
 
 
-async def test_replicas_leave_and_return_under_load(
+@pytest.mark.slow
+async def test_replicas_end_and_restart_under_load(
     url: str, balancer: Balancer, replicas: Replicas, figure: Figure
 ) -> None:
-    """One replica stops, one is killed, one hangs. All requests succeed, but streams may break with the last two."""
-    signals = [TERMINATED, KILLED, STOPPED] if balancer.sends_again else [TERMINATED] * 3
+    """One replica stops, one is killed, and one hangs. No request fails, except streams in the last two cases."""
+    signals = [TERMINATED, KILLED, STOPPED] if balancer.retries else [TERMINATED] * 3
     async with bad_worker(worker_generate_stream=answers(b"".join(frame + b"\0" for frame in FRAMES))) as worker:
         await asyncio.to_thread(register, url, worker)
         await asyncio.to_thread(call, f"{url}/register_worker", REGISTRATION)
-        async with load(url) as seen:
-            await go_on(seen)
-            for number, what in enumerate(signals):
-                replicas.signal(number, what)
-                if what != STOPPED:
-                    await replicas.ended(number)
-                await go_on(seen)
-                await replicas.ready()
-                await go_on(seen)
-                assert failed(seen, balancer, what) == {}
+        async with load(url) as outcome:
+            await dispatches_continue(outcome)
+            for number, sent in enumerate(signals):
+                replicas.send_signal(number, sent)
+                if sent != STOPPED:
+                    await replicas.wait_for_end(number)
+                await dispatches_continue(outcome)
+                await replicas.make_ready()
+                await dispatches_continue(outcome)
+                assert failed(outcome, balancer, sent) == {}
         for name in (worker.address, REGISTRATION["worker_name"]):
             await asyncio.to_thread(call, f"{url}/remove_worker", {"worker_name": name})
-    figure(f"{balancer.name}, {', '.join(what.name for what in signals)} to one replica each", seen)
-    assert failed(seen, balancer, signals[-1]) == {}
+    figure(f"{balancer.name}, {', '.join(sent.name for sent in signals)} to one replica each", outcome)
+    assert failed(outcome, balancer, signals[-1]) == {}
 
 
-def failed(seen: Outcome, balancer: Balancer, what: signal.Signals) -> dict[str, list[str]]:
-    """Return the requests that should not have failed up to now, and forget the streams that may have."""
-    if what != TERMINATED or not balancer.checks_actively:  # nginx may connect just before a replica closes its port
-        seen.failed.pop("streams", None)
-    return seen.failed
+def failed(outcome: Outcome, balancer: Balancer, sent: signal.Signals) -> dict[str, list[str]]:
+    """Return the unexpected failures so far. Discards the failures of streams that may break."""
+    if sent != TERMINATED or not balancer.polls_readiness:  # nginx may connect just before the replica closes its port
+        outcome.failed.pop("streams", None)
+    return outcome.failed
 
 
-async def go_on(seen: Outcome) -> None:
-    before = seen.done["dispatches"]
-    await wait_until(lambda: seen.done["dispatches"] > before + 50, "dispatches go on")
+async def dispatches_continue(outcome: Outcome) -> None:
+    before = outcome.done["dispatches"]
+    await wait_until(lambda: outcome.done["dispatches"] > before + 50, "dispatches continue")

@@ -1,4 +1,4 @@
-"""A controller as an operator starts it."""
+"""Fixtures that start controllers as an operator does."""
 
 import contextlib
 import itertools
@@ -16,7 +16,7 @@ _directories = itertools.count()
 
 @pytest.fixture
 def work_dir(short_dir: Path) -> Iterator[Path]:
-    """A directory for a test's processes."""
+    """Yield a directory for the processes of one test."""
     directory = short_dir / f"system-{next(_directories)}"
     directory.mkdir()
     yield directory
@@ -25,7 +25,10 @@ def work_dir(short_dir: Path) -> Iterator[Path]:
 
 @pytest.fixture
 def serve(work_dir: Path) -> Iterator[Serve]:
-    """Starts controllers, each ready when it is returned; with `data` two of them are on the same directory."""
+    """Yield a function that starts a controller and waits until it is ready.
+
+    Controllers with the same `data` share a data directory.
+    """
     started: list[ControllerProcess] = []
 
     def start(*flags: str, data: str = "data", ready: bool = True, **options: object) -> ControllerProcess:

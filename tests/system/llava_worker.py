@@ -1,6 +1,6 @@
-"""A worker with the heartbeat loop of LLaVA's (llava/serve/model_worker.py) and of FastChat's up to 0.2.20.
+"""A worker with the heartbeat loop of LLaVA (llava/serve/model_worker.py) and of FastChat up to 0.2.20.
 
-The loop catches RequestException and nothing else. Only the pauses are shorter.
+The loop catches only RequestException. Its pauses are shorter than in the original.
 """
 
 import argparse
@@ -34,7 +34,7 @@ class Worker:
         logger.info("Register to controller")
         url = self.controller_addr + "/register_worker"
         data = {"worker_name": self.worker_name, "check_heart_beat": True, "worker_status": self.get_status()}
-        r = requests.post(url, json=data)  # noqa: S113 - as LLaVA's
+        r = requests.post(url, json=data)  # noqa: S113 - LLaVA sets no timeout here
         assert r.status_code == 200
 
     def send_heart_beat(self) -> None:

@@ -1,4 +1,4 @@
-"""Clients that ask for workers without a pause, and what they saw."""
+"""Clients that dispatch in a loop, and their results."""
 
 import asyncio
 import contextlib
@@ -11,15 +11,19 @@ import httpx
 
 
 @dataclass
-class Seen:
-    """What happened to the dispatches of a load. latencies are in seconds, in order of their end.
+class LoadResults:
+    """The results of all dispatches of a load.
 
-    last_asked tells of each address when the latest of the requests began that got it, as time.perf_counter() says.
+    latencies: seconds per dispatch, in the order in which the dispatches ended.
+    addresses: how often each address was returned. "" stands for dispatches without a worker.
+    last_sent: by address, when the latest request that returned it was sent, on the clock of time.perf_counter().
+    degraded: responses from replicas in degraded mode.
+    failed: one description per failed dispatch.
     """
 
     latencies: list[float] = field(default_factory=list)
     addresses: Counter[str] = field(default_factory=Counter)
-    last_asked: dict[str, float] = field(default_factory=dict)
+    last_sent: dict[str, float] = field(default_factory=dict)
     degraded: int = 0
     failed: list[str] = field(default_factory=list)
 
@@ -39,32 +43,34 @@ class Seen:
 
 
 @contextlib.asynccontextmanager
-async def load(urls: Sequence[str], model: str = "m", clients: int = 8, pause: float = 0.002) -> AsyncIterator[Seen]:
-    """Dispatch from so many clients at once, each on a connection that it keeps, for as long as the block."""
-    seen = Seen()
+async def load(
+    urls: Sequence[str], model: str = "m", clients: int = 8, pause: float = 0.002
+) -> AsyncIterator[LoadResults]:
+    """Dispatch from concurrent clients until the block ends. Each client keeps one connection alive."""
+    results = LoadResults()
     stop = asyncio.Event()
 
-    async def ask(http: httpx.AsyncClient, url: str) -> None:
+    async def dispatch(http: httpx.AsyncClient, url: str) -> None:
         while not stop.is_set():
-            began = time.perf_counter()
+            sent_at = time.perf_counter()
             try:
                 response = await http.post(f"{url}/get_worker_address", json={"model": model})
                 address = response.json()["address"] if response.status_code == 200 else ""
             except (httpx.HTTPError, ValueError, KeyError) as error:
-                seen.failed.append(f"{type(error).__name__}: {error}")
+                results.failed.append(f"{type(error).__name__}: {error}")
             else:
-                seen.addresses[address] += 1
-                seen.last_asked[address] = max(began, seen.last_asked.get(address, began))
-                seen.degraded += "x-controller-degraded" in response.headers
+                results.addresses[address] += 1
+                results.last_sent[address] = max(sent_at, results.last_sent.get(address, sent_at))
+                results.degraded += "x-controller-degraded" in response.headers
                 if not address:
-                    seen.failed.append(f"{response.status_code} {response.text} {dict(response.headers)}")
-            seen.latencies.append(time.perf_counter() - began)
+                    results.failed.append(f"{response.status_code} {response.text} {dict(response.headers)}")
+            results.latencies.append(time.perf_counter() - sent_at)
             await asyncio.sleep(pause)
 
     async with httpx.AsyncClient(timeout=60.0, limits=httpx.Limits(max_connections=None)) as http:
-        tasks = [asyncio.create_task(ask(http, urls[i % len(urls)])) for i in range(clients)]
+        tasks = [asyncio.create_task(dispatch(http, urls[i % len(urls)])) for i in range(clients)]
         try:
-            yield seen
+            yield results
         finally:
             stop.set()
             await asyncio.gather(*tasks)

@@ -1,4 +1,4 @@
-"""Real processes: our controller, FastChat's parts, and whatever else a system test starts. All end with the test."""
+"""The processes of system tests: controllers, and FastChat's servers and workers. All of them end with the test."""
 
 import contextlib
 import json
@@ -17,7 +17,8 @@ from tests.support import network
 
 STOCK_WORKER = Path(__file__).with_name("stock_worker.py")
 LLAVA_WORKER = Path(__file__).with_name("llava_worker.py")
-# FastChat's API server can only stream with pydantic 1, which `make test` installs beside the one that all else needs.
+# FastChat's API server streams only with pydantic 1. `make test` installs it in this directory of its own, because
+# everything else needs pydantic 2.
 PYDANTIC_1 = str(Path(sys.prefix, "pydantic-1"))
 
 
@@ -29,7 +30,7 @@ def free_port() -> int:
 
 
 def call(url: str, body: Any = None, *, method: str = "POST", timeout: float = 60.0) -> Any:
-    """The JSON answer to a JSON body; raises OSError unless it is a 200."""
+    """Send a JSON body and return the JSON of the response. Raises OSError for error statuses and lost connections."""
     if url.endswith("/register_worker"):
         network.check_worker(body["worker_name"])
     data = None if method == "GET" else json.dumps(body).encode()
@@ -51,7 +52,7 @@ def answers(url: str, method: str = "GET") -> bool:
 
 
 def serves(url: str) -> bool:
-    """Whether a controller is ready, and not from a snapshot."""
+    """Return True if a controller is ready and not in degraded mode."""
     try:
         return bool(call(f"{url}/readyz", method="GET", timeout=2.0) == {"ready": True})
     except (OSError, ValueError):
@@ -59,7 +60,7 @@ def serves(url: str) -> bool:
 
 
 class Process:
-    """A child process with its output in a file."""
+    """A child process that writes its output to a file."""
 
     def __init__(self, log: Path, *command: str, wrap: Sequence[str] = (), **env: str) -> None:
         self.log_path = log
@@ -82,7 +83,10 @@ class Process:
         self.popen.wait()
 
     def stop(self, timeout: float = 60.0) -> int:
-        """End it as an operator does; its exit status."""
+        """Send SIGTERM and return the exit status.
+
+        Kills the process and raises TimeoutExpired if it does not end in time.
+        """
         if self.popen.poll() is None:
             self.popen.terminate()
             try:
@@ -95,13 +99,13 @@ class Process:
     def wait_for(self, ready: Any, description: str, timeout: float = 60.0) -> None:
         deadline = time.monotonic() + timeout
         while not ready():
-            assert self.popen.poll() is None, f"ended before {description}:\n{self.log}"
-            assert time.monotonic() < deadline, f"waited in vain until {description}:\n{self.log}"
+            assert self.popen.poll() is None, f"the process ended before {description}:\n{self.log}"
+            assert time.monotonic() < deadline, f"timed out while waiting until {description}:\n{self.log}"
             time.sleep(0.02)
 
 
 class Server(Process):
-    """A child process that serves at `url`."""
+    """A child process that serves HTTP at `url`."""
 
     def __init__(self, url: str, log: Path, *command: str, **env: str) -> None:
         super().__init__(log, *command, **env)
@@ -109,7 +113,7 @@ class Server(Process):
 
 
 class ControllerProcess(Process):
-    """`controller serve` on a port of its own."""
+    """`controller serve` on a port of its own. Its default flags make shutdowns fast and bookings exact."""
 
     def __init__(
         self,
@@ -124,21 +128,17 @@ class ControllerProcess(Process):
         self.url = f"{scheme}://127.0.0.1:{self.port}"
         self.data_dir = data_dir
         data_dir.parent.mkdir(exist_ok=True)
-        where = [] if "--redis-url" in flags else ["--data-dir", str(data_dir)]
+        defaults = [] if "--redis-url" in flags else ["--data-dir", str(data_dir)]
         if "--shutdown-delay" not in flags:
-            where += ["--shutdown-delay", "0"]  # nobody looks at /readyz
+            defaults += ["--shutdown-delay", "0"]  # no load balancer polls /readyz
         if "--redis-timeout" not in flags:
-            where += ["--redis-timeout", "2"]  # a busy machine is no outage
+            defaults += ["--redis-timeout", "2"]  # slow calls on a busy machine must not look like an outage
         if "--booking-decay" not in flags:
-            where += [
-                "--booking-decay",
-                "off",
-                "--booking-delay",
-                "0",
-            ]  # FastChat's arithmetic: bookings can be counted
+            # Without decay the controller counts bookings as FastChat does, so tests can expect exact numbers.
+            defaults += ["--booking-decay", "off", "--booking-delay", "0"]
         address = ["--host", "127.0.0.1", "--port", str(self.port)]
         log = data_dir.parent / f"{data_dir.name}.log"
-        super().__init__(log, "-m", "controller", "serve", *address, *where, *flags, wrap=wrap, **env)
+        super().__init__(log, "-m", "controller", "serve", *address, *defaults, *flags, wrap=wrap, **env)
 
     @property
     def store_url(self) -> str:
@@ -172,7 +172,7 @@ class ControllerProcess(Process):
 def stock_worker(
     log_dir: Path, controller: str, *flags: str, port: int = 0, interval: int = 1, wait: bool = True
 ) -> Iterator[Server]:
-    """FastChat's worker, with a heartbeat every `interval` seconds."""
+    """Run FastChat's worker, which sends a heartbeat every `interval` seconds."""
     port = port or free_port()
     url = f"http://127.0.0.1:{port}"
     command = [str(STOCK_WORKER), "--port", str(port), "--worker-address", url, "--controller-address", controller]
@@ -188,7 +188,7 @@ def stock_worker(
 
 @contextlib.contextmanager
 def llava_worker(log_dir: Path, controller: str) -> Iterator[Server]:
-    """A worker that catches only RequestException around a heartbeat; it sends five in a second."""
+    """Run a worker that catches only RequestException around a heartbeat. It sends five heartbeats a second."""
     port = free_port()
     url = f"http://127.0.0.1:{port}"
     flags = ["--port", str(port), "--worker-address", url, "--controller-address", controller, "--interval", "0.2"]
@@ -202,7 +202,7 @@ def llava_worker(log_dir: Path, controller: str) -> Iterator[Server]:
 
 @contextlib.contextmanager
 def fastchat(log_dir: Path, module: str, *flags: str, **env: str) -> Iterator[Server]:
-    """A server of FastChat's on a port of its own."""
+    """Run a server of FastChat on a port of its own."""
     port = free_port()
     command = ["-m", f"fastchat.serve.{module}", "--host", "127.0.0.1", "--port", str(port), *flags]
     url = f"http://127.0.0.1:{port}"

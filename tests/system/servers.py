@@ -1,4 +1,4 @@
-"""Redis as users run it: one server, one with replicas and Sentinels, a Cluster; each a set of real processes."""
+"""Redis as real processes: a single server, a master with replicas and Sentinels, or a Cluster."""
 
 import asyncio
 import contextlib
@@ -23,7 +23,7 @@ SERVER = shutil.which("redis-server") or str(find_server())
 
 
 class Server:
-    """A server on a TCP port of its own; its data stay when it is killed and started again."""
+    """A Redis server on a TCP port of its own. Its data directory survives kill() and start()."""
 
     def __init__(self, directory: Path, *options: str, port: int = 0, sentinel: bool = False) -> None:
         self.port = port or free_port()
@@ -36,7 +36,7 @@ class Server:
         self.start()
 
     def start(self) -> None:
-        """Start it, again if it was killed."""
+        """Start the server, also after kill()."""
         if self._sentinel:
             config = self.directory / "sentinel.conf"
             if not config.exists():
@@ -54,23 +54,23 @@ class Server:
         return self._process.pid
 
     def kill(self) -> None:
-        """kill -9."""
+        """Send SIGKILL and wait until the server has ended."""
         assert self._process is not None
         self._process.kill()
         self._process.wait()
 
-    def stop(self) -> None:
-        """SIGSTOP: it hangs, its connections stay open."""
+    def pause(self) -> None:
+        """Send SIGSTOP. The server hangs and its connections stay open."""
         os.kill(self.pid, signal.SIGSTOP)
 
-    def go_on(self) -> None:
+    def resume(self) -> None:
         os.kill(self.pid, signal.SIGCONT)
 
     def client(self) -> Redis:
         return Redis.from_url(self.url, decode_responses=True, socket_timeout=5.0)
 
-    async def ask(self, *command: str) -> Any:
-        """The answer to a command, or None if there is none."""
+    async def execute(self, *command: str) -> Any:
+        """Return the reply to a command, or None if the command fails."""
         client = self.client()
         try:
             return await client.execute_command(*command)
@@ -80,27 +80,27 @@ class Server:
             await client.aclose()
 
     async def answers(self) -> bool:
-        return bool(await self.ask("PING"))
+        return bool(await self.execute("PING"))
 
     async def role(self) -> str:
-        """master or slave; "" if it does not answer."""
-        answer = await self.ask("ROLE")
+        """Return "master" or "slave", or "" if the server does not reply."""
+        answer = await self.execute("ROLE")
         return str(answer[0]) if isinstance(answer, list) else ""
 
 
 @contextlib.asynccontextmanager
 async def single(directory: Path, *options: str) -> AsyncIterator[Server]:
-    """One server, which keeps its data if `options` say so."""
+    """Run one server. Without `options` it saves nothing to disk."""
     server = Server(directory, *(options or ("--save", "")))
     try:
-        await wait_until(server.answers, "the server answers")
+        await wait_until(server.answers, "the server replies")
         yield server
     finally:
         server.kill()
 
 
 class Sentinels:
-    """A master with two replicas, watched by three Sentinels: each takes a master that is silent for 2 s for dead."""
+    """A master with two replicas and three Sentinels. A Sentinel considers a master down after 2 s without a reply."""
 
     def __init__(self, directory: Path) -> None:
         data = ("--save", "", "--repl-diskless-sync-delay", "0")
@@ -111,34 +111,34 @@ class Sentinels:
         self.sentinels: list[Server] = []
 
     async def build(self) -> None:
-        await wait_until(self._followed, "the replicas follow")
+        await wait_until(self._replicas_connected, "both replicas are connected")
         watch = (
             f"sentinel monitor main 127.0.0.1 {self.first.port} 2",
             "sentinel down-after-milliseconds main 2000",
             "sentinel failover-timeout main 10000",
         )
         self.sentinels += [Server(self._directory, *watch, sentinel=True) for _ in range(3)]
-        await wait_until(self._acquainted, "the Sentinels know the replicas and each other")
+        await wait_until(self._sentinels_connected, "each Sentinel lists both replicas and both other Sentinels")
 
     @property
     def url(self) -> str:
         hosts = ",".join(f"127.0.0.1:{sentinel.port}" for sentinel in self.sentinels)
         return f"redis+sentinel://{hosts}/main"
 
-    async def _followed(self) -> bool:
-        info = await self.first.ask("INFO", "replication")
+    async def _replicas_connected(self) -> bool:
+        info = await self.first.execute("INFO", "replication")
         return isinstance(info, dict) and info.get("connected_slaves") == 2
 
-    async def _acquainted(self) -> bool:
+    async def _sentinels_connected(self) -> bool:
         for sentinel in self.sentinels:
-            told = await sentinel.ask("SENTINEL", "MASTER", "main")
-            if not isinstance(told, dict) or (told["num-slaves"], told["num-other-sentinels"]) != ("2", "2"):
+            state = await sentinel.execute("SENTINEL", "MASTER", "main")
+            if not isinstance(state, dict) or (state["num-slaves"], state["num-other-sentinels"]) != ("2", "2"):
                 return False
         return True
 
     async def master(self) -> Server | None:
-        """The server that the first Sentinel takes for the master, if it does so itself."""
-        address = await self.sentinels[0].ask("SENTINEL", "GET-MASTER-ADDR-BY-NAME", "main")
+        """Return the server that the first Sentinel reports as master, if the server agrees. None otherwise."""
+        address = await self.sentinels[0].execute("SENTINEL", "GET-MASTER-ADDR-BY-NAME", "main")
         for server in self.servers:
             if (
                 isinstance(address, (list, tuple))
@@ -148,9 +148,9 @@ class Sentinels:
                 return server
         return None
 
-    async def other_master(self, than: Server) -> Server | None:
+    async def new_master(self, old: Server) -> Server | None:
         master = await self.master()
-        return master if master is not than else None
+        return master if master is not old else None
 
 
 @contextlib.asynccontextmanager
@@ -165,7 +165,7 @@ async def sentinels(directory: Path) -> AsyncIterator[Sentinels]:
 
 
 class Cluster:
-    """Three masters, each with a replica; a node that is silent for 1 s is taken for dead."""
+    """Three masters with one replica each. A node counts as failed after 1 s without a reply."""
 
     def __init__(self, directory: Path) -> None:
         options = ("--save", "", "--cluster-enabled", "yes", "--cluster-node-timeout", "1000")
@@ -178,34 +178,34 @@ class Cluster:
         self.url = "redis+cluster://" + ",".join(f"127.0.0.1:{node.port}" for node in self.nodes[:3])
 
     async def build(self) -> None:
-        await asyncio.gather(*(wait_until(node.answers, "the node answers") for node in self.nodes))
+        await asyncio.gather(*(wait_until(node.answers, "the node replies") for node in self.nodes))
         first = self.nodes[0]
         for number, (begin, end) in enumerate(((0, 5460), (5461, 10922), (10923, 16383))):
-            await self.nodes[number].ask("CLUSTER", "ADDSLOTSRANGE", str(begin), str(end))
+            await self.nodes[number].execute("CLUSTER", "ADDSLOTSRANGE", str(begin), str(end))
         for number, node in enumerate(self.nodes):
-            await node.ask("CLUSTER", "SET-CONFIG-EPOCH", str(number + 1))
+            await node.execute("CLUSTER", "SET-CONFIG-EPOCH", str(number + 1))
         for node in self.nodes[1:]:
-            bus = str(await node.ask("CONFIG", "GET", "cluster-port"))
+            bus = str(await node.execute("CONFIG", "GET", "cluster-port"))
             port = "".join(filter(str.isdigit, bus))
-            await first.ask("CLUSTER", "MEET", "127.0.0.1", str(node.port), port)
-        await wait_until(lambda: self._knows(first, 6), "the nodes know each other")
+            await first.execute("CLUSTER", "MEET", "127.0.0.1", str(node.port), port)
+        await wait_until(lambda: self._lists(first, 6), "the first node lists all six")
         for master, replica in zip(self.nodes[:3], self.nodes[3:], strict=True):
-            name = str(await master.ask("CLUSTER", "MYID"))
-            await wait_until(lambda r=replica, n=name: self._follow(r, n), "the replica follows")
+            name = str(await master.execute("CLUSTER", "MYID"))
+            await wait_until(lambda r=replica, n=name: self._replicate(r, n), "the replica accepts its master")
         await wait_until(self.healthy, "the cluster is healthy")
 
-    async def _knows(self, node: Server, number: int) -> bool:
+    async def _lists(self, node: Server, number: int) -> bool:
         client = node.client()
         try:
             return int((await client.cluster("INFO"))["cluster_known_nodes"]) == number
         finally:
             await client.aclose()
 
-    async def _follow(self, replica: Server, master: str) -> bool:
-        return await replica.ask("CLUSTER", "REPLICATE", master) is not None
+    async def _replicate(self, replica: Server, master: str) -> bool:
+        return await replica.execute("CLUSTER", "REPLICATE", master) is not None
 
     async def healthy(self) -> bool:
-        """Whether all slots are served by three masters, and each has a replica in step with it."""
+        """Return True if three masters serve all slots and each has a connected replica."""
         roles = []
         for node in self.nodes:
             client = node.client()
@@ -220,11 +220,11 @@ class Cluster:
         return sorted(roles, key=str) == [("ok", "master", None)] * 3 + [("ok", "slave", "up")] * 3
 
     async def owner(self, key: str) -> Server | None:
-        """The master of a key's slot, as the masters see it."""
+        """Return the master of a key's slot according to the masters. None if no master reports it."""
         slot = key_slot(key.encode())
         for node in self.nodes:
             if await node.role() == "master":
-                for begin, end, (_, port, *_), *_ in await node.ask("CLUSTER", "SLOTS") or ():
+                for begin, end, (_, port, *_), *_ in await node.execute("CLUSTER", "SLOTS") or ():
                     if begin <= slot <= end:
                         return next(server for server in self.nodes if server.port == port)
         return None

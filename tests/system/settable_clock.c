@@ -1,5 +1,5 @@
-/* Preloaded into a Redis server, it adds the seconds in the file $CLOCK_OFFSET to the wall clock that the server reads.
- * The monotonic clock stays as it is. libfaketime does the same, but does not start under jemalloc. */
+/* Shifts the wall clock of a Redis server that preloads this library, by the seconds in the file $CLOCK_OFFSET.
+ * The monotonic clock is unchanged. libfaketime has the same effect, but does not start under jemalloc. */
 #define _GNU_SOURCE
 #include <fcntl.h>
 #include <stdlib.h>
@@ -9,7 +9,7 @@
 #include <time.h>
 #include <unistd.h>
 
-static const volatile long long *offset; /* the mapped file: tests change it while the server runs */
+static const volatile long long *offset; /* mapped, because tests change the file while the server runs */
 
 __attribute__((constructor)) static void map_offset(void) {
     int file = open(getenv("CLOCK_OFFSET"), O_RDONLY);

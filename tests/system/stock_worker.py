@@ -1,6 +1,6 @@
-"""A FastChat worker with everything FastChat's but the model: an unchanged BaseModelWorker and its unchanged app.
+"""A FastChat worker with a fake model. FastChat's BaseModelWorker and its app are unchanged.
 
-It answers a prompt with its words, one by one, and its own name in front.
+The model echoes the prompt word by word, after the address of the worker.
 """
 
 import argparse

@@ -1,4 +1,4 @@
-"""What one connection may do to a replica: not much."""
+"""A hostile connection does not harm a replica."""
 
 import asyncio
 import contextlib
@@ -13,6 +13,8 @@ from tests.system.conftest import Serve
 from tests.system.processes import ControllerProcess
 from tests.system.test_serve import A
 
+pytestmark = pytest.mark.system
+
 POST = b"POST /get_worker_address HTTP/1.1\r\nHost: x\r\n"
 CHUNKED = POST + b"Transfer-Encoding: chunked\r\n\r\n"
 DISPATCH = POST + b'Content-Length: 13\r\n\r\n{"model":"m"}'
@@ -24,7 +26,7 @@ def resident(controller: ControllerProcess) -> int:
 
 
 async def flood(controller: ControllerProcess, parts: Iterable[bytes]) -> tuple[int, bytes]:
-    """Send all parts, or as many as are taken; how many bytes were, and what was answered."""
+    """Send parts until the replica stops reading for 3 s or disconnects. Return the bytes sent and the response."""
     reader, writer = await asyncio.open_connection("127.0.0.1", controller.port)
     sent = 0
     answer = b""
@@ -36,7 +38,7 @@ async def flood(controller: ControllerProcess, parts: Iterable[bytes]) -> tuple[
         writer.write_eof()
     with contextlib.suppress(ConnectionError):
         answer = await asyncio.wait_for(reader.read(4096), 10)
-    writer.transport.abort()  # what was not taken need not be sent
+    writer.transport.abort()  # close() would still send the rest
     return sent, answer
 
 
@@ -52,14 +54,14 @@ FLOODS = {
 
 
 @pytest.mark.parametrize("case", FLOODS)
-async def test_a_flood_is_cut_off_and_harms_nobody(serve: Serve, case: str) -> None:
+async def test_a_flood_is_stopped_and_the_replica_keeps_serving(serve: Serve, case: str) -> None:
     controller = serve()
     controller.register(A)
     controller.dispatch()
     before = resident(controller)
     first, part = FLOODS[case]
     sent, answer = await flood(controller, [first, *[part] * 100])
-    assert sent < 20 * MEGABYTE, "what the sockets hold, and not much more"
+    assert sent < 20 * MEGABYTE, "the replica reads little more than the socket buffers hold"
     assert not answer or b" 431 " in answer or case == "requests whose answers are not read"
     assert resident(controller) - before < 30 * MEGABYTE
     assert controller.dispatch() == A
@@ -79,7 +81,7 @@ async def test_a_large_head_and_some_pipelined_requests_are_served(serve: Serve)
     assert controller.workers()[0]["queue_length"] == 100
 
 
-async def test_large_bodies_are_taken_in_large_parts_and_in_small(serve: Serve) -> None:
+async def test_large_bodies_are_accepted_in_large_and_in_small_parts(serve: Serve) -> None:
     controller = serve()
     prompt = b'{"model": "absent", "prompt": "%s"}' % (b"a" * 20 * MEGABYTE)
     head = POST.replace(b"/get_worker_address", b"/worker_generate_stream") + b"Connection: close\r\n"
@@ -99,13 +101,13 @@ async def test_large_bodies_are_taken_in_large_parts_and_in_small(serve: Serve) 
 @pytest.mark.parametrize(
     "head",
     [
-        b"nonsense\r\n\r\n",
+        b"invalid\r\n\r\n",
         POST + b"Content-Length: 5, 5\r\n\r\n",
         POST + b"a b: c\r\n\r\n",
         CHUNKED + b"5\r\nabcde\r\nx",
     ],
 )
-async def test_what_is_no_http_is_told_in_our_form(serve: Serve, head: bytes) -> None:
+async def test_invalid_http_gets_a_json_error(serve: Serve, head: bytes) -> None:
     controller = serve()
     reader, writer = await asyncio.open_connection("127.0.0.1", controller.port)
     writer.write(head)
@@ -116,21 +118,21 @@ async def test_what_is_no_http_is_told_in_our_form(serve: Serve, head: bytes) ->
     writer.close()
 
 
-async def test_nonsense_behind_a_request_does_not_get_into_its_answer(serve: Serve) -> None:
+async def test_invalid_data_after_a_request_does_not_corrupt_its_response(serve: Serve) -> None:
     controller = serve()
     gate = asyncio.Event()
 
-    async def slowly(_: object, writer: asyncio.StreamWriter, __: bytes) -> None:
+    async def stream_until_gate(_: object, writer: asyncio.StreamWriter, __: bytes) -> None:
         writer.write(b"HTTP/1.1 200 OK\r\nConnection: close\r\n\r\nfirst\0")
         await gate.wait()
 
-    async with bad_worker(worker_generate_stream=slowly) as worker:
+    async with bad_worker(worker_generate_stream=stream_until_gate) as worker:
         await asyncio.to_thread(controller.register, worker.address)
         reader, writer = await asyncio.open_connection("127.0.0.1", controller.port)
         request = DISPATCH.replace(b"/get_worker_address", b"/worker_generate_stream")
         writer.write(request)
         received = await reader.readuntil(b"first\0")
-        writer.write(b"nonsense\r\n\r\n")
+        writer.write(b"invalid\r\n\r\n")
         received += await reader.read()
         gate.set()
         assert received.count(b"HTTP/1.1") == 1
@@ -138,7 +140,7 @@ async def test_nonsense_behind_a_request_does_not_get_into_its_answer(serve: Ser
         writer.close()
 
 
-async def test_a_sender_that_waits_before_its_body_is_not_misread(serve: Serve) -> None:
+async def test_an_early_response_to_expect_100_continue_closes_the_connection(serve: Serve) -> None:
     controller = serve()
     reader, writer = await asyncio.open_connection("127.0.0.1", controller.port)
     writer.write(b"POST /healthz HTTP/1.1\r\nHost: x\r\nExpect: 100-continue\r\nContent-Length: 50\r\n\r\n")
@@ -148,7 +150,7 @@ async def test_a_sender_that_waits_before_its_body_is_not_misread(serve: Serve) 
     writer.close()
 
 
-async def test_a_body_announced_too_long_is_refused_before_it_is_sent(serve: Serve) -> None:
+async def test_a_too_large_content_length_is_rejected_before_the_body_is_sent(serve: Serve) -> None:
     controller = serve()
     reader, writer = await asyncio.open_connection("127.0.0.1", controller.port)
     writer.write(POST + b"Expect: 100-continue\r\nContent-Length: 99999999\r\n\r\n")

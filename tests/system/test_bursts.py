@@ -1,4 +1,4 @@
-"""Many calls of one kind at once: all are answered, and nobody takes the store, which is well, for one that is away."""
+"""Many concurrent calls of one kind: all succeed, and the controller does not mistake the burst for an outage."""
 
 import asyncio
 import re
@@ -10,11 +10,13 @@ import pytest
 
 from tests.system.conftest import Serve
 
+pytestmark = pytest.mark.system
+
 CALLS = 400
 MODELS = [f"m{i}" for i in range(200)]
 
 
-def counted(url: str, name: str) -> float:
+def metric(url: str, name: str) -> float:
     text = urllib.request.urlopen(f"{url}/metrics").read().decode()
     return sum(float(value) for value in re.findall(rf"^{name}(?:{{[^}}]*}})? ([0-9.e+]+)$", text, re.MULTILINE))
 
@@ -25,7 +27,7 @@ def registration(i: int, models: list[str]) -> dict[str, Any]:
 
 
 class Client:
-    """Sends requests to a controller, any number of them at once."""
+    """Sends concurrent requests to a controller and checks each response."""
 
     def __init__(self, url: str, session: aiohttp.ClientSession) -> None:
         self.url = url
@@ -36,19 +38,19 @@ class Client:
             assert answer.status == 200, await answer.text()
             assert "x-controller-degraded" not in answer.headers
             assert "x-controller-error" not in answer.headers
-            told = await answer.json()
-            return told if isinstance(told, dict) else {}
+            content = await answer.json()
+            return content if isinstance(content, dict) else {}
 
     async def leases(self, number: int) -> list[str]:
-        ask = {"model": "m0", "lease": 600}
-        return [(await answer)["lease"] for answer in [self.send("/get_worker_address", ask) for _ in range(number)]]
+        body = {"model": "m0", "lease": 600}
+        return [(await answer)["lease"] for answer in [self.send("/get_worker_address", body) for _ in range(number)]]
 
 
 @pytest.mark.parametrize("models", [1, 200])
 @pytest.mark.parametrize(
     "kind", ["register", "heartbeat", "lease", "release", "renew", "report_failure", "drain", "remove", "list"]
 )
-async def test_a_burst_is_no_outage(serve: Serve, kind: str, models: int) -> None:
+async def test_a_burst_does_not_look_like_an_outage(serve: Serve, kind: str, models: int) -> None:
     controller = serve("--redis-timeout", "2", "--poll-interval", "0")
     async with aiohttp.ClientSession(
         connector=aiohttp.TCPConnector(limit=0), timeout=aiohttp.ClientTimeout(120)
@@ -81,5 +83,5 @@ async def test_a_burst_is_no_outage(serve: Serve, kind: str, models: int) -> Non
         answers = await asyncio.gather(*(call(i) for i in range(CALLS)))
         expected = {"release": "released", "renew": "renewed", "lease": "lease"}.get(kind, "exist")
         assert kind in ("register", "list") or all(answer[expected] for answer in answers)
-    assert counted(controller.url, "controller_store_outages_total") == 0
-    assert counted(controller.url, "controller_store_failures_total") == 0
+    assert metric(controller.url, "controller_store_outages_total") == 0
+    assert metric(controller.url, "controller_store_failures_total") == 0

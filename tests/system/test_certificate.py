@@ -1,4 +1,4 @@
-"""A certificate that is renewed while `serve --ssl` runs."""
+"""A certificate is renewed while `serve --ssl` runs."""
 
 import re
 import ssl
@@ -11,9 +11,11 @@ from tests.support.waiting import wait_until
 from tests.system.conftest import Serve
 from tests.system.processes import ControllerProcess
 
+pytestmark = pytest.mark.system
+
 
 def issue(directory: Path) -> str:
-    """Write a certificate and its key; the certificate."""
+    """Write a certificate and its key. Return the certificate."""
     issued = trustme.CA().issue_cert("127.0.0.1")
     (directory / "key.pem").write_bytes(issued.private_key_pem.bytes())
     (directory / "certificate.pem").write_bytes(b"".join(blob.bytes() for blob in issued.cert_chain_pems))
@@ -21,6 +23,7 @@ def issue(directory: Path) -> str:
 
 
 def served(controller: ControllerProcess) -> str:
+    """Return the certificate that the controller presents, or "" if no connection succeeds."""
     try:
         return ssl.get_server_certificate(("127.0.0.1", controller.port)).strip() + "\n"
     except OSError:
@@ -28,20 +31,20 @@ def served(controller: ControllerProcess) -> str:
 
 
 def reloaded(controller: ControllerProcess) -> set[str]:
-    """The processes that have read the files again."""
+    """Return the ids of the processes that have logged a reload."""
     return set(re.findall(r"\[(\d+)\] controller.server: Certificate reloaded, valid until \w+ ", controller.log))
 
 
-@pytest.mark.parametrize("number", [1, 2], ids=["1 replica", "2 replicas"])
+@pytest.mark.parametrize("number", [1, pytest.param(2, marks=pytest.mark.slow)], ids=["1 replica", "2 replicas"])
 async def test_each_replica_serves_a_renewed_certificate(serve: Serve, work_dir: Path, number: int) -> None:
     old = issue(work_dir)
     files = {"SSL_KEYFILE": str(work_dir / "key.pem"), "SSL_CERTFILE": str(work_dir / "certificate.pem")}
     controller = serve("--ssl", "--replicas", str(number), ready=False, scheme="https", **files)
-    await wait_until(lambda: served(controller) == old, "it serves the first certificate")
+    await wait_until(lambda: served(controller) == old, "the controller serves the first certificate")
     await wait_until(lambda: controller.log.count("Application startup complete") == number, "all replicas serve")
     assert f"Listening on https://127.0.0.1:{controller.port}" in controller.log
     new = issue(work_dir)
-    await wait_until(lambda: len(reloaded(controller)) == number, "all replicas have read it")
+    await wait_until(lambda: len(reloaded(controller)) == number, "all replicas have read the new certificate")
     assert {served(controller) for _ in range(8)} == {new}
     assert controller.stop() == 0
     assert "Traceback" not in controller.log

@@ -1,4 +1,4 @@
-"""The wall clock of a real Redis is set while controllers, stock workers and a load use it."""
+"""The wall clock of a real Redis jumps while two replicas and a stock worker use the server."""
 
 import shutil
 import struct
@@ -16,16 +16,19 @@ REDIS_SERVER = shutil.which("redis-server")
 COMPILER = shutil.which("cc") or shutil.which("gcc")
 SOURCE = Path(__file__).with_name("settable_clock.c")
 
-pytestmark = pytest.mark.skipif(
-    not (REDIS_SERVER and COMPILER), reason="needs redis-server, and a C compiler for the clock that can be set"
-)
+pytestmark = [
+    pytest.mark.system,
+    pytest.mark.skipif(
+        not (REDIS_SERVER and COMPILER), reason="needs redis-server and a C compiler, which builds settable_clock.c"
+    ),
+]
 
 SetClock = Callable[[int], None]
 
 
 @pytest.fixture
 def redis_with_clock(work_dir: Path) -> Iterator[tuple[str, SetClock]]:
-    """The URL of a Redis, and a function that sets its clock to so many seconds ahead of this machine's."""
+    """Yield the URL of a Redis and a function that sets its clock some seconds ahead of this machine's clock."""
     library, offset = work_dir / "clock.so", work_dir / "offset"
     subprocess.run([str(COMPILER), "-shared", "-fPIC", "-o", str(library), str(SOURCE)], check=True)
     offset.write_bytes(bytes(8))
@@ -44,19 +47,22 @@ def redis_with_clock(work_dir: Path) -> Iterator[tuple[str, SetClock]]:
             server.terminate()
 
 
-def ready(controller: ControllerProcess) -> dict[str, object]:
+def readiness(controller: ControllerProcess) -> dict[str, object]:
     body: dict[str, object] = call(f"{controller.url}/readyz", method="GET")
     return body
 
 
-async def test_live_workers_are_found_after_every_jump(
+@pytest.mark.slow
+async def test_live_workers_stay_available_after_each_jump(
     serve: Serve, work_dir: Path, redis_with_clock: tuple[str, SetClock]
 ) -> None:
     url, set_clock = redis_with_clock
     replicas = [serve("--redis-url", url, data=f"replica-{i}") for i in range(2)]
     with stock_worker(work_dir, replicas[0].url, interval=45) as worker:
-        await wait_until(lambda: all(replica.names() == [worker.url] for replica in replicas), "both know the worker")
-        for offset, said in (
+        await wait_until(
+            lambda: all(replica.names() == [worker.url] for replica in replicas), "both replicas list the worker"
+        )
+        for offset, change in (
             (120, "ahead by 120"),
             (0, "back by 120"),
             (-3600, "back by 3600"),
@@ -65,15 +71,15 @@ async def test_live_workers_are_found_after_every_jump(
             set_clock(offset)
             for _ in range(20):
                 assert {replica.dispatch("echo") for replica in replicas} == {worker.url}
-            await wait_until(lambda said=said: all(said in r.log for r in replicas), "both say what has happened")
+            await wait_until(lambda change=change: all(change in r.log for r in replicas), "both replicas log the jump")
             for replica in replicas:
-                assert f"was set {said}" in str(ready(replica)["warning"])
-                await wait_until(lambda replica=replica: in_time(replica), "the heartbeat expires in time")
+                assert f"was set {change}" in str(readiness(replica)["warning"])
+                await wait_until(lambda replica=replica: expires_in_time(replica), "the heartbeat expires in time")
         assert answers(f"{worker.url}/worker_get_status", "POST")
         worker.kill()
         assert all("Traceback" not in replica.log for replica in replicas)
 
 
-def in_time(controller: ControllerProcess) -> bool:
+def expires_in_time(controller: ControllerProcess) -> bool:
     [worker] = controller.workers()
     return 0 < worker["expires_in"] <= 90 and worker["heartbeat_age"] >= 0

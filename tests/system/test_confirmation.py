@@ -1,19 +1,23 @@
-"""How long requests wait goes by the rules, with real processes: benchmarks/confirmation.py in short.
+"""A short run of benchmarks/confirmation.py: each dispatch rule shortens the waits of real processes.
 
-Nothing is asserted in milliseconds, only the order. Each step of it is some tenfold in the real processes. Where their
-clients could not keep up, because the machine was busy, only the order in the simulation is asserted.
+The tests compare waits and assert no milliseconds. Each rule shortens the mean about tenfold in real processes. If the
+machine was too busy for the clients, only the waits in the simulation are compared.
 """
 
 import asyncio
 
+import pytest
 from confirmation import COMPRESSION, DEFAULTS, LEASES_AND_CAPACITY, NO_DECAY, burst, compressed_fleet, run
 
 from tests.conftest import Figure
+
+pytestmark = pytest.mark.system
 
 LOAD = 0.85
 SECONDS = 8.0
 
 
+@pytest.mark.slow
 def test_each_rule_shortens_the_waits(figure: Figure) -> None:
     fleet = compressed_fleet(LOAD, SECONDS, COMPRESSION, seed=0)
     results = [run(row, fleet) for row in (NO_DECAY, DEFAULTS, LEASES_AND_CAPACITY)]
@@ -28,8 +32,8 @@ def test_each_rule_shortens_the_waits(figure: Figure) -> None:
 
 
 def assert_in_order(means: list[float]) -> None:
-    stock_arithmetic, defaults, exact = means
-    assert defaults < stock_arithmetic / 2
+    no_decay, defaults, exact = means
+    assert defaults < no_decay / 2
     assert exact < defaults / 2
 
 

@@ -1,4 +1,4 @@
-"""The data directory of a running controller is deleted or damaged: the store comes back with all workers."""
+"""The data directory of a running controller is deleted or damaged. The store restarts with all workers."""
 
 import os
 import shutil
@@ -11,61 +11,66 @@ import pytest
 from tests.support.waiting import wait_until
 from tests.system.conftest import Serve
 from tests.system.processes import ControllerProcess, serves
-from tests.system.test_serve import A, B, consistent, replicas, stores
+from tests.system.test_serve import A, B, check_consistency, replicas, stores
+
+pytestmark = pytest.mark.system
 
 
-async def snapshots_know(controller: ControllerProcess, names: list[str]) -> None:
-    """Wait until every replica has the workers in its snapshot: until they are listed while the store hangs."""
+async def wait_for_snapshots(controller: ControllerProcess, names: list[str]) -> None:
+    """Wait until the snapshot of every replica contains the workers.
 
-    def without_the_store() -> bool:
+    A replica lists workers from its snapshot while the store hangs, so each check stops the store for a moment.
+    """
+
+    def listed_without_the_store() -> bool:
         [store] = stores(controller)
         os.kill(store, signal.SIGSTOP)
         try:
-            return all(controller.names() == names for _ in range(20))  # by whichever replica
-        except OSError:  # 503: it has no snapshot yet
+            return all(controller.names() == names for _ in range(20))  # 20 calls, so that both replicas respond
+        except OSError:  # 503: a replica has no snapshot yet
             return False
         finally:
             os.kill(store, signal.SIGCONT)
 
-    await wait_until(without_the_store, "the snapshots are taken")
-    await wait_until(lambda: all_serve(controller), "the store serves again")
+    await wait_until(listed_without_the_store, "all snapshots contain the workers")
+    await wait_until(lambda: all_serve(controller), "all replicas use the store again")
 
 
 def all_serve(controller: ControllerProcess) -> bool:
-    """Whichever replica is asked."""
+    """Return True if 20 calls in a row, which reach all replicas, find them ready."""
     return all(serves(controller.url) for _ in range(20))
 
 
-async def registered(serve: Serve, *flags: str) -> tuple[ControllerProcess, int]:
-    """A controller with a worker, and its store's process."""
+async def start_with_worker(serve: Serve, *flags: str) -> tuple[ControllerProcess, int]:
+    """Start a controller and register a worker. Return the controller and the process id of its store."""
     controller = serve("--poll-interval", "0", *flags)
     controller.register(A, check=False)
-    await snapshots_know(controller, [A])
+    await wait_for_snapshots(controller, [A])
     [store] = stores(controller)
     return controller, store
 
 
-async def comes_back(controller: ControllerProcess, store: int) -> None:
-    await wait_until(lambda: [pid for pid in stores(controller) if pid != store], "another store is there")
-    await wait_until(lambda: all_serve(controller) and controller.names() == [A], "the registry is restored")
+async def check_recovery(controller: ControllerProcess, store: int) -> None:
+    await wait_until(lambda: [pid for pid in stores(controller) if pid != store], "the store has been restarted")
+    await wait_until(lambda: all_serve(controller) and controller.names() == [A], "the worker is listed again")
     assert [controller.dispatch() for _ in range(20)] == [A] * 20
     controller.register(B, check=False)
     assert set(controller.names()) == {A, B}
     assert "The embedded store runs again" in controller.log
     assert "Traceback" not in controller.log
-    await consistent(controller)
+    await check_consistency(controller)
 
 
-@pytest.mark.parametrize("flags", [(), ("--replicas", "2")])
+@pytest.mark.parametrize("flags", [(), pytest.param(("--replicas", "2"), marks=pytest.mark.slow)])
 @pytest.mark.parametrize("kill", [False, True])
-async def test_a_deleted_directory_is_made_again_with_all_that_was_registered(
+async def test_a_deleted_directory_is_recreated_with_all_workers(
     serve: Serve, flags: tuple[str, ...], kill: bool
 ) -> None:
-    controller, store = await registered(serve, *flags)
+    controller, store = await start_with_worker(serve, *flags)
     shutil.rmtree(controller.data_dir)
     if kill:
         os.kill(store, signal.SIGKILL)
-    await comes_back(controller, store)
+    await check_recovery(controller, store)
     assert "registering 1 workers again" in controller.log
     assert (controller.data_dir / "lock").read_text() == f"{controller.popen.pid}\n"
 
@@ -76,14 +81,15 @@ DELETIONS: dict[str, Callable[[Path], None]] = {
 }
 
 
-@pytest.mark.parametrize("what", DELETIONS)
-async def test_a_replica_that_is_replaced_meanwhile_finds_the_store(serve: Serve, what: str) -> None:
-    controller, store = await registered(serve, "--replicas", "2")
+@pytest.mark.slow
+@pytest.mark.parametrize("deleted", DELETIONS)
+async def test_a_replacement_replica_finds_the_store_after_a_deletion(serve: Serve, deleted: str) -> None:
+    controller, store = await start_with_worker(serve, "--replicas", "2")
     before = set(replicas(controller))
-    DELETIONS[what](controller.data_dir)
+    DELETIONS[deleted](controller.data_dir)
     os.kill(min(before), signal.SIGKILL)
-    await wait_until(lambda: len(set(replicas(controller)) - before) == 1, "another replica is there")
-    await comes_back(controller, store)
+    await wait_until(lambda: len(set(replicas(controller)) - before) == 1, "the killed replica has been replaced")
+    await check_recovery(controller, store)
 
 
 DAMAGES: dict[str, Callable[[Path], None]] = {
@@ -92,14 +98,15 @@ DAMAGES: dict[str, Callable[[Path], None]] = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("damage", DAMAGES)
 async def test_damaged_files_are_moved_aside_and_the_registry_is_restored(serve: Serve, damage: str) -> None:
-    controller, store = await registered(serve, "--replicas", "2")
+    controller, store = await start_with_worker(serve, "--replicas", "2")
     lines = len(controller.log.splitlines())
-    os.kill(store, signal.SIGSTOP)  # so that it cannot write its data again before it is killed
+    os.kill(store, signal.SIGSTOP)  # a running store could rewrite the damaged files
     DAMAGES[damage](controller.data_dir / "appendonlydir")
     os.kill(store, signal.SIGKILL)
-    await comes_back(controller, store)
+    await check_recovery(controller, store)
     [aside] = controller.data_dir.glob("appendonlydir.damaged-*")
     assert f"they were moved to {aside}, and the store starts without data." in controller.log
     assert "registering 1 workers again" in controller.log

@@ -1,4 +1,4 @@
-"""One recorded history of calls on the stock controller and on ours: the same answers, but where we mean it."""
+"""The stock controller and ours give the same answers to one history of calls, except for intended differences."""
 
 import asyncio
 import json
@@ -15,13 +15,15 @@ from tests.support.workers import BadWorker, bad_worker, chunks, status
 from tests.system.conftest import Serve
 from tests.system.processes import fastchat
 
-SPEEDS = [1, 1.37, 2.11, 3.73]  # so that no two workers are ever equally loaded, but at queue length 0
+pytestmark = pytest.mark.system
+
+SPEEDS = [1, 1.37, 2.11, 3.73]  # no two workers have the same load, except at queue length 0
 MODELS = ["m", "n", "o"]
 NAMES = [f"http://127.0.0.1:{port}" for port in (1, 2, 3, 4)]
 
 
-def ask(url: str, path: str, body: Any = None) -> tuple[int, Any]:
-    """Status and answer; GET where the body is Ellipsis."""
+def send(url: str, path: str, body: Any = None) -> tuple[int, Any]:
+    """Send a request, with GET if the body is Ellipsis. Return the status and the decoded body."""
     data = None if body is ... else json.dumps(body).encode()
     request = urllib.request.Request(url + path, data, {"Content-Type": "application/json"})
     try:
@@ -34,17 +36,17 @@ def ask(url: str, path: str, body: Any = None) -> tuple[int, Any]:
     except ValueError:
         answer = text
     if isinstance(answer, dict) and "models" in answer:
-        answer["models"].sort()  # the stock controller's order is that of a set
+        answer["models"].sort()  # the stock controller lists a set, so its order varies
     return status_code, answer
 
 
 def registration(name: str, models: list[str], speed: float, queue_length: int, multimodal: bool) -> dict[str, Any]:
-    told = {"model_names": models, "speed": speed, "queue_length": queue_length}
-    return {"worker_name": name, "check_heart_beat": True, "worker_status": told, "multimodal": multimodal}
+    worker_status = {"model_names": models, "speed": speed, "queue_length": queue_length}
+    return {"worker_name": name, "check_heart_beat": True, "worker_status": worker_status, "multimodal": multimodal}
 
 
 def history(seed: int, length: int) -> list[tuple[str, Any]]:
-    """Calls as workers and clients make them, in any order."""
+    """Return random calls of workers and clients."""
     draw = random.Random(seed)
     steps: list[tuple[str, Any]] = [("/test_connection", ...)]
     for _ in range(length):
@@ -64,35 +66,38 @@ def history(seed: int, length: int) -> list[tuple[str, Any]]:
     return steps
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("seed", [1, 2, 3])
-def test_the_same_history_gives_the_same_answers(serve: Serve, work_dir: Path, seed: int) -> None:
+def test_both_controllers_give_the_same_answers(serve: Serve, work_dir: Path, seed: int) -> None:
     steps = history(seed, 400)
     ours = serve()
     with fastchat(work_dir, "controller") as stock:
-        theirs = [ask(stock.url, *step) for step in steps]
-    answered = [ask(ours.url, *step) for step in steps]
+        theirs = [send(stock.url, *step) for step in steps]
+    answered = [send(ours.url, *step) for step in steps]
     assert [(s, a) for s, *a in zip(steps, answered, strict=True)] == [
         (s, a) for s, *a in zip(steps, theirs, strict=True)
     ]
     addresses = {answer["address"] for _, answer in theirs if isinstance(answer, dict) and "address" in answer}
-    assert len(addresses) >= 4, "the history is one in which something happens"
+    assert len(addresses) >= 4, "the history dispatches to all workers"
 
 
-def test_any_number_of_replicas_give_the_answers_of_one(serve: Serve) -> None:
+@pytest.mark.slow
+def test_the_number_of_replicas_does_not_change_the_answers(serve: Serve) -> None:
     steps = history(seed=4, length=400)
     answers = []
     for replicas in (1, 2, 4):
         controller = serve("--replicas", str(replicas), data=f"replicas-{replicas}")
-        answers.append([ask(controller.url, *step) for step in steps])
+        answers.append([send(controller.url, *step) for step in steps])
         controller.stop()
     assert answers[0] == answers[1] == answers[2]
 
 
 @dataclass
 class Difference:
-    """Calls on which we differ on purpose, and why.
+    """Calls that the two controllers answer differently on purpose.
 
-    theirs and ours are the last answers: status and body, or the status alone.
+    reason: the intended behaviour, as a sentence that names the test. A second sentence may explain it.
+    theirs and ours: the last answers of the stock controller and of ours, as status and body, or as the status alone.
     """
 
     reason: str
@@ -109,19 +114,19 @@ FRAME = '{"text": "**NETWORK ERROR DUE TO HIGH TRAFFIC. PLEASE REGENERATE OR REF
 
 DIFFERENCES = [
     Difference(
-        "equal workers take turns; the stock controller takes the first after each heartbeat",
+        "equal workers are chosen alternately. The stock controller chooses the first one after each heartbeat",
         [*EQUAL, DISPATCH, *HEARTBEATS, DISPATCH],
         [(200, {"address": A})],
         [(200, {"address": B})],
     ),
     Difference(
-        "a malformed body is the sender's mistake, not ours",
+        "a malformed body is a client error. The stock controller reports a server error",
         [("/get_worker_address", {"modell": "m"}), ("/receive_heart_beat", []), ("/register_worker", "x")],
         [500, 500, 500],
         [400, 400, 400],
     ),
     Difference(
-        "a malformed registration is refused; the stock controller takes it and fails at every later call",
+        "a malformed registration is rejected. The stock controller accepts it, and later calls fail",
         [
             ("/register_worker", {**registration(A, [], 1, 0, False), "worker_status": {"model_names": ["m"]}}),
             ("/register_worker", registration(B, ["m"], 0, 1, False)),
@@ -131,31 +136,31 @@ DIFFERENCES = [
         [400, 400, (200, {"address": ""})],
     ),
     Difference(
-        "a worker that cannot be asked for its status is told so",
+        "a registration fails if the worker does not return its status. The stock controller reports success",
         [("/register_worker", {"worker_name": A, "check_heart_beat": True})],
         [(200, None)],
         [502],
     ),
     Difference(
-        "one worker under the ways to write its name",
+        "different spellings of a name are one worker",
         [EQUAL[0], ("/receive_heart_beat", {"worker_name": A.upper() + "/", "queue_length": 0})],
         [(200, {"exist": False})],
         [(200, {"exist": True})],
     ),
     Difference(
-        "after no worker there is one frame; the stock controller then posts to an empty address (trap 6)",
+        "a stream without a worker is one error frame. The stock controller then posts to an empty address",
         [("/worker_generate_stream", {"model": "m"})],
         [(200, f"{FRAME % 50005}\0{FRAME % 50006}\0".encode())],
         [(200, f"{FRAME % 50005}\0".replace(": ", ":").replace(", ", ",").encode())],
     ),
     Difference(
-        "when every one of several probes fails, the fault is likelier ours (the stock controller forgets them all)",
+        "workers stay registered if all probes fail, as the fault is likely ours. The stock controller removes them",
         [*EQUAL, ("/refresh_all_workers", None), ("/list_models", None)],
         [(200, {"models": []})],
         [(200, {"models": ["m"]})],
     ),
     Difference(
-        "the status of all is what the registry knows; the stock controller asks every worker anew",
+        "the total status comes from the registry. The stock controller polls every worker",
         [*EQUAL, ("/worker_get_status", None)],
         [(200, {"model_names": [], "speed": 0, "queue_length": 0})],
         [(200, {"model_names": ["m"], "speed": 2, "queue_length": 0})],
@@ -163,37 +168,37 @@ DIFFERENCES = [
 ]
 
 
-@pytest.mark.parametrize("difference", DIFFERENCES, ids=lambda d: d.reason.split(";")[0].replace(" ", "-"))
-def test_differences_on_purpose(serve: Serve, work_dir: Path, difference: Difference) -> None:
+@pytest.mark.parametrize("difference", DIFFERENCES, ids=lambda d: d.reason.split(".")[0].replace(" ", "-"))
+def test_intended_differences(serve: Serve, work_dir: Path, difference: Difference) -> None:
     def outcome(url: str, expected: list[Any]) -> list[Any]:
-        answers = [ask(url, *step) for step in difference.steps][-len(expected) :]
+        answers = [send(url, *step) for step in difference.steps][-len(expected) :]
         return [answer if isinstance(e, tuple) else answer[0] for answer, e in zip(answers, expected, strict=True)]
 
     with fastchat(work_dir, "controller") as stock:
         theirs = outcome(stock.url, difference.theirs)
-    assert theirs == difference.theirs, "the stock controller does as we say it does"
+    assert theirs == difference.theirs, "the stock controller behaves as described here"
     assert outcome(serve().url, difference.ours) == difference.ours, difference.reason
     assert difference.theirs != difference.ours
 
 
-async def test_the_routes_that_ask_workers_give_the_same_with_workers_that_answer(serve: Serve, work_dir: Path) -> None:
-    """Probing on registration, refresh, the sum of all and a stream, with the same two real workers."""
+async def test_routes_that_call_workers_give_the_same_answers(serve: Serve, work_dir: Path) -> None:
+    """Compare registration with a probe, refresh, the total status and a stream, with the same two real workers."""
 
     def run(url: str, workers: list[BadWorker]) -> list[tuple[int, Any]]:
         steps: list[tuple[str, Any]] = []
         for worker in workers:
             body = {"worker_name": worker.address, "check_heart_beat": True, "worker_status": None}
             steps.append(("/register_worker", body))
-        one = workers[0].address
+        address = workers[0].address
         steps += [
             ("/list_models", None),
             ("/worker_get_status", None),
-            ("/receive_heart_beat", {"worker_name": one, "queue_length": 50}),
+            ("/receive_heart_beat", {"worker_name": address, "queue_length": 50}),
             ("/refresh_all_workers", None),
             ("/get_worker_address", {"model": "both"}),
             ("/worker_generate_stream", {"model": "n"}),
         ]
-        return [ask(url, *step) for step in steps]
+        return [send(url, *step) for step in steps]
 
     stream = chunks(b'{"text":"a"}\0{"te', b'xt":"b"}\0')
     async with (

@@ -1,4 +1,4 @@
-"""Several replicas, with the settings that they come with, choose as one would."""
+"""Several replicas with default settings choose workers as one replica does."""
 
 import asyncio
 import os
@@ -16,22 +16,25 @@ from tests.system.conftest import Serve
 from tests.system.processes import ControllerProcess, stock_worker
 from tests.system.servers import single
 
+pytestmark = pytest.mark.system
+
 DEFAULTS = ("--booking-decay", "on", "--booking-delay", "0.2")
 
 
-async def ask(controller: ControllerProcess, number: int, **body: object) -> list[dict[str, str]]:
+async def dispatch_many(controller: ControllerProcess, number: int, **body: object) -> list[dict[str, str]]:
     async with httpx.AsyncClient(timeout=60.0, limits=httpx.Limits(max_connections=64)) as http:
         url = f"{controller.url}/get_worker_address"
         answers = await asyncio.gather(*(http.post(url, json={"model": "m", **body}) for _ in range(number)))
     return [answer.json() for answer in answers]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("lease", [False, True])
 async def test_a_burst_is_spread_evenly(serve: Serve, lease: bool) -> None:
     controller = serve("--replicas", "4", *DEFAULTS)
     for i in range(4):
         controller.register(f"http://127.0.0.1:1/w{i}")
-    answers = await ask(controller, 256, lease=lease)
+    answers = await dispatch_many(controller, 256, lease=lease)
     assert Counter(answer["address"] for answer in answers) == {f"http://127.0.0.1:1/w{i}": 64 for i in range(4)}
     if lease:
         assert [worker["queue_length"] for worker in controller.workers()] == [64] * 4
@@ -40,51 +43,50 @@ async def test_a_burst_is_spread_evenly(serve: Serve, lease: bool) -> None:
         assert [worker["queue_length"] for worker in controller.workers()] == [0] * 4
 
 
-async def test_a_lease_whose_client_died_ends_by_itself(serve: Serve) -> None:
+async def test_a_lease_expires_if_its_client_does_not_release_it(serve: Serve) -> None:
     controller = serve()
     controller.register("http://127.0.0.1:1/w")
-    [answer] = await ask(controller, 1, lease=True)
-    await ask(controller, 1, lease=60)
-    await let_leases_lapse(controller.store_url, answer["lease"])
-    await ask(controller, 1, lease=60)  # by then at the latest
+    [answer] = await dispatch_many(controller, 1, lease=True)
+    await dispatch_many(controller, 1, lease=60)
+    await expire_leases(controller.store_url, answer["lease"])
+    await dispatch_many(controller, 1, lease=60)  # a dispatch removes expired leases
     [worker] = controller.workers()
     assert (worker["leased"], worker["queue_length"]) == (2, 2)
     assert controller.post("/release_worker", {"lease": answer["lease"]}) == {"released": False}
 
 
-async def test_a_stock_worker_that_hangs_gets_no_work_soon(serve: Serve, work_dir: Path) -> None:
-    """Long before its heartbeat lapses; and gets work again when it answers."""
+async def test_a_hanging_stock_worker_is_soon_deprioritised(serve: Serve, work_dir: Path) -> None:
+    """A failed poll deprioritises the worker long before its heartbeat expires. An answered poll clears the failure."""
     controller = serve("--poll-interval", "0.3", "--probe-timeout", "0.3", *DEFAULTS)
     with stock_worker(work_dir, controller.url, "--model-names", "m", interval=45) as hanging:
         controller.register("http://127.0.0.1:9", queue_length=50)
-        await wait_until(lambda: controller.dispatch() == hanging.url, "it gets work")
-        await wait_until(lambda: answered_polls(controller) > 0, "it has answered a poll")
+        await wait_until(lambda: controller.dispatch() == hanging.url, "the worker is chosen")
+        await wait_until(lambda: answered_polls(controller) > 0, "the worker has answered a poll")
         os.kill(hanging.popen.pid, signal.SIGSTOP)
         try:
-            await wait_until(lambda: failing(controller, hanging.url) == "polls", "it does not answer")
+            await wait_until(lambda: failing(controller, hanging.url) == "polls", "a poll has failed")
             assert {controller.dispatch() for _ in range(5)} == {"http://127.0.0.1:9"}
         finally:
             os.kill(hanging.popen.pid, signal.SIGCONT)
-        await wait_until(lambda: controller.dispatch() == hanging.url, "it is forgiven")
+        await wait_until(lambda: controller.dispatch() == hanging.url, "the worker is chosen again")
 
 
-async def test_a_stream_whose_replica_was_killed_is_booked_until_its_lease_is_over(
-    serve: Serve, work_dir: Path
-) -> None:
+@pytest.mark.slow
+async def test_a_stream_of_a_killed_replica_is_booked_until_its_lease_expires(serve: Serve, work_dir: Path) -> None:
     flags = ("--poll-interval", "0.3", *DEFAULTS)
     async with single(work_dir) as store:
         killed, other = (serve("--redis-url", store.url, *flags, data=f"r{i}") for i in range(2))
         with stock_worker(work_dir, other.url, "--model-names", "m", "--delay", "0.3", interval=45) as worker:
-            await wait_until(lambda: other.dispatch() == worker.url, "it gets work")
+            await wait_until(lambda: other.dispatch() == worker.url, "the worker is chosen")
             with pytest.raises(httpx.TransportError):
                 await kill_during(killed, other)
-            assert leased(other) == 1, "nobody can know yet that the stream has ended"
-            await let_leases_lapse(store.url)
-            await wait_until(lambda: leased(other) == 0, "its lease is over")
+            assert leased(other) == 1, "the lease is still active"
+            await expire_leases(store.url)
+            await wait_until(lambda: leased(other) == 0, "the lease has expired")
 
 
-async def let_leases_lapse(url: str, *leases: str) -> None:
-    """As if the time of these leases, or of all, had passed."""
+async def expire_leases(url: str, *leases: str) -> None:
+    """Move the expiration of these leases, or of all leases, into the past."""
     client = connect(url, timeout=60.0)
     key = keys.leases("controller")
     for lease in leases or await client.zrange(key, 0, -1):
@@ -93,7 +95,7 @@ async def let_leases_lapse(url: str, *leases: str) -> None:
 
 
 async def kill_during(killed: ControllerProcess, other: ControllerProcess) -> None:
-    """A stream through a replica that is killed after the first frame."""
+    """Start a stream and kill its replica after the first frame."""
     body = {"model": "m", "prompt": "word " * 30}
     async with (
         httpx.AsyncClient() as http,

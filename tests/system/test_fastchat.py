@@ -1,4 +1,4 @@
-"""Stock FastChat against our controller: its workers, its API server, its habits and its traps."""
+"""Stock FastChat workers and API servers work with our controller, also during outages."""
 
 import asyncio
 import itertools
@@ -31,8 +31,10 @@ from tests.system.processes import (
 )
 from tests.system.test_serve import stores
 
+pytestmark = pytest.mark.system
 
-async def test_a_stock_worker_registers_heartbeats_is_forgotten_and_comes_back(serve: Serve, work_dir: Path) -> None:
+
+async def test_a_stock_worker_registers_expires_and_registers_again(serve: Serve, work_dir: Path) -> None:
     controller = serve("--sweep-interval", "0.2")
     port = free_port()
     with stock_worker(work_dir, controller.url, "--model-names", "vicuna,other", port=port) as worker:
@@ -41,20 +43,20 @@ async def test_a_stock_worker_registers_heartbeats_is_forgotten_and_comes_back(s
         assert controller.post("/list_models") == {"models": ["other", "vicuna"]}
         ages = []
 
-        def heartbeats_seen() -> bool:
+        def two_heartbeats() -> bool:
             ages.append(controller.workers()[0]["heartbeat_age"])
             return sum(later < earlier for earlier, later in itertools.pairwise(ages)) >= 2
 
-        await wait_until(heartbeats_seen, "two heartbeats have come")
+        await wait_until(two_heartbeats, "two heartbeats have arrived")
         assert controller.dispatch("vicuna") == url
 
         controller.post("/remove_worker", {"worker_name": url})
-        await wait_until(lambda: controller.names() == [url], 'the worker is back after "exist": false')
+        await wait_until(lambda: controller.names() == [url], 'the worker registers again after "exist": false')
     await expire_heartbeat(controller.store_url, url)
-    await wait_until(lambda: controller.names() == [], "the killed worker is forgotten")
+    await wait_until(lambda: controller.names() == [], "the killed worker is removed")
     assert controller.dispatch("vicuna") == ""
     with stock_worker(work_dir, controller.url, port=port):
-        await wait_until(lambda: controller.names() == [url], "it is back on its old address")
+        await wait_until(lambda: controller.names() == [url], "the worker is registered at its old address")
 
 
 async def test_the_stock_api_server_lists_models_and_completes_a_chat(serve: Serve, work_dir: Path) -> None:
@@ -78,7 +80,7 @@ async def test_the_stock_api_server_lists_models_and_completes_a_chat(serve: Ser
 
 
 async def test_the_stock_register_worker_script(serve: Serve, work_dir: Path) -> None:
-    """It sends no status, so the controller has to ask the worker for it."""
+    """The script sends no status, so the controller polls the worker for it."""
     controller = serve()
     with stock_worker(work_dir, controller.url, interval=600) as worker:
         url = worker.url
@@ -87,11 +89,11 @@ async def test_the_stock_register_worker_script(serve: Serve, work_dir: Path) ->
         command = [sys.executable, "-m", "fastchat.serve.register_worker"]
         flags = ["--controller-address", controller.url, "--worker-name", url]
         subprocess.run([*command, *flags], check=True, capture_output=True)
-        [known] = controller.workers()
-        assert (known["worker_name"], known["check_heart_beat"], known["model_names"]) == (url, False, ["echo"])
+        [shown] = controller.workers()
+        assert (shown["worker_name"], shown["check_heart_beat"], shown["model_names"]) == (url, False, ["echo"])
 
 
-async def test_a_stream_from_a_stock_worker_comes_through(serve: Serve, work_dir: Path) -> None:
+async def test_a_stream_from_a_stock_worker_is_forwarded(serve: Serve, work_dir: Path) -> None:
     controller = serve()
     with stock_worker(work_dir, controller.url, "--delay", "0.05") as worker:
         await wait_until(controller.names, "the worker is registered")
@@ -103,8 +105,8 @@ async def test_a_stream_from_a_stock_worker_comes_through(serve: Serve, work_dir
         assert [frame["text"] for frame in frames] == [url, f"{url} a", f"{url} a b", f"{url} a b c"]
 
 
-async def test_refresh_by_the_api_server_holds_up_nobody(serve: Serve, work_dir: Path) -> None:
-    """Trap 3: GET /v1/models refreshes each time; four of the workers hang, one is a stock one."""
+async def test_a_refresh_by_the_api_server_does_not_block_other_calls(serve: Serve, work_dir: Path) -> None:
+    """The API server refreshes all workers at each GET /v1/models. Here four of five workers hang."""
     controller = serve("--probe-timeout", "60")
     with (
         stock_worker(work_dir, controller.url) as worker,
@@ -120,11 +122,13 @@ async def test_refresh_by_the_api_server_holds_up_nobody(serve: Serve, work_dir:
                 hanging.append(f"http://127.0.0.1:{port}/{i}")
                 controller.register(hanging[-1], "echo")
             listing = [asyncio.create_task(asyncio.to_thread(models_of, api.url)) for _ in range(3)]
-            await wait_until(lambda: answers(f"{controller.url}/test_connection"), "it answers meanwhile")
-            assert len(controller.names()) == 5, "the registry is never emptied"
+            await wait_until(
+                lambda: answers(f"{controller.url}/test_connection"), "the controller responds during the refresh"
+            )
+            assert len(controller.names()) == 5, "all workers stay registered during the refresh"
             assert controller.dispatch("echo") in [url, *hanging]
-            await wait_until(lambda: connections(silent.pid) >= 4, "all of them are probed at the same time")
-            silent.kill()  # which ends the probes
+            await wait_until(lambda: connections(silent.pid) >= 4, "all hanging workers are probed at the same time")
+            silent.kill()  # closes the connections of the probes
             assert await asyncio.gather(*listing) == [["echo"]] * 3
         assert controller.names() == [url]
 
@@ -134,7 +138,7 @@ def models_of(api: str) -> list[str]:
 
 
 def connections(pid: int) -> int:
-    """How many there are to a process that accepts none of them, without their other ends."""
+    """Count the client connections to a process that listens but never accepts."""
     [listener] = psutil.Process(pid).net_connections("tcp")
     everywhere = psutil.net_connections("tcp")
     return sum(c.raddr == listener.laddr and c.status == psutil.CONN_ESTABLISHED for c in everywhere)
@@ -148,50 +152,50 @@ time.sleep(600)
 """
 
 
-@pytest.mark.parametrize("start_worker", [stock_worker, llava_worker])
-async def test_the_heartbeat_thread_outlives_an_outage_of_the_store(
+@pytest.mark.parametrize("start_worker", [pytest.param(stock_worker, marks=pytest.mark.slow), llava_worker])
+async def test_the_heartbeat_thread_survives_an_outage_of_the_store(
     serve: Serve, work_dir: Path, start_worker: Callable[[Path, str], AbstractContextManager[Server]]
 ) -> None:
-    """A refused registration ends the worker's heartbeat thread, and so does an error that it does not catch."""
+    """A rejected registration or an unhandled exception would end the heartbeat thread of the worker."""
     controller = serve("--redis-timeout", "0.3", "--heartbeat-expiration", "60")
     with start_worker(work_dir, controller.url) as worker:
         await wait_until(lambda: controller.names() == [worker.url], "the worker is registered")
         [store] = stores(controller)
         os.kill(store, signal.SIGSTOP)
-        await wait_until(lambda: "heart beat error" in worker.log, "a heartbeat was refused")
+        await wait_until(lambda: "heart beat error" in worker.log, "a heartbeat has failed")
         os.kill(store, signal.SIGCONT)
         beats = worker.log.count("Send heart beat")
-        await wait_until(lambda: worker.log.count("Send heart beat") >= beats + 2, "heartbeats go on")
+        await wait_until(lambda: worker.log.count("Send heart beat") >= beats + 2, "heartbeats continue")
         os.kill(store, signal.SIGKILL)
         beats = worker.log.count("Send heart beat")
-        await wait_until(lambda: worker.log.count("Send heart beat") >= beats + 2, "its thread is alive")
+        await wait_until(lambda: worker.log.count("Send heart beat") >= beats + 2, "the heartbeat thread is alive")
         assert controller.names() == [worker.url]
         controller.post("/remove_worker", {"worker_name": worker.url})
-        await wait_until(lambda: controller.names() == [worker.url], "its thread registers again")
+        await wait_until(lambda: controller.names() == [worker.url], "the heartbeat thread registers again")
         assert "AssertionError" not in worker.log
         assert "KeyError" not in worker.log
 
 
-async def test_the_store_hangs_just_after_it_said_that_a_worker_is_unknown(
+async def test_the_store_hangs_right_after_it_reports_an_unknown_worker(
     serve: Serve, work_dir: Path, embedded_url: str
 ) -> None:
-    """Trap 1 at its worst: "exist": false, and the registration that follows meets a store that does not answer."""
+    """The worker registers again after "exist": false. A failed registration would end its heartbeat thread."""
     async with proxy(work_dir / "front.sock", embedded_url.removeprefix("unix://")) as front:
-        flags = ("--redis-url", front.url, "--namespace", "trap-1", "--redis-timeout", "0.3")
+        flags = ("--redis-url", front.url, "--namespace", "hanging-store", "--redis-timeout", "0.3")
         controller = await asyncio.to_thread(serve, *flags)
         starting = stock_worker(work_dir, controller.url)
         worker = await asyncio.to_thread(starting.__enter__)
         try:
             await wait_until(lambda: asyncio.to_thread(controller.names), "the worker is registered")
-            front.hang_after(b"*1\r\n:0\r\n")  # the reply to a heartbeat of a worker that is not registered
+            front.hang_after(b"*1\r\n:0\r\n")  # the reply to a heartbeat of an unregistered worker
             await asyncio.to_thread(controller.post, "/remove_worker", {"worker_name": worker.url})
-            await wait_until(lambda: front.hanging, "the worker is told so")
-            await wait_until(lambda: "does not serve" in controller.log, "its registration meets a store that hangs")
+            await wait_until(lambda: front.hanging, "the store has replied to the heartbeat")
+            await wait_until(lambda: "does not serve" in controller.log, "the controller has noticed the outage")
             assert "AssertionError" not in worker.log
             front.resume()
             await wait_until(lambda: asyncio.to_thread(controller.names), "the worker is registered again")
             beats = worker.log.count("Send heart beat")
-            await wait_until(lambda: worker.log.count("Send heart beat") >= beats + 2, "its thread is alive")
+            await wait_until(lambda: worker.log.count("Send heart beat") >= beats + 2, "the heartbeat thread is alive")
         finally:
             starting.__exit__(None, None, None)
         await asyncio.to_thread(controller.post, "/remove_worker", {"worker_name": worker.url})
@@ -199,24 +203,22 @@ async def test_the_store_hangs_just_after_it_said_that_a_worker_is_unknown(
 
 
 async def test_a_registration_during_an_outage_waits_for_its_end(serve: Serve, work_dir: Path) -> None:
-    """Trap 1 again, the other half: the worker starts while the store hangs."""
+    """The worker starts while the store hangs. A failed registration would end the worker."""
     controller = serve("--redis-timeout", "0.3")
     [store] = stores(controller)
     os.kill(store, signal.SIGSTOP)
     with stock_worker(work_dir, controller.url, wait=False) as worker:
         await wait_until(lambda: "Register to controller" in worker.log, "the worker registers")
-        await wait_until(lambda: "does not serve" in controller.log, "the store was asked in vain")
+        await wait_until(lambda: "does not serve" in controller.log, "the controller has noticed the outage")
         assert worker.popen.poll() is None
         os.kill(store, signal.SIGCONT)
         await wait_until(controller.names, "the worker is registered")
         beats = worker.log.count("Send heart beat")
-        await wait_until(lambda: worker.log.count("Send heart beat") > beats, "it sends heartbeats")
+        await wait_until(lambda: worker.log.count("Send heart beat") > beats, "the worker sends heartbeats")
 
 
-async def test_without_store_the_api_server_sees_no_models_and_no_address_of_an_error(
-    serve: Serve, work_dir: Path
-) -> None:
-    """Trap 2: the stock API server takes the body of an error for its answer."""
+async def test_the_api_server_lists_no_models_during_an_outage(serve: Serve, work_dir: Path) -> None:
+    """The API server ignores response statuses and would read the body of an error as the answer."""
     controller = serve("--redis-timeout", "0.3")
     with fastchat(work_dir, "openai_api_server", "--controller-address", controller.url) as api:
         url = api.url
@@ -227,5 +229,5 @@ async def test_without_store_the_api_server_sees_no_models_and_no_address_of_an_
         with pytest.raises(OSError, match="400"):
             call(f"{url}/v1/chat/completions", chat)
         os.kill(store, signal.SIGCONT)
-        await wait_until(lambda: serves(controller.url), "the store is back")
+        await wait_until(lambda: serves(controller.url), "the controller uses the store again")
         assert controller.dispatch("echo") == ""

@@ -1,4 +1,4 @@
-"""A client that closes its half of the connection after its request gets its answer; one that is gone is noticed."""
+"""A client gets the response even if it closes its sending half first. A client that disconnects is noticed."""
 
 import asyncio
 import ssl
@@ -14,6 +14,8 @@ from tests.support.waiting import wait_until
 from tests.support.workers import BadWorker, bad_worker, hangs
 from tests.system.conftest import Serve
 from tests.system.processes import ControllerProcess
+
+pytestmark = pytest.mark.system
 
 A = "http://127.0.0.1:9"
 DISPATCHED = b'{"address":"http://127.0.0.1:9"}'
@@ -38,30 +40,35 @@ async def connected(
         writer.transport.abort()
 
 
-async def answer(controller: ControllerProcess, data: bytes) -> bytes:
-    """Everything that comes back for data and an end of it, without the interim responses of a busy machine."""
+async def exchange(controller: ControllerProcess, data: bytes) -> bytes:
+    """Send data and EOF. Return everything received, without the interim responses that a busy machine may cause."""
     async with connected(controller, data) as (reader, _):
         return (await reader.read()).replace(INTERIM, b"")
 
 
 @pytest.mark.parametrize("version", ["1.1", "1.0"])
-async def test_it_gets_its_answer(serve: Serve, version: str) -> None:
+async def test_a_half_closed_client_gets_its_response(serve: Serve, version: str) -> None:
     controller = serve()
     controller.register(A)
-    seen = await wait_until(lambda: answer(controller, request(version=version)), "it comes in time for HTTP/1.0")
-    assert seen.startswith(b"HTTP/1.1 200 OK\r\n")
-    assert seen.endswith(DISPATCHED)
-    assert b"connection: close" in seen
-    assert (await answer(controller, b"GET /healthz HTTP/1.1\r\nHost: x\r\n\r\n")).startswith(b"HTTP/1.1 200 OK\r\n")
-    assert (await answer(controller, request() + b"\r\n")).endswith(DISPATCHED), "a line break is no request"
+    response = await wait_until(
+        lambda: exchange(controller, request(version=version)),
+        "the response to HTTP/1.0 is sent before the EOF is noticed",
+    )
+    assert response.startswith(b"HTTP/1.1 200 OK\r\n")
+    assert response.endswith(DISPATCHED)
+    assert b"connection: close" in response
+    assert (await exchange(controller, b"GET /healthz HTTP/1.1\r\nHost: x\r\n\r\n")).startswith(b"HTTP/1.1 200 OK\r\n")
+    assert (await exchange(controller, request() + b"\r\n")).endswith(DISPATCHED), (
+        "a line break after the request is ignored"
+    )
 
 
-async def test_all_its_pipelined_requests_are_answered_in_order(serve: Serve) -> None:
+async def test_pipelined_requests_are_answered_in_order(serve: Serve) -> None:
     controller = serve()
     controller.register(A)
     ping = b"GET /test_connection HTTP/1.1\r\nHost: x\r\n\r\n"
-    seen = await answer(controller, (request() + ping) * 300)  # more than are read at once
-    bodies = [part.partition(b"\r\n\r\n")[2] for part in seen.split(b"HTTP/1.1 200 OK\r\n")[1:]]
+    response = await exchange(controller, (request() + ping) * 300)  # more than one read receives
+    bodies = [part.partition(b"\r\n\r\n")[2] for part in response.split(b"HTTP/1.1 200 OK\r\n")[1:]]
     assert bodies == [DISPATCHED, b'"success"'] * 300
 
 
@@ -70,15 +77,15 @@ async def test_all_its_pipelined_requests_are_answered_in_order(serve: Serve) ->
     [b"", b"POST /get_worker", request()[:-1], b"\r\n", request() + b"POST /get_worker", request() + request()[:-1]],
     ids=["nothing", "head", "body", "line break", "second head", "second body"],
 )
-async def test_what_is_not_complete_is_closed_at_once(serve: Serve, data: bytes) -> None:
+async def test_an_incomplete_request_closes_the_connection(serve: Serve, data: bytes) -> None:
     controller = serve()
     controller.register(A)
-    body = (await answer(controller, data)).partition(b"\r\n\r\n")[2]
-    # A complete request before the incomplete one may have been answered before the end of the connection was seen.
+    body = (await exchange(controller, data)).partition(b"\r\n\r\n")[2]
+    # The controller may answer a complete request before it notices the EOF after the incomplete one.
     assert body == b"" or (body == DISPATCHED and data.startswith(request()))
 
 
-async def test_a_connection_without_a_request_under_way_is_closed(serve: Serve) -> None:
+async def test_an_idle_connection_is_closed_after_eof(serve: Serve) -> None:
     controller = serve()
     controller.register(A)
     async with connected(controller, request(), eof=False) as (reader, writer):
@@ -88,58 +95,58 @@ async def test_a_connection_without_a_request_under_way_is_closed(serve: Serve) 
 
 
 @pytest.mark.parametrize("path", ["/worker_generate_stream", "/worker_generate"])
-async def test_an_answer_that_takes_long_comes_too(serve: Serve, path: str) -> None:
-    """Interim responses come before it: they show us that the client is there."""
+async def test_a_slow_response_arrives_too(serve: Serve, path: str) -> None:
+    """The controller sends interim responses meanwhile, which fail if the client has disconnected."""
     controller = serve("--poll-interval", "0")
     gate = asyncio.Event()
 
-    async def slowly(_: BadWorker, writer: asyncio.StreamWriter, __: bytes) -> None:
+    async def respond_after_gate(_: BadWorker, writer: asyncio.StreamWriter, __: bytes) -> None:
         await gate.wait()
         writer.write(b"HTTP/1.1 200 OK\r\nContent-Length: 5\r\n\r\ndone\0")
 
-    async with bad_worker(worker_generate_stream=slowly, worker_generate=slowly) as worker:
+    async with bad_worker(worker_generate_stream=respond_after_gate, worker_generate=respond_after_gate) as worker:
         controller.register(worker.address, check=False)
         async with connected(controller, request(path)) as (reader, _):
             assert await reader.readexactly(2 * len(INTERIM)) == 2 * INTERIM
             gate.set()
-            seen = (await reader.read()).replace(INTERIM, b"")
-            assert seen.startswith(b"HTTP/1.1 200 OK\r\n")
-            assert b"done\0" in seen
+            response = (await reader.read()).replace(INTERIM, b"")
+            assert response.startswith(b"HTTP/1.1 200 OK\r\n")
+            assert b"done\0" in response
 
 
 @pytest.mark.parametrize("version", ["1.1", "1.0"])
-async def test_a_client_that_is_gone_is_noticed(serve: Serve, version: str) -> None:
-    """Whether it closes both halves at once, or one after the other; for HTTP/1.0, one is enough."""
+async def test_a_disconnected_client_is_noticed(serve: Serve, version: str) -> None:
+    """The client closes both halves at once, or one after the other. For HTTP/1.0, closing one half is enough."""
     controller = serve("--poll-interval", "0")
     async with bad_worker(worker_generate=hangs) as worker:
         controller.register(worker.address, check=False)
         for eof in (False, True):
             async with connected(controller, request("/worker_generate", version), eof=False) as (reader, writer):
-                await wait_until(lambda: worker.open == 1, "the worker is asked")
+                await wait_until(lambda: worker.open == 1, "the request has reached the worker")
                 if eof:
                     writer.write_eof()
                     assert await reader.read(len(INTERIM)) == (INTERIM if version == "1.1" else b"")
-            await wait_until(lambda: worker.open == 0, "the worker is no longer asked")
-        await wait_until(lambda: controller.workers()[0]["leased"] == 0, "no lease is left")
+            await wait_until(lambda: worker.open == 0, "the request to the worker is cancelled")
+        await wait_until(lambda: controller.workers()[0]["leased"] == 0, "no lease remains")
     assert "Traceback" not in controller.log
 
 
-async def test_a_client_that_closes_its_half_during_a_stream_counts_as_gone(serve: Serve) -> None:
+async def test_closing_the_sending_half_during_a_stream_counts_as_a_disconnect(serve: Serve) -> None:
     controller = serve("--poll-interval", "0")
 
-    async def begins(_: BadWorker, writer: asyncio.StreamWriter, __: bytes) -> None:
+    async def send_first_frame(_: BadWorker, writer: asyncio.StreamWriter, __: bytes) -> None:
         writer.write(b"HTTP/1.1 200 OK\r\nConnection: close\r\n\r\nfirst\0")
         await asyncio.sleep(3600)
 
-    async with bad_worker(worker_generate_stream=begins) as worker:
+    async with bad_worker(worker_generate_stream=send_first_frame) as worker:
         controller.register(worker.address, check=False)
         async with connected(controller, request("/worker_generate_stream"), eof=False) as (reader, writer):
             await reader.readuntil(b"first\0")
             writer.write_eof()
-            await wait_until(lambda: worker.open == 0, "the worker is no longer asked")
+            await wait_until(lambda: worker.open == 0, "the request to the worker is cancelled")
 
 
-async def test_under_tls_an_end_is_the_end(serve: Serve, work_dir: Path) -> None:
+async def test_under_tls_eof_counts_as_a_disconnect(serve: Serve, work_dir: Path) -> None:
     authority = trustme.CA()
     certificate = authority.issue_cert("127.0.0.1")
     certificate.private_key_and_cert_chain_pem.write_to_path(work_dir / "both.pem")
@@ -161,8 +168,8 @@ async def test_under_tls_an_end_is_the_end(serve: Serve, work_dir: Path) -> None
         await wait_until(registered, "the worker is registered")
         _, writer = await asyncio.open_connection("127.0.0.1", controller.port, ssl=context)
         writer.write(request("/worker_generate"))
-        await wait_until(lambda: worker.open == 1, "the worker is asked")
+        await wait_until(lambda: worker.open == 1, "the request has reached the worker")
         writer.close()
-        await wait_until(lambda: worker.open == 0, "the worker is no longer asked")
+        await wait_until(lambda: worker.open == 0, "the request to the worker is cancelled")
         await writer.wait_closed()
     assert "eof_received" not in controller.log

@@ -1,4 +1,4 @@
-"""GET /metrics of several replicas: nothing that happens to files or to replicas takes it or the service away."""
+"""GET /metrics sums over replicas, also after temporary files are deleted and replicas are killed."""
 
 import os
 import re
@@ -6,11 +6,14 @@ import signal
 from pathlib import Path
 
 import httpx
+import pytest
 
 from tests.support.waiting import wait_until
 from tests.system.conftest import Serve
 from tests.system.processes import ControllerProcess, serves
 from tests.system.test_serve import replicas
+
+pytestmark = pytest.mark.system
 
 A = "http://127.0.0.1:9"
 
@@ -22,11 +25,12 @@ def dispatches(controller: ControllerProcess) -> float:
     return float(chosen)
 
 
-async def test_counts_go_on_when_replicas_are_killed(serve: Serve, work_dir: Path) -> None:
+@pytest.mark.slow
+async def test_counters_keep_their_values_when_replicas_are_killed(serve: Serve, work_dir: Path) -> None:
     temporary = work_dir / "temporary"
     temporary.mkdir()
     controller = serve("--replicas", "2", TMPDIR=str(temporary))
-    assert list(temporary.iterdir()) == [], "no file that something could delete"
+    assert list(temporary.iterdir()) == [], "the controller needs no temporary files"
     temporary.rmdir()
     controller.register(A)
     files = set(controller.data_dir.iterdir())
@@ -36,8 +40,10 @@ async def test_counts_go_on_when_replicas_are_killed(serve: Serve, work_dir: Pat
         before = set(replicas(controller))
         for pid in before:
             os.kill(pid, signal.SIGKILL)
-        await wait_until(lambda old=before: len(set(replicas(controller)) - old) == 2, "both are replaced")
-        await wait_until(lambda: serves(controller.url), "they serve")
+        await wait_until(
+            lambda killed=before: len(set(replicas(controller)) - killed) == 2, "both replicas are replaced"
+        )
+        await wait_until(lambda: serves(controller.url), "the replicas serve")
     assert dispatches(controller) == 3
     assert set(controller.data_dir.iterdir()) == files
     assert controller.stop() == 0

@@ -1,4 +1,4 @@
-"""Clusters as workers of other controllers, ours and FastChat's, with real processes."""
+"""Clusters as workers of other controllers, ours and FastChat's, as real processes."""
 
 import contextlib
 import json
@@ -7,11 +7,14 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import psutil
+import pytest
 
 from tests.support.faults import TcpProxy, proxy_in_thread
 from tests.support.waiting import wait_until
 from tests.system.conftest import Serve
 from tests.system.processes import ControllerProcess, Server, call, fastchat, free_port, stock_worker
+
+pytestmark = pytest.mark.system
 
 INTERVAL = 1.0
 
@@ -29,20 +32,20 @@ def workers(work_dir: Path, controller: str, number: int, *flags: str) -> Iterat
         yield [stack.enter_context(stock_worker(work_dir, controller, *flags)) for _ in range(number)]
 
 
-def joined(serve: Serve, parent: str, name: str, *flags: str) -> str:
-    """A cluster of one replica under a parent; its address."""
+def start_cluster(serve: Serve, parent: str, name: str, *flags: str) -> str:
+    """Start a cluster of one replica below a parent. Return its address."""
     port = free_port()
     url = f"http://127.0.0.1:{port}"
-    below = ["--parent", parent, "--advertise", url, "--parent-interval", str(INTERVAL), *flags]
-    return serve(*below, data=name, port=port).url
+    joins = ["--parent", parent, "--advertise", url, "--parent-interval", str(INTERVAL), *flags]
+    return serve(*joins, data=name, port=port).url
 
 
 async def test_under_a_stock_controller(serve: Serve, work_dir: Path) -> None:
-    """Which forwards streams to us, and asks for our status when it likes."""
+    """A stock controller forwards streams to our cluster and polls its status."""
     with fastchat(work_dir, "controller") as top:
-        own = joined(serve, top.url, "own")
+        own = start_cluster(serve, top.url, "own")
         with workers(work_dir, own, 1):
-            await wait_until(lambda: call(f"{top.url}/list_models") == {"models": ["echo"]}, "it has joined")
+            await wait_until(lambda: call(f"{top.url}/list_models") == {"models": ["echo"]}, "the cluster has joined")
             assert call(f"{top.url}/get_worker_address", {"model": "echo"}) == {"address": own}
             assert [frame["error_code"] for frame in frames_of(top.url, "echo", "a b")] == [0, 0, 0]
             call(f"{top.url}/refresh_all_workers")
@@ -50,17 +53,19 @@ async def test_under_a_stock_controller(serve: Serve, work_dir: Path) -> None:
 
 
 async def test_a_stock_controller_without_workers_stays_registered(serve: Serve, work_dir: Path) -> None:
-    """It reports no models and speed 0. Its models come and go with refreshes of the controller above."""
+    """The stock controller reports no models and speed 0. A refresh of our controller updates its models."""
     top = serve()
     with fastchat(work_dir, "controller") as below:
         top.post("/register_worker", {"worker_name": below.url, "check_heart_beat": False})
         assert top.names() == [below.url]
         with workers(work_dir, below.url, 1) as [worker]:
-            await wait_until(lambda: call(f"{below.url}/list_models") == {"models": ["echo"]}, "it has a worker")
+            await wait_until(
+                lambda: call(f"{below.url}/list_models") == {"models": ["echo"]}, "the stock controller has a worker"
+            )
             top.post("/refresh_all_workers")
             assert top.dispatch("echo") == below.url
             worker.kill()
-        call(f"{below.url}/refresh_all_workers")  # where stock FastChat drops workers that do not answer
+        call(f"{below.url}/refresh_all_workers")  # the stock controller removes workers that do not answer a refresh
         top.post("/refresh_all_workers")
         assert top.names() == [below.url]
         assert top.post("/list_models") == {"models": []}
@@ -69,37 +74,38 @@ async def test_a_stock_controller_without_workers_stays_registered(serve: Serve,
 async def test_a_stock_controller_as_a_worker(serve: Serve, work_dir: Path) -> None:
     top = serve()
     with fastchat(work_dir, "controller") as below, workers(work_dir, below.url, 1):
-        await wait_until(lambda: call(f"{below.url}/list_models") == {"models": ["echo"]}, "it has a worker")
+        await wait_until(
+            lambda: call(f"{below.url}/list_models") == {"models": ["echo"]}, "the stock controller has a worker"
+        )
         top.post("/register_worker", {"worker_name": below.url, "check_heart_beat": False})
         assert top.post("/list_models") == {"models": ["echo"]}
         assert [frame["error_code"] for frame in frames_of(top.url, "echo", "a b")] == [0, 0, 0]
 
 
-async def test_a_cluster_that_joins_itself_is_refused(serve: Serve) -> None:
+async def test_a_cluster_that_joins_itself_is_rejected(serve: Serve) -> None:
     port = free_port()
     parent, url = f"http://localhost:{port}", f"http://127.0.0.1:{port}"
     controller = serve("--parent", parent, "--advertise", url, "--parent-interval", "0.5", port=port)
     controller.register("http://127.0.0.1:9", check=False)
-    await wait_until(lambda: "answered 508" in controller.log, "it is told why")
+    await wait_until(lambda: "answered 508" in controller.log, "the controller logs the rejection")
     assert controller.names() == ["http://127.0.0.1:9"]
 
 
-async def test_replicas_that_are_killed_in_the_middle_of_a_heartbeat_are_replaced(
-    serve: Serve, embedded_url: str
-) -> None:
-    """Three times the one of three that is just sending it dies, and another sends one.
+@pytest.mark.slow
+async def test_another_replica_takes_over_the_heartbeats_of_a_killed_one(serve: Serve, embedded_url: str) -> None:
+    """One of three replicas is killed while it sends a heartbeat, three times in all.
 
-    How soon is in tests/fleet/test_parents.py.
+    tests/fleet/test_parents.py checks how soon another replica takes over.
     """
     top = serve(data="top")
     advertised = "http://127.0.0.1:1"
     interval = 2.0
-    with proxy_in_thread(TcpProxy(free_port(), top.port)) as way:
-        flags = ("--redis-url", embedded_url, "--namespace", "below", "--parent", way.url, "--advertise", advertised)
+    with proxy_in_thread(TcpProxy(free_port(), top.port)) as link:
+        flags = ("--redis-url", embedded_url, "--namespace", "below", "--parent", link.url, "--advertise", advertised)
         flags += ("--parent-interval", str(interval))
         replicas = [serve(*flags, data=f"below-{i}") for i in range(3)]
         replicas[0].register("http://127.0.0.1:9", check=False)
-        await wait_until(lambda: top.names() == [advertised], "it has joined")
+        await wait_until(lambda: top.names() == [advertised], "the cluster has joined")
         ages: list[float] = []
 
         def age() -> float:
@@ -107,17 +113,17 @@ async def test_replicas_that_are_killed_in_the_middle_of_a_heartbeat_are_replace
             return ages[-1]
 
         for i in range(3):
-            way.hang()
-            await wait_until(lambda: age() and way.held, "a heartbeat is under way")
-            [sender] = [replica for replica in replicas if talks_from(replica, way.held[0][1])]
+            link.hang()
+            await wait_until(lambda: age() and link.held, "a heartbeat is in flight")
+            [sender] = [replica for replica in replicas if has_connection_from(replica, link.held[0][1])]
             sender.kill()
-            way.cut()  # and its heartbeat never comes
-            heard = len(ages)
-            await wait_until(lambda heard=heard: age() < ages[heard - 1], "the parent hears of the cluster")
+            link.cut()  # its heartbeat is lost
+            checks = len(ages)
+            await wait_until(lambda checks=checks: age() < ages[checks - 1], "the parent receives another heartbeat")
             replicas.remove(sender)
             replicas.append(serve(*flags, data=f"below-again-{i}"))
 
 
-def talks_from(process: ControllerProcess, port: int) -> bool:
+def has_connection_from(process: ControllerProcess, port: int) -> bool:
     connections = psutil.Process(process.popen.pid).net_connections("tcp")
     return any(connection.laddr.port == port for connection in connections)

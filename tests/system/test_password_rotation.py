@@ -1,4 +1,4 @@
-"""A new password in --redis-password-file is used without a restart, on each kind of Redis."""
+"""Replicas use a new password in --redis-password-file without a restart, on each kind of Redis."""
 
 import contextlib
 from collections.abc import AsyncIterator, Awaitable, Callable
@@ -11,6 +11,8 @@ from tests.system.conftest import Serve
 from tests.system.processes import ControllerProcess, call, serves
 from tests.system.servers import Server, cluster, sentinels, single
 
+pytestmark = pytest.mark.system
+
 A, B = "http://127.0.0.1:9", "http://127.0.0.1:10"
 OLD, NEW = "first-secret", "second-secret"
 Rotate = Callable[[str], Awaitable[None]]
@@ -18,7 +20,10 @@ Rotate = Callable[[str], Awaitable[None]]
 
 @contextlib.asynccontextmanager
 async def by_requirepass(directory: Path) -> AsyncIterator[tuple[str, Rotate]]:
-    """One server with a password for all; the URL, and what changes the password and ends all connections."""
+    """Run one server with one password for all users. Yield its URL and a function that changes the password.
+
+    The function also ends all connections of clients.
+    """
     async with single(directory) as server:
         admin = server.client()  # a connection stays authenticated
 
@@ -34,13 +39,16 @@ async def by_requirepass(directory: Path) -> AsyncIterator[tuple[str, Rotate]]:
 
 @contextlib.asynccontextmanager
 async def by_user(directory: Path, kind: str) -> AsyncIterator[tuple[str, Rotate]]:
-    """The same with a user of its own, on any kind of Redis."""
+    """Run a kind of Redis with a user for the controller. Yield its URL and a function that changes the password.
+
+    The function also ends all connections of the user.
+    """
 
     async def rotate_on(servers: list[Server], password: str) -> None:
         for server in servers:
             rules = ("on", "resetpass", f">{password}", "~*", "&*", "+@all")
-            assert await server.ask("ACL", "SETUSER", "someone", *rules)
-            await server.ask("CLIENT", "KILL", "USER", "someone")
+            assert await server.execute("ACL", "SETUSER", "someone", *rules)
+            await server.execute("CLIENT", "KILL", "USER", "someone")
 
     async with contextlib.AsyncExitStack() as stack:
         if kind == "single":
@@ -55,7 +63,7 @@ async def by_user(directory: Path, kind: str) -> AsyncIterator[tuple[str, Rotate
         yield url.replace("://", "://someone@"), lambda password: rotate_on(servers, password)
 
 
-def degraded(controller: ControllerProcess) -> str:
+def degraded_reason(controller: ControllerProcess) -> str:
     return str(call(f"{controller.url}/readyz", method="GET").get("degraded", ""))
 
 
@@ -66,8 +74,8 @@ async def start(serve: Serve, url: str, file: Path) -> ControllerProcess:
     return controller
 
 
-async def serves_again(controller: ControllerProcess) -> None:
-    await wait_until(lambda: serves(controller.url), "the store serves again")
+async def check_recovery(controller: ControllerProcess) -> None:
+    await wait_until(lambda: serves(controller.url), "the controller uses the store again")
     controller.register(B)
     assert {controller.dispatch(), controller.dispatch()} == {A, B}
     assert OLD not in controller.log
@@ -75,36 +83,40 @@ async def serves_again(controller: ControllerProcess) -> None:
     assert "Traceback" not in controller.log
 
 
-@pytest.mark.parametrize("first", ["file", "server"])
-async def test_a_new_password_for_all(serve: Serve, work_dir: Path, first: str) -> None:
+@pytest.mark.parametrize("changed_first", ["file", "server"])
+async def test_a_new_password_for_all_users(serve: Serve, work_dir: Path, changed_first: str) -> None:
     file = work_dir / "password"
     file.write_text(f"{OLD}\n")
     async with by_requirepass(work_dir) as (url, rotate):
         await rotate(OLD)
         controller = await start(serve, url, file)
-        if first == "server":
+        if changed_first == "server":
             await rotate(NEW)
-            await wait_until(lambda: "invalid username-password" in degraded(controller), "the old one is refused")
+            await wait_until(
+                lambda: "invalid username-password" in degraded_reason(controller), "the old password is rejected"
+            )
         file.write_text(f"{NEW}\n")
-        if first == "file":
+        if changed_first == "file":
             await rotate(NEW)
-        await serves_again(controller)
+        await check_recovery(controller)
 
 
 @pytest.mark.parametrize("kind", ["single", "sentinel", "cluster"])
-async def test_a_new_password_of_a_user(serve: Serve, work_dir: Path, kind: str) -> None:
+async def test_a_new_password_of_one_user(serve: Serve, work_dir: Path, kind: str) -> None:
     file = work_dir / "password"
     file.write_text(OLD)
     async with by_user(work_dir, kind) as (url, rotate):
         await rotate(OLD)
         controller = await start(serve, url, file)
         await rotate(NEW)
-        await wait_until(lambda: "invalid username-password" in degraded(controller), "the old one is refused")
+        await wait_until(
+            lambda: "invalid username-password" in degraded_reason(controller), "the old password is rejected"
+        )
         file.write_text(NEW)
-        await serves_again(controller)
+        await check_recovery(controller)
 
 
-async def test_a_file_that_cannot_be_used_for_a_moment(serve: Serve, work_dir: Path) -> None:
+async def test_a_password_file_is_unusable_for_a_while(serve: Serve, work_dir: Path) -> None:
     file = work_dir / "password"
     file.write_text(OLD)
     async with by_requirepass(work_dir) as (url, rotate):
@@ -112,10 +124,19 @@ async def test_a_file_that_cannot_be_used_for_a_moment(serve: Serve, work_dir: P
         controller = await start(serve, url, file)
         file.write_text("")
         await rotate(NEW)
-        await wait_until(lambda: f"--redis-password-file {file} is empty" in degraded(controller), "it is empty")
+        await wait_until(
+            lambda: f"--redis-password-file {file} is empty" in degraded_reason(controller),
+            "the controller reports the empty file",
+        )
         file.unlink()
-        await wait_until(lambda: f"{file} cannot be read: No such file" in degraded(controller), "it is missing")
+        await wait_until(
+            lambda: f"{file} cannot be read: No such file" in degraded_reason(controller),
+            "the controller reports the missing file",
+        )
         file.write_bytes(b"\xff" + NEW.encode())
-        await wait_until(lambda: f"{file} cannot be read: it is not UTF-8" in degraded(controller), "it is no text")
+        await wait_until(
+            lambda: f"{file} cannot be read: it is not UTF-8" in degraded_reason(controller),
+            "the controller reports the invalid encoding",
+        )
         file.write_text(NEW)
-        await serves_again(controller)
+        await check_recovery(controller)

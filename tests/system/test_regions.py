@@ -1,6 +1,6 @@
-"""Three levels, all of them real processes: a top, two regions of two replicas, three stock workers in each of them.
+"""Three levels of real processes: a top cluster, two regions of two replicas, and three stock workers per region.
 
-To FastChat's API server the regions are workers like others.
+FastChat's API server uses the regions like any other workers.
 """
 
 import asyncio
@@ -11,55 +11,59 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 from tests.support.faults import TcpProxy, proxy_in_thread
 from tests.support.outage import expire_heartbeat
 from tests.support.waiting import wait_until
 from tests.system.conftest import Serve
 from tests.system.processes import PYDANTIC_1, ControllerProcess, call, fastchat, free_port, stock_worker
 
+pytestmark = pytest.mark.system
+
 MODELS = ("east", "echo", "west")
 
 
 class Region:
-    """A cluster, its workers, and the ways between it and the top, which can be cut."""
+    """A cluster with its workers, and the two links between it and the top. Both links can be blocked."""
 
     def __init__(self, name: str, serve: Serve, top: ControllerProcess, work_dir: Path, stack: Any) -> None:
         port = free_port()
-        self.up = stack.enter_context(proxy_in_thread(TcpProxy(free_port(), top.port)))
-        self.down = stack.enter_context(proxy_in_thread(TcpProxy(free_port(), port)))
-        joins = ("--parent", self.up.url, "--advertise", self.down.url, "--parent-interval", "1")
+        self.to_top = stack.enter_context(proxy_in_thread(TcpProxy(free_port(), top.port)))
+        self.from_top = stack.enter_context(proxy_in_thread(TcpProxy(free_port(), port)))
+        joins = ("--parent", self.to_top.url, "--advertise", self.from_top.url, "--parent-interval", "1")
         self.controller = serve(*joins, "--replicas", "2", data=name, port=port)
         for _ in range(3):
             flags = ("--model-names", f"echo,{name}", "--delay", "0.01")
             stack.enter_context(stock_worker(work_dir, self.controller.url, *flags))
 
     def hang(self) -> None:
-        """Nothing gets through, and nobody is told."""
-        self.up.hang()
-        self.down.hang()
+        """Block both links. Their connections stay open."""
+        self.to_top.hang()
+        self.from_top.hang()
 
     def resume(self) -> None:
-        self.up.resume()
-        self.down.resume()
+        self.to_top.resume()
+        self.from_top.resume()
 
 
-def frames_of(url: str, model: str, prompt: str, seen: list[dict[str, Any]] | None = None) -> list[dict[str, Any]]:
-    """All frames; `seen` gets each as it comes."""
-    frames = [] if seen is None else seen
+def frames_of(url: str, model: str, prompt: str, received: list[dict[str, Any]] | None = None) -> list[dict[str, Any]]:
+    """Return all frames of a stream, and append each to `received` as it arrives."""
+    frames = [] if received is None else received
     request = urllib.request.Request(
         f"{url}/worker_generate_stream", json.dumps({"model": model, "prompt": prompt}).encode()
     )
     with urllib.request.urlopen(request, timeout=60) as response:
         rest = b""
         while part := response.read1():
-            *whole, rest = (rest + part).split(b"\0")
-            frames += map(json.loads, whole)
-    assert rest == b"", "frames are whole"
+            *complete, rest = (rest + part).split(b"\0")
+            frames += map(json.loads, complete)
+    assert rest == b"", "the stream ends with a complete frame"
     return frames
 
 
 def events_of(url: str, body: dict[str, Any]) -> Iterator[dict[str, Any]]:
-    """What the API server streams."""
+    """Yield the events of a stream from the API server."""
     request = urllib.request.Request(url, json.dumps({**body, "stream": True}).encode())
     request.add_header("Content-Type", "application/json")
     with urllib.request.urlopen(request, timeout=60) as response:
@@ -70,8 +74,8 @@ def events_of(url: str, body: dict[str, Any]) -> Iterator[dict[str, Any]]:
             yield json.loads(line.removeprefix("data: "))
 
 
-def everything_works(api: str, model: str) -> None:
-    """Chats, completions and embeddings, streamed and not."""
+def check_api(api: str, model: str) -> None:
+    """Check chats, completions and embeddings, with and without streaming."""
     chat = {"model": model, "messages": [{"role": "user", "content": "hello there"}]}
     content = call(f"{api}/v1/chat/completions", chat)["choices"][0]["message"]["content"]
     assert "hello there" in content
@@ -88,41 +92,50 @@ def everything_works(api: str, model: str) -> None:
     assert embedding["data"][0]["embedding"] == [4.0]
 
 
-async def test_a_region_is_cut_off_and_comes_back(serve: Serve, work_dir: Path) -> None:
+@pytest.mark.slow
+async def test_a_region_is_disconnected_and_joins_again(serve: Serve, work_dir: Path) -> None:
     top = serve("--sweep-interval", "0.2", "--worker-timeout", "3", "--replicas", "2", data="top", port=free_port())
     with contextlib.ExitStack() as stack:
         east, west = (Region(name, serve, top, work_dir, stack) for name in ("east", "west"))
         flags = ("--controller-address", top.url)
         api = stack.enter_context(fastchat(work_dir, "openai_api_server", *flags, PYTHONPATH=PYDANTIC_1)).url
-        names = sorted([east.down.url, west.down.url])
+        names = sorted([east.from_top.url, west.from_top.url])
         await wait_until(lambda: top.post("/list_models") == {"models": list(MODELS)}, "the regions have joined")
-        await wait_until(lambda: [worker["speed"] for worker in top.workers()] == [3, 3], "with all of their workers")
+        await wait_until(
+            lambda: [worker["speed"] for worker in top.workers()] == [3, 3], "both regions report three workers"
+        )
         assert top.names() == names
         assert sorted(model["id"] for model in call(f"{api}/v1/models", method="GET")["data"]) == list(MODELS)
         for model in MODELS:
-            everything_works(api, model)
+            check_api(api, model)
 
         frames: list[dict[str, Any]] = []
         streaming = asyncio.create_task(asyncio.to_thread(frames_of, top.url, "west", "a " * 500, frames))
-        await wait_until(lambda: len(frames) > 3, "it streams")
+        await wait_until(lambda: len(frames) > 3, "the stream has begun")
         assert sum(worker["leased"] for worker in west.controller.workers()) == 1
         west.hang()
         await streaming
         assert [frame["error_code"] for frame in frames] == [0] * (len(frames) - 1) + [50006]
         assert len(frames) < 500
-        assert [frame["text"].split(" ", 1)[1:] for frame in frames[:3]] == [[], ["a"], ["a a"]], "whole, in order"
-        await expire_heartbeat(top.store_url, west.down.url)
-        await wait_until(lambda: top.names() == [east.down.url], "the region that is cut off is forgotten")
+        assert [frame["text"].split(" ", 1)[1:] for frame in frames[:3]] == [[], ["a"], ["a a"]], (
+            "the frames are complete and in order"
+        )
+        await expire_heartbeat(top.store_url, west.from_top.url)
+        await wait_until(lambda: top.names() == [east.from_top.url], "the disconnected region is removed")
         assert top.post("/list_models") == {"models": ["east", "echo"]}
         for model in ("east", "echo"):
-            everything_works(api, model)
+            check_api(api, model)
         assert frames_of(top.url, "west", "a")[-1]["error_code"] == 50005
-        assert frames_of(west.controller.url, "west", "a")[-1]["error_code"] == 0, "the region goes on by itself"
+        assert frames_of(west.controller.url, "west", "a")[-1]["error_code"] == 0, (
+            "the disconnected region still serves its own clients"
+        )
 
         west.resume()
-        await wait_until(lambda: top.names() == names, "it is back")
-        await wait_until(lambda: top.post("/list_models") == {"models": list(MODELS)}, "with its models")
+        await wait_until(lambda: top.names() == names, "the region has joined again")
+        await wait_until(
+            lambda: top.post("/list_models") == {"models": list(MODELS)}, "the models of both regions are listed"
+        )
         for model in MODELS:
-            everything_works(api, model)
+            check_api(api, model)
         for cluster in (top, east.controller, west.controller):
-            await wait_until(lambda c=cluster: {w["leased"] for w in c.workers()} == {0}, "nothing is left booked")
+            await wait_until(lambda c=cluster: {w["leased"] for w in c.workers()} == {0}, "no lease remains")

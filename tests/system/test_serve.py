@@ -1,4 +1,4 @@
-"""`controller serve` as a process: its start, its ends, its replicas and its store."""
+"""`controller serve` as a process: start, shutdown, replicas and store."""
 
 import asyncio
 import contextlib
@@ -21,6 +21,8 @@ from tests.support.waiting import wait_until
 from tests.system.conftest import Serve
 from tests.system.processes import ControllerProcess, answers, call, listens, serves
 
+pytestmark = pytest.mark.system
+
 A, B = "http://127.0.0.1:1/a", "http://127.0.0.1:1/b"
 
 
@@ -29,7 +31,7 @@ def children(process: ControllerProcess) -> list[int]:
 
 
 def command_line(pid: int) -> str:
-    """Of a process that runs; empty for one that has ended."""
+    """Return the command line of a process, or "" if it has ended."""
     with contextlib.suppress(psutil.Error):
         return " ".join(psutil.Process(pid).cmdline())
     return ""
@@ -43,13 +45,13 @@ def stores(process: ControllerProcess) -> list[int]:
     return [pid for pid in children(process) if f"{process.data_dir}/store.sock" in command_line(pid)]
 
 
-async def consistent(process: ControllerProcess) -> None:
+async def check_consistency(process: ControllerProcess) -> None:
     client: Redis = connect(process.store_url, timeout=60.0)
     await check_invariants(client, "controller")
     await client.aclose()
 
 
-async def test_it_starts_serves_and_stops(serve: Serve) -> None:
+async def test_a_controller_starts_serves_and_stops(serve: Serve) -> None:
     controller = serve()
     assert call(f"{controller.url}/test_connection", method="GET") == "success"
     [store] = stores(controller)
@@ -70,20 +72,22 @@ def test_dispatches_and_heartbeats_are_not_logged(serve: Serve) -> None:
     assert controller.log == before
 
 
-async def test_ctrl_c_ends_it_in_order(serve: Serve) -> None:
+async def test_ctrl_c_shuts_down_cleanly(serve: Serve) -> None:
     controller = serve()
     controller.register(A)
-    os.killpg(controller.popen.pid, signal.SIGINT)  # as the terminal does: to the whole group
+    os.killpg(controller.popen.pid, signal.SIGINT)  # as a terminal, which signals the whole process group
     await wait_until(lambda: controller.popen.poll() is not None, "the controller has ended")
     assert controller.popen.returncode == 0
     assert "does not serve" not in controller.log
-    assert "died" not in controller.log, "the terminal's Ctrl-C is not for the store"
+    assert "died" not in controller.log, "Ctrl-C does not end the store"
     assert "Traceback" not in controller.log
     assert serve(data="data").names() == [A]
 
 
 @pytest.mark.parametrize("flags", [(), ("--replicas", "2")])
-async def test_killed_and_started_again_it_still_knows_its_workers(serve: Serve, flags: tuple[str, ...]) -> None:
+async def test_workers_are_kept_when_the_controller_is_killed_and_restarted(
+    serve: Serve, flags: tuple[str, ...]
+) -> None:
     controller = serve(*flags)
     controller.register(A)
     controller.register(B)
@@ -93,19 +97,19 @@ async def test_killed_and_started_again_it_still_knows_its_workers(serve: Serve,
     again = serve(*flags, port=controller.port)
     assert [(w["worker_name"], w["queue_length"]) for w in again.workers()] == [(A, 2), (B, 1)]
     assert again.dispatch() == B
-    await consistent(again)
+    await check_consistency(again)
 
 
-async def test_nothing_is_left_of_a_killed_controller(serve: Serve) -> None:
+async def test_a_killed_controller_leaves_no_processes(serve: Serve) -> None:
     controller = serve("--replicas", "2")
     pids = children(controller)
-    assert len(pids) >= 4  # two replicas, the store, its watch
+    assert len(pids) >= 4  # two replicas, the store, and the process that ends the store with the controller
     controller.kill()
 
-    def left() -> list[str]:
+    def running() -> list[str]:
         return [line for pid in pids if (line := command_line(pid))]
 
-    await wait_until(lambda: not left(), "replicas and store have ended too")
+    await wait_until(lambda: not running(), "replicas and store have ended")
     assert not listens(controller.port)
 
 
@@ -117,22 +121,22 @@ async def test_replicas_share_the_port_and_the_registry(serve: Serve) -> None:
     chosen = [controller.dispatch() for _ in range(60)]
     assert all(chosen.count(f"http://127.0.0.1:1/w{i}") == 10 for i in range(6))
     metrics = httpx.get(f"{controller.url}/metrics").text
-    assert 'controller_dispatches_total{outcome="chosen"} 60.0' in metrics, "summed over all replicas"
-    await consistent(controller)
+    assert 'controller_dispatches_total{outcome="chosen"} 60.0' in metrics, "the sum over all replicas"
+    await check_consistency(controller)
 
 
-async def test_a_replica_that_is_killed_is_replaced_and_the_store_stays(serve: Serve) -> None:
+async def test_a_killed_replica_is_replaced_and_the_store_keeps_running(serve: Serve) -> None:
     controller = serve("--replicas", "2")
     controller.register(A)
     before, store = set(replicas(controller)), stores(controller)
     os.kill(min(before), signal.SIGKILL)
-    await wait_until(lambda: len(set(replicas(controller)) - before) == 1, "another replica is there")
-    await wait_until(lambda: serves(controller.url), "it is ready")
+    await wait_until(lambda: len(set(replicas(controller)) - before) == 1, "the replica has been replaced")
+    await wait_until(lambda: serves(controller.url), "the new replica is ready")
     assert stores(controller) == store
     assert controller.names() == [A]
 
 
-async def test_a_store_that_is_killed_comes_back_with_its_data(serve: Serve) -> None:
+async def test_a_killed_store_is_restarted_with_its_data(serve: Serve) -> None:
     controller = serve()
     controller.register(A)
     [store] = stores(controller)
@@ -141,10 +145,10 @@ async def test_a_store_that_is_killed_comes_back_with_its_data(serve: Serve) -> 
     assert controller.names() == [A]
     assert controller.dispatch() == A
     assert "restarting the store on the same data" in controller.log
-    await consistent(controller)
+    await check_consistency(controller)
 
 
-def test_a_data_directory_in_use_is_refused_in_one_sentence(serve: Serve) -> None:
+def test_a_data_directory_in_use_is_rejected_with_one_line(serve: Serve) -> None:
     first = serve()
     second = serve(ready=False)
     assert second.popen.wait(60) == 1
@@ -156,21 +160,21 @@ def test_a_data_directory_in_use_is_refused_in_one_sentence(serve: Serve) -> Non
 
 
 @pytest.mark.parametrize("flags", [(), ("--replicas", "2")])
-def test_a_port_in_use_is_refused(serve: Serve, flags: tuple[str, ...]) -> None:
+def test_a_port_in_use_is_rejected(serve: Serve, flags: tuple[str, ...]) -> None:
     first = serve()
     second = serve(*flags, data="other", port=first.port, ready=False)
     assert second.popen.wait(60) == 1
-    where = f"--port {first.port} on --host 127.0.0.1"
+    options = f"--port {first.port} on --host 127.0.0.1"
     [line] = second.log.splitlines()
-    assert line.startswith(f"Error: {where} cannot be opened: Address already in use. Is another controller running")
+    assert line.startswith(f"Error: {options} cannot be opened: Address already in use. Is another controller running")
 
 
-def test_a_host_that_is_not_of_this_machine_is_refused(work_dir: Path) -> None:
+def test_a_host_of_another_machine_is_rejected(work_dir: Path) -> None:
     for host in ("no.such.host.invalid", "192.0.2.1", "a..b", "a" * 70):
         command = [sys.executable, "-m", "controller", "serve", "--host", host, "--data-dir", str(work_dir / "data")]
-        refused = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
-        assert (refused.returncode, refused.stderr.count("\n")) == (1, 1)
-        assert f"--host {host}" in refused.stderr
+        result = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+        assert (result.returncode, result.stderr.count("\n")) == (1, 1)
+        assert f"--host {host}" in result.stderr
 
 
 def test_https(serve: Serve, work_dir: Path) -> None:
@@ -191,12 +195,12 @@ def test_https(serve: Serve, work_dir: Path) -> None:
         except httpx.TransportError:
             return False
 
-    controller.wait_for(secure, "it answers over TLS")
+    controller.wait_for(secure, "the controller answers over TLS")
     assert controller.stop() == 0
 
 
-async def test_a_redis_named_by_url_is_used_and_left_running(serve: Serve, embedded_url: str) -> None:
-    namespace = ("--namespace", "named-by-url")
+async def test_a_redis_given_by_url_is_used_and_keeps_running(serve: Serve, embedded_url: str) -> None:
+    namespace = ("--namespace", "given-by-url")
     one = serve("--redis-url", embedded_url, *namespace, data="one")
     two = serve("--redis-url", embedded_url, *namespace, data="two")
     assert stores(one) == []
@@ -210,7 +214,7 @@ async def test_a_redis_named_by_url_is_used_and_left_running(serve: Serve, embed
     await client.aclose()
 
 
-async def test_a_redis_that_is_away_at_the_start_is_no_reason_to_crash(serve: Serve, short_dir: Path) -> None:
+async def test_the_controller_starts_while_redis_is_unavailable(serve: Serve, short_dir: Path) -> None:
     controller = serve("--redis-url", f"unix://{short_dir}/nowhere/redis.sock", "--register-timeout", "0", ready=False)
     controller.wait_for(lambda: answers(f"{controller.url}/healthz"), "the process answers")
     assert not serves(controller.url)
@@ -221,7 +225,7 @@ async def test_a_redis_that_is_away_at_the_start_is_no_reason_to_crash(serve: Se
     assert controller.stop() == 0
 
 
-async def test_a_large_body_does_not_grow_the_process(serve: Serve) -> None:
+async def test_a_large_body_is_rejected_without_using_memory(serve: Serve) -> None:
     controller = serve()
 
     def resident() -> int:

@@ -1,4 +1,4 @@
-"""The end of a replica: it says so first, serves on for a moment, and lets what is under way come to its end."""
+"""A replica shuts down: it becomes unready, serves for --shutdown-delay, and finishes its running requests."""
 
 import asyncio
 import json
@@ -15,11 +15,14 @@ from tests.system.conftest import Serve
 from tests.system.processes import ControllerProcess, free_port, listens, stock_worker
 from tests.system.test_serve import replicas
 
+pytestmark = pytest.mark.system
+
 MODEL = ("--model-names", "m")
 A = "http://127.0.0.1:1/a"
 
 
-def ready(controller: ControllerProcess) -> tuple[int, str]:
+def readiness(controller: ControllerProcess) -> tuple[int, str]:
+    """Return the status of /readyz, and its error code or ""."""
     response = httpx.get(f"{controller.url}/readyz")
     return response.status_code, response.json().get("error", {}).get("code", "")
 
@@ -28,41 +31,41 @@ def terminate(controller: ControllerProcess) -> None:
     os.kill(controller.popen.pid, signal.SIGTERM)
 
 
-async def test_it_says_so_first_and_serves_on_for_a_moment(serve: Serve) -> None:
+async def test_a_replica_becomes_unready_and_keeps_serving(serve: Serve) -> None:
     controller = serve("--shutdown-delay", "60")
     controller.register(A)
-    async with httpx.AsyncClient(base_url=controller.url) as kept:
-        assert "connection" not in (await kept.post("/get_worker_address", json={"model": "m"})).headers
+    async with httpx.AsyncClient(base_url=controller.url) as http:
+        assert "connection" not in (await http.post("/get_worker_address", json={"model": "m"})).headers
         terminate(controller)
-        await wait_until(lambda: ready(controller) == (503, "shutting_down"), "it says so")
-        answer = await kept.post("/get_worker_address", json={"model": "m"})
+        await wait_until(lambda: readiness(controller) == (503, "shutting_down"), "the replica is unready")
+        answer = await http.post("/get_worker_address", json={"model": "m"})
         assert answer.json() == {"address": A}
-        assert answer.headers["connection"] == "close", "the client's next call goes elsewhere"
+        assert answer.headers["connection"] == "close", "the next call opens another connection"
         assert controller.post("/receive_heart_beat", {"worker_name": A, "queue_length": 0}) == {"exist": True}
         assert httpx.get(f"{controller.url}/healthz").status_code == 200
     terminate(controller)
     assert controller.popen.wait(60) == 0
-    assert "serving for 60 s more" in controller.log
+    assert "serving for another 60 s" in controller.log
     assert "Traceback" not in controller.log
 
 
 @pytest.mark.parametrize("second", [signal.SIGTERM, signal.SIGINT])
-async def test_asked_twice_it_does_not_dally(serve: Serve, second: signal.Signals) -> None:
+async def test_a_second_signal_skips_the_delay(serve: Serve, second: signal.Signals) -> None:
     controller = serve("--shutdown-delay", "60")
     terminate(controller)
-    await wait_until(lambda: ready(controller) == (503, "shutting_down"), "it says so")
+    await wait_until(lambda: readiness(controller) == (503, "shutting_down"), "the replica is unready")
     os.kill(controller.popen.pid, second)
     assert controller.popen.wait(60) == 0
 
 
-async def test_ctrl_c_does_not_dally(serve: Serve) -> None:
+async def test_ctrl_c_skips_the_delay(serve: Serve) -> None:
     controller = serve("--shutdown-delay", "60")
     os.kill(controller.popen.pid, signal.SIGINT)
     assert controller.popen.wait(60) == 0
 
 
 async def stream(controller: ControllerProcess, words: int, begun: asyncio.Event) -> tuple[int, dict[str, object]]:
-    """How many frames came, and the last."""
+    """Return the number of frames and the last frame. Sets `begun` when data arrives."""
     body = {"model": "m", "prompt": "word " * words}
     frames = b""
     async with (
@@ -72,68 +75,68 @@ async def stream(controller: ControllerProcess, words: int, begun: asyncio.Event
         async for part in response.aiter_raw():
             frames += part
             begun.set()
-    told = frames.split(b"\0")
-    assert told.pop() == b"", "whole frames only"
-    return len(told), json.loads(told[-1])
+    complete = frames.split(b"\0")
+    assert complete.pop() == b"", "the stream ends with a complete frame"
+    return len(complete), json.loads(complete[-1])
 
 
-async def streaming(controller: ControllerProcess, words: int) -> "asyncio.Task[tuple[int, dict[str, object]]]":
-    """A stream that is under way."""
+async def start_stream(controller: ControllerProcess, words: int) -> "asyncio.Task[tuple[int, dict[str, object]]]":
+    """Start a stream. Return its task after the first frame has arrived."""
     begun = asyncio.Event()
     task = asyncio.create_task(stream(controller, words, begun))
     await begun.wait()
     return task
 
 
-async def test_a_stream_that_is_under_way_comes_to_its_end(serve: Serve, work_dir: Path) -> None:
+async def test_a_running_stream_is_finished(serve: Serve, work_dir: Path) -> None:
     controller = serve("--shutdown-delay", "0.2", "--shutdown-timeout", "30")
     with stock_worker(work_dir, controller.url, *MODEL, "--delay", "0.1", interval=60):
-        task = await streaming(controller, 20)
+        task = await start_stream(controller, 20)
         terminate(controller)
         frames, last = await task
         assert (frames, last["error_code"]) == (21, 0)
         assert controller.popen.wait(60) == 0
 
 
-async def test_a_stream_that_takes_too_long_ends_with_a_frame_that_says_so(serve: Serve, work_dir: Path) -> None:
+async def test_a_stream_beyond_the_shutdown_timeout_ends_with_an_error_frame(serve: Serve, work_dir: Path) -> None:
     controller = serve("--shutdown-delay", "0.2", "--shutdown-timeout", "1")
     with stock_worker(work_dir, controller.url, *MODEL, "--delay", "0.1", interval=60):
-        task = await streaming(controller, 1000)
+        task = await start_stream(controller, 1000)
         began = time.monotonic()
         terminate(controller)
         frames, last = await task
         assert 0 < frames < 1001
         assert last["error_code"] == 50006
         assert controller.popen.wait(60) == 0
-        assert time.monotonic() - began > 1.0, "it had its time"
+        assert time.monotonic() - began > 1.0, "the stream has had the whole timeout"
 
 
 @pytest.fixture
 async def three_replicas(serve: Serve, delay: str) -> ControllerProcess:
     controller = serve("--replicas", "3", "--shutdown-delay", delay)
     assert len(replicas(controller)) == 3
-    await wait_until(lambda: controller.log.count("Application startup complete") == 3, "all serve")
+    await wait_until(lambda: controller.log.count("Application startup complete") == 3, "all replicas serve")
     return controller
 
 
 @pytest.mark.parametrize("delay", ["60"])
-async def test_several_replicas_say_so_as_one_does(three_replicas: ControllerProcess) -> None:
+async def test_several_replicas_become_unready_as_one_does(three_replicas: ControllerProcess) -> None:
     terminate(three_replicas)
-    await wait_until(lambda: three_replicas.log.count("serving for 60 s more") == 3, "all say so")
-    assert ready(three_replicas) == (503, "shutting_down")
+    await wait_until(lambda: three_replicas.log.count("serving for another 60 s") == 3, "all replicas log the delay")
+    assert readiness(three_replicas) == (503, "shutting_down")
     three_replicas.kill()
 
 
 @pytest.mark.parametrize("delay", ["0.2"])
-async def test_several_replicas_leave_as_one_does(three_replicas: ControllerProcess) -> None:
+async def test_several_replicas_shut_down_as_one_does(three_replicas: ControllerProcess) -> None:
     controller = three_replicas
     terminate(controller)
     assert controller.popen.wait(60) == 0
-    assert controller.log.count("serving for 0.2 s more") == 3
+    assert controller.log.count("serving for another 0.2 s") == 3
     assert "Traceback" not in controller.log
 
 
-async def test_replicas_whose_parent_was_killed_leave_the_port_at_once(serve: Serve) -> None:
+async def test_replicas_free_the_port_when_their_supervisor_is_killed(serve: Serve) -> None:
     controller = serve("--replicas", "2", "--shutdown-delay", "60")
     controller.kill()
     await wait_until(lambda: not listens(controller.port), "the port is free")

@@ -1,4 +1,4 @@
-"""Commands on terminals, pipes, disks and in directories that are not as usual: they work, or say why in a sentence."""
+"""Commands with unusual terminals, pipes, disks and directories work, or print why they fail in one line."""
 
 import os
 import pty
@@ -15,6 +15,8 @@ from tests.system.conftest import Serve
 from tests.system.processes import free_port, serves
 from tests.system.test_serve import A
 
+pytestmark = pytest.mark.system
+
 CONTROLLER = (sys.executable, "-m", "controller")
 LLAMA = "llama 🦙 名前"
 NO_UTF_8 = {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
@@ -28,7 +30,7 @@ ENVIRONMENTS: dict[str, Mapping[str, str]] = {
 
 
 def shell(command: str, *words: str | bytes, **env: str) -> "subprocess.CompletedProcess[bytes]":
-    """Run a line of shell, in which "$@" is our command line and the words."""
+    """Run a shell command in which "$@" is `controller` followed by the words."""
     return subprocess.run(
         ["/bin/sh", "-c", command, "sh", *CONTROLLER, *words],
         capture_output=True,
@@ -38,17 +40,17 @@ def shell(command: str, *words: str | bytes, **env: str) -> "subprocess.Complete
     )
 
 
-def sentence(finished: "subprocess.CompletedProcess[bytes]") -> str:
-    """What a command that failed said: one line."""
-    said = finished.stderr.decode()
-    assert finished.returncode == 1, said
-    assert said.startswith("Error: ")
-    assert said.count("\n") == 1
-    return said
+def error_of(finished: "subprocess.CompletedProcess[bytes]") -> str:
+    """Return the error of a failed command, which must be one line."""
+    error = finished.stderr.decode()
+    assert finished.returncode == 1, error
+    assert error.startswith("Error: ")
+    assert error.count("\n") == 1
+    return error
 
 
 @pytest.mark.parametrize("case", ENVIRONMENTS)
-def test_the_table_is_shown_in_what_characters_there_are(serve: Serve, case: str) -> None:
+def test_the_table_uses_the_characters_of_the_encoding(serve: Serve, case: str) -> None:
     controller = serve("--poll-interval", "0")
     controller.register(A, LLAMA, check=False)
     shown = shell('exec "$@"', "workers", "--controller-address", controller.url, **ENVIRONMENTS[case])
@@ -73,16 +75,17 @@ def test_the_table_on_a_terminal_without_utf_8(serve: Serve) -> None:
     while select.select([ours], [], [], 0)[0]:
         try:
             shown += os.read(ours, 65536)
-        except OSError:  # as Linux tells its end
+        except OSError:  # Linux reports the end of the output this way
             break
     os.close(ours)
     assert b"llama ? ??" in shown
     assert b"Traceback" not in shown
 
 
-def test_a_reader_that_leaves_gets_no_traceback(serve: Serve) -> None:
+@pytest.mark.slow
+def test_a_closed_pipe_causes_no_traceback(serve: Serve) -> None:
     controller = serve("--poll-interval", "0")
-    for i in range(300):  # more than a pipe holds
+    for i in range(300):  # more output than a pipe buffers
         controller.register(f"http://127.0.0.1:1/{i}", "m" * 200, check=False)
     for words in (("workers", "--controller-address", controller.url), ("serve", "--help")):
         assert shell('"$@" | head -n 1', *words).stderr == b""
@@ -98,8 +101,8 @@ def test_output_that_cannot_be_written(serve: Serve) -> None:
         ("serve", "--help"),
         ("--version",),
     ):
-        told = sentence(shell('exec "$@" >/dev/full', *words))
-        assert told == "Error: The output cannot be written: No space left on device.\n"
+        error = error_of(shell('exec "$@" >/dev/full', *words))
+        assert error == "Error: The output cannot be written: No space left on device.\n"
 
 
 @pytest.mark.parametrize("env", [{}, NO_UTF_8], ids=["UTF-8", "C locale"])
@@ -118,8 +121,10 @@ def test_output_that_cannot_be_written(serve: Serve) -> None:
         ("workers", "--controller-address", b"caf\xe9"),
     ],
 )
-def test_values_that_are_no_text_are_refused_in_a_sentence(words: tuple[str | bytes, ...], env: dict[str, str]) -> None:
-    sentence(shell('exec "$@"', *words, **env))
+def test_values_that_are_not_text_are_rejected_with_one_line(
+    words: tuple[str | bytes, ...], env: dict[str, str]
+) -> None:
+    error_of(shell('exec "$@"', *words, **env))
 
 
 def test_help_without_utf_8() -> None:
@@ -129,46 +134,48 @@ def test_help_without_utf_8() -> None:
 
 
 @pytest.mark.parametrize("flags", [(), ("--replicas", "2")])
-async def test_it_serves_in_a_directory_whose_name_is_no_utf_8(work_dir: Path, flags: tuple[str, ...]) -> None:
-    """The store's address goes to the replicas, and its path into the log and into answers."""
-    place = work_dir / os.fsdecode(b"caf\xe9")
-    place.mkdir()
+async def test_the_controller_serves_in_a_directory_whose_name_is_not_utf_8(
+    work_dir: Path, flags: tuple[str, ...]
+) -> None:
+    """The name is part of the address that replicas get, and of messages in the log and in responses."""
+    directory = work_dir / os.fsdecode(b"caf\xe9")
+    directory.mkdir()
     port = free_port()
     command = [*CONTROLLER, "serve", "--host", "127.0.0.1", "--port", str(port), "--shutdown-delay", "0", *flags]
     with (
         (work_dir / "log").open("wb") as log,
-        subprocess.Popen(command, cwd=place, stdout=log, stderr=log, stdin=subprocess.DEVNULL) as process,
+        subprocess.Popen(command, cwd=directory, stdout=log, stderr=log, stdin=subprocess.DEVNULL) as process,
     ):
         try:
             await wait_until(lambda: serves(f"http://127.0.0.1:{port}"), "the controller is ready")
-            assert (place / "controller-data" / "store.sock").exists()
+            assert (directory / "controller-data" / "store.sock").exists()
         finally:
             process.terminate()
-    said = (work_dir / "log").read_text()
+    logged = (work_dir / "log").read_text()
     assert process.returncode == 0
-    assert "caf\\udce9/controller-data" in said
-    assert "Traceback" not in said
+    assert "caf\\udce9/controller-data" in logged
+    assert "Traceback" not in logged
 
 
-def test_names_beyond_the_log_s_encoding_are_logged(serve: Serve) -> None:
+def test_names_outside_the_encoding_of_the_log_are_escaped(serve: Serve) -> None:
     controller = serve("--poll-interval", "0", **NO_UTF_8)
     controller.register(A, LLAMA, check=False)
-    assert f"Registered a new worker {A}: models ['llama \\U0001f999" in controller.log
+    assert f"Registered new worker {A}: models ['llama \\U0001f999" in controller.log
     assert "Traceback" not in controller.log
 
 
 def test_a_working_directory_that_was_deleted(work_dir: Path) -> None:
     (work_dir / "gone").mkdir()
-    told = sentence(shell(f'cd {work_dir}/gone && rmdir {work_dir}/gone && exec "$@"', "serve"))
-    assert told == "Error: The controller cannot run: [Errno 2] No such file or directory.\n"
+    error = error_of(shell(f'cd {work_dir}/gone && rmdir {work_dir}/gone && exec "$@"', "serve"))
+    assert error == "Error: The controller cannot run: [Errno 2] No such file or directory.\n"
 
 
 @pytest.mark.parametrize("streams", ["<&-", ">&- 2>&-", "<&- >&- 2>&-", "2>/dev/full"])
-async def test_it_serves_without_its_standard_streams(work_dir: Path, streams: str) -> None:
+async def test_the_controller_serves_without_standard_streams(work_dir: Path, streams: str) -> None:
     port = free_port()
     flags = ["--port", str(port), "--data-dir", str(work_dir / "data"), "--shutdown-delay", "0", "--replicas", "2"]
-    line = f'exec "$@" {streams}'
-    with subprocess.Popen(["/bin/sh", "-c", line, "sh", *CONTROLLER, "serve", *flags]) as process:
+    script = f'exec "$@" {streams}'
+    with subprocess.Popen(["/bin/sh", "-c", script, "sh", *CONTROLLER, "serve", *flags]) as process:
         try:
             await wait_until(lambda: serves(f"http://127.0.0.1:{port}"), "the controller is ready")
         finally:

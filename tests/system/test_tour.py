@@ -1,4 +1,4 @@
-"""The tour of docs/getting-started.md: each command as it stands there, on other ports, with what it prints."""
+"""Each command of the tour in docs/getting-started.md prints what the page shows. Only the ports differ."""
 
 import os
 import re
@@ -12,10 +12,12 @@ import pytest
 
 from tests.system.processes import Process, free_port, listens, serves
 
-README = (Path(__file__).parents[2] / "docs" / "getting-started.md").read_text()
+pytestmark = pytest.mark.system
+
+PAGE = (Path(__file__).parents[2] / "docs" / "getting-started.md").read_text()
 PORTS = ("21001", "21002", "21003", "8000")
 LEASE = re.compile(r"\d{13}-\d+-\d+-\d+@http://[^\"]+")
-# What is another one each time, and what stands for it.
+# Patterns of text that differs between runs, with their placeholders.
 VARIABLE = (
     (re.compile(r"(?m)^.* INFO .*\n"), ""),
     (LEASE, "LEASE"),
@@ -29,8 +31,8 @@ VARIABLE = (
 
 
 def commands() -> list[tuple[str, str]]:
-    """Each command of the tour, and what it prints."""
-    [tour] = re.findall(r"## A tour of two minutes\n(.*?)\n## ", README, re.DOTALL)
+    """Return each command of the tour with the output that the page shows."""
+    [tour] = re.findall(r"## A tour of two minutes\n(.*?)\n## ", PAGE, re.DOTALL)
     found = []
     for block in re.findall(r"```\n(.*?)```", tour, re.DOTALL):
         for step in re.split(r"(?m)^\$ ", block)[1:]:
@@ -46,12 +48,12 @@ def without_variables(printed: str) -> str:
 
 
 def pattern(expected: str) -> str:
-    """The regular expression that stands for an output in the README: " ... " is for what it leaves out."""
+    """Return a regular expression for an output on the page, where " ... " stands for omitted text."""
     return ".*".join(re.escape(part) for part in without_variables(expected).split(" ... "))
 
 
 class Tour:
-    """Runs commands of the README on ports of its own."""
+    """Runs the commands of the page on ports of its own."""
 
     def __init__(self, directory: Path) -> None:
         self.directory = directory
@@ -87,12 +89,12 @@ class Tour:
             arguments += ["--controller-address", self.url]
         server = self.start(*arguments)
         server.wait_for(lambda: listens(int(self.ports[port])), f"{command} listens")
-        server.wait_for(lambda: self.translated(expected) in server.log, f"{command} prints what it should")
+        server.wait_for(lambda: self.translated(expected) in server.log, f"{command} prints what the page shows")
 
     def shell(self, command: str) -> str:
         command = self.translated(command).replace(".venv/bin/controller", f"{sys.executable} -m controller")
         environment = {**os.environ, "CONTROLLER_ADDRESS": self.url}
-        done = subprocess.run(  # noqa: S602 - commands of our README
+        done = subprocess.run(  # noqa: S602 - the commands are our own
             LEASE.sub(self.lease, command), shell=True, capture_output=True, text=True, env=environment, timeout=60
         )
         assert (done.returncode, done.stderr) == (0, ""), command
@@ -117,7 +119,7 @@ def tour(work_dir: Path) -> Iterator[Tour]:
 
 
 @pytest.mark.skipif(shutil.which("curl") is None, reason="curl is not on PATH")
-def test_each_command_of_the_tour_does_what_the_readme_says(tour: Tour) -> None:
+def test_each_command_of_the_tour_prints_what_the_page_shows(tour: Tour) -> None:
     found = commands()
     assert len(found) > 15
     for command, printed in found:

@@ -1,4 +1,4 @@
-"""Upgrades: a version before and this one on the same keys, side by side where they are laid out alike."""
+"""Upgrades: an earlier version and this one use the same keys, at the same time if the key layouts match."""
 
 import subprocess
 from collections.abc import Iterator
@@ -17,14 +17,16 @@ from tests.system.load import load
 from tests.system.processes import Process, answers, call, free_port
 from tests.system.servers import single
 
+pytestmark = pytest.mark.system
+
 ROOT = Path(__file__).parents[2]
-ANOTHER_LAYOUT = "db9b310"  # the last commit whose keys are laid out in version 3
-BEFORE = "07deac1"  # the first of version 4
+OTHER_LAYOUT = "db9b310"  # the last commit with key layout 3
+SAME_LAYOUT = "07deac1"  # the first commit with key layout 4
 NAMES = {f"http://127.0.0.1:1/w{i}" for i in range(4)}
 
 
-def unpacked(commit: str, work_dir: Path) -> Path:
-    """A version before."""
+def unpack(commit: str, work_dir: Path) -> Path:
+    """Unpack the controller of a commit. Return its directory."""
     archive = subprocess.run(["git", "archive", commit, "controller", "lua"], cwd=ROOT, capture_output=True)
     if archive.returncode:
         pytest.skip(f"NOT TESTED, an upgrade from {commit}: git has no such commit here")
@@ -34,8 +36,8 @@ def unpacked(commit: str, work_dir: Path) -> Path:
     return folder
 
 
-class Old:
-    """A replica of the version before."""
+class OldReplica:
+    """A replica of an earlier version."""
 
     def __init__(self, folder: Path, store_url: str, *flags: str) -> None:
         port = free_port()
@@ -57,16 +59,16 @@ class Old:
 
 
 @pytest.fixture
-def old() -> Iterator[list[Old]]:
-    started: list[Old] = []
+def old() -> Iterator[list[OldReplica]]:
+    started: list[OldReplica] = []
     yield started
     for replica in started:
         replica.process.kill()
 
 
-async def test_another_layout_is_not_touched(serve: Serve, work_dir: Path, old: list[Old]) -> None:
+async def test_keys_of_another_layout_are_not_changed(serve: Serve, work_dir: Path, old: list[OldReplica]) -> None:
     async with single(work_dir) as store:
-        old.append(Old(unpacked(ANOTHER_LAYOUT, work_dir), store.url))
+        old.append(OldReplica(unpack(OTHER_LAYOUT, work_dir), store.url))
         for name in NAMES:
             status = {"model_names": ["m"], "speed": 1, "queue_length": 0}
             body = {"worker_name": name, "check_heart_beat": False, "worker_status": status}
@@ -75,15 +77,16 @@ async def test_another_layout_is_not_touched(serve: Serve, work_dir: Path, old: 
         assert await client.get(keys.schema("controller")) == "3"
         new = serve("--redis-url", store.url, ready=False)
         new.wait_for(
-            lambda: f"is laid out in version 3, this program works with version {SCHEMA}" in new.log, "it says so"
+            lambda: f"has key layout version 3. This program needs version {SCHEMA}" in new.log,
+            "the new replica reports the other layout",
         )
-        async with load([old[0].url]) as seen:
-            await wait_until(lambda: seen.total > 200, "the other goes on")
-        assert seen.failed == []
-        assert set(seen.addresses) == NAMES
+        async with load([old[0].url]) as results:
+            await wait_until(lambda: results.total > 200, "the old replica keeps dispatching")
+        assert results.failed == []
+        assert set(results.addresses) == NAMES
         new.stop()
 
-        # As the message says: once no replica of the other is left, the keys can go, and this one begins anew.
+        # The message says how to continue: stop the old replicas, delete the keys, and start the new version.
         old[0].process.stop()
         await client.delete(*await client.keys("{controller}*"))
         again = serve("--redis-url", store.url)
@@ -93,22 +96,22 @@ async def test_another_layout_is_not_touched(serve: Serve, work_dir: Path, old: 
         await client.aclose()
 
 
-async def test_two_versions_share_the_keys(serve: Serve, work_dir: Path, old: list[Old]) -> None:
+async def test_two_versions_share_the_keys(serve: Serve, work_dir: Path, old: list[OldReplica]) -> None:
     async with single(work_dir) as store:
         flags = ("--booking-decay", "off", "--booking-delay", "0", "--poll-interval", "0")
-        old.append(Old(unpacked(BEFORE, work_dir), store.url, *flags))
+        old.append(OldReplica(unpack(SAME_LAYOUT, work_dir), store.url, *flags))
         for name in NAMES:
             status = {"model_names": ["m"], "speed": 1, "queue_length": 0}
             body = {"worker_name": name, "check_heart_beat": name < "http://127.0.0.1:1/w2", "worker_status": status}
             assert call(f"{old[0].url}/register_worker", body) is None
         new = serve("--redis-url", store.url)
         assert set(new.names()) == NAMES
-        async with load([old[0].url, new.url]) as seen:
-            await wait_until(lambda: seen.total > 500, "both dispatch")
-        assert seen.failed == []
-        assert set(seen.addresses) == NAMES
-        assert max(seen.addresses.values()) - min(seen.addresses.values()) <= 2
-        assert sum(worker["queue_length"] for worker in new.workers()) == seen.total
+        async with load([old[0].url, new.url]) as results:
+            await wait_until(lambda: results.total > 500, "both replicas dispatch")
+        assert results.failed == []
+        assert set(results.addresses) == NAMES
+        assert max(results.addresses.values()) - min(results.addresses.values()) <= 2
+        assert sum(worker["queue_length"] for worker in new.workers()) == results.total
         for url in (old[0].url, new.url):
             for name in NAMES:
                 heartbeat = {"worker_name": name, "queue_length": 1}
