@@ -31,7 +31,7 @@ from tests.system.processes import (
 )
 from tests.system.test_serve import stores
 
-pytestmark = pytest.mark.system
+pytestmark = [pytest.mark.system, pytest.mark.smoke]
 
 
 async def test_a_stock_worker_registers_expires_and_registers_again(serve: Serve, work_dir: Path) -> None:

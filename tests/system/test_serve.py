@@ -21,7 +21,7 @@ from tests.support.waiting import wait_until
 from tests.system.conftest import Serve
 from tests.system.processes import ControllerProcess, answers, call, listens, serves
 
-pytestmark = pytest.mark.system
+pytestmark = [pytest.mark.system, pytest.mark.smoke]
 
 A, B = "http://127.0.0.1:1/a", "http://127.0.0.1:1/b"
 

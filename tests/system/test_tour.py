@@ -12,7 +12,7 @@ import pytest
 
 from tests.system.processes import Process, free_port, listens, serves
 
-pytestmark = pytest.mark.system
+pytestmark = [pytest.mark.system, pytest.mark.smoke]
 
 PAGE = (Path(__file__).parents[2] / "docs" / "getting-started.md").read_text()
 PORTS = ("21001", "21002", "21003", "8000")
