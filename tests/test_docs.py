@@ -8,8 +8,9 @@ import pytest
 
 from controller.domain import errors
 from controller.web.errors import status_of
-from controller.web.routes.table import ROUTES
+from controller.web.routes.table import FALLBACK, ROUTES
 from docs.scripts import pictures, reference
+from docs.scripts.http_examples import EXAMPLES
 
 ROOT = Path(__file__).parents[1]
 DOCS = ROOT / "docs"
@@ -45,15 +46,32 @@ def test_pictures_are_current() -> None:
         assert (pictures.IMAGES / file).read_text() == text, f"run python docs/scripts/pictures.py: {file} is stale"
 
 
-def routes() -> set[str]:
-    return {route.path for route in ROUTES}
-
-
-def test_each_route_is_described() -> None:
+def test_each_route_is_described_by_an_example() -> None:
+    """tests/system/test_http_examples.py sends the requests of the examples."""
     page = (reference.REFERENCE / "http-api.md").read_text()
-    assert len(routes()) > 12
-    for route in routes():
-        assert f"`{route}`" in page, route
+    assert len(ROUTES) > 12
+    for route in (*ROUTES, FALLBACK):
+        assert f"\n### `{reference.title(route)}`\n" in page, f"add a marker for {route.path}, and run make docs-reference"
+        assert any(example.path == route.path for example in EXAMPLES), f"add an example of {route.path}"
+
+
+def test_declared_keys_are_found_in_a_header() -> None:
+    header = """--[[
+  Do something.
+
+  Keys:
+    model:<pool>         ZSET         rw  a reason
+    '{<ns>}:leases'      ZSET with a TTL  r
+    sequence STRING rw, heartbeat:<worker name> STRING r
+  Input:
+    ARGV[1] SET r
+]]
+"""
+    assert list(reference.declared_keys(header)) == [
+        ("model", "rw"), ("leases", "r"), ("sequence", "rw"), ("heartbeat", "r"),
+    ]  # fmt: skip
+    assert list(reference.declared_keys("--[[\n  Keys: sweep STRING w\n]]\n")) == [("sweep", "w")]
+    assert list(reference.declared_keys("--[[\n  Input:\n    KEYS[1]\n]]\n")) == []
 
 
 def error_classes(
@@ -78,8 +96,6 @@ def test_each_error_is_listed_with_its_status() -> None:
 
 @pytest.mark.parametrize("page", PAGES, ids=name)
 def test_links_and_files_exist(page: Path) -> None:
-    if page.parent.name == "contributing" and not (ROOT / "controller" / "web" / "routes").exists():
-        pytest.skip("describes packages that do not exist yet")
     text = prose(page.read_text())
     links = re.findall(r"\]\((?!https?:)([^)\s]+)\)", text) + re.findall(r'(?:src|srcset)="(?!https?:)([^"]+)"', text)
     for link in links:

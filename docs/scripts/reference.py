@@ -2,7 +2,8 @@
 
     make docs-reference        or        python docs/scripts/reference.py
 
-A page has markers, `<!-- generated: name -->` and `<!-- end -->`. The text between them is replaced.
+A page has markers, `<!-- generated: name -->` and `<!-- end -->`. The text between them is replaced. Words after the
+name are arguments of the generator.
 tests/test_docs.py fails if a page is stale.
 """
 
@@ -23,9 +24,12 @@ from controller.domain import errors  # noqa: E402
 from controller.metrics import Metrics  # noqa: E402
 from controller.settings import all_settings, environment_variables, flag  # noqa: E402
 from controller.store import keys  # noqa: E402
+from controller.web.routes.table import FALLBACK, ROUTES, Route  # noqa: E402
+from docs.scripts.http_examples import EXAMPLES, as_console  # noqa: E402
 
 REFERENCE: Final = ROOT / "docs" / "reference"
-_BLOCK: Final = re.compile(r"(<!-- generated: ([a-z-]+) -->\n).*?(<!-- end -->)", re.DOTALL)
+LUA: Final = ROOT / "lua"
+_BLOCK: Final = re.compile(r"(<!-- generated: ([a-z-]+)([^>\n]*) -->\n).*?(<!-- end -->)", re.DOTALL)
 
 
 def table(header: str, rows: Sequence[tuple[str, ...]]) -> str:
@@ -84,6 +88,41 @@ def redis_keys() -> str:
         kind, _, meaning = " ".join((inspect.getdoc(function) or "").split()).partition(": ")
         rows.append((code(pattern), kind, meaning[:1].upper() + meaning[1:]))
     return table("Key | Type | Holds", rows)
+
+
+def key_users() -> str:
+    """Return one row for each key that a script reads or writes. The `Keys:` section of a script's header says so."""
+    users: dict[str, dict[str, list[str]]] = {}
+    for file in sorted(LUA.rglob("*.lua")):
+        if "include" not in file.relative_to(LUA).parts:
+            for key, access in declared_keys(file.read_text()):
+                for mode in access:
+                    users.setdefault(key, {}).setdefault(mode, []).append(code(file.stem))
+    if not users:
+        return ""
+    rows = []
+    for name, _ in _functions(keys):
+        modes = users.pop(name, {})
+        if modes:
+            rows.append((code(name), ", ".join(modes.get("r", ())), ", ".join(modes.get("w", ()))))
+    if users:
+        raise ValueError(f"Headers in {LUA} name keys that are not in controller/store/keys.py: {sorted(users)}")
+    return table("Key | Read by | Written by", rows)
+
+
+def declared_keys(text: str) -> Iterator[tuple[str, str]]:
+    """Find the keys in the header of a script: the name that follows the namespace, and "r", "w" or "rw"."""
+    header = re.match(r"--\[\[(.*?)\]\]", text, re.DOTALL)
+    section = header and re.search(r"(?ms)^ *Keys:(.*?)(?=^ *[A-Z]\w+:|\Z)", header[1])
+    for entry in _KEY.finditer(section[1] if section else ""):
+        yield entry["name"], entry["access"]
+
+
+# An entry such as `model:<model> ZSET rw` or `{<ns>}:leases  ZSET with a TTL  r`.
+_KEY: Final = re.compile(
+    r"(?:\{<\w+>\}:)?(?P<name>[a-z_]+)(?::[^\n,]*?>)?[`']?\s+(?:STRING|HASH|ZSET|SET|LIST|STREAM)\b"
+    r"(?: with a TTL)?,?\s+(?P<access>rw|r|w)\b"
+)
 
 
 def _functions(module: Any) -> Iterator[tuple[str, Callable[..., str]]]:
@@ -151,10 +190,76 @@ def _indented(text: str) -> str:
     return re.sub(r"(?m)(?<=\S)\n(?=    \S)", "\n\n", text)
 
 
-GENERATORS: Final[Mapping[str, Callable[[], str]]] = {
+# The routes of FastChat's controller and of its workers. The others are additions of this project.
+_FASTCHAT_ROUTES: Final = frozenset(
+    {
+        "/register_worker",
+        "/refresh_all_workers",
+        "/list_models",
+        "/list_multimodal_models",
+        "/list_language_models",
+        "/get_worker_address",
+        "/receive_heart_beat",
+        "/worker_generate_stream",
+        "/worker_get_status",
+        "/test_connection",
+        "/worker_generate",
+        "/worker_get_embeddings",
+        "/count_token",
+        "/worker_get_conv_template",
+        "/model_details",
+    }
+)
+
+
+def routes() -> str:
+    """Return one row for each route of the table, in the order of the planes."""
+    rows = []
+    for route in sorted((*ROUTES, FALLBACK), key=lambda route: _PLANES.index(route.plane)):
+        title = title(route)
+        link = f"[`{title}`](#{re.sub(r'[^a-z0-9_ -]', '', title.lower()).replace(' ', '-')})"
+        notes = [word for word, applies in (("hot", route.hot), ("new", route.path not in _FASTCHAT_ROUTES)) if applies]
+        rows.append((link, route.plane.value, ", ".join(notes), _first_sentence(_summary(route.handler))))
+    return table("Route | Plane | Notes | What it does", rows)
+
+
+_PLANES: Final = ("worker", "client", "admin", "public")
+
+
+def title(route: Route) -> str:
+    """Return the heading of a route."""
+    return f"{route.method} {'any other path' if route is FALLBACK else route.path}"
+
+
+def _first_sentence(text: str) -> str:
+    return re.split(r"(?<=\.) ", text)[0]
+
+
+def route(*paths: str) -> str:
+    """Return the description of one route, or of several with the same handler, and their examples."""
+    found = [next(route for route in (*ROUTES, FALLBACK) if route.path == path) for path in paths]
+    description = (inspect.getdoc(found[0].handler) or "") + "\n"
+    if len(found) == 1:
+        return f"### `{title(found[0])}`\n\n{description}\n{_examples(found[0])}"
+    return "\n".join([description, *(f"### `{title(one)}`\n\n{_examples(one)}" for one in found)])
+
+
+def _examples(route: Route) -> str:
+    parts = []
+    for example in EXAMPLES:
+        if example.path == route.path:
+            note = f"{example.note}\n\n" if example.note else ""
+            parts.append(f"{note}```console\n{as_console(example, route.method)}\n```\n")
+    return "\n".join(parts)
+
+
+GENERATORS: Final[Mapping[str, Callable[..., str]]] = {
+    "routes": routes,
+    "route": route,
     "settings": settings,
     "metrics": metrics,
     "redis-keys": redis_keys,
+    "key-users": key_users,
     "error-codes": error_codes,
     "error-tree": error_tree,
     "commands": commands,
@@ -163,7 +268,7 @@ GENERATORS: Final[Mapping[str, Callable[[], str]]] = {
 
 def generated(text: str) -> str:
     """Return a page with its generated parts renewed."""
-    return _BLOCK.sub(lambda block: f"{block[1]}\n{GENERATORS[block[2]]()}\n{block[3]}", text)
+    return _BLOCK.sub(lambda block: f"{block[1]}\n{GENERATORS[block[2]](*block[3].split())}\n{block[4]}", text)
 
 
 def main() -> None:

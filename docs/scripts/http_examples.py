@@ -1,0 +1,193 @@
+"""One or more requests for each route, with their responses.
+
+docs/scripts/reference.py writes them into the page about the HTTP API. tests/system/test_http_examples.py sends them,
+in this order, to a controller with one worker, and compares the responses.
+"""
+
+import json
+from typing import Any, Final, NamedTuple
+
+CONTROLLER: Final = "http://localhost:21001"
+WORKER: Final = "http://localhost:21002"
+LEASE: Final = f"1795699720693-30000-4-2@{WORKER}"
+# Fields whose values differ from run to run. The test compares their types.
+VARIABLE: Final = {"expires_in", "heartbeat_age", "lease", "queue_length"}
+_LINE: Final = 100
+
+
+class Frames(NamedTuple):
+    """The frames of a stream. A NUL byte ends each of them."""
+
+    frames: list[dict[str, Any]]
+
+
+class Text(NamedTuple):
+    """Lines of a response that is not JSON, or not worth showing as a whole."""
+
+    lines: list[str]
+
+
+class Example(NamedTuple):
+    """A request to a path of the route table, and its response.
+
+    sent_to: the path itself, if the table has a pattern.
+    note: what the reader should know before reading.
+    """
+
+    path: str
+    body: Any = None
+    response: Any = None
+    status: int = 200
+    sent_to: str = ""
+    note: str = ""
+
+    @property
+    def url_path(self) -> str:
+        """The path of the request."""
+        return self.sent_to or self.path
+
+
+def shown(value: Any, indent: str = "") -> str:
+    """Return a value as JSON: in one line, or in several if it is long."""
+    line = json.dumps(value)
+    if len(indent + line) <= _LINE or not isinstance(value, dict | list):
+        return line
+    deeper = indent + "  "
+    if isinstance(value, list):
+        items = [shown(item, deeper) for item in value]
+    else:
+        items = [f"{json.dumps(name)}: {shown(item, deeper)}" for name, item in value.items()]
+    first, last = "[]" if isinstance(value, list) else "{}"
+    return f"{first}\n{deeper}" + f",\n{deeper}".join(items) + f"\n{indent}{last}"
+
+
+def as_console(example: Example, method: str) -> str:
+    """Return the example as a curl command and its output."""
+    if example.body is not None:
+        command = f"curl {CONTROLLER}{example.url_path} -d '{shown(example.body)}'"
+    else:
+        flag = "" if method == "GET" else f"-X {method} "
+        command = f"curl {flag}{CONTROLLER}{example.url_path}"
+    if isinstance(example.response, Frames):
+        lines = [json.dumps(frame) for frame in example.response.frames]
+    elif isinstance(example.response, Text):
+        lines = example.response.lines
+    else:
+        lines = [shown(example.response)]
+    return "\n".join([f"$ {command}", *lines])
+
+
+_NAME: Final = {"worker_name": WORKER}
+_ECHO: Final = {"model": "echo", "prompt": "hello there"}
+
+
+def _frame(text: str, tokens: int, finish_reason: str | None) -> dict[str, Any]:
+    usage = {"prompt_tokens": 2, "completion_tokens": tokens, "total_tokens": 2 + tokens}
+    return {"text": text, "error_code": 0, "usage": usage, "finish_reason": finish_reason}
+
+
+EXAMPLES: Final = (
+    Example(
+        "/register_worker",
+        {
+            **_NAME,
+            "check_heart_beat": True,
+            "worker_status": {"model_names": ["echo"], "speed": 1, "queue_length": 0},
+        },
+    ),
+    Example("/receive_heart_beat", {**_NAME, "queue_length": 0}, {"exist": True}),
+    Example("/get_worker_address", {"model": "echo"}, {"address": WORKER}),
+    Example(
+        "/get_worker_address",
+        {"model": "echo", "lease": 30},
+        {"address": WORKER, "lease": LEASE},
+        note="With a lease of 30 s:",
+    ),
+    Example("/get_worker_address", {"model": "unknown"}, {"address": ""}, note="If no live worker serves the model:"),
+    Example("/renew_lease", {"lease": LEASE}, {"renewed": True}),
+    Example("/release_worker", {"lease": LEASE}, {"released": True}),
+    Example("/list_models", response={"models": ["echo"]}),
+    Example("/list_multimodal_models", response={"models": []}),
+    Example("/list_language_models", response={"models": ["echo"]}),
+    Example(
+        "/worker_generate_stream",
+        _ECHO,
+        Frames([_frame("hello", 1, None), _frame("hello there", 2, "stop")]),
+        note="The frames are shown one to a line. A NUL byte ends each of them.",
+    ),
+    Example("/worker_generate", _ECHO, _frame("hello there", 2, "stop")),
+    Example(
+        "/worker_generate",
+        {"model": "unknown", "prompt": "hello"},
+        {
+            "error": {"code": "no_worker", "message": "No live worker serves the model 'unknown'."},
+            "text": "No live worker serves the model 'unknown'.",
+            "error_code": 50005,
+        },
+        note="If no live worker serves the model:",
+    ),
+    Example(
+        "/worker_get_embeddings",
+        {"model": "echo", "input": ["aab", "b"]},
+        Text(['{"embedding": [[0.6666666666666666, 0.3333333333333333, 0.0, ...], [0.0, 1.0, ...]], "token_num": 2}']),
+    ),
+    Example("/count_token", _ECHO, {"count": 2, "error_code": 0}),
+    Example(
+        "/worker_get_conv_template",
+        {"model": "echo"},
+        Text(['{"conv": {"name": "lines", "system_template": "{system_message}\\n", ...}}']),
+    ),
+    Example("/model_details", {"model": "echo"}, {"context_length": 2048}),
+    Example(
+        "*",
+        {"model": "unknown", "prompt": "hello"},
+        {"error": {"code": "not_found", "message": "There is no route /v1/rerank."}},
+        status=404,
+        sent_to="/v1/rerank",
+        note="If no live worker serves the model, or the body names none, the status is 404:",
+    ),
+    Example("/worker_get_status", response={"model_names": ["echo"], "speed": 1, "queue_length": 1}),
+    Example("/report_failure", _NAME, {"exist": True}),
+    Example("/drain_worker", _NAME, {"exist": True}),
+    Example(
+        "/workers",
+        response={
+            "workers": [
+                {
+                    "worker_name": WORKER,
+                    "model_names": ["echo"],
+                    "speed": 1,
+                    "queue_length": 1,
+                    "leased": 0,
+                    "capacity": None,
+                    "draining": True,
+                    "drained": False,
+                    "failing": "request",
+                    "polled": False,
+                    "multimodal": False,
+                    "check_heart_beat": True,
+                    "heartbeat_age": 12.408,
+                    "expires_in": 77.592,
+                }
+            ]
+        },
+    ),
+    Example("/resume_worker", _NAME, {"exist": True}),
+    Example("/refresh_all_workers"),
+    Example(
+        "/metrics",
+        response=Text(['controller_dispatches_total{outcome="chosen"} 8.0', "..."]),
+        note="An excerpt. [Metrics](metrics.md) lists them all.",
+    ),
+    Example("/test_connection", response="success"),
+    Example("/healthz", response={"healthy": True}),
+    Example("/readyz", response={"ready": True}),
+    Example("/remove_worker", _NAME, {"exist": True}),
+    Example(
+        "/remove_worker",
+        {"worker_name": "localhost:21002"},
+        Text(['{"error":{"code":"invalid_input","message":"worker_name: ..."}}']),
+        status=400,
+        note="If the body is not acceptable:",
+    ),
+)
