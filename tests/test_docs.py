@@ -51,7 +51,7 @@ def test_each_route_is_described_by_an_example() -> None:
     page = (reference.REFERENCE / "http-api.md").read_text()
     assert len(ROUTES) > 12
     for route in (*ROUTES, FALLBACK):
-        assert f"\n### `{reference.title(route)}`\n" in page, f"add a marker for {route.path}, and run make docs-reference"
+        assert f"\n### `{reference.title(route)}`\n" in page, f"add a marker for {route.path}: make docs-reference"
         assert any(example.path == route.path for example in EXAMPLES), f"add an example of {route.path}"
 
 

@@ -216,9 +216,9 @@ def routes() -> str:
     """Return one row for each route of the table, in the order of the planes."""
     rows = []
     for route in sorted((*ROUTES, FALLBACK), key=lambda route: _PLANES.index(route.plane)):
-        title = title(route)
-        link = f"[`{title}`](#{re.sub(r'[^a-z0-9_ -]', '', title.lower()).replace(' ', '-')})"
+        anchor = re.sub(r"[^a-z0-9_ -]", "", title(route).lower()).replace(" ", "-")
         notes = [word for word, applies in (("hot", route.hot), ("new", route.path not in _FASTCHAT_ROUTES)) if applies]
+        link = f"[`{title(route)}`](#{anchor})"
         rows.append((link, route.plane.value, ", ".join(notes), _first_sentence(_summary(route.handler))))
     return table("Route | Plane | Notes | What it does", rows)
 
