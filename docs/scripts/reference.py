@@ -1,4 +1,4 @@
-"""Generate the tables of the reference pages from the code.
+"""Generate the tables of the reference pages, and some others, from the code.
 
     make docs-reference        or        python docs/scripts/reference.py
 
@@ -7,9 +7,11 @@ name are arguments of the generator.
 tests/test_docs.py fails if a page is stale.
 """
 
+import ast
 import inspect
 import re
 import sys
+import tomllib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final
@@ -166,6 +168,33 @@ def _summary(thing: Any) -> str:
     return " ".join((inspect.getdoc(thing) or "").partition("\n\n")[0].split())
 
 
+def layers() -> str:
+    """Return one row for each package and module, from the highest layer to the lowest."""
+    contracts = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["importlinter"]["contracts"]
+    order = [name.strip() for contract in contracts for row in contract.get("layers", ()) for name in row.split("|")]
+    rows = []
+    for name in order:
+        package = ROOT / "controller" / name
+        file = package / "__init__.py" if package.is_dir() else package.with_suffix(".py")
+        docstring = ast.get_docstring(ast.parse(file.read_text())) or ""
+        imported = _imported(package if package.is_dir() else file) - {name}
+        path = f"controller/{name}" if package.is_dir() else f"controller/{name}.py"
+        rows.append(
+            (code(path), docstring.partition("\n\n")[0], ", ".join(code(one) for one in order if one in imported))
+        )
+    return table("Package | Its one job | Imports", rows)
+
+
+def _imported(path: Path) -> set[str]:
+    """Return the packages and modules of the controller that a package or module imports."""
+    found = set()
+    for file in path.rglob("*.py") if path.is_dir() else [path]:
+        for node in ast.walk(ast.parse(file.read_text())):
+            if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("controller."):
+                found.add((node.module or "").split(".")[1])
+    return found
+
+
 def commands() -> str:
     """Return a section for each command."""
     sections = []
@@ -263,6 +292,7 @@ GENERATORS: Final[Mapping[str, Callable[..., str]]] = {
     "error-codes": error_codes,
     "error-tree": error_tree,
     "commands": commands,
+    "layers": layers,
 }
 
 
@@ -271,9 +301,14 @@ def generated(text: str) -> str:
     return _BLOCK.sub(lambda block: f"{block[1]}\n{GENERATORS[block[2]](*block[3].split())}\n{block[4]}", text)
 
 
+def pages() -> list[Path]:
+    """Return the pages with generated parts."""
+    return [page for page in sorted((ROOT / "docs").rglob("*.md")) if _BLOCK.search(page.read_text())]
+
+
 def main() -> None:
     """Renew all pages."""
-    for page in sorted(REFERENCE.glob("*.md")):
+    for page in pages():
         before = page.read_text()
         after = generated(before)
         if after != before:
