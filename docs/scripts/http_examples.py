@@ -12,7 +12,7 @@ WORKER: Final = "http://localhost:21002"
 LEASE: Final = f"1795699720693-30000-4-2@{WORKER}"
 # Fields whose values differ from run to run. The test compares their types.
 VARIABLE: Final = {"expires_in", "heartbeat_age", "lease", "queue_length"}
-_LINE: Final = 100
+_LINE: Final = 88  # characters of a line that fit into the page
 
 
 class Frames(NamedTuple):
@@ -47,10 +47,10 @@ class Example(NamedTuple):
         return self.sent_to or self.path
 
 
-def shown(value: Any, indent: str = "") -> str:
-    """Return a value as JSON: in one line, or in several if it is long."""
+def shown(value: Any, indent: str = "", taken: int = 0) -> str:
+    """Return a value as JSON: in one line, or in several if it is long. taken: characters before it in its line."""
     line = json.dumps(value)
-    if len(indent + line) <= _LINE or not isinstance(value, dict | list):
+    if taken + len(indent + line) <= _LINE or not isinstance(value, dict | list):
         return line
     deeper = indent + "  "
     if isinstance(value, list):
@@ -64,7 +64,8 @@ def shown(value: Any, indent: str = "") -> str:
 def as_console(example: Example, method: str) -> str:
     """Return the example as a curl command and its output."""
     if example.body is not None:
-        command = f"curl {CONTROLLER}{example.url_path} -d '{shown(example.body)}'"
+        command = f"curl {CONTROLLER}{example.url_path} -d"
+        command = f"{command} '{shown(example.body, taken=len(command) + 5)}'"
     else:
         flag = "" if method == "GET" else f"-X {method} "
         command = f"curl {flag}{CONTROLLER}{example.url_path}"

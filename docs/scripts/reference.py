@@ -169,7 +169,7 @@ def _summary(thing: Any) -> str:
 
 
 def layers() -> str:
-    """Return one row for each package and module, from the highest layer to the lowest."""
+    """Return one row for each package and module, from the highest layer to the lowest, with what it imports."""
     contracts = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["importlinter"]["contracts"]
     order = [name.strip() for contract in contracts for row in contract.get("layers", ()) for name in row.split("|")]
     rows = []
@@ -179,10 +179,9 @@ def layers() -> str:
         docstring = ast.get_docstring(ast.parse(file.read_text())) or ""
         imported = _imported(package if package.is_dir() else file) - {name}
         path = f"controller/{name}" if package.is_dir() else f"controller/{name}.py"
-        rows.append(
-            (code(path), docstring.partition("\n\n")[0], ", ".join(code(one) for one in order if one in imported))
-        )
-    return table("Package | Its one job | Imports", rows)
+        imports = [code(one) for one in order if one in imported and (ROOT / "controller" / one).is_dir()]
+        rows.append((code(path), docstring.partition("\n\n")[0], ", ".join(imports)))
+    return table("Package or module | Its one job | Imports", rows)
 
 
 def _imported(path: Path) -> set[str]:
