@@ -63,12 +63,13 @@ def test_declared_keys_are_found_in_a_header() -> None:
     model:<pool>         ZSET         rw  a reason
     '{<ns>}:leases'      ZSET with a TTL  r
     sequence STRING rw, heartbeat:<worker name> STRING r
+    draining:<worker>  w  it is a note
   Input:
     ARGV[1] SET r
 ]]
 """
     assert list(reference.declared_keys(header)) == [
-        ("model", "rw"), ("leases", "r"), ("sequence", "rw"), ("heartbeat", "r"),
+        ("model", "rw"), ("leases", "r"), ("sequence", "rw"), ("heartbeat", "r"), ("draining", "w"),
     ]  # fmt: skip
     assert list(reference.declared_keys("--[[\n  Keys: sweep STRING w\n]]\n")) == [("sweep", "w")]
     assert list(reference.declared_keys("--[[\n  Input:\n    KEYS[1]\n]]\n")) == []

@@ -82,14 +82,19 @@ def metrics() -> str:
 def redis_keys() -> str:
     """Return one row for each key."""
     rows = []
-    for name, function in _functions(keys):
-        if name == "namespace":
-            continue
-        parameters = list(inspect.signature(function).parameters)[1:]
-        pattern = function("<ns>", *(f"<{parameter.replace('_', ' ')}>" for parameter in parameters))
-        kind, _, meaning = " ".join((inspect.getdoc(function) or "").split()).partition(": ")
+    for pattern, description in _keys():
+        kind, _, meaning = description.partition(": ")
         rows.append((code(pattern), kind, meaning[:1].upper() + meaning[1:]))
     return table("Key | Type | Holds", rows)
+
+
+def _keys() -> Iterator[tuple[str, str]]:
+    """Find the pattern and the description of each key."""
+    for name, function in _functions(keys):
+        if name != "namespace":
+            parameters = list(inspect.signature(function).parameters)[1:]
+            pattern = function("<ns>", *(f"<{parameter.replace('_', ' ')}>" for parameter in parameters))
+            yield pattern, " ".join((inspect.getdoc(function) or "").split())
 
 
 def key_users() -> str:
@@ -103,13 +108,13 @@ def key_users() -> str:
     if not users:
         return ""
     rows = []
-    for name, _ in _functions(keys):
-        modes = users.pop(name, {})
+    for pattern, _ in _keys():
+        modes = users.pop(pattern.split(":")[1], {})
         if modes:
-            rows.append((code(name), ", ".join(modes.get("r", ())), ", ".join(modes.get("w", ()))))
+            rows.append((code(pattern), ", ".join(modes.get("r", ())), ", ".join(modes.get("w", ()))))
     if users:
         raise ValueError(f"Headers in {LUA} name keys that are not in controller/store/keys.py: {sorted(users)}")
-    return table("Key | Read by | Written by", rows)
+    return "Scripts that read and write the keys:\n\n" + table("Key | Read by | Written by", rows)
 
 
 def declared_keys(text: str) -> Iterator[tuple[str, str]]:
@@ -122,8 +127,9 @@ def declared_keys(text: str) -> Iterator[tuple[str, str]]:
 
 # An entry such as `model:<model> ZSET rw` or `{<ns>}:leases  ZSET with a TTL  r`.
 _KEY: Final = re.compile(
-    r"(?:\{<\w+>\}:)?(?P<name>[a-z_]+)(?::[^\n,]*?>)?[`']?\s+(?:STRING|HASH|ZSET|SET|LIST|STREAM)\b"
-    r"(?: with a TTL)?,?\s+(?P<access>rw|r|w)\b"
+    r"(?:^|,)[ `']*(?:\{[^}\n]*\}:)?(?P<name>[a-z_]+)(?::<[^>\n]*>)*[`']?"
+    r"(?:\s+[A-Z]+)?(?: with a TTL)?,?\s+(?P<access>rw|r|w)\b",
+    re.MULTILINE,
 )
 
 
