@@ -6,10 +6,14 @@ import re
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 from controller.web.routes.table import FALLBACK, ROUTES
 from docs.scripts.http_examples import CONTROLLER, EXAMPLES, LEASE, VARIABLE, WORKER, Example, Frames, Text
 from tests.system.conftest import Serve
 from tests.system.processes import ControllerProcess, Server, free_port
+
+pytestmark = [pytest.mark.system, pytest.mark.smoke]
 
 METHODS = {route.path: route.method for route in (*ROUTES, FALLBACK)}
 
