@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from controller import __version__
 from controller.domain import errors
 from controller.web.errors import status_of
 from controller.web.routes.table import FALLBACK, ROUTES
@@ -114,6 +115,16 @@ def test_make_targets_exist(page: Path) -> None:
     makefile = (ROOT / "Makefile").read_text()
     for target in set(re.findall(r"(?m)(?:`|^    |\$ )make ([a-z-]+)", page.read_text())):
         assert f"\n{target}:" in makefile, target
+
+
+def test_pages_show_the_present_version() -> None:
+    shown = [
+        (name(page), version)
+        for page in PAGES
+        for version in re.findall(r"controller(?:-cluster:| )(\d+\.\d+\.\d+)", page.read_text())
+    ]
+    assert shown
+    assert [each for each in shown if each[1] != __version__] == []
 
 
 def test_the_readme_is_short() -> None:
