@@ -30,14 +30,14 @@ test: $(VENV)/.test  ## Run the quick tests, in about three minutes. ARGS="tests
 test-all: $(VENV)/.test  ## Run the rest of the tests: long ones, containers, and those on redis-server.
 	@$(BIN)/python -m pytest --part rest $(PYTEST_OPTIONS) $(ARGS)
 
-check: $(VENV)/.check  ## Check lint, format, types, layers and words, without changing anything.
+check: $(VENV)/.check  ## Lint, format, types and floors, without changing anything.
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 	$(BIN)/codespell
 
-format: $(VENV)/.check  ## Format the code and fix what the linter can.
+format: $(VENV)/.check  ## Format the code and mend what the linter can.
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
