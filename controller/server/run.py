@@ -1,4 +1,4 @@
-"""Runs `controller serve`: the listening sockets, the embedded store if no Redis is named, and the replicas."""
+"""Runs `controller serve`: the listening sockets, the embedded store if --redis-url is not set, and the replicas."""
 
 import asyncio
 import contextlib
@@ -49,7 +49,7 @@ def serve(settings: Settings) -> None:
     warn_of_bundle()
     _set_signal_handlers()
     with contextlib.ExitStack() as resources:
-        listeners = [resources.enter_context(one) for one in bind_listeners(settings.host, settings.port)]
+        listeners = [resources.enter_context(listener) for listener in bind_listeners(settings.host, settings.port)]
         store, description = _store(settings, resources)
         resources.callback(_ignore_end_signals)  # they must not interrupt the clean-up
         asyncio.run(_check_layout(settings, store))
@@ -76,8 +76,8 @@ def create_app(
 ) -> ASGIApp:
     """Return the application of a replica. Call this in its event loop, after uvicorn has set its signal handlers.
 
-    memory: of the counters of all replicas, if they share one.
-    arguments: from the supervisor, if there is one.
+    memory: memory that the counters of all replicas share, or None if there is one replica.
+    arguments: arguments from the supervisor, or None if there is one replica.
     """
     metrics = Metrics(memory, arguments.slot if arguments else 0, settings.replicas)
     replica = create_replica(settings, store, metrics)
@@ -88,7 +88,7 @@ def create_app(
 
 
 def _run(settings: Settings, store: StoreUrl, listeners: Sequence[socket.socket]) -> None:
-    """Run the replicas. Raises SystemExit if they cannot start; the log has the reason."""
+    """Run the replicas. Raises SystemExit if they cannot start. The log has the reason."""
     tls = Certificate(settings.ssl_certfile, settings.ssl_keyfile) if settings.ssl else None  # type: ignore[arg-type]
     config = uvicorn.Config(
         partial(create_app, settings, store, _counter_memory(settings), tls),
@@ -111,9 +111,10 @@ def _run(settings: Settings, store: StoreUrl, listeners: Sequence[socket.socket]
 
 
 def _set_signal_handlers() -> None:
-    """Let a signal during the start end the program cleanly. Replicas and the supervisor set handlers of their own.
+    """Let a signal end the program with exit status 0 while it starts.
 
-    uvicorn raises its signals again after its shutdown. These handlers turn that into an exit with status 0.
+    Replicas and the supervisor set their own handlers later. uvicorn raises its signals again after its shutdown, and
+    these handlers turn that into exit status 0 too.
     """
     for number in IGNORED:
         signal.signal(number, signal.SIG_IGN)
@@ -133,22 +134,22 @@ def uvicorn_options(settings: Settings) -> dict[str, Any]:
         "http": BoundedProtocol,
         "ws": "none",
         "log_config": logging_config(settings.log_level),
-        "access_log": False,  # one line for each request would cost as much as the request
+        "access_log": False,  # a line for each request would cost as much as the request itself
         "server_header": False,
         "date_header": False,
         "proxy_headers": False,
         "backlog": BACKLOG,
-        "timeout_keep_alive": 75,  # longer than clients keep idle connections, so that the client closes first
+        "timeout_keep_alive": 75,  # longer than most clients keep idle connections, so that the client closes first
         "timeout_graceful_shutdown": ceil(settings.shutdown_timeout + _FINAL_FRAME_TIME),  # uvicorn takes whole seconds
     }
 
 
 def _store(settings: Settings, resources: contextlib.ExitStack) -> tuple[StoreUrl, str]:
     """Return the store to use, and its description for the log."""
-    named = settings.store_url()
-    if named.kind is not StoreKind.EMBEDDED:
-        return named, f"store {named}"  # str() omits the password
-    data_dir = Path(named.path) if named.path else settings.data_dir or DEFAULT_DATA_DIR
+    configured = settings.store_url()
+    if configured.kind is not StoreKind.EMBEDDED:
+        return configured, f"store {configured}"  # str() omits the password
+    data_dir = Path(configured.path) if configured.path else settings.data_dir or DEFAULT_DATA_DIR
     store = resources.enter_context(EmbeddedStore(data_dir))
     return parse_store_url(store.url), f"embedded store (process {store.pid}) in {store.data_dir}"
 
@@ -161,7 +162,7 @@ async def _check_layout(settings: Settings, store: StoreUrl) -> None:
     except StoreIncompatible:
         raise
     except StoreError as error:
-        logger.warning("Starting while Redis is unavailable; the replicas keep trying: %s", error)
+        logger.warning("Redis is unavailable: %s Starting anyway. The replicas keep trying to reach it.", error)
     finally:
         await registry.close()
 
@@ -173,7 +174,7 @@ def _counter_memory(settings: Settings) -> CounterMemory | None:
         return CounterMemory(settings.replicas)
     except OSError as error:
         logger.warning(
-            "The replicas cannot share memory, so GET /metrics returns the counters of one replica: %s.", error
+            "The replicas cannot share memory: %s. GET /metrics returns the counters of one replica only.", error
         )
         return None
 
