@@ -204,9 +204,7 @@ class Supervisor:
             self._last_error = str(error)
             return
         self._last_error = ""
-        logger.error(
-            "Replica %d (process %d) crashed. Process %d replaces it.", slot, replica.pid, successor.pid
-        )
+        logger.error("Replica %d (process %d) crashed. Process %d replaces it.", slot, replica.pid, successor.pid)
         self._replicas[slot] = successor
 
     def _end(self, wakeup: socket.socket) -> None:
