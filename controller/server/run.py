@@ -6,7 +6,7 @@ import logging
 import logging.config
 import signal
 import socket
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from functools import partial
 from math import ceil
 from pathlib import Path
@@ -39,13 +39,17 @@ _FINAL_FRAME_TIME: Final = 1.0  # seconds for final frames after streams are bro
 _KILL_AFTER: Final = 5.0  # seconds beyond all time limits after which a replica is killed
 
 
-def serve(settings: Settings) -> None:
+def serve(settings: Settings, deprecated: Iterable[tuple[str, str]] = ()) -> None:
     """Serve until SIGTERM, SIGINT, SIGHUP or SIGQUIT.
+
+    deprecated: names of settings that the user has used and that are deprecated, each with its new name.
 
     Raises SettingsError if the address cannot be listened on, EmbeddedStoreError if the embedded store cannot be
     started, and StoreIncompatible if Redis holds the registry of another version.
     """
     logging.config.dictConfig(logging_config(settings.log_level))
+    for old_name, new_name in deprecated:
+        logger.warning("%s is deprecated and will be removed. Use %s instead.", old_name, new_name)
     warn_of_bundle()
     _set_signal_handlers()
     with contextlib.ExitStack() as resources:

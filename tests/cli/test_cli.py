@@ -104,7 +104,7 @@ def test_error_is_one_sentence_without_a_traceback(monkeypatch: pytest.MonkeyPat
     assert run("serve", "--port", "x").exit_code == 2
     assert run("serve", "--dispatch-method", "best").exit_code == 2
 
-    def fails(_: Settings) -> None:
+    def fails(*_: object) -> None:
         raise EmbeddedStoreError("The directory is in use.")
 
     monkeypatch.setattr(server, "serve", fails)
