@@ -102,19 +102,19 @@ class Settings:
     data_dir: Path | None = _setting(None, f"Data directory of the embedded store.  [default: ./{DEFAULT_DATA_DIR}]")
     worker_timeout: float = _setting(
         100.0,
-        "Longest silence of a worker before or during its response to a forwarded request.",
+        "Longest time that a worker may send nothing, before or during its response to a forwarded request.",
         also=["FASTCHAT_WORKER_API_TIMEOUT"],
     )
     forward_tries: int = _setting(
         2,
-        "Number of workers that a forwarded request is tried on, if they fail before their response begins. "
-        "A request that crashes its worker can crash as many.",
+        "Largest number of workers that a forwarded request is tried on. It is retried if a worker fails before its "
+        "response begins, or returns a 5xx. A request that crashes its worker can crash this many.",
     )
     probe_timeout: float = _setting(5.0, "Time limit for a worker to return its status.")
     booking_decay: str = _setting(
         "on",
-        "Whether the weight of a request without a lease decays with its age. off works as FastChat does: the request "
-        "counts fully until the worker's next report, and --booking-delay is 0.",
+        "Whether the weight of a request without a lease decays with its age. With off, the request counts fully until "
+        "the worker's next report, as in FastChat, and --booking-delay is 0.",
         choices=("on", "off"),
     )
     booking_delay: float = _setting(
@@ -159,7 +159,7 @@ class Settings:
         "replica.",
     )
     shutdown_timeout: float = _setting(
-        30.0, "How long running requests may take to end after that, before they are broken off."
+        30.0, "Time limit for running requests after --shutdown-delay. Then they are ended."
     )
     log_level: str = _setting("info", "Lowest level that is logged to standard error.", choices=_LOG_LEVELS)
 

@@ -43,13 +43,13 @@ def _options(setting: "Field[Any]") -> Iterator[click.Option]:
 def _serve(**values: Any) -> None:
     """Run the controller: one process, or several identical ones on one port.
 
-    Without --redis-url it starts an embedded store and needs nothing else.
+    Without --redis-url, the controller starts an embedded store and needs nothing else.
 
     \b
     Controllers that share one Redis are one cluster:
         controller serve --host 0.0.0.0 --redis-url redis://redis:6379
     """
-    from controller.server.run import serve as run  # imported here, so that --help stays fast
+    from controller.server.run import serve as run  # imported late, so that --help stays fast
 
     deprecated = list(_replace_old_names(values))
     _reject_unused_files(values)

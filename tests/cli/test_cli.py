@@ -147,4 +147,4 @@ def test_workers_refuses_an_invalid_address() -> None:
 def test_workers_fails_if_no_controller_listens() -> None:
     refused = run("workers", "--controller-address", "http://127.0.0.1:1")
     assert refused.exit_code == 1
-    assert "Is it running, and is --controller-address right?" in " ".join(refused.stderr.split())
+    assert "Is the controller running, and is --controller-address right?" in " ".join(refused.stderr.split())
