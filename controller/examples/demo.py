@@ -158,7 +158,7 @@ class Demo:
                 str(self.chosen_since[name]) if self.expired_at else "",
                 style="" if worker else "red" if self.expired_at else "dim",
             )
-        rule = f"A worker expires {EXPIRATION:g} s after its last heartbeat. Sent since: since a worker expired."
+        rule = f"A worker expires {EXPIRATION:g} s after its last heartbeat. Sent since: requests after the expiry."
         return Group(table, Text(rule, style="dim"), Text("\n".join(self.events)))
 
     async def run(self, console: Console) -> bool:
