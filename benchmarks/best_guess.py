@@ -1,4 +1,4 @@
-"""The best guess from heartbeats: an estimate of what a policy can reach with the reports that ours gets without polls.
+"""The best guess from heartbeats: an estimate of the shortest waits that any policy can reach without polls.
 
 The policy is a particle filter. It knows more than a controller: the slots, the true speeds, and the distribution of
 service times, but not their drift. For each worker it keeps DRAWS random histories that agree with all bookings and
@@ -14,7 +14,7 @@ from simulation import ChosenAt, Fleet, Notice, Request
 
 DRAWS = 300
 LOOK_AHEAD = 4
-KEPT = 128  # number of latest bookings that are kept for a worker, enough for all that are running or waiting
+KEPT = 128  # bookings that are kept for a worker, the latest ones
 LEAST_THAT_AGREE = 4
 SAMPLES = 100_001
 

@@ -278,7 +278,7 @@ def wait_for(port: int) -> None:
 
 
 def memory(pid: int, field: str) -> float:
-    """Return the memory of a process in KiB. The field is VmRSS for the present, VmHWM for the peak."""
+    """Return the memory of a process in KiB. `field` is VmRSS for the present, or VmHWM for the peak."""
     status = Path(f"/proc/{pid}/status").read_text()
     return next(float(line.split()[1]) for line in status.splitlines() if line.startswith(field))
 

@@ -250,7 +250,7 @@ class Lottery(Stock):
 
 
 class RoundRobin(Stock):
-    """One worker after the other. It ignores all reports, and crashes too."""
+    """One worker after the other, without regard to reports and crashes."""
 
     def __init__(self, fleet: Fleet) -> None:
         super().__init__(fleet)

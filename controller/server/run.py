@@ -35,8 +35,8 @@ from controller.web.asgi.protocol import BoundedProtocol
 
 logger = logging.getLogger("controller.server")
 
-_FINAL_FRAME_TIME: Final = 1.0  # seconds for final frames after streams are broken off
-_KILL_AFTER: Final = 5.0  # seconds beyond all time limits after which a replica is killed
+_FINAL_FRAME_TIME: Final = 1.0  # seconds for sending the final frames of streams
+_KILL_AFTER: Final = 5.0  # seconds after all time limits until a replica is killed
 
 
 def serve(settings: Settings, deprecated: Iterable[tuple[str, str]] = ()) -> None:

@@ -1,6 +1,6 @@
 #!/bin/sh
-# Creates a Redis Cluster of the six containers with the network name `redis`. If the Cluster exists already, connects
-# its nodes with each other, and each replica with its master, because their addresses may have changed since the last
+# Creates a Redis Cluster of the six containers with the network name `redis`. If the Cluster exists already, the script
+# connects its nodes with each other, and each replica with its master. Their addresses may have changed since the last
 # start.
 set -eu
 REDISCLI_AUTH=$(cat /run/controller/operator-password)

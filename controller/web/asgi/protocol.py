@@ -60,7 +60,7 @@ class _JoinedWrites:
 class _BoundedFlow(FlowControl):
     """Stops reading from a connection while many of its requests wait.
 
-    uvicorn would start reading again each time that it begins with the next request.
+    uvicorn would resume reading each time that it starts the next request.
     """
 
     def __init__(self, transport: asyncio.Transport, waiting: Sized) -> None:
@@ -109,11 +109,11 @@ class BoundedProtocol(HttpToolsProtocol):
         return True
 
     def _check_client(self, since: float, probe_after: float) -> None:
-        """Abort the connection if the client has closed it. Check again until the last response begins.
+        """Abort the connection if the client has closed it. Repeat until the last response begins.
 
-        After that, writing the response fails if the client is gone. Before that, interim responses are sent at growing
-        intervals: the operating system of a closed client resets the connection when it receives one. HTTP/1.0 has no
-        interim responses, so such a connection is aborted after a short time.
+        This method sends interim responses at growing intervals. If the client has closed the connection, its operating
+        system replies with a reset. HTTP/1.0 has no interim responses, so such a connection is aborted after a short
+        time. Once a response has begun, a failed write shows that the client has closed the connection.
         """
         cycle = self.cycle
         if self.transport.is_closing() or cycle.response_started:
