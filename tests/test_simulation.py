@@ -41,8 +41,8 @@ def test_all_requests_are_served_or_lost_when_workers_die(case: str) -> None:
     fleet = adapt(replace(FLEET, deaths=2))
     result = Simulation(fleet, policy(fleet)).run()
     # Requests that were lost while they ran have waited too, so both counts contain them.
-    assert len(result.waits) <= FLEET.requests <= len(result.waits) + result.lost_at_the_door + result.lost_inside
-    assert result.lost_at_the_door <= result.refused / 2
+    assert len(result.waits) <= FLEET.requests <= len(result.waits) + result.lost_refused + result.lost_inside
+    assert result.lost_refused <= result.refused / 2
 
 
 class DeadWorkerCheck:
@@ -56,7 +56,7 @@ class DeadWorkerCheck:
         self.policy = policy
         self.by = by
         self.known_dead: set[tuple[int, int]] = set()
-        self.told_of_ends, self.place = policy.told_of_ends, policy.place
+        self.sees_ends, self.chosen_at = policy.sees_ends, policy.chosen_at
         self.ended, self.reported = policy.ended, policy.reported
 
     def choose(self, now: float, request: Request) -> int:
@@ -183,11 +183,11 @@ def test_our_policies_wait_at_most_as_long_as_the_docs_claim(load: float, figure
     ours = ("ours, no polls", "ours, defaults", "ours, half lease", "ours, leases, capacity reported")
     found = means(load, *references, *ours)
     ideal, two_choices, stock = (found[case] for case in references)
-    no_polls, as_it_comes, half, leases = (found[case] for case in ours)
+    no_polls, defaults, half, leases = (found[case] for case in ours)
     figure(f"waits at load {load} relative to the ideal queue", f"{leases / ideal:.2f} with leases and capacity")
     figure(
         f"waits at load {load} relative to two choices",
-        f"{no_polls / two_choices:.2f} without polls, {as_it_comes / two_choices:.2f} as it comes",
+        f"{no_polls / two_choices:.2f} without polls, {defaults / two_choices:.2f} with the defaults",
     )
     assert leases <= (1.5 if load > 0.9 else 1.1) * ideal
     assert defaults <= 0.6 * two_choices

@@ -120,7 +120,7 @@ async def test_the_worker_survives_malformed_responses(serve: Serve, work_dir: P
                     lambda before=before: len(fake_controller.requests) >= before + 2, "the worker tries again"
                 )
             fake_controller.behaviours["receive_heart_beat"] = valid
-            await wait_until(lambda: "answers again" in worker.log, "the worker accepts the valid response")
+            await wait_until(lambda: "responds again" in worker.log, "the worker accepts the valid response")
             assert worker.log.count("trying again") == 1
         finally:
             starting.__exit__(None, None, None)
