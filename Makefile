@@ -1,10 +1,10 @@
-# Each target makes the virtual environment it needs. ARGS="..." is passed on to the command.
+# Each target creates the virtual environment that it needs. ARGS="..." is passed to the command.
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 ARGS ?=
 
-# Install packages with uv, which takes seconds. Where uv is missing, or cannot use pip's package index, use pip.
+# Install packages with uv, which takes seconds. If uv is missing or cannot use pip's package index, use pip.
 UV := VIRTUAL_ENV=$(abspath $(VENV)) $(BIN)/uv pip install --quiet
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 install = { [ -x $(BIN)/uv ] && $(UV) $(1) 2>/dev/null; } \
@@ -21,23 +21,23 @@ help:  ## List the targets.
 serve: $(VENV)/.serve  ## Run a controller on an embedded store. ARGS="--port 21001 ..."
 	@exec $(BIN)/controller serve $(ARGS)
 
-demo: $(VENV)/.serve  ## See a controller, three workers and a load at work for half a minute.
+demo: $(VENV)/.serve  ## Show a controller, three workers and a load in the terminal for half a minute.
 	@exec $(BIN)/python -m controller.examples.demo $(ARGS)
 
-test: $(VENV)/.test  ## Run the quick tests, in about three minutes. ARGS="tests/store -k lottery" runs others.
+test: $(VENV)/.test  ## Run the quick tests, in about three minutes. ARGS="tests/store -k lottery" selects others.
 	@$(BIN)/python -m pytest $(if $(ARGS),$(ARGS),--part quick $(PYTEST_OPTIONS))
 
 test-all: $(VENV)/.test  ## Run the rest of the tests: long ones, containers, and those on redis-server.
 	@$(BIN)/python -m pytest --part rest $(PYTEST_OPTIONS) $(ARGS)
 
-check: $(VENV)/.check  ## Lint, format, types and floors, without changing anything.
+check: $(VENV)/.check  ## Check lint rules, format, types and layers, without changing anything.
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 	$(BIN)/codespell
 
-format: $(VENV)/.check  ## Format the code and mend what the linter can.
+format: $(VENV)/.check  ## Format the code and fix what the linter can fix.
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
@@ -51,7 +51,7 @@ docs-serve: $(VENV)/.docs  ## Serve the documentation on http://localhost:8000 a
 docs-reference: $(VENV)/.docs  ## Generate the tables of the reference pages from the code.
 	@$(BIN)/python docs/scripts/reference.py
 
-bench: $(VENV)/.test  ## Measure dispatches beside the stock controller. ARGS="--seconds 5"
+bench: $(VENV)/.test  ## Compare the dispatch rate with FastChat's controller. ARGS="--seconds 5"
 	@exec $(BIN)/python benchmarks/dispatch.py $(ARGS)
 
 simulate: $(VENV)/.bench  ## Simulate how long requests wait under each policy. ARGS="--plots docs/images"
@@ -73,7 +73,7 @@ $(VENV)/.serve: $(VENV)/.venv pyproject.toml constraints.txt
 	@touch $@
 
 $(VENV)/.test: $(VENV)/.serve
-	@echo "Installing what the tests need, FastChat among it ..."
+	@echo "Installing the packages of the tests, including FastChat ..."
 	@$(call install,--constraint constraints.txt --group test)
 	@# FastChat's API server streams only with pydantic 1, and with a FastAPI that accepts it.
 	@$(call install,--target $(VENV)/pydantic-1 --upgrade --no-deps pydantic==1.10.26 fastapi==0.115.14 starlette==0.46.2)
@@ -85,11 +85,11 @@ $(VENV)/.check: $(VENV)/.test $(VENV)/.docs
 	@touch $@
 
 $(VENV)/.bench: $(VENV)/.serve
-	@echo "Installing what the plots need ..."
+	@echo "Installing the packages of the plots ..."
 	@$(call install,--constraint constraints.txt --group bench)
 	@touch $@
 
 $(VENV)/.docs: $(VENV)/.serve
-	@echo "Installing what the documentation needs ..."
+	@echo "Installing the packages of the documentation ..."
 	@$(call install,--constraint constraints.txt --group docs)
 	@touch $@

@@ -1,10 +1,10 @@
-"""Clients of a FastChat controller, all in one process: they arrive when a plan says so, whether others wait or not.
+"""Clients of a FastChat controller, all in one process. They arrive at planned times, even if others still wait.
 
-    python benchmarks/clients.py plan.json seen.json
+    python benchmarks/clients.py plan.json results.json
 
-Used by benchmarks/confirmation.py, which writes the plan and reads what was seen. Each client asks for a worker's
-address, with a lease if the plan says so, sends its request there, reads the answer, and gives the lease back. What is
-seen ends when every request has its slot: those that run then are broken off.
+benchmarks/confirmation.py writes the plan and reads the results. Each client requests a worker's address, with a lease
+if the plan says so. It sends its request there, reads the response, and releases the lease. The run ends when every
+request has a slot, and running requests are cancelled.
 """
 
 import argparse
@@ -26,7 +26,11 @@ LAG_INTERVAL = 0.01
 
 @dataclass(frozen=True)
 class PlannedRequest:
-    """Arrives so many seconds after the beginning, and takes so many in a slot of speed 1."""
+    """One request of the plan.
+
+    arrives: seconds after the start of the run.
+    service: seconds in a slot of speed 1.
+    """
 
     arrives: float
     service: float
@@ -34,16 +38,19 @@ class PlannedRequest:
 
 
 @dataclass
-class Seen:
-    """Waits are in seconds, in order of arrival: from the planned arrival until there was a slot, but for the time on
-    the way to the worker. degraded counts answers from a snapshot."""
+class Results:
+    """The results of a run.
+
+    waits: seconds from the planned arrival to a slot, without the delay to the worker, in order of arrival.
+    degraded: number of dispatches from a snapshot.
+    """
 
     waits: list[float] = field(default_factory=list)
     dispatch_times: list[float] = field(default_factory=list)
     failed: list[str] = field(default_factory=list)
     degraded: int = 0
-    largest_lag: float = 0.0  # of the event loop
-    cpu_share: float = 0.0  # of one core
+    largest_lag: float = 0.0  # largest delay of the clients' event loop
+    cpu_share: float = 0.0  # processor time as a share of one core
 
 
 class Clients:
@@ -54,11 +61,11 @@ class Clients:
         self._controller = controller
         self._requests = requests
         self._waits: list[float | None] = [None] * len(requests)
-        self._unsettled = len(requests)
-        self._all_settled = asyncio.Event()
-        self._seen = Seen()
+        self._pending = len(requests)
+        self._all_done = asyncio.Event()
+        self._results = Results()
 
-    async def run(self) -> Seen:
+    async def run(self) -> Results:
         loop = asyncio.get_running_loop()
         began, cpu_began = loop.time(), time.process_time()
         watch = asyncio.create_task(self._watch_lag())
@@ -66,66 +73,66 @@ class Clients:
         for number, request in enumerate(self._requests):
             await asyncio.sleep(max(0.0, began + request.arrives - loop.time()))
             clients.append(asyncio.create_task(self._client(number, request, began + request.arrives)))
-        self._seen.cpu_share = (time.process_time() - cpu_began) / (loop.time() - began)
-        await self._all_settled.wait()
+        self._results.cpu_share = (time.process_time() - cpu_began) / (loop.time() - began)
+        await self._all_done.wait()
         for task in (watch, *clients):
             task.cancel()
         await asyncio.gather(watch, *clients, return_exceptions=True)
-        self._seen.waits = [wait for wait in self._waits if wait is not None]
-        return self._seen
+        self._results.waits = [wait for wait in self._waits if wait is not None]
+        return self._results
 
     async def _client(self, number: int, request: PlannedRequest, due: float) -> None:
         try:
             await self._use_worker(number, request, due)
         except (aiohttp.ClientError, TimeoutError, ValueError, KeyError) as error:
-            self._seen.failed.append(f"{type(error).__name__}: {error}")
+            self._results.failed.append(f"{type(error).__name__}: {error}")
             if self._waits[number] is None:
-                self._settle()
+                self._finish_one()
 
     async def _use_worker(self, number: int, request: PlannedRequest, due: float) -> None:
         address, lease = await self._dispatch(request.leased)
         dispatched_in = asyncio.get_running_loop().time() - due
-        self._seen.dispatch_times.append(dispatched_in)
+        self._results.dispatch_times.append(dispatched_in)
         body = {"model": MODEL, "prompt": "", "service": request.service}
-        async with self._http.post(f"{address}/worker_generate_stream", json=body) as answer:
-            frame = json.loads((await answer.content.readuntil(b"\0"))[:-1])
+        async with self._http.post(f"{address}/worker_generate_stream", json=body) as response:
+            frame = json.loads((await response.content.readuntil(b"\0"))[:-1])
             self._waits[number] = dispatched_in + frame["waited"]
-            self._settle()
-            await answer.content.read()
+            self._finish_one()
+            await response.content.read()
         if lease:
             await self._release(lease)
 
     async def _dispatch(self, leased: bool) -> tuple[str, str]:
-        """A worker's address, and a lease if one was asked for."""
+        """Return a worker's address, and the lease or ""."""
         body = {"model": MODEL, "lease": True} if leased else {"model": MODEL}
-        async with self._http.post(f"{self._controller}/get_worker_address", json=body) as answer:
-            told = await answer.json()
-        self._seen.degraded += "X-Controller-Degraded" in answer.headers
-        if not told["address"]:
+        async with self._http.post(f"{self._controller}/get_worker_address", json=body) as response:
+            dispatched = await response.json()
+        self._results.degraded += "X-Controller-Degraded" in response.headers
+        if not dispatched["address"]:
             raise ValueError("no worker")
-        return told["address"], told.get("lease", "")
+        return dispatched["address"], dispatched.get("lease", "")
 
     async def _release(self, lease: str) -> None:
-        async with self._http.post(f"{self._controller}/release_worker", json={"lease": lease}) as answer:
-            if not (await answer.json())["released"]:
-                raise ValueError("the lease was not out")
+        async with self._http.post(f"{self._controller}/release_worker", json={"lease": lease}) as response:
+            if not (await response.json())["released"]:
+                raise ValueError("the lease was not active")
 
-    def _settle(self) -> None:
-        """One more request has its slot, or will never have one."""
-        self._unsettled -= 1
-        if not self._unsettled:
-            self._all_settled.set()
+    def _finish_one(self) -> None:
+        """Count a request that has a slot or has failed."""
+        self._pending -= 1
+        if not self._pending:
+            self._all_done.set()
 
     async def _watch_lag(self) -> None:
-        """A client that is late itself would count that as waiting."""
+        """Measure the delay of the event loop, because the clients would count it as waiting."""
         loop = asyncio.get_running_loop()
         while True:
             slept = loop.time()
             await asyncio.sleep(LAG_INTERVAL)
-            self._seen.largest_lag = max(self._seen.largest_lag, loop.time() - slept - LAG_INTERVAL)
+            self._results.largest_lag = max(self._results.largest_lag, loop.time() - slept - LAG_INTERVAL)
 
 
-async def use(controller: str, requests: Sequence[PlannedRequest]) -> Seen:
+async def run_clients(controller: str, requests: Sequence[PlannedRequest]) -> Results:
     async with aiohttp.ClientSession(
         connector=aiohttp.TCPConnector(limit=0),
         timeout=aiohttp.ClientTimeout(total=TIMEOUT),
@@ -141,12 +148,12 @@ def write_plan(path: Path, controller: str, requests: Sequence[PlannedRequest]) 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("plan", type=Path, help='{"controller": URL, "requests": [{"arrives", "service", "leased"}]}')
-    parser.add_argument("seen", type=Path, help="a file for what was seen")
+    parser.add_argument("results", type=Path, help="file for the results")
     arguments = parser.parse_args()
     plan = json.loads(arguments.plan.read_text())
     requests = [PlannedRequest(**request) for request in plan["requests"]]
     with contextlib.suppress(KeyboardInterrupt):
-        arguments.seen.write_text(json.dumps(asdict(uvloop.run(use(plan["controller"], requests)))))
+        arguments.results.write_text(json.dumps(asdict(uvloop.run(run_clients(plan["controller"], requests)))))
 
 
 if __name__ == "__main__":

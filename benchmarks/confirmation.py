@@ -1,22 +1,22 @@
-"""How long requests wait under our rules and under FastChat's: real processes, and beside them their simulation.
+"""Measure how long requests wait under our policies and FastChat's, with real processes, and simulate the same runs.
 
     python benchmarks/confirmation.py [--seconds 30] [--rounds 2] [--load 0.85] [--json results.json]
 
-Each row starts four replicas of `controller serve` on one embedded store, HAProxy in front of them, 20 workers that
-sleep where others compute (8 slots each, 6 of the workers twice as fast), and clients that arrive as a Poisson process,
-all over HTTP on this machine. The row "FastChat" has the real FastChat controller in place of replicas, store and
-HAProxy; it needs the package fschat. Without HAProxy (Debian: apt install haproxy) the kernel spreads the connections
-over `controller serve --replicas 4`.
+Each row starts four replicas of `controller serve` on one embedded store, HAProxy in front of them, and 20 workers that
+sleep instead of computing. A worker has 8 slots, and 6 of the workers are twice as fast. Clients arrive as a Poisson
+process. All of them run on this machine and use HTTP. The row "FastChat" has the real FastChat controller instead of
+replicas, store and HAProxy, and needs the package fschat. Without HAProxy (Debian: apt install haproxy), the kernel
+spreads the connections over `controller serve --replicas 4`.
 
-Time is compressed: service times (a mean of 8 s, lognormal), heartbeats (45 s), polls (5 s) and --booking-delay (0.2 s)
-are shorter by --compression, so that a row of 30 s is one of five minutes. All rows of a round, real and simulated,
-have the same arrivals and service times, and the workers' heartbeats begin at the same times, on which much depends. A
-wait is the dispatch plus the time from the worker's door to a slot; requests that arrive in the first heartbeat
-interval are not counted. In the simulation a dispatch takes 1 to 5 ms.
+Time is compressed: service times (mean 8 s, lognormal), heartbeats (45 s), polls (5 s) and --booking-delay (0.2 s) are
+divided by --compression. A row of 30 s thus stands for five minutes. All rows of a round, real and simulated, have the
+same arrivals, service times and first heartbeats, because the waits depend on when heartbeats arrive. A wait is the
+time of the dispatch plus the time from the arrival at the worker to a slot. Requests that arrive in the first heartbeat
+interval do not count. In the simulation a dispatch takes 1 to 5 ms.
 
-A row where the clients' own event loop was late by more than 50 ms, or where a dispatch was from a snapshot because the
-store was slow, is marked "!": run it again on a quieter machine. The exit status is then 1, as it is when a request
-failed.
+A row is marked "!" if the clients' event loop was late by more than 50 ms, or if a replica dispatched from a snapshot
+because the store was slow. Then run it again on a machine with less load. The exit status is 1 if a row is marked or a
+request failed.
 """
 
 import argparse
@@ -44,7 +44,7 @@ from types import TracebackType
 from typing import Self
 
 import aiohttp
-from clients import PlannedRequest, Seen, write_plan
+from clients import PlannedRequest, Results, write_plan
 from rich.console import Console
 from rich.progress import Progress
 from rich.table import Table
@@ -61,7 +61,7 @@ LARGEST_LAG = 0.05
 START_TIMEOUT = 30.0
 STOP_TIMEOUT = 10.0
 BENCHMARKS = Path(__file__).parent
-# Debian keeps it where only root looks.
+# Debian installs it in /usr/sbin, which is not on the PATH of all users.
 HAPROXY = shutil.which("haproxy", path=f"{os.environ.get('PATH', '')}{os.pathsep}/usr/sbin")
 HAPROXY_CONFIGURATION = """
 global
@@ -75,7 +75,7 @@ listen controller
   bind 127.0.0.1:{port}
   balance roundrobin
   option http-no-delay
-  # As in deploy/: a kept connection that its replica has just closed is no failure.
+  # As in deploy/: retry if a replica has just closed the idle connection.
   option redispatch 1
   retries 3
   retry-on conn-failure empty-response
@@ -83,50 +83,50 @@ listen controller
 
 
 class ProcessFailed(Exception):
-    """A process did not come up, or ended early. The message has the end of its log."""
+    """A process did not start, or ended too early. The message has the end of its log."""
 
 
 @dataclass(frozen=True)
 class Row:
-    """A way to dispatch. lease_share is the share of clients that ask for leases."""
+    """One configuration of controller, clients and workers. `lease_share` is the share of clients that use leases."""
 
     name: str
     stock: bool = False
-    fades: bool = True
+    decay: bool = True
     polls: bool = True
     lease_share: float = 0.0
-    tells_capacity: bool = False
+    reports_capacity: bool = False
 
     def fleet(self, fleet: Fleet) -> Fleet:
-        """What this row makes of the fleet of all rows."""
+        """Return the fleet with the polls and leases of this row."""
         polled = self.polls and not self.stock
         return replace(fleet, poll_interval=fleet.poll_interval if polled else 0.0, lease_share=self.lease_share)
 
     def policy(self, fleet: Fleet) -> Policy:
-        """The same in the simulation."""
-        return Stock(fleet) if self.stock else Ours(fleet, self.tells_capacity, decay=self.fades)
+        """Return the policy of the simulation for this row."""
+        return Stock(fleet) if self.stock else Ours(fleet, self.reports_capacity, decay=self.decay)
 
 
 STOCK = Row("FastChat", stock=True)
-NO_DECAY = Row("ours, no decay, no polls", fades=False, polls=False)
+NO_DECAY = Row("ours, no decay, no polls", decay=False, polls=False)
 NO_POLLS = Row("ours, no polls", polls=False)
-DEFAULTS = Row("ours, as it comes")
+DEFAULTS = Row("ours, defaults")
 HALF_LEASE = Row("ours, half lease", lease_share=0.5)
 LEASES = Row("ours, leases", lease_share=1.0)
-LEASES_AND_CAPACITY = Row("ours, leases, capacity told", lease_share=1.0, tells_capacity=True)
+LEASES_AND_CAPACITY = Row("ours, leases, capacity reported", lease_share=1.0, reports_capacity=True)
 ROWS = [STOCK, NO_DECAY, NO_POLLS, DEFAULTS, HALF_LEASE, LEASES, LEASES_AND_CAPACITY]
 
 
 @dataclass(frozen=True)
 class Waits:
-    """In seconds, of the requests that are counted."""
+    """Mean and 99th percentile of the waits that count, in seconds."""
 
     mean: float
     p99: float
 
     @classmethod
     def of(cls, waits: Sequence[float], fleet: Fleet) -> Self:
-        """From all waits of a run: those before each worker has sent a heartbeat do not count."""
+        """Compute them from all waits of a run. Waits before all workers have sent a heartbeat do not count."""
         warm_up = fleet.heartbeat_interval * fleet.rate() / fleet.requests
         counted = sorted(waits[math.ceil(len(waits) * warm_up) :])
         return cls(sum(counted) / len(counted), counted[int(len(counted) * 0.99)])
@@ -134,7 +134,7 @@ class Waits:
 
 @dataclass(frozen=True)
 class Result:
-    """One run of a row. Times are in seconds."""
+    """The result of one run of a row. Times are in seconds."""
 
     name: str
     seed: int
@@ -149,12 +149,12 @@ class Result:
 
     @property
     def sound(self) -> bool:
-        """Whether the clients were in time, and the replicas never without their store."""
+        """Return True if the clients were in time and no replica was in degraded mode."""
         return self.largest_lag <= LARGEST_LAG and not self.degraded
 
 
 class Processes:
-    """Child processes, each with a log of its own; all end with the block."""
+    """Child processes, each with its own log. All end with the block."""
 
     def __init__(self, directory: Path) -> None:
         self._directory = directory
@@ -184,8 +184,8 @@ class Processes:
                 stdout=output,
                 stderr=output,
                 cwd=self._directory,
-                env={**os.environ, "LOGDIR": str(self._directory)},  # where FastChat writes its logs
-                start_new_session=True,  # Ctrl-C is for us: we end the others
+                env={**os.environ, "LOGDIR": str(self._directory)},  # FastChat writes its logs there
+                start_new_session=True,  # Ctrl-C must reach this process only, which then ends the others
             )
         self._started.append(process)
         return Child(process, log, command)
@@ -193,13 +193,13 @@ class Processes:
 
 @dataclass(frozen=True)
 class Child:
-    """A process that was started, and its log."""
+    """A child process and its log."""
 
     process: subprocess.Popen[bytes]
     log: Path
     command: tuple[str, ...]
 
-    def says(self, word: str) -> bool:
+    def has_logged(self, word: str) -> bool:
         return word in self.log.read_text(errors="replace")
 
     def wait_until(self, ready: Callable[[], bool]) -> None:
@@ -207,7 +207,7 @@ class Child:
         while not ready():
             if self.process.poll() is not None or time.monotonic() > deadline:
                 tail = "\n".join(self.log.read_text(errors="replace").splitlines()[-8:])
-                raise ProcessFailed(f"{' '.join(self.command)} does not come up:\n{tail}")
+                raise ProcessFailed(f"{' '.join(self.command)} did not start. The end of its log:\n{tail}")
             time.sleep(0.02)
 
 
@@ -219,8 +219,8 @@ def free_ports(number: int) -> list[int]:
         return [probe.getsockname()[1] for probe in sockets]
 
 
-def answers(url: str) -> bool:
-    """Whether a GET is answered 200."""
+def responds(url: str) -> bool:
+    """Return True if a GET request returns 200."""
     try:
         with urllib.request.urlopen(url, timeout=2):
             return True
@@ -229,28 +229,28 @@ def answers(url: str) -> bool:
 
 
 def start_stock(processes: Processes) -> str:
-    """FastChat's controller; its URL."""
+    """Start FastChat's controller. Return its URL."""
     [port] = free_ports(1)
     url = f"http://127.0.0.1:{port}"
     command = ["-m", "fastchat.serve.controller", "--host", "127.0.0.1", "--port", str(port)]
     controller = processes.start(sys.executable, *command)
-    controller.wait_until(partial(answers, f"{url}/test_connection"))
+    controller.wait_until(partial(responds, f"{url}/test_connection"))
     return url
 
 
 def start_replicas(processes: Processes, store: str, ports: Sequence[int], *flags: str) -> list[str]:
-    """A process of `controller serve` for each port, all on one store; their URLs."""
+    """Start a process of `controller serve` for each port, all on one store. Return their URLs."""
     address = ["--host", "127.0.0.1", "--redis-url", store, "--shutdown-delay", "0", "--log-level", "warning"]
     command = [sys.executable, "-m", "controller", "serve", *address, *flags]
     replicas = [processes.start(*command, "--port", str(port)) for port in ports]
     urls = [f"http://127.0.0.1:{port}" for port in ports]
     for replica, url in zip(replicas, urls, strict=True):
-        replica.wait_until(partial(answers, f"{url}/readyz"))
+        replica.wait_until(partial(responds, f"{url}/readyz"))
     return urls
 
 
 def start_ours(processes: Processes, store: str, directory: Path, *flags: str) -> str:
-    """Four replicas behind HAProxy, or behind the kernel where there is none; the URL for all."""
+    """Start four replicas behind HAProxy, or one controller with four replicas without HAProxy. Return the URL."""
     balanced, *ports = free_ports(1 + REPLICAS)
     url = f"http://127.0.0.1:{balanced}"
     if HAPROXY is None:
@@ -261,33 +261,33 @@ def start_ours(processes: Processes, store: str, directory: Path, *flags: str) -
     configuration = directory / "haproxy.cfg"
     configuration.write_text(HAPROXY_CONFIGURATION.format(port=balanced) + servers)
     balancer = processes.start(HAPROXY, "-db", "-f", str(configuration))
-    balancer.wait_until(partial(answers, f"{url}/readyz"))
+    balancer.wait_until(partial(responds, f"{url}/readyz"))
     return url
 
 
 def first_heartbeats(fleet: Fleet) -> list[float]:
-    """When each worker sends its first one, in seconds from its start."""
+    """Return the time of each worker's first heartbeat, in seconds from its start."""
     rng = random.Random(fleet.seed + 2)
     return [rng.uniform(0, fleet.heartbeat_interval) for _ in range(fleet.workers)]
 
 
 def start_workers(processes: Processes, controller: str, row: Row, fleet: Fleet) -> None:
-    """All workers, registered, in a few processes."""
+    """Start all workers in a few processes, and wait until they are registered."""
     speeds, first = ([str(each) for each in values] for values in (fleet.speeds(), first_heartbeats(fleet)))
     flags = ["--slots", str(fleet.slots), "--heartbeat-interval", str(fleet.heartbeat_interval)]
-    flags += ["--tell-capacity"] if row.tells_capacity else []
+    flags += ["--report-capacity"] if row.reports_capacity else []
     script = [sys.executable, str(BENCHMARKS / "sleeping_workers.py"), "--controller-address", controller]
     started = []
     for i in range(WORKER_PROCESSES):
         each = ["--speeds", *speeds[i::WORKER_PROCESSES], "--first-heartbeats", *first[i::WORKER_PROCESSES]]
         started.append(processes.start(*script, *flags, *each))
     for worker in started:
-        worker.wait_until(partial(worker.says, "ready"))
+        worker.wait_until(partial(worker.has_logged, "ready"))
 
 
 def controller_flags(row: Row, fleet: Fleet) -> list[str]:
     return [
-        *("--booking-decay", "on" if row.fades else "off"),
+        *("--booking-decay", "on" if row.decay else "off"),
         *("--booking-delay", str(fleet.booking_delay)),
         *("--poll-interval", str(fleet.poll_interval)),
     ]
@@ -295,20 +295,20 @@ def controller_flags(row: Row, fleet: Fleet) -> list[str]:
 
 def run_clients(
     processes: Processes, directory: Path, controller: str, fleet: Fleet, progress: Callable[[float], None]
-) -> Seen:
-    """Let all requests of a run arrive; progress is told for how many more seconds it has run."""
-    plan, seen = directory / "plan.json", directory / "seen.json"
+) -> Results:
+    """Run the clients. Pass the elapsed seconds since the last call to `progress`."""
+    plan, results = directory / "plan.json", directory / "results.json"
     requests = [PlannedRequest(each.arrived, each.service, each.leased) for each in fleet.all_requests()]
     write_plan(plan, controller, requests)
-    clients = processes.start(sys.executable, str(BENCHMARKS / "clients.py"), str(plan), str(seen))
-    told = time.monotonic()
+    clients = processes.start(sys.executable, str(BENCHMARKS / "clients.py"), str(plan), str(results))
+    last = time.monotonic()
     while clients.process.poll() is None:
         time.sleep(0.1)
-        progress(time.monotonic() - told)
-        told = time.monotonic()
+        progress(time.monotonic() - last)
+        last = time.monotonic()
     if clients.process.returncode:
-        raise ProcessFailed(f"The clients ended early:\n{clients.log.read_text(errors='replace')}")
-    return Seen(**json.loads(seen.read_text()))
+        raise ProcessFailed(f"The clients ended too early. Their log:\n{clients.log.read_text(errors='replace')}")
+    return Results(**json.loads(results.read_text()))
 
 
 def simulate(row: Row, fleet: Fleet) -> Waits:
@@ -316,7 +316,7 @@ def simulate(row: Row, fleet: Fleet) -> Waits:
 
 
 def run(row: Row, fleet: Fleet, progress: Callable[[float], None] = lambda _: None) -> Result:
-    """One row, really and simulated, on a fleet whose times are compressed already."""
+    """Run a row with real processes and simulate it, on a fleet with compressed times."""
     fleet = row.fleet(fleet)
     with contextlib.ExitStack() as resources:
         directory = Path(resources.enter_context(tempfile.TemporaryDirectory(prefix="cb-")))
@@ -327,23 +327,23 @@ def run(row: Row, fleet: Fleet, progress: Callable[[float], None] = lambda _: No
         else:
             controller = start_ours(processes, store.url, directory, *controller_flags(row, fleet))
         start_workers(processes, controller, row, fleet)
-        seen = run_clients(processes, directory, controller, fleet, progress)
+        results = run_clients(processes, directory, controller, fleet, progress)
     return Result(
         name=row.name,
         seed=fleet.seed,
-        real=Waits.of(seen.waits, fleet),
+        real=Waits.of(results.waits, fleet),
         simulated=simulate(row, fleet),
-        dispatch_time=sum(seen.dispatch_times) / len(seen.dispatch_times),
+        dispatch_time=sum(results.dispatch_times) / len(results.dispatch_times),
         requests=fleet.requests,
-        failed=seen.failed,
-        degraded=seen.degraded,
-        largest_lag=seen.largest_lag,
-        cpu_share=seen.cpu_share,
+        failed=results.failed,
+        degraded=results.degraded,
+        largest_lag=results.largest_lag,
+        cpu_share=results.cpu_share,
     )
 
 
 def compressed_fleet(load: float, seconds: float, compression: float, seed: int) -> Fleet:
-    """20 workers, 6 of them fast, with requests for so many (compressed) seconds."""
+    """Return a fleet of 20 workers, 6 of them fast, with enough requests for `seconds` of compressed time."""
     fleet = Fleet(
         workers=20,
         fast_share=0.3,
@@ -352,7 +352,7 @@ def compressed_fleet(load: float, seconds: float, compression: float, seed: int)
         heartbeat_interval=Fleet.heartbeat_interval / compression,
         poll_interval=Fleet.poll_interval / compression,
         booking_delay=Fleet.booking_delay / compression,
-        delay=(0.001, 0.005),  # what a dispatch takes on loopback, for the simulation
+        delay=(0.001, 0.005),  # time of a dispatch on loopback, for the simulation
         report_delay=(0.0001, 0.005),
         seed=seed,
     )
@@ -360,7 +360,7 @@ def compressed_fleet(load: float, seconds: float, compression: float, seed: int)
 
 
 async def burst(requests: int = 256, workers: int = 4) -> list[int]:
-    """How many of a burst, put to four replicas at once, each of some equal and idle workers gets."""
+    """Send a burst of dispatches to four replicas at the same time. Return how many each of the equal workers gets."""
     with contextlib.ExitStack() as resources:
         directory = Path(resources.enter_context(tempfile.TemporaryDirectory(prefix="cb-")))
         store = resources.enter_context(EmbeddedStore(directory / "data"))
@@ -368,10 +368,10 @@ async def burst(requests: int = 256, workers: int = 4) -> list[int]:
         replicas = start_replicas(processes, store.url, free_ports(REPLICAS), "--poll-interval", "0")
         async with aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=0), raise_for_status=True) as http:
 
-            async def ask(number: int) -> str:
+            async def dispatch(number: int) -> str:
                 url = f"{replicas[number % REPLICAS]}/get_worker_address"
-                async with http.post(url, json={"model": MODEL}) as answer:
-                    return str((await answer.json())["address"])
+                async with http.post(url, json={"model": MODEL}) as response:
+                    return str((await response.json())["address"])
 
             for i in range(workers):
                 status = {"model_names": [MODEL], "speed": 1, "queue_length": 0}
@@ -381,7 +381,7 @@ async def burst(requests: int = 256, workers: int = 4) -> list[int]:
                     "worker_status": status,
                 }
                 await (await http.post(f"{replicas[0]}/register_worker", json=body)).read()
-            chosen = Counter(await asyncio.gather(*(ask(number) for number in range(requests))))
+            chosen = Counter(await asyncio.gather(*(dispatch(number) for number in range(requests))))
     return [chosen[f"http://127.0.0.1:1/worker-{i}"] for i in range(workers)]
 
 
@@ -400,7 +400,7 @@ def measure(arguments: argparse.Namespace, console: Console) -> list[Result]:
 
 
 def cell(waits: Iterator[Waits]) -> str:
-    """The mean of several runs, in milliseconds."""
+    """Return the mean and the 99th percentile in milliseconds, each averaged over several runs."""
     each = list(waits)
     mean, p99 = (1000 * sum(getattr(one, name) for one in each) / len(each) for name in ("mean", "p99"))
     return f"{mean:,.0f} / {p99:,.0f}"
@@ -433,34 +433,39 @@ def show(results: Sequence[Result], arguments: argparse.Namespace, console: Cons
         if not result.sound:
             console.print(
                 f"! {result.name}, round {result.seed + 1}: the clients were late by up to "
-                f"{1000 * result.largest_lag:.0f} ms, {result.degraded} dispatches were from a snapshot"
+                f"{1000 * result.largest_lag:.0f} ms, and {result.degraded} dispatches came from a snapshot"
             )
-        for what, number in Counter(result.failed).most_common(3):
-            console.print(f"{result.name}, round {result.seed + 1}: {number} x {what}")
+        for error, number in Counter(result.failed).most_common(3):
+            console.print(f"{result.name}, round {result.seed + 1}: {number} x {error}")
 
 
 def parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--seconds", type=float, default=30, help="in which requests arrive, a row (default: 30)")
-    parser.add_argument("--rounds", type=int, default=2, help="runs of each row, with other arrivals (default: 2)")
-    parser.add_argument("--load", type=float, default=0.85, help="of what all slots can do (default: 0.85)")
+    parser.add_argument("--seconds", type=float, default=30, help="how long requests arrive in each row (default: 30)")
+    parser.add_argument("--rounds", type=int, default=2, help="runs of each row, with different arrivals (default: 2)")
+    parser.add_argument("--load", type=float, default=0.85, help="share of the capacity of all slots (default: 0.85)")
     parser.add_argument(
-        "--compression", type=float, default=COMPRESSION, help="how much faster time goes by (default: 10)"
+        "--compression", type=float, default=COMPRESSION, help="factor by which all times are shorter (default: 10)"
     )
-    parser.add_argument("--rows", nargs="+", metavar="ROW", choices=[row.name for row in ROWS], help="these rows only")
+    parser.add_argument(
+        "--rows", nargs="+", metavar="ROW", choices=[row.name for row in ROWS], help="run only these rows"
+    )
     parser.add_argument("--json", type=Path, help="write the figures of all runs to this file too")
     arguments = parser.parse_args()
     if arguments.seconds * arguments.compression < 2 * Fleet.heartbeat_interval:
-        parser.error("--seconds: at least two heartbeat intervals, of 45 s by --compression; the first does not count")
+        parser.error(
+            f"--seconds must be at least two heartbeat intervals, {2 * Fleet.heartbeat_interval:g} divided by "
+            "--compression. The first interval does not count."
+        )
     if arguments.rounds < 1 or arguments.load <= 0 or not 1 <= arguments.compression <= 100:
-        parser.error("--rounds: at least 1; --load: more than 0; --compression: from 1 to 100")
+        parser.error("--rounds must be at least 1, --load more than 0, and --compression from 1 to 100.")
     return arguments
 
 
 def main() -> None:
     arguments = parse()
     console = Console(width=120)
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that the processes end with us
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # exit normally, which ends the child processes
     try:
         spread = asyncio.run(burst())
         console.print(f"A burst of {sum(spread)} on {REPLICAS} replicas, {len(spread)} idle workers: {spread}")

@@ -1,10 +1,10 @@
-"""Dispatches per second over HTTP: the stock controller, ours and a bare Starlette echo, side by side in one run.
+"""Compare dispatches per second over HTTP: FastChat's controller, ours, and a bare Starlette echo, in one run.
 
     make bench                      or      python benchmarks/dispatch.py --seconds 5 --rounds 3
 
-Each server is one process on one core (ours shares that core with its store), the load generator is on another.
-The servers take turns, round by round; the table has medians. wrk makes the load where it is installed, else a
-small generator of our own, the same for all. Needs the package fschat.
+Each server is one process on one core. Ours shares this core with its store. The load generator runs on another core.
+Each round measures all servers, and the table has medians. The load generator is wrk, or a small one of our own if wrk
+is not installed. Needs the package fschat.
 """
 
 import argparse
@@ -39,7 +39,7 @@ BOOSTED = "stock FastChat, with uvloop and httptools"
 OURS = "ours"
 ROUTED = "ours, through Starlette's router"
 ECHO = "bare Starlette echo"
-# FastChat does not ask for uvloop and httptools; we do, and uvicorn takes them where it finds them.
+# FastChat does not depend on uvloop and httptools. We do, and uvicorn uses them if they are installed.
 AS_PIP_INSTALLS_IT = """
 import runpy, sys
 sys.modules.update(uvloop=None, httptools=None)
@@ -48,7 +48,7 @@ runpy.run_module("fastchat.serve.controller", run_name="__main__")
 
 
 def on_core(core: int) -> list[str]:
-    """What to put before a command to keep it on one core, where there are several and the system can."""
+    """Return a prefix that pins a command to a core. Empty with one core, or without `taskset`."""
     if (os.cpu_count() or 1) > 1 and shutil.which("taskset"):
         return ["taskset", "--cpu-list", str(core)]
     return []
@@ -67,7 +67,7 @@ def post(url: str, body: bytes) -> bytes:
 
 @contextlib.contextmanager
 def server(name: str, directory: Path, workers: int) -> Iterator[str]:
-    """The URL of the route to measure."""
+    """Run a server with registered workers. Yield the URL of the route to measure."""
     port = free_port()
     address = ["--host", "127.0.0.1", "--port", str(port)]
     command = {
@@ -116,7 +116,7 @@ def load_wrk(url: str, seconds: float, keep_alive: bool) -> float:
         command = ["wrk", "-t1", f"-c{CONNECTIONS}", f"-d{max(1, round(seconds))}s", "-s", script.name, url]
         output = subprocess.run([*on_core(1), *command], capture_output=True, text=True, check=True).stdout
     if "Non-2xx" in output:
-        raise SystemExit(f"{url} answered with errors:\n{output}")
+        raise SystemExit(f"{url} returned errors:\n{output}")
     return float(re.search(r"Requests/sec:\s*([\d.]+)", output)[1])
 
 
@@ -127,7 +127,7 @@ def load_own(url: str, seconds: float, keep_alive: bool) -> float:
 
 
 async def generate(url: str, seconds: float, keep_alive: bool) -> float:
-    """Requests per second that were answered 200, over as many connections at once as wrk has."""
+    """Return the number of successful requests per second, over as many connections as wrk has."""
     host, port, path = re.fullmatch(r"http://([^:]+):(\d+)(/.*)", url).groups()
     connection_header = "" if keep_alive else "Connection: close\r\n"
     request = (
@@ -155,7 +155,7 @@ async def generate(url: str, seconds: float, keep_alive: bool) -> float:
 
 
 def serve_app(kind: str, port: int, data_dir: Path | None) -> None:
-    """A server to compare with, under the settings of `controller serve`."""
+    """Run a server for comparison, with the uvicorn options of `controller serve`."""
     import uvicorn
     from starlette.applications import Starlette
     from starlette.requests import Request
@@ -254,7 +254,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seconds", type=float, default=5, help="length of one measurement (default: 5)")
     parser.add_argument("--rounds", type=int, default=3, help="measurements of each server (default: 3)")
-    parser.add_argument("--own", action="store_true", help="use our own load generator even if there is wrk")
+    parser.add_argument("--own", action="store_true", help="use our own load generator even if wrk is installed")
     parser.add_argument("--json", type=Path, help="write the figures to this file too")
     for internal in ("--serve", "--generate"):
         parser.add_argument(internal, help=argparse.SUPPRESS)

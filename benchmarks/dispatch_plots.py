@@ -1,4 +1,4 @@
-"""Draws what benchmarks/dispatch_quality.py has found; a file is the same, byte by byte, when its figures are."""
+"""Draw the plots of benchmarks/dispatch_quality.py. The same figures give the same file, byte by byte."""
 
 import itertools
 import math
@@ -9,14 +9,14 @@ import matplotlib as mpl
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
 
-# Okabe and Ito's colours can be told apart by the colour-blind; and each line has its mark.
+# Okabe and Ito's palette, which colour-blind readers can distinguish. Each line also has its own marker.
 COLOURS = ("#D55E00", "#E69F00", "#CC79A7", "#56B4E9", "#009E73", "#0072B2", "#000000")
-MARKS = ("s", "D", "v", "^", "P", "o", "")
-LEAST_GAP = 0.055  # between labels, as a share of the height
+MARKERS = ("s", "D", "v", "^", "P", "o", "")
+LEAST_GAP = 0.055  # smallest distance of labels, as a share of the height of the plot
 
 
 def spread(heights: Sequence[float], gap: float) -> list[float]:
-    """The heights of labels, moved up where they would touch."""
+    """Return the heights of labels, moved up where they would overlap."""
     moved = list(heights)
     order = sorted(range(len(moved)), key=lambda i: moved[i])
     for below, above in itertools.pairwise(order):
@@ -25,7 +25,7 @@ def spread(heights: Sequence[float], gap: float) -> list[float]:
 
 
 def draw(file: Path, label: str, logarithmic: bool, means: Mapping[str, Mapping[float, float]]) -> None:
-    """The mean wait against what was varied, one line a row, each with its name at its end."""
+    """Plot the mean wait against the varied parameter. Each row is a line with its name at the end."""
     mpl.rcParams.update({"svg.hashsalt": "dispatch_quality", "font.size": 11})
     figure = Figure(figsize=(9, 5), layout="constrained")
     axes = figure.add_subplot()
@@ -42,9 +42,9 @@ def draw(file: Path, label: str, logarithmic: bool, means: Mapping[str, Mapping[
     axes.set_ylabel("mean wait before a slot, s")
     axes.grid(color="#DDDDDD", linewidth=0.6)
     axes.spines[["top", "right"]].set_visible(False)
-    for by_value, colour, mark in zip(means.values(), COLOURS, MARKS, strict=True):
-        style = "-" if mark else "--"
-        axes.plot(values, list(by_value.values()), color=colour, marker=mark, linestyle=style)
+    for by_value, colour, marker in zip(means.values(), COLOURS, MARKERS, strict=True):
+        style = "-" if marker else "--"
+        axes.plot(values, list(by_value.values()), color=colour, marker=marker, linestyle=style)
     lasts = [by_value[values[-1]] for by_value in means.values()]
     low, high = (math.log10(limit) for limit in axes.get_ylim())
     heights = spread([(math.log10(last) - low) / (high - low) for last in lasts], LEAST_GAP)

@@ -1,11 +1,15 @@
-"""Streams forwarded by one process: the stock controller, ours and a bare reverse proxy, side by side in one run.
+"""Compare how one process forwards streams: FastChat's controller, ours, and a bare reverse proxy, in one run.
 
     python benchmarks/forwarding.py --streams 500 --frames 200 --rounds 3
 
-All streams are begun at once. The forwarding process is on one core (ours shares it with its store), the worker and the
-clients are on the other. Frames a second are counted where they come out; memory is by how much the process grew at its
-peak, by the number of streams; the first frame's extra time is that of one stream alone, against the worker itself, the
-median of a hundred. Needs the package fschat.
+All streams start at the same time. The forwarding process runs on one core, and ours shares this core with its store.
+The worker and the clients run on the other core. The figures are:
+
+- Frames a second, as the clients receive them.
+- Memory: the growth of the process at its peak, divided by the number of streams.
+- The extra time of the first frame: one stream alone, compared with the worker itself, the median of a hundred.
+
+Needs the package fschat.
 """
 
 import argparse
@@ -34,24 +38,24 @@ STOCK = "stock FastChat"
 STOCK_FAST = "stock, with uvloop and httptools"
 OURS = "ours"
 PROXY = "bare reverse proxy, "
-DIRECT = "nobody: the worker itself"
+DIRECT = "not forwarded: the worker itself"
 PATH = "/worker_generate_stream"
 
 
-Ask = Callable[[bytes], AsyncIterator[bytes]]
+Post = Callable[[bytes], AsyncIterator[bytes]]
 
 
 class Stream:
-    """An answer that the worker sends: what is left of the write that did not go out whole, and of its frames."""
+    """A response of the worker: the unsent rest of the last write, and the number of frames left."""
 
     def __init__(self, frames: int) -> None:
-        self.waiting = b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n"
+        self.unsent = b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n"
         self.frames = frames
         self.ended = False
 
 
 def work(port: int, size: int) -> None:
-    """A worker that sends its frames one by one, a write each, to all streams by turns, as fast as they are taken."""
+    """Run a worker. It sends each stream one frame at a time, round robin, as fast as the clients read."""
     frame = json.dumps({"text": "x" * size, "error_code": 0}).encode() + b"\0"
     chunk = b"%x\r\n%b\r\n" % (len(frame), frame)
     listener = socket.create_server(("127.0.0.1", port), backlog=2000)
@@ -69,7 +73,7 @@ def work(port: int, size: int) -> None:
             except ConnectionError:
                 del streams[connection]
                 continue
-            if stream.ended and not stream.waiting:
+            if stream.ended and not stream.unsent:
                 del streams[connection]
 
 
@@ -90,16 +94,16 @@ def accept_or_read(
                 selector.register(connection, selectors.EVENT_READ)
         return
     try:
-        came = ready.recv(65_536)
+        received = ready.recv(65_536)
     except ConnectionError:
-        came = b""
-    if not came:
+        received = b""
+    if not received:
         selector.unregister(ready)
         requests.pop(ready)
         streams.pop(ready, None)
         ready.close()
         return
-    requests[ready] += came
+    requests[ready] += received
     _, end, body = requests[ready].partition(b"\r\n\r\n")
     if end and body.endswith(b"}"):
         requests[ready] = b""
@@ -107,16 +111,16 @@ def accept_or_read(
 
 
 def send_one(connection: socket.socket, stream: Stream, chunk: bytes) -> None:
-    if not stream.waiting:
-        stream.waiting = chunk if stream.frames else b"0\r\n\r\n"
+    if not stream.unsent:
+        stream.unsent = chunk if stream.frames else b"0\r\n\r\n"
         stream.ended = not stream.frames
         stream.frames -= 1
     with contextlib.suppress(BlockingIOError):
-        stream.waiting = stream.waiting[connection.send(stream.waiting) :]
+        stream.unsent = stream.unsent[connection.send(stream.unsent) :]
 
 
-def ask(url: str, frames: int) -> socket.socket:
-    """A request for a stream, sent."""
+def send_request(url: str, frames: int) -> socket.socket:
+    """Send a request for a stream. Return the connection."""
     host, port = url.removeprefix("http://").split(":")
     connection = socket.create_connection((host, int(port)))
     body = json.dumps({"model": "m", "frames": frames}).encode()
@@ -126,78 +130,78 @@ def ask(url: str, frames: int) -> socket.socket:
 
 
 def first_frame(url: str) -> float:
-    """How long a lone stream takes to its first frame, from the connection on; seconds."""
-    began = time.perf_counter()
-    with ask(url, 1) as connection:
-        came = b""
-        while b"\0" not in came:
-            came += connection.recv(65_536)
-        return time.perf_counter() - began
+    """Return the seconds from the connection to the first frame, with one stream only."""
+    started = time.perf_counter()
+    with send_request(url, 1) as connection:
+        received = b""
+        while b"\0" not in received:
+            received += connection.recv(65_536)
+        return time.perf_counter() - started
 
 
 def load(url: str, streams: int, frames: int) -> dict[str, float]:
-    """All streams at once. They are read by turns, so that it is not the clients that are measured."""
+    """Read all streams at the same time, round robin, so that the clients are not the bottleneck."""
     firsts = [first_frame(url) for _ in range(100)]
-    began = time.perf_counter()
-    reading = [ask(url, frames) for _ in range(streams)]
+    started = time.perf_counter()
+    reading = [send_request(url, frames) for _ in range(streams)]
     for connection in reading:
         connection.setblocking(False)
-    came = 0
+    received = 0
     while reading:
         for connection in list(reading):
             try:
                 part = connection.recv(262_144)
             except BlockingIOError:
                 continue
-            came += part.count(b"\0")
+            received += part.count(b"\0")
             if not part or part.endswith(b"0\r\n\r\n"):
                 connection.close()
                 reading.remove(connection)
         time.sleep(0.005)
-    took = time.perf_counter() - began
-    return {"rate": came / took, "missing": streams * frames - came, "first": statistics.median(firsts)}
+    took = time.perf_counter() - started
+    return {"rate": received / took, "missing": streams * frames - received, "first": statistics.median(firsts)}
 
 
-def with_aiohttp(url: str) -> Ask:
+def with_aiohttp(url: str) -> Post:
     import aiohttp
 
     session = aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=0))
 
-    async def ask(body: bytes) -> AsyncIterator[bytes]:
-        async with session.post(url, data=body) as answer:
-            async for piece in answer.content.iter_any():
+    async def post_body(body: bytes) -> AsyncIterator[bytes]:
+        async with session.post(url, data=body) as response:
+            async for piece in response.content.iter_any():
                 yield piece
 
-    return ask
+    return post_body
 
 
-def with_httpx(library: str, url: str) -> Ask:
+def with_httpx(library: str, url: str) -> Post:
     httpx = importlib.import_module(library)
     client = httpx.AsyncClient(limits=httpx.Limits(max_connections=None), timeout=None, trust_env=False)
 
-    async def ask(body: bytes) -> AsyncIterator[bytes]:
-        async with client.stream("POST", url, content=body) as answer:
-            async for piece in answer.aiter_raw():
+    async def post_body(body: bytes) -> AsyncIterator[bytes]:
+        async with client.stream("POST", url, content=body) as response:
+            async for piece in response.aiter_raw():
                 yield piece
 
-    return ask
+    return post_body
 
 
-def with_niquests(url: str) -> Ask:
+def with_niquests(url: str) -> Post:
     import niquests
 
     session = niquests.AsyncSession(pool_maxsize=1000)
 
-    async def ask(body: bytes) -> AsyncIterator[bytes]:
-        answer = await session.post(url, data=body, stream=True)
-        async for piece in await answer.iter_raw(-1):
+    async def post_body(body: bytes) -> AsyncIterator[bytes]:
+        response = await session.post(url, data=body, stream=True)
+        async for piece in await response.iter_raw(-1):
             yield piece
-        await answer.close()
+        await response.close()
 
-    return ask
+    return post_body
 
 
-LIBRARIES: dict[str, Callable[[str], Ask]] = {
+LIBRARIES: dict[str, Callable[[str], Post]] = {
     "aiohttp": with_aiohttp,
     "httpx": partial(with_httpx, "httpx"),
     "httpx2": partial(with_httpx, "httpx2"),
@@ -206,18 +210,18 @@ LIBRARIES: dict[str, Callable[[str], Ask]] = {
 
 
 def proxy(port: int, target: str, library: str) -> None:
-    """As little as a proxy can do: each piece goes on as it comes."""
+    """Run a minimal proxy, which forwards each piece as it arrives."""
     import uvicorn
     from starlette.applications import Starlette
     from starlette.requests import Request
     from starlette.responses import StreamingResponse
 
-    ask: list[Ask] = []  # made in the running event loop
+    client: list[Post] = []  # filled by the first request, because a client needs the running event loop
 
     async def forward(request: Request) -> StreamingResponse:
-        if not ask:
-            ask.append(LIBRARIES[library](target + PATH))
-        return StreamingResponse(ask[0](await request.body()))
+        if not client:
+            client.append(LIBRARIES[library](target + PATH))
+        return StreamingResponse(client[0](await request.body()))
 
     app = Starlette()
     app.add_route(PATH, forward, ["POST"])
@@ -243,7 +247,7 @@ def child(core: int, directory: Path, *command: str) -> Iterator[int]:
 
 @contextlib.contextmanager
 def forwarding(name: str, directory: Path, worker: str) -> Iterator[tuple[str, int]]:
-    """The URL at which to ask, and the process."""
+    """Start a forwarding process. Yield its URL and its process id."""
     port = free_port()
     url = f"http://127.0.0.1:{port}"
     address = ["--host", "127.0.0.1", "--port", str(port)]
@@ -270,19 +274,19 @@ def wait_for(port: int) -> None:
             if probe.connect_ex(("127.0.0.1", port)) == 0:
                 return
         time.sleep(0.02)
-    raise SystemExit(f"nothing listens on {port}")
+    raise SystemExit(f"No server listens on port {port} after 10 s.")
 
 
-def memory(pid: int, what: str) -> float:
-    """KiB of a process: VmRSS now, VmHWM at its peak."""
+def memory(pid: int, field: str) -> float:
+    """Return the memory of a process in KiB. `field` is VmRSS for the present, or VmHWM for the peak."""
     status = Path(f"/proc/{pid}/status").read_text()
-    return next(float(line.split()[1]) for line in status.splitlines() if line.startswith(what))
+    return next(float(line.split()[1]) for line in status.splitlines() if line.startswith(field))
 
 
 def cpu(pid: int) -> float:
-    """Seconds of processor time that a process has had."""
-    told = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-    return (int(told[11]) + int(told[12])) / os.sysconf("SC_CLK_TCK")
+    """Return the processor time of a process in seconds."""
+    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
 
 def measure(arguments: argparse.Namespace, console: Console) -> dict[str, list[dict[str, float]]]:
@@ -305,12 +309,12 @@ def measure(arguments: argparse.Namespace, console: Console) -> dict[str, list[d
                             before, spent = (memory(pid, "VmRSS"), cpu(pid)) if pid else (0.0, 0.0)
                             command = [sys.executable, __file__, "--load", url]
                             command += ["--streams", str(arguments.streams), "--frames", str(arguments.frames)]
-                            told = subprocess.run(
+                            output = subprocess.run(
                                 [*on_core(1), *command], capture_output=True, text=True, check=True
                             ).stdout
                             grown, took = (memory(pid, "VmHWM") - before, cpu(pid) - spent) if pid else (0.0, 0.0)
                             figures = {"memory": grown / arguments.streams, "cpu": took / frames}
-                            results[name].append({**json.loads(told), **figures})
+                            results[name].append({**json.loads(output), **figures})
                 progress.advance(task)
     return results
 
@@ -328,8 +332,8 @@ def show(results: dict[str, list[dict[str, float]]], arguments: argparse.Namespa
     ):
         table.add_column(heading, justify="right")
 
-    def median(name: str, what: str) -> float:
-        return statistics.median(run[what] for run in results[name])
+    def median(name: str, figure: str) -> float:
+        return statistics.median(run[figure] for run in results[name])
 
     for name in results:
         table.add_row(
@@ -346,17 +350,17 @@ def show(results: dict[str, list[dict[str, float]]], arguments: argparse.Namespa
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--streams", type=int, default=500, help="at once (default: 500)")
-    parser.add_argument("--frames", type=int, default=200, help="of each stream (default: 200)")
-    parser.add_argument("--size", type=int, default=200, help="of a frame's text, in bytes (default: 200)")
-    parser.add_argument("--rounds", type=int, default=3, help="measurements of each (default: 3)")
+    parser.add_argument("--streams", type=int, default=500, help="number of concurrent streams (default: 500)")
+    parser.add_argument("--frames", type=int, default=200, help="frames of each stream (default: 200)")
+    parser.add_argument("--size", type=int, default=200, help="bytes of text in a frame (default: 200)")
+    parser.add_argument("--rounds", type=int, default=3, help="measurements of each case (default: 3)")
     parser.add_argument("--json", type=Path, help="write the figures to this file too")
     parser.add_argument(
         "--libraries",
         nargs="*",
         choices=LIBRARIES,
         default=["aiohttp"],
-        help="HTTP clients of the bare proxies (default: aiohttp, which is what ours uses)",
+        help="HTTP clients of the bare proxies (default: aiohttp, which ours uses)",
     )
     for internal in ("--proxy", "--library", "--load"):
         parser.add_argument(internal, help=argparse.SUPPRESS)

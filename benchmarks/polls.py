@@ -1,4 +1,4 @@
-"""What polling costs a replica: its processor time with and without, on the embedded store.
+"""Measure the cost of polling: the processor time of a replica with and without polls, on the embedded store.
 
 python benchmarks/polls.py [--workers 1000] [--interval 5] [--seconds 15]
 """
@@ -28,7 +28,7 @@ def processor_seconds(pid: int) -> float:
 
 
 async def share(names: Sequence[str], interval: float, seconds: float, directory: str) -> float:
-    """The share of a core that a replica takes, once it knows the workers."""
+    """Return the processor time of a replica with registered workers, as a share of one core."""
     flags = ["--port", str(PORT), "--data-dir", directory, "--poll-interval", str(interval), "--log-level", "error"]
     replica = await asyncio.create_subprocess_exec(sys.executable, "-m", "controller", "serve", *flags)
     try:
@@ -37,10 +37,10 @@ async def share(names: Sequence[str], interval: float, seconds: float, directory
                 body = {"worker_name": name, "check_heart_beat": False, "worker_status": STATUS}
                 while True:
                     try:
-                        async with session.post("/register_worker", json=body) as answer:
-                            assert answer.status == 200
+                        async with session.post("/register_worker", json=body) as response:
+                            assert response.status == 200
                         break
-                    except aiohttp.ClientConnectionError:  # it is not up yet
+                    except aiohttp.ClientConnectionError:  # the replica has not started yet
                         await asyncio.sleep(0.1)
         await asyncio.sleep(interval + 3)
         before = processor_seconds(replica.pid)
@@ -60,12 +60,11 @@ async def measure(workers: int, interval: float, seconds: float) -> None:
     await runner.setup()
     for address in addresses:
         await web.TCPSite(runner, address, WORKER_PORT).start()
-    for each in (0.0, interval):
+    for poll_interval in (0.0, interval):
         with tempfile.TemporaryDirectory(prefix="cb-") as directory:
-            used = await share(names, each, seconds, directory)
-        print(
-            f"{workers} workers, {f'polled every {each:g} s' if each else 'not polled'}: {100 * used:.1f} % of a core"
-        )
+            used = await share(names, poll_interval, seconds, directory)
+        polls = f"polled every {poll_interval:g} s" if poll_interval else "not polled"
+        print(f"{workers} workers, {polls}: {100 * used:.1f} % of a core")
     await runner.cleanup()
 
 

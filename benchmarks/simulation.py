@@ -1,9 +1,11 @@
-"""A fleet of workers, requests that arrive, and policies that choose a worker: a simulation by discrete events.
+"""A discrete-event simulation: a fleet of workers, arriving requests, and policies that choose a worker for each.
 
-Used by benchmarks/dispatch_quality.py. Our own policy goes by the very rules of controller/domain, to which the Lua is
-tested equal; a worker serves `slots` requests at once, in order of arrival; between a choice and the worker's door, a
-request is under way for `delay` seconds. Replicas of ours choose in the store, when their call arrives there: they see
-one state, so their number changes nothing in the simulation. In life it changes how many dispatches share a call.
+benchmarks/dispatch_quality.py uses it. Our own policy runs the rules of controller/domain, and tests compare the Lua
+scripts with these rules. A worker runs `slots` requests at a time, in order of arrival. A request arrives at its worker
+`delay` seconds after the choice.
+
+Our replicas choose in Redis when their call arrives there. They share one state, so their number changes nothing in the
+simulation. In practice it changes how many dispatches share a call.
 """
 
 import heapq
@@ -22,10 +24,10 @@ from controller.domain.fade import Fade
 from controller.domain.load import Load
 
 MS = 1000.0
-HEARTBEAT_EXPIRATION = 90.0  # FastChat's, and ours
-FAILED_POLLS = 2  # in a row, and a worker comes behind all others
-TRIES = 2  # of a client that is refused
-SWINGS = 2  # of drifting service times, in the course of a run
+HEARTBEAT_EXPIRATION = 90.0  # the default of FastChat and of ours
+FAILED_POLLS = 2  # failed polls in a row that deprioritise a worker
+TRIES = 2  # attempts of a client that is refused
+SWINGS = 2  # periods of drifting service times in a run
 SERVICES = ("lognormal", "exponential", "constant", "pareto")
 
 Range = tuple[float, float]
@@ -33,56 +35,58 @@ Range = tuple[float, float]
 
 @dataclass(frozen=True)
 class Fleet:
-    """What is simulated. Times are in seconds; load is of what all slots together can do."""
+    """The parameters of a simulation. Times are in seconds. `load` is a share of the capacity of all slots."""
 
-    workers: int = field(default=40, metadata={"help": "how many there are"})
-    slots: int = field(default=8, metadata={"help": "requests that a worker runs at once"})
+    workers: int = field(default=40, metadata={"help": "number of workers"})
+    slots: int = field(default=8, metadata={"help": "requests that a worker runs at the same time"})
     fast_share: float = field(default=1 / 3, metadata={"help": "share of the workers that are fast"})
-    fast_speed: float = field(default=2.0, metadata={"help": "speed of the fast ones; that of the others is 1"})
+    fast_speed: float = field(default=2.0, metadata={"help": "speed of the fast workers, the others have speed 1"})
     load: float = 0.85
-    requests: int = field(default=20_000, metadata={"help": "in one run; the first tenth is not measured"})
-    bursts: bool = field(default=False, metadata={"help": "arrivals in bursts, not as a Poisson process"})
+    requests: int = field(default=20_000, metadata={"help": "requests of a run, the first tenth is not measured"})
+    bursts: bool = field(default=False, metadata={"help": "arrivals in bursts instead of a Poisson process"})
     arrivals: Path | None = field(
         default=None,
-        metadata={"help": "replay: a file of arrival times in seconds, one in a line, stretched to the load"},
+        metadata={"help": "replay a file of arrival times in seconds, one a line, scaled to the load"},
     )
     service: str = field(default="lognormal", metadata={"help": "distribution of service times"})
     service_mean: float = field(default=8.0, metadata={"help": "mean service time at speed 1"})
-    service_sigma: float = field(default=1.0, metadata={"help": "of the logarithm, for lognormal"})
-    pareto_shape: float = field(default=2.0, metadata={"help": "tail index, for pareto; above 1"})
-    drift: float = field(
-        default=0.0, metadata={"help": "service times swing by this share up and down, twice in a run"}
-    )
-    heartbeat_interval: float = field(default=45.0, metadata={"help": "between a worker's heartbeats"})
-    poll_interval: float = field(
-        default=5.0, metadata={"help": "between our polls of a worker, in the rows with polls"}
-    )
+    service_sigma: float = field(default=1.0, metadata={"help": "standard deviation of the logarithm, for lognormal"})
+    pareto_shape: float = field(default=2.0, metadata={"help": "tail index for pareto, above 1"})
+    drift: float = field(default=0.0, metadata={"help": "share by which service times rise and fall, twice in a run"})
+    heartbeat_interval: float = field(default=45.0, metadata={"help": "time between the heartbeats of a worker"})
+    poll_interval: float = field(default=5.0, metadata={"help": "time between polls of a worker, in rows with polls"})
     booking_delay: float = field(default=0.2, metadata={"help": "our --booking-delay"})
-    lease_share: float = field(default=0.5, metadata={"help": "share of the clients that lease, in the mixed rows"})
-    routers: int = field(default=8, metadata={"help": "routers of two choices; replicas of ours"})
-    delay: Range = field(default=(0.02, 0.2), metadata={"help": "from a choice to the worker"})
-    report_delay: Range = field(default=(0.001, 0.05), metadata={"help": "of a heartbeat, a poll's way, a release"})
-    store_latency: Range = field(default=(0.0002, 0.001), metadata={"help": "from a replica to the store, one way"})
-    deaths: int = field(default=0, metadata={"help": "workers that die, in the middle half of a run"})
-    health_interval: float = field(default=10.0, metadata={"help": "between health checks of the two choices' routers"})
-    retry_delay: float = field(default=0.5, metadata={"help": "after which a refused client tries once more"})
+    lease_share: float = field(default=0.5, metadata={"help": "share of clients with leases, in the mixed rows"})
+    routers: int = field(default=8, metadata={"help": "number of routers of two choices, or of our replicas"})
+    delay: Range = field(default=(0.02, 0.2), metadata={"help": "time from a choice to the arrival at the worker"})
+    report_delay: Range = field(
+        default=(0.001, 0.05), metadata={"help": "one-way delay of heartbeats, polls, releases"}
+    )
+    store_latency: Range = field(default=(0.0002, 0.001), metadata={"help": "one-way delay between replica and store"})
+    deaths: int = field(default=0, metadata={"help": "workers that crash in the middle half of a run"})
+    health_interval: float = field(default=10.0, metadata={"help": "time between health checks of a router"})
+    retry_delay: float = field(default=0.5, metadata={"help": "delay before a refused client tries again"})
     seed: int = 0
 
     def stream(self, name: str) -> random.Random:
-        """Random numbers for one purpose, so that a change of one thing leaves the others as they were."""
+        """Return a random number generator for one purpose.
+
+        Each purpose has its own generator, so that a change of one parameter does not change the other random numbers.
+        The name is part of the seed, so renaming a purpose changes all figures.
+        """
         return random.Random(f"{self.seed} {name}")
 
     def speeds(self) -> list[float]:
-        """Of each worker; the fast ones are spread evenly."""
+        """Return the speed of each worker. The fast workers are spread evenly."""
         fast = round(self.workers * self.fast_share)
         return [self.fast_speed if (i * fast) % self.workers < fast else 1.0 for i in range(self.workers)]
 
     def rate(self) -> float:
-        """Requests a second."""
+        """Return the arrival rate in requests a second."""
         return self.load * self.slots * sum(self.speeds()) / self.service_mean
 
     def all_requests(self) -> Iterator["Request"]:
-        """What arrives in one run; the same under every policy."""
+        """Yield the requests of a run, which are the same under each policy."""
         times = self.replayed() if self.arrivals else self.drawn()
         services, delays = self.stream("services"), self.stream("delays")
         routers, leases = self.stream("routers"), self.stream("leases")
@@ -96,7 +100,7 @@ class Fleet:
             )
 
     def drawn(self) -> Iterator[float]:
-        """When requests arrive: a Poisson process, or one whose rate jumps between half and three times the mean."""
+        """Yield arrival times of a Poisson process. With `bursts`, its rate jumps between 0.5 and 3 times the mean."""
         rng, rate = self.stream("arrivals"), self.rate()
         now, factor, until = 0.0, 1.0, 0.0
         while True:
@@ -109,7 +113,7 @@ class Fleet:
             yield now
 
     def replayed(self) -> Iterator[float]:
-        """The arrivals of a file at the rate that is asked for, over and over."""
+        """Yield the arrival times of a file repeatedly, scaled to the rate."""
         assert self.arrivals
         times = sorted(float(line) for line in self.arrivals.read_text().split())
         stretch = (len(times) - 1) / (times[-1] - times[0]) / self.rate()
@@ -117,7 +121,7 @@ class Fleet:
         return itertools.accumulate(itertools.cycle(gaps))
 
     def service_time(self, rng: random.Random, progress: float) -> float:
-        """How long a request takes in a slot of speed 1."""
+        """Return the service time of a request in a slot of speed 1."""
         mean = self.service_mean * (1 + self.drift * math.sin(2 * math.pi * SWINGS * progress))
         if self.service == "exponential":
             return rng.expovariate(1 / mean)
@@ -130,7 +134,7 @@ class Fleet:
 
 @dataclass(slots=True, eq=False)
 class Request:
-    """One request on its way."""
+    """One request and its state."""
 
     arrived: float
     service: float
@@ -150,72 +154,72 @@ class Worker:
         self.speed = speed
         self.running: list[Request] = []
         self.waiting: deque[Request] = deque()
-        self.dead = False
+        self.crashed = False
         self.last_heartbeat = 0.0
         self.failed_polls = 0
 
     @property
     def queue_length(self) -> int:
-        """What it reports."""
+        """Return the number of running and waiting requests, as the worker reports it."""
         return len(self.running) + len(self.waiting)
 
 
 @dataclass
 class Result:
-    """What came of one run. Waits are from arrival to a slot, in seconds, in the order in which they ended."""
+    """The result of a run. `waits` has the times from arrival to a slot, in seconds, in the order of their ends."""
 
     waits: list[float] = field(default_factory=list)
-    refused: int = 0  # sent to a dead worker, second tries included
-    lost_at_the_door: int = 0  # refused at each try
-    lost_inside: int = 0  # with a worker when it died
+    refused: int = 0  # attempts that reached a crashed worker
+    lost_refused: int = 0  # requests that were refused at each attempt
+    lost_inside: int = 0  # requests that ran or waited at a worker when it crashed
 
     def measured(self) -> list[float]:
-        """The waits but for the first tenth, sorted."""
+        """Return the sorted waits without the first tenth."""
         return sorted(self.waits[len(self.waits) // 10 :])
 
 
 class Notice(Enum):
-    """How it becomes known that a worker is dead."""
+    """How a policy learns that a worker has crashed."""
 
-    DEATH = auto()  # the moment itself, which none but an ideal queue knows of
-    LAPSE = auto()  # its last heartbeat is too long ago
-    CHECK = auto()  # a router's health check failed
-    POLLS = auto()  # polls failed in a row
-    REFUSAL = auto()  # a client that leases was refused, and reported it
+    CRASH = auto()  # at the moment of the crash, for the ideal queue only
+    EXPIRY = auto()  # the heartbeat has expired
+    CHECK = auto()  # a health check of a router failed
+    POLLS = auto()  # several polls in a row failed
+    REFUSAL = auto()  # a client with a lease was refused and reported it
 
 
-class Place(Enum):
-    """Where a worker is chosen."""
+class ChosenAt(Enum):
+    """Where a policy chooses the worker of a request."""
 
     ROUTER = auto()
     STORE = auto()
-    DOOR = auto()  # of all workers at once
+    CENTRAL_QUEUE = auto()  # one queue in front of all workers
 
 
 class Policy(Protocol):
-    """Chooses workers. All that it learns, it learns through these calls."""
+    """Chooses workers. These calls are its only sources of information."""
 
-    told_of_ends: bool  # of all requests, at once
-    place: Place
+    sees_ends: bool  # ended() is called for all requests, without delay
+    chosen_at: ChosenAt
 
     def choose(self, now: float, request: Request) -> int:
-        """The worker for a request; at the door, -1 to hold it back until one is free."""
+        """Return the worker for a request. A central queue returns -1 to hold the request until a slot is free."""
 
     def ended(self, now: float, request: Request) -> None:
-        """A client says that its request has ended: those with leases, and all clients of policies that are told."""
+        """Handle the end of a request. Without `sees_ends`, only requests with leases report their end."""
 
-    def reported(self, now: float, worker: int, queue_length: int, asked_at: float | None) -> None:
-        """A heartbeat, or the answer to a poll, which was sent at `asked_at`."""
+    def reported(self, now: float, worker: int, queue_length: int, polled_at: float | None) -> None:
+        """Handle a heartbeat, or the response to a poll that was sent at `polled_at`."""
 
     def noticed(self, now: float, worker: int, notice: Notice, router: int) -> None:
-        """Something tells that a worker is dead; router says to whom, where it is told to one."""
+        """Handle a sign that a worker has crashed. For Notice.CHECK, only `router` has seen it."""
 
 
 class Stock:
-    """FastChat's shortest_queue: the first with the least count, which grows until a heartbeat sets it."""
+    """FastChat's shortest_queue: the first worker with the lowest count. A heartbeat replaces the worker's count."""
 
-    told_of_ends = False
-    place = Place.ROUTER
+    sees_ends = False
+    chosen_at = ChosenAt.ROUTER
 
     def __init__(self, fleet: Fleet) -> None:
         self.speeds = fleet.speeds()
@@ -230,42 +234,42 @@ class Stock:
 
     def ended(self, now: float, request: Request) -> None: ...
 
-    def reported(self, now: float, worker: int, queue_length: int, asked_at: float | None) -> None:
+    def reported(self, now: float, worker: int, queue_length: int, polled_at: float | None) -> None:
         self.counts[worker] = queue_length
 
     def noticed(self, now: float, worker: int, notice: Notice, router: int) -> None:
-        if notice is Notice.LAPSE:
+        if notice is Notice.EXPIRY:
             self.known.remove(worker)
 
 
 class Lottery(Stock):
-    """FastChat's lottery: at random, in proportion to speed."""
+    """FastChat's lottery: a random worker, with odds proportional to speed."""
 
     def choose(self, now: float, request: Request) -> int:
         return self.rng.choices(self.known, [self.speeds[i] for i in self.known])[0]
 
 
 class RoundRobin(Stock):
-    """One after the other. Nobody tells it of anything, deaths included."""
+    """One worker after the other, without regard to reports and crashes."""
 
     def __init__(self, fleet: Fleet) -> None:
         super().__init__(fleet)
-        self.turns = itertools.cycle(self.known)
+        self.cycle = itertools.cycle(self.known)
 
     def choose(self, now: float, request: Request) -> int:
-        return next(self.turns)
+        return next(self.cycle)
 
     def noticed(self, now: float, worker: int, notice: Notice, router: int) -> None: ...
 
 
 class TwoChoices:
-    """Power of two choices by the requests that a router has under way itself, as routers in front of engines do it.
+    """Power of two choices: the less loaded of two random workers. Many routers for LLM engines do this.
 
-    Each router checks the health of each worker by itself.
+    Each router counts only its own running requests, and checks the health of each worker itself.
     """
 
-    told_of_ends = True
-    place = Place.ROUTER
+    sees_ends = True
+    chosen_at = ChosenAt.ROUTER
 
     def __init__(self, fleet: Fleet) -> None:
         self.speeds = fleet.speeds()
@@ -283,7 +287,7 @@ class TwoChoices:
     def ended(self, now: float, request: Request) -> None:
         self.counts[request.router][request.worker] -= 1
 
-    def reported(self, now: float, worker: int, queue_length: int, asked_at: float | None) -> None: ...
+    def reported(self, now: float, worker: int, queue_length: int, polled_at: float | None) -> None: ...
 
     def noticed(self, now: float, worker: int, notice: Notice, router: int) -> None:
         if notice is Notice.CHECK:
@@ -291,13 +295,13 @@ class TwoChoices:
 
 
 class Ideal:
-    """One queue in front of all slots: a request that has come there begins in the fastest that is free.
+    """One queue in front of all slots. A request that arrives there starts in the fastest free slot.
 
-    It has its way to the workers behind it, or slots would stand free while their next requests are under way.
+    Requests have the delay to the workers before the queue. Otherwise slots would be idle during this delay.
     """
 
-    told_of_ends = True
-    place = Place.DOOR
+    sees_ends = True
+    chosen_at = ChosenAt.CENTRAL_QUEUE
 
     def __init__(self, fleet: Fleet) -> None:
         speeds = fleet.speeds()
@@ -314,27 +318,27 @@ class Ideal:
     def ended(self, now: float, request: Request) -> None:
         self.free[request.worker] += 1
 
-    def reported(self, now: float, worker: int, queue_length: int, asked_at: float | None) -> None: ...
+    def reported(self, now: float, worker: int, queue_length: int, polled_at: float | None) -> None: ...
 
     def noticed(self, now: float, worker: int, notice: Notice, router: int) -> None:
-        if notice is Notice.DEATH:
+        if notice is Notice.CRASH:
             self.order.remove(worker)
 
 
 class Ours:
-    """This project's shortest_queue, by the rules in controller/domain: one view for any number of replicas."""
+    """This project's shortest_queue, with the rules of controller/domain. All replicas share one state."""
 
-    told_of_ends = False
-    place = Place.STORE
+    sees_ends = False
+    chosen_at = ChosenAt.STORE
 
-    def __init__(self, fleet: Fleet, capacity_told: bool = False, decay: bool = True) -> None:
-        capacity = fleet.slots if capacity_told else None
+    def __init__(self, fleet: Fleet, capacity_reported: bool = False, decay: bool = True) -> None:
+        capacity = fleet.slots if capacity_reported else None
         self.workers = {i: Indexed(Load(speed, capacity), i, i) for i, speed in enumerate(fleet.speeds())}
         self.known = dict(self.workers)
         self.numbers = {id(worker): i for i, worker in self.workers.items()}
         self.fade = Fade()
         self.decay = decay
-        self.unseen_for = fleet.booking_delay * MS
+        self.in_flight_window = fleet.booking_delay * MS
         self.turn = fleet.workers
 
     def phase(self, now: float) -> float:
@@ -367,16 +371,16 @@ class Ours:
             worker.load.release(request.booked_at, now * MS, expired=False)
             self.index(worker, now)
 
-    def reported(self, now: float, worker: int, queue_length: int, asked_at: float | None) -> None:
+    def reported(self, now: float, worker: int, queue_length: int, polled_at: float | None) -> None:
         load = self.workers[worker].load
-        written_at = now if asked_at is None else asked_at  # FastChat's heartbeats carry no time
-        told = load.report(queue_length, written_at * MS, now * MS, self.phase(now), self.unseen_for)
-        if told is not None:
-            self.fade.learn(now * MS, load.speed, *told)
+        written_at = now if polled_at is None else polled_at  # FastChat's heartbeats carry no time
+        observed = load.report(queue_length, written_at * MS, now * MS, self.phase(now), self.in_flight_window)
+        if observed is not None:
+            self.fade.learn(now * MS, load.speed, *observed)
         self.index(self.workers[worker], now)
 
     def noticed(self, now: float, worker: int, notice: Notice, router: int) -> None:
-        if notice is Notice.LAPSE:
+        if notice is Notice.EXPIRY:
             del self.known[worker]
         elif notice in (Notice.POLLS, Notice.REFUSAL):
             self.workers[worker].load.failing = True
@@ -386,16 +390,16 @@ class Ours:
 class Simulation:
     """One run of a fleet under a policy.
 
-    first_heartbeats says when each worker sends its first one; it is drawn where that is not given.
+    first_heartbeats: time of each worker's first heartbeat. Random times by default.
     """
 
     def __init__(self, fleet: Fleet, policy: Policy, first_heartbeats: Sequence[float] = ()) -> None:
         self.fleet = fleet
         self.policy = policy
         self.first_heartbeats = first_heartbeats
-        self.ways = fleet.stream("ways to the store")
+        self.store_delays = fleet.stream("ways to the store")
         self.reports = fleet.stream("reports")
-        self.deaths = fleet.stream("deaths")
+        self.crashes = fleet.stream("deaths")
         self.workers = [Worker(fleet.slots, speed) for speed in fleet.speeds()]
         self.events: list[tuple[float, int, Callable[..., object], tuple[object, ...]]] = []
         self.order = itertools.count()
@@ -419,24 +423,24 @@ class Simulation:
         return self.result
 
     def schedule(self, duration: float) -> None:
-        """Heartbeats, polls and deaths."""
+        """Schedule heartbeats, polls and crashes."""
         fleet, phases = self.fleet, self.fleet.stream("phases")
         for i in range(fleet.workers):
             drawn = phases.uniform(0, fleet.heartbeat_interval)
-            self.at(self.first_heartbeats[i] if self.first_heartbeats else drawn, self.beat, i)
+            self.at(self.first_heartbeats[i] if self.first_heartbeats else drawn, self.send_heartbeat, i)
             if fleet.poll_interval:
                 self.at(phases.uniform(0, fleet.poll_interval), self.poll, i)
-        for i, worker in enumerate(self.deaths.sample(range(fleet.workers), fleet.deaths)):
-            self.at(duration * (0.25 + 0.5 * (i + self.deaths.random()) / fleet.deaths), self.die, worker)
+        for i, worker in enumerate(self.crashes.sample(range(fleet.workers), fleet.deaths)):
+            self.at(duration * (0.25 + 0.5 * (i + self.crashes.random()) / fleet.deaths), self.crash, worker)
 
     # Requests
 
     def arrive(self, now: float, request: Request) -> None:
-        if self.policy.place is Place.DOOR:
+        if self.policy.chosen_at is ChosenAt.CENTRAL_QUEUE:
             self.at(now + request.delay, self.queue, request)
-        elif self.policy.place is Place.STORE:
-            way, way_back = (self.ways.uniform(*self.fleet.store_latency) for _ in range(2))
-            self.at(now + way, self.send, request, way_back + request.delay)
+        elif self.policy.chosen_at is ChosenAt.STORE:
+            call_delay, reply_delay = (self.store_delays.uniform(*self.fleet.store_latency) for _ in range(2))
+            self.at(now + call_delay, self.send, request, reply_delay + request.delay)
         else:
             self.send(now, request, request.delay)
 
@@ -444,16 +448,16 @@ class Simulation:
         if not self.send(now, request, 0.0):
             self.held.append(request)
 
-    def send(self, now: float, request: Request, way: float) -> bool:
+    def send(self, now: float, request: Request, delay: float) -> bool:
         request.worker = self.policy.choose(now, request)
         if request.worker < 0:
             return False
-        self.at(now + way, self.enter, request)
+        self.at(now + delay, self.enter, request)
         return True
 
     def enter(self, now: float, request: Request) -> None:
         worker = self.workers[request.worker]
-        if worker.dead:
+        if worker.crashed:
             self.refuse(now, request)
         elif len(worker.running) < worker.slots:
             self.start(now, worker, request)
@@ -467,21 +471,21 @@ class Simulation:
 
     def end(self, now: float, request: Request) -> None:
         worker = self.workers[request.worker]
-        if worker.dead:
-            return  # it was lost with its worker
+        if worker.crashed:
+            return  # the request was lost with its worker
         worker.running.remove(request)
         self.left -= 1
         if worker.waiting:
             self.start(now, worker, worker.waiting.popleft())
-        self.leave(now, request)
+        self.report_end(now, request)
 
-    def leave(self, now: float, request: Request, refused: bool = False) -> None:
-        if self.policy.told_of_ends:
-            self.tell(now, request, refused)
+    def report_end(self, now: float, request: Request, refused: bool = False) -> None:
+        if self.policy.sees_ends:
+            self.handle_end(now, request, refused)
         elif request.leased:
-            self.at(now + self.reports.uniform(*self.fleet.report_delay), self.tell, request, refused)
+            self.at(now + self.reports.uniform(*self.fleet.report_delay), self.handle_end, request, refused)
 
-    def tell(self, now: float, request: Request, refused: bool) -> None:
+    def handle_end(self, now: float, request: Request, refused: bool) -> None:
         self.policy.ended(now, request)
         if refused and request.leased:
             self.notice(now, request.worker, Notice.REFUSAL)
@@ -490,54 +494,54 @@ class Simulation:
 
     # Heartbeats and polls
 
-    def beat(self, now: float, i: int) -> None:
+    def send_heartbeat(self, now: float, i: int) -> None:
         worker = self.workers[i]
-        if worker.dead:
+        if worker.crashed:
             return
         worker.last_heartbeat = now
         self.at(now + self.reports.uniform(*self.fleet.report_delay), self.report, i, worker.queue_length, None)
-        self.at(now + self.fleet.heartbeat_interval, self.beat, i)
+        self.at(now + self.fleet.heartbeat_interval, self.send_heartbeat, i)
 
     def poll(self, now: float, i: int) -> None:
-        self.at(now + self.reports.uniform(*self.fleet.report_delay), self.answer, i, now)
+        self.at(now + self.reports.uniform(*self.fleet.report_delay), self.respond, i, now)
         self.at(now + self.fleet.poll_interval, self.poll, i)
 
-    def answer(self, now: float, i: int, asked_at: float) -> None:
+    def respond(self, now: float, i: int, polled_at: float) -> None:
         worker = self.workers[i]
-        back_at = now + self.reports.uniform(*self.fleet.report_delay)
-        if not worker.dead:
-            self.at(back_at, self.report, i, worker.queue_length, asked_at)
+        received_at = now + self.reports.uniform(*self.fleet.report_delay)
+        if not worker.crashed:
+            self.at(received_at, self.report, i, worker.queue_length, polled_at)
             return
         worker.failed_polls += 1
         if worker.failed_polls == FAILED_POLLS:
-            self.at(back_at, self.notice, i, Notice.POLLS)
+            self.at(received_at, self.notice, i, Notice.POLLS)
 
-    def report(self, now: float, i: int, queue_length: int, asked_at: float | None) -> None:
-        self.policy.reported(now, i, queue_length, asked_at)
+    def report(self, now: float, i: int, queue_length: int, polled_at: float | None) -> None:
+        self.policy.reported(now, i, queue_length, polled_at)
 
-    # Deaths
+    # Crashes
 
-    def die(self, now: float, i: int) -> None:
+    def crash(self, now: float, i: int) -> None:
         worker = self.workers[i]
-        worker.dead = True
-        self.notice(now, i, Notice.DEATH)
-        self.at(max(now, worker.last_heartbeat + HEARTBEAT_EXPIRATION), self.notice, i, Notice.LAPSE)
+        worker.crashed = True
+        self.notice(now, i, Notice.CRASH)
+        self.at(max(now, worker.last_heartbeat + HEARTBEAT_EXPIRATION), self.notice, i, Notice.EXPIRY)
         for router in range(self.fleet.routers):
-            self.at(now + self.deaths.uniform(0, self.fleet.health_interval), self.notice, i, Notice.CHECK, router)
+            self.at(now + self.crashes.uniform(0, self.fleet.health_interval), self.notice, i, Notice.CHECK, router)
         for request in (*worker.running, *worker.waiting):
             self.left -= 1
             self.result.lost_inside += 1
-            self.leave(now, request)
+            self.report_end(now, request)
 
     def notice(self, now: float, i: int, notice: Notice, router: int = 0) -> None:
         self.policy.noticed(now, i, notice, router)
 
     def refuse(self, now: float, request: Request) -> None:
         self.result.refused += 1
-        self.leave(now, request, refused=True)
+        self.report_end(now, request, refused=True)
         if request.tries < TRIES:
-            # Another object: the word of the first try is under way yet.
+            # A new object, because handle_end() of the first attempt is still scheduled.
             self.at(now + self.fleet.retry_delay, self.arrive, replace(request, tries=request.tries + 1))
         else:
             self.left -= 1
-            self.result.lost_at_the_door += 1
+            self.result.lost_refused += 1

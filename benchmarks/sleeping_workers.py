@@ -1,10 +1,11 @@
-"""Workers for a FastChat controller that sleep instead of computing: several in a process, each on a port of its own.
+"""Workers for a FastChat controller that sleep instead of computing. One process runs several, each on its own port.
 
     python benchmarks/sleeping_workers.py --controller-address http://localhost:21001 --speeds 1 1 2 --slots 8
 
-Used by benchmarks/confirmation.py. A request says how long it takes at speed 1 (`service`, in seconds). It waits for a
-slot in order of arrival; the first frame of the answer tells how long it did, the second ends the answer. Each worker
-registers and sends heartbeats as FastChat's do. "ready" is printed when all are registered.
+benchmarks/confirmation.py uses it. A request has its service time at speed 1 (`service`, in seconds). Requests wait for
+a slot in order of arrival. The first frame of a response has the time that the request waited, and the second ends the
+response. Each worker registers and sends heartbeats as FastChat's workers do. The process prints "ready" when all are
+registered.
 """
 
 import argparse
@@ -23,13 +24,13 @@ MODEL = "m"
 
 
 class SleepingWorker:
-    """Serves `slots` requests at once. It tells the controller so if `tells_capacity`."""
+    """Serves `slots` requests at a time. With `reports_capacity`, its status has the number of slots."""
 
-    def __init__(self, speed: float, slots: int, tells_capacity: bool) -> None:
+    def __init__(self, speed: float, slots: int, reports_capacity: bool) -> None:
         self.name = ""
         self._speed = speed
         self._slots = asyncio.Semaphore(slots)
-        self._capacity = {"capacity": slots} if tells_capacity else {}
+        self._capacity = {"capacity": slots} if reports_capacity else {}
         self._queue_length = 0
 
     @property
@@ -49,16 +50,16 @@ class SleepingWorker:
 
     async def register(self, controller: aiohttp.ClientSession) -> None:
         body = {"worker_name": self.name, "check_heart_beat": True, "worker_status": self.status}
-        async with controller.post("/register_worker", json=body) as answer:
-            answer.raise_for_status()
+        async with controller.post("/register_worker", json=body) as response:
+            response.raise_for_status()
 
-    async def beat_forever(self, controller: aiohttp.ClientSession, interval: float, first_in: float) -> None:
+    async def send_heartbeats(self, controller: aiohttp.ClientSession, interval: float, first_in: float) -> None:
         await asyncio.sleep(first_in)
         while True:
             body = {"worker_name": self.name, "queue_length": self._queue_length}
-            with contextlib.suppress(aiohttp.ClientError, TimeoutError):  # the next one will tell
-                async with controller.post("/receive_heart_beat", json=body) as answer:
-                    known = (await answer.json())["exist"]
+            with contextlib.suppress(aiohttp.ClientError, TimeoutError):  # the next heartbeat may succeed
+                async with controller.post("/receive_heart_beat", json=body) as response:
+                    known = (await response.json())["exist"]
                 if not known:
                     await self.register(controller)
             await asyncio.sleep(interval)
@@ -91,12 +92,12 @@ async def serve(
     controller_address: str,
     speeds: Sequence[float],
     slots: int,
-    tells_capacity: bool,
+    reports_capacity: bool,
     heartbeat_interval: float,
     first_heartbeats: Sequence[float],
 ) -> None:
     """Run workers until they are cancelled."""
-    workers = [SleepingWorker(speed, slots, tells_capacity) for speed in speeds]
+    workers = [SleepingWorker(speed, slots, reports_capacity) for speed in speeds]
     async with contextlib.AsyncExitStack() as resources:
         for worker in workers:
             resources.push_async_callback((await worker.open()).cleanup)
@@ -106,7 +107,7 @@ async def serve(
         print("ready", flush=True)
         await asyncio.gather(
             *(
-                worker.beat_forever(controller, heartbeat_interval, first)
+                worker.send_heartbeats(controller, heartbeat_interval, first)
                 for worker, first in zip(workers, first_heartbeats, strict=True)
             )
         )
@@ -115,16 +116,19 @@ async def serve(
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--controller-address", default="http://localhost:21001", help="(default: %(default)s)")
-    parser.add_argument("--speeds", type=float, nargs="+", default=[1.0], help="one for each worker (default: 1)")
-    parser.add_argument("--slots", type=int, default=8, help="requests that a worker serves at once (default: 8)")
-    parser.add_argument("--tell-capacity", action="store_true", help="tell the controller how many slots there are")
+    parser.add_argument("--speeds", type=float, nargs="+", default=[1.0], help="speed of each worker (default: 1)")
+    parser.add_argument("--slots", type=int, default=8, help="requests that a worker serves at a time (default: 8)")
+    parser.add_argument("--report-capacity", action="store_true", help="report the number of slots to the controller")
     parser.add_argument("--heartbeat-interval", type=float, default=45.0, help="in seconds (default: 45)")
     parser.add_argument(
-        "--first-heartbeats", type=float, nargs="+", help="after how many seconds, of each worker (default: at random)"
+        "--first-heartbeats",
+        type=float,
+        nargs="+",
+        help="seconds until each worker's first heartbeat (default: random)",
     )
     arguments = parser.parse_args()
     interval = arguments.heartbeat_interval
-    # Workers that were started at other times send their heartbeats at other times.
+    # Real workers start at different times, so their heartbeats are spread over the interval.
     first_heartbeats = arguments.first_heartbeats or [random.uniform(0, interval) for _ in arguments.speeds]
     with contextlib.suppress(KeyboardInterrupt):
         uvloop.run(
@@ -132,7 +136,7 @@ def main() -> None:
                 arguments.controller_address,
                 arguments.speeds,
                 arguments.slots,
-                arguments.tell_capacity,
+                arguments.report_capacity,
                 interval,
                 first_heartbeats,
             )

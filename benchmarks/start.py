@@ -1,4 +1,4 @@
-"""Seconds from the start of `controller serve`, with its embedded store, until GET /readyz is answered 200.
+"""Measure the time from the start of `controller serve`, with its embedded store, until GET /readyz returns 200.
 
 python benchmarks/start.py [--times 10] [--replicas 1]
 """

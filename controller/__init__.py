@@ -1,4 +1,4 @@
-"""A controller cluster for LLM workers: FastChat's controller, with its state and its decisions in Redis."""
+"""A controller cluster for LLM workers. It replaces FastChat's controller and keeps its state in Redis."""
 
 from importlib.metadata import version
 

@@ -1,4 +1,4 @@
-"""`python -m controller`, and the command `controller`."""
+"""Entry point of `python -m controller` and of the command `controller`."""
 
 import os
 import signal
@@ -7,8 +7,7 @@ import sys
 
 def main() -> None:
     """Run the command line."""
-    # First of all: as process 1 of a container, a program cannot be ended before it has asked for the signal, and to
-    # import the rest takes a while.
+    # Process 1 of a container ignores SIGTERM until it has a handler. Set one before the slow imports.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
     from controller.cli.main import main as command_line
 
@@ -20,7 +19,7 @@ def main() -> None:
 
 
 def _drop_output() -> None:
-    """Keep Python from writing the rest of the output at its end, which would fail again."""
+    """Redirect standard output to the null device. Python flushes the rest at its exit, which would fail again."""
     null = os.open(os.devnull, os.O_WRONLY)
     os.dup2(null, 1)
     os.close(null)

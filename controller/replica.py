@@ -27,7 +27,7 @@ from controller.web.services import Services
 
 
 class Replica:
-    """One replica. It keeps no state that another replica lacks, so any replica can serve any request.
+    """All objects of one replica. Replicas share their state in Redis, so any replica can serve any request.
 
     Create and close it in the running event loop.
     """
@@ -72,7 +72,7 @@ class Replica:
         )
 
     def app(self, *background: Callable[[], Awaitable[None]]) -> ASGIApp:
-        """Return the ASGI application. It runs the background tasks of the replica, and `background`."""
+        """Return the ASGI application. It runs the background tasks of the replica and those in `background`."""
         return build_app(self.services, [*self.background(), *background], self.close)
 
     def background(self) -> Sequence[Callable[[], Awaitable[None]]]:
@@ -88,7 +88,7 @@ class Replica:
         self.membership.stop_waiting()
 
     def end_streams(self) -> None:
-        """Break off all forwarded streams. Each client gets a final error frame."""
+        """End all forwarded streams. Each client gets a final error frame."""
         self.workers.end_streams()
 
     async def close(self) -> None:
@@ -111,7 +111,7 @@ def create_registry(settings: Settings, store: StoreUrl) -> Registry:
         settings.heartbeat_expiration,
         settings.redis_timeout,
         booking_decay=decays,
-        # Without decay, a report replaces all bookings, as in FastChat.
+        # Without decay, a report replaces all bookings, as FastChat does.
         booking_delay=settings.booking_delay if decays else 0.0,
     )
 

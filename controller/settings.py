@@ -1,4 +1,4 @@
-"""Every setting, in one object: its flag, its environment variables, its default and what it must satisfy."""
+"""All settings in one object: flags, environment variables, defaults and checks."""
 
 import re
 from collections.abc import Sequence
@@ -16,7 +16,7 @@ from controller.store_url import StoreKind, StoreUrl, parse_store_url, read_pass
 _NAMESPACE: Final = re.compile(r"[A-Za-z0-9._:-]{1,64}\Z")
 DEFAULT_DATA_DIR: Final = Path("controller-data")
 _MAX_REDIS_TIMEOUT: Final = 60.0
-_MAX_BOOKING_DELAY: Final = (MAX_MARKS - 1) * MARK_MS / 1000  # of what is older, there are no marks
+_MAX_BOOKING_DELAY: Final = (MAX_MARKS - 1) * MARK_MS / 1000  # a Load keeps no checkpoints of older bookings
 _MAX_FORWARD_TRIES: Final = 16
 _LEAST_POLL_INTERVAL: Final = 0.05
 _POSITIVE: Final = (
@@ -31,16 +31,21 @@ _POSITIVE: Final = (
 _LOG_LEVELS: Final = ("debug", "info", "warning", "error")
 
 
+def environment_variable(name: str) -> str:
+    """Return our environment variable for a name."""
+    return f"CONTROLLER_{name.upper()}"
+
+
 def _setting(
     default: Any, text: str, *, also: Sequence[str] = (), choices: Sequence[str] = (), old_name: str | None = None
 ) -> Any:
     """Declare a setting.
 
-    also: further environment variables, those of FastChat.
-    old_name: a deprecated name, whose flag and environment variable still work.
+    also: FastChat's environment variables for the same setting.
+    old_name: a deprecated name. Its flag and environment variable still work, and `controller serve` logs a warning.
     """
     if old_name:
-        also = [*also, f"CONTROLLER_{old_name.upper()}"]
+        also = [*also, environment_variable(old_name)]
     return field(
         default=default,
         metadata={"help": text, "also": tuple(also), "choices": tuple(choices), "old_name": old_name},
@@ -58,8 +63,8 @@ def _check_address(name: str, text: str) -> None:
 class Settings:
     """The settings of `controller serve`. Times are in seconds.
 
-    Each field has the flag `--its-name` and the environment variable `CONTROLLER_ITS_NAME`. The command line is made
-    from these declarations. Raises SettingsError with a message that says what to change.
+    Each field has the flag `--its-name` and the environment variable `CONTROLLER_ITS_NAME`. The command line is
+    generated from these declarations. Raises SettingsError with a message that says what to change.
     """
 
     host: str = _setting(
@@ -97,19 +102,19 @@ class Settings:
     data_dir: Path | None = _setting(None, f"Data directory of the embedded store.  [default: ./{DEFAULT_DATA_DIR}]")
     worker_timeout: float = _setting(
         100.0,
-        "Longest silence of a worker before or during its response to a forwarded request.",
+        "Longest time that a worker may send nothing, before or during its response to a forwarded request.",
         also=["FASTCHAT_WORKER_API_TIMEOUT"],
     )
     forward_tries: int = _setting(
         2,
-        "Number of workers that a forwarded request is tried on, if they fail before their response begins. "
-        "A request that crashes its worker can crash as many.",
+        "Largest number of workers that a forwarded request is tried on. It is retried if a worker fails before its "
+        "response begins, or returns a 5xx. A request that crashes its worker can crash this many.",
     )
     probe_timeout: float = _setting(5.0, "Time limit for a worker to return its status.")
     booking_decay: str = _setting(
         "on",
-        "Whether the weight of a request without a lease decays with its age. off works as FastChat does: the request "
-        "counts fully until the worker's next report, and --booking-delay is 0.",
+        "Whether the weight of a request without a lease decays with its age. With off, the request counts fully until "
+        "the worker's next report, as in FastChat, and --booking-delay is 0.",
         choices=("on", "off"),
     )
     booking_delay: float = _setting(
@@ -154,7 +159,7 @@ class Settings:
         "replica.",
     )
     shutdown_timeout: float = _setting(
-        30.0, "How long running requests may take to end after that, before they are broken off."
+        30.0, "Time limit for running requests after --shutdown-delay. Then they are ended."
     )
     log_level: str = _setting("info", "Lowest level that is logged to standard error.", choices=_LOG_LEVELS)
 
@@ -245,7 +250,7 @@ class Settings:
             raise SettingsError(
                 "--redis-password-file needs a --redis-url that names a server and has no password of its own."
             )
-        read_password_file(self.redis_password_file)  # a wrong path is reported at the start, not as an outage
+        read_password_file(self.redis_password_file)  # report a wrong path at the start, and not as an outage of Redis
         return replace(store, password_file=self.redis_password_file)
 
 
@@ -260,7 +265,7 @@ def flag(name: str) -> str:
 
 def environment_variables(setting: "Field[Any]") -> list[str]:
     """Return the environment variables of a setting, in order of precedence."""
-    return [f"CONTROLLER_{setting.name.upper()}", *setting.metadata["also"]]
+    return [environment_variable(setting.name), *setting.metadata["also"]]
 
 
 def all_settings() -> tuple["Field[Any]", ...]:

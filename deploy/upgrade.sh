@@ -1,12 +1,13 @@
 #!/bin/sh
-# Replaces the replicas of a running cluster by new ones, of the image and the environment that are set now, one after the
-# other: each new one is ready before an old one leaves, and nobody's request fails. `docker compose up` would replace all
-# of them together. Takes the same files and options as docker compose does, and leaves all else as it is:
+# Rolling upgrade: replaces the replicas of a running cluster one by one, with the current image and environment. Each
+# new replica is ready before an old one is stopped, so no request fails. `docker compose up` would replace all replicas
+# at the same time. The script takes the files and options of docker compose, and changes no other service:
 #
 #   docker compose -f deploy/docker-compose.yml build controller
 #   sh deploy/upgrade.sh -f deploy/docker-compose.yml
 #
-# If a new replica does not get ready within UPGRADE_TIMEOUT (120 s), it is removed, and the others stay.
+# If a new replica is not ready within UPGRADE_TIMEOUT (120 s), the script removes it and stops. The others keep
+# serving.
 set -eu
 
 replicas() { docker compose "$@" ps --all --quiet controller | sort; }
@@ -18,11 +19,11 @@ is_ready() {
 
 old=$(replicas "$@")
 if [ -z "$old" ]; then
-  echo "There are no replicas: docker compose up makes them." >&2
+  echo "There are no replicas to upgrade. Start them with docker compose up." >&2
   exit 1
 fi
 number=$(echo "$old" | wc -l)
-for leaving in $old; do
+for replica in $old; do
   before=$(replicas "$@")
   docker compose "$@" up --detach --no-recreate --scale "controller=$((number + 1))" controller
   new=$(replicas "$@" | grep -vF "$before")
@@ -31,11 +32,11 @@ for leaving in $old; do
     if [ "$(date +%s)" -ge "$deadline" ]; then
       docker logs --tail 20 "$new" >&2
       docker rm --force "$new" >/dev/null
-      echo "The new replica did not get ready; what it said is above. The others serve on." >&2
+      echo "The new replica did not become ready and was removed. Its log is above. The others serve." >&2
       exit 1
     fi
     sleep 0.5
   done
-  docker stop "$leaving" >/dev/null # it takes up to stop_grace_period, for streams to end
-  docker rm "$leaving" >/dev/null
+  docker stop "$replica" >/dev/null # takes up to stop_grace_period, while streams end
+  docker rm "$replica" >/dev/null
 done

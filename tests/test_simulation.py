@@ -30,7 +30,7 @@ def test_all_requests_are_served_and_wait_at_least_as_long_as_in_one_queue(case:
     fleet = adapt(FLEET)
     result = Simulation(fleet, policy(fleet)).run()
     assert len(result.waits) == FLEET.requests
-    assert (result.refused, result.lost_at_the_door, result.lost_inside) == (0, 0, 0)
+    assert (result.refused, result.lost_refused, result.lost_inside) == (0, 0, 0)
     assert min(result.waits) >= FLEET.delay[0]
     assert fmean(result.waits) >= mean_ideal_wait(FLEET)
 
@@ -41,8 +41,8 @@ def test_all_requests_are_served_or_lost_when_workers_die(case: str) -> None:
     fleet = adapt(replace(FLEET, deaths=2))
     result = Simulation(fleet, policy(fleet)).run()
     # Requests that were lost while they ran have waited too, so both counts contain them.
-    assert len(result.waits) <= FLEET.requests <= len(result.waits) + result.lost_at_the_door + result.lost_inside
-    assert result.lost_at_the_door <= result.refused / 2
+    assert len(result.waits) <= FLEET.requests <= len(result.waits) + result.lost_refused + result.lost_inside
+    assert result.lost_refused <= result.refused / 2
 
 
 class DeadWorkerCheck:
@@ -56,7 +56,7 @@ class DeadWorkerCheck:
         self.policy = policy
         self.by = by
         self.known_dead: set[tuple[int, int]] = set()
-        self.told_of_ends, self.place = policy.told_of_ends, policy.place
+        self.sees_ends, self.chosen_at = policy.sees_ends, policy.chosen_at
         self.ended, self.reported = policy.ended, policy.reported
 
     def choose(self, now: float, request: Request) -> int:
@@ -74,10 +74,10 @@ class DeadWorkerCheck:
 @pytest.mark.parametrize(
     ("policy", "by"),
     [
-        (Stock, {Notice.LAPSE}),
+        (Stock, {Notice.EXPIRY}),
         (TwoChoices, {Notice.CHECK}),
-        (Ours, {Notice.LAPSE, Notice.POLLS, Notice.REFUSAL}),
-        (Ideal, {Notice.DEATH}),
+        (Ours, {Notice.EXPIRY, Notice.POLLS, Notice.REFUSAL}),
+        (Ideal, {Notice.CRASH}),
     ],
 )
 def test_dead_workers_get_no_requests_after_they_are_detected(
@@ -180,18 +180,18 @@ def means(load: float, *cases: str) -> dict[str, float]:
 def test_our_policies_wait_at_most_as_long_as_the_docs_claim(load: float, figure: Figure) -> None:
     """This runs the default fleet once for each case. The documented figures are from five runs."""
     references = ("one ideal queue", "two choices", "FastChat shortest_queue")
-    ours = ("ours, no polls", "ours, as it comes", "ours, half lease", "ours, leases, capacity told")
+    ours = ("ours, no polls", "ours, defaults", "ours, half lease", "ours, leases, capacity reported")
     found = means(load, *references, *ours)
     ideal, two_choices, stock = (found[case] for case in references)
-    no_polls, as_it_comes, half, leases = (found[case] for case in ours)
+    no_polls, defaults, half, leases = (found[case] for case in ours)
     figure(f"waits at load {load} relative to the ideal queue", f"{leases / ideal:.2f} with leases and capacity")
     figure(
         f"waits at load {load} relative to two choices",
-        f"{no_polls / two_choices:.2f} without polls, {as_it_comes / two_choices:.2f} as it comes",
+        f"{no_polls / two_choices:.2f} without polls, {defaults / two_choices:.2f} with the defaults",
     )
     assert leases <= (1.5 if load > 0.9 else 1.1) * ideal
-    assert as_it_comes <= 0.6 * two_choices
-    assert half <= 1.02 * as_it_comes
+    assert defaults <= 0.6 * two_choices
+    assert half <= 1.02 * defaults
     if load < 0.9:
         assert no_polls <= (0.8 if load < 0.8 else 1.05) * two_choices
         assert no_polls <= 0.15 * stock

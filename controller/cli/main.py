@@ -17,7 +17,7 @@ def main() -> None:
     \b
     Start a controller with an embedded store:
         controller serve
-    Point FastChat's workers and servers at it, as at FastChat's own controller:
+    Start FastChat's workers and servers with its address:
         python -m fastchat.serve.model_worker --controller-address http://localhost:21001 ...
     Show the live workers:
         controller workers
@@ -38,7 +38,7 @@ main.add_command(serve)
 )
 def workers(controller_address: str) -> None:
     """Show the live workers of a running controller as a table."""
-    from controller.cli.workers import show_workers  # imported here, so that --help stays fast
+    from controller.cli.workers import show_workers  # imported late, so that --help stays fast
 
     try:
         asyncio.run(show_workers(controller_address))

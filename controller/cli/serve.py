@@ -1,5 +1,7 @@
-"""The command `controller serve`. Its flags are made from controller/settings.py."""
+"""The command `controller serve`. Its flags are generated from controller/settings.py."""
 
+import os
+from collections.abc import Iterator
 from dataclasses import Field
 from pathlib import Path
 from typing import Any
@@ -9,13 +11,13 @@ from click.core import ParameterSource
 
 from controller.domain.dispatch import DispatchMethod
 from controller.domain.errors import ControllerError
-from controller.settings import Settings, all_settings, environment_variables, flag
+from controller.settings import Settings, all_settings, environment_variable, environment_variables, flag
 
 _PATHS = ("ssl_keyfile", "ssl_certfile", "redis_password_file", "data_dir")
 
 
-def _option(setting: "Field[Any]") -> click.Option:
-    """Return the command line option of a setting."""
+def _options(setting: "Field[Any]") -> Iterator[click.Option]:
+    """Yield the command line option of a setting, and a hidden one for its deprecated name."""
     choices, text, old_name = (setting.metadata[key] for key in ("choices", "help", "old_name"))
     kind: Any
     if choices:
@@ -24,8 +26,8 @@ def _option(setting: "Field[Any]") -> click.Option:
         kind = click.Path(path_type=Path)
     else:
         kind = {int: click.INT, float: click.FLOAT}.get(type(setting.default), click.STRING)
-    return click.Option(
-        [flag(setting.name), *([flag(old_name)] if old_name else [])],
+    yield click.Option(
+        [flag(setting.name)],
         type=click.BOOL if setting.default is False else kind,
         is_flag=setting.default is False,
         default=str(setting.default) if choices else setting.default,
@@ -34,32 +36,54 @@ def _option(setting: "Field[Any]") -> click.Option:
         show_envvar=True,
         help=text,
     )
+    if old_name:
+        yield click.Option([flag(old_name)], type=kind, hidden=True)
 
 
 def _serve(**values: Any) -> None:
     """Run the controller: one process, or several identical ones on one port.
 
-    Without --redis-url it starts an embedded store and needs nothing else.
+    Without --redis-url, the controller starts an embedded store and needs nothing else.
 
     \b
     Controllers that share one Redis are one cluster:
         controller serve --host 0.0.0.0 --redis-url redis://redis:6379
     """
-    from controller.server.run import serve as run  # imported here, so that --help stays fast
+    from controller.server.run import serve as run  # imported late, so that --help stays fast
 
+    deprecated = list(_replace_old_names(values))
     _reject_unused_files(values)
     try:
-        run(Settings(**{**values, "dispatch_method": DispatchMethod(values["dispatch_method"])}))
+        run(Settings(**{**values, "dispatch_method": DispatchMethod(values["dispatch_method"])}), deprecated)
     except ControllerError as error:
         raise click.ClickException(str(error)) from error
     except OSError as error:
         raise click.ClickException(f"The controller cannot run: {error}.") from error
 
 
-def _reject_unused_files(values: dict[str, Any]) -> None:
-    """Reject --ssl-keyfile and --ssl-certfile without --ssl: a user who gives them does not expect plain HTTP.
+def _replace_old_names(values: dict[str, Any]) -> Iterator[tuple[str, str]]:
+    """Give the values of deprecated flags to their settings. Yield each deprecated name in use with the new name."""
+    context = click.get_current_context()
+    for setting in all_settings():
+        old_name = setting.metadata["old_name"]
+        if not old_name:
+            continue
+        value, source = values.pop(old_name), context.get_parameter_source(setting.name)
+        if value is not None:
+            if source is not ParameterSource.COMMANDLINE:
+                values[setting.name] = value
+            yield flag(old_name), flag(setting.name)
+        elif source is ParameterSource.ENVIRONMENT:
+            variable, *_ = environment_variables(setting)
+            used = next(name for name in environment_variables(setting) if os.environ.get(name))
+            if used == environment_variable(old_name):
+                yield used, variable
 
-    Their environment variables are FastChat's, and may be set for other programs.
+
+def _reject_unused_files(values: dict[str, Any]) -> None:
+    """Reject --ssl-keyfile and --ssl-certfile without --ssl: a user who sets them does not expect plain HTTP.
+
+    Their environment variables are not rejected. They are FastChat's and may be set for other programs.
     """
     for name in ("ssl_keyfile", "ssl_certfile"):
         source = click.get_current_context().get_parameter_source(name)
@@ -70,7 +94,7 @@ def _reject_unused_files(values: dict[str, Any]) -> None:
 serve = click.Command(
     "serve",
     callback=_serve,
-    params=[_option(setting) for setting in all_settings()],
+    params=[option for setting in all_settings() for option in _options(setting)],
     help=_serve.__doc__,
     short_help="Run the controller.",
 )

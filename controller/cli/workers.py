@@ -1,4 +1,4 @@
-"""What an operator looks at in a terminal: the workers of a running controller, as a table."""
+"""The command `controller workers`: a table of the workers of a running controller."""
 
 import io
 import sys
@@ -15,18 +15,18 @@ from controller.upstream.trust import trusted, warn_of_bundle
 
 
 async def show_workers(controller_address: str) -> None:
-    """Print the live workers of a controller, in what characters the output has."""
+    """Print the live workers of a controller as a table. Raises ControllerUnreachable."""
     workers = await fetch_workers(controller_address)
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="replace")
     console = Console()
     if not console.is_terminal:
-        console.width = 250  # for grep and files: no line is to be cut
+        console.width = 250  # in pipes and files, long lines must not be cut
     console.print(workers_table(workers, console.encoding))
 
 
 async def fetch_workers(controller_address: str) -> list[dict[str, Any]]:
-    """The answer of GET `/workers`. Raises ControllerUnreachable."""
+    """Return the workers that GET `/workers` lists. Raises ControllerUnreachable."""
     if not controller_address.lower().startswith(("http://", "https://")):
         raise ControllerUnreachable(f"--controller-address must begin with http:// or https://: {controller_address}")
     url = f"{controller_address.rstrip('/')}/workers"
@@ -43,15 +43,15 @@ async def fetch_workers(controller_address: str) -> list[dict[str, Any]]:
             return workers
     except (aiohttp.ClientError, TimeoutError, ValueError, KeyError) as error:
         raise ControllerUnreachable(
-            f"{url} does not answer as a controller of this kind: {error or type(error).__name__}. Is it running, and "
+            f"{url} did not return a list of workers: {error or type(error).__name__}. Is the controller running, and "
             "is --controller-address right?"
         ) from error
 
 
 def workers_table(workers: Sequence[Mapping[str, Any]], encoding: str = "utf-8") -> Table:
-    """The workers as a table, one a row.
+    """Return a table with one row for each worker.
 
-    A question mark stands for each character that the encoding lacks: put in before the columns are measured.
+    Characters that the encoding lacks become question marks here, before rich computes the widths of the columns.
     """
     table = Table(title=f"{len(workers)} live workers", title_justify="left")
     table.add_column("worker", overflow="fold", min_width=20)

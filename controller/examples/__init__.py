@@ -1,1 +1,1 @@
-"""A worker, a load and a demo, to try a controller with. Nothing else imports them, and they import nothing of it."""
+"""An example worker, example clients and a demo. The controller does not import them, nor they the controller."""

@@ -1,9 +1,9 @@
-"""The cluster at work for half a minute, live in the terminal: a controller, three workers, a load, and a death.
+"""Show a controller, three workers and a load in the terminal for half a minute. After half of the time, kill a worker.
 
     make demo            or            python -m controller.examples.demo --seconds 30
 
-Everything is real and runs on this machine: `controller serve` with its embedded store, three times
-`controller.examples.worker` at different speeds, and clients that ask for a worker and use it.
+All processes run on this machine: `controller serve` with its embedded store, three times `controller.examples.worker`
+at different speeds, and clients that request a worker and use it.
 """
 
 import argparse
@@ -31,7 +31,7 @@ from rich.text import Text
 EXPIRATION = 4.0
 HEARTBEAT_INTERVAL = 1.0
 SPEEDS = (1, 2, 4)
-REQUESTS_PER_SECOND = 3.5  # the living can serve 3.8 after the death
+REQUESTS_PER_SECOND = 3.5  # the two remaining workers can serve 3.8
 PROMPT = "every worker takes its share of the load as fast as it can"
 WORKER = "controller.examples.worker"
 
@@ -44,7 +44,7 @@ def free_port() -> int:
 
 
 class Demo:
-    """What is running, and what has been seen of it."""
+    """Starts the processes, sends requests, and counts where they went."""
 
     def __init__(self, seconds: float, directory: Path, bar: str) -> None:
         self.seconds = seconds
@@ -55,19 +55,19 @@ class Demo:
         self.speeds: dict[str, int] = {}
         self.processes: dict[str, subprocess.Popen[bytes]] = {}
         self.chosen: Counter[str] = Counter()
-        self.since_death: Counter[str] = Counter()
+        self.chosen_since: Counter[str] = Counter()  # since the killed worker expired
         self.failed: Counter[str] = Counter()
         self.workers: dict[str, dict[str, Any]] = {}
         self.events: list[str] = []
-        self.victim = ""
+        self.killed_worker = ""
         self.killed_at: float | None = None
-        self.gone_at: float | None = None
+        self.expired_at: float | None = None
 
     @property
     def now(self) -> float:
         return time.monotonic() - self.started
 
-    def tell(self, text: str) -> None:
+    def add_event(self, text: str) -> None:
         self.events.append(f"{self.now:5.1f} s  {text}")
 
     def start(self, name: str, *command: str) -> None:
@@ -84,7 +84,7 @@ class Demo:
             self.speeds[name] = speed
             flags = ["--port", port, "--speed", str(speed), "--heartbeat-interval", str(HEARTBEAT_INTERVAL)]
             self.start(name, "-m", WORKER, *flags, "--controller-address", self.controller)
-        self.victim = list(self.speeds)[1]
+        self.killed_worker = list(self.speeds)[1]
 
     def stop_all(self) -> None:
         for process in self.processes.values():
@@ -93,33 +93,33 @@ class Demo:
             process.wait()
 
     async def watch(self, http: aiohttp.ClientSession) -> None:
-        """See who is there, five times a second."""
+        """List the workers five times a second."""
         while True:
             with contextlib.suppress(aiohttp.ClientError):
-                async with http.get(f"{self.controller}/workers") as answer:
-                    seen = {worker["worker_name"]: worker for worker in (await answer.json())["workers"]}
-                for name in seen.keys() - self.workers.keys():
-                    self.tell(f"{name} has registered")
-                for name in self.workers.keys() - seen.keys():
-                    self.gone_at = self.gone_at or self.now
-                    silence = self.gone_at - (self.killed_at or 0)
-                    self.tell(f"{name} is gone, {silence:.1f} s after it was killed")
-                self.workers = seen
+                async with http.get(f"{self.controller}/workers") as response:
+                    workers = {worker["worker_name"]: worker for worker in (await response.json())["workers"]}
+                for name in workers.keys() - self.workers.keys():
+                    self.add_event(f"{name} has registered")
+                for name in self.workers.keys() - workers.keys():
+                    self.expired_at = self.expired_at or self.now
+                    delay = self.expired_at - (self.killed_at or 0)
+                    self.add_event(f"{name} has expired, {delay:.1f} s after it was killed")
+                self.workers = workers
             await asyncio.sleep(0.2)
 
     async def request(self, http: aiohttp.ClientSession) -> None:
-        """One request, as a client makes it: ask for a worker, then use it."""
-        async with http.post(f"{self.controller}/get_worker_address", json={"model": "echo"}) as answer:
-            address = (await answer.json())["address"]
+        """Send one request as a client does: get the address of a worker, then use the worker."""
+        async with http.post(f"{self.controller}/get_worker_address", json={"model": "echo"}) as response:
+            address = (await response.json())["address"]
         if not address:
             return
         self.chosen[address] += 1
-        if self.gone_at:
-            self.since_death[address] += 1
+        if self.expired_at:
+            self.chosen_since[address] += 1
         try:
             body = {"model": "echo", "prompt": PROMPT}
-            async with http.post(f"{address}/worker_generate_stream", json=body) as answer:
-                await answer.read()
+            async with http.post(f"{address}/worker_generate_stream", json=body) as response:
+                await response.read()
         except aiohttp.ClientError:
             self.failed[address] += 1
 
@@ -129,11 +129,12 @@ class Demo:
                 await asyncio.sleep(random.expovariate(REQUESTS_PER_SECOND))
                 requests.create_task(self.request(http))
 
-    async def story(self) -> None:
+    async def kill_one_worker(self) -> None:
+        """Wait, kill a worker, and wait again."""
         await asyncio.sleep(self.seconds / 2)
-        self.processes[self.victim].kill()
+        self.processes[self.killed_worker].kill()
         self.killed_at = self.now
-        self.tell(f"{self.victim} is killed")
+        self.add_event(f"{self.killed_worker} was killed")
         await asyncio.sleep(self.seconds / 2)
 
     def view(self) -> Group:
@@ -151,13 +152,13 @@ class Demo:
                 name.removeprefix("http://"),
                 str(speed),
                 Text(f"{worker['queue_length']:2d} " + self.bar * min(worker["queue_length"], 7)) if worker else "",
-                f"{worker['heartbeat_age']:.1f} s ago" if worker else Text("gone" if self.workers else "starting"),
+                f"{worker['heartbeat_age']:.1f} s ago" if worker else Text("expired" if self.workers else "starting"),
                 str(self.chosen[name]),
                 f"{self.chosen[name] / total:.0%}",
-                str(self.since_death[name]) if self.gone_at else "",
-                style="" if worker else "red" if self.gone_at else "dim",
+                str(self.chosen_since[name]) if self.expired_at else "",
+                style="" if worker else "red" if self.expired_at else "dim",
             )
-        rule = f"A worker whose last heartbeat is {EXPIRATION:g} s ago is dead. Sent since: after one was gone."
+        rule = f"A worker expires {EXPIRATION:g} s after its last heartbeat. Sent since: requests after the expiry."
         return Group(table, Text(rule, style="dim"), Text("\n".join(self.events)))
 
     async def run(self, console: Console) -> bool:
@@ -168,40 +169,40 @@ class Demo:
                 while len(self.workers) < len(SPEEDS) and self.now < 15:
                     await asyncio.sleep(0.05)
                 tasks.append(asyncio.create_task(self.load(http)))
-                await self.story()
+                await self.kill_one_worker()
             for task in tasks:
                 task.cancel()
             await asyncio.wait(tasks)
-        return len(self.workers) == len(SPEEDS) - 1 and not self.since_death[self.victim]
+        return len(self.workers) == len(SPEEDS) - 1 and not self.chosen_since[self.killed_worker]
 
     def summary(self) -> str:
         shares = ", ".join(f"{self.chosen[name] / self.chosen.total():.0%}" for name in self.speeds)
         return (
-            f"{self.chosen.total()} requests; speeds {', '.join(map(str, SPEEDS))} took {shares}.\n"
-            f"To the dead worker went {self.failed[self.victim]} before its heartbeat lapsed and "
-            f"{self.since_death[self.victim]} after."
+            f"{self.chosen.total()} requests. Workers of speed {', '.join(map(str, SPEEDS))} received {shares}.\n"
+            f"{self.failed[self.killed_worker]} requests to the killed worker failed. After it expired, "
+            f"{self.chosen_since[self.killed_worker]} more were sent to it."
         )
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--seconds", type=float, default=30, help="how long to show it (default: 30)")
+    parser.add_argument("--seconds", type=float, default=30, help="how long the demo runs (default: 30)")
     arguments = parser.parse_args()
     if isinstance(sys.stdout, io.TextIOWrapper):
-        sys.stdout.reconfigure(errors="replace")  # the terminal may lack a character
+        sys.stdout.reconfigure(errors="replace")  # the terminal's encoding may lack a character
     console = Console()
     directory = Path(tempfile.mkdtemp(prefix="controller-demo-"))
     demo = Demo(arguments.seconds, directory, "▆" if console.encoding.startswith("utf") else "#")
     try:
         demo.start_all()
-        told = asyncio.run(demo.run(console))
+        succeeded = asyncio.run(demo.run(console))
         console.print("\n" + demo.summary())
     except KeyboardInterrupt:
-        told = True
+        succeeded = True
     finally:
         demo.stop_all()
         shutil.rmtree(directory, ignore_errors=True)
-    return 0 if told else 1
+    return 0 if succeeded else 1
 
 
 if __name__ == "__main__":

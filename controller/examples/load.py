@@ -1,4 +1,4 @@
-"""Clients for a FastChat controller. They ask which worker to use, use it, and print every second how it went.
+"""Clients for a FastChat controller. They request a worker, use it, and print every second which workers responded.
 
 python -m controller.examples.load --controller-address http://localhost:21001
 """
@@ -13,12 +13,12 @@ import aiohttp
 
 
 class Load:
-    """Clients, and what they have seen since the last line was printed."""
+    """Runs the clients and counts their requests since the last printed line."""
 
     def __init__(self, args: argparse.Namespace) -> None:
         self.args = args
-        self.done: Counter[str] = Counter()  # by worker, "no worker", or what failed
-        self.slowest = 0.0  # answer to a dispatch, in seconds
+        self.done: Counter[str] = Counter()  # by worker, "no worker", or the kind of an error
+        self.slowest = 0.0  # seconds of the slowest dispatch
 
     async def request(self, http: aiohttp.ClientSession) -> None:
         began = time.monotonic()
@@ -47,8 +47,8 @@ class Load:
     async def report(self) -> None:
         while True:
             await asyncio.sleep(1)
-            seen = ", ".join(f"{number} {what}" for what, number in sorted(self.done.items())) or "nothing yet"
-            print(f"{seen}; slowest dispatch {1000 * self.slowest:.0f} ms", flush=True)
+            counts = ", ".join(f"{number} {name}" for name, number in sorted(self.done.items())) or "no requests yet"
+            print(f"{counts}; slowest dispatch {1000 * self.slowest:.0f} ms", flush=True)
             self.done.clear()
             self.slowest = 0.0
 
@@ -68,9 +68,9 @@ def main() -> None:
         "--controller-address", default="http://localhost:21001", help="[default: http://localhost:21001]"
     )
     parser.add_argument("--model", default="echo", help="[default: echo]")
-    parser.add_argument("--prompt", default="every worker takes its share", help="what the worker is sent")
-    parser.add_argument("--clients", type=int, default=3, help="how many ask at once  [default: 3]")
-    parser.add_argument("--seconds", type=float, help="for how long  [default: until it is stopped]")
+    parser.add_argument("--prompt", default="every worker takes its share", help="prompt of each request")
+    parser.add_argument("--clients", type=int, default=3, help="number of concurrent clients  [default: 3]")
+    parser.add_argument("--seconds", type=float, help="how long to run  [default: until Ctrl-C]")
     with contextlib.suppress(KeyboardInterrupt):
         asyncio.run(Load(parser.parse_args()).run())
 

@@ -1,9 +1,9 @@
-"""A worker for a FastChat controller, to try one with and to copy: it echoes its prompt, one word at a time.
+"""An example worker for a FastChat controller, to try and to copy. It echoes its prompt, one word at a time.
 
     python -m controller.examples.worker --port 21002 --controller-address http://localhost:21001
 
-It has the routes that FastChat's API server calls. For a model of your own, replace `generate`, `count_tokens` and
-`embed`. The rest is the protocol. It needs starlette, uvicorn and aiohttp.
+It has the routes that FastChat's API server calls. To serve a model of your own, replace `generate`, `count_tokens`
+and `embed`. The rest is the protocol. The example needs starlette, uvicorn and aiohttp.
 """
 
 import argparse
@@ -25,11 +25,12 @@ from starlette.routing import Route
 
 Json = dict[str, Any]
 say = functools.partial(print, flush=True)
-# The last three: an answer without "exist", from another server or a proxy. It must not end the heartbeats.
-NO_ANSWER = (aiohttp.ClientError, TimeoutError, ValueError, TypeError, KeyError)
+# The last three are raised for a response without "exist", from another server or a proxy. They must not end the
+# heartbeats.
+CALL_ERRORS = (aiohttp.ClientError, TimeoutError, ValueError, TypeError, KeyError)
 RETRY = 1.0  # seconds between two attempts to reach the controller
 CONTEXT_LENGTH = 2048
-# How the API server makes a prompt of a chat (fastchat/conversation.py): a line for each message, without its role.
+# How the API server turns a chat into a prompt (fastchat/conversation.py): one line for each message, without its role.
 CONVERSATION = {
     "name": "lines",
     "system_template": "{system_message}\n",
@@ -46,7 +47,7 @@ CONVERSATION = {
 
 
 async def generate(params: Json, speed: float) -> AsyncIterator[Json]:
-    """Answer a request. Each frame has the whole text so far."""
+    """Yield the frames of a response. Each frame has the whole text so far."""
     prompt = params.get("prompt", "").split()
     words = prompt[: params.get("max_new_tokens") or CONTEXT_LENGTH] or [""]
     finish_reason = "stop" if len(words) >= len(prompt) else "length"
@@ -70,12 +71,12 @@ def embed(text: str) -> list[float]:
     return [text.lower().count(letter) / max(1, len(text)) for letter in "abcdefghijklmnopqrstuvwxyz"]
 
 
-class Refused(aiohttp.ClientError):
-    """The controller has answered a call with an error."""
+class Rejected(aiohttp.ClientError):
+    """The controller returned an error."""
 
 
 class Worker:
-    """Answers requests, one at a time, and keeps itself registered."""
+    """Serves one request at a time, and keeps itself registered."""
 
     def __init__(self, args: argparse.Namespace) -> None:
         self.name = args.worker_address or f"http://localhost:{args.port}"
@@ -84,27 +85,27 @@ class Worker:
         self.speed = args.speed
         self.interval = args.heartbeat_interval
         self.slot = asyncio.Semaphore(1)
-        self.queue_length = 0  # how many requests run or wait
+        self.queue_length = 0  # running and waiting requests
 
     def status(self) -> Json:
         return {"model_names": self.models, "speed": self.speed, "queue_length": self.queue_length}
 
-    async def answers(self, params: Json) -> AsyncIterator[Json]:
+    async def frames(self, params: Json) -> AsyncIterator[Json]:
         self.queue_length += 1
         try:
             async with self.slot:
-                async for answer in generate(params, self.speed):
-                    yield answer
+                async for frame in generate(params, self.speed):
+                    yield frame
         finally:
             self.queue_length -= 1
 
     async def worker_generate_stream(self, request: Request) -> Response:
         params = await request.json()
-        return StreamingResponse(json.dumps(answer).encode() + b"\0" async for answer in self.answers(params))
+        return StreamingResponse(json.dumps(frame).encode() + b"\0" async for frame in self.frames(params))
 
     async def worker_generate(self, request: Request) -> Response:
-        async for answer in self.answers(await request.json()):
-            last = answer
+        async for frame in self.frames(await request.json()):
+            last = frame
         return Response(json.dumps(last), media_type="application/json")
 
     def app(self) -> Starlette:
@@ -122,43 +123,43 @@ class Worker:
             routes=[
                 Route("/worker_generate_stream", self.worker_generate_stream, methods=["POST"]),
                 Route("/worker_generate", self.worker_generate, methods=["POST"]),
-                *(Route(path, respond(answer), methods=["POST"]) for path, answer in simple.items()),
+                *(Route(path, respond(handle), methods=["POST"]) for path, handle in simple.items()),
             ]
         )
 
     async def keep_registered(self) -> None:
-        """Register and send heartbeats. Register again when the controller does not know this worker."""
+        """Register and send heartbeats. Register again if the controller returns `exist: false`."""
         exist, registered, problem = False, "registered", ""
         while True:
             try:
                 if not exist:
                     registration = {"worker_name": self.name, "check_heart_beat": True, "worker_status": self.status()}
-                    await self.call("/register_worker", registration, seconds=120)  # it may wait for its Redis
+                    await self.call("/register_worker", registration, seconds=120)  # the controller may wait for Redis
                     say(f"{self.name} {registered} at {self.controller}")
-                    registered, problem = "re-registered", ""  # which says that it answers again
+                    registered, problem = "re-registered", ""  # this line also shows that the problem is over
                 heartbeat = {"worker_name": self.name, "queue_length": self.queue_length}
                 exist = (await self.call("/receive_heart_beat", heartbeat))["exist"]
                 if problem:
-                    say(f"the controller at {self.controller} answers again")
+                    say(f"the controller at {self.controller} responds again")
                 problem = ""
-            except NO_ANSWER as error:
-                printed, problem = problem, str(error) if isinstance(error, Refused) else "no controller"
+            except CALL_ERRORS as error:
+                printed, problem = problem, str(error) if isinstance(error, Rejected) else "no controller"
                 if problem != printed:
                     say(f"{problem} at {self.controller}, trying again every {RETRY:g} s")
             await asyncio.sleep(RETRY if problem or not exist else self.interval)
 
     async def leave(self) -> None:
-        """Ask the controller to send no more requests."""
-        with contextlib.suppress(*NO_ANSWER):
+        """Remove this worker from the controller, so that it gets no more requests."""
+        with contextlib.suppress(*CALL_ERRORS):
             await self.call("/remove_worker", {"worker_name": self.name}, seconds=2)
             say(f"{self.name} removed from {self.controller}")
 
     async def call(self, path: str, body: Json, seconds: float = 5) -> Any:
         limit = aiohttp.ClientTimeout(total=seconds)
-        async with aiohttp.request("POST", self.controller + path, json=body, timeout=limit) as answer:
-            if answer.status != 200:
-                raise Refused(f"{path} answered {answer.status}: {' '.join((await answer.text()).split())[:300]}")
-            return await answer.json()
+        async with aiohttp.request("POST", self.controller + path, json=body, timeout=limit) as response:
+            if response.status != 200:
+                raise Rejected(f"{path} returned {response.status}: {' '.join((await response.text()).split())[:300]}")
+            return await response.json()
 
 
 class Server(uvicorn.Server):
@@ -173,13 +174,13 @@ class Server(uvicorn.Server):
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         self.registering.cancel()
         await self.worker.leave()
-        await super().shutdown(sockets)  # waits for the requests that are under way
+        await super().shutdown(sockets)  # waits for running requests
 
 
-def respond(answer: Callable[[Json], Json]) -> Callable[[Request], Awaitable[Response]]:
+def respond(handle: Callable[[Json], Json]) -> Callable[[Request], Awaitable[Response]]:
     async def endpoint(request: Request) -> Response:
         params = json.loads(await request.body() or b"{}")
-        return Response(json.dumps(answer(params)), media_type="application/json")
+        return Response(json.dumps(handle(params)), media_type="application/json")
 
     return endpoint
 
@@ -189,18 +190,18 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--host", default="localhost", help="address to listen on  [default: localhost]")
     parser.add_argument("--port", type=int, default=21002, help="port to listen on  [default: 21002]")
-    parser.add_argument("--worker-address", help="where clients reach it  [default: http://localhost:PORT]")
+    parser.add_argument("--worker-address", help="address for clients  [default: http://localhost:PORT]")
     parser.add_argument(
         "--controller-address", default="http://localhost:21001", help="[default: http://localhost:21001]"
     )
-    parser.add_argument("--model", default="echo", help="its model; several with commas between them  [default: echo]")
-    parser.add_argument("--speed", type=float, default=1, help="relative to other workers, in 10 words/s  [default: 1]")
+    parser.add_argument("--model", default="echo", help="models, separated by commas  [default: echo]")
+    parser.add_argument("--speed", type=float, default=1, help="in units of 10 words/s  [default: 1]")
     parser.add_argument("--heartbeat-interval", type=float, default=45, help="in seconds  [default: 45]")
     args = parser.parse_args()
     worker = Worker(args)
     server = Server(uvicorn.Config(worker.app(), args.host, args.port, log_level="warning"))
     server.worker = worker
-    signal.signal(signal.SIGTERM, signal.default_int_handler)  # uvicorn raises it again at the end: exit status 0
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # uvicorn raises it again at the end. Exit with status 0
     with contextlib.suppress(KeyboardInterrupt):
         server.run()
 

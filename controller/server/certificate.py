@@ -1,4 +1,4 @@
-"""The certificate of --ssl, which may be renewed while a replica serves."""
+"""The certificate of --ssl, which can be renewed while a replica serves."""
 
 import asyncio
 import contextlib
@@ -11,73 +11,81 @@ from typing import Any, Final
 
 logger = logging.getLogger("controller.server")
 
-_LOOK_INTERVAL: Final = 1.0
-_START_PATIENCE: Final = 10.0  # seconds in which a pair that does not fit may be completed
+_CHECK_INTERVAL: Final = 1.0  # seconds between two checks of the files
+_START_TIMEOUT: Final = 10.0  # seconds that a starting replica waits for files that belong together
 _RETRY_INTERVAL: Final = 0.2
 
 
 class Certificate:
-    """A certificate file and its key file, read again when one of them changes.
+    """A certificate file and its key file, reloaded when one of them changes.
 
-    New connections get the new certificate. A pair of files that does not belong together, such as one that is half
-    replaced, changes nothing.
+    New connections get the new certificate. If the two files do not belong together, because only one of them has been
+    replaced yet, the old certificate stays in use.
     """
 
     def __init__(self, certfile: Path, keyfile: Path) -> None:
         self._files = (certfile, keyfile)
-        self._state: object = None  # of the files, as they were last loaded
-        self._failed: object = None  # the same, as they could not be loaded
+        self._loaded_state: object = None  # state of the files at the last successful load
+        self._failed_state: object = None  # state of the files at the last failed load
         self._current: ssl.SSLContext | None = None
 
     def context(self, _config: object, make: Callable[[], ssl.SSLContext]) -> ssl.SSLContext:
-        """Make the context that uvicorn serves with: uvicorn.Config's `ssl_context_factory`.
+        """Return the SSL context for uvicorn. This is the `ssl_context_factory` of uvicorn.Config.
 
-        A replica that is started while the pair is being replaced waits for it. Raises SystemExit if it waits in vain.
+        If the replica starts while the files are being replaced, wait until they belong together. Raises SystemExit
+        after a timeout.
         """
-        deadline = time.monotonic() + _START_PATIENCE
+        deadline = time.monotonic() + _START_TIMEOUT
         while True:
-            state = self._look()
+            state = self._read_state()
             try:
                 self._current = self._load()
                 context = make()
                 break
             except (OSError, ValueError) as error:
                 if time.monotonic() > deadline:
-                    logger.error("The certificate cannot be loaded: %s. Renew %s and %s.", error, *self._files)  # noqa: TRY400 - the message says it all
+                    logger.error(  # noqa: TRY400 - the message has all details
+                        "The certificate cannot be loaded: %s. Ending this replica. Put a certificate and its key into "
+                        "%s and %s.",
+                        error,
+                        *self._files,
+                    )
                     raise SystemExit(1) from error
             time.sleep(_RETRY_INTERVAL)
-        self._state = state
-        # OpenSSL calls this in each handshake, also if the client names no server.
-        context.sni_callback = self._choose
+        self._loaded_state = state
+        # OpenSSL calls this in each handshake, even if the client sends no server name.
+        context.sni_callback = self._use_current
         return context
 
     async def watch_forever(self) -> None:
-        """Look for changed files, once a second."""
+        """Reload changed files, until cancelled."""
         while True:
-            await asyncio.sleep(_LOOK_INTERVAL)
-            await asyncio.to_thread(self.reload)  # the files may lie on a network
+            await asyncio.sleep(_CHECK_INTERVAL)
+            await asyncio.to_thread(self.reload)  # a network file system could block the event loop
 
     def reload(self) -> None:
         """Load the files if they have changed."""
-        state = self._look()
-        if state == self._state:
+        state = self._read_state()
+        if state == self._loaded_state:
             return
         try:
             self._current = self._load()
         except (OSError, ValueError) as error:
-            if state != self._failed:
+            if state != self._failed_state:
                 logger.warning(
-                    "%s or %s has changed, but the two cannot be used: %s. The old certificate is served until a pair "
-                    "of PEM files that belong together is there.",
+                    "%s or %s has changed, but the two cannot be loaded: %s. The old certificate stays in use until "
+                    "both are PEM files that belong together.",
                     *self._files,
                     error,
                 )
-            self._failed = state
+            self._failed_state = state
             return
-        self._state, self._failed = state, None
+        self._loaded_state, self._failed_state = state, None
         logger.info("Certificate reloaded, valid until %s.", _valid_until(self._files[0]))
 
-    def _choose(self, connection: ssl.SSLObject | ssl.SSLSocket, _name: str | None, _context: ssl.SSLContext) -> None:
+    def _use_current(
+        self, connection: ssl.SSLObject | ssl.SSLSocket, _name: str | None, _context: ssl.SSLContext
+    ) -> None:
         if self._current is not None:
             connection.context = self._current
 
@@ -86,16 +94,16 @@ class Certificate:
         context.load_cert_chain(*self._files, password=_no_password)
         return context
 
-    def _look(self) -> object:
-        """What changes when a file is written to or replaced, or a symbolic link on the way to it is."""
+    def _read_state(self) -> object:
+        """Return a value that changes if a file is written or replaced, or a symbolic link to it is replaced."""
         state: list[object] = []
         for file in self._files:
             try:
-                found = file.stat()
+                status = file.stat()
             except OSError as error:
                 state.append(error.errno)
             else:
-                state.append((found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns, found.st_ctime_ns))
+                state.append((status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns))
         return state
 
 
@@ -104,7 +112,7 @@ def _no_password() -> str:
 
 
 def _valid_until(certfile: Path) -> str:
-    """The end of a certificate's validity, for the log. The standard library has no public function for it."""
+    """Return the end of a certificate's validity for the log. The standard library has no public function for it."""
     with contextlib.suppress(AttributeError, KeyError, OSError, ValueError):
         decoded: dict[str, Any] = ssl._ssl._test_decode_cert(str(certfile))  # type: ignore[attr-defined]
         return str(decoded["notAfter"])

@@ -1,4 +1,4 @@
-"""Runs `controller serve`: the listening sockets, the embedded store if no Redis is named, and the replicas."""
+"""Runs `controller serve`: the listening sockets, the embedded store if --redis-url is not set, and the replicas."""
 
 import asyncio
 import contextlib
@@ -6,7 +6,7 @@ import logging
 import logging.config
 import signal
 import socket
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from functools import partial
 from math import ceil
 from pathlib import Path
@@ -35,21 +35,25 @@ from controller.web.asgi.protocol import BoundedProtocol
 
 logger = logging.getLogger("controller.server")
 
-_FINAL_FRAME_TIME: Final = 1.0  # seconds for final frames after streams are broken off
-_KILL_AFTER: Final = 5.0  # seconds beyond all time limits after which a replica is killed
+_FINAL_FRAME_TIME: Final = 1.0  # seconds for sending the final frames of streams
+_KILL_AFTER: Final = 5.0  # seconds after all time limits until a replica is killed
 
 
-def serve(settings: Settings) -> None:
+def serve(settings: Settings, deprecated: Iterable[tuple[str, str]] = ()) -> None:
     """Serve until SIGTERM, SIGINT, SIGHUP or SIGQUIT.
+
+    deprecated: names of settings that the user has used and that are deprecated, each with its new name.
 
     Raises SettingsError if the address cannot be listened on, EmbeddedStoreError if the embedded store cannot be
     started, and StoreIncompatible if Redis holds the registry of another version.
     """
     logging.config.dictConfig(logging_config(settings.log_level))
+    for old_name, new_name in deprecated:
+        logger.warning("%s is deprecated and will be removed. Use %s instead.", old_name, new_name)
     warn_of_bundle()
     _set_signal_handlers()
     with contextlib.ExitStack() as resources:
-        listeners = [resources.enter_context(one) for one in bind_listeners(settings.host, settings.port)]
+        listeners = [resources.enter_context(listener) for listener in bind_listeners(settings.host, settings.port)]
         store, description = _store(settings, resources)
         resources.callback(_ignore_end_signals)  # they must not interrupt the clean-up
         asyncio.run(_check_layout(settings, store))
@@ -76,8 +80,8 @@ def create_app(
 ) -> ASGIApp:
     """Return the application of a replica. Call this in its event loop, after uvicorn has set its signal handlers.
 
-    memory: of the counters of all replicas, if they share one.
-    arguments: from the supervisor, if there is one.
+    memory: memory that the counters of all replicas share, or None if there is one replica.
+    arguments: arguments from the supervisor, or None if there is one replica.
     """
     metrics = Metrics(memory, arguments.slot if arguments else 0, settings.replicas)
     replica = create_replica(settings, store, metrics)
@@ -88,7 +92,7 @@ def create_app(
 
 
 def _run(settings: Settings, store: StoreUrl, listeners: Sequence[socket.socket]) -> None:
-    """Run the replicas. Raises SystemExit if they cannot start; the log has the reason."""
+    """Run the replicas. Raises SystemExit if they cannot start. The log has the reason."""
     tls = Certificate(settings.ssl_certfile, settings.ssl_keyfile) if settings.ssl else None  # type: ignore[arg-type]
     config = uvicorn.Config(
         partial(create_app, settings, store, _counter_memory(settings), tls),
@@ -111,9 +115,10 @@ def _run(settings: Settings, store: StoreUrl, listeners: Sequence[socket.socket]
 
 
 def _set_signal_handlers() -> None:
-    """Let a signal during the start end the program cleanly. Replicas and the supervisor set handlers of their own.
+    """Let a signal end the program with exit status 0 while it starts.
 
-    uvicorn raises its signals again after its shutdown. These handlers turn that into an exit with status 0.
+    Replicas and the supervisor set their own handlers later. uvicorn raises its signals again after its shutdown, and
+    these handlers turn that into exit status 0 too.
     """
     for number in IGNORED:
         signal.signal(number, signal.SIG_IGN)
@@ -133,22 +138,22 @@ def uvicorn_options(settings: Settings) -> dict[str, Any]:
         "http": BoundedProtocol,
         "ws": "none",
         "log_config": logging_config(settings.log_level),
-        "access_log": False,  # one line for each request would cost as much as the request
+        "access_log": False,  # a line for each request would cost as much as the request itself
         "server_header": False,
         "date_header": False,
         "proxy_headers": False,
         "backlog": BACKLOG,
-        "timeout_keep_alive": 75,  # longer than clients keep idle connections, so that the client closes first
+        "timeout_keep_alive": 75,  # longer than most clients keep idle connections, so that the client closes first
         "timeout_graceful_shutdown": ceil(settings.shutdown_timeout + _FINAL_FRAME_TIME),  # uvicorn takes whole seconds
     }
 
 
 def _store(settings: Settings, resources: contextlib.ExitStack) -> tuple[StoreUrl, str]:
     """Return the store to use, and its description for the log."""
-    named = settings.store_url()
-    if named.kind is not StoreKind.EMBEDDED:
-        return named, f"store {named}"  # str() omits the password
-    data_dir = Path(named.path) if named.path else settings.data_dir or DEFAULT_DATA_DIR
+    configured = settings.store_url()
+    if configured.kind is not StoreKind.EMBEDDED:
+        return configured, f"store {configured}"  # str() omits the password
+    data_dir = Path(configured.path) if configured.path else settings.data_dir or DEFAULT_DATA_DIR
     store = resources.enter_context(EmbeddedStore(data_dir))
     return parse_store_url(store.url), f"embedded store (process {store.pid}) in {store.data_dir}"
 
@@ -161,7 +166,7 @@ async def _check_layout(settings: Settings, store: StoreUrl) -> None:
     except StoreIncompatible:
         raise
     except StoreError as error:
-        logger.warning("Starting while Redis is unavailable; the replicas keep trying: %s", error)
+        logger.warning("Redis is unavailable: %s Starting anyway. The replicas keep trying to reach it.", error)
     finally:
         await registry.close()
 
@@ -173,7 +178,7 @@ def _counter_memory(settings: Settings) -> CounterMemory | None:
         return CounterMemory(settings.replicas)
     except OSError as error:
         logger.warning(
-            "The replicas cannot share memory, so GET /metrics returns the counters of one replica: %s.", error
+            "The replicas cannot share memory: %s. GET /metrics returns the counters of one replica only.", error
         )
         return None
 

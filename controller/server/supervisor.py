@@ -1,4 +1,4 @@
-"""Runs the replicas of one `serve` as child processes: starts them, replaces crashed ones, and ends them together."""
+"""Runs the replicas of one `controller serve` as child processes. Replaces crashed ones, and ends all together."""
 
 import contextlib
 import logging
@@ -31,10 +31,10 @@ _MAX_STARTING: Final = 240  # ticks that a starting replica may take to answer i
 
 @dataclass(frozen=True)
 class ReplicaArguments:
-    """What a replica gets from its supervisor.
+    """Arguments that the supervisor passes to a replica.
 
     slot: number of the replica. A replica that replaces a crashed one has the same number.
-    orders: yields the value of a Stage when the replica must go to it.
+    orders: a pipe. The supervisor writes the value of a Stage to it when the replica must enter that stage.
     """
 
     slot: int
@@ -52,10 +52,11 @@ class _Replica(Process):
         super().__init__(config, listeners)
 
     def __getstate__(self) -> dict[str, Any]:
-        return {name: value for name, value in vars(self).items() if name != "_order_writer"}  # for the supervisor only
+        # Only the supervisor may hold the writing end, so that the replica reads EOF when the supervisor dies.
+        return {name: value for name, value in vars(self).items() if name != "_order_writer"}
 
     def target(self, sockets: list[socket.socket] | None = None) -> None:
-        """Serve. This is called in the child process."""
+        """Serve. The child process calls this."""
         if self._arguments.orders.poll():
             return  # the shutdown began before the replica was started
         self.config.app = partial(cast(Callable[..., Any], self.config.app), arguments=self._arguments)
@@ -67,7 +68,7 @@ class _Replica(Process):
             Path.cwd()
         except OSError:
             os.chdir("/")  # the directory was deleted, and multiprocessing would raise
-        multiprocessing.resource_tracker.ensure_running()  # it would unblock SIGINT
+        multiprocessing.resource_tracker.ensure_running()  # its start unblocks SIGINT, so start it before blocking
         before = signal.pthread_sigmask(signal.SIG_BLOCK, FROM_TERMINAL)
         try:
             super().start()
@@ -76,9 +77,9 @@ class _Replica(Process):
             self._arguments.orders.close()
 
     def is_healthy(self) -> bool:
-        """Return False if the process has ended, or does not answer a ping in time. Call this once a tick.
+        """Return False if the process has ended or does not answer a ping in time. Call this once for each tick.
 
-        Ticks are counted instead of seconds, because Ctrl-Z in a terminal stops this process too.
+        The limit is in ticks and not in seconds, because Ctrl-Z in a terminal stops the supervisor too.
         """
         if not self.process.is_alive():
             return False
@@ -93,7 +94,7 @@ class _Replica(Process):
         return self._unanswered <= (_MAX_UNANSWERED if self._has_answered else _MAX_STARTING)
 
     def order(self, stage: Stage) -> None:
-        """Order the process to go to a stage."""
+        """Order the process to enter a stage of the shutdown."""
         with contextlib.suppress(OSError):  # the process has ended
             self._order_writer.send(int(stage))
 
@@ -108,7 +109,7 @@ class _Replica(Process):
 class Supervisor:
     """Runs `config.workers` replicas until a signal ends them.
 
-    end_timeout: seconds that replicas have for their shutdown. Then they are killed.
+    end_timeout: seconds for the shutdown of the replicas. After that they are killed.
     """
 
     def __init__(self, config: uvicorn.Config, listeners: Sequence[socket.socket], end_timeout: float) -> None:
@@ -119,7 +120,7 @@ class Supervisor:
         self._stage = Stage.SERVING
         self._signals = EndSignals()
         self._pending: list[int] = []
-        self._last_error = ""  # of a failed start, as it was logged
+        self._last_error = ""  # the last logged error of a failed start
 
     def run(self) -> bool:
         """Run until a signal ends the replicas. Return False if a replica could not start."""
@@ -177,7 +178,7 @@ class Supervisor:
         for slot, replica in enumerate(self._replicas):
             if replica.is_healthy():
                 continue
-            self._take_signals()  # the same signal may have reached the replica and this process
+            self._take_signals()  # the replica may have ended because of a signal that this process received too
             if self._stage is not Stage.SERVING:
                 return True
             replica.end()
@@ -191,20 +192,19 @@ class Supervisor:
         successor = _Replica(self._config, self._listeners, slot)
         try:
             successor.start()
-        except OSError as error:  # for example, the machine is out of processes; the next tick tries again
+        except OSError as error:  # for example, the machine is out of processes
             if str(error) != self._last_error:
                 logger.error(  # noqa: TRY400 - the message has all details
-                    "Replica %d (process %d) crashed and cannot be replaced yet; trying again: %s.",
+                    "Replica %d (process %d) crashed and cannot be replaced: %s. Trying again every %g s.",
                     slot,
                     replica.pid,
                     error,
+                    _TICK,
                 )
             self._last_error = str(error)
             return
         self._last_error = ""
-        logger.error(
-            "Replica %d (process %d) crashed; started process %d in its place.", slot, replica.pid, successor.pid
-        )
+        logger.error("Replica %d (process %d) crashed. Process %d replaces it.", slot, replica.pid, successor.pid)
         self._replicas[slot] = successor
 
     def _end(self, wakeup: socket.socket) -> None:
@@ -214,7 +214,7 @@ class Supervisor:
             self._wait(wakeup, [replica.process.sentinel for replica in running])
             if time.monotonic() > deadline:
                 for replica in running:
-                    logger.error("Process %d did not end within its time limit; killing it.", replica.pid)
+                    logger.error("Process %d did not end within its time limit. Killing it.", replica.pid)
                     replica.process.kill()
         for replica in self._replicas:
             replica.end()

@@ -52,7 +52,7 @@ def build_app(
 
 
 def _posts(endpoint: ASGIApp, others: ASGIApp) -> ASGIApp:
-    """Return an application that gives POSTs to `endpoint`, and everything else to `others`."""
+    """Return an application that passes POST requests to `endpoint` and all other requests to `others`."""
 
     async def application(scope: Scope, receive: Receive, send: Send) -> None:
         is_post = scope["type"] == "http" and scope["method"] == "POST"
@@ -65,16 +65,16 @@ async def _restart(run: Callable[[], Awaitable[None]]) -> None:
     while True:
         try:
             await run()
-        except Exception:  # a bug, but the next attempt may succeed
+        except Exception:  # a bug in one task must not stop the replica
             logger.exception("A background task failed because of a bug. Restarting it in %g s.", _RESTART_PAUSE)
         await asyncio.sleep(_RESTART_PAUSE)
 
 
 class HotPath:
-    """Gives POSTs to hot routes straight to their endpoints, and everything else to Starlette's router.
+    """Passes POST requests for hot routes directly to their endpoints, and all other requests to Starlette's router.
 
-    benchmarks/dispatch.py measures what this saves. During shutdown, each response closes its connection, so that
-    clients without a load balancer reconnect to other replicas.
+    benchmarks/dispatch.py measures how much time this saves. During shutdown, each response closes its connection, so
+    that clients without a load balancer reconnect to other replicas.
     """
 
     def __init__(self, endpoints: Mapping[str, ASGIApp], app: ASGIApp, readiness: Readiness) -> None:

@@ -41,7 +41,7 @@ def error_body(code: str, message: str) -> bytes:
 
 
 def error_text(code: str, message: str) -> bytes:
-    """Return the body of an error response to a client that would take any JSON for a success: one line of text."""
+    """Return the body of an error response as one line of text, for clients that take any JSON body for a success."""
     return f"{code}: {' '.join(message.split())}\n".encode()
 
 
@@ -56,7 +56,6 @@ async def http_exception(request: Request, error: Exception) -> Response:
     code, message = messages.get(error.status_code, ("http_error", error.detail))
     headers = dict(error.headers or {})
     if "expect" in request.headers:
-        headers["connection"] = (
-            "close"  # the client may never send the body, and its next request would be parsed as the body
-        )
+        # The client may never send the body, and the next request would be parsed as the body.
+        headers["connection"] = "close"
     return Response(error_body(code, message), error.status_code, headers, "application/json")

@@ -1,4 +1,4 @@
-"""What the handlers of the routes work with."""
+"""The objects that route handlers use."""
 
 from dataclasses import dataclass
 

@@ -1,5 +1,5 @@
 #!/bin/sh
-# Called by a Sentinel when the master has changed: writes down the name of the new one, for the next start.
+# A Sentinel calls this when the master has changed. Stores the name of the new master for the next start.
 #   moved.sh <master> <leader|observer> start <old address> <old port> <new address> <new port>
 set -eu
 for name in $REDIS_NODES; do

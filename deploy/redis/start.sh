@@ -1,30 +1,32 @@
 #!/bin/sh
-# Starts Redis, or a Sentinel, for the controllers. Passwords are drawn at the first start and stay in a volume: one for
-# the controllers, one for operators, replicas and Sentinels. The users may do what the files that REDIS_USERS names allow,
-# and nobody else may do anything. For images on Debian, as redis:8 is.
+# Starts Redis or a Sentinel for the controllers. Needs an image that is based on Debian, such as redis:8.
+#
+# The first start generates two random passwords and stores them in a volume: one for the controllers, and one for
+# operators, replicas and Sentinels. The files in REDIS_USERS define the users and their rights. There are no other
+# users.
 set -eu
 HERE=/etc/redis-controller
-SECRET=/run/controller # shared with the controllers, who read their password in it and nothing else
+SECRET=/run/controller # shared with the controllers, which can read only their own password
 DATA=/data
 
-trap 'exit 143' TERM # as process 1 it could not be ended while it waits
+trap 'exit 143' TERM # process 1 would ignore SIGTERM without a handler
 umask 077
-draw() { # of several that start at once, the first has drawn
+create_password() { # if several containers start at the same time, the first password stays
   [ -s "$1" ] && return
-  drawn=$(mktemp "$1.XXXXXX")
-  head -c 32 /dev/urandom | base64 | tr -d '/+=\n' >"$drawn"
-  ln "$drawn" "$1" 2>/dev/null || true
-  rm -f "$drawn"
+  new=$(mktemp "$1.XXXXXX")
+  head -c 32 /dev/urandom | base64 | tr -d '/+=\n' >"$new"
+  ln "$new" "$1" 2>/dev/null || true
+  rm -f "$new"
 }
-draw "$SECRET/password"
-draw "$SECRET/operator-password"
+create_password "$SECRET/password"
+create_password "$SECRET/operator-password"
 chgrp 10001 "$SECRET" "$SECRET/password" # the controllers' group
 chmod 750 "$SECRET"
 chmod 640 "$SECRET/password"
 password=$(cat "$SECRET/password")
 operator=$(cat "$SECRET/operator-password")
 if [ -z "$password" ] || [ -z "$operator" ]; then
-  echo "A password in $SECRET is empty. Remove it, and start again." >&2
+  echo "A password file in $SECRET is empty. Remove it, and start again." >&2
   exit 1
 fi
 
@@ -33,53 +35,54 @@ run() {
   exec setpriv --reuid=redis --regid=redis --clear-groups "$@"
 }
 
-keep() { # the lines of a file, if it is there, that match
+matching_lines() { # prints the matching lines of a file, if the file exists
   if [ -s "$1" ]; then grep -E "$2" "$1" || true; fi
 }
 
-address() {
+address() { # prints the IP address of a name
   found=$(timeout 2 getent hosts "$1") && echo "${found%% *}"
 }
 
 now() { date +%s; }
 
-admin() { # what the Redis at an address answers
-  asked=$1
+call() { # calls the Redis at an address as the user admin
+  host=$1
   shift
-  REDISCLI_AUTH=$operator timeout 1 redis-cli -e -h "$asked" --user admin "$@" 2>/dev/null
+  REDISCLI_AUTH=$operator timeout 1 redis-cli -e -h "$host" --user admin "$@" 2>/dev/null
 }
 
-sentinels_are_there() { # or will be in a moment: they have an address
+sentinels_exist() { # succeeds if a Sentinel has an address: it runs or is about to
   for name in ${REDIS_SENTINELS:-}; do
     if address "$name" >/dev/null; then return; fi
   done
   return 1
 }
 
-named() { # the address that two Sentinels or more give as the master's
+elected_master() { # prints the address of the master, if at least two Sentinels agree on it
   for name in $REDIS_SENTINELS; do
     timeout 1 redis-cli -e -h "$name" -p 26379 sentinel get-master-addr-by-name main 2>/dev/null | head -n 1
   done | sort | uniq -c | awk '$1 > 1 { print $2 }'
 }
 
-# Redis and Sentinel write into their configuration. It is made anew at each start, so that changes of the files here
-# arrive, and of what they wrote only that is kept which must outlive a restart.
+# Redis and Sentinel write to their configuration files. This script creates these files again at each start, so that
+# changes in this directory take effect. It keeps only those lines of Redis and Sentinel that must survive a restart.
 mkdir -p /tmp/redis
 if [ "${1:-}" = sentinel ]; then
-  # Addresses may be others after a restart, so the master's is looked up by its name, which moved.sh has written down.
-  # They cannot go by names all the time: the name of a container that has died is nobody's.
+  # Addresses may change at a restart, so look up the master by its name, which moved.sh has stored. Sentinel cannot use
+  # names all the time, because the name of a stopped container does not resolve.
   master=$(cat "$DATA/master" 2>/dev/null || echo redis)
-  # It waits for the others, too: a replica that nobody had named to it, and that dials an old address, it would not find.
+  # Wait for the replicas too. A Sentinel would not find a replica that is not in its configuration and that still
+  # connects to the old address of the master.
   deadline=$(($(now) + 10))
   while true; do
     main="" others="" missing=""
     for name in $REDIS_NODES; do
-      if ! there=$(address "$name"); then
+      if ! ip=$(address "$name"); then
         missing=$name
       elif [ "$name" = "$master" ]; then
-        main=$there
+        main=$ip
       else
-        others="$others $there"
+        others="$others $ip"
       fi
     done
     if [ -z "$missing" ]; then break; fi
@@ -87,22 +90,22 @@ if [ "${1:-}" = sentinel ]; then
     sleep 0.2
   done
   {
-    # When it is not there, this one is down too, and the Sentinels make another the master.
+    # If the master has no address, use one that does not respond. The Sentinels then elect another master.
     sed "s|MASTER|${main:-127.0.0.2}|; s|PASSWORD|$operator|" "$HERE/sentinel.conf"
     for other in $others; do echo "sentinel known-replica main $other 6379"; done
-    keep "$DATA/sentinel.conf" '^sentinel (myid|current-epoch|config-epoch|leader-epoch) '
+    matching_lines "$DATA/sentinel.conf" '^sentinel (myid|current-epoch|config-epoch|leader-epoch) '
   } >"$DATA/sentinel.conf.new"
   mv "$DATA/sentinel.conf.new" "$DATA/sentinel.conf"
   run redis-server "$DATA/sentinel.conf" --sentinel
 fi
 
 if [ -s "$DATA/nodes.conf" ]; then
-  # A node of a Cluster. The addresses that it remembers may be other nodes' by now, and a replica that dialled another
-  # master would take that one's data for its own. So it forgets all but those of the nodes that answer; the others will
-  # tell it theirs.
+  # This is a node of a Cluster. The stored addresses may belong to other nodes by now, and a replica that connects to a
+  # wrong master would copy its data. So replace the addresses of the nodes that respond, and remove all others. The
+  # other nodes announce their addresses later.
   known=""
-  for there in $(getent ahostsv4 "$REDIS_NODES" | awk '{ print $1 }' | sort -u); do
-    if id=$(admin "$there" cluster myid); then known="$known $id $there"; fi
+  for ip in $(getent ahostsv4 "$REDIS_NODES" | awk '{ print $1 }' | sort -u); do
+    if id=$(call "$ip" cluster myid); then known="$known $id $ip"; fi
   done
   awk -v known="$known" '
     BEGIN { n = split(known, words, " "); for (i = 1; i < n; i += 2) at[words[i]] = words[i + 1] }
@@ -116,17 +119,18 @@ if [ -s "$DATA/nodes.conf" ]; then
   mv "$DATA/nodes.conf.new" "$DATA/nodes.conf"
 fi
 
-# Whose replica it is, the Sentinels know. What it remembers may be wrong: another may lead by now, and addresses may be
-# others; and of a master that comes back at another address they would never hear. While they name one that does not
-# lead, they are about to name another. If they cannot tell, or are not there, it goes on as what it was.
+# Get the master from the Sentinels, because the stored role may be wrong: another node may be the master by now, and
+# addresses may have changed. A former master at a new address must register as a replica, or the Sentinels never find
+# it. If the Sentinels return a node that is not a master, they are about to elect another one. If they return none in
+# time, or there are no Sentinels, keep the stored role.
 mine=$(hostname -i)
 master=""
 deadline=$(($(now) + 20))
-while sentinels_are_there && [ "$(now)" -lt "$deadline" ]; do
-  master=$(named)
+while sentinels_exist && [ "$(now)" -lt "$deadline" ]; do
+  master=$(elected_master)
   if [ -n "$master" ]; then
     case " $mine " in *" $master "*) break ;; esac
-    if [ "$(admin "$master" role | head -n 1)" = master ]; then break; fi
+    if [ "$(call "$master" role | head -n 1)" = master ]; then break; fi
   fi
   master=""
   sleep 0.2
@@ -137,12 +141,12 @@ for users in ${REDIS_USERS:-users.acl}; do
 done >/tmp/redis/users.acl
 {
   printf 'include %s/redis.conf\nmasteruser replication\nmasterauth %s\n' "$HERE" "$operator"
-  echo "cluster-announce-ip ${mine%% *}" # in a Cluster it would go by the one that it had
+  echo "cluster-announce-ip ${mine%% *}" # a node of a Cluster would announce its stored address
   printf '%s\n' "$@" | grep -v '^replicaof ' || true
   if [ -n "$master" ]; then
     case " $mine " in *" $master "*) ;; *) echo "replicaof $master 6379" ;; esac
   elif [ -s "$DATA/redis.conf" ]; then
-    keep "$DATA/redis.conf" '^replicaof '
+    matching_lines "$DATA/redis.conf" '^replicaof '
   else
     printf '%s\n' "$@" | grep '^replicaof ' || true
   fi

@@ -18,7 +18,7 @@ from controller.settings import Settings, all_settings, environment_variables, f
 def served(monkeypatch: pytest.MonkeyPatch) -> list[Settings]:
     """Replace the server. Return the settings of each call of `serve`."""
     calls: list[Settings] = []
-    monkeypatch.setattr(server, "serve", calls.append)
+    monkeypatch.setattr(server, "serve", lambda settings, _: calls.append(settings))
     return calls
 
 
@@ -104,7 +104,7 @@ def test_error_is_one_sentence_without_a_traceback(monkeypatch: pytest.MonkeyPat
     assert run("serve", "--port", "x").exit_code == 2
     assert run("serve", "--dispatch-method", "best").exit_code == 2
 
-    def fails(_: Settings) -> None:
+    def fails(*_: object) -> None:
         raise EmbeddedStoreError("The directory is in use.")
 
     monkeypatch.setattr(server, "serve", fails)
@@ -120,6 +120,51 @@ def test_certificate_flags_without_ssl_are_refused(served: list[Settings], tmp_p
         )
     assert run("serve", SSL_KEYFILE="of another program", SSL_CERTFILE="of another program").exit_code == 0
     assert len(served) == 1
+
+
+OLD_FLAG, NEW_FLAG = "--register-patience", "--register-timeout"
+OLD_VARIABLE, NEW_VARIABLE = "CONTROLLER_REGISTER_PATIENCE", "CONTROLLER_REGISTER_TIMEOUT"
+
+
+@pytest.mark.parametrize(
+    ("flags", "variables", "value", "deprecated"),
+    [
+        ([OLD_FLAG, "5"], {}, 5, [(OLD_FLAG, NEW_FLAG)]),
+        ([f"{OLD_FLAG}=5"], {NEW_VARIABLE: "7"}, 5, [(OLD_FLAG, NEW_FLAG)]),
+        ([OLD_FLAG, "5", NEW_FLAG, "6"], {}, 6, [(OLD_FLAG, NEW_FLAG)]),
+        ([OLD_FLAG, "5"], {OLD_VARIABLE: "8"}, 5, [(OLD_FLAG, NEW_FLAG)]),
+        ([], {OLD_VARIABLE: "8"}, 8, [(OLD_VARIABLE, NEW_VARIABLE)]),
+        ([], {OLD_VARIABLE: "8", NEW_VARIABLE: "7"}, 7, []),
+        ([NEW_FLAG, "6"], {OLD_VARIABLE: "8"}, 6, []),
+        ([NEW_FLAG, "6"], {}, 6, []),
+        ([], {}, 90, []),
+    ],
+)
+def test_deprecated_names_still_work(
+    monkeypatch: pytest.MonkeyPatch,
+    flags: list[str],
+    variables: dict[str, str],
+    value: float,
+    deprecated: list[tuple[str, str]],
+) -> None:
+    calls: list[tuple[float, Any]] = []
+    monkeypatch.setattr(server, "serve", lambda settings, names: calls.append((settings.register_timeout, names)))
+    assert run("serve", *flags, **variables).exit_code == 0
+    assert calls == [(value, deprecated)]
+
+
+def test_a_deprecated_name_is_logged_once_with_the_new_name(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def stop(*_: object) -> None:
+        raise EmbeddedStoreError("Stopped by the test.")
+
+    monkeypatch.setattr(server, "logging_config", lambda _: {"version": 1, "incremental": True})
+    monkeypatch.setattr(server, "bind_listeners", stop)
+    monkeypatch.setattr(server, "_set_signal_handlers", lambda: None)
+    assert run("serve", OLD_FLAG, "5").stderr == "Error: Stopped by the test.\n"
+    assert caplog.messages == [f"{OLD_FLAG} is deprecated and will be removed. Use {NEW_FLAG} instead."]
+    assert [record.levelname for record in caplog.records] == ["WARNING"]
 
 
 def test_help_shows_examples_and_all_settings() -> None:
@@ -147,4 +192,4 @@ def test_workers_refuses_an_invalid_address() -> None:
 def test_workers_fails_if_no_controller_listens() -> None:
     refused = run("workers", "--controller-address", "http://127.0.0.1:1")
     assert refused.exit_code == 1
-    assert "Is it running, and is --controller-address right?" in " ".join(refused.stderr.split())
+    assert "Is the controller running, and is --controller-address right?" in " ".join(refused.stderr.split())

@@ -254,7 +254,7 @@ def containers(cluster: Compose) -> set[str]:
 
 async def test_an_upgrade_stops_if_a_new_replica_does_not_get_ready(cluster: Compose) -> None:
     everything = containers(cluster)
-    with pytest.raises(AssertionError, match="did not get ready"):
+    with pytest.raises(AssertionError, match="did not become ready"):
         cluster.upgrade(CONTROLLER_LOG_LEVEL="invalid", UPGRADE_TIMEOUT="3")
     assert containers(cluster) == everything
 

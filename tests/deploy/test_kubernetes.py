@@ -88,7 +88,7 @@ def environment(container: Document) -> dict[str, str]:
 def settings(environment: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Settings:
     """Return the settings that `controller` reads from the arguments and variables of the container."""
     parsed: list[Settings] = []
-    monkeypatch.setattr(server, "serve", parsed.append)
+    monkeypatch.setattr(server, "serve", lambda settings, _: parsed.append(settings))
     password = tmp_path / "password"
     password.write_text("secret\n")
     variables = environment | {"CONTROLLER_REDIS_PASSWORD_FILE": str(password)}

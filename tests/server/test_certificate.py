@@ -83,7 +83,7 @@ async def test_certificate_without_its_key_is_not_used(pair: Pair, caplog: pytes
         certificate.reload()
         assert await fetch_certificate() == old
         assert [record.levelname for record in caplog.records] == ["WARNING"], "it is logged once"
-        assert "The old certificate is served" in caplog.text
+        assert "The old certificate stays in use" in caplog.text
         pair.keyfile.write_bytes(issued.private_key_pem.bytes())
         certificate.reload()
         assert await fetch_certificate() == new

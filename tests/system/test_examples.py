@@ -46,9 +46,9 @@ def test_the_demo_kills_a_worker_and_sends_it_no_more_requests() -> None:
     )
     assert shown.returncode == 0, shown.stdout + shown.stderr
     assert shown.stdout.count("has registered") == 3
-    assert "is killed" in shown.stdout
-    assert "is gone," in shown.stdout
-    assert "and 0 after." in " ".join(shown.stdout.split())
+    assert "was killed" in shown.stdout
+    assert "has expired," in shown.stdout
+    assert "After it expired, 0 more were sent to it." in " ".join(shown.stdout.split())
     assert shown.stderr == ""
 
 
@@ -57,7 +57,7 @@ def test_the_demo_on_a_terminal_without_utf_8() -> None:
     env = {**os.environ, "PYTHONIOENCODING": "ascii"}
     command = [sys.executable, "-m", "controller.examples.demo", "--seconds", "2"]
     shown = subprocess.run(command, env=env, capture_output=True, text=True, check=False)
-    assert "is killed" in shown.stdout
+    assert "was killed" in shown.stdout
     assert shown.stderr == ""
 
 
@@ -120,7 +120,7 @@ async def test_the_worker_survives_malformed_responses(serve: Serve, work_dir: P
                     lambda before=before: len(fake_controller.requests) >= before + 2, "the worker tries again"
                 )
             fake_controller.behaviours["receive_heart_beat"] = valid
-            await wait_until(lambda: "answers again" in worker.log, "the worker accepts the valid response")
+            await wait_until(lambda: "responds again" in worker.log, "the worker accepts the valid response")
             assert worker.log.count("trying again") == 1
         finally:
             starting.__exit__(None, None, None)

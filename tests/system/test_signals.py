@@ -183,7 +183,7 @@ async def test_a_hung_replica_does_not_prevent_the_shutdown(serve: Serve) -> Non
     os.kill(hung, signal.SIGSTOP)
     os.kill(controller.popen.pid, signal.SIGTERM)
     assert controller.popen.wait(120) == 0
-    assert f"Process {hung} does not end; killing it." in controller.log
+    assert f"Process {hung} did not end within its time limit. Killing it." in controller.log
     assert not psutil.pid_exists(hung)
 
 

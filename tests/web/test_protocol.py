@@ -2,7 +2,7 @@
 
 import asyncio
 
-from controller.web.asgi.protocol import _WholeAnswers
+from controller.web.asgi.protocol import _JoinedWrites
 
 HEAD, BODY = b"HTTP/1.1 200 OK\r\n\r\n", b"body"
 
@@ -26,7 +26,7 @@ class Recorder:
 async def written(*writes: bytes, close: bool = False) -> list[object]:
     """Return what reaches the transport at once, and in the next round of the loop."""
     recorder = Recorder()
-    transport = _WholeAnswers(recorder, asyncio.get_running_loop())
+    transport = _JoinedWrites(recorder, asyncio.get_running_loop())
     for data in writes:
         transport.write(data)
     if close:

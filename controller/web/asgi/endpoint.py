@@ -20,11 +20,10 @@ from controller.web.errors import error_body, error_text, status_of
 
 logger = logging.getLogger("controller.web")
 
-MAX_BODY: Final = 1024 * 1024  # enough for a registration with the largest number of the longest model names
+MAX_BODY: Final = 1024 * 1024  # enough for a registration with the most and longest model names that are allowed
 MAX_FORWARDED_BODY: Final = 32 * 1024 * 1024  # enough for a prompt with images
 _HOPS_HEADER: Final = HEADER.encode()
 _OLD_REQUESTS: Final = re.compile(rb"python-requests/(0|1|2\.(1?\d|2[0-6]))\.")
-
 
 Headers = tuple[tuple[bytes, bytes], ...]
 
@@ -39,7 +38,10 @@ class Answer(NamedTuple):
 
 
 def degraded(snapshot_age: float | None) -> Headers:
-    """Return the header with the age of a snapshot in seconds. No header if the value came from Redis."""
+    """Return the header that tells a client the age of the snapshot, in seconds.
+
+    Returns no header if `snapshot_age` is None, which means that the value came from Redis.
+    """
     return () if snapshot_age is None else ((b"x-controller-degraded", b"%.1f" % snapshot_age),)
 
 
@@ -64,7 +66,7 @@ class _BodyEndpoint(ABC):
             if body is None:
                 return None
             answer = await self._answer(scope, receive, body)
-            del body  # a response may take long, and many are sent at once
+            del body  # sending a stream takes long, and thousands of bodies would stay in memory
         except ControllerError as error:
             # On a kept-alive connection, uvicorn discards the rest of the body so that the client reads the response.
             # With `Expect: 100-continue` the body never arrives, and the next request would be parsed as the body, so
@@ -103,7 +105,7 @@ class _BodyEndpoint(ABC):
 
 
 class Endpoint(_BodyEndpoint):
-    """Gives the body to `handle`."""
+    """Passes the body to `handle`."""
 
     def __init__(self, handle: Callable[[bytes], Awaitable[Answer]], limit: int = MAX_BODY) -> None:
         super().__init__(limit)
@@ -114,23 +116,23 @@ class Endpoint(_BodyEndpoint):
 
 
 class HeartbeatEndpoint(Endpoint):
-    """Gives the body to `handle`. Errors are plain text, because JSON without `exist` ends the heartbeats of workers.
+    """Passes the body to `handle`. Errors are plain text, because JSON without `exist` ends the heartbeats of workers.
 
-    LLaVA's worker and FastChat's up to 0.2.20 catch only `requests.exceptions.RequestException`, and no KeyError. Text
-    raises JSONDecodeError, which is a RequestException since requests 2.27. Older versions raise a ValueError, which
-    FastChat's newer `except` clause does not catch either. They get a body that they cannot decode, which raises
-    ContentDecodingError.
+    LLaVA's worker and FastChat's up to 0.2.20 catch only `requests.exceptions.RequestException`, and no KeyError. Plain
+    text makes `requests` raise JSONDecodeError, which is a RequestException since requests 2.27. Older versions of
+    `requests` raise a ValueError, which no version of these workers catches. Such a client gets a body that it cannot
+    decompress. It then raises ContentDecodingError, which is a RequestException.
     """
 
     def _error(self, scope: Scope, code: str, message: str, status: int, headers: Headers = ()) -> Answer:
         headers = (*headers, (b"x-controller-error", code.encode()))
         if any(name == b"user-agent" and _OLD_REQUESTS.match(value) for name, value in scope["headers"]):
-            headers = (*headers, (b"content-encoding", b"gzip"))  # untrue: decoding the body fails
+            headers = (*headers, (b"content-encoding", b"gzip"))  # false on purpose, so that decompression fails
         return Answer(error_text(code, message), status, headers, b"text/plain; charset=utf-8")
 
 
 class HopEndpoint(_BodyEndpoint):
-    """Gives the body and the hop list (controller/domain/hops.py) of a request to `handle`."""
+    """Passes the body and the hop list (controller/domain/hops.py) of a request to `handle`."""
 
     def __init__(self, handle: Callable[[bytes, str], Awaitable[Answer]]) -> None:
         super().__init__(MAX_BODY)
@@ -141,7 +143,7 @@ class HopEndpoint(_BodyEndpoint):
 
 
 class ForwardEndpoint(_BodyEndpoint):
-    """Gives path, body and hop list of a request to `handle`, which is cancelled when the client disconnects."""
+    """Passes path, body and hop list of a request to `handle`. Cancels `handle` when the client disconnects."""
 
     def __init__(self, handle: Callable[[str, bytes, str], Awaitable[Response]]) -> None:
         super().__init__(MAX_FORWARDED_BODY)
@@ -155,25 +157,25 @@ class ForwardEndpoint(_BodyEndpoint):
 
 @asynccontextmanager
 async def _while_connected(receive: Receive) -> AsyncIterator[None]:
-    """Cancel the block when the client disconnects, and leave it without an error."""
+    """Cancel the block when the client disconnects, without raising CancelledError to the caller."""
     task = cast("asyncio.Task[object]", asyncio.current_task())
-    gone = False
+    disconnected = False
 
-    async def listen() -> None:
-        nonlocal gone
+    async def cancel_on_disconnect() -> None:
+        nonlocal disconnected
         while (await receive())["type"] != "http.disconnect":
             pass
-        gone = True
+        disconnected = True
         task.cancel()
 
-    listening = asyncio.create_task(listen())
+    listener = asyncio.create_task(cancel_on_disconnect())
     try:
         yield
     except asyncio.CancelledError:
-        if not gone or task.uncancel():  # another caller has cancelled the task as well
+        if not disconnected or task.uncancel():  # another caller has cancelled the task as well
             raise
     finally:
-        listening.cancel()
+        listener.cancel()
 
 
 def _hops(scope: Scope) -> str:
@@ -183,13 +185,13 @@ def _hops(scope: Scope) -> str:
 async def read_body(scope: Scope, receive: Receive, limit: int) -> bytes | None:
     """Return the whole body of a request, or None if the client has disconnected.
 
-    Raises BodyTooLarge at once if the announced length is too long, or when too many bytes have arrived.
+    Raises BodyTooLarge if the Content-Length is too long, before it reads, or when too many bytes have arrived.
     """
     for name, value in scope["headers"]:
         if name == b"content-length" and int(value) > limit:
             raise _too_large(limit)
     message = await receive()
-    if not message.get("more_body"):  # the usual case, which needs no copy
+    if not message.get("more_body"):  # almost all bodies arrive in one part, which needs no copy
         if message["type"] != "http.request":
             return None
         body: bytes = message.get("body", b"")

@@ -1,5 +1,8 @@
-"""uvicorn's HTTP protocol, with the limits that it lacks: on what stands around bodies, and on pipelined requests. And
-with answers in one piece, also for a client that closes its half of the connection after its request.
+"""uvicorn's HTTP protocol, extended in three ways.
+
+- It limits the size of heads and the number of pipelined requests.
+- It sends the head of a response and the first part of its body in one system call.
+- It responds to a client that shuts down the sending side of its connection after the request.
 """
 
 import asyncio
@@ -14,16 +17,17 @@ from controller.web.errors import error_body
 
 MAX_HEAD: Final = 64 * 1024
 MAX_PIPELINED: Final = 256
-_LOOK_INTERVAL: Final = 0.1  # between looks at a connection whose client has closed its half
-_GRACE_OF_HTTP_1_0: Final = 0.5
+_CHECK_INTERVAL: Final = 0.1  # seconds between two checks of a half-closed connection
+_HTTP_1_0_GRACE: Final = 0.5  # seconds until a half-closed HTTP/1.0 connection counts as closed
 _INTERIM: Final = b"HTTP/1.1 100 Continue\r\n\r\n"
 
 
-class _WholeAnswers:
-    """A transport that sends the head of an answer and the first part of its body by one call of the system.
+class _JoinedWrites:
+    """A transport that sends the head of a response and the first part of its body in one system call.
 
-    uvicorn makes two. Whoever is killed between them has sent half an answer, which no load balancer can take back; and
-    a call of the system is a tenth of what a dispatch costs. A head that no body follows at once goes alone.
+    uvicorn needs two calls. If the process is killed between them, the client has received half a response, and a load
+    balancer can no longer retry. A system call is also a tenth of the cost of a dispatch. A head is sent alone if no
+    body follows before the next iteration of the event loop.
     """
 
     def __init__(self, transport: asyncio.Transport, loop: asyncio.AbstractEventLoop) -> None:
@@ -54,7 +58,10 @@ class _WholeAnswers:
 
 
 class _BoundedFlow(FlowControl):
-    """Reads no further while many requests of a connection wait; uvicorn would, at each request that it turns to."""
+    """Stops reading from a connection while many of its requests wait.
+
+    uvicorn would resume reading each time that it starts the next request.
+    """
 
     def __init__(self, transport: asyncio.Transport, waiting: Sized) -> None:
         super().__init__(transport)
@@ -66,26 +73,26 @@ class _BoundedFlow(FlowControl):
 
 
 class BoundedProtocol(HttpToolsProtocol):
-    """Refuses endless heads, trailers and chunk headers, and reads no more from a client with many requests unanswered.
+    """Rejects oversized heads, trailers and chunk headers, and stops reading from a client with many waiting requests.
 
-    What was received counts until it is told what it was: a complete head, a part of a body, the end of a message. All
-    of that may come in one piece with what follows, so the limits are exact only up to the size of one read.
+    Received bytes count until the parser reports what they were: a complete head, a part of a body, or the end of a
+    message. One read may contain several of these, so the limit is exact only to the size of one read.
     """
 
-    _unaccounted = 0
+    _unparsed = 0
 
-    # asyncio declares a BaseTransport; uvicorn, as here, takes what a TCP connection has.
+    # asyncio declares a BaseTransport. uvicorn and this class need the methods of a TCP transport.
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
-        """Begin with a connection."""
+        """Start serving a new connection."""
         super().connection_made(transport)
-        self.transport = _WholeAnswers(transport, self.loop)  # type: ignore[assignment]
+        self.transport = _JoinedWrites(transport, self.loop)  # type: ignore[assignment]
         self.flow = _BoundedFlow(transport, self.pipeline)
 
     def eof_received(self) -> bool:  # type: ignore[override]
-        """Keep the connection open for the answers that are still due.
+        """Keep a half-closed connection open if a complete request still waits for its response.
 
-        A client that has gone looks like one that has only closed its half: both send a FIN. So a connection without an
-        answer due is closed, as is one in the middle of a request or of an answer, and the others are watched.
+        A FIN does not tell whether the client has closed the connection or only its sending side. So the connection is
+        closed if no response is due, or if a request or a response is incomplete. Otherwise _check_client() watches it.
         """
         cycle = self.cycle
         if (
@@ -97,40 +104,41 @@ class BoundedProtocol(HttpToolsProtocol):
             or cycle.scope is not self.scope  # the head of the next request has begun
         ):
             return False
-        cycle.keep_alive = False  # it is the last of those that were pipelined
-        self.loop.call_later(_LOOK_INTERVAL, self._watch, self.loop.time(), 0.0)
+        cycle.keep_alive = False  # this request is the last one of the connection
+        self.loop.call_later(_CHECK_INTERVAL, self._check_client, self.loop.time(), 0.0)
         return True
 
-    def _watch(self, since: float, probe_after: float) -> None:
-        """Abort the connection of a client that is gone, until its last answer begins: writing tells from then on.
+    def _check_client(self, since: float, probe_after: float) -> None:
+        """Abort the connection if the client has closed it. Repeat until the last response begins.
 
-        The system of a client that is gone answers what it receives with a reset, so an interim response is sent, again
-        and again at growing intervals. HTTP/1.0 has none, and its clients count as gone after a while.
+        This method sends interim responses at growing intervals. If the client has closed the connection, its operating
+        system replies with a reset. HTTP/1.0 has no interim responses, so such a connection is aborted after a short
+        time. Once a response has begun, a failed write shows that the client has closed the connection.
         """
         cycle = self.cycle
         if self.transport.is_closing() or cycle.response_started:
             return
         waited = self.loop.time() - since
         if self.transport.get_extra_info("socket").getsockopt(socket.SOL_SOCKET, socket.SO_ERROR) or (
-            cycle.scope["http_version"] == "1.0" and waited >= _GRACE_OF_HTTP_1_0
+            cycle.scope["http_version"] == "1.0" and waited >= _HTTP_1_0_GRACE
         ):
             self.transport.abort()
             return
         if waited >= probe_after and cycle.scope["http_version"] != "1.0" and not self.pipeline:
             self.transport.write(_INTERIM)
             probe_after = 2 * waited
-        self.loop.call_later(_LOOK_INTERVAL, self._watch, since, probe_after)
+        self.loop.call_later(_CHECK_INTERVAL, self._check_client, since, probe_after)
 
     def data_received(self, data: bytes) -> None:
-        """Parse what has come, and see whether it came to anything."""
-        self._unaccounted += len(data)
+        """Parse the received bytes, and reject the request if its head is too long."""
+        self._unparsed += len(data)
         super().data_received(data)
-        if self._unaccounted > MAX_HEAD and not self.transport.is_closing():
-            message = f"What stands around the body of the request is longer than {MAX_HEAD} bytes."
+        if self._unparsed > MAX_HEAD and not self.transport.is_closing():
+            message = f"The head, a chunk header or the trailers of the request are longer than {MAX_HEAD} bytes."
             self._refuse(b"431 Request Header Fields Too Large", "head_too_large", message)
 
     def send_400_response(self, msg: str) -> None:
-        """Answer what is no HTTP; uvicorn would do it even in the middle of another answer."""
+        """Reject a malformed request. uvicorn would write this response even in the middle of another response."""
         self._refuse(b"400 Bad Request", "invalid_http", msg)
 
     def _refuse(self, status: bytes, code: str, message: str) -> None:
@@ -139,24 +147,24 @@ class BoundedProtocol(HttpToolsProtocol):
         if not answering or not (cycle.response_started or self.pipeline):
             body = error_body(code, message)
             self.transport.write(_REFUSAL % (status, len(body), body))
-        if answering:  # as when the connection is lost: whoever waits for the rest of the request need not
+        if answering:  # as in connection_lost(): stop the handler that waits for the rest of its request
             cycle.disconnected = True
             cycle.message_event.set()
         self.transport.close()
 
     def on_headers_complete(self) -> None:
-        """Take the head of a request."""
-        self._unaccounted = 0
+        """Handle the complete head of a request."""
+        self._unparsed = 0
         super().on_headers_complete()
 
     def on_body(self, body: bytes) -> None:
-        """Take a part of a body."""
-        self._unaccounted = 0
+        """Handle a part of a body."""
+        self._unparsed = 0
         super().on_body(body)
 
     def on_message_complete(self) -> None:
-        """Take the end of a request."""
-        self._unaccounted = 0
+        """Handle the end of a request."""
+        self._unparsed = 0
         super().on_message_complete()
 
 

@@ -1,4 +1,4 @@
-"""The routes of clients: which models there are, and which worker to use.
+"""The routes of clients: dispatch, leases and lists of models.
 
 FastChat's clients ignore the status of a response and take its body for a worker's address. So a well-formed request
 gets a 200 even if Redis is unavailable and there is no fresh snapshot. The body then says "no worker" or "no models",

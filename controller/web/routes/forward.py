@@ -61,7 +61,7 @@ async def worker_call(services: Services, path: str, body: bytes, hops: str) -> 
 
 
 async def other_call(services: Services, path: str, body: bytes, hops: str) -> Response:
-    """Forward a request to a path that is not ours, if its body names a model that a worker serves. Otherwise 404.
+    """Forward a request for a path that is not in the table, if a worker serves the model in its body. Otherwise 404.
 
     If a parent controller forwarded the request, return an error status so that it retries elsewhere.
     """
@@ -85,7 +85,7 @@ async def _call(services: Services, model: str, path: str, body: bytes, hops: st
 
 
 class _ForwardedResponse(StreamingResponse):
-    """A worker's response. If it breaks off, ours does too, so that no client takes a part of it for the whole."""
+    """A worker's response. If the worker disconnects early, we do too, so that the client notices the missing part."""
 
     final_frame: ClassVar[bytes | None] = None
 
@@ -118,13 +118,13 @@ class _ForwardedResponse(StreamingResponse):
 
 
 class _FrameResponse(_ForwardedResponse):
-    """A stream of frames. If it breaks off, the final frame is an error."""
+    """A stream of frames. If the worker disconnects early, the final frame is an error."""
 
     final_frame = schemas.error_frame(schemas.WORKER_TIMEOUT)
 
 
 def _with_content_type(headers: Headers, status: int) -> Headers:
-    """Return the headers with a Content-Type: a worker that sends none means JSON."""
+    """Return the headers with a Content-Type, which is JSON if the worker sent none."""
     if status in (204, 304) or any(name == b"content-type" for name, _ in headers):
         return headers
     return (*headers, (b"content-type", b"application/json"))

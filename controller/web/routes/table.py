@@ -1,6 +1,6 @@
-"""The route table: the only place that says which paths exist and who may call them.
+"""The route table: the only place that defines which paths exist and who may call them.
 
-The router, the hot path and the reference page of the docs are made from it.
+The router, the hot path and the reference page of the docs are built from it.
 """
 
 from collections.abc import Awaitable, Callable
@@ -27,7 +27,7 @@ class Plane(StrEnum):
 class Route(NamedTuple):
     """One route.
 
-    handler: takes the Services and what the endpoint reads of a request. Its docstring describes the route.
+    handler: takes the Services and the parts of a request that the endpoint reads. Its docstring describes the route.
     endpoint: the ASGI application that reads requests for the handler.
     hot: requests bypass Starlette's router.
     """
@@ -77,5 +77,5 @@ ROUTES: Final = (
     Route("GET", "/readyz", public.readyz, Plane.PUBLIC),
 )
 
-# POST to any path that is not in the table: other workers than FastChat's have routes of their own.
+# POST to any path that is not in the table. Workers that are not FastChat's have routes of their own.
 FALLBACK: Final = Route("POST", "*", forward.other_call, Plane.CLIENT, ForwardEndpoint)

@@ -7,7 +7,7 @@ from controller.web.services import Services
 
 
 async def register_worker(services: Services, body: bytes, hops: str) -> Answer:
-    """Register a worker. 502 if the worker was asked for its status and did not answer; 508 if it is this cluster."""
+    """Register a worker. 502 if the worker did not return its status. 508 if the worker is this cluster itself."""
     request = schemas.parse_register(body)
     await services.membership.register(
         request.name,
@@ -20,6 +20,6 @@ async def register_worker(services: Services, body: bytes, hops: str) -> Answer:
 
 
 async def receive_heart_beat(services: Services, body: bytes) -> Answer:
-    """Record a heartbeat. `exist` is false only if Redis said so. While Redis is unavailable, the status is 503."""
+    """Record a heartbeat. `exist` is false only if Redis holds no such worker. While Redis is unavailable, 503."""
     known = await services.membership.heartbeat(*schemas.parse_heartbeat(body))
     return EXISTS if known else UNKNOWN

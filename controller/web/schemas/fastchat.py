@@ -1,6 +1,6 @@
-"""FastChat's bodies, in and out: what clients and workers send, checked, and what they get.
+"""FastChat's wire format: parsed and checked request bodies, and response bodies.
 
-The names and shapes are those of `fastchat/serve/controller.py`.
+Field names and shapes follow `fastchat/serve/controller.py`.
 """
 
 from typing import Any, Final
@@ -12,7 +12,7 @@ from controller.domain.load import LEASE, MAX_LEASE_TIME
 from controller.domain.worker import Worker, WorkerStatus, WorkerStatusTotal, whole_queue_length, worker_name
 from controller.json_bodies import Fields, JsonBody, read_status
 
-# FastChat's error codes and text (fastchat/constants.py), which its web server shows to people.
+# FastChat's error codes and text (fastchat/constants.py). Its web server shows the text to users.
 INTERNAL_ERROR: Final = 50001
 NO_WORKER: Final = 50005
 WORKER_TIMEOUT: Final = 50006
@@ -51,7 +51,7 @@ class _RegisterBody(msgspec.Struct):
 
 
 class RegisterRequest(msgspec.Struct):
-    """A registration, checked. status is None when the worker is to be asked for it."""
+    """A checked registration. If `status` is None, the controller requests the status from the worker."""
 
     name: str
     check_heart_beat: bool
@@ -72,12 +72,15 @@ _register: Final = _body(_RegisterBody)
 
 
 def parse_model(body: bytes) -> str:
-    """The `model` of a request for a worker, or of a request to be forwarded to one."""
+    """Return the `model` of a dispatch request or of a request to forward."""
     return _model.read(body).model
 
 
 def parse_dispatch(body: bytes) -> tuple[str, float | bool]:
-    """The `model` of a request for a worker, and its `lease`: for how many seconds, or whether any is wanted."""
+    """Return the `model` and the `lease` of a dispatch request.
+
+    `lease` is a number of seconds, True for a lease of the default duration, or False for no lease.
+    """
     request = _dispatch.read(body)
     lease = request.lease or False
     if lease is not True and lease is not False and not 0.001 <= lease <= MAX_LEASE_TIME:
@@ -86,26 +89,26 @@ def parse_dispatch(body: bytes) -> tuple[str, float | bool]:
 
 
 def parse_lease(body: bytes) -> str:
-    """The `lease` of a request about one."""
+    """Return the `lease` of a request to release or renew it."""
     lease = _lease.read(body).lease
     if not LEASE.match(lease):
-        raise InvalidInput("lease", "is not one that this controller has given")
+        raise InvalidInput("lease", "is not a lease of this controller")
     return lease
 
 
 def parse_name(body: bytes) -> str:
-    """The `worker_name` of a request about one worker."""
+    """Return the `worker_name` of a request about one worker."""
     return worker_name(_name.read(body).worker_name)
 
 
 def parse_heartbeat(body: bytes) -> tuple[str, int]:
-    """The name and the queue length of a heartbeat."""
+    """Return the worker's name and the queue length of a heartbeat."""
     heartbeat = _heartbeat.read(body)
     return worker_name(heartbeat.worker_name), whole_queue_length(heartbeat.queue_length)
 
 
 def parse_register(body: bytes) -> RegisterRequest:
-    """A registration. A status that is missing, null or empty is to be asked for, as in FastChat."""
+    """Return a registration. A missing, null or empty status is None: the controller requests it, as FastChat does."""
     request = _register.read(body)
     return RegisterRequest(
         name=worker_name(request.worker_name),
@@ -125,13 +128,13 @@ def _status(body: bytes) -> WorkerStatus | None:
 
 
 def status_body(status: WorkerStatusTotal) -> dict[str, Any]:
-    """The answer of `/worker_get_status`."""
-    told = {"model_names": status.model_names, "speed": status.speed, "queue_length": status.queue_length}
-    return told if status.capacity is None else {**told, "capacity": status.capacity}
+    """Return the response body of `/worker_get_status`."""
+    body = {"model_names": status.model_names, "speed": status.speed, "queue_length": status.queue_length}
+    return body if status.capacity is None else {**body, "capacity": status.capacity}
 
 
 def worker_body(worker: Worker) -> dict[str, Any]:
-    """A worker in the answer of GET `/workers`; ages and times are in seconds."""
+    """Return one worker as GET `/workers` lists it. Times and ages are in seconds."""
     return {
         "worker_name": worker.name,
         "model_names": worker.status.model_names,
@@ -151,10 +154,10 @@ def worker_body(worker: Worker) -> dict[str, Any]:
 
 
 def error_frame(error_code: int, text: str = SERVER_ERROR_MSG) -> bytes:
-    """The frame that ends a stream which went wrong."""
+    """Return the final frame of a stream that failed."""
     return encode({"text": text, "error_code": error_code}) + b"\0"
 
 
 def worker_error(code: str, message: str, error_code: int) -> bytes:
-    """An answer in the place of a worker's: in our form and in FastChat's."""
+    """Return the body of an error response to a forwarded request, with our fields and FastChat's."""
     return encode({"error": {"code": code, "message": message}, "text": message, "error_code": error_code})
