@@ -20,8 +20,8 @@ from controller.domain.errors import (
 )
 from controller.domain.hops import hop_headers
 from controller.metrics import Metrics
-from controller.upstream.answer import WorkerAnswer
 from controller.upstream.client import WorkerClient
+from controller.upstream.response import WorkerResponse
 
 logger = logging.getLogger("controller")
 
@@ -37,7 +37,7 @@ class Forwarded:
     """
 
     def __init__(
-        self, answer: WorkerAnswer, first: bytes, rest: AsyncGenerator[bytes], on_end: Callable[[str], None]
+        self, answer: WorkerResponse, first: bytes, rest: AsyncGenerator[bytes], on_end: Callable[[str], None]
     ) -> None:
         self.status = answer.status
         self.headers = answer.headers
@@ -167,13 +167,13 @@ class Forwarder:
         self._renew_later(leased.lease)
         answer = None
         try:
-            answer = await self._workers.ask(leased.address, request.path, request.body, request.headers)
+            answer = await self._workers.post(leased.address, request.path, request.body, request.headers)
             pieces = await _pieces(answer, request.frames)
             first = await anext(pieces, b"")
         except BaseException as error:
             if answer is not None:
                 answer.close()
-            failed = isinstance(error, WorkerUnreachable | StreamBroken) and not self._workers.ending
+            failed = isinstance(error, WorkerUnreachable | StreamBroken) and not self._workers.streams_ended
             ended = self._end(leased, failed)
             if failed:
                 await asyncio.shield(ended)  # the next dispatch must not choose this worker again
@@ -188,7 +188,7 @@ class Forwarder:
         return Forwarded(answer, first, pieces, on_end)
 
     def _may_retry(self, error: WorkerError) -> bool:
-        if self._workers.ending:  # this replica broke the request off
+        if self._workers.streams_ended:  # this replica broke the request off
             return False
         return error.status >= 500 if isinstance(error, WorkerRefused) else not isinstance(error, WorkerSilent)
 
@@ -260,7 +260,7 @@ class Forwarder:
                 await self._dispatcher.report_failure(leased.address)
 
 
-async def _pieces(answer: WorkerAnswer, frames: bool) -> AsyncGenerator[bytes]:
+async def _pieces(answer: WorkerResponse, frames: bool) -> AsyncGenerator[bytes]:
     """Return the body of a response. Raises WorkerRefused if the status of the response is an error."""
     if answer.status >= 500 or (frames and answer.status != 200):
         raise await answer.refusal()
