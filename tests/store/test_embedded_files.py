@@ -206,9 +206,9 @@ def garbage_manifest(files: Path) -> None:
 
 DAMAGES: dict[str, tuple[Deletion, str]] = {
     "garbage": (garbage, "on the same data."),
-    "empty manifest": (empty_manifest, "on data that are incomplete."),
-    "garbage in the manifest": (garbage_manifest, "on data that are incomplete."),
-    "no base": (lambda files: (files / "appendonly.aof.1.base.rdb").unlink(), "on data that are incomplete."),
+    "empty manifest": (empty_manifest, "on incomplete data."),
+    "garbage in the manifest": (garbage_manifest, "on incomplete data."),
+    "no base": (lambda files: (files / "appendonly.aof.1.base.rdb").unlink(), "on incomplete data."),
 }
 
 
@@ -334,7 +334,7 @@ async def test_a_full_disk_is_not_damage(short_dir: Path, caplog: pytest.LogCapt
             while filler.write(bytes(4096)):
                 pass
         os.kill(store.pid, signal.SIGKILL)
-        await wait_until(lambda: "No space left on device. Make room" in caplog.text, "the reason is logged")
+        await wait_until(lambda: "No space left on device. Free space" in caplog.text, "the reason is logged")
         assert not list(data.glob("appendonlydir.damaged-*"))
         (disk / "filler").unlink()
         await mended(store, caplog, "The embedded store runs again, as process")

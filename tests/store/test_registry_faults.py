@@ -111,7 +111,7 @@ def test_every_failure_of_a_client_may_pass(error: Exception) -> None:
 
 
 def test_a_call_that_took_too_long_is_told_in_words() -> None:
-    assert "no answer in time" in str(store_error(TimeoutError()))
+    assert "no reply within the timeout" in str(store_error(TimeoutError()))
 
 
 @pytest.mark.parametrize("line", ERRORS)
