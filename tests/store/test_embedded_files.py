@@ -231,7 +231,7 @@ async def test_damaged_files_are_moved_aside_when_the_server_is_started_again(
     [aside] = data.glob("appendonlydir.damaged-*")
     assert (aside / "appendonly.aof.manifest").exists()
     assert f"restarting the store {said}" in caplog.text
-    assert caplog.text.count(f"they were moved to {aside}, and the store starts without data.") == 1
+    assert caplog.text.count(f"The data was moved to {aside}, and the store started without data.") == 1
     assert "cannot be started again" not in caplog.text
     assert await known(store.url) == []
     await register(store.url)
