@@ -95,7 +95,10 @@ class Snapshot:
         )
 
     def workers(self, now: float) -> list[Worker]:
-        """Return the workers with the bookings made since. expires_in is 0 where a heartbeat is overdue."""
+        """Return the workers with the bookings made since the snapshot. expires_in is 0 if a heartbeat is overdue.
+
+        now: in seconds on the replica's monotonic clock.
+        """
         age = now - self.taken_at
         return [
             replace(
