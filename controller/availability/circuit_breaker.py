@@ -23,8 +23,8 @@ _CALM: Final = 5.0  # seconds without a failure, after which an outage counts as
 class CircuitBreaker:
     """Lets calls through while Redis is available, and fails them at once while it is not.
 
-    The breaker starts open, and one failed call opens it again. While it is open, `probe` runs in the background about
-    every 0.25 s. The first successful probe closes it.
+    The breaker starts open. One call that finds Redis unavailable opens it again. While it is open, `probe` runs in the
+    background about every 0.25 s. The first successful probe closes it.
     """
 
     def __init__(self, probe: Callable[[], Awaitable[None]], metrics: Metrics) -> None:
@@ -45,7 +45,7 @@ class CircuitBreaker:
 
     @property
     def failing_since(self) -> float | None:
-        """Monotonic time at which the current outage began. None if there is none, or it has been over for a while."""
+        """Monotonic time of the first in a series of failures. None after a while without a failure."""
         return self._failing_since
 
     async def call(

@@ -56,8 +56,8 @@ class Snapshot:
     def shortest_queue(self, model: str) -> str:
         """Choose the worker with the lowest load and book it. Return "" if the model has no worker.
 
-        Ties are broken at random. Redis breaks them by the least recent dispatch, but each replica has a snapshot of
-        its own, so that rule would make all replicas choose the same worker.
+        Ties are broken at random. Redis breaks them by the least recent dispatch. Here, that rule would make all
+        replicas choose the same worker, because each replica counts only its own dispatches.
         """
         if model not in self._serving:
             return ""

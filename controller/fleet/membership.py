@@ -64,8 +64,8 @@ class Membership:
     ) -> None:
         """Register a worker. If `status` is None, request the status from the worker.
 
-        While Redis is unavailable, the call waits up to the setting register_timeout, because the heartbeat thread of
-        a FastChat worker ends for good if its registration fails.
+        While Redis is unavailable, the call waits up to the setting register_timeout. If a registration fails, the
+        heartbeat thread of a FastChat worker ends for good.
 
         hops: hop list of the request, because the worker may be a cluster.
 

@@ -20,7 +20,7 @@ from controller.store_url import StoreKind, StoreUrl, parse_store_url, read_pass
 
 StoreClient: TypeAlias = Redis | RedisCluster
 
-MAX_CONNECTIONS: Final = 48  # to one server. The registry runs fewer calls at once
+MAX_CONNECTIONS: Final = 48  # to one server: more than the calls that the registry runs at once
 _TIMEOUT_FACTOR: Final = 4.0  # of redis-py's timeouts, see connect()
 
 
@@ -120,8 +120,8 @@ class _PasswordFile(CredentialProvider):
     def get_credentials(self) -> tuple[str] | tuple[str, str]:
         """Return the arguments of AUTH.
 
-        An unreadable or empty file raises AuthenticationError, as a wrong password does. It may be in the middle of a
-        change.
+        An unreadable or empty file raises AuthenticationError, as a wrong password does, because the file may be in the
+        middle of a change.
         """
         try:
             password = read_password_file(self._path)

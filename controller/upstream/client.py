@@ -24,8 +24,7 @@ class WorkerClient:
     """An HTTP client for workers. Create and close it in the running event loop.
 
     probe_timeout: for a whole status call, in seconds.
-    worker_timeout: for each wait for a worker, in seconds. A wait ends with the head of the response, or with a read of
-    its body.
+    worker_timeout: for each wait for a worker, in seconds: for the head of its response, and for each read of the body.
     """
 
     def __init__(self, probe_timeout: float, worker_timeout: float) -> None:

@@ -23,8 +23,9 @@ from aiohttp.http_parser import RawResponseMessage
 
 from controller.upstream.trust import trusted
 
-_KEEP_ALIVE: Final = 4.0  # seconds: FastChat's workers close an idle connection after 5 s, and a request could be lost
-# Seconds. A kept connection that breaks sooner after a request was sent may have been closed as the request was sent.
+# Seconds. FastChat's workers close an idle connection after 5 s, and a request must not be sent at that moment.
+_KEEP_ALIVE: Final = 4.0
+# Seconds. If a kept connection breaks within this time after a request was sent, the server may have closed it before.
 _RACE_WINDOW: Final = 2.0
 _PEER_TIMEOUT: Final = 10.0  # seconds: a connection is dropped if its peer acknowledges nothing for this long
 _READ_AHEAD: Final = 32 * 1024

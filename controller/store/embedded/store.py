@@ -142,7 +142,7 @@ class EmbeddedStore:
         return server
 
     def _data_found(self) -> str:
-        """Return with which data the server starts, as the end of a log line."""
+        """Describe the data that the server will start with, as the end of a log line."""
         if self._directory.has_data():
             return "on the same data."
         if self._directory.has_manifest():
