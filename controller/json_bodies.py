@@ -1,8 +1,7 @@
-"""JSON from the network, read as FastChat reads it. A value that we need is checked; the others may be anything.
+"""Reads JSON bodies from the network as FastChat does. Only the values that the controller needs are checked.
 
-FastChat calls `json.loads` on the bytes. It accepts more than RFC 8259 allows: half of a surrogate pair in a string,
-NaN and Infinity, a byte order mark, UTF-16 and UTF-32. msgspec refuses these. A body that it refuses is read again by
-`json.loads`.
+FastChat calls `json.loads` on the bytes. It accepts more than RFC 8259 allows: unpaired surrogates in a string, NaN and
+Infinity, a byte order mark, UTF-16 and UTF-32. msgspec rejects these. `json.loads` then reads the body again.
 """
 
 import json
@@ -14,7 +13,7 @@ import msgspec
 from controller.domain.errors import InvalidInput
 from controller.domain.worker import WorkerStatus, whole_queue_length
 
-# `json.loads` builds an object of up to 100 bytes for each value, also for those that we do not need.
+# `json.loads` creates an object of up to 100 bytes for each value, also for values that are not needed.
 _MAX_VALUES: Final = 1_000_000
 _SURROGATE: Final = re.compile(r"[\ud800-\udfff]")
 
@@ -22,7 +21,11 @@ Fields = TypeVar("Fields", bound=msgspec.Struct)
 
 
 class JsonBody(Generic[Fields]):
-    """A JSON object with the given fields. Errors say which field is wrong, or else `name`, and end with `advice`."""
+    """Reads JSON objects with the given fields.
+
+    name: stands for the body in an error that concerns no single field.
+    advice: ends the message of an error.
+    """
 
     __slots__ = ("_advice", "_decode", "_fields", "_name", "_raw")
 
@@ -36,7 +39,7 @@ class JsonBody(Generic[Fields]):
     def read(self, body: bytes) -> Fields:
         """Return the fields of `body`. Raises InvalidInput."""
         try:
-            return self._decode(body.decode())  # msgspec itself does not look at the encoding of fields that it skips
+            return self._decode(body.decode())  # msgspec itself does not check the encoding of fields that it skips
         except msgspec.ValidationError as error:
             raise InvalidInput(self._name, f"{error}. {self._advice}") from error
         except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
@@ -56,7 +59,7 @@ class JsonBody(Generic[Fields]):
         return fields
 
     def _needed(self, value: object) -> object:
-        """The part of a body that has our fields; those of the type Raw are JSON again, in ASCII."""
+        """Return only the needed fields of a body. Fields of the type Raw are encoded again, as JSON in ASCII."""
         if not isinstance(value, dict):
             return value
         needed = {name: value[name] for name in self._fields.__struct_fields__ if name in value}
@@ -68,7 +71,7 @@ class JsonBody(Generic[Fields]):
 def _check_text(name: str, value: object) -> None:
     for text in value if isinstance(value, list) else (value,):
         if isinstance(text, str) and _SURROGATE.search(text):
-            raise InvalidInput(name, "has half of a surrogate pair (\\ud800 to \\udfff) in it")
+            raise InvalidInput(name, "has an unpaired surrogate (\\ud800 to \\udfff) in it")
 
 
 class _Status(msgspec.Struct):
@@ -82,11 +85,11 @@ _status: Final = JsonBody(_Status, "status", "A status has model_names, speed an
 
 
 def read_status(body: bytes) -> WorkerStatus:
-    """Return the status that a worker has sent. Raises InvalidInput."""
+    """Return the status in a worker's response. Raises InvalidInput."""
     status = _status.read(body)
     capacity = status.capacity
     if isinstance(capacity, float):
-        if not capacity.is_integer():  # nor NaN or infinite
+        if not capacity.is_integer():  # also rejects NaN and infinity
             raise InvalidInput("capacity", "must be a whole number, or be left out")
         capacity = int(capacity)
     return WorkerStatus(tuple(status.model_names), status.speed, whole_queue_length(status.queue_length), capacity)

@@ -1,4 +1,4 @@
-"""What is counted, for GET /metrics in the text format of Prometheus."""
+"""Counters for GET /metrics, in the text format of Prometheus."""
 
 import errno
 import mmap
@@ -14,18 +14,18 @@ from prometheus_client.registry import Collector
 
 _ROW_BYTES: Final = 4096
 _CELL_BYTES: Final = 8  # a double
-_ALONE: Final = (
-    "# Counted by the replica that answered, alone: the {} replicas of this controller could not share memory.\n"
+_NOT_SHARED: Final = (
+    "# These are the counts of one replica only, because the {} replicas of this controller cannot share memory.\n"
 )
 
 Row: TypeAlias = "memoryview[float]"
 
 
 class CounterMemory:
-    """Memory that the replicas of one `serve` share: a row of counters for each.
+    """Memory that the replicas of one `serve` share, with a row of counters for each replica.
 
-    It is a file without a name, so nothing can delete it, it needs no disk, and it ends with the last process that has
-    it open. The supervisor creates it and passes it on to each replica. Raises OSError if there can be none.
+    The memory is a file without a name, so it cannot be deleted. On Linux it needs no disk. It is freed when the last
+    process closes it. The supervisor creates it and passes it to each replica. Raises OSError if it cannot be created.
     """
 
     def __init__(self, replicas: int) -> None:
@@ -40,17 +40,17 @@ class CounterMemory:
         self._descriptor = state["_descriptor"].detach()
 
     def rows(self) -> list[Row]:
-        """The rows of all replicas. A replica writes to the row of its slot only."""
+        """Return the rows of all replicas. A replica writes only to its own row."""
         cells = memoryview(mmap.mmap(self._descriptor, self._replicas * _ROW_BYTES)).cast("d")
         width = _ROW_BYTES // _CELL_BYTES
         return [cells[slot * width : (slot + 1) * width] for slot in range(self._replicas)]
 
 
 def _nameless_file(size: int) -> int:
-    """Open a file without a name and reserve its space: to write to a mapped page without space ends the process."""
+    """Open a file without a name and reserve its space. Writing to a mapped page without space kills the process."""
     try:
         descriptor = os.memfd_create("controller-metrics")
-    except (AttributeError, OSError):  # no Linux, or a sandbox that forbids it
+    except (AttributeError, OSError):  # not Linux, or a sandbox forbids the call
         with tempfile.TemporaryFile() as file:
             descriptor = os.dup(file.fileno())
     try:
@@ -76,7 +76,7 @@ class Counter:
         self._cell = cell
 
     def inc(self, amount: int = 1) -> None:
-        """Count."""
+        """Add to the counter."""
         self._row[self._cell] += amount
 
 
@@ -87,57 +87,58 @@ class LabelledCounter:
         self._counters = counters
 
     def labels(self, value: str) -> Counter:
-        """The counter of one of the values."""
+        """Return the counter for a value of the label."""
         return self._counters[value]
 
 
 class Metrics(Collector):
     """The counters of one replica.
 
-    memory: shared with the other replicas of the `serve`, so that each can tell the sum; without it each tells its own.
-    slot: the number of this replica. Its predecessor's counts go on.
-    replicas: their number.
+    memory: shared with the other replicas of the `serve`, so that each can report the sums. Without it, this replica
+        reports its own counts.
+    slot: number of this replica. A replica that replaces another one continues its counts.
+    replicas: number of replicas.
     """
 
     def __init__(self, memory: CounterMemory | None = None, slot: int = 0, replicas: int = 1) -> None:
         self._rows: Sequence[Row] = memory.rows() if memory else [memoryview(bytearray(_ROW_BYTES)).cast("d")]
         self._row = self._rows[slot if memory else 0]
-        self._preface = _ALONE.format(replicas) if replicas > 1 and not memory else ""
+        self._preface = _NOT_SHARED.format(replicas) if replicas > 1 and not memory else ""
         self._families: list[tuple[str, str, str, tuple[str, ...]]] = []
         self._cells = 0
         self._registry = CollectorRegistry()
         dispatches = self._labelled(
             "dispatches",
-            "Answers to requests for a worker.",
+            "Requests for a worker.",
             outcome=("chosen", "no_worker", "degraded", "store_unavailable"),
         )
         self.dispatches_chosen = dispatches.labels("chosen")
         self.dispatches_no_worker = dispatches.labels("no_worker")
         self.dispatches_degraded = dispatches.labels("degraded")
         self.dispatches_store_unavailable = dispatches.labels("store_unavailable")
-        self.dispatch_batches = self._counter("dispatch_batches", "Calls to the store that chose workers.")
+        self.dispatch_batches = self._counter("dispatch_batches", "Calls to Redis that dispatched requests.")
         heartbeats = self._labelled(
             "heartbeats", "Heartbeats received.", outcome=("known", "unknown", "store_unavailable")
         )
         self.heartbeats_known = heartbeats.labels("known")
         self.heartbeats_unknown = heartbeats.labels("unknown")
         self.heartbeats_store_unavailable = heartbeats.labels("store_unavailable")
-        polls = self._labelled("polls", "Workers asked for their queue length.", outcome=("answered", "failed"))
+        polls = self._labelled("polls", "Status polls of workers.", outcome=("answered", "failed"))
         self.polls_answered = polls.labels("answered")
         self.polls_failed = polls.labels("failed")
-        self.registrations = self._labelled("registrations", "Workers registered.", outcome=("new", "again"))
-        self.removals = self._labelled("removals", "Workers removed.", reason=("request", "refresh", "lapsed"))
-        endings = ("complete", "broken", "no_worker", "client_gone")
-        self.streams = self._labelled("streams", "Streams forwarded.", outcome=endings)
-        self.calls = self._labelled("calls", "Other requests forwarded.", outcome=endings)
-        self.forward_retries = self._counter("forward_retries", "Requests that went to another worker than the first.")
-        self.store_failures = self._counter("store_failures", "Calls that the store did not serve.")
+        self.registrations = self._labelled("registrations", "Registrations of workers.", outcome=("new", "again"))
+        self.removals = self._labelled("removals", "Removals of workers.", reason=("request", "refresh", "expired"))
+        outcomes = ("complete", "broken", "no_worker", "client_gone")
+        self.streams = self._labelled("streams", "Forwarded streams.", outcome=outcomes)
+        self.calls = self._labelled("calls", "Other forwarded requests.", outcome=outcomes)
+        self.forward_retries = self._counter("forward_retries", "Retries of forwarded requests on another worker.")
+        self.store_failures = self._counter("store_failures", "Failed calls to Redis.")
         self.store_clock_jumps = self._labelled(
             "store_clock_jumps",
-            "Times that the clock of the store was set by more than a second.",
+            "Changes of the clock of Redis by more than a second.",
             direction=("ahead", "back"),
         )
-        self.store_outages = self._counter("store_outages", "Times that the store stopped serving.")
+        self.store_outages = self._counter("store_outages", "Times that Redis became unavailable.")
         self._registry.register(self)
 
     def _counter(self, name: str, text: str) -> Counter:
@@ -148,13 +149,13 @@ class Metrics(Collector):
         return LabelledCounter(dict(zip(values, self._add(name, text, key, values), strict=True)))
 
     def _add(self, name: str, text: str, label: str, values: tuple[str, ...]) -> list[Counter]:
-        """Give each value of a label the next cell of the row."""
+        """Give each value of a label its own cell of the row."""
         self._families.append((name, text, label, values))
         first, self._cells = self._cells, self._cells + len(values)
         return [Counter(self._row, cell) for cell in range(first, self._cells)]
 
     def collect(self) -> Iterator[CounterMetricFamily]:
-        """The counters for prometheus_client, summed over the replicas that share their memory."""
+        """Yield the counters for prometheus_client, as sums over the replicas that share the memory."""
         sums = (sum(row[cell] for row in self._rows) for cell in range(self._cells))
         for name, text, label, values in self._families:
             family = CounterMetricFamily(f"controller_{name}", text, labels=[label] if label else [])
@@ -163,5 +164,5 @@ class Metrics(Collector):
             yield family
 
     def render(self) -> bytes:
-        """All counters as text."""
+        """Return all counters as text."""
         return self._preface.encode() + generate_latest(self._registry)

@@ -1,4 +1,4 @@
-"""How the store is named: the URLs that --redis-url takes, taken apart."""
+"""Parses the URLs that --redis-url accepts."""
 
 import re
 from dataclasses import dataclass, field
@@ -19,7 +19,7 @@ _FORMS: Final = (
 
 
 class StoreKind(StrEnum):
-    """What kind of Redis it is."""
+    """The kinds of Redis deployments."""
 
     SINGLE = "single"
     SENTINEL = "sentinel"
@@ -36,11 +36,14 @@ _SCHEMES: Final = {
 
 @dataclass(frozen=True, slots=True)
 class StoreUrl:
-    """A store's URL, taken apart.
+    """A parsed URL of the store.
 
-    hosts are pairs of host and port: one server, or the Sentinels, or nodes of the Cluster to begin with. path is a
-    unix socket, or the data directory of the embedded store; "" where it is not named. password_file holds the password
-    instead of `password`, and is read for each connection, so that a new password in it is taken up.
+    hosts: pairs of host and port of the server, of the Sentinels, or of some nodes of the Cluster.
+    path: a unix socket, or the data directory of the embedded store. "" if the URL has no path.
+    password_file: holds the password instead of `password`. It is read for each connection, so that a new password
+        works without a restart.
+    database: number of the database.
+    master: name of the master that the Sentinels watch.
     """
 
     kind: StoreKind
@@ -56,7 +59,7 @@ class StoreUrl:
     sentinel_password: str | None = field(default=None, repr=False)
 
     def __str__(self) -> str:
-        """How to call it in a log: without user names and passwords."""
+        """Return the URL for a log, without user names and passwords."""
         if self.kind is StoreKind.EMBEDDED:
             return f"embedded://{self.path}"
         if self.path:
@@ -69,12 +72,12 @@ class StoreUrl:
 
 
 def read_password_file(path: Path) -> str:
-    """Return the password in a file, without the line break at its end. Raises SettingsError if there is none."""
+    """Return the password in a file, without the line break at its end. Raises SettingsError if it has no password."""
     try:
         password = path.read_text(encoding="utf-8").rstrip("\r\n")
     except OSError as error:
         raise SettingsError(f"--redis-password-file {path} cannot be read: {error.strerror}.") from error
-    except ValueError:  # without its cause, which quotes a part of the password
+    except ValueError:  # the cause is dropped, because it quotes a part of the password
         raise SettingsError(f"--redis-password-file {path} cannot be read: it is not UTF-8.") from None
     if not password:
         raise SettingsError(f"--redis-password-file {path} is empty.")
@@ -82,53 +85,52 @@ def read_password_file(path: Path) -> str:
 
 
 def parse_store_url(text: str) -> StoreUrl:
-    """Take a URL apart. Raises SettingsError, in a sentence that says which forms there are and what is wrong."""
+    """Parse a URL. Raises SettingsError with the fault and all valid forms, but without the URL and its password."""
     try:
         return _parse(text)
     except ValueError as error:
-        # Not the URL itself: it may have a password in it.
         raise SettingsError(f"--redis-url {error}. It must look like {_FORMS}.") from error
 
 
 def _parse(text: str) -> StoreUrl:
     try:
-        parts = urlsplit(text)  # it would drop tabs and line breaks in silence
+        parts = urlsplit(text)
     except ValueError:
-        raise ValueError("is not a URL") from None  # without the reason: it quotes what may be the password
-    if text != text.strip() or re.search(r"[\x00-\x20\x7f]", text):
+        raise ValueError("is not a URL") from None  # the cause is dropped, because it may quote the password
+    if text != text.strip() or re.search(r"[\x00-\x20\x7f]", text):  # urlsplit() silently drops tabs and line breaks
         raise ValueError("has a space or a control character in it")
     if parts.fragment:
         raise ValueError("must not have a fragment (write # in a password as %23)")
     options = dict(parse_qsl(parts.query, keep_blank_values=True))
     if parts.query and not (parts.scheme.endswith("+sentinel") and options and options.keys() <= _SENTINEL_OPTIONS):
         raise ValueError(
-            "takes no options behind a question mark, but for sentinel_username and sentinel_password with Sentinel"
+            "must not have query parameters other than sentinel_username and sentinel_password, which need Sentinel"
         )
     if parts.scheme in ("unix", "embedded"):
-        # A path is bytes, which need not be UTF-8; surrogates stand for those that are not.
+        # A path may contain bytes that are not UTF-8. Surrogates stand for these bytes.
         return _local(parts.scheme, parts.netloc, unquote(parts.path, errors="surrogateescape"))
     tls = parts.scheme.startswith("rediss")
     scheme = parts.scheme.replace("rediss", "redis", 1)
     if scheme not in _SCHEMES:
-        raise ValueError("has a scheme that is not known")
+        raise ValueError("has an unknown scheme")
     kind, default_port = _SCHEMES[scheme]
     credentials, _, hosts = parts.netloc.rpartition("@")
     username, _, password = credentials.partition(":")
     path = parts.path.removeprefix("/").split("/") if parts.path not in ("", "/") else []
     master = unquote(path.pop(0)) if kind is StoreKind.SENTINEL and path else ""
     if kind is StoreKind.SENTINEL and not master:
-        raise ValueError("names no master behind the Sentinels' hosts")
+        raise ValueError("lacks the name of the master after the hosts of the Sentinels")
     if len(path) > 1 or (path and not re.fullmatch(r"[0-9]{1,6}", path[0])):
-        raise ValueError("has something else than a database's number at its end")
+        raise ValueError("has an invalid database number at its end")
     if path and kind is StoreKind.CLUSTER and int(path[0]):
-        raise ValueError("must not name a database: a Redis Cluster has but one")
-    found = tuple(_host(host, default_port) for host in hosts.split(","))
-    if kind is StoreKind.SINGLE and len(found) > 1:
-        raise ValueError("names several hosts, but neither +sentinel nor +cluster")
+        raise ValueError("must not name a database, because a Redis Cluster has only database 0")
+    addresses = tuple(_host(host, default_port) for host in hosts.split(","))
+    if kind is StoreKind.SINGLE and len(addresses) > 1:
+        raise ValueError("names several hosts, which needs +sentinel or +cluster in the scheme")
     return StoreUrl(
         kind=kind,
         tls=tls,
-        hosts=found,
+        hosts=addresses,
         username=unquote(username) or None,
         password=unquote(password) or None,
         database=int(path[0]) if path else 0,
@@ -146,15 +148,15 @@ def _local(scheme: str, host: str, path: str) -> StoreUrl:
     if scheme == "embedded":
         return StoreUrl(StoreKind.EMBEDDED, path=path)
     if len(path) < 2:
-        raise ValueError("names no socket")
+        raise ValueError("lacks the path of a socket")
     return StoreUrl(StoreKind.SINGLE, path=path)
 
 
 def _host(text: str, default_port: int) -> tuple[str, int]:
     match = _HOST.match(text)
     if not match:
-        raise ValueError("names no host, or one that cannot be" if not text else "has a host that cannot be")
+        raise ValueError("has an invalid host" if text else "lacks a host")
     port = int(match[2]) if match[2] else default_port
     if not 1 <= port <= 65535:
-        raise ValueError("has a port that cannot be")
+        raise ValueError("has an invalid port")
     return match[1].strip("[]"), port

@@ -4,17 +4,17 @@ import asyncio
 from collections.abc import Iterable
 from typing import Any, Final
 
-_AGAIN: Final = 0.1  # seconds
+_RETRY_INTERVAL: Final = 0.1  # seconds
 
 
 async def end(tasks: "Iterable[asyncio.Task[Any]]") -> None:
-    """Cancel tasks and wait for their end.
+    """Cancel tasks and wait until they have ended.
 
-    A cancellation that arrives at the same time as the awaited result may be lost, for example in asyncio.wait_for()
-    of Python 3.11, which redis-py uses. So a task that goes on is cancelled again.
+    A task that continues is cancelled again: a cancellation may be lost if it arrives together with the awaited result.
+    This happens in asyncio.wait_for() of Python 3.11, which redis-py uses.
     """
     pending = set(tasks)
     while pending:
         for task in pending:
             task.cancel()
-        _, pending = await asyncio.wait(pending, timeout=_AGAIN)
+        _, pending = await asyncio.wait(pending, timeout=_RETRY_INTERVAL)

@@ -15,7 +15,7 @@ def count(metrics: Metrics, series: str) -> float:
 
 
 def test_every_series_starts_at_zero() -> None:
-    assert count(Metrics(), 'removals_total{reason="lapsed"}') == 0
+    assert count(Metrics(), 'removals_total{reason="expired"}') == 0
     assert count(Metrics(), "store_outages_total") == 0
 
 
@@ -62,5 +62,5 @@ def test_replica_without_shared_memory_returns_its_own_counts_with_a_comment() -
     alone = Metrics(None, 1, 2)
     alone.store_outages.inc()
     assert count(alone, "store_outages_total") == 1
-    assert alone.render().startswith(b"# Counted by the replica that answered, alone: the 2 replicas")
-    assert not Metrics().render().startswith(b"# Counted")
+    assert alone.render().startswith(b"# These are the counts of one replica only, because the 2 replicas")
+    assert not Metrics().render().startswith(b"# These are")

@@ -1,1 +1,1 @@
-"""Redis may be away: the circuit breaker, the snapshot, degraded mode, recovery and reconciliation."""
+"""Handles outages of Redis: circuit breaker, snapshots, degraded mode, recovery and reconciliation."""

@@ -1,4 +1,4 @@
-"""Registry operations for one item each. Concurrent operations of a kind share few calls to Redis."""
+"""Registry operations for single items. Concurrent operations of the same kind share a few calls to Redis."""
 
 from asyncio import Future
 from collections.abc import Awaitable, Callable, Sequence
@@ -15,14 +15,14 @@ from controller.store.registry import DrainCall, FailureCall, RegisterCall, Regi
 Item = TypeVar("Item")
 Answer = TypeVar("Answer")
 
-_ALL: Final = 1_000_000  # batch size where one answer is for all who wait
+_ALL: Final = 1_000_000  # batch size of operations whose one result goes to all callers
 
 
 class Batches:
-    """One replica's calls to the registry that may come in large numbers.
+    """One replica's frequent calls to the registry.
 
-    Every method returns a future, which raises StoreError as the registry does. An operation whose future is cancelled
-    may still take place. Leases that cannot be released are given to the reconciler.
+    Every method returns a future, which raises StoreError as the registry does. Cancelling the future does not always
+    prevent the operation. The reconciler gets the leases that cannot be released during an outage.
     """
 
     def __init__(self, breaker: CircuitBreaker, registry: Registry, metrics: Metrics, reconciler: Reconciler) -> None:

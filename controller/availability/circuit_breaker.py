@@ -17,14 +17,14 @@ Arguments = ParamSpec("Arguments")
 Result = TypeVar("Result")
 
 _PROBE_INTERVAL: Final = 0.25
-_CALM: Final = 5.0
+_CALM: Final = 5.0  # seconds without a failure, after which an outage counts as over
 
 
 class CircuitBreaker:
-    """Lets calls through while Redis serves, and fails them at once while it does not.
+    """Lets calls through while Redis is available, and fails them at once while it is not.
 
-    The breaker starts open. One failed call opens it. While it is open, `probe` runs every 0.25 s in the background.
-    The first probe that succeeds closes it.
+    The breaker starts open. One call that finds Redis unavailable opens it again. While it is open, `probe` runs in the
+    background about every 0.25 s. The first successful probe closes it.
     """
 
     def __init__(self, probe: Callable[[], Awaitable[None]], metrics: Metrics) -> None:
@@ -45,7 +45,7 @@ class CircuitBreaker:
 
     @property
     def failing_since(self) -> float | None:
-        """Time of the first of the latest failures, on the monotonic clock. None if there was none for a while."""
+        """Monotonic time of the first in a series of failures. None after a while without a failure."""
         return self._failing_since
 
     async def call(
@@ -80,7 +80,7 @@ class CircuitBreaker:
             self._start_probing()
             await self._first_probe_ended.wait()
         if self._reason is not None and not self._closed:
-            raise self._reason.with_traceback(None)  # each raise would otherwise lengthen the traceback of the last
+            raise self._reason.with_traceback(None)  # otherwise each raise would lengthen the traceback
 
     def _start_probing(self) -> None:
         if self._probing is None:
@@ -98,7 +98,7 @@ class CircuitBreaker:
             await self._probe()
         except StoreError as error:
             self._record_failure(error)
-        except Exception as error:  # a bug, but a replica that stopped probing would never serve again
+        except Exception as error:  # a bug, but without further probes the replica would never return to Redis
             if self._last_logged is not type(error):
                 self._last_logged = type(error)
                 logger.exception("Redis cannot be used because of a bug in the controller. Trying again.")
@@ -117,7 +117,7 @@ class CircuitBreaker:
             self._last_logged = None
         if self._last_logged is not type(error):
             self._last_logged = type(error)
-            # A rejection is a bug, or another program wrote to our keys. The traceback shows where it happened.
+            # A rejection means a bug or foreign data in Redis. The traceback shows which call was rejected.
             logger.log(logging.ERROR, "%s", error, exc_info=isinstance(error, StoreRejection))
         if isinstance(error, StoreUnavailable) or not self._closed:
             if self._closed:
@@ -129,7 +129,7 @@ class CircuitBreaker:
     def _log_recovery(self, failing_since: float) -> None:
         """Log the end of an outage once.
 
-        Redis may reject some calls and serve others, so it counts as healthy only after a while without a failure.
+        Redis may fail some calls and serve others, so the outage is over only after a while without a failure.
         """
         if time.monotonic() - self._last_failure > _CALM:
             failed_for = self._last_failure - failing_since

@@ -1,6 +1,6 @@
-"""Turns many concurrent calls into few: items that arrive during a call wait, and go together in the next one.
+"""Combines many concurrent calls into few. Items that arrive during a call wait and share the next call.
 
-There is no timer, so a call starts at once if none is running. The busier Redis is, the larger the batches become.
+There is no timer: a call starts at once if none is running. Batches grow as Redis gets slower.
 """
 
 import asyncio
@@ -16,15 +16,16 @@ class _Again(Enum):
     AGAIN = "again"
 
 
-AGAIN: Final = _Again.AGAIN  # answer for an item that the call did not reach: it goes into a later call
+AGAIN: Final = _Again.AGAIN  # the answer for an item that the call did not process: a later call gets it again
 Again: TypeAlias = Literal[_Again.AGAIN]
 
 
 class Coalescer(Generic[Item, Answer]):
     """Makes one call for many items.
 
-    call: takes at most `limit` items, in order of arrival, and returns as many answers in the same order. An exception
-    is raised to all who wait for that call. Items with the answer AGAIN wait behind the items that arrived meanwhile.
+    call: gets at most `limit` items in order of arrival, and returns as many answers in the same order. If it raises an
+    exception, each of its items gets the exception. Items with the answer AGAIN wait behind the items that arrived
+    meanwhile.
     """
 
     def __init__(self, call: Callable[[Sequence[Item]], Awaitable[Sequence[Answer | Again]]], limit: int = 256) -> None:
@@ -50,7 +51,7 @@ class Coalescer(Generic[Item, Answer]):
                     await self._answer(batch)
         finally:
             self._task = None
-            for _, future in self._waiting:  # there are any only if this task was cancelled
+            for _, future in self._waiting:  # items are left only if this task was cancelled
                 future.cancel()
             self._waiting.clear()
 
@@ -61,7 +62,7 @@ class Coalescer(Generic[Item, Answer]):
             for _, future in batch:
                 future.cancel()
             raise
-        except Exception as error:  # noqa: BLE001 - each caller gets it
+        except Exception as error:  # noqa: BLE001 - each caller gets the error
             for _, future in batch:
                 if not future.done():
                     future.set_exception(error)

@@ -21,7 +21,7 @@ class DegradedMode:
         self._max_age = settings.heartbeat_expiration
         self._snapshots = snapshots
         self._reconciler = reconciler
-        self._logged_for: float | None = None  # the outage that was logged last
+        self._logged_for: float | None = None  # start of the outage that was logged last
 
     def dispatch(self, models: Sequence[str], cause: StoreError) -> tuple[list[str], float]:
         """Choose a worker for each model.

@@ -1,4 +1,4 @@
-"""Whether this replica should get requests."""
+"""Decides whether this replica is ready for requests."""
 
 from controller.availability.batches import Batches
 from controller.availability.snapshot import MaybeStale
@@ -7,7 +7,7 @@ from controller.domain.errors import ShuttingDown, StoreError
 
 
 class Readiness:
-    """What GET /readyz reports."""
+    """The state that GET /readyz reports."""
 
     def __init__(self, batches: Batches, snapshots: SnapshotManager) -> None:
         self._batches = batches

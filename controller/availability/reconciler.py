@@ -1,4 +1,4 @@
-"""Keeps everything that Redis must still be told, and reports it when Redis serves again."""
+"""Keeps the changes that Redis missed during an outage, and applies them when Redis is available again."""
 
 from collections import Counter, deque
 from collections.abc import Iterable
@@ -13,10 +13,10 @@ _RELEASED_PER_CALL: Final = 1_000
 
 
 class Reconciler:
-    """One replica's changes that Redis does not have yet.
+    """The changes of one replica that Redis does not have yet.
 
-    Three kinds of change are kept: requests that were dispatched from the snapshot, dispatch calls whose answers never
-    arrived, and leases that ended during an outage. Of calls and leases, only the newest are kept.
+    There are three kinds of changes: requests dispatched from the snapshot, dispatch calls without a reply, and leases
+    whose requests ended during an outage. Only the newest calls and leases are kept, which limits the memory.
     """
 
     def __init__(self, registry: Registry) -> None:
@@ -32,11 +32,11 @@ class Reconciler:
         self._bookings.update(workers)
 
     def add_leases(self, leases: Iterable[str]) -> None:
-        """Keep leases that ended during an outage. A lease may be added twice: Redis releases it once."""
+        """Keep leases whose requests ended during an outage. A lease that is added twice is released once."""
         self._leases.extend(leases)
 
     async def release_leases(self) -> None:
-        """Release the leases that ended during the outage. Raises StoreError, and keeps those that are left."""
+        """Release the kept leases. Raises StoreError, and then keeps the leases that are not released yet."""
         while leases := [self._leases.popleft() for _ in range(min(len(self._leases), _RELEASED_PER_CALL))]:
             try:
                 await self._registry.release(leases)
@@ -45,10 +45,11 @@ class Reconciler:
                 raise
 
     async def reconcile(self, sequence: int = 0) -> None:
-        """Report bookings and unanswered calls.
+        """Report bookings and unanswered calls. Raises StoreError.
 
-        sequence: of the last snapshot, if Redis lost data since then. Raises StoreError. A report without an
-        acknowledgement is sent again unchanged, so Redis counts it once.
+        A report without an acknowledgement is sent again unchanged, so Redis counts it once.
+
+        sequence: sequence number of the last snapshot if Redis has lost data since, or else 0.
         """
         while True:
             while self._reports:

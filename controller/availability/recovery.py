@@ -1,4 +1,4 @@
-"""Repairs a store that lost data, or whose clock was set, from what this replica saw last."""
+"""Repairs Redis from this replica's last listing of the workers, after Redis lost data or its clock was set."""
 
 import asyncio
 import logging
@@ -13,17 +13,19 @@ from controller.store.registry import NOT_ALIVE, Registry, WorkerList
 
 logger = logging.getLogger("controller")
 
-_REGISTERED_AT_ONCE: Final = 16  # of the registry's permits, which others need too
-# Without a jump that this replica has seen, a heartbeat with more seconds left must be from before the clock was set
-# back. Replicas whose expirations differ by less than that leave each other's heartbeats alone.
-_TOO_LONG: Final = 7_200.0
+_REGISTERED_AT_ONCE: Final = 16  # leaves permits of the registry for other calls
+# Seconds. If this replica noticed no clock jump, a heartbeat with more time left is from before a jump back. The limit
+# is high, so that replicas with different heartbeat expirations do not shorten each other's heartbeats.
+_MIN_OVERLONG: Final = 7_200.0
 
 
 class Recovery:
-    """Writes to the store what a replica knows better.
+    """Restores workers, operators' changes and heartbeat expirations in Redis from a listing of one replica.
 
-    heartbeat_expiration is in seconds. Every repair may run twice, and on several replicas at once: workers that
-    registered meanwhile stay as they are, and workers that were removed meanwhile stay away.
+    Each repair can be repeated, and several replicas can make it at once. A worker that registered meanwhile stays
+    unchanged. A worker that was removed meanwhile stays removed.
+
+    heartbeat_expiration: in seconds.
     """
 
     def __init__(self, registry: Registry, metrics: Metrics, heartbeat_expiration: float) -> None:
@@ -35,7 +37,7 @@ class Recovery:
 
     @property
     def recent_clock_jump(self) -> tuple[float, float] | None:
-        """The last jump of the store's clock and how long ago it was noticed, both in seconds; None after a while."""
+        """The last jump of the clock of Redis and the time since it was noticed, in seconds. None after a while."""
         if self._last_jump is None:
             return None
         jump, noticed_at = self._last_jump
@@ -43,9 +45,11 @@ class Recovery:
         return (jump, age) if age <= self._heartbeat_expiration else None
 
     async def repair(self, before: WorkerList, age: float, now: WorkerList) -> bool:
-        """Compare two listings, of which the first is `age` seconds old. Return True if something was repaired.
+        """Compare two listings and repair Redis. Return True if something was repaired. Raises StoreError.
 
-        Where data was lost, the caller must reconcile with `before.sequence` afterwards. Raises StoreError.
+        If Redis lost data, the caller must reconcile with `before.sequence` afterwards.
+
+        age: of the listing `before`, in seconds.
         """
         lost_data = now.epoch != before.epoch or now.sequence < before.sequence
         jump = now.clock.jump_since(before.clock)
@@ -54,7 +58,7 @@ class Recovery:
         if lost_data or jump > 0:
             await self._restore(before, age, {worker.name for worker in now.workers}, lost_data)
         if lost_data:
-            await self._repeat_acts(before, age, now)
+            await self._repeat_operations(before, age, now)
         if jump:
             expected = self._expected_heartbeats(before, age, now, ahead=jump > 0)
         else:
@@ -66,37 +70,39 @@ class Recovery:
         return bool(lost_data or jump or expected)
 
     async def correct_overlong_heartbeats(self, now: WorkerList) -> None:
-        """Correct heartbeats that last for longer than they can, where there is no listing to compare with."""
+        """Correct impossibly long heartbeat expirations, if there is no earlier listing to compare with."""
         expected = self._overlong_heartbeats(now)
         if expected:
             await self._registry.correct_heartbeats(expected)
 
     async def rename(self, workers: Sequence[Worker]) -> bool:
-        """Give workers that an older version stored under another spelling their canonical name.
+        """Rename workers that an older version stored under a name that is not canonical.
 
-        Without this, they could not be removed or drained, because requests name them by their canonical name. Return
-        True if a name was changed. Raises StoreError.
+        Requests use canonical names, so such a worker could not be removed or drained. Returns True if a worker was
+        renamed. Raises StoreError.
 
-        The worker is registered under the canonical name first, and the old name is removed afterwards, so dispatches
-        find it at any time. If another replica renames it too, one of the two registrations does nothing. If a replica
-        dies between the two steps, the next listing has both names, and the older registration is removed.
+        A worker is first registered under its canonical name and then removed under its old name, so dispatches always
+        find it. If another replica renames it too, one of the two registrations does nothing. If a replica crashes
+        between the two steps, the next listing has both names, and the older registration is removed.
 
-        While a replica of the older version runs, workers with heartbeats are renamed as well. Such a replica answers
-        `exist: false` to a heartbeat under the old name, and the worker registers again. If the older replica takes
-        that registration too, it is renamed by the next listing. So a worker registers at most once for each heartbeat
-        that reaches an older replica, and this ends with the last of them. The alternative would be two entries of
-        one worker, which would get twice its share of the requests, and a drain of one would not stop the other.
+        Workers with heartbeats are renamed even while a replica of the older version runs. That replica answers
+        `exist: false` to a heartbeat under the old name, so the worker registers again. If the older replica also
+        receives the registration, the worker is renamed again after the next listing. So a worker registers at most
+        once for each heartbeat that reaches an older replica.
+
+        Without the renaming, one worker could have two entries. It would get twice its share of the requests, and
+        draining one entry would not stop the other.
         """
         by_name = {worker.name: worker for worker in workers}
-        misspelt = [
+        noncanonical = [
             (worker, name)
             for worker in workers
             if worker.name not in self._canonical and (name := _canonical_name(worker.name)) != worker.name
         ]
-        self._canonical = by_name.keys() - {worker.name for worker, _ in misspelt}
-        # If there are several spellings of one name, the latest registration counts. The next listing has the others.
-        misspelt.sort(key=lambda each: each[0].registration, reverse=True)
-        renamed = [await self._rename(worker, name, by_name.get(name)) for worker, name in misspelt]
+        self._canonical = by_name.keys() - {worker.name for worker, _ in noncanonical}
+        # Of several spellings of one name, the latest registration is renamed. The others follow after later listings.
+        noncanonical.sort(key=lambda each: each[0].registration, reverse=True)
+        renamed = [await self._rename(worker, name, by_name.get(name)) for worker, name in noncanonical]
         return any(renamed)
 
     async def _rename(self, worker: Worker, name: str, canonical: Worker | None) -> bool:
@@ -120,14 +126,14 @@ class Recovery:
         direction = "ahead" if jump > 0 else "back"
         self._metrics.store_clock_jumps.labels(direction).inc()
         logger.warning(
-            "The clock of Redis was set %s by %.1f s. Heartbeats get the time back that they had left. "
-            "Check the time synchronisation of the Redis host.",
+            "The clock of Redis was set %s by %.1f s. The expirations of heartbeats are corrected. Check the time "
+            "synchronisation of the Redis host.",
             direction,
             abs(jump),
         )
 
     def _expected_heartbeats(self, before: WorkerList, age: float, now: WorkerList, ahead: bool) -> dict[str, float]:
-        """The seconds that heartbeats should have left, by the listing from before a jump."""
+        """Return the seconds until heartbeats should expire, by worker. `before` is the listing from before a jump."""
         left = {
             worker.name: worker.expires_in - age
             for worker in before.workers
@@ -140,12 +146,12 @@ class Recovery:
 
     def _overlong_heartbeats(self, now: WorkerList, limit: float | None = None) -> dict[str, float]:
         longest = self._heartbeat_expiration
-        limit = max(_TOO_LONG, 2 * longest) if limit is None else limit
+        limit = max(_MIN_OVERLONG, 2 * longest) if limit is None else limit
         overlong = (w for w in now.workers if w.expires_in is not None and w.expires_in > limit)
         return {worker.name: longest for worker in overlong}
 
     async def _restore(self, before: WorkerList, age: float, known: set[str], lost_data: bool) -> None:
-        """Register the workers that the store does not know any more, each with the time that it had left."""
+        """Register workers that are missing in Redis, each with the time that its heartbeat had left."""
         missing = [
             (worker, worker.expires_in if worker.expires_in is None else worker.expires_in - age)
             for worker in before.workers
@@ -154,20 +160,20 @@ class Recovery:
         if missing:
             reason = "lost data" if lost_data else "expired heartbeats too early"
             logger.warning("Redis %s: registering %d workers again from the last snapshot.", reason, len(missing))
-        await self._registry.check()  # which names the dataset, before anything is in it
+        await self._registry.check()  # sets the epoch of an empty Redis before the first registration
         for first in range(0, len(missing), _REGISTERED_AT_ONCE):
             batch = missing[first : first + _REGISTERED_AT_ONCE]
             await asyncio.gather(*(self._register(*each) for each in batch))
 
-    async def _repeat_acts(self, before: WorkerList, age: float, now: WorkerList) -> None:
-        """Drain, resume and remove once more what operators had drained, resumed and removed before data was lost."""
-        there = {worker.name: worker for worker in now.workers}
+    async def _repeat_operations(self, before: WorkerList, age: float, now: WorkerList) -> None:
+        """Repeat the drains, resumes and removals that Redis lost."""
+        current = {worker.name: worker for worker in now.workers}
         for worker in before.workers:
-            if worker.name in there and worker.draining != there[worker.name].draining:
+            if worker.name in current and worker.draining != current[worker.name].draining:
                 await self._registry.drain(worker.name, worker.draining)
         names = {worker.name for worker in before.workers}
         for worker in now.workers:
-            # A worker that has registered or sent a heartbeat since the snapshot is there in its own right.
+            # A worker that has registered or sent a heartbeat since the snapshot is not removed.
             if worker.name not in names and worker.registration <= before.sequence and worker.heartbeat_age > age:
                 await self._registry.remove(worker.name, only_if=worker.registration)
 

@@ -56,8 +56,8 @@ class Snapshot:
     def shortest_queue(self, model: str) -> str:
         """Choose the worker with the lowest load and book it. Return "" if the model has no worker.
 
-        Ties are broken at random. Redis breaks them by the least recent dispatch, but each replica has a snapshot of
-        its own, so that rule would make all replicas choose the same worker.
+        Ties are broken at random. Redis breaks them by the least recent dispatch. Here, that rule would make all
+        replicas choose the same worker, because each replica counts only its own dispatches.
         """
         if model not in self._serving:
             return ""
@@ -95,7 +95,10 @@ class Snapshot:
         )
 
     def workers(self, now: float) -> list[Worker]:
-        """Return the workers with the bookings made since. expires_in is 0 where a heartbeat is overdue."""
+        """Return the workers with the bookings made since the snapshot. expires_in is 0 if a heartbeat is overdue.
+
+        now: in seconds on the replica's monotonic clock.
+        """
         age = now - self.taken_at
         return [
             replace(

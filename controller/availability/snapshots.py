@@ -29,7 +29,7 @@ class SnapshotManager:
     """One replica's snapshot of the live workers, and the circuit breaker that decides when it is used.
 
     breaker: all calls of the replica to Redis go through it. Its probe reconnects, checks Redis, takes a snapshot and
-    reports what Redis missed.
+        reconciles.
     draw: returns a random number from 0 to 1.
     """
 
@@ -71,13 +71,13 @@ class SnapshotManager:
         raise cause
 
     async def run(self) -> None:
-        """Take snapshots until cancelled. The cost depends on the number of workers, not of dispatches."""
+        """Take snapshots until cancelled. The cost grows with the number of workers, not with that of dispatches."""
         while True:
             self._requested.clear()
             with contextlib.suppress(StoreError):  # the circuit breaker has logged it
                 await self.breaker.call(self._take_if_stale)
-            # The pause depends on the number of workers, not on the time that the last snapshot took: a busy moment
-            # of the machine must not delay the next snapshot until it is useless.
+            # The pause depends on the number of workers, not on the duration of the last snapshot. Otherwise one busy
+            # moment of the machine could delay the next snapshot for too long.
             workers = len(self._snapshot) if self._snapshot is not None else 0
             rest = min(_MIN_PAUSE + _PAUSE_PER_WORKER * workers, self._settings.heartbeat_expiration / 8)
             await asyncio.sleep(rest)
@@ -133,16 +133,17 @@ class SnapshotManager:
         await self.breaker.close()
 
     async def _return_to_redis(self) -> None:
-        """Probe Redis, and report what it missed. Raises StoreError if it does not serve yet."""
+        """Reconnect, check Redis, take a snapshot and reconcile. Raises StoreError while Redis is unavailable."""
         async with self._lock:
             await self._registry.reconnect()
             await self._registry.check()
             try:
                 await self._take()
-            except StoreRejection as error:  # one unreadable worker must not keep the others from being served
-                logger.error("No snapshot could be taken, trying again at the next interval: %s", error)  # noqa: TRY400
+            except StoreRejection as error:  # one unreadable worker must not stop dispatches to the others
+                logger.error("Taking a snapshot failed; retrying at the next interval: %s", error)  # noqa: TRY400
             await self._reconciler.release_leases()
-            # This comes last and nothing awaits between it and the closing of the breaker, so no booking is left over.
+            # This is the last step, and the breaker closes without another `await`. So no dispatch from the snapshot
+            # can come between, and no booking stays unreported.
             await self._reconciler.reconcile()
 
     async def _take_if_stale(self, since: Snapshot | None = None) -> None:

@@ -1,1 +1,1 @@
-"""Choosing a worker for a request."""
+"""Chooses a worker for each request."""

@@ -26,7 +26,7 @@ class Dispatcher:
     """The operations of clients, on one replica.
 
     While Redis is unavailable, workers and models come from the snapshot. Without a fresh snapshot, methods raise
-    StoreUnavailable. StoreRejection means that a call of ours was wrong.
+    StoreUnavailable. StoreRejection means a bug in the controller or foreign data in Redis.
     """
 
     def __init__(
@@ -74,11 +74,11 @@ class Dispatcher:
         return await self._batches.release(lease)
 
     async def renew(self, lease: str) -> bool:
-        """Renew a lease for its full time, from now on. Return True if it is active and its worker is alive."""
+        """Renew a lease for its full time from now. Return True if the lease is active and its worker is alive."""
         return await self._batches.renew(lease)
 
     async def report_failure(self, name: str) -> bool:
-        """Deprioritise a worker until its next heartbeat. Return True if it is alive."""
+        """Deprioritise a worker until its next heartbeat. Return True if the worker is alive."""
         exists = bool(await self._batches.report_failure(FailureCall(name)))
         if exists:
             self._snapshots.request()
@@ -89,9 +89,9 @@ class Dispatcher:
         return await self._model_lists.submit(multimodal)
 
     def _no_worker(self) -> Choice:
-        """Answer a request whose model name is too long for any worker to have registered it.
+        """Return the result for a model name that is too long to be registered.
 
-        Redis is not asked, because such a name may have as many bytes as a request's body.
+        Redis is not called, because the name may be as long as a whole request body.
         """
         self._metrics.dispatches_no_worker.inc()
         return Choice()

@@ -1,14 +1,15 @@
-"""The clock of the store, and how a replica notices that it was set."""
+"""Detects that the clock of Redis was set."""
 
 from typing import Final, NamedTuple, Self
 
-LEAST_JUMP: Final = 1.0  # seconds: a smaller one shifts an expiration by no more than a late heartbeat does
+MIN_JUMP: Final = 1.0  # seconds: a smaller jump shifts an expiration by no more than a late heartbeat does
 
 
 class ClockReading(NamedTuple):
-    """The store's clock, compared with this process's monotonic clock, which cannot be set.
+    """The clock of Redis compared with the monotonic clock of this process, which cannot be set.
 
-    offset is the difference between the two, error the most by which that may be wrong. Both are in seconds.
+    offset: the clock of Redis minus the monotonic clock, in seconds.
+    error: maximum error of the offset, in seconds.
     """
 
     offset: float
@@ -16,10 +17,14 @@ class ClockReading(NamedTuple):
 
     @classmethod
     def between(cls, sent_at: float, store_time: float, received_at: float) -> Self:
-        """The reading of a call that was sent and answered at two monotonic times. All times are in seconds."""
+        """Return a reading from one call to Redis. All times are in seconds.
+
+        sent_at, received_at: monotonic times of the call and of its reply.
+        store_time: time of Redis in the reply.
+        """
         return cls(store_time - (sent_at + received_at) / 2, (received_at - sent_at) / 2)
 
     def jump_since(self, before: "ClockReading") -> float:
-        """By how many seconds the store's clock was set since `before`; negative if back, 0 if it was not."""
+        """Return by how many seconds the clock was set ahead since `before`. Negative means back, 0 means not set."""
         jump = self.offset - before.offset
-        return jump if abs(jump) > LEAST_JUMP + self.error + before.error else 0.0
+        return jump if abs(jump) > MIN_JUMP + self.error + before.error else 0.0

@@ -1,43 +1,43 @@
-"""Everything that can go wrong, as one tree.
+"""All errors that the controller raises, as one tree.
 
     ControllerError
-    ├── InvalidInput            somebody sent something that we cannot accept; nothing was written
-    ├── BodyTooLarge            somebody sent more than we are willing to read
-    ├── SettingsError           the process cannot start with these settings
-    ├── StoreError              the store did not do what it was asked
-    │   ├── StoreUnavailable    no answer, or an answer that says "not now"; the call may be repeated
-    │   │   └── StoreIncompatible   another version of this program keeps its registry there
-    │   ├── ReplicaBusy         the call was not sent: this replica makes as many calls as it may; the store is well
-    │   ├── StoreRejection      the store will not have a call, now or ever: a mistake of ours, or foreign data
-    │   └── EmbeddedStoreError  the embedded server cannot be started
-    │       ├── ServerDoesNotStart  the embedded server exited or timed out while starting
-    │       └── DirectoryInUse      another controller has the data directory
-    ├── ShuttingDown            this replica is about to end; another will serve
-    ├── ControllerUnreachable   there is no controller of ours at an address
-    ├── ParentUnreachable       a controller above this one does not take what it is told
-    ├── LoopDetected            a request goes in a circle of controllers, or through too many
-    ├── NoWorker                no live worker serves the model that was asked for
-    └── WorkerError             a worker did not do what it was asked
-        ├── WorkerUnreachable   no usable answer from the worker in time
-        ├── WorkerRefused       a worker answered with a status that says no
-        ├── WorkerSilent        a worker said nothing for too long
-        └── StreamBroken        a worker's answer ended before its end
+    ├── InvalidInput            a request has an invalid value
+    ├── BodyTooLarge            a request has a body that is too large
+    ├── SettingsError           the controller cannot start with these settings
+    ├── StoreError              a call to Redis failed
+    │   ├── StoreUnavailable    Redis does not respond, or cannot serve now
+    │   │   └── StoreIncompatible   Redis holds the registry of a version with another key layout
+    │   ├── ReplicaBusy         the call was not sent, because too many calls of this replica are running
+    │   ├── StoreRejection      Redis rejected the call for good
+    │   └── EmbeddedStoreError  the embedded store cannot be started
+    │       ├── ServerDoesNotStart  its server exited or timed out while starting
+    │       └── DirectoryInUse      another controller uses its data directory
+    ├── ShuttingDown            this replica is shutting down
+    ├── ControllerUnreachable   an address does not belong to a controller of this project
+    ├── ParentUnreachable       a parent controller does not respond, or rejects a call
+    ├── LoopDetected            a request was forwarded in a loop, or through too many clusters
+    ├── NoWorker                no live worker serves the requested model
+    └── WorkerError             a call to a worker failed
+        ├── WorkerUnreachable   the connection failed, or the worker returned no valid status
+        ├── WorkerRefused       the worker returned an error status
+        ├── WorkerSilent        the worker sent no data within the timeout
+        └── StreamBroken        the worker's response ended early
 
-Each carries `code`, a stable word for programs, and a message for people: what happened, what it means, what
-to do.
+Each error has a `code`, which is stable and meant for programs, and a message for people. The message says what
+happened, what it means and what to do.
 """
 
 from typing import ClassVar
 
 
 class ControllerError(Exception):
-    """The base of all errors that this package raises on purpose."""
+    """Base of all errors that this package raises on purpose."""
 
     code: ClassVar[str] = "controller_error"
 
 
 class InvalidInput(ControllerError):
-    """A value from outside is not acceptable. The message begins with the name of the field."""
+    """A request has an invalid value. The message begins with the name of the field."""
 
     code = "invalid_input"
 
@@ -47,63 +47,63 @@ class InvalidInput(ControllerError):
         self.problem = problem
 
     def within(self, parent: str) -> "InvalidInput":
-        """The same error, told of a field inside `parent`."""
+        """Return the same error for a field inside the field `parent`."""
         return InvalidInput(f"{parent}.{self.field}", self.problem)
 
 
 class BodyTooLarge(ControllerError):
-    """A body is longer than its route takes."""
+    """A request has a longer body than its route accepts."""
 
     code = "body_too_large"
 
 
 class SettingsError(ControllerError):
-    """Settings that contradict each other or cannot work. The message says what to change."""
+    """Settings contradict each other or are invalid. The message says what to change."""
 
     code = "invalid_settings"
 
 
 class StoreError(ControllerError):
-    """The store did not do what it was asked."""
+    """A call to Redis failed."""
 
     code = "store_error"
 
 
 class StoreUnavailable(StoreError):
-    """The store does not answer, or answers that it cannot serve now. Whether the call ran is unknown."""
+    """Redis does not respond, or cannot serve the call now. The call may have run, and can be repeated."""
 
     code = "store_unavailable"
 
 
 class StoreIncompatible(StoreUnavailable):
-    """The store holds the registry of a version of this program that lays out its keys in another way."""
+    """Redis holds the registry of a version with another key layout."""
 
     code = "store_incompatible"
 
 
 class ReplicaBusy(StoreError):
-    """A call was not sent, because this replica has as many calls under way as it may. The store is well."""
+    """Redis is available, but the call was not sent: too many other calls of this replica were running."""
 
     code = "replica_busy"
 
 
 class StoreRejection(StoreError):
-    """The store does not accept a call: a mistake in this program, or keys that hold what is not ours."""
+    """Redis rejected a call because of a bug in the controller, or because another program wrote to its keys."""
 
     code = "store_rejection"
 
 
 class EmbeddedStoreError(StoreError):
-    """The embedded server cannot be started, or not on this data directory."""
+    """The embedded store cannot be started on this data directory."""
 
     code = "embedded_store"
 
 
 class ServerDoesNotStart(EmbeddedStoreError):
-    """The embedded server exited or timed out while starting.
+    """The server of the embedded store exited or timed out while starting.
 
     summary: the message without the end of the server's log, which differs at each attempt.
-    exited: the server exited by itself; it was neither killed nor too slow.
+    exited: True if the server exited by itself. False if it was killed or timed out.
     """
 
     def __init__(self, summary: str, log: str, *, exited: bool) -> None:
@@ -117,49 +117,49 @@ class DirectoryInUse(EmbeddedStoreError):
 
 
 class ShuttingDown(ControllerError):
-    """This replica is about to end, and says so before it does."""
+    """This replica is shutting down."""
 
     code = "shutting_down"
 
 
 class ControllerUnreachable(ControllerError):
-    """There is no controller of ours at an address."""
+    """An address does not respond, or does not belong to a controller of this project."""
 
     code = "controller_unreachable"
 
 
 class ParentUnreachable(ControllerError):
-    """A controller above this one does not take what it is told, or not in time."""
+    """A parent controller does not respond in time, or does not accept a registration or a heartbeat."""
 
     code = "parent_unreachable"
 
 
 class LoopDetected(ControllerError):
-    """A request goes in a circle of controllers, or through too many of them."""
+    """A request was forwarded in a loop, or through too many clusters."""
 
     code = "loop_detected"
 
 
 class NoWorker(ControllerError):
-    """No live worker serves the model that was asked for."""
+    """No live worker serves the requested model."""
 
     code = "no_worker"
 
 
 class WorkerError(ControllerError):
-    """A worker did not do what it was asked."""
+    """A call to a worker failed."""
 
     code = "worker_error"
 
 
 class WorkerUnreachable(WorkerError):
-    """A worker gave no usable answer: refused, too late, too large, not the right shape."""
+    """The connection to a worker failed, or the worker returned no valid status in time."""
 
     code = "worker_unreachable"
 
 
 class WorkerRefused(WorkerError):
-    """A worker answered, with a status that says no. Its headers and body are kept, a long body only in part."""
+    """A worker returned an error status. The error keeps the headers and the first part of the body."""
 
     code = "worker_refused"
 
@@ -171,12 +171,12 @@ class WorkerRefused(WorkerError):
 
 
 class WorkerSilent(WorkerError):
-    """A worker said nothing for too long, in the middle of an answer or before it."""
+    """A worker sent no data within the timeout, before its response or during it."""
 
     code = "worker_silent"
 
 
 class StreamBroken(WorkerError):
-    """A worker's answer ended before its end."""
+    """A worker's response ended early or was invalid."""
 
     code = "stream_broken"

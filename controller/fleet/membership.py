@@ -1,4 +1,4 @@
-"""Which workers there are: registration, heartbeats, draining, removal and listing."""
+"""Manages the set of workers: registration, heartbeats, draining, removal and listing."""
 
 import asyncio
 import contextlib
@@ -38,8 +38,8 @@ class _Waiting:
 class Membership:
     """The operations of workers and operators, on one replica.
 
-    Methods raise StoreUnavailable while Redis does not serve, unless they say otherwise. StoreRejection means that a
-    call of ours was wrong.
+    Unless documented otherwise, methods raise StoreUnavailable while Redis is unavailable. StoreRejection means a bug
+    in the controller or foreign data in Redis.
     """
 
     def __init__(
@@ -62,14 +62,15 @@ class Membership:
     async def register(
         self, name: str, *, check_heart_beat: bool, status: WorkerStatus | None, multimodal: bool, hops: str = ""
     ) -> None:
-        """Register a worker. Without a status, ask the worker for it.
+        """Register a worker. If `status` is None, request the status from the worker.
 
-        While Redis is unavailable, the call waits up to the setting register_timeout, because the heartbeat thread of
-        a FastChat worker ends for good when its registration fails.
+        While Redis is unavailable, the call waits up to the setting register_timeout. If a registration fails, the
+        heartbeat thread of a FastChat worker ends for good.
 
-        hops: hop list of the request. The worker may be a cluster.
-        Raises WorkerUnreachable if the worker was asked for its status and did not answer, and LoopDetected if the
-        worker is this cluster, or a cluster above it.
+        hops: hop list of the request, because the worker may be a cluster.
+
+        Raises WorkerUnreachable if the worker does not return its status. Raises LoopDetected if the worker is this
+        cluster, or a cluster above it.
         """
         append_hop(hops, self._snapshots.cluster_id)
         if status is None:
@@ -99,7 +100,7 @@ class Membership:
         )
 
     async def heartbeat(self, name: str, queue_length: int) -> bool:
-        """Record a heartbeat. Return True if the worker is registered. If not, it should register."""
+        """Record a heartbeat. Return True if the worker is registered. Otherwise the worker should register again."""
         return await self._batches.heartbeat(Report(name, queue_length, time.monotonic()))
 
     async def drain(self, name: str, drain: bool = True) -> bool:
@@ -149,7 +150,7 @@ class Membership:
             except StoreUnavailable:
                 if self._stop_waiting.is_set() or time.monotonic() + _RETRY_INTERVAL > deadline:
                     raise
-            pause = _RETRY_INTERVAL * random.uniform(0.5, 1.5)  # noqa: S311 - many calls wait and must not retry in step
+            pause = _RETRY_INTERVAL * random.uniform(0.5, 1.5)  # noqa: S311 - waiting calls must not retry in step
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(pause):
                     await self._stop_waiting.wait()

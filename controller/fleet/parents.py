@@ -1,4 +1,4 @@
-"""Registers this cluster at the controllers above it, as one worker. All replicas together send one heartbeat."""
+"""Registers this cluster as one worker at its parent controllers. Its replicas share the sending of heartbeats."""
 
 import asyncio
 import json
@@ -18,8 +18,8 @@ from controller.upstream.parent import ParentClient
 
 logger = logging.getLogger("controller")
 
-# As shares of the heartbeat interval. A replica that crashes holds the lock for LOCK_TTL, and another one notices
-# within CHECK. A heartbeat must be sent in each interval all the same: DUE + LOCK_TTL + CHECK is less than 1.
+# As shares of the heartbeat interval. If a replica crashes while it holds the lock, the lock expires after _LOCK_TTL,
+# and another replica notices within _CHECK. Each interval still gets a heartbeat, because the sum with _DUE is below 1.
 _DUE: Final = 0.7
 _LOCK_TTL: Final = 0.15
 _CHECK: Final = 0.05
@@ -88,7 +88,7 @@ class Parents:
                 await self._send_and_complete(parent, workers, "" if parent in self._late else last_sent, status)
 
     def _status(self) -> tuple[Sequence[Worker], str]:
-        """Return the live workers, and what only a registration can tell the parent of them."""
+        """Return the live workers, and as JSON the part of their status that heartbeats do not carry."""
         workers = self._snapshots.workers()
         status = total_status(workers)
         return workers, json.dumps([status.model_names, status.speed, status.capacity])

@@ -22,12 +22,12 @@ from controller.upstream.client import WorkerClient
 
 logger = logging.getLogger("controller")
 
-_MAX_POLLS: Final = 512  # at once, of workers that answered their last poll; and as many of the others
+_MAX_POLLS: Final = 512  # at once, for workers that answered their last poll. The other workers get as many
 _MEMBERSHIP_INTERVAL: Final = 1.0
 _MEMBERSHIP_TTL: Final = 3.0  # a replica silent for this long loses its share of the workers
-_STEPS: Final = 50  # in an interval: polls start at so many different times
+_STEPS: Final = 50  # start times of polls in one interval
 _MAX_FAILURES: Final = 2  # consecutive failures after which a worker is deprioritised
-_UNREACHABLE_FACTOR: Final = 12  # a worker that has never answered is polled so many times less often
+_UNREACHABLE_FACTOR: Final = 12  # the interval is this much longer for a worker that has never answered
 
 
 class Poller:
@@ -85,7 +85,7 @@ class Poller:
                 await self._breaker.call(self._registry.join_replicas, self._replica_id, 0.0)
 
     async def _share_workers(self) -> None:
-        """Find the live replicas, and the workers that this one polls.
+        """Update the list of live replicas, and the list of workers that this replica polls.
 
         Each worker belongs to the replica for which it draws the highest number (rendezvous hashing: Thaler and
         Ravishankar, 1998). A replica that joins or leaves moves only its own share.

@@ -1,4 +1,4 @@
-"""Probes all workers at once. FastChat's API server asks for it each time that a client lists the models."""
+"""Probes all workers at once. FastChat's API server requests this whenever a client lists the models."""
 
 import asyncio
 import contextlib
@@ -22,7 +22,7 @@ _LOCK_CHECK_INTERVAL: Final = 0.05
 
 
 class _Answer(NamedTuple):
-    """The status that a worker returned, and when it was asked, on the monotonic clock."""
+    """A worker's status, and the monotonic time at which its probe was sent."""
 
     status: WorkerStatus
     sent_at: float
@@ -91,8 +91,8 @@ class Refresher:
         failed = [worker for worker, answer in answers if answer is None]
         if len(failed) > 1 and len(failed) == len(answers):
             logger.error(
-                "All of %d workers failed their probes, which points to a network fault of this controller. No worker "
-                "is removed; dead ones are removed when their heartbeats expire.",
+                "All %d workers failed their probes, which points to a network fault of this controller. No worker is "
+                "removed now. A worker that is down is removed when its heartbeat expires.",
                 len(failed),
             )
             return
@@ -113,16 +113,16 @@ class Refresher:
         """Return a worker's status, or None if it failed two probes."""
         async with permits:
             try:
-                return await self._ask(name)
+                return await self._request_status(name)
             except WorkerError as error:
                 logger.warning("Worker %s failed a probe; trying once more: %s", name, error)
             await asyncio.sleep(_PROBE_PAUSE)  # one short network fault must not fail both probes
             try:
-                return await self._ask(name)
+                return await self._request_status(name)
             except WorkerError as error:
                 logger.warning("Worker %s failed two probes: %s", name, error)
             return None
 
-    async def _ask(self, name: str) -> _Answer:
+    async def _request_status(self, name: str) -> _Answer:
         sent_at = time.monotonic()
         return _Answer(await self._client.status(name), sent_at)

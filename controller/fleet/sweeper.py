@@ -13,7 +13,9 @@ logger = logging.getLogger("controller")
 
 
 class Sweeper:
-    """Purges expired workers once an interval, on one of all replicas. Nothing depends on it: scripts check liveness.
+    """Purges expired workers once per interval, on one replica at a time.
+
+    Correctness does not depend on the sweep, because the scripts check that a worker is alive.
 
     interval: in seconds.
     """
@@ -34,5 +36,5 @@ class Sweeper:
             except StoreError:
                 continue  # the circuit breaker has logged it
             if removed:
-                self._metrics.removals.labels("lapsed").inc(len(removed))
+                self._metrics.removals.labels("expired").inc(len(removed))
                 logger.warning("Removed workers whose heartbeat expired: %s", ", ".join(removed))

@@ -1,1 +1,1 @@
-"""Forwarding requests to workers."""
+"""Forwards requests to workers."""

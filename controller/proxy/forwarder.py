@@ -20,8 +20,8 @@ from controller.domain.errors import (
 )
 from controller.domain.hops import hop_headers
 from controller.metrics import Metrics
-from controller.upstream.answer import WorkerAnswer
 from controller.upstream.client import WorkerClient
+from controller.upstream.response import WorkerResponse
 
 logger = logging.getLogger("controller")
 
@@ -32,17 +32,19 @@ _MAX_DISPATCHES: Final = 16
 class Forwarded:
     """A worker's response, of which the head has arrived.
 
-    It must be closed in any case: that ends the request and releases its lease.
+    The caller must close it, which ends the request and releases its lease.
+
+    first: first piece of the body.
     on_end: called once with the outcome.
     """
 
     def __init__(
-        self, answer: WorkerAnswer, first: bytes, rest: AsyncGenerator[bytes], on_end: Callable[[str], None]
+        self, response: WorkerResponse, first: bytes, rest: AsyncGenerator[bytes], on_end: Callable[[str], None]
     ) -> None:
-        self.status = answer.status
-        self.headers = answer.headers
-        self.encoded = answer.encoded
-        self._answer = answer
+        self.status = response.status
+        self.headers = response.headers
+        self.encoded = response.encoded
+        self._response = response
         self._first = first
         self._rest = rest
         self._on_end = on_end
@@ -50,7 +52,7 @@ class Forwarded:
         self._closed = False
 
     async def pieces(self) -> AsyncGenerator[bytes]:
-        """Yield the body as it arrives. Call this once. Raises WorkerError if the response breaks off."""
+        """Yield the body as it arrives. Call this once. Raises WorkerError if the response is incomplete."""
         try:
             if self._first:
                 yield self._first
@@ -59,7 +61,7 @@ class Forwarded:
                     yield piece
         except WorkerError as error:
             self._outcome = "broken"
-            logger.warning("A response of a worker broke off, and its client gets an error: %s", error)
+            logger.warning("A forwarded response failed, and its client gets an error: %s", error)
             raise
         self._outcome = "complete"
 
@@ -67,7 +69,7 @@ class Forwarded:
         """Close the response. Synchronous on purpose: a cancelled caller could be cancelled again at any `await`."""
         if not self._closed:
             self._closed = True
-            self._answer.close()
+            self._response.close()
             self._on_end(self._outcome)
 
 
@@ -80,7 +82,7 @@ class Forwarder:
 
     cluster_id: returns the id of this cluster for the hop list.
     lease_time: in seconds. The leases of longer requests are renewed.
-    tries: the number of workers that one request may be given to.
+    tries: maximum number of workers that one request is sent to.
     """
 
     def __init__(
@@ -113,9 +115,9 @@ class Forwarder:
         return await self._forward(_Request(model, "/worker_generate_stream", body, self._headers(hops), frames=True))
 
     async def call(self, model: str, path: str, body: bytes, hops: str = "") -> MaybeStale[Forwarded]:
-        """Forward any other request. Returns when the head of the response has arrived.
+        """Forward any other request. Returns when the first piece of the body has arrived.
 
-        Raises as stream(), but a 4xx is a response.
+        Raises as stream(), except that each status below 500 is a normal response.
         """
         return await self._forward(_Request(model, path, body, self._headers(hops), frames=False))
 
@@ -165,30 +167,30 @@ class Forwarder:
     async def _send(self, request: "_Request", leased: Leased) -> Forwarded:
         """Return the response of one worker. If this raises, the release of the lease has been started."""
         self._renew_later(leased.lease)
-        answer = None
+        response = None
         try:
-            answer = await self._workers.ask(leased.address, request.path, request.body, request.headers)
-            pieces = await _pieces(answer, request.frames)
+            response = await self._workers.post(leased.address, request.path, request.body, request.headers)
+            pieces = await _pieces(response, request.frames)
             first = await anext(pieces, b"")
         except BaseException as error:
-            if answer is not None:
-                answer.close()
-            failed = isinstance(error, WorkerUnreachable | StreamBroken) and not self._workers.ending
+            if response is not None:
+                response.close()
+            failed = isinstance(error, WorkerUnreachable | StreamBroken) and not self._workers.streams_ended
             ended = self._end(leased, failed)
             if failed:
                 await asyncio.shield(ended)  # the next dispatch must not choose this worker again
             raise
 
-        frames = request.frames  # the closure must not keep the body, which may be large and the response long
+        frames = request.frames  # the closure must not keep the request in memory, whose body may be large
 
         def on_end(outcome: str) -> None:
             self._count(frames, outcome)
             self._end(leased)
 
-        return Forwarded(answer, first, pieces, on_end)
+        return Forwarded(response, first, pieces, on_end)
 
     def _may_retry(self, error: WorkerError) -> bool:
-        if self._workers.ending:  # this replica broke the request off
+        if self._workers.streams_ended:  # this replica ended the request itself
             return False
         return error.status >= 500 if isinstance(error, WorkerRefused) else not isinstance(error, WorkerSilent)
 
@@ -212,7 +214,7 @@ class Forwarder:
         return None
 
     async def _dispatch(self, model: str) -> MaybeStale[Leased]:
-        """Dispatch a request. If the client disconnects meanwhile, the lease is released when it arrives."""
+        """Dispatch a request. If the client disconnects meanwhile, its lease is released as soon as it is known."""
         choice = asyncio.ensure_future(self._dispatcher.dispatch_with_lease(model))
         try:
             return await asyncio.shield(choice)
@@ -260,11 +262,11 @@ class Forwarder:
                 await self._dispatcher.report_failure(leased.address)
 
 
-async def _pieces(answer: WorkerAnswer, frames: bool) -> AsyncGenerator[bytes]:
+async def _pieces(response: WorkerResponse, frames: bool) -> AsyncGenerator[bytes]:
     """Return the body of a response. Raises WorkerRefused if the status of the response is an error."""
-    if answer.status >= 500 or (frames and answer.status != 200):
-        raise await answer.refusal()
-    return answer.frames() if frames and not answer.encoded else answer.pieces()
+    if response.status >= 500 or (frames and response.status != 200):
+        raise await response.refusal()
+    return response.frames() if frames and not response.encoded else response.pieces()
 
 
 class _Request(NamedTuple):
@@ -272,4 +274,4 @@ class _Request(NamedTuple):
     path: str
     body: bytes
     headers: Mapping[str, str]
-    frames: bool  # the response is a stream of frames, of which only whole ones are passed on
+    frames: bool  # the response is a stream of frames, and only whole frames are forwarded

@@ -1,4 +1,4 @@
-"""Makes calls to Redis: limits how many run at once, and finds out what is silent: Redis, or only one connection."""
+"""Runs calls to Redis with a limit and a deadline. Distinguishes a silent Redis from a lost connection."""
 
 import asyncio
 import contextlib
@@ -13,13 +13,16 @@ from controller.tasks import end
 
 Result = TypeVar("Result")
 
-_MAX_CALLS: Final = 32
-_MAX_WAIT: Final = 60.0  # seconds that a call waits for one of the permits
-_TICKS: Final = 8  # checks within one deadline
+_MAX_CALLS: Final = 32  # at once
+_MAX_WAIT: Final = 60.0  # seconds that a call waits for a permit
+_TICKS: Final = 8  # checks per deadline
 
 
 class _Call:
-    """One call under way. `since` is when it was sent, on the clock of its StoreCalls."""
+    """A running call.
+
+    since: when the call was sent, on the clock of StoreCalls.
+    """
 
     __slots__ = ("connection_lost", "scope", "since")
 
@@ -32,13 +35,13 @@ class _Call:
 class StoreCalls:
     """Runs the calls of one replica to Redis.
 
-    A call fails after `deadline` seconds without an answer. That time begins when the call is sent, and it is counted
-    only while the event loop runs on time, so neither a wait for a permit nor a busy replica looks like a Redis that is
-    down.
+    A call fails if Redis is silent for `deadline` seconds, that is, sends no reply to any call. The time counts from
+    the sending of the call. It does not count while the event loop is late, so a busy replica does not look like an
+    outage of Redis.
 
-    Redis is silent only if nothing at all was received from it in that time: after half of it, `ping` is called, which
-    uses another connection. If that is answered and the call is not, the connection of the call is lost. The call is
-    then sent once more on another connection, so all calls must stand being run twice.
+    After half of the deadline without a reply, `ping` is called on another connection. If Redis replies to it but not
+    to the call, the connection of the call is lost. The call is then sent once more on another connection, so every
+    call must be repeatable.
     """
 
     def __init__(self, ping: Callable[[], Awaitable[object]], deadline: float) -> None:
@@ -48,17 +51,17 @@ class StoreCalls:
         self._calls: set[_Call] = set()
         self._pinging: asyncio.Task[None] | None = None
         self._timer: asyncio.TimerHandle | None = None
-        self._clock = 0.0  # seconds that the event loop was on time, as of the last tick
+        self._clock = 0.0  # seconds for which the event loop was on time, as of the last tick
         self._ticked_at = 0.0
-        self._last_answer = 0.0
-        self._last_answered = 0.0  # when the latest call of those that were answered was sent
+        self._last_reply = 0.0
+        self._latest_replied = 0.0  # when the latest call with a reply was sent
         self._silences = 0
 
     async def run(self, call: Callable[[], Awaitable[Result]]) -> Result:
         """Return the result of a call.
 
-        Raises TimeoutError if Redis is silent, ReplicaBusy if the call was not sent because too many others were under
-        way, and what the call raises.
+        Raises TimeoutError if Redis is silent. Raises ReplicaBusy if too many calls were running, so that this one was
+        not sent. Errors of the call itself are raised unchanged.
         """
         silences = self._silences
         if self._permits.locked():
@@ -78,7 +81,7 @@ class StoreCalls:
             self._permits.release()
 
     async def close(self) -> None:
-        """End the ping that is under way, if there is one."""
+        """End the running ping."""
         if self._pinging is not None:
             await end([self._pinging])
 
@@ -88,8 +91,8 @@ class StoreCalls:
                 await self._permits.acquire()
         except TimeoutError as error:
             raise ReplicaBusy(
-                f"This replica has {_MAX_CALLS} calls to Redis under way. One more waited for {_MAX_WAIT:g} s and was "
-                "not sent. Redis answers. Try again, or run more replicas."
+                f"This replica is already running {_MAX_CALLS} calls to Redis. Another call waited for {_MAX_WAIT:g} s "
+                "and was not sent. Redis itself is available. Try again, or run more replicas."
             ) from error
 
     async def _attempt(self, call: Callable[[], Awaitable[Result]]) -> Result:
@@ -101,7 +104,7 @@ class StoreCalls:
             async with this.scope:
                 result = await call()
         except ResponseError:
-            self._answered(this)
+            self._record_reply(this)
             raise
         except TimeoutError as error:
             if this.connection_lost:
@@ -116,16 +119,16 @@ class StoreCalls:
             self._calls.discard(this)
             if not self._calls:
                 self._stop_clock()
-        self._answered(this)
+        self._record_reply(this)
         return result
 
-    def _answered(self, call: _Call) -> None:
-        self._last_answer = self._now()
-        self._last_answered = max(self._last_answered, call.since)
+    def _record_reply(self, call: _Call) -> None:
+        self._last_reply = self._now()
+        self._latest_replied = max(self._latest_replied, call.since)
 
     def _was_overtaken(self, call: _Call) -> bool:
-        """Return True if Redis has answered a call that was sent much later."""
-        return self._last_answered >= call.since + self.deadline / 2
+        """Return True if Redis has replied to a call that was sent much later."""
+        return self._latest_replied >= call.since + self.deadline / 2
 
     # The clock
 
@@ -134,7 +137,7 @@ class StoreCalls:
 
     def _since_tick(self) -> float:
         elapsed = asyncio.get_running_loop().time() - self._ticked_at
-        return min(elapsed, 1.5 * self.deadline / _TICKS)  # more than that, and the event loop was late
+        return min(elapsed, 1.5 * self.deadline / _TICKS)  # if more has elapsed, the event loop was late
 
     def _start_clock(self) -> None:
         loop = asyncio.get_running_loop()
@@ -158,7 +161,7 @@ class StoreCalls:
 
     def _check(self, call: _Call) -> None:
         age = self._clock - call.since
-        silent_for = min(age, self._clock - self._last_answer)
+        silent_for = min(age, self._clock - self._last_reply)
         if silent_for >= self.deadline:
             call.scope.reschedule(0.0)
         elif age >= 1.5 * self.deadline and self._was_overtaken(call):
@@ -169,12 +172,11 @@ class StoreCalls:
 
     async def _ping_once(self) -> None:
         try:
-            # Whatever it raises says less than the call that waits: that one will raise the reason.
-            with contextlib.suppress(Exception):
+            with contextlib.suppress(Exception):  # the waiting call raises the cause
                 await self._attempt(self._ping)
         finally:
             self._pinging = None
 
 
 class _ConnectionLost(Exception):
-    """A call got no answer, though Redis has answered another one that was sent later."""
+    """A call got no reply, although Redis has replied to a later call."""

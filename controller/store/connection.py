@@ -1,4 +1,4 @@
-"""Connects to Redis: the one module that knows what kind of Redis it is and how patient to be with it."""
+"""Creates clients for Redis. Only this module handles the kinds of Redis: one server, Sentinel and Cluster."""
 
 import asyncio
 from pathlib import Path
@@ -18,20 +18,21 @@ from redis.exceptions import ConnectionError as RedisConnectionError
 from controller.domain.errors import SettingsError
 from controller.store_url import StoreKind, StoreUrl, parse_store_url, read_password_file
 
-# One server, by whatever way its address is found, or a Cluster: both run scripts and take single commands.
 StoreClient: TypeAlias = Redis | RedisCluster
 
-MAX_CONNECTIONS: Final = 48  # to one server; the registry makes fewer calls at once
-_LAST_RESORT: Final = 4.0
+MAX_CONNECTIONS: Final = 48  # to one server: more than the calls that the registry runs at once
+_TIMEOUT_FACTOR: Final = 4.0  # of redis-py's timeouts, see connect()
 
 
 def connect(url: str | StoreUrl, timeout: float) -> StoreClient:
-    """A client for a store; it connects when it is first used.
+    """Return a client for a store. It connects when it is first used.
 
-    Every property that differs between versions of redis-py is set here. A call whose connection broke is sent once
-    more on a fresh one: all scripts stand being run twice. `timeout` is in seconds. controller/store/client.py ends the
-    calls that take longer. The timeouts of redis-py also run while the event loop is late, so they are longer and only
-    a last resort. Where several servers may have to be asked before one answers, each gets a part of `timeout`.
+    All options whose defaults differ between versions of redis-py are set here. If the connection of a call breaks, the
+    call is sent once more on a new connection, so every script must be repeatable.
+
+    timeout: in seconds. StoreCalls in controller/store/client.py ends a call that takes longer. The timeouts of
+    redis-py are longer, because they also run while the event loop is late. If one of several servers may have to
+    respond before a call is sent, each of them gets a part of the timeout.
     """
     store = parse_store_url(url) if isinstance(url, str) else url
     if store.kind is StoreKind.SENTINEL:
@@ -42,7 +43,7 @@ def connect(url: str | StoreUrl, timeout: float) -> StoreClient:
 
 
 def _single(store: StoreUrl, timeout: float) -> Redis:
-    options = {**_options(_LAST_RESORT * timeout), **_credentials(store)}
+    options = {**_options(_TIMEOUT_FACTOR * timeout), **_credentials(store)}
     if store.path:
         return Redis.from_pool(
             ConnectionPool(UnixDomainSocketConnection, MAX_CONNECTIONS, path=store.path, retry=_retry(), **options)
@@ -62,18 +63,18 @@ def _single(store: StoreUrl, timeout: float) -> Redis:
 
 
 def _by_sentinel(store: StoreUrl, timeout: float) -> Redis:
-    """The master's address is asked of the Sentinels for each new connection."""
-    each = timeout / (len(store.hosts) + 1)
+    """Return a client that asks the Sentinels for the address of the master for each new connection."""
+    sentinel_timeout = timeout / (len(store.hosts) + 1)
     sentinels = Sentinel(  # type: ignore[no-untyped-call]
         store.hosts,
         sentinel_kwargs={
-            **_options(each),
+            **_options(sentinel_timeout),
             "username": store.sentinel_username,
             "password": store.sentinel_password,
             "retry": Retry(NoBackoff(), retries=0),
             "ssl": store.tls,
         },
-        **_options(_LAST_RESORT * timeout),
+        **_options(_TIMEOUT_FACTOR * timeout),
         **_credentials(store),
     )
     client: Redis = sentinels.master_for(
@@ -85,8 +86,8 @@ def _by_sentinel(store: StoreUrl, timeout: float) -> Redis:
 def _cluster(store: StoreUrl, timeout: float) -> RedisCluster:
     client = RedisCluster(
         startup_nodes=[ClusterNode(host, port) for host, port in store.hosts],
-        dynamic_startup_nodes=False,  # those that were named stay the ones to begin with: their names may be DNS names
-        require_full_coverage=False,  # all our keys are in one slot
+        dynamic_startup_nodes=False,  # every start uses the configured nodes, whose DNS names may get new addresses
+        require_full_coverage=False,  # all keys are in one slot
         max_connections=MAX_CONNECTIONS,
         retry=_retry(),
         ssl=store.tls,
@@ -98,10 +99,10 @@ def _cluster(store: StoreUrl, timeout: float) -> RedisCluster:
 
 
 class _CommandsParser(AsyncCommandsParser):
-    """Asks once which commands there are.
+    """Loads the list of Redis commands only once.
 
-    redis-py asks the first master of the Cluster each time that it learns the nodes anew; when that one hangs, a client
-    whose own master serves could not come back.
+    redis-py loads it from the first master of the Cluster each time that it updates the list of nodes. If that master
+    hung, a client could not return to its own master, which serves.
     """
 
     async def initialize(self, node: ClusterNode | None = None) -> None:
@@ -119,7 +120,8 @@ class _PasswordFile(CredentialProvider):
     def get_credentials(self) -> tuple[str] | tuple[str, str]:
         """Return the arguments of AUTH.
 
-        A file that is unreadable or empty, as for a moment while it is written, fails like a wrong password does.
+        An unreadable or empty file raises AuthenticationError, as a wrong password does, because the file may be in the
+        middle of a change.
         """
         try:
             password = read_password_file(self._path)
@@ -128,7 +130,7 @@ class _PasswordFile(CredentialProvider):
         return (self._username, password) if self._username else (password,)
 
     async def get_credentials_async(self) -> tuple[str] | tuple[str, str]:
-        """Return the same, read in a thread: the file system may be slow."""
+        """Return get_credentials(), called in a thread because the file system may be slow."""
         return await asyncio.to_thread(self.get_credentials)
 
 
@@ -153,15 +155,15 @@ def _retry() -> Retry:
 
 
 async def reconnect(client: StoreClient) -> None:
-    """Drop the connections that are idle, so that the next call finds out anew where the master is."""
+    """Close idle connections, so that the next call looks up the master again."""
     if isinstance(client, RedisCluster):
-        await client.aclose()  # it learns the nodes again when it is next used
+        await client.aclose()  # the next call loads the list of nodes again
     else:
         await client.connection_pool.disconnect(inuse_connections=False)
 
 
 async def close(client: StoreClient) -> None:
-    """Close all connections, those to Sentinels too."""
+    """Close all connections, including those to Sentinels."""
     await client.aclose()
     if isinstance(client, Redis) and isinstance(client.connection_pool, SentinelConnectionPool):
         await client.connection_pool.sentinel_manager.aclose()

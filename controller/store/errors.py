@@ -1,4 +1,4 @@
-"""What the failures of a client of Redis, or of the server, mean to us."""
+"""Turns the errors of redis-py and of the Redis server into the errors of the controller."""
 
 from typing import Final
 
@@ -6,24 +6,29 @@ from redis.exceptions import ClusterCrossSlotError, DataError, RedisClusterExcep
 
 from controller.domain.errors import StoreError, StoreRejection, StoreUnavailable
 
-# What a client may raise. RedisClusterException is no RedisError; an OSError is a connection's, or our own timeout; an
-# AttributeError is of a connection that the pool closed after it was taken and before it was used. uvloop raises a
-# RuntimeError where the server closed a connection before something was written to it.
+# Errors of a client. RedisClusterException is not a subclass of RedisError. OSError covers connections and our own
+# timeouts. AttributeError occurs if the pool closes a connection just before it is used. RuntimeError comes from uvloop
+# if the server closed a connection before the first write.
 FAILURES: Final = (RedisError, RedisClusterException, OSError, AttributeError, RuntimeError)
-# How errors begin that no waiting will mend; and what is said where a script stopped that is without fault.
-_MISTAKES: Final = ("INVALID", "WRONGTYPE")
-_NOT_THE_SCRIPTS_FAULT: Final = ("can't run this command", "killed")
+_PERMANENT: Final = ("INVALID", "WRONGTYPE")  # prefixes of errors for which retrying is pointless
+_ABORTED_BY_SERVER: Final = ("can't run this command", "killed")  # in errors of scripts that have no bug
 
 
 def store_error(error: Exception) -> StoreError:
-    """What an error of the client or the server means. What is not known to be a mistake may pass: wait for it."""
-    text = str(error).encode(errors="backslashreplace").decode()  # a path in it may be no text, and JSON takes no other
-    # What a script was refused by the server begins with a code in capitals; the client takes away a mere ERR.
+    """Return the controller's error for an error of the client or the server.
+
+    An error that is not known to be a bug counts as temporary: StoreUnavailable.
+    """
+    # A path in the text may contain surrogates, which cannot be encoded in UTF-8.
+    text = str(error).encode(errors="backslashreplace").decode()
+    # If the server refuses a command of a script, the text begins with a code in capitals. redis-py removes only ERR.
     refused = text.partition(" ")[0].isupper()
-    mistaken_script = "user_script" in text and not refused and not any(w in text for w in _NOT_THE_SCRIPTS_FAULT)
+    script_has_bug = "user_script" in text and not refused and not any(w in text for w in _ABORTED_BY_SERVER)
     if isinstance(error, (ClusterCrossSlotError, DataError)) or (
-        type(error) is ResponseError and (text.startswith(_MISTAKES) or mistaken_script)  # not its subclasses
+        type(error) is ResponseError and (text.startswith(_PERMANENT) or script_has_bug)  # not its subclasses
     ):
-        return StoreRejection(f"The store does not accept a call: {text}.")
-    reason = f"{type(error).__name__}: {text}" if text else "no answer in time"
-    return StoreUnavailable(f"The store does not serve ({reason}). Nothing is lost; try again in a few seconds.")
+        return StoreRejection(
+            f"Redis rejected a call: {text}. The controller has a bug, or another program writes to its keys."
+        )
+    reason = f"{type(error).__name__}: {text}" if text else "no reply within the timeout"
+    return StoreUnavailable(f"Redis is unavailable ({reason}). Try again in a few seconds.")

@@ -1,4 +1,4 @@
-"""The lock that lets one replica at a time ask all workers for their status."""
+"""The lock that lets one replica at a time probe all workers."""
 
 from typing import Final
 
@@ -13,7 +13,7 @@ _MARGIN: Final = 60.0  # seconds by which the timeouts of two replicas may diffe
 
 
 class RefreshLock:
-    """A lock in Redis that is given up by itself after `timeout` seconds, should its holder die."""
+    """A lock in Redis. If its holder crashes, it expires after `timeout` seconds."""
 
     def __init__(self, client: StoreClient, key: str, timeout: float, calls: StoreCalls) -> None:
         self._client = client
@@ -23,10 +23,9 @@ class RefreshLock:
         self._calls = calls
 
     async def acquire(self) -> bool:
-        """Take the lock if nobody has it; whether it was taken. Never waits.
+        """Acquire the lock if it is free. Return True if it was acquired. Never waits. Raises StoreError.
 
-        A lock that would be held for longer than any can was taken before the store's clock was set back.
-        That one is dropped.
+        An existing lock with too long a TTL is deleted: it was acquired before the clock of Redis was set back.
         """
         try:
             return bool(await self._calls.run(self._acquire))
@@ -34,14 +33,14 @@ class RefreshLock:
             raise store_error(error) from error
 
     async def held(self) -> bool:
-        """Whether anybody has the lock."""
+        """Return True if a replica holds the lock. Raises StoreError."""
         try:
             return await self._calls.run(self._lock.locked)
         except FAILURES as error:
             raise store_error(error) from error
 
     async def release(self) -> None:
-        """Give the lock up; nothing happens when it was lost meanwhile."""
+        """Release the lock. Does nothing if it has expired. Raises StoreError."""
         try:
             await self._calls.run(self._lock.release)
         except LockError:

@@ -1,1 +1,1 @@
-"""West wing: HTTP to the workers, and nothing else."""
+"""HTTP clients for workers and parent controllers."""

@@ -1,4 +1,4 @@
-"""Speaks to workers as FastChat's controller does. Nothing that a worker sends is trusted."""
+"""An HTTP client for workers. It sends the requests of FastChat's controller and does not trust the responses."""
 
 import asyncio
 import time
@@ -11,50 +11,50 @@ import aiohttp
 from controller.domain.errors import InvalidInput, StreamBroken, WorkerUnreachable
 from controller.domain.worker import WorkerStatus
 from controller.json_bodies import read_status
-from controller.upstream.answer import GRACE, UNREACHABLE, WorkerAnswer, in_our_words, one_line
 from controller.upstream.decoding import CODINGS, DecodedBody
+from controller.upstream.response import GRACE_PERIOD, UNREACHABLE, WorkerResponse, one_line, upstream_errors
 from controller.upstream.session import Body, Session
 
 _MAX_STATUS_BYTES: Final = 1024 * 1024
-_CONNECT_TIMEOUT: Final = 2.0  # seconds: time for one lost packet
+_CONNECT_TIMEOUT: Final = 2.0  # seconds, which allow for one lost packet
 NO_HEADERS: Final[Mapping[str, str]] = MappingProxyType({})
 
 
 class WorkerClient:
-    """An HTTP client for workers; create and close it in the running event loop.
+    """An HTTP client for workers. Create and close it in the running event loop.
 
-    probe_timeout bounds a status call as a whole; worker_timeout bounds each silence of a worker: until the head of its
-    answer is there, and in each read of the body. Seconds.
+    probe_timeout: for a whole status call, in seconds.
+    worker_timeout: for each wait for a worker, in seconds: for the head of its response, and for each read of the body.
     """
 
     def __init__(self, probe_timeout: float, worker_timeout: float) -> None:
         self._probe_timeout = probe_timeout
         self._worker_timeout = worker_timeout
         self._connect_timeout = min(_CONNECT_TIMEOUT, worker_timeout)
-        self._ending = asyncio.Event()
-        self._answers: set[WorkerAnswer] = set()
+        self._streams_ended = asyncio.Event()
+        self._responses: set[WorkerResponse] = set()
         self._session = Session()
 
     def end_streams(self) -> None:
-        """Break off all answers, those that have not begun too: each raises StreamBroken."""
-        self._ending.set()
-        for answer in self._answers:
-            answer.end(_shutting_down())
+        """Make all running requests raise StreamBroken, also those whose responses have not begun."""
+        self._streams_ended.set()
+        for response in self._responses:
+            response.fail(_shutdown_error())
 
     @property
-    def ending(self) -> bool:
-        """Whether streams are broken off."""
-        return self._ending.is_set()
+    def streams_ended(self) -> bool:
+        """True after end_streams()."""
+        return self._streams_ended.is_set()
 
     async def close(self) -> None:
         """Close all connections."""
         await self._session.close()
 
     async def status(self, name: str, headers: Mapping[str, str] = NO_HEADERS) -> WorkerStatus:
-        """What the worker says of itself (FastChat: `/worker_get_status`).
+        """Return a worker's status (FastChat: `/worker_get_status`).
 
-        Raises WorkerUnreachable for anything but a 200 with a status in it, in time and of a sane size. Redirects
-        are not followed.
+        Raises WorkerUnreachable unless the worker returns 200 and a valid status, within the timeout and the size
+        limit. Redirects are not followed.
         """
         url = f"{name}/worker_get_status"
         try:
@@ -62,9 +62,9 @@ class WorkerClient:
                 body = await self._status_body(url, headers)
             return read_status(body)
         except TimeoutError as error:
-            raise WorkerUnreachable(f"{url} did not answer within {self._probe_timeout:g} s.") from error
+            raise WorkerUnreachable(f"{url} did not respond within {self._probe_timeout:g} s.") from error
         except InvalidInput as error:
-            raise WorkerUnreachable(f"{url} answered with something that is no status: {one_line(error)}") from error
+            raise WorkerUnreachable(f"{url} returned an invalid worker status: {one_line(error)}") from error
         except UNREACHABLE as error:
             raise WorkerUnreachable(f"{url} cannot be reached: {one_line(error)}") from error
 
@@ -72,7 +72,7 @@ class WorkerClient:
         body = bytearray()
         async with await self._session.post(url, None, headers) as response:
             if response.status != 200:
-                raise WorkerUnreachable(f"{url} answered {response.status} where 200 is expected.")
+                raise WorkerUnreachable(f"{url} returned status {response.status} instead of 200.")
             read = response.content.readany
             coding = response.headers.get("Content-Encoding", "").strip().lower().encode("latin-1", "replace")
             if coding in CODINGS:
@@ -80,65 +80,66 @@ class WorkerClient:
             while chunk := await read():
                 body += chunk
                 if len(body) > _MAX_STATUS_BYTES:
-                    raise WorkerUnreachable(f"{url} answered with more than {_MAX_STATUS_BYTES} bytes.")
+                    raise WorkerUnreachable(f"{url} returned more than {_MAX_STATUS_BYTES} bytes.")
         return bytes(body)
 
-    async def ask(self, name: str, path: str, body: bytes, headers: Mapping[str, str] = NO_HEADERS) -> WorkerAnswer:
-        """Post a JSON body to a worker; its answer, of which the head is there, and which is to be closed.
+    async def post(self, name: str, path: str, body: bytes, headers: Mapping[str, str] = NO_HEADERS) -> WorkerResponse:
+        """Send a JSON body to a worker. Return the response when its head has arrived. The caller must close it.
 
-        Raises WorkerUnreachable when no connection can be made, WorkerSilent and StreamBroken when no head comes that
-        can be passed on.
+        Raises WorkerUnreachable if the connection fails, and WorkerSilent or StreamBroken if no valid head arrives.
         """
         url = name + path
-        with in_our_words(url):
+        with upstream_errors(url):
             sent = Body(body)
-            sent.moved_at += self._connect_timeout  # until it is sent: the connection has a limit of its own
+            sent.progress_at += self._connect_timeout  # the connection has a timeout of its own
             response = await self._head(self._session.post(url, sent, headers, self._connect_timeout), sent)
         if not 200 <= response.status <= 599:
             response.close()
-            raise StreamBroken(f"{url} answered {response.status}, which is no status of an answer.")
+            raise StreamBroken(f"{url} returned the invalid HTTP status {response.status}.")
         coding = response.headers.get("Transfer-Encoding", "chunked").strip().lower()
         if coding not in ("chunked", "identity"):
             response.close()
-            raise StreamBroken(f"{url} answered with Transfer-Encoding {coding[:100]!r}, which was not asked for.")
-        answer = WorkerAnswer(url, response, self._worker_timeout, self._answers.discard)
-        self._answers.add(answer)
-        return answer
+            raise StreamBroken(f"{url} used Transfer-Encoding {coding[:100]!r}, which the request did not allow.")
+        opened = WorkerResponse(url, response, self._worker_timeout, self._responses.discard)
+        self._responses.add(opened)
+        return opened
 
     async def _head(self, request: Awaitable[aiohttp.ClientResponse], body: Body) -> aiohttp.ClientResponse:
-        """Wait for the head of an answer, unless streams are broken off.
+        """Wait for the head of a response. Raises an error if end_streams() is called meanwhile.
 
-        A busy worker may take long. The time counts from the last part of the body that it took.
+        The timeout starts again with each part of the body that is sent, because a busy worker may receive a large
+        body slowly.
         """
-        answer = asyncio.ensure_future(request)
-        ending = asyncio.ensure_future(self._ending.wait())
-        taken = False
-        suspected = 0.0
+        response = asyncio.ensure_future(request)
+        ended = asyncio.ensure_future(self._streams_ended.wait())
+        returned = False
+        grace_used_at = 0.0  # the progress that got the grace period
         try:
-            while not answer.done() and not ending.done():
-                left = body.moved_at + self._worker_timeout - time.monotonic()
-                if left <= 0 and suspected == body.moved_at:
+            while not response.done() and not ended.done():
+                left = body.progress_at + self._worker_timeout - time.monotonic()
+                if left <= 0 and grace_used_at == body.progress_at:
                     raise TimeoutError
                 if left <= 0:
-                    suspected, left = body.moved_at, GRACE
-                left = min(left, self._worker_timeout)  # the time for the connection may not be used up
-                await asyncio.wait((answer, ending), timeout=left, return_when=asyncio.FIRST_COMPLETED)
-            if self._ending.is_set():
-                raise _shutting_down()
-            taken = True
-            return answer.result()
+                    grace_used_at, left = body.progress_at, GRACE_PERIOD
+                # The connection may take less than its timeout, which `left` includes until the body is sent.
+                left = min(left, self._worker_timeout)
+                await asyncio.wait((response, ended), timeout=left, return_when=asyncio.FIRST_COMPLETED)
+            if self._streams_ended.is_set():
+                raise _shutdown_error()
+            returned = True
+            return response.result()
         finally:
-            ending.cancel()
-            if not taken:
-                answer.cancel()
-                answer.add_done_callback(_discard)
+            ended.cancel()
+            if not returned:
+                response.cancel()
+                response.add_done_callback(_discard)
 
 
-def _discard(answer: "asyncio.Future[aiohttp.ClientResponse]") -> None:
-    """Close an answer that nobody takes."""
-    if not answer.cancelled() and answer.exception() is None:
-        answer.result().close()
+def _discard(response: "asyncio.Future[aiohttp.ClientResponse]") -> None:
+    """Close a response whose caller has gone."""
+    if not response.cancelled() and response.exception() is None:
+        response.result().close()
 
 
-def _shutting_down() -> aiohttp.ClientConnectionError:
+def _shutdown_error() -> aiohttp.ClientConnectionError:
     return aiohttp.ClientConnectionError("this replica is shutting down")

@@ -1,4 +1,4 @@
-"""Decompresses the bodies of workers that send them compressed, although they were asked not to."""
+"""Decompresses the bodies of workers that compress them although the request did not allow it."""
 
 import zlib
 from collections.abc import Awaitable, Callable
@@ -13,9 +13,11 @@ Read = Callable[[], Awaitable[bytes]]
 
 
 class DecodedBody:
-    """A body that `read` gives in pieces, b"" at its end. coding is one of CODINGS.
+    """Decompresses a body piece by piece.
 
-    A small body may unfold to any size, so no piece is longer than `limit` bytes.
+    coding: one of CODINGS.
+    read: returns the next piece of the compressed body, or b"" at its end.
+    limit: maximum bytes of a decompressed piece. Without it, a small body could fill the memory.
     """
 
     def __init__(self, coding: bytes, read: Read, limit: int) -> None:
@@ -23,11 +25,11 @@ class DecodedBody:
         self._read_raw = read
         self._limit = limit
         self._inflater: zlib._Decompress | None = None
-        self._raw = b""  # received, and not decompressed yet
-        self._ended = False  # at the end of all members of the body that have come
+        self._raw = b""  # received, but not decompressed yet
+        self._ended = False  # the last member that arrived is complete
 
     async def read(self) -> bytes:
-        """Return the next piece, or b"" at the end. Raises ClientPayloadError if the body is damaged or cut off."""
+        """Return the next piece, or b"" at the end. Raises ClientPayloadError if the body is damaged or incomplete."""
         try:
             while True:
                 if not self._raw:
@@ -41,7 +43,7 @@ class DecodedBody:
 
     def _inflate(self) -> bytes:
         if self._ended and not self._is_gzip:
-            self._raw = b""  # what follows the end of a zlib stream is no part of it
+            self._raw = b""  # data after the end of a zlib stream does not belong to it
             return b""
         if self._inflater is None or self._ended:  # a gzip file may have several members
             self._inflater = zlib.decompressobj(self._window_bits(self._raw[0]))
@@ -54,7 +56,7 @@ class DecodedBody:
     def _window_bits(self, first: int) -> int:
         if self._is_gzip:
             return _GZIP
-        # RFC 9110 means the zlib format by "deflate". Some servers send raw deflate data, whose first byte differs.
+        # RFC 9110 defines "deflate" as the zlib format. Some servers send raw deflate data, whose first byte differs.
         return zlib.MAX_WBITS if first & 0x0F == zlib.DEFLATED else -zlib.MAX_WBITS
 
     def _rest(self) -> bytes:
@@ -63,5 +65,5 @@ class DecodedBody:
         rest = self._inflater.flush()
         self._ended = self._inflater.eof
         if not self._ended:
-            raise aiohttp.ClientPayloadError("the compressed body is cut off")
+            raise aiohttp.ClientPayloadError("the compressed body is incomplete")
         return rest

@@ -1,4 +1,4 @@
-"""Speaks to the controllers above this cluster, as a worker does."""
+"""An HTTP client for parent controllers, to which this cluster is one worker."""
 
 import asyncio
 from collections.abc import Mapping
@@ -9,18 +9,21 @@ import msgspec
 
 from controller.domain.errors import ParentUnreachable
 from controller.domain.worker import WorkerStatusTotal
-from controller.upstream.answer import UNREACHABLE, one_line
+from controller.upstream.response import UNREACHABLE, one_line
 from controller.upstream.session import Body, Session
 
-_MAX_ANSWER_BYTES = 64 * 1024
+_MAX_RESPONSE_BYTES = 64 * 1024
 
 
-class _Known(msgspec.Struct):
+class _HeartbeatResponse(msgspec.Struct):
     exist: bool
 
 
 class ParentClient:
-    """An HTTP client for parents; create and close it in the running event loop. timeout is for a call, in seconds."""
+    """An HTTP client for parents. Create and close it in the running event loop.
+
+    timeout: for a whole call, in seconds.
+    """
 
     def __init__(self, timeout: float) -> None:
         self._timeout = timeout
@@ -33,21 +36,21 @@ class ParentClient:
     async def register(
         self, parent: str, name: str, status: WorkerStatusTotal, multimodal: bool, headers: Mapping[str, str]
     ) -> None:
-        """Register this cluster as the worker `name`. Raises ParentUnreachable if the parent does not take it."""
-        told = {"model_names": status.model_names, "speed": status.speed or 1, "queue_length": status.queue_length}
+        """Register this cluster as the worker `name`. Raises ParentUnreachable if the parent does not accept it."""
+        fields = {"model_names": status.model_names, "speed": status.speed or 1, "queue_length": status.queue_length}
         if status.capacity is not None:
-            told["capacity"] = status.capacity
-        body = {"worker_name": name, "check_heart_beat": True, "worker_status": told, "multimodal": multimodal}
+            fields["capacity"] = status.capacity
+        body = {"worker_name": name, "check_heart_beat": True, "worker_status": fields, "multimodal": multimodal}
         await self._post(f"{parent}/register_worker", body, headers)
 
     async def heartbeat(self, parent: str, name: str, queue_length: int) -> bool:
-        """Tell how many requests there are; whether the parent knows this cluster. Raises ParentUnreachable."""
+        """Send a heartbeat. Return True if the parent has this cluster registered. Raises ParentUnreachable."""
         url = f"{parent}/receive_heart_beat"
-        answer = await self._post(url, {"worker_name": name, "queue_length": queue_length}, {})
+        response = await self._post(url, {"worker_name": name, "queue_length": queue_length}, {})
         try:
-            return msgspec.json.decode(answer, type=_Known).exist
+            return msgspec.json.decode(response, type=_HeartbeatResponse).exist
         except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
-            raise ParentUnreachable(f"{url} answered with something that tells nothing: {error}") from error
+            raise ParentUnreachable(f"{url} returned an invalid response: {error}") from error
 
     async def _post(self, url: str, body: Mapping[str, Any], headers: Mapping[str, str]) -> bytes:
         try:
@@ -55,20 +58,20 @@ class ParentClient:
                 asyncio.timeout(self._timeout),
                 await self._session.post(url, Body(msgspec.json.encode(body)), headers) as response,
             ):
-                answer = await _beginning(response.content)
+                content = await _read_start(response.content)
                 if response.status != 200:
-                    said = answer[:300].decode("utf-8", "replace").replace("\n", " ")
-                    raise ParentUnreachable(f"{url} answered {response.status} where 200 is expected: {said}")
-                return answer
+                    text = content[:300].decode("utf-8", "replace").replace("\n", " ")
+                    raise ParentUnreachable(f"{url} returned status {response.status} instead of 200: {text}")
+                return content
         except TimeoutError as error:
-            raise ParentUnreachable(f"{url} did not answer in time.") from error
+            raise ParentUnreachable(f"{url} did not respond within {self._timeout:g} s.") from error
         except UNREACHABLE as error:
             raise ParentUnreachable(f"{url} cannot be reached: {one_line(error)}") from error
 
 
-async def _beginning(content: aiohttp.StreamReader) -> bytes:
-    """An answer, or as much of it as is of use; it may come in pieces."""
-    came = bytearray()
-    while piece := await content.read(_MAX_ANSWER_BYTES - len(came)):
-        came += piece
-    return bytes(came)
+async def _read_start(content: aiohttp.StreamReader) -> bytes:
+    """Return a body, or its first 64 KiB. Valid responses of a parent are shorter."""
+    body = bytearray()
+    while piece := await content.read(_MAX_RESPONSE_BYTES - len(body)):
+        body += piece
+    return bytes(body)

@@ -1,7 +1,7 @@
-"""HTTP sessions to other servers: connections that are kept, limits on heads, and what aiohttp leaves open.
+"""HTTP sessions to other servers: keep-alive connections, limits on response heads, and workarounds for aiohttp.
 
-aiohttp 3.14 reports a protocol error in a body to nobody who reads the body, takes a reset for the end of a body
-without a length, and loses a head that comes together with garbage. AnswerProtocol closes these gaps.
+ResponseProtocol works around three faults of aiohttp 3.14. A protocol error in a body does not reach the reader of the
+body. A reset counts as the end of a body without a length. A head is lost if it arrives together with garbage.
 """
 
 import asyncio
@@ -23,15 +23,17 @@ from aiohttp.http_parser import RawResponseMessage
 
 from controller.upstream.trust import trusted
 
-_IDLE_FOR: Final = 4.0  # seconds; FastChat's workers close after 5, and a request might be on its way just then
-_RACE: Final = 2.0  # seconds: a kept connection that breaks later was not closed just as the request was sent
-_VANISHED_AFTER: Final = 10.0  # TCP_USER_TIMEOUT: drop a connection whose peer acknowledges nothing for so long
+# Seconds. FastChat's workers close an idle connection after 5 s, and a request must not be sent at that moment.
+_KEEP_ALIVE: Final = 4.0
+# Seconds. If a kept connection breaks within this time after a request was sent, the server may have closed it before.
+_RACE_WINDOW: Final = 2.0
+_PEER_TIMEOUT: Final = 10.0  # seconds: a connection is dropped if its peer acknowledges nothing for this long
 _READ_AHEAD: Final = 32 * 1024
-_PART: Final = 256 * 1024  # of a request's body
+_PART: Final = 256 * 1024  # bytes of a request's body that are sent at once
 _MAX_LINE: Final = 64 * 1024
 _MAX_HEADERS: Final = 512
-_MAX_HEAD: Final = 512 * 1024  # with the informational answers before it
-# No compression: a small answer could unfold to any size, and a stream's frames would arrive late.
+_MAX_HEAD: Final = 512 * 1024  # bytes, including the informational responses (1xx) before the head
+# No compression: a small response could decompress to any size, and a stream's frames would arrive late.
 _HEADERS: Final[Mapping[str, str]] = {
     "Accept-Encoding": "identity",
     "User-Agent": "controller-cluster",
@@ -39,14 +41,14 @@ _HEADERS: Final[Mapping[str, str]] = {
 _JSON: Final[Mapping[str, str]] = {"Content-Type": "application/json"}
 
 
-class KeptConnectionBroke(aiohttp.ClientConnectionError):
-    """A connection that was used before broke before any byte of the answer: the server had closed it."""
+class KeepAliveRace(aiohttp.ClientConnectionError):
+    """A reused connection broke before any byte of the response. The server had probably closed it as idle."""
 
 
 class Body(aiohttp.payload.Payload):
     """The body of a request, sent in parts.
 
-    moved_at: when the last part was handed over, by time.monotonic(). Before the first: when it was made.
+    progress_at: time.monotonic() when the latest part was handed to the connection, or when the body was created.
     """
 
     _autoclose = True
@@ -55,7 +57,7 @@ class Body(aiohttp.payload.Payload):
     def __init__(self, value: bytes) -> None:
         super().__init__(value)
         self._size = len(value)
-        self.moved_at = time.monotonic()
+        self.progress_at = time.monotonic()
 
     def decode(self, encoding: str = "utf-8", errors: str = "strict") -> str:
         """Return the body as text."""
@@ -65,8 +67,8 @@ class Body(aiohttp.payload.Payload):
         """Send the body."""
         for start in range(0, len(self._value), _PART):
             if start:
-                await asyncio.sleep(0)  # a large body must not hold up the others
-            self.moved_at = time.monotonic()
+                await asyncio.sleep(0)  # a large body must not delay other requests
+            self.progress_at = time.monotonic()
             await writer.write(self._value[start : start + _PART])
 
 
@@ -75,7 +77,7 @@ class Session:
 
     def __init__(self) -> None:
         trust = trusted()
-        self._kept = _open(keepalive_timeout=_IDLE_FOR, ssl=trust)
+        self._kept = _open(keepalive_timeout=_KEEP_ALIVE, ssl=trust)
         self._fresh = _open(force_close=True, ssl=trust)
 
     async def close(self) -> None:
@@ -86,18 +88,18 @@ class Session:
     async def post(
         self, url: str, body: Body | None, headers: Mapping[str, str], connect_timeout: float | None = None
     ) -> aiohttp.ClientResponse:
-        """Send a request and return the answer when its head is there. Redirects are not followed.
+        """Send a request and return the response when its head has arrived. Redirects are not followed.
 
-        Only the connection has a time limit here, in seconds and with the look-up of the name.
+        A server may close a kept connection just as a request is sent on it, or send garbage after its last response.
+        The request is then sent once more, on a new connection.
 
-        A server may close a kept connection just as a request is sent on it, or send garbage behind its last answer.
-        The request is then sent once more, on a connection of its own.
+        connect_timeout: for the name lookup and the connection, in seconds. The rest of the request has no timeout.
         """
         timeout = aiohttp.ClientTimeout(total=None, connect=connect_timeout)
         sent = headers if body is None else {**headers, **_JSON}
         try:
             return await self._kept.post(url, data=body, headers=sent, timeout=timeout, allow_redirects=False)
-        except KeptConnectionBroke:
+        except KeepAliveRace:
             return await self._fresh.post(url, data=body, headers=sent, timeout=timeout, allow_redirects=False)
 
 
@@ -116,46 +118,46 @@ def _open(**options: Any) -> aiohttp.ClientSession:
     )
 
 
-class AnswerProtocol(ResponseHandler):
-    """One connection, on which requests are answered one after the other.
+class ResponseProtocol(ResponseHandler):
+    """One connection, which serves requests one after the other.
 
-    requests: how many were begun.
-    heard: True if an answer has begun to come for the last of them. Garbage is no answer: the server may have sent it
-        behind its last one.
+    requests: number of requests that were sent.
+    response_begun: True if the response to the last request has begun to arrive. Garbage does not count, because the
+        server may have sent it after the previous response.
     """
 
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
         super().__init__(loop)
         self.requests = 0
         self._begun_at = 0.0
-        self.heard = False
+        self.response_begun = False
         self._awaits_head = False
         self._head_size = 0
 
     @property
     def begun_on_kept_connection(self) -> bool:
-        """Whether the request that is under way was begun just now, and others before it."""
-        return self.requests > 1 and self._loop.time() - self._begun_at < _RACE
+        """True if the running request was sent just now, on a connection that earlier requests have used."""
+        return self.requests > 1 and self._loop.time() - self._begun_at < _RACE_WINDOW
 
     def set_response_params(self, **params: Any) -> None:
         """Begin a request."""
         self.requests += 1
         self._begun_at = self._loop.time()
-        self.heard = False
+        self.response_begun = False
         self._awaits_head = True
         self._head_size = 0
         super().set_response_params(**params)
 
     def data_received(self, data: bytes) -> None:
-        """Parse what came."""
+        """Parse received data."""
         if self._awaits_head and data:
             self._head_received(data)
         else:
             super().data_received(data)
 
     def _head_received(self, data: bytes) -> None:
-        """Parse a head by itself: an error in what comes with it must not lose it."""
-        self.heard = self.heard or b"HTTP/".startswith(data[:5])
+        """Parse a head separately, so that an error in the data behind it does not lose the head."""
+        self.response_begun = self.response_begun or b"HTTP/".startswith(data[:5])
         self._head_size += len(data)
         start = 0
         while self._awaits_head and start < len(data) and self.exception() is None:
@@ -166,19 +168,19 @@ class AnswerProtocol(ResponseHandler):
         if start < len(data) and self.exception() is None:
             super().data_received(data[start:])
         if self._awaits_head and self._head_size > _MAX_HEAD:
-            self._fail(HttpProcessingError(code=400, message=f"a head of more than {_MAX_HEAD} bytes"))
+            self._fail(HttpProcessingError(code=400, message=f"the head has more than {_MAX_HEAD} bytes"))
 
     def feed_data(self, data: tuple[RawResponseMessage, aiohttp.StreamReader], size: int = 0) -> None:
-        """Take an answer whose head is there. One that was not asked for must not answer the next request."""
+        """Accept a response whose head has arrived. Without a request, it could be taken for the next response."""
         if not self._awaits_head:
-            self._fail(HttpProcessingError(code=400, message="an answer without a request"))
+            self._fail(HttpProcessingError(code=400, message="the server sent a response without a request"))
             return
         code = data[0].code
         self._awaits_head = 100 <= code <= 199 and code != 101
         super().feed_data(data, size)
 
     def resume_reading(self, resume_parser: bool = True) -> None:
-        """Go on reading. aiohttp calls this after each read, and would run its parser on nothing each time."""
+        """Resume reading. aiohttp calls this after each read, and would run its parser without data each time."""
         if self._reading_paused:
             super().resume_reading(resume_parser)
 
@@ -188,13 +190,13 @@ class AnswerProtocol(ResponseHandler):
         self.set_exception(error)
 
     def set_exception(self, exc: BaseException, exc_cause: BaseException = _EXC_SENTINEL) -> None:
-        """End the answer that is under way, also for the reader of its body."""
+        """Fail the current response, also for the reader of its body."""
         super().set_exception(exc, exc_cause)
         message = exc.message if isinstance(exc, HttpProcessingError) else str(exc)
-        self._break_body(f"not the rest of an answer: {message}", exc)
+        self._break_body(f"protocol error: {message}", exc)
 
     def connection_lost(self, exc: BaseException | None) -> None:
-        """End the answer that is under way. After a reset it is not whole, even if its head gave no length."""
+        """Fail the current response. After a reset, the body is incomplete even if its head gave no length."""
         if exc is not None:
             self._break_body(f"connection lost: {exc}", exc)
         super().connection_lost(exc)
@@ -210,7 +212,7 @@ class AnswerProtocol(ResponseHandler):
 class _Connector(aiohttp.TCPConnector):
     def __init__(self, **options: Any) -> None:
         super().__init__(**options)
-        make: Callable[..., ResponseHandler] = AnswerProtocol
+        make: Callable[..., ResponseHandler] = ResponseProtocol
         self._factory = partial(make, loop=self._loop)
 
 
@@ -221,7 +223,7 @@ class _Request(ClientRequest):
             return await super().send(conn)
         except (aiohttp.ClientConnectionError, OSError) as error:
             if _is_race(protocol):
-                raise KeptConnectionBroke(f"a kept connection broke: {error}") from error
+                raise KeepAliveRace(f"a kept connection broke: {error}") from error
             raise
 
 
@@ -232,22 +234,22 @@ class _Response(aiohttp.ClientResponse):
             return await super().start(connection)
         except (aiohttp.ClientConnectionError, aiohttp.ClientResponseError, OSError) as error:
             if _is_race(protocol):
-                raise KeptConnectionBroke(f"a kept connection broke: {error}") from error
+                raise KeepAliveRace(f"a kept connection broke: {error}") from error
             raise
 
 
 def _is_race(protocol: ResponseHandler | None) -> bool:
-    """Return True if a kept connection broke shortly after a request was begun on it, and without an answer."""
-    return isinstance(protocol, AnswerProtocol) and protocol.begun_on_kept_connection and not protocol.heard
+    """Return True if a kept connection broke shortly after a request was sent on it, before any response."""
+    return isinstance(protocol, ResponseProtocol) and protocol.begun_on_kept_connection and not protocol.response_begun
 
 
 def _socket(address: aiohttp.AddrInfoType) -> socket.socket:
-    """Make a socket that tells when the other machine has vanished, which else would look like a busy worker."""
+    """Create a socket that detects when its peer is gone. Otherwise a lost peer would look like a busy worker."""
     family, kind, protocol, _, _ = address
-    made = socket.socket(family, kind, protocol)
-    made.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+    created = socket.socket(family, kind, protocol)
+    created.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
     if sys.platform == "linux":
-        made.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, round(1000 * _VANISHED_AFTER))
-        made.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, round(_VANISHED_AFTER / 2))
-        made.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPINTVL, round(_VANISHED_AFTER / 4))
-    return made
+        created.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, round(1000 * _PEER_TIMEOUT))
+        created.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, round(_PEER_TIMEOUT / 2))
+        created.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPINTVL, round(_PEER_TIMEOUT / 4))
+    return created

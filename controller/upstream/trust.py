@@ -1,7 +1,7 @@
-"""Which certificates of other servers are trusted: those of https workers, parents and controllers.
+"""The trusted certificates for https connections to workers, parents and other controllers.
 
-REQUESTS_CA_BUNDLE, else CURL_CA_BUNDLE, names a file or a directory of certificates that replaces the system's, as with
-`requests`, which FastChat uses. SSL_CERT_FILE and SSL_CERT_DIR, which OpenSSL reads, count in any case.
+REQUESTS_CA_BUNDLE, or else CURL_CA_BUNDLE, names a file or a directory that replaces the system's certificates.
+FastChat does the same through `requests`. OpenSSL's SSL_CERT_FILE and SSL_CERT_DIR always apply.
 """
 
 import contextlib
@@ -17,9 +17,9 @@ _VARIABLES: Final = ("REQUESTS_CA_BUNDLE", "CURL_CA_BUNDLE")
 
 
 def trusted() -> ssl.SSLContext | bool:
-    """Return what aiohttp takes for `ssl`: a context with the bundle, or True for the system's certificates.
+    """Return aiohttp's `ssl` argument: a context with the bundle, or True for the system's certificates.
 
-    A bundle that cannot be used is ignored, see warn_of_bundle().
+    A bundle that cannot be used is ignored. See warn_of_bundle().
     """
     try:
         return _context() or True
@@ -28,9 +28,9 @@ def trusted() -> ssl.SSLContext | bool:
 
 
 def warn_of_bundle() -> None:
-    """Log a warning if a bundle is named that cannot be used.
+    """Log a warning if a variable names a bundle that cannot be used.
 
-    This is no reason not to start: the variable may be meant for other programs, and most workers speak plain HTTP.
+    The controller starts anyway: the variable may be meant for other programs, and most workers use plain HTTP.
     """
     try:
         _context()
@@ -59,6 +59,6 @@ def _context() -> ssl.SSLContext | None:
     context.set_alpn_protocols(("http/1.1",))
     for name, kind in (("SSL_CERT_FILE", "cafile"), ("SSL_CERT_DIR", "capath")):
         if other := os.environ.get(name):
-            with contextlib.suppress(OSError):  # OpenSSL, too, ignores those that it cannot use
+            with contextlib.suppress(OSError):  # OpenSSL, too, ignores a path that it cannot use
                 context.load_verify_locations(**{kind: other})
     return context

@@ -153,7 +153,7 @@ async def test_removals_are_counted_by_reason(replica: Open, registry: Registry,
     await registry.register(worker(A))
     await store.expire_heartbeat(A)
     sweeping = asyncio.create_task(controller.sweeper.run())
-    await wait_until(lambda: has_metric(controller, 'removals_total{reason="lapsed"} 1.0'), "the sweep is counted")
+    await wait_until(lambda: has_metric(controller, 'removals_total{reason="expired"} 1.0'), "the sweep is counted")
     await cancelled(sweeping)
     await registry.register(worker("http://127.0.0.1:1"))
     await controller.refresher.refresh()

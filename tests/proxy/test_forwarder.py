@@ -114,7 +114,7 @@ async def test_request_is_retried_after_a_5xx_and_the_worker_is_not_deprioritise
         assert len(bad.requests) == len(good.requests) == 2
         assert await state(controller, registry) == {bad.address: (0, ""), good.address: (0, "")}
         await registry.remove(good.address)
-        with pytest.raises(WorkerRefused, match="answered 500"):
+        with pytest.raises(WorkerRefused, match="returned status 500"):
             await stream(controller)
         with pytest.raises(WorkerRefused) as caught:
             await call(controller)

@@ -60,7 +60,7 @@ async def test_a_permit_that_is_not_free_in_time_is_no_fault_of_redis(
     registry = Registry(client, "ns", 90.0, 60.0)
     blocked = asyncio.create_task(registry._calls.run(lambda: client.blpop("nothing", 100)))
     await asyncio.sleep(0.01)
-    with pytest.raises(ReplicaBusy, match=r"Redis answers\. Try again, or run more replicas"):
+    with pytest.raises(ReplicaBusy, match=r"Redis itself is available\. Try again, or run more replicas"):
         await registry.dispatch_shortest_queue(asks(["m"]))
     blocked.cancel()
     with pytest.raises(asyncio.CancelledError):

@@ -156,7 +156,7 @@ async def test_a_store_that_is_away_is_unavailable_and_comes_back(short_dir: Pat
     lock = registry.refresh_lock(5.0)
     operations = [registry.heartbeat(reports([(A, 0)])), registry.check(), lock.acquire(), lock.held()]
     for operation in operations:
-        with pytest.raises(StoreUnavailable, match="try again"):
+        with pytest.raises(StoreUnavailable, match="Try again"):
             await operation
     with EmbeddedStore(short_dir / "away"):
         assert await registry.heartbeat(reports([(A, 0)])) == [False]

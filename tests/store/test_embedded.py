@@ -144,7 +144,7 @@ async def test_an_orphan_is_taken_over(short_dir: Path) -> None:
 
 def test_an_orphan_that_does_not_end_is_named(short_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(server_process, "_STOP_TIMEOUT", 0.1)
-    monkeypatch.setattr(server_process, "ask", lambda *_: b"")
+    monkeypatch.setattr(server_process, "send_command", lambda *_: b"")
     with pytest.raises(EmbeddedStoreError, match="does not end"), EmbeddedStore(short_dir / "stubborn"):
         pass
 
@@ -185,7 +185,7 @@ def test_a_full_disk_is_told(short_dir: Path) -> None:
         with contextlib.suppress(OSError), (disk / "filler").open("wb", buffering=0) as filler:
             while filler.write(bytes(4096)):
                 pass
-        with pytest.raises(EmbeddedStoreError, match=r"No space left on device\. Make room on its disk, or choose"):
+        with pytest.raises(EmbeddedStoreError, match=r"No space left on device\. Free space on its disk, or choose"):
             EmbeddedStore(disk / "data").__enter__()
         (disk / "filler").unlink()
         with EmbeddedStore(disk / "data") as store:
@@ -200,7 +200,7 @@ def test_a_server_that_does_not_start_tells_why(short_dir: Path) -> None:
         pass
     for file in (data_dir / "appendonlydir").glob("*.base.*"):
         file.write_bytes(b"this is no data of ours")
-    with pytest.raises(EmbeddedStoreError, match=r"(?s)does not start.*The end of its log.*Bad file format"):
+    with pytest.raises(EmbeddedStoreError, match=r"(?s)does not start.*The end of the store's log.*Bad file format"):
         EmbeddedStore(data_dir).__enter__()
     with pytest.raises(EmbeddedStoreError, match="does not start"):  # the directory is not left locked
         EmbeddedStore(data_dir).__enter__()

@@ -206,9 +206,9 @@ def garbage_manifest(files: Path) -> None:
 
 DAMAGES: dict[str, tuple[Deletion, str]] = {
     "garbage": (garbage, "on the same data."),
-    "empty manifest": (empty_manifest, "on data that are incomplete."),
-    "garbage in the manifest": (garbage_manifest, "on data that are incomplete."),
-    "no base": (lambda files: (files / "appendonly.aof.1.base.rdb").unlink(), "on data that are incomplete."),
+    "empty manifest": (empty_manifest, "on incomplete data."),
+    "garbage in the manifest": (garbage_manifest, "on incomplete data."),
+    "no base": (lambda files: (files / "appendonly.aof.1.base.rdb").unlink(), "on incomplete data."),
 }
 
 
@@ -231,7 +231,7 @@ async def test_damaged_files_are_moved_aside_when_the_server_is_started_again(
     [aside] = data.glob("appendonlydir.damaged-*")
     assert (aside / "appendonly.aof.manifest").exists()
     assert f"restarting the store {said}" in caplog.text
-    assert caplog.text.count(f"they were moved to {aside}, and the store starts without data.") == 1
+    assert caplog.text.count(f"The data was moved to {aside}, and the store started without data.") == 1
     assert "cannot be started again" not in caplog.text
     assert await known(store.url) == []
     await register(store.url)
@@ -334,7 +334,7 @@ async def test_a_full_disk_is_not_damage(short_dir: Path, caplog: pytest.LogCapt
             while filler.write(bytes(4096)):
                 pass
         os.kill(store.pid, signal.SIGKILL)
-        await wait_until(lambda: "No space left on device. Make room" in caplog.text, "the reason is logged")
+        await wait_until(lambda: "No space left on device. Free space" in caplog.text, "the reason is logged")
         assert not list(data.glob("appendonlydir.damaged-*"))
         (disk / "filler").unlink()
         await mended(store, caplog, "The embedded store runs again, as process")

@@ -111,7 +111,7 @@ def test_every_failure_of_a_client_may_pass(error: Exception) -> None:
 
 
 def test_a_call_that_took_too_long_is_told_in_words() -> None:
-    assert "no answer in time" in str(store_error(TimeoutError()))
+    assert "no reply within the timeout" in str(store_error(TimeoutError()))
 
 
 @pytest.mark.parametrize("line", ERRORS)
@@ -146,7 +146,7 @@ async def test_check_refuses_another_layout_of_keys_and_touches_nothing(store: S
     await registry.check()
     assert await store.client.get(keys.schema(store.namespace)) == SCHEMA
     await store.client.set(keys.schema(store.namespace), "999")
-    with pytest.raises(StoreIncompatible, match=f"laid out in version 999, this program works with version {SCHEMA}"):
+    with pytest.raises(StoreIncompatible, match=rf"key layout version 999\. This program needs version {SCHEMA}"):
         await registry.check()
     assert await store.client.get(keys.schema(store.namespace)) == "999"
 

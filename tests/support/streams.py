@@ -18,7 +18,7 @@ async def streamed(replica: Replica, model: str = "m", hops: str = "") -> AsyncG
 
 async def frames_from(client: WorkerClient, address: str, body: bytes = b"{}") -> AsyncGenerator[bytes]:
     """Yield the frames that a worker sends to a replica."""
-    answer = await client.ask(address, "/worker_generate_stream", body)
+    answer = await client.post(address, "/worker_generate_stream", body)
     try:
         async for piece in answer.frames():
             yield piece

@@ -108,7 +108,7 @@ async def test_damaged_files_are_moved_aside_and_the_registry_is_restored(serve:
     os.kill(store, signal.SIGKILL)
     await check_recovery(controller, store)
     [aside] = controller.data_dir.glob("appendonlydir.damaged-*")
-    assert f"they were moved to {aside}, and the store starts without data." in controller.log
+    assert f"The data was moved to {aside}, and the store started without data." in controller.log
     assert "registering 1 workers again" in controller.log
     about_the_store = [line for line in controller.log.splitlines()[lines:] if " controller.store: " in line]
     assert len(about_the_store) <= 4, about_the_store

@@ -190,7 +190,7 @@ async def test_the_store_hangs_right_after_it_reports_an_unknown_worker(
             front.hang_after(b"*1\r\n:0\r\n")  # the reply to a heartbeat of an unregistered worker
             await asyncio.to_thread(controller.post, "/remove_worker", {"worker_name": worker.url})
             await wait_until(lambda: front.hanging, "the store has replied to the heartbeat")
-            await wait_until(lambda: "does not serve" in controller.log, "the controller has noticed the outage")
+            await wait_until(lambda: "Redis is unavailable" in controller.log, "the controller has noticed the outage")
             assert "AssertionError" not in worker.log
             front.resume()
             await wait_until(lambda: asyncio.to_thread(controller.names), "the worker is registered again")
@@ -209,7 +209,7 @@ async def test_a_registration_during_an_outage_waits_for_its_end(serve: Serve, w
     os.kill(store, signal.SIGSTOP)
     with stock_worker(work_dir, controller.url, wait=False) as worker:
         await wait_until(lambda: "Register to controller" in worker.log, "the worker registers")
-        await wait_until(lambda: "does not serve" in controller.log, "the controller has noticed the outage")
+        await wait_until(lambda: "Redis is unavailable" in controller.log, "the controller has noticed the outage")
         assert worker.popen.poll() is None
         os.kill(store, signal.SIGCONT)
         await wait_until(controller.names, "the worker is registered")

@@ -87,7 +87,7 @@ async def test_a_cluster_that_joins_itself_is_rejected(serve: Serve) -> None:
     parent, url = f"http://localhost:{port}", f"http://127.0.0.1:{port}"
     controller = serve("--parent", parent, "--advertise", url, "--parent-interval", "0.5", port=port)
     controller.register("http://127.0.0.1:9", check=False)
-    await wait_until(lambda: "answered 508" in controller.log, "the controller logs the rejection")
+    await wait_until(lambda: "returned status 508" in controller.log, "the controller logs the rejection")
     assert controller.names() == ["http://127.0.0.1:9"]
 
 

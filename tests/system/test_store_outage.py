@@ -351,7 +351,7 @@ async def test_a_registration_waits_while_the_store_hangs(serve: Serve, work_dir
         controller = serve("--redis-url", store.url)
         store.pause()
         call = asyncio.get_running_loop().run_in_executor(None, controller.register, "http://127.0.0.1:1/a")
-        await wait_until(lambda: "does not serve" in controller.log, "the replica has noticed the outage")
+        await wait_until(lambda: "Redis is unavailable" in controller.log, "the replica has noticed the outage")
         assert not call.done()
         store.resume()
         await call
@@ -366,7 +366,7 @@ async def test_sigterm_ends_a_waiting_registration_with_503(serve: Serve, work_d
         status = {"model_names": ["m"], "speed": 1, "queue_length": 0}
         body = {"worker_name": "http://127.0.0.1:1/a", "check_heart_beat": True, "worker_status": status}
         call = asyncio.get_running_loop().run_in_executor(None, controller.post, "/register_worker", body)
-        await wait_until(lambda: "does not serve" in controller.log, "the replica has noticed the outage")
+        await wait_until(lambda: "Redis is unavailable" in controller.log, "the replica has noticed the outage")
         os.kill(controller.popen.pid, signal.SIGTERM)
         with pytest.raises(OSError, match="503"):
             await call

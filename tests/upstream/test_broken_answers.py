@@ -7,9 +7,9 @@ from dataclasses import dataclass
 import pytest
 
 from controller.domain.errors import StreamBroken, WorkerError, WorkerSilent, WorkerUnreachable
-from controller.upstream.answer import WorkerAnswer
 from controller.upstream.client import WorkerClient
-from controller.upstream.session import AnswerProtocol
+from controller.upstream.response import WorkerResponse
+from controller.upstream.session import ResponseProtocol
 from tests.support.waiting import wait_until
 from tests.support.workers import BadWorker, bad_worker, plain, sends
 
@@ -81,7 +81,7 @@ async def client_with_long_timeouts() -> AsyncIterator[WorkerClient]:
     await opened.close()
 
 
-async def read(answer: WorkerAnswer, frames: bool, gate: asyncio.Event) -> tuple[bytes, type[WorkerError] | None]:
+async def read(answer: WorkerResponse, frames: bool, gate: asyncio.Event) -> tuple[bytes, type[WorkerError] | None]:
     """Return the body up to its end or fault, and the error. Open the gate when a piece has arrived."""
     received = b""
     try:
@@ -115,7 +115,7 @@ async def test_invalid_body_ends_the_request(
             kind = StreamBroken if answer is None else (await read(answer, frames, gate))[1]
             assert kind in (expected, StreamBroken)
             return
-        answer = await client.ask(worker.address, "/worker_generate_stream", b"{}")
+        answer = await client.post(worker.address, "/worker_generate_stream", b"{}")
         received, kind = await read(answer, frames, gate)
         assert kind is expected
         assert received.startswith(FRAME), "the complete frame is passed on"
@@ -123,9 +123,9 @@ async def test_invalid_body_ends_the_request(
         await wait_until(lambda: worker.open == 0, "the connection is closed")
 
 
-async def send_or_none(client: WorkerClient, address: str) -> WorkerAnswer | None:
+async def send_or_none(client: WorkerClient, address: str) -> WorkerResponse | None:
     try:
-        return await client.ask(address, "/worker_generate_stream", b"{}")
+        return await client.post(address, "/worker_generate_stream", b"{}")
     except StreamBroken:
         return None
 
@@ -158,7 +158,7 @@ async def test_invalid_head_ends_the_request(
         client = client_with_long_timeouts
     async with bad_worker(worker_generate_stream=sends(sent, end=end)) as worker:
         with pytest.raises(expected):
-            await client.ask(worker.address, "/worker_generate_stream", b"{}")
+            await client.post(worker.address, "/worker_generate_stream", b"{}")
         await wait_until(lambda: worker.open == 0, "the connection is closed")
         assert len(worker.requests) == 1
 
@@ -194,7 +194,7 @@ async def test_slow_body_of_a_refusal_ends_by_the_worker_timeout(client: WorkerC
             await asyncio.sleep(0.01)
 
     async with bad_worker(worker_generate=send_slowly) as worker:
-        answer = await client.ask(worker.address, "/worker_generate", b"{}")
+        answer = await client.post(worker.address, "/worker_generate", b"{}")
         with pytest.raises(WorkerSilent):
             await answer.refusal()
         answer.close()
@@ -204,7 +204,7 @@ async def test_client_that_does_not_read_does_not_make_the_worker_silent(client:
     async with bad_worker(
         worker_generate_stream=sends(CHUNKED + chunk(FRAME), chunk(FRAME * 500_000) + b"0\r\n\r\n", end="open")
     ) as worker:
-        answer = await client.ask(worker.address, "/worker_generate_stream", b"{}")
+        answer = await client.post(worker.address, "/worker_generate_stream", b"{}")
         frames = answer.frames()
         received = [await anext(frames)]
         for _ in range(3):
@@ -235,7 +235,7 @@ async def test_worker_that_reads_the_request_slowly_is_not_silent() -> None:
 
     server = await asyncio.start_server(serve, "127.0.0.1", 0)
     address = f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}"
-    answer = await client.ask(address, "/worker_generate_stream", b"x" * 24_000_000)
+    answer = await client.post(address, "/worker_generate_stream", b"x" * 24_000_000)
     assert (await read(answer, True, asyncio.Event())) == (FRAME, None)
     assert read_time > 0.5, "reading took longer than the worker timeout"
     server.close()
@@ -245,7 +245,7 @@ async def test_worker_that_reads_the_request_slowly_is_not_silent() -> None:
 async def test_connections_use_our_protocol(client: WorkerClient) -> None:
     """aiohttp gets it through an attribute that another version may not have."""
     async with bad_worker(worker_generate_stream=sends(CHUNKED + chunk(FRAME), end="open")) as worker:
-        answer = await client.ask(worker.address, "/worker_generate_stream", b"{}")
+        answer = await client.post(worker.address, "/worker_generate_stream", b"{}")
         assert answer._response.connection is not None
-        assert isinstance(answer._response.connection.protocol, AnswerProtocol)
+        assert isinstance(answer._response.connection.protocol, ResponseProtocol)
         answer.close()

@@ -9,8 +9,8 @@ import pytest
 
 from controller.domain.errors import StreamBroken, WorkerError, WorkerSilent, WorkerUnreachable
 from controller.domain.worker import WorkerStatus
-from controller.upstream import answer as upstream_answer
 from controller.upstream import client as upstream
+from controller.upstream import response as upstream_response
 from controller.upstream.client import WorkerClient
 from tests.support.streams import frames_from
 from tests.support.waiting import wait_until
@@ -38,19 +38,19 @@ async def test_status_returns_what_the_worker_sent(client: WorkerClient) -> None
 
 
 BAD_STATUSES: dict[str, tuple[Behaviour, str]] = {
-    "hangs": (hangs, r"did not answer within 0.1 s"),
+    "hangs": (hangs, r"did not respond within 0.1 s"),
     "too much": (sends_without_end, r"more than 1048576 bytes"),
-    "redirects": (answers(b"", "302 MaybeStale", "Location: http://127.0.0.1:1/"), r"answered 302 where 200"),
-    "500": (answers(b"x", "500 Internal Server Error"), r"answered 500 where 200"),
-    "empty": (answers(b""), r"no status"),
-    "not JSON": (answers(b"<html>"), r"no status"),
-    "not UTF-8": (answers(b'{"model_names":["\xff"],"speed":1,"queue_length":0}'), r"no status"),
-    "too deep": (answers(b"[" * 100_000), r"no status"),
-    "a list": (answers(b"[]"), r"no status"),
+    "redirects": (answers(b"", "302 Found", "Location: http://127.0.0.1:1/"), r"returned status 302 instead of 200"),
+    "500": (answers(b"x", "500 Internal Server Error"), r"returned status 500 instead of 200"),
+    "empty": (answers(b""), r"invalid worker status"),
+    "not JSON": (answers(b"<html>"), r"invalid worker status"),
+    "not UTF-8": (answers(b'{"model_names":["\xff"],"speed":1,"queue_length":0}'), r"invalid worker status"),
+    "too deep": (answers(b"[" * 100_000), r"invalid worker status"),
+    "a list": (answers(b"[]"), r"invalid worker status"),
     "a missing field": (answers(b'{"model_names":["m"],"speed":1}'), r"queue_length"),
     "a wrong type": (answers(b'{"model_names":"m","speed":1,"queue_length":0}'), r"model_names"),
     "speed 0": (answers(b'{"model_names":["m"],"speed":0,"queue_length":0}'), r"speed"),
-    "breaks off": (chunks(b"{", end=False), r"cannot be reached|no status"),
+    "breaks off": (chunks(b"{", end=False), r"cannot be reached|invalid worker status"),
     "a compression that was not requested": (
         answers(zlib.compress(b" " * 100_000_000), "200 OK", "Content-Encoding: deflate"),  # 97 kB for 100 MB
         r"more than 1048576 bytes",
@@ -157,8 +157,8 @@ async def test_request_body_is_sent_unchanged(client: WorkerClient) -> None:
 
 
 BROKEN_STREAMS: dict[str, tuple[Behaviour, list[bytes], type[WorkerError], str]] = {
-    "breaks off": (chunks(b"a\0b\0half", end=False), [b"a\0b\0"], StreamBroken, "broke off"),
-    "goes silent": (chunks(b"a\0", pause=3600), [b"a\0"], WorkerSilent, "silent for too long"),
+    "breaks off": (chunks(b"a\0b\0half", end=False), [b"a\0b\0"], StreamBroken, "ended early"),
+    "goes silent": (chunks(b"a\0", pause=3600), [b"a\0"], WorkerSilent, "sent no data within --worker-timeout"),
     "endless frame": (sends_without_end, [], StreamBroken, "a frame of more than"),
 }
 
@@ -167,7 +167,7 @@ BROKEN_STREAMS: dict[str, tuple[Behaviour, list[bytes], type[WorkerError], str]]
 async def test_broken_stream_yields_only_complete_frames(
     client: WorkerClient, client_with_short_timeouts: WorkerClient, case: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(upstream_answer, "_MAX_FRAME_BYTES", 1_000_000)
+    monkeypatch.setattr(upstream_response, "_MAX_FRAME_BYTES", 1_000_000)
     silent = case == "goes silent"
     behaviour, complete, kind, message = BROKEN_STREAMS[case]
     pieces: list[bytes] = []
@@ -186,16 +186,16 @@ async def test_broken_stream_yields_only_complete_frames(
 @pytest.mark.parametrize(("sent", "kept"), [(b"", b""), (b"oops", b"oops"), (b"x" * 100_000, b"x" * 65_536)])
 async def test_refusal_keeps_the_first_64_kb_of_the_body(client: WorkerClient, sent: bytes, kept: bytes) -> None:
     async with bad_worker(worker_generate=answers(sent, "500 Oops", "Content-Type: text/plain")) as worker:
-        answer = await client.ask(worker.address, "/worker_generate", b"{}")
+        answer = await client.post(worker.address, "/worker_generate", b"{}")
         error = await answer.refusal()
         answer.close()
-        assert (str(error), error.status) == (f"{worker.address}/worker_generate answered 500.", 500)
+        assert (str(error), error.status) == (f"{worker.address}/worker_generate returned status 500.", 500)
         assert (error.headers, error.body) == (((b"content-type", b"text/plain"),), kept)
 
 
 async def test_redirect_is_not_followed(client: WorkerClient) -> None:
     async with bad_worker(worker_generate=answers(b"", "307 Moved", "Location: http://127.0.0.1:1/")) as worker:
-        answer = await client.ask(worker.address, "/worker_generate", b"{}")
+        answer = await client.post(worker.address, "/worker_generate", b"{}")
         answer.close()
         assert answer.status == 307
 
@@ -218,7 +218,7 @@ async def test_end_streams_breaks_running_streams(client: WorkerClient) -> None:
             with pytest.raises(StreamBroken, match="shutting down"):
                 async for _ in stream:
                     pass
-        assert client._answers == set()
+        assert client._responses == set()
 
 
 async def test_end_streams_breaks_streams_that_have_not_begun_and_later_ones(client: WorkerClient) -> None:

@@ -22,7 +22,7 @@ from tests.support.workers import keeping_worker, plain, reset
 @pytest.fixture(autouse=True)
 def long_race_window(monkeypatch: pytest.MonkeyPatch) -> None:
     """Let every broken connection count as a race. On a slow machine it may break long after the request began."""
-    monkeypatch.setattr(session, "_RACE", 60.0)
+    monkeypatch.setattr(session, "_RACE_WINDOW", 60.0)
 
 
 STATUS = b'{"model_names": ["m"], "speed": 1, "queue_length": 0}'
@@ -70,7 +70,7 @@ async def test_request_that_broke_later_is_not_sent_again(
     """The request may have killed the worker, which must not get it a second time."""
     async with keeping_worker(closes_at_second_request()) as kept:
         assert await collect(client, kept.address) == b"a\0"
-        monkeypatch.setattr(session, "_RACE", 0.0)
+        monkeypatch.setattr(session, "_RACE_WINDOW", 0.0)
         with pytest.raises(StreamBroken):
             await collect(client, kept.address)
         assert len(kept.requests) == 2
@@ -112,7 +112,7 @@ async def test_request_is_not_sent_again_after_a_part_of_the_response(client: Wo
         assert await collect(client, kept.address) == b"a\0"
         waiting = asyncio.create_task(collect(client, kept.address))
         [connection] = await wait_until(lambda: acquired(client), "the connection is in use")
-        await wait_until(lambda: connection.heard, "a part of the head has arrived")
+        await wait_until(lambda: connection.response_begun, "a part of the head has arrived")
         if by_reset:
             reset(last.writer)
         else:

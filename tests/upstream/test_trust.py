@@ -68,7 +68,7 @@ async def trusting_clients(address: str) -> set[str]:
         await workers.status(address)
         trusting.add("status")
     with contextlib.suppress(WorkerUnreachable):
-        answer = await workers.ask(address, "/worker_generate_stream", b"{}")
+        answer = await workers.post(address, "/worker_generate_stream", b"{}")
         assert [frame async for frame in answer.frames()] == [b"a\0"]
         answer.close()
         trusting.add("request")

@@ -264,7 +264,7 @@ class TestWithoutStore:
         for _ in range(3):
             await api.dispatch()
             await api.post("/receive_heart_beat", {"worker_name": A, "queue_length": 0})
-        assert len([record for record in caplog.records if "does not serve" in record.getMessage()]) == 1
+        assert len([record for record in caplog.records if "Redis is unavailable (" in record.getMessage()]) == 1
         text = api.metrics.render().decode()
         assert 'controller_dispatches_total{outcome="store_unavailable"} 3.0' in text
         assert 'controller_heartbeats_total{outcome="store_unavailable"} 3.0' in text
@@ -281,7 +281,7 @@ async def test_dispatch_returns_no_address_if_the_store_rejects_the_call(
     await store.client.set(keys.workers(store.namespace), "foreign value")
     response = await api.http.get("/workers")
     assert (response.status_code, response.json()["error"]["code"]) == (500, "store_rejection")
-    assert "does not accept a call" in caplog.text
+    assert "Redis rejected a call" in caplog.text
     await store.client.delete(keys.model(store.namespace, "m"), keys.workers(store.namespace))
 
 

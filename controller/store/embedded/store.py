@@ -1,4 +1,4 @@
-"""The embedded store: a real server as a child process, kept alive, with its data in a directory of ours."""
+"""Supervises the server of the embedded store: starts it, repairs it and restarts it."""
 
 import contextlib
 import logging
@@ -14,11 +14,11 @@ from urllib.parse import quote
 
 from controller.domain.errors import DirectoryInUse, EmbeddedStoreError, ServerDoesNotStart
 from controller.store.embedded.data_directory import DataDirectory
-from controller.store.embedded.server_process import ServerProcess, end_orphan
+from controller.store.embedded.server_process import ServerProcess, stop_orphan
 
 logger = logging.getLogger("controller.store")
 
-_LOOK_INTERVAL: Final = 0.1
+_CHECK_INTERVAL: Final = 0.1
 _RETRY_INTERVAL: Final = 1.0
 _REWRITE_TIMEOUT: Final = 5.0
 
@@ -26,24 +26,25 @@ _REWRITE_TIMEOUT: Final = 5.0
 class _Remedy(Enum):
     RESTART = auto()
     LOCK = auto()
-    WRITE_DATA = auto()
+    REWRITE = auto()
 
 
 @dataclass(frozen=True)
 class _Fault:
-    """Something that happened to the store, in the words of the log."""
+    """A fault of the store, with its description for the log."""
 
-    found: str
+    description: str
     remedy: _Remedy
 
 
 class EmbeddedStore:
     """A Redis server for one controller and all its replicas, as a context manager.
 
-    The data directory is locked for as long as it runs. The server listens on a unix socket in there and nowhere
-    else, writes every change to an append-only file, and ends with this process, even if that is killed. When the
-    server dies, or its files are deleted, it is started again. If its append-only files are damaged, they are moved
-    aside and it starts without data. Raises EmbeddedStoreError when it cannot be started.
+    The data directory stays locked while the store runs. The server listens only on a unix socket in that directory and
+    writes every change to an append-only file. It ends with this process, even if this process is killed.
+
+    If the server crashes, or its files are deleted, it is restarted. Damaged append-only files are moved aside, and the
+    server starts without data. Raises EmbeddedStoreError if the first start fails.
     """
 
     def __init__(self, data_dir: Path) -> None:
@@ -53,11 +54,11 @@ class EmbeddedStore:
         self.url = f"unix://{quote(os.fsencode(self.socket_path))}"
         self._server: ServerProcess | None = None
         self._stopping = threading.Event()
-        self._guard: threading.Thread | None = None
-        self._failure = ""  # the last one that was logged
+        self._supervisor: threading.Thread | None = None
+        self._last_logged = ""  # the last failure in the log
 
     def __enter__(self) -> Self:
-        self._directory.take()
+        self._directory.acquire()
         try:
             self._server = self._start()
         except OSError as error:
@@ -66,93 +67,94 @@ class EmbeddedStore:
         except BaseException:
             self._directory.release()
             raise
-        self._guard = threading.Thread(target=self._keep_alive, args=(self._server,), name="store", daemon=True)
-        self._guard.start()
+        self._supervisor = threading.Thread(target=self._supervise, args=(self._server,), name="store", daemon=True)
+        self._supervisor.start()
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self._stopping.set()
-        if self._guard is not None:
-            self._guard.join()
+        if self._supervisor is not None:
+            self._supervisor.join()
         if self._server is not None:
-            self._server.end()
+            self._server.stop()
         self._directory.release()
 
     @property
     def pid(self) -> int:
-        """The process id of the server; another one after it was started again."""
+        """The process id of the server. It changes with each restart."""
         if self._server is None:
             raise EmbeddedStoreError("The embedded store was not started.")
         return self._server.pid
 
     def _start(self) -> ServerProcess:
         """Start a server on the directory, which must be locked. Raises EmbeddedStoreError or OSError."""
-        if not end_orphan(self.socket_path):
+        if not stop_orphan(self.socket_path):
             raise EmbeddedStoreError(
-                f"A server that an earlier controller left behind on {self.socket_path} does not end. End it, then "
+                f"A server of an earlier controller still runs on {self.socket_path} and does not end. Kill it, then "
                 "start again."
             )
         return ServerProcess(self._directory)
 
-    def _keep_alive(self, server: ServerProcess) -> None:
-        """Mend what is found at fault, until we stop.
+    def _supervise(self, server: ServerProcess) -> None:
+        """Check the server and repair its faults, until the store stops.
 
-        A fault of files counts when it is seen twice: they may be in the middle of a change.
+        A fault of files is repaired when it is found twice, because files may be in the middle of a change.
         """
-        seen: _Fault | None = None
-        while not self._stopping.wait(_LOOK_INTERVAL):
+        previous: _Fault | None = None
+        while not self._stopping.wait(_CHECK_INTERVAL):
             fault = self._find_fault(server)
-            if fault is not None and (fault == seen or server.status is not None):
-                server = self._mend(fault, server)
+            if fault is not None and (fault == previous or server.status is not None):
+                server = self._repair(fault, server)
                 fault = None
-            seen = fault
+            previous = fault
 
     def _find_fault(self, server: ServerProcess) -> _Fault | None:
         if server.status is not None:
-            return _Fault(f"The embedded store died (status {server.status})", _Remedy.RESTART)
+            return _Fault(f"The embedded store exited (status {server.status})", _Remedy.RESTART)
         if loss := self._directory.loss():
             return _Fault(loss, _Remedy.RESTART if self._directory.is_replaced() else _Remedy.LOCK)
         if not server.has_socket():
             return _Fault(f"The embedded store's socket {self.socket_path} was deleted", _Remedy.RESTART)
         if not self._directory.has_data():
-            return _Fault(f"The embedded store's files in {self.data_dir} were deleted or damaged", _Remedy.WRITE_DATA)
+            return _Fault(f"The embedded store's files in {self.data_dir} were deleted or damaged", _Remedy.REWRITE)
         return None
 
-    def _mend(self, fault: _Fault, server: ServerProcess) -> ServerProcess:
-        """Return the server that is there afterwards."""
-        if fault.remedy is _Remedy.WRITE_DATA:
-            self._write_data_again(fault, server)
+    def _repair(self, fault: _Fault, server: ServerProcess) -> ServerProcess:
+        """Repair a fault. Return the server, which is another one after a restart."""
+        if fault.remedy is _Remedy.REWRITE:
+            self._rewrite_data(fault, server)
             return server
         if fault.remedy is _Remedy.RESTART:
-            logger.error("%s: restarting the store %s", fault.found, self._on_what())
+            logger.error("%s: restarting the store %s", fault.description, self._data_found())
             return self._restart(server)
         try:
-            self._directory.take()
+            self._directory.acquire()
         except DirectoryInUse as error:
-            logger.error("%s: stopping the store. %s", fault.found, error)  # noqa: TRY400 - the message says it all
+            logger.error("%s: stopping the store. %s", fault.description, error)  # noqa: TRY400 - no traceback needed
             return self._restart(server)
         except EmbeddedStoreError as error:
-            self._log_failure(f"{fault.found}, and cannot be created again: {error}")
+            self._log_failure(f"{fault.description}, and cannot be created again: {error}")
         else:
-            self._failure = ""
-            logger.warning("%s: it was created again and is locked.", fault.found)
+            self._last_logged = ""
+            logger.warning("%s: it was created again and is locked.", fault.description)
         return server
 
-    def _on_what(self) -> str:
+    def _data_found(self) -> str:
+        """Describe the data that the server will start with, as the end of a log line."""
         if self._directory.has_data():
             return "on the same data."
         if self._directory.has_manifest():
-            return "on data that are incomplete."
+            return "on incomplete data."
         return "without data. The replicas restore the registry from their snapshots."
 
     def _restart(self, server: ServerProcess) -> ServerProcess:
-        """End the server, and start another one; try again until that succeeds or we stop."""
-        server.end()
+        """Stop the server and start another one. Retries until a server runs or the store stops."""
+        server.stop()
         while True:
             try:
-                self._directory.take()
+                self._directory.acquire()
                 self._server = server = self._start_again()
             except (EmbeddedStoreError, OSError) as error:
                 self._log_failure(
@@ -162,12 +164,12 @@ class EmbeddedStore:
                 if self._stopping.wait(_RETRY_INTERVAL):
                     return server
             else:
-                self._failure = ""
+                self._last_logged = ""
                 logger.warning("The embedded store runs again, as process %d in %s.", server.pid, self.data_dir)
                 return server
 
     def _start_again(self) -> ServerProcess:
-        """Start a server on the same data, or without data if it refuses them. Raises as _start()."""
+        """Start a server on the same data, or without data if it rejects the data. Raises as _start()."""
         try:
             return self._start()
         except ServerDoesNotStart as error:
@@ -176,7 +178,7 @@ class EmbeddedStore:
         return self._start_without_damaged_data()
 
     def _start_without_damaged_data(self) -> ServerProcess:
-        """Start a server after moving the data aside. If it fails too, the data are not the cause: move them back."""
+        """Start a server after moving the data aside. If that fails too, the data is not the cause: move it back."""
         aside = self._directory.move_data_aside()
         try:
             server = self._start()
@@ -184,8 +186,8 @@ class EmbeddedStore:
             self._directory.move_data_back(aside)
             raise
         logger.error(
-            "The embedded store did not start on its data, which are damaged: they were moved to %s, and the store "
-            "starts without data. The replicas restore the registry from their snapshots. The reason is in %s.",
+            "The embedded store did not start on its data, which is damaged. The data was moved to %s, and the store "
+            "started without data. The replicas restore the registry from their snapshots. The reason is in %s.",
             aside,
             self._directory.log,
         )
@@ -193,14 +195,14 @@ class EmbeddedStore:
             self._directory.delete_old_damaged(aside)
         return server
 
-    def _write_data_again(self, fault: _Fault, server: ServerProcess) -> None:
-        if not self._failure:
-            logger.error("%s: writing its data to the disk again.", fault.found)
-        server.write_data_again()
+    def _rewrite_data(self, fault: _Fault, server: ServerProcess) -> None:
+        if not self._last_logged:
+            logger.error("%s: writing its data to the disk again.", fault.description)
+        server.start_rewrite()
         deadline = time.monotonic() + _REWRITE_TIMEOUT
-        while server.status is None and not self._directory.loss() and not self._stopping.wait(_LOOK_INTERVAL):
+        while server.status is None and not self._directory.loss() and not self._stopping.wait(_CHECK_INTERVAL):
             if self._directory.has_data():
-                self._failure = ""
+                self._last_logged = ""
                 logger.warning("The embedded store's data is on the disk again, in %s.", self.data_dir)
                 return
             if time.monotonic() > deadline:
@@ -209,7 +211,7 @@ class EmbeddedStore:
                 return
 
     def _log_failure(self, message: str, key: str | None = None) -> None:
-        """Log an error, once for as long as it stays the same. `key` identifies it if a part of the message varies."""
-        if (key or message) != self._failure:
-            self._failure = key or message
+        """Log an error, but only once until it changes. `key` identifies it if a part of the message varies."""
+        if (key or message) != self._last_logged:
+            self._last_logged = key or message
             logger.error("%s", message)

@@ -1,4 +1,4 @@
-"""A worker's answer whose head is there: its headers, and its body as it comes. Nothing in it is trusted."""
+"""A worker's response, read after its head has arrived. Its content is not trusted."""
 
 import asyncio
 from collections.abc import AsyncGenerator, Callable, Iterator
@@ -9,27 +9,36 @@ from typing import Final
 import aiohttp
 
 from controller.domain.errors import StreamBroken, WorkerRefused, WorkerSilent, WorkerUnreachable
-from controller.domain.headers import coding_of, decoded, end_to_end, is_encoded, without_body, without_length
+from controller.domain.headers import (
+    content_coding,
+    end_to_end,
+    is_encoded,
+    without_body,
+    without_coding,
+    without_length,
+)
 from controller.upstream.decoding import CODINGS, DecodedBody
 
 _MAX_FRAME_BYTES: Final = 16 * 1024 * 1024
 _MAX_REFUSAL_BYTES: Final = 64 * 1024
-_MAX_PIECE: Final = 32 * 1024  # of an answer: a client that does not read holds up a few of them
+_MAX_PIECE: Final = 32 * 1024  # bytes: a client that does not read keeps a few pieces in memory
 
-GRACE: Final = 0.02  # seconds: if this process was stopped, it must read what has come before it calls a worker silent
-# ValueError: a name that the resolver or the URL parser will not have.
+# Seconds. After this process was stopped, it reads the data that arrived meanwhile before it calls a worker silent.
+GRACE_PERIOD: Final = 0.02
+# ValueError: the resolver or the URL parser rejects the host name.
 UNREACHABLE: Final = (aiohttp.ClientError, OSError, ValueError)
 _NO_CONNECTION: Final = (aiohttp.ClientConnectorError, aiohttp.ConnectionTimeoutError, ValueError)
 
 
-class WorkerAnswer:
-    """A worker's answer of which the body is still on its way. `forget` is called when it is closed.
+class WorkerResponse:
+    """A worker's response, of which the head has arrived.
 
-    A read of the body that takes longer than `timeout` seconds raises WorkerSilent. Time in which nobody reads, because
-    the client does not, is not counted.
+    A compressed body is decompressed: the request did not allow compression, so the client may not understand it, and
+    no frame or error could be appended. `headers` describe the decompressed body.
 
-    A body that came compressed is decompressed: the request did not allow it, so the client may not understand it, and
-    no frame or error could be added to it. headers describe the decompressed body.
+    timeout: for each read of the body, in seconds. A slow client does not make its worker look silent, because the
+    time between two reads does not count.
+    on_close: called with this response when it is closed.
     """
 
     def __init__(
@@ -37,66 +46,66 @@ class WorkerAnswer:
         url: str,
         response: aiohttp.ClientResponse,
         timeout: float,
-        forget: Callable[["WorkerAnswer"], None],
+        on_close: Callable[["WorkerResponse"], None],
     ) -> None:
         self.url = url
         self.status = response.status
         self.headers = end_to_end(response.raw_headers, response.status)
         self._read = self._receive
-        coding = coding_of(self.headers)
+        coding = content_coding(self.headers)
         if coding in CODINGS:
-            self.headers = decoded(self.headers)
+            self.headers = without_coding(self.headers)
             self._read = DecodedBody(coding, self._receive, _MAX_PIECE).read
         self.encoded = is_encoded(self.headers)
         self._response = response
         self._content = response.content
         self._timeout = timeout
-        self._forget = forget
-        # One timer for all reads, which compares times: a timer for each read would cost more than the read.
+        self._on_close = on_close
+        # One timer serves all reads and compares times. A timer per read would cost more than the read itself.
         self._loop = asyncio.get_running_loop()
-        self._reads_since = inf
-        self._suspected = 0.0
+        self._reading_since = inf
+        self._grace_used_by = 0.0  # start of the read that got the grace period
         self._timer = self._loop.call_later(timeout, self._check_time)
 
     def close(self) -> None:
-        """Close the connection, unless all of the answer has come: then it is free for others already."""
+        """Close the connection. If the response is complete, the connection is already free for another request."""
         self._timer.cancel()
-        self._forget(self)
+        self._on_close(self)
         self._response.close()
 
-    def end(self, error: Exception) -> None:
-        """Let the read that is under way, or the next one, raise an error."""
+    def fail(self, error: Exception) -> None:
+        """Raise an error in the running read, or in the next one."""
         self._content.set_exception(error)
 
     async def refusal(self) -> WorkerRefused:
-        """Return the error that this answer is. Raises as pieces(); the time limit is for the body as a whole."""
+        """Return the error that this response stands for. Raises as pieces(). The timeout is for the whole body."""
         body = bytearray()
-        with in_our_words(self.url):
+        with upstream_errors(self.url):
             async with asyncio.timeout(self._timeout), aclosing(self.pieces()) as pieces:
                 async for piece in pieces:
                     body += piece
                     if len(body) > _MAX_REFUSAL_BYTES:
                         break
-        message = f"{self.url} answered {self.status}."
-        if self.encoded and len(body) > _MAX_REFUSAL_BYTES:  # half of a compressed text is worth nothing
+        message = f"{self.url} returned status {self.status}."
+        if self.encoded and len(body) > _MAX_REFUSAL_BYTES:  # an encoded body cannot be decoded without its end
             return WorkerRefused(message, self.status, without_body(self.headers), b"")
         return WorkerRefused(message, self.status, without_length(self.headers), bytes(body[:_MAX_REFUSAL_BYTES]))
 
     async def pieces(self) -> AsyncGenerator[bytes]:
-        """Yield the body as it comes. Raises WorkerSilent or StreamBroken when it does not come to its end."""
-        with in_our_words(self.url):
+        """Yield the body as it arrives. Raises WorkerSilent or StreamBroken if the body is incomplete."""
+        with upstream_errors(self.url):
             while piece := await self._read():
                 yield piece
 
     async def frames(self) -> AsyncGenerator[bytes]:
-        """Yield the body as it comes, in pieces of one or more whole frames, each of which ends in a NUL.
+        """Yield the body in pieces of one or more whole frames, each of which ends in a NUL.
 
-        A rest without one at the end of the body gets it (FastChat does the same). Raises WorkerSilent or StreamBroken
-        when the body does not come to its end: then a frame that was begun is left out.
+        A body that ends without a NUL gets one, as in FastChat. Raises WorkerSilent or StreamBroken if the body is
+        incomplete. The incomplete frame is dropped.
         """
-        rest = bytearray()  # not by way of pieces(): each generator costs its share
-        with in_our_words(self.url):
-            while chunk := await self._read():
+        rest = bytearray()
+        with upstream_errors(self.url):
+            while chunk := await self._read():  # without pieces(), because a nested generator costs time per chunk
                 end = chunk.rfind(b"\0") + 1
                 if end == len(chunk) and not rest:
                     yield chunk
@@ -111,18 +120,18 @@ class WorkerAnswer:
             yield bytes(rest) + b"\0"
 
     async def _receive(self) -> bytes:
-        self._reads_since = self._loop.time()
+        self._reading_since = self._loop.time()
         try:
             piece = await self._content.read(_MAX_PIECE)
         except (aiohttp.ClientError, OSError):
             if piece := self._unread():
                 return piece
             raise
-        self._reads_since = inf
+        self._reading_since = inf
         return piece
 
     def _unread(self) -> bytes:
-        """Return what had come before the answer broke: aiohttp's reader gives nothing out after an error."""
+        """Return the data that arrived before an error. After an error, aiohttp's reader returns no data."""
         error = self._content.exception()
         if error is None:
             return b""
@@ -133,33 +142,33 @@ class WorkerAnswer:
             self._content.set_exception(error)
 
     def _check_time(self) -> None:
-        left = min(self._reads_since + self._timeout - self._loop.time(), self._timeout)
-        if left <= 0 and self._suspected != self._reads_since:
-            self._suspected = self._reads_since
-            left = GRACE
+        left = min(self._reading_since + self._timeout - self._loop.time(), self._timeout)
+        if left <= 0 and self._grace_used_by != self._reading_since:
+            self._grace_used_by = self._reading_since
+            left = GRACE_PERIOD
         if left <= 0:
-            self.end(TimeoutError())
+            self.fail(TimeoutError())
         else:
             self._timer = self._loop.call_later(left, self._check_time)
 
 
 @contextmanager
-def in_our_words(url: str) -> Iterator[None]:
+def upstream_errors(url: str) -> Iterator[None]:
     """Turn aiohttp's errors into WorkerUnreachable, WorkerSilent and StreamBroken."""
     try:
         yield
     except _NO_CONNECTION as error:
         raise WorkerUnreachable(f"{url} cannot be reached: {one_line(error)}") from error
     except TimeoutError as error:
-        raise WorkerSilent(f"{url} was silent for too long.") from error
+        raise WorkerSilent(f"{url} sent no data within --worker-timeout.") from error
     except UNREACHABLE as error:
-        raise StreamBroken(f"{url} broke off: {one_line(error)}") from error
+        raise StreamBroken(f"The response of {url} ended early: {one_line(error)}") from error
 
 
 def one_line(error: BaseException) -> str:
-    """Return an error for a log line: its text may have come from a worker."""
+    """Return an error's text for a log line. It is escaped and shortened, because it may come from a worker."""
     if isinstance(error, aiohttp.ServerDisconnectedError):
-        return "the connection was closed before the head of an answer was complete"  # aiohttp prints its half
+        return "the connection was closed before the head was complete"  # aiohttp's text is the incomplete head
     if isinstance(error, aiohttp.ClientResponseError):
         return repr(error.message.strip().partition("\n")[0])[1:-1][:200].rstrip(":")
     return repr(str(error))[1:-1][:200] or type(error).__name__
