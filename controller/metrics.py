@@ -126,7 +126,9 @@ class Metrics(Collector):
         polls = self._labelled("polls", "Status polls of workers.", outcome=("answered", "failed"))
         self.polls_answered = polls.labels("answered")
         self.polls_failed = polls.labels("failed")
-        self.registrations = self._labelled("registrations", "Registrations of workers.", outcome=("new", "again"))
+        self.registrations = self._labelled(
+            "registrations", "Registrations of workers.", outcome=("new", "again", "failed")
+        )
         self.removals = self._labelled("removals", "Removals of workers.", reason=("request", "refresh", "expired"))
         outcomes = ("complete", "broken", "no_worker", "client_gone")
         self.streams = self._labelled("streams", "Forwarded streams.", outcome=outcomes)

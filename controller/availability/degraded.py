@@ -2,6 +2,7 @@
 
 import logging
 from collections.abc import Sequence
+from typing import assert_never
 
 from controller.availability.reconciler import Reconciler
 from controller.availability.snapshot import Snapshot
@@ -31,10 +32,14 @@ class DegradedMode:
         """
         snapshot, age = self._snapshots.get(cause)
         self._log_once(snapshot, age)
-        if self._method is DispatchMethod.LOTTERY:
-            return [snapshot.lottery(model) for model in models], age
-        addresses = [snapshot.shortest_queue(model) for model in models]
-        self._reconciler.add_bookings(address for address in addresses if address)
+        match self._method:
+            case DispatchMethod.SHORTEST_QUEUE:
+                addresses = [snapshot.shortest_queue(model) for model in models]
+                self._reconciler.add_bookings(address for address in addresses if address)
+            case DispatchMethod.LOTTERY:
+                addresses = [snapshot.lottery(model) for model in models]
+            case _:
+                assert_never(self._method)
         return addresses, age
 
     def _log_once(self, snapshot: Snapshot, age: float) -> None:

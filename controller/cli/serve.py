@@ -4,7 +4,7 @@ import os
 from collections.abc import Iterator
 from dataclasses import Field
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import click
 from click.core import ParameterSource
@@ -13,8 +13,6 @@ from controller.domain.dispatch import DispatchMethod
 from controller.domain.errors import ControllerError
 from controller.settings import Settings, all_settings, environment_variable, environment_variables, flag
 
-_PATHS = ("ssl_keyfile", "ssl_certfile", "redis_password_file", "data_dir")
-
 
 def _options(setting: "Field[Any]") -> Iterator[click.Option]:
     """Yield the command line option of a setting, and a hidden one for its deprecated name."""
@@ -22,7 +20,7 @@ def _options(setting: "Field[Any]") -> Iterator[click.Option]:
     kind: Any
     if choices:
         kind = click.Choice([str(choice) for choice in choices])
-    elif setting.name in _PATHS:
+    elif Path in get_args(setting.type):
         kind = click.Path(path_type=Path)
     else:
         kind = {int: click.INT, float: click.FLOAT}.get(type(setting.default), click.STRING)

@@ -12,7 +12,7 @@ from typing import Final, TypeVar
 from controller.availability.batches import Batches
 from controller.availability.snapshot import MaybeStale
 from controller.availability.snapshots import SnapshotManager
-from controller.domain.errors import StoreError, StoreUnavailable
+from controller.domain.errors import ControllerError, StoreError, StoreUnavailable
 from controller.domain.hops import append_hop, hop_headers
 from controller.domain.worker import Registration, Worker, WorkerStatus, WorkerStatusTotal, total_status
 from controller.metrics import Metrics
@@ -52,7 +52,6 @@ class Membership:
     ) -> None:
         self._settings = settings
         self._batches = batches
-        self._breaker = snapshots.breaker
         self._snapshots = snapshots
         self._workers = workers
         self._metrics = metrics
@@ -72,9 +71,30 @@ class Membership:
         Raises WorkerUnreachable if the worker does not return its status. Raises LoopDetected if the worker is this
         cluster, or a cluster above it.
         """
-        append_hop(hops, self._snapshots.cluster_id)
-        if status is None:
-            status = await self._workers.status(name, hop_headers("", self._snapshots.cluster_id))
+        try:
+            append_hop(hops, self._snapshots.cluster_id)
+            if status is None:
+                status = await self._workers.status(name, hop_headers("", self._snapshots.cluster_id))
+            registered, new = await self._register(name, status, check_heart_beat, multimodal)
+        except ControllerError as error:
+            self._metrics.registrations.labels("failed").inc()
+            logger.warning("Registration of worker %s failed. It has to register again: %s", name, error)
+            raise
+        self._snapshots.request()
+        self._metrics.registrations.labels("new" if new else "again").inc()
+        logger.info(
+            "Registered %s worker %s: models %s, speed %s, queue length %s",
+            "new" if new else "known",
+            name,
+            list(registered.model_names),
+            registered.speed,
+            registered.queue_length,
+        )
+
+    async def _register(
+        self, name: str, status: WorkerStatus, check_heart_beat: bool, multimodal: bool
+    ) -> tuple[WorkerStatus, bool]:
+        """Register a worker as soon as Redis is available. Return the registered status and whether it is new."""
         registration = Registration(name, status, check_heart_beat, multimodal)
         call = RegisterCall(registration, repeatable_for=self._settings.register_timeout)
         waiting = self._waiting.setdefault(name, _Waiting(call))
@@ -88,16 +108,7 @@ class Membership:
             waiting.calls -= 1
             if not waiting.calls:
                 del self._waiting[name]
-        self._snapshots.request()
-        self._metrics.registrations.labels("new" if new else "again").inc()
-        logger.info(
-            "Registered %s worker %s: models %s, speed %s, queue length %s",
-            "new" if new else "known",
-            name,
-            list(registered.model_names),
-            registered.speed,
-            registered.queue_length,
-        )
+        return registered, bool(new)
 
     async def heartbeat(self, name: str, queue_length: int) -> bool:
         """Record a heartbeat. Return True if the worker is registered. Otherwise the worker should register again."""
@@ -146,7 +157,7 @@ class Membership:
         deadline = time.monotonic() + self._settings.register_timeout
         while True:
             try:
-                return await self._breaker.call(call)
+                return await call()
             except StoreUnavailable:
                 if self._stop_waiting.is_set() or time.monotonic() + _RETRY_INTERVAL > deadline:
                     raise

@@ -141,7 +141,9 @@ class Forwarder:
             raise
         except WorkerError as error:
             outcome = "broken"
-            logger.warning("A request for the model %r failed on all workers tried: %s", request.model[:100], error)
+            logger.warning(
+                "A request for the model %r failed, and its client gets an error: %s", request.model[:100], error
+            )
             raise
         else:
             outcome = ""  # it is counted when the response ends

@@ -1,6 +1,7 @@
 """A worker's response, read after its head has arrived. Its content is not trusted."""
 
 import asyncio
+import re
 from collections.abc import AsyncGenerator, Callable, Iterator
 from contextlib import aclosing, contextmanager
 from math import inf
@@ -171,4 +172,8 @@ def one_line(error: BaseException) -> str:
         return "the connection was closed before the head was complete"  # aiohttp's text is the incomplete head
     if isinstance(error, aiohttp.ClientResponseError):
         return repr(error.message.strip().partition("\n")[0])[1:-1][:200].rstrip(":")
-    return repr(str(error))[1:-1][:200] or type(error).__name__
+    text = str(error)
+    if isinstance(error, aiohttp.ClientPayloadError):  # aiohttp's text contains a status 400, which nobody sent
+        message = re.search(r"message='([^']*)'", text)
+        text = message[1] if message else text
+    return repr(text)[1:-1][:200] or type(error).__name__

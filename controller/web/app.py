@@ -8,7 +8,7 @@ from typing import Final
 
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
-from starlette.routing import Route
+from starlette.routing import Route as StarletteRoute
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from controller.availability.readiness import Readiness
@@ -30,7 +30,7 @@ def build_app(
     background: functions that run until cancelled, from the start of the application to its end.
     close: called at the end, after the background tasks.
     """
-    endpoints = {route.path: route.build(services) for route in ROUTES}
+    endpoints = [route.build(services) for route in ROUTES]
 
     @asynccontextmanager
     async def lifespan(_: Starlette) -> AsyncIterator[None]:
@@ -42,12 +42,15 @@ def build_app(
             await close()
 
     app = Starlette(
-        routes=[Route(route.path, endpoints[route.path], methods=[route.method]) for route in ROUTES],
+        routes=[
+            StarletteRoute(route.path, endpoint, methods=[route.method])
+            for route, endpoint in zip(ROUTES, endpoints, strict=True)
+        ],
         exception_handlers={HTTPException: http_exception},
         lifespan=lifespan,
     )
     app.router.default = _posts(FALLBACK.build(services), app.router.default)
-    hot = {route.path: endpoints[route.path] for route in ROUTES if route.hot}
+    hot = {route.path: endpoint for route, endpoint in zip(ROUTES, endpoints, strict=True) if route.hot}
     return HotPath(hot, app, services.readiness)
 
 

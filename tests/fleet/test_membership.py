@@ -116,6 +116,36 @@ async def test_registration_fails_after_the_register_timeout(
         )
 
 
+async def test_failed_registration_is_logged_and_counted(replica: Open, caplog: pytest.LogCaptureFixture) -> None:
+    controller = replica()
+    with pytest.raises(WorkerUnreachable):
+        await controller.membership.register(A, check_heart_beat=True, status=None, multimodal=False)
+    [record] = [record for record in caplog.records if record.levelname == "WARNING"]
+    assert record.getMessage().startswith(f"Registration of worker {A} failed. It has to register again: {A}")
+    assert 'controller_registrations_total{outcome="failed"} 1.0' in controller.metrics.render().decode()
+
+
+async def test_one_failed_call_counts_once_however_many_registrations_waited_for_it(
+    replica: Open, registry: Registry, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    controller = replica(register_timeout=0.0)
+    await controller.readiness.check()
+    monkeypatch.setattr(circuit_breaker, "_PROBE_INTERVAL", 60.0)  # no second probe while this test runs
+    with failing(registry, monkeypatch):
+        registrations = [
+            controller.membership.register(
+                f"http://127.0.0.1:1/{i}", check_heart_beat=True, status=WorkerStatus(("m",), 1, 0), multimodal=False
+            )
+            for i in range(10)
+        ]
+        results = await asyncio.gather(*registrations, return_exceptions=True)
+        await wait_until(lambda: controller.breaker.reason is not None, "the circuit breaker is open")
+        await asyncio.sleep(0.05)
+    assert all(isinstance(result, StoreUnavailable) for result in results)
+    failures = controller.metrics.store_failures
+    assert failures._row[failures._cell] == 2, "the call and the probe after it"
+
+
 async def test_sweep_continues_after_an_outage(
     replica: Open, registry: Registry, store: Store, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
