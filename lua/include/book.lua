@@ -20,7 +20,8 @@ local function book(load, turn, time, fades, leased)
     --- @include "mark"
     -- The last 8, and none older than so many can be, or from before the clock was set back: other bookings count as
     -- seen.
-    local before = since_mark >= 0 and since_mark < 8 * 50 and string.sub(load.marks, -7 * 28) or ""
+    local before = since_mark >= 0 and since_mark < 8 * 50 and load.marks or ""
+    before = before:match("^[^;]+;([^;]+;[^;]+;[^;]+;[^;]+;[^;]+;[^;]+;[^;]+;)$") or before -- the last 7 of 8
     marks = before .. mark(time, load.booked, load.lent)
     load.marked_at = time
   end

@@ -20,7 +20,7 @@ from redis.asyncio import Redis
 
 from controller.domain.dispatch import Indexed, least_cost_of_pools
 from controller.domain.fade import Fade
-from controller.domain.load import Load
+from controller.domain.load import MARK_MS, Load
 from controller.domain.worker import Registration, WorkerStatus
 from controller.store import keys
 from controller.store.connection import connect
@@ -485,6 +485,22 @@ def test_a_lease_that_has_ended_makes_no_later_one_seen() -> None:
     machine.reports(told=[(NAMES[0], 0, 0)], polls=False)
     machine.the_store_has_what_the_rules_say()
     assert (machine.known[NAMES[0]].load.lent, machine.known[NAMES[0]].load.ended) == (1, 0)
+    machine.teardown()
+
+
+@pytest.mark.usefixtures("store_clock")
+def test_checkpoints_count_more_than_a_million_bookings() -> None:
+    """A report after 10 checkpoints keeps the bookings that it cannot have seen, however many there were before."""
+    machine = LoadMachine("fakeredis", "", fades=True)
+    machine.register(name=NAMES[0], models=["m"], speed=1, queue=0, capacity=None, restored=None)
+    machine.settle(asked=[("absent", False)], bookings={NAMES[0]: 1_000_000}, arrives=False, lottery=False, by=0)
+    for _ in range(10):
+        machine.tick(MARK_MS)
+        machine.dispatch(asked=[("m", False)])
+        machine.the_store_has_what_the_rules_say()
+    machine.reports(told=[(NAMES[0], 1_000_000, 7 * MARK_MS - UNSEEN_FOR)], polls=False)
+    machine.the_store_has_what_the_rules_say()
+    assert machine.known[NAMES[0]].load.booked == 7
     machine.teardown()
 
 
