@@ -2,22 +2,20 @@
 
     python benchmarks/scripts.py [--workers 10 1000 10000] [--against ../older-checkout] [--rounds 20]
 
-Each figure is the median over the rounds of the mean time of one call, by Redis's own accounting (INFO commandstats)
-of EVALSHA. So it includes neither the client nor the socket. All measurements run on one embedded store.
-
-With --against, each round measures the other checkouts and this one in turn, so a slow minute of the machine affects
-all of them alike. Each ratio to the first checkout is the median over the rounds of the ratios within a round.
+A figure is the mean time of a call in a round, by Redis's own accounting (INFO commandstats) of EVALSHA. So it includes
+neither the client nor the socket. Of all rounds the least figure counts, because other load of the machine only adds to
+it. With --against, each round measures the other checkouts and this one in turn, all on one embedded store.
 """
 
 import argparse
 import asyncio
 import json
 import os
-import statistics
 import subprocess
 import sys
 import tempfile
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -33,20 +31,6 @@ from controller.store.registry import Registry, Report, Request
 HERE = Path(__file__).resolve()
 BATCH = 32
 LEASED = "n"  # the model whose requests all have a lease
-CASES = {  # requests in a call
-    "dispatch_shortest_queue": 1,
-    f"dispatch_shortest_queue, {BATCH} in a call, each": BATCH,
-    "dispatch_shortest_queue with a lease": 1,
-    f"dispatch_shortest_queue with leases, {BATCH} in a call, each": BATCH,
-    "release": 1,
-    "dispatch_lottery": 1,
-    f"dispatch_lottery, {BATCH} in a call, each": BATCH,
-    "heartbeat": 1,
-    "register": 1,
-    "list_models": 1,
-    "list_workers": 1,
-    "sweep without expired workers": 1,
-}
 
 
 def registration(i: int, model: str = "m") -> Registration:
@@ -75,57 +59,73 @@ class Subject:
     async def heartbeat(self, i: int) -> None:
         await self.registry.heartbeat([Report(registration(i % self.workers).name, i % 7)])
 
-    async def release(self) -> None:
-        await self.registry.release([self.leases.pop()])
+    async def release(self, number: int = 1) -> None:
+        await self.registry.release([self.leases.pop() for _ in range(number)])
 
-    async def measure(self, calls: int) -> list[float]:
-        """Return the mean time of a call, or of a request in a call, for each of CASES."""
-        registry, few = self.registry, max(2, min(calls, 20_000 // self.workers))
-        one, many = [Request("m")], [Request("m")] * BATCH
-        return [
-            await self.mean(calls, 1, lambda _: registry.dispatch_shortest_queue(one)),
-            await self.mean(calls // BATCH, BATCH, lambda _: registry.dispatch_shortest_queue(many)),
-            await self.mean(calls, 1, lambda _: self.lease(1)),
-            await self.mean(calls // BATCH, BATCH, lambda _: self.lease(BATCH)),
-            await self.mean(len(self.leases), 1, lambda _: self.release()),
-            await self.mean(calls, 1, lambda _: registry.dispatch_lottery(one)),
-            await self.mean(calls // BATCH, BATCH, lambda _: registry.dispatch_lottery(many)),
-            await self.mean(calls, 1, self.heartbeat),
-            await self.mean(calls, 1, lambda i: registry.register(registration(i % self.workers))),
-            await self.mean(few, 1, lambda _: registry.list_models()),
-            await self.mean(few, 1, lambda _: registry.list_workers()),
-            await self.mean(few, 1, lambda _: registry.sweep(0.001)),
-        ]  # fmt: skip
+    async def measure(self, cases: Sequence[str], calls: int) -> list[float]:
+        """Return the mean time of a call, or of a request in a call, for each case."""
+        return [await self.mean(max(2, calls // CASES[case].share), CASES[case]) for case in cases]
 
-    async def mean(self, calls: int, requests: int, call: Callable[[int], Awaitable[object]]) -> float:
+    async def mean(self, calls: int, case: "Case") -> float:
         before = await self.used()
         for i in range(calls):
-            await call(i)
-        return (await self.used() - before) / calls / requests
+            await case.call(self, i)
+        return (await self.used() - before) / calls / case.requests
 
     async def used(self) -> int:
         return int((await self.client.info("commandstats")).get("cmdstat_evalsha", {"usec": 0})["usec"])
 
 
-async def serve(url: str, namespace: str, workers: int, calls: int) -> None:
+@dataclass(frozen=True)
+class Case:
+    """A call to measure. share: it is made for one of so many calls of the others, because it takes longer."""
+
+    call: Callable[[Subject, int], Awaitable[object]]
+    requests: int = 1
+    share: int = 1
+
+
+ONE, MANY = [Request("m")], [Request("m")] * BATCH
+CASES = {
+    "dispatch_shortest_queue": Case(lambda s, _: s.registry.dispatch_shortest_queue(ONE)),
+    f"dispatch_shortest_queue, {BATCH} in a call, each": Case(
+        lambda s, _: s.registry.dispatch_shortest_queue(MANY), BATCH, BATCH // 4
+    ),
+    "dispatch_shortest_queue with a lease": Case(lambda s, _: s.lease(1)),
+    f"dispatch_shortest_queue with leases, {BATCH} in a call, each": Case(lambda s, _: s.lease(BATCH), BATCH, BATCH),
+    "release": Case(lambda s, _: s.release()),
+    f"release, {BATCH} in a call, each": Case(lambda s, _: s.release(BATCH), BATCH, BATCH),
+    "dispatch_lottery": Case(lambda s, _: s.registry.dispatch_lottery(ONE)),
+    f"dispatch_lottery, {BATCH} in a call, each": Case(
+        lambda s, _: s.registry.dispatch_lottery(MANY), BATCH, BATCH // 4
+    ),
+    "heartbeat": Case(Subject.heartbeat),
+    "register": Case(lambda s, i: s.registry.register(registration(i % s.workers))),
+    "list_models": Case(lambda s, _: s.registry.list_models()),
+    "list_workers": Case(lambda s, _: s.registry.list_workers(), share=40),
+    "sweep without expired workers": Case(lambda s, _: s.registry.sweep(0.001)),
+}
+
+
+async def serve(url: str, namespace: str, cases: Sequence[str], workers: int, calls: int) -> None:
     """Measure once for each line of the standard input."""
     client = connect(url, timeout=60.0)
     subject = Subject(client, namespace, workers)
     await subject.prepare()
-    await subject.measure(calls)  # so that the scripts are loaded
+    await subject.measure(cases, calls)  # so that the scripts are loaded
     print("[]", flush=True)
     while await asyncio.to_thread(sys.stdin.readline):
-        print(json.dumps(await subject.measure(calls)), flush=True)
+        print(json.dumps(await subject.measure(cases, calls)), flush=True)
     await client.aclose()
 
 
 class Checkout:
     """A process that measures the scripts of one checkout when it is asked to."""
 
-    def __init__(self, url: str, folder: Path, workers: int, calls: int) -> None:
+    def __init__(self, url: str, folder: Path, cases: Sequence[str], workers: int, calls: int) -> None:
         command = [sys.executable, str(HERE), "--serve", url, folder.name, "--workers", str(workers)]
         self.process = subprocess.Popen(
-            [*command, "--calls", str(calls)],
+            [*command, "--calls", str(calls), "--cases", *cases],
             env={**os.environ, "PYTHONPATH": str(folder)},
             text=True,
             stdin=subprocess.PIPE,
@@ -152,26 +152,27 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--workers", type=int, nargs="+", default=[10, 1000, 10_000])
     parser.add_argument("--calls", type=int, default=160, help="calls in a round (default: 160)")
+    parser.add_argument("--cases", nargs="+", choices=list(CASES), default=list(CASES), metavar="CASE")
     parser.add_argument("--rounds", type=int, default=50, help="default: 50")
     parser.add_argument("--against", type=Path, nargs="+", default=[], help="other checkouts")
     parser.add_argument("--serve", nargs=2, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.serve:
-        asyncio.run(serve(*arguments.serve, arguments.workers[0], arguments.calls))
+        asyncio.run(serve(*arguments.serve, arguments.cases, arguments.workers[0], arguments.calls))
         return
     from controller.store.embedded.store import EmbeddedStore  # elsewhere in older checkouts, which are served only
 
     folders = [*(folder.resolve() for folder in arguments.against), HERE.parents[1]]
     console = Console(width=140)
-    table = Table("script", title="microseconds of Redis's time, median of the rounds", title_justify="left")
-    rows: dict[str, list[str]] = {case: [] for case in CASES}
+    table = Table("script", title="microseconds of Redis's time, least of the rounds", title_justify="left")
+    rows: dict[str, list[str]] = {case: [] for case in arguments.cases}
     with (
         tempfile.TemporaryDirectory(prefix="cb-") as directory,
         EmbeddedStore(Path(directory)) as store,
         Progress(console=console, transient=True) as progress,
     ):
         for workers in arguments.workers:
-            checkouts = [Checkout(store.url, folder, workers, arguments.calls) for folder in folders]
+            checkouts = [Checkout(store.url, folder, arguments.cases, workers, arguments.calls) for folder in folders]
             rounds: list[list[list[float]]] = [[] for _ in folders]
             for number in progress.track(range(arguments.rounds), description=f"{workers:,} workers"):
                 order = range(len(folders)) if number % 2 else reversed(range(len(folders)))
@@ -179,13 +180,11 @@ def main() -> None:
                     rounds[i].append(checkouts[i].measure())
             for checkout in checkouts:
                 checkout.close()
-            medians = [[statistics.median(times) for times in zip(*each, strict=True)] for each in rounds]
+            least = [[min(times) for times in zip(*each, strict=True)] for each in rounds]
             for i, folder in enumerate(folders):
                 table.add_column(f"{workers:,} workers, {folder.name}", justify="right")
-                for case, row in enumerate(rows.values()):
-                    ratios = [times[case] / first[case] for times, first in zip(rounds[i], rounds[0], strict=True)]
-                    ratio = f" ({100 * (statistics.median(ratios) - 1):+.1f} %)" if i else ""
-                    row.append(f"{medians[i][case]:,.1f}{ratio}")
+                for row, time, first in zip(rows.values(), least[i], least[0], strict=True):
+                    row.append(f"{time:,.1f}" + (f" ({100 * (time / first - 1):+.1f} %)" if i else ""))
     for case, row in rows.items():
         table.add_row(case, *row)
     console.print(table)
