@@ -1,7 +1,7 @@
 """A fleet of workers, requests that arrive, and policies that choose a worker: a simulation by discrete events.
 
-Used by benchmarks/dispatch_quality.py. Our own policy goes by the very rules of controller/domain, to which the Lua is
-tested equal; a worker serves `slots` requests at once, in order of arrival; between a choice and the worker's door, a
+Used by benchmarks/dispatch_quality.py. Our own policy goes by the reference model of the Lua scripts in
+tests/model; a worker serves `slots` requests at once, in order of arrival; between a choice and the worker's door, a
 request is under way for `delay` seconds. Replicas of ours choose in the store, when their call arrives there: they see
 one state, so their number changes nothing in the simulation. In life it changes how many dispatches share a call.
 """
@@ -10,6 +10,7 @@ import heapq
 import itertools
 import math
 import random
+import sys
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
@@ -17,9 +18,11 @@ from enum import Enum, auto
 from pathlib import Path
 from typing import Protocol
 
-from controller.domain.dispatch import Indexed, least_cost
-from controller.domain.fade import Fade
-from controller.domain.load import Load
+sys.path.append(str(Path(__file__).parents[1]))  # the reference model is in no installed package
+
+from tests.model.decay import DecayClock
+from tests.model.load import Load
+from tests.model.shortest_queue import Indexed, least_cost
 
 MS = 1000.0
 HEARTBEAT_EXPIRATION = 90.0  # FastChat's, and ours
@@ -322,7 +325,7 @@ class Ideal:
 
 
 class Ours:
-    """This project's shortest_queue, by the rules in controller/domain: one view for any number of replicas."""
+    """This project's shortest_queue, by the reference model in tests/model: one view for any number of replicas."""
 
     told_of_ends = False
     place = Place.STORE
@@ -332,33 +335,33 @@ class Ours:
         self.workers = {i: Indexed(Load(speed, capacity), i, i) for i, speed in enumerate(fleet.speeds())}
         self.known = dict(self.workers)
         self.numbers = {id(worker): i for i, worker in self.workers.items()}
-        self.fade = Fade()
+        self.clock = DecayClock()
         self.decay = decay
-        self.unseen_for = fleet.booking_delay * MS
-        self.turn = fleet.workers
+        self.in_flight_window = fleet.booking_delay * MS
+        self.seq = fleet.workers
 
-    def phase(self, now: float) -> float:
-        return self.fade.phase_at(now * MS) if self.decay else 0.0
+    def reading(self, now: float) -> float:
+        return self.clock.reading_at(now * MS) if self.decay else 0.0
 
     def index(self, worker: Indexed, now: float) -> None:
         load = worker.load
-        worker.score = load.index_cost(self.phase(now), self.fade.pace(load.speed), self.decay)
-        worker.fading = load.what_fades()
+        worker.score = load.index_cost(self.reading(now), self.clock.rate(load.speed), self.decay)
+        worker.decay_key = load.decay_key()
 
     def choose(self, now: float, request: Request) -> int:
-        phase, pace = self.phase(now), self.fade.pace(1.0)
-        worker = least_cost(self.known.values(), leased=request.leased, fades=self.decay, phase=phase, pace=pace)
+        reading, rate = self.reading(now), self.clock.rate(1.0)
+        worker = least_cost(self.known.values(), leased=request.leased, decays=self.decay, reading=reading, rate=rate)
         assert worker is not None
         load = worker.load
-        load.book(now * MS, phase, pace * load.speed, request.leased)
+        load.book(now * MS, reading, rate * load.speed, request.leased)
         request.booked_at = now * MS
-        self.turn += 1
-        worker.turn = self.turn
+        self.seq += 1
+        worker.seq = self.seq
         if request.leased or not self.decay:
-            worker.place = self.turn
+            worker.index_seq = self.seq
         if request.leased or not self.decay or load.capacity is not None:
             self.index(worker, now)
-        worker.fading = load.what_fades()
+        worker.decay_key = load.decay_key()
         return self.numbers[id(worker)]
 
     def ended(self, now: float, request: Request) -> None:
@@ -370,9 +373,9 @@ class Ours:
     def reported(self, now: float, worker: int, queue_length: int, asked_at: float | None) -> None:
         load = self.workers[worker].load
         written_at = now if asked_at is None else asked_at  # FastChat's heartbeats carry no time
-        told = load.report(queue_length, written_at * MS, now * MS, self.phase(now), self.unseen_for)
-        if told is not None:
-            self.fade.learn(now * MS, load.speed, *told)
+        learned = load.report(queue_length, written_at * MS, now * MS, self.reading(now), self.in_flight_window)
+        if learned is not None:
+            self.clock.learn(now * MS, load.speed, *learned)
         self.index(self.workers[worker], now)
 
     def noticed(self, now: float, worker: int, notice: Notice, router: int) -> None:

@@ -150,7 +150,7 @@ async def test_locks_that_last_too_long_are_free(store: Store) -> None:
     await registry.sweep(1.0)
     await store.lapse(A)
     await registry.join_replicas("dead", 3.0)
-    for key in (keys.duty(store.namespace, "x"), keys.sweep(store.namespace), keys.refresh(store.namespace)):
+    for key in (keys.job(store.namespace, "x"), keys.sweep(store.namespace), keys.refresh(store.namespace)):
         assert await store.aside.pexpire(key, 3_600_000), key
     await store.aside.zadd(keys.replicas(store.namespace), {"dead": 1000 * (time.time() + 3600)})
     assert await registry.acquire_job("x", "living", 1.0, max_pause=10.0) == (True, "")

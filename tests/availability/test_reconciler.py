@@ -161,5 +161,5 @@ async def test_a_report_after_a_settlement_takes_no_more_for_seen_than_there_is(
     await registry.heartbeat(reports([(A, 0)]))
     load = load_of(await store.aside.hgetall(keys.worker(store.namespace, A)))
     assert load.booked >= 0
-    assert load.unleased >= 0
+    assert load.untracked >= 0
     await registry.list_workers()

@@ -32,7 +32,7 @@ async def test_an_old_name_becomes_canonical(
 ) -> None:
     caplog.set_level("INFO", "controller")
     registry = store.registry()
-    await registry.register(
+    await registry.restore(
         worker(old, "m", "n", speed=2, queue_length=3, capacity=4, multimodal=True, check_heart_beat=check_heart_beat),
         expires_in=50,
     )
@@ -56,7 +56,7 @@ async def test_an_old_name_becomes_canonical(
 
 async def test_what_an_old_name_was_stays_so(store: Store, replica: Open) -> None:
     registry = store.registry()
-    await registry.register(worker(PORT_80), polled=True)
+    await registry.restore(worker(PORT_80), polled=True)
     assert await registry.drain(PORT_80)
     await registry.register(worker(IPV6))
     assert await registry.report_failure(IPV6)
@@ -139,7 +139,7 @@ async def test_a_worker_lives_on_beside_a_replica_of_the_older_version(store: St
     """All its heartbeats reach the older one, which knows only the old name."""
     older = store.registry()
     new = replica()
-    await older.register(worker(PORT_80), expires_in=20)
+    await older.restore(worker(PORT_80), expires_in=20)
     await look(new)
     for _ in range(3):
         assert await names(store) == [CANONICAL[PORT_80]]

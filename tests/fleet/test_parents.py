@@ -159,7 +159,7 @@ async def test_another_takes_over_who_died_with_the_duty(
     taken, _ = await registry.acquire_job(parent.address, "dead", 60.0)
     assert taken
     assert await registry.acquire_job(parent.address, "living", 60.0) == (False, "")
-    await store.client.pexpire(keys.duty(store.namespace, parent.address), 50)  # as if the rest of its time had passed
+    await store.client.pexpire(keys.job(store.namespace, parent.address), 50)  # as if the rest of its time had passed
     joining()
     await wait_until(lambda: parent.registrations, "it is registered")
     assert not await registry.complete_job(parent.address, "dead", 1.0, "late", 1.0), "its time is over"
@@ -175,7 +175,7 @@ async def test_a_duty_is_held_for_so_short_that_another_is_in_time(
     async with bad_worker(register_worker=hangs) as hanging:
         joining(hold=hold, parent=hanging.address, parent_interval=interval)
         await wait_until(lambda: hanging.requests, "it is being registered")
-        assert 0 < await store.client.pttl(keys.duty(store.namespace, hanging.address)) <= 1000 * hold * interval
+        assert 0 < await store.client.pttl(keys.job(store.namespace, hanging.address)) <= 1000 * hold * interval
 
 
 async def test_what_is_told_too_late_is_told_once_more(
@@ -199,7 +199,7 @@ async def test_what_is_told_too_late_is_told_once_more(
     monkeypatch.setattr(late.parents._client, "register", stops)
     await stopped.wait()
     await registry.register(worker(B, "n"))
-    await store.client.delete(keys.duty(store.namespace, parent.address))  # as if its time had passed
+    await store.client.delete(keys.job(store.namespace, parent.address))  # as if its time had passed
     joining()
     await wait_until(lambda: parent.registrations, "another tells of them")
     goes_on.set()

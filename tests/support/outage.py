@@ -36,9 +36,9 @@ async def queues(store: Any) -> dict[str, int]:
 
 
 async def queue_length(client: Any, namespace: str, name: str) -> int:
-    """How long a worker's queue is believed to be, where bookings do not fade."""
+    """Return the estimated queue length of a worker, if bookings do not decay."""
     load = load_of(await client.hgetall(keys.worker(namespace, name)))
-    return round(load.queue(load.faded_from, 1.0))
+    return round(load.queue(load.decayed_at, 1.0))
 
 
 async def lapse(url: str, name: str, namespace: str = "controller") -> None:
