@@ -1,8 +1,8 @@
 """A discrete-event simulation: a fleet of workers, arriving requests, and policies that choose a worker for each.
 
-benchmarks/dispatch_quality.py uses it. Our own policy runs the rules of controller/domain, and tests compare the Lua
-scripts with these rules. A worker runs `slots` requests at a time, in order of arrival. A request arrives at its worker
-`delay` seconds after the choice.
+benchmarks/dispatch_quality.py uses it. Our own policy runs the reference model of the Lua scripts in tests/model, with
+which tests compare the scripts. A worker runs `slots` requests at a time, in order of arrival. A request arrives at its
+worker `delay` seconds after the choice.
 
 Our replicas choose in Redis when their call arrives there. They share one state, so their number changes nothing in the
 simulation. In practice it changes how many dispatches share a call.
@@ -12,6 +12,7 @@ import heapq
 import itertools
 import math
 import random
+import sys
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
@@ -19,9 +20,11 @@ from enum import Enum, auto
 from pathlib import Path
 from typing import Protocol
 
-from controller.domain.dispatch import Indexed, least_cost
-from controller.domain.fade import Fade
-from controller.domain.load import Load
+sys.path.append(str(Path(__file__).parents[1]))  # the reference model is in no installed package
+
+from tests.model.decay import DecayClock
+from tests.model.load import Load
+from tests.model.shortest_queue import Indexed, least_cost
 
 MS = 1000.0
 HEARTBEAT_EXPIRATION = 90.0  # the default of FastChat and of ours
@@ -326,7 +329,7 @@ class Ideal:
 
 
 class Ours:
-    """This project's shortest_queue, with the rules of controller/domain. All replicas share one state."""
+    """This project's shortest_queue, by the reference model in tests/model. All replicas share one state."""
 
     sees_ends = False
     chosen_at = ChosenAt.STORE
@@ -336,33 +339,33 @@ class Ours:
         self.workers = {i: Indexed(Load(speed, capacity), i, i) for i, speed in enumerate(fleet.speeds())}
         self.known = dict(self.workers)
         self.numbers = {id(worker): i for i, worker in self.workers.items()}
-        self.fade = Fade()
+        self.clock = DecayClock()
         self.decay = decay
         self.in_flight_window = fleet.booking_delay * MS
-        self.turn = fleet.workers
+        self.seq = fleet.workers
 
-    def phase(self, now: float) -> float:
-        return self.fade.phase_at(now * MS) if self.decay else 0.0
+    def reading(self, now: float) -> float:
+        return self.clock.reading_at(now * MS) if self.decay else 0.0
 
     def index(self, worker: Indexed, now: float) -> None:
         load = worker.load
-        worker.score = load.index_cost(self.phase(now), self.fade.pace(load.speed), self.decay)
-        worker.fading = load.what_fades()
+        worker.score = load.index_cost(self.reading(now), self.clock.rate(load.speed), self.decay)
+        worker.decay_key = load.decay_key()
 
     def choose(self, now: float, request: Request) -> int:
-        phase, pace = self.phase(now), self.fade.pace(1.0)
-        worker = least_cost(self.known.values(), leased=request.leased, fades=self.decay, phase=phase, pace=pace)
+        reading, rate = self.reading(now), self.clock.rate(1.0)
+        worker = least_cost(self.known.values(), leased=request.leased, decays=self.decay, reading=reading, rate=rate)
         assert worker is not None
         load = worker.load
-        load.book(now * MS, phase, pace * load.speed, request.leased)
+        load.book(now * MS, reading, rate * load.speed, request.leased)
         request.booked_at = now * MS
-        self.turn += 1
-        worker.turn = self.turn
+        self.seq += 1
+        worker.seq = self.seq
         if request.leased or not self.decay:
-            worker.place = self.turn
+            worker.index_seq = self.seq
         if request.leased or not self.decay or load.capacity is not None:
             self.index(worker, now)
-        worker.fading = load.what_fades()
+        worker.decay_key = load.decay_key()
         return self.numbers[id(worker)]
 
     def ended(self, now: float, request: Request) -> None:
@@ -374,9 +377,9 @@ class Ours:
     def reported(self, now: float, worker: int, queue_length: int, polled_at: float | None) -> None:
         load = self.workers[worker].load
         written_at = now if polled_at is None else polled_at  # FastChat's heartbeats carry no time
-        observed = load.report(queue_length, written_at * MS, now * MS, self.phase(now), self.in_flight_window)
+        observed = load.report(queue_length, written_at * MS, now * MS, self.reading(now), self.in_flight_window)
         if observed is not None:
-            self.fade.learn(now * MS, load.speed, *observed)
+            self.clock.learn(now * MS, load.speed, *observed)
         self.index(self.workers[worker], now)
 
     def noticed(self, now: float, worker: int, notice: Notice, router: int) -> None:

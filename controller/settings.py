@@ -7,16 +7,16 @@ from pathlib import Path
 from ssl import PROTOCOL_TLS_SERVER, SSLContext
 from typing import Any, Final
 
+from controller.domain.checkpoints import MAX_IN_FLIGHT_WINDOW
 from controller.domain.dispatch import DispatchMethod
 from controller.domain.errors import InvalidInput, SettingsError
-from controller.domain.load import MARK_MS, MAX_LEASE_TIME, MAX_MARKS
+from controller.domain.lease import MAX_LEASE_TIME
 from controller.domain.worker import worker_name
 from controller.store_url import StoreKind, StoreUrl, parse_store_url, read_password_file
 
 _NAMESPACE: Final = re.compile(r"[A-Za-z0-9._:-]{1,64}\Z")
 DEFAULT_DATA_DIR: Final = Path("controller-data")
 _MAX_REDIS_TIMEOUT: Final = 60.0
-_MAX_BOOKING_DELAY: Final = (MAX_MARKS - 1) * MARK_MS / 1000  # a Load keeps no checkpoints of older bookings
 _MAX_FORWARD_TRIES: Final = 16
 _LEAST_POLL_INTERVAL: Final = 0.05
 _POSITIVE: Final = (
@@ -178,8 +178,10 @@ class Settings:
             raise SettingsError(f"--lease-time must be from 0.001 to {MAX_LEASE_TIME:g} s, not {self.lease_time}.")
         if self.booking_decay not in ("on", "off"):
             raise SettingsError(f"--booking-decay must be on or off, not {self.booking_decay}.")
-        if self.booking_delay > _MAX_BOOKING_DELAY:
-            raise SettingsError(f"--booking-delay must be at most {_MAX_BOOKING_DELAY:g} s, not {self.booking_delay}.")
+        if self.booking_delay > MAX_IN_FLIGHT_WINDOW:
+            raise SettingsError(
+                f"--booking-delay must be at most {MAX_IN_FLIGHT_WINDOW:g} s, not {self.booking_delay}."
+            )
         if 0 < self.poll_interval < _LEAST_POLL_INTERVAL:
             raise SettingsError(
                 f"--poll-interval must be 0, for never, or at least {_LEAST_POLL_INTERVAL:g} s, not "

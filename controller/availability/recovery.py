@@ -9,7 +9,7 @@ from typing import Final
 from controller.domain.errors import InvalidInput
 from controller.domain.worker import Registration, Worker, worker_name
 from controller.metrics import Metrics
-from controller.store.registry import NOT_ALIVE, Registry, WorkerList
+from controller.store.registry import Registry, WorkerList
 
 logger = logging.getLogger("controller")
 
@@ -108,14 +108,16 @@ class Recovery:
     async def _rename(self, worker: Worker, name: str, canonical: Worker | None) -> bool:
         """Move a worker to its canonical name, under which `canonical` is registered. Return True if it was moved."""
         if canonical is None:
-            registered = await self._register(worker, worker.expires_in, name)
-        elif canonical.registration < worker.registration:
-            registered = await self._register(worker, _longer(worker, canonical), name, canonical.registration)
+            renamed = await self._restore_worker(worker, worker.expires_in, name)
         else:
+            renamed = True
+            if canonical.registration < worker.registration:
+                registration = _registration(worker, name)
+                expires_in = _longer(worker, canonical)
+                renamed = await self._registry.refresh(registration, canonical.registration, expires_in=expires_in)
             if worker.draining and not canonical.draining:  # a worker drains if it was drained under either name
                 await self._registry.drain(name)
-            registered = True
-        if registered is None:  # it registered or was removed meanwhile: the next listing decides
+        if not renamed:  # it registered or was removed meanwhile: the next listing decides
             return False
         if await self._registry.remove(worker.name, only_if=worker.registration):
             logger.info("Renamed worker %s to %s, its canonical name.", worker.name, name)
@@ -163,7 +165,7 @@ class Recovery:
         await self._registry.check()  # sets the epoch of an empty Redis before the first registration
         for first in range(0, len(missing), _REGISTERED_AT_ONCE):
             batch = missing[first : first + _REGISTERED_AT_ONCE]
-            await asyncio.gather(*(self._register(*each) for each in batch))
+            await asyncio.gather(*(self._restore_worker(worker, left, worker.name) for worker, left in batch))
 
     async def _repeat_operations(self, before: WorkerList, age: float, now: WorkerList) -> None:
         """Repeat the drains, resumes and removals that Redis lost."""
@@ -177,20 +179,20 @@ class Recovery:
             if worker.name not in names and worker.registration <= before.sequence and worker.heartbeat_age > age:
                 await self._registry.remove(worker.name, only_if=worker.registration)
 
-    async def _register(
-        self, worker: Worker, expires_in: float | None, name: str | None = None, only_if: int = NOT_ALIVE
-    ) -> bool | None:
-        """Register a worker as the listing has it, by default under its own name. Return as Registry.register()."""
-        name = name or worker.name
-        registration = Registration(name, worker.status, worker.check_heart_beat, worker.multimodal)
-        restored = await self._registry.register(
-            registration, only_if=only_if, expires_in=expires_in, draining=worker.draining, polled=worker.polled
+    async def _restore_worker(self, worker: Worker, expires_in: float | None, name: str) -> bool:
+        """Register a worker as the listing has it. Return False if it has registered or was removed meanwhile."""
+        restored = await self._registry.restore(
+            _registration(worker, name), expires_in=expires_in, draining=worker.draining, polled=worker.polled
         )
-        if restored is None and worker.draining:  # it has registered meanwhile
+        if not restored and worker.draining:
             await self._registry.drain(name)
         if restored and worker.failing:
             await self._registry.report_failure(name, of_polls=worker.failing == "polls")
         return restored
+
+
+def _registration(worker: Worker, name: str) -> Registration:
+    return Registration(name, worker.status, worker.check_heart_beat, worker.multimodal)
 
 
 def _canonical_name(name: str) -> str:

@@ -7,7 +7,7 @@ from dataclasses import replace
 from itertools import accumulate
 from typing import Generic, NamedTuple, TypeVar
 
-from controller.domain.load import Load
+from controller.domain.cost import cost
 from controller.domain.worker import Worker
 
 Result = TypeVar("Result")
@@ -115,6 +115,5 @@ class Snapshot:
 
     def _load(self, name: str) -> float:
         worker = self._workers[name]
-        return Load(worker.status.speed, worker.status.capacity, self._queues[name], failing=bool(worker.failing)).cost(
-            0.0, 1.0
-        )
+        status, queue = worker.status, self._queues[name]
+        return cost(queue, status.speed, queue, status.capacity, failing=bool(worker.failing))

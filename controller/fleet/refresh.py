@@ -107,7 +107,7 @@ class Refresher:
                 logger.warning("Removed worker %s: it failed two probes.", worker.name)
             return
         registration = Registration(worker.name, answer.status, worker.check_heart_beat, worker.multimodal)
-        await self._registry.register(registration, only_if=worker.registration, written_at=answer.sent_at)
+        await self._registry.refresh(registration, worker.registration, written_at=answer.sent_at)
 
     async def _probe(self, name: str, permits: asyncio.Semaphore) -> _Answer | None:
         """Return a worker's status, or None if it failed two probes."""

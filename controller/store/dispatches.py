@@ -88,7 +88,7 @@ class DispatchStore(ScriptRunner):
         except BaseException:  # also when cancelled
             self.on_unanswered(call_id)
             raise
-        return [None if answer is None else _choice(answer) for answer in answers]
+        return [None if answer is None else Choice(*answer) for answer in answers]
 
     async def reconcile(self, reconciliation: Reconciliation) -> None:
         """Correct the bookings after an outage. A repeated report counts once."""
@@ -106,7 +106,3 @@ class DispatchStore(ScriptRunner):
             )
             if done >= len(items):
                 return
-
-
-def _choice(answer: str) -> Choice:
-    return Choice(answer) if answer[:1] in ("h", "") else Choice(answer.partition("@")[2], answer)

@@ -1,40 +1,47 @@
-"""The names of all keys. Nothing else in Python makes one; in Lua, `lua/include/key.lua` alone does.
+"""The names of all keys. No other Python module makes key names; in Lua only `lua/include/key.lua` does.
 
 The namespace in braces is a hash tag: all keys of a namespace are in one slot of a Redis Cluster. Only the first
-pair of braces counts, so nothing that follows, be it a worker's or a model's name, can move a key.
+pair of braces counts, so what follows, such as the name of a worker or of a model, cannot move a key.
 
-A pool is named as its model, where its workers serve no other; "\\x1e" and a digest, where they serve the same set of
-several models; "\\x1f" and the name of the model: the rest (lua/include/pools_of.lua).
+A pool is a set of workers with indexes of its own, see `lua/include/pools/pools_of.lua`. Its name is that of its model,
+or "\\x1e" and the digest of a set of models, or "\\x1f" and a model for the overflow pool of a model.
+
+Each docstring begins with the type of the key, which the tests compare with the headers of the scripts.
 """
 
 
 def namespace(name: str) -> str:
-    """What every key begins with, and the KEYS[1] of every script."""
+    """Return the prefix of all keys, which is the KEYS[1] of every script."""
     return f"{{{name}}}"
 
 
 def workers(name: str) -> str:
-    """ZSET: the names of the registered workers, by the time in ms at which their heartbeat lapses."""
+    """ZSET: the names of the registered workers, by the time in ms at which their heartbeat expires."""
     return f"{{{name}}}:workers"
 
 
 def worker(name: str, worker_name: str) -> str:
-    """HASH: what is known of a worker."""
+    """HASH: the state of a worker."""
     return f"{{{name}}}:worker:{worker_name}"
 
 
+def checkpoints(name: str, worker_name: str) -> str:
+    """STRING: how many requests were dispatched to a worker since its last report, before each of some times."""
+    return f"{{{name}}}:checkpoints:{worker_name}"
+
+
 def heartbeat(name: str, worker_name: str) -> str:
-    """STRING: exists while the worker is alive; its TTL is the heartbeat expiration."""
+    """STRING: exists while the worker is alive. Its TTL is the heartbeat expiration."""
     return f"{{{name}}}:heartbeat:{worker_name}"
 
 
 def removed(name: str, worker_name: str) -> str:
-    """STRING with a TTL: exists after a worker was removed, so that nobody restores it from old knowledge."""
+    """STRING with a TTL: the worker was removed, so no replica restores it from its snapshot."""
     return f"{{{name}}}:removed:{worker_name}"
 
 
 def draining(name: str, worker_name: str) -> str:
-    """STRING with a TTL: exists after a worker that drained was forgotten, so that it still drains when it is back."""
+    """STRING with a TTL: the worker was purged while it was draining, so it still drains when it registers again."""
     return f"{{{name}}}:draining:{worker_name}"
 
 
@@ -44,47 +51,47 @@ def models(name: str) -> str:
 
 
 def pools(name: str, model_name: str) -> str:
-    """STRING: the pools of a model, each followed by a line break; without it, the pool is named as the model."""
+    """STRING: the pools of a model, each followed by a line break. Without it, the model has one pool, its own."""
     return f"{{{name}}}:pools:{model_name}"
 
 
-def rest(name: str) -> str:
-    """SET: the workers that are indexed for each of their models, because these have too many pools."""
-    return f"{{{name}}}:rest"
+def overflow(name: str) -> str:
+    """SET: the workers in overflow pools, which are indexed for each of their models."""
+    return f"{{{name}}}:overflow"
 
 
-def model(name: str, pool: str) -> str:
-    """ZSET: the first index of a pool for shortest_queue, `<turn in 16 digits><worker's name>` by what stays."""
-    return f"{{{name}}}:model:{pool}"
+def cost_index(name: str, pool: str) -> str:
+    """ZSET: `<sequence number><name>` of a pool's workers, by the part of their cost that time does not change."""
+    return f"{{{name}}}:cost_index:{pool}"
 
 
-def fading(name: str, pool: str) -> str:
-    """ZSET: the second index of a pool for shortest_queue, worker's name by the logarithm of what fades."""
-    return f"{{{name}}}:fading:{pool}"
+def decay_index(name: str, pool: str) -> str:
+    """ZSET: the names of a pool's workers, by the logarithm of their untracked load."""
+    return f"{{{name}}}:decay_index:{pool}"
 
 
-def fronts_model(name: str) -> str:
-    """HASH: what stands in front of the first index, by pool: score and turn."""
-    return f"{{{name}}}:fronts_model"
+def cost_heads(name: str) -> str:
+    """HASH: score and sequence number of the first worker in the cost index, by pool."""
+    return f"{{{name}}}:cost_heads"
 
 
-def fronts_fading(name: str) -> str:
-    """HASH: what stands in front of the second index, by pool: the score."""
-    return f"{{{name}}}:fronts_fading"
+def decay_heads(name: str) -> str:
+    """HASH: score of the first worker in the decay index, by pool."""
+    return f"{{{name}}}:decay_heads"
 
 
-def fade(name: str, pool: str) -> str:
-    """STRING: how the bookings of a pool fade, and what was learned of it. With a TTL, if no worker is in it."""
-    return f"{{{name}}}:fade:{pool}"
+def decay(name: str, pool: str) -> str:
+    """STRING: the decay clock of a pool, and what it was learned from. It has a TTL while no worker is in the pool."""
+    return f"{{{name}}}:decay:{pool}"
 
 
 def lottery(name: str, pool: str) -> str:
-    """ZSET: the workers of a pool that the lottery draws from, by speed: those that serve."""
+    """ZSET: the names of a pool's workers that are not failing, by speed."""
     return f"{{{name}}}:lottery:{pool}"
 
 
 def lottery_failing(name: str, pool: str) -> str:
-    """ZSET: the workers of a pool that the lottery draws from if no other is alive, by speed: those that fail."""
+    """ZSET: the names of a pool's failing workers, by speed. The lottery draws from them if all are failing."""
     return f"{{{name}}}:lottery_failing:{pool}"
 
 
@@ -94,55 +101,55 @@ def odds(name: str, pool: str) -> str:
 
 
 def leases(name: str) -> str:
-    """ZSET with a TTL: the leases that are out, by the time in ms at which they end by themselves."""
+    """ZSET with a TTL: the active leases, by the time in ms at which they expire."""
     return f"{{{name}}}:leases"
 
 
 def replicas(name: str) -> str:
-    """ZSET with a TTL: the ids of the replicas, by the time in ms until which they are believed to be there."""
+    """ZSET with a TTL: the ids of the live replicas, by the time in ms at which their membership expires."""
     return f"{{{name}}}:replicas"
 
 
 def sequence(name: str) -> str:
-    """STRING: the number of registrations, requested dispatches, drains and removals. Turns are taken from it."""
+    """STRING: how many registrations, requested dispatches, drains and removals there were. They are numbered by it."""
     return f"{{{name}}}:sequence"
 
 
 def reply(name: str, request_id: str) -> str:
-    """STRING with a TTL: the answer to a call that changes something, for the case that the call is repeated."""
+    """STRING with a TTL: the reply to a call that changes something, in case the call is repeated."""
     return f"{{{name}}}:reply:{request_id}"
 
 
-def duty(name: str, what: str) -> str:
-    """STRING with a TTL: the replica that does what one of all has to do now and then; "" until it is due again."""
-    return f"{{{name}}}:duty:{what}"
+def job(name: str, job_name: str) -> str:
+    """STRING with a TTL: the lock of a singleton job: the replica that has it, or "" until the job is due again."""
+    return f"{{{name}}}:job:{job_name}"
 
 
-def told(name: str, what: str) -> str:
-    """STRING with a TTL: what was told when a duty was done last."""
-    return f"{{{name}}}:told:{what}"
+def job_result(name: str, job_name: str) -> str:
+    """STRING with a TTL: the result of the last run of a singleton job."""
+    return f"{{{name}}}:job_result:{job_name}"
 
 
 def sweep(name: str) -> str:
-    """STRING with a TTL: exists while the sweep of the current interval is done."""
+    """STRING with a TTL: exists after the sweep of the current interval."""
     return f"{{{name}}}:sweep"
 
 
 def check(name: str) -> str:
-    """STRING with a TTL: written to prove that the store takes writes."""
+    """STRING with a TTL: written to check that Redis accepts writes."""
     return f"{{{name}}}:check"
 
 
 def schema(name: str) -> str:
-    """STRING: the version of this layout of keys; replicas that work with another do not serve."""
+    """STRING: the version of this key layout. Replicas with another version do not serve."""
     return f"{{{name}}}:schema"
 
 
 def epoch(name: str) -> str:
-    """STRING: a random name for the memory of the store; another one means that it has been lost."""
+    """STRING: a random id of the data in Redis. A different one means that Redis lost data."""
     return f"{{{name}}}:epoch"
 
 
 def refresh(name: str) -> str:
-    """STRING with a TTL: the lock of the replica that is asking all workers for their status."""
+    """STRING with a TTL: the lock of the replica that probes all workers."""
     return f"{{{name}}}:refresh"

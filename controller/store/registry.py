@@ -15,7 +15,6 @@ from controller.store.dispatches import Choice, DispatchStore, Request
 from controller.store.errors import FAILURES, store_error
 from controller.store.leases import LeaseStore
 from controller.store.workers import (
-    NOT_ALIVE,
     DrainCall,
     FailureCall,
     RegisterCall,
@@ -27,7 +26,6 @@ from controller.store.workers import (
 )
 
 __all__ = [
-    "NOT_ALIVE",
     "SCHEMA",
     "Choice",
     "DrainCall",

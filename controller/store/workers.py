@@ -3,7 +3,6 @@
 import json
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from functools import lru_cache
 from hashlib import blake2b
 from typing import Any, Final, NamedTuple
@@ -12,8 +11,6 @@ from controller.domain.clock import ClockReading
 from controller.domain.errors import InvalidInput, StoreRejection, StoreUnavailable
 from controller.domain.worker import Registration, Worker, WorkerStatus
 from controller.store.runner import ScriptRunner
-
-NOT_ALIVE: Final = 0  # as `only_if`: the worker must not be registered
 
 _PAGE: Final = 250
 _MAX_LISTINGS: Final = 3  # attempts, if Redis loses data during a listing
@@ -30,19 +27,10 @@ class Report(NamedTuple):
     written_at: float | None = None
 
 
-@dataclass(frozen=True, slots=True)
-class RegisterCall:
-    """The arguments of one WorkerStore.register().
-
-    repeatable_for: seconds in which a call with the same registration changes nothing more.
-    """
+class RegisterCall(NamedTuple):
+    """The arguments of one WorkerStore.register()."""
 
     registration: Registration
-    only_if: int | None = None
-    expires_in: float | None = None
-    written_at: float | None = None
-    draining: bool = False
-    polled: bool = False
     repeatable_for: float = 0.0
 
 
@@ -85,54 +73,76 @@ class WorkerList(NamedTuple):
 class WorkerStore(ScriptRunner):
     """The workers of one namespace."""
 
-    async def register(
-        self,
-        registration: Registration,
-        only_if: int | None = None,
-        expires_in: float | None = None,
-        written_at: float | None = None,
-        draining: bool = False,
-        polled: bool = False,
-    ) -> bool | None:
-        """Register a worker, or register it again. It is alive from now on.
+    async def register(self, registration: Registration, repeatable_for: float = 0.0) -> bool:
+        """Register a worker, which is alive from now on and begins with what it reports. Return True if it is new.
 
-        only_if: number of a registration. The call does nothing and returns None if the worker has registered again
-        since, or is gone. With NOT_ALIVE it does nothing if the worker is alive, or was removed a short while ago.
-        expires_in: seconds until the heartbeat expires, if the last one was not now.
-        written_at: as in Report.
-        draining: register the worker as draining. A worker that was draining stays so in any case.
-        polled: the worker has answered a status poll.
-
-        Returns whether the worker is new.
+        repeatable_for: seconds in which a call with the same registration changes nothing more.
         """
-        call = RegisterCall(registration, only_if, expires_in, written_at, draining, polled)
-        return (await self.register_many([call]))[0]
+        return (await self.register_many([RegisterCall(registration, repeatable_for)]))[0]
 
-    async def register_many(self, calls: Sequence[RegisterCall]) -> list[bool | None]:
+    async def register_many(self, calls: Sequence[RegisterCall]) -> list[bool]:
         """As register(), for any number of workers."""
         results = await self._run_each(
-            "register", lambda: (self._decays, self._in_flight_window_ms), calls, self._register_arguments
+            "register",
+            lambda: (self._decays,),
+            calls,
+            lambda call: self._registration_arguments(call.registration, repeatable_for=call.repeatable_for),
         )
-        return [None if result == -1 else bool(result) for result in results]
+        return [bool(result) for result in results]
 
-    def _register_arguments(self, call: RegisterCall) -> Sequence[str | int]:
-        registration, status = call.registration, call.registration.status
-        expiration_ms = self._expiration_ms if call.expires_in is None else max(1, round(call.expires_in * 1000))
+    async def refresh(
+        self,
+        registration: Registration,
+        only_if: int,
+        *,
+        expires_in: float | None = None,
+        written_at: float | None = None,
+    ) -> bool:
+        """Update a registered worker, whose leases stay active. Return False if nothing was done.
+
+        only_if: number of a registration. Nothing is done if the worker has registered again since, or is gone.
+        expires_in: seconds until its heartbeat expires, if the last one was not now.
+        written_at: as in Report.
+        """
+        arguments = self._registration_arguments(registration, expires_in)
+        common = self._decays, self._in_flight_window_ms
+        [result] = await self._run("refresh", *common, *arguments, only_if, _age_ms(written_at))
+        return bool(result != -1)
+
+    async def restore(
+        self,
+        registration: Registration,
+        *,
+        expires_in: float | None = None,
+        draining: bool = False,
+        polled: bool = False,
+    ) -> bool:
+        """Register a worker again that Redis lost. Return False if it is alive or was removed a short while ago.
+
+        expires_in: as in refresh().
+        draining: it is draining.
+        polled: it has answered a status poll.
+        """
+        arguments = self._registration_arguments(registration, expires_in)
+        [result] = await self._run("restore", self._decays, *arguments, int(draining), int(polled))
+        return bool(result != -1)
+
+    def _registration_arguments(
+        self, registration: Registration, expires_in: float | None = None, repeatable_for: float = 0.0
+    ) -> Sequence[str | int]:
+        status = registration.status
+        expiration_ms = self._expiration_ms if expires_in is None else max(1, round(expires_in * 1000))
         return (
             registration.request_id,
-            round(1000 * call.repeatable_for) + self._reply_ttl_ms,
+            round(1000 * repeatable_for) + self._reply_ttl_ms,
             registration.name,
             expiration_ms if registration.check_heart_beat else "",
             repr(status.speed),
             status.queue_length,
             int(registration.multimodal),
-            "" if call.only_if is None else call.only_if,
             json.dumps(status.model_names, ensure_ascii=False),
             digest_of(status.model_names),
             "" if status.capacity is None else status.capacity,
-            _age_ms(call.written_at),
-            int(call.draining),
-            int(call.polled),
         )
 
     async def heartbeat(self, reports: Sequence[Report], *, of_polls: bool = False) -> list[bool]:

@@ -1,13 +1,12 @@
 --[[
-  The name of a key of this namespace: '<namespace>:<kind>' or '<namespace>:<kind>:<rest>'.
-  The same names are made in Python by controller/store/keys.py alone; a test holds the two equal.
+  Return the name of a key: '<namespace>:<kind>' or '<namespace>:<kind>:<rest>'.
+
+  All keys of a namespace share its hash tag, so they are in one slot of a Redis Cluster. In Python,
+  controller/store/keys.py alone makes key names. A test holds the two equal.
 
   Input:
-    KEYS[1]  '{<ns>}' the namespace, which is the hash tag of all its keys
-    kind     'workers', 'models', 'leases', 'replicas', 'sequence', 'sweep', 'check', 'schema', 'epoch', 'rest',
-             'fronts_model', 'fronts_fading'; with a rest: 'worker', 'heartbeat', 'removed', 'draining', 'pools',
-             'model', 'fading', 'fade', 'lottery', 'lottery_failing', 'odds', 'reply', 'duty', 'told'
-    rest     the name of a worker, a model or a pool, or a request id; nil for a kind that has but one key
+    kind  the kind of key: the name of a function in controller/store/keys.py
+    rest  the worker, model, pool, job or request id that the key belongs to; nil for a kind with one key
 ]]
 local function key(kind, rest)
   return rest and KEYS[1] .. ":" .. kind .. ":" .. rest or KEYS[1] .. ":" .. kind

@@ -1,5 +1,5 @@
 --[[
-  The time of the store, the only clock that decides anything. Milliseconds since 1970.
+  Return the time of Redis in milliseconds since 1970. It is the only clock that decides anything.
 ]]
 local function now()
   local time = redis.call("TIME")

@@ -152,7 +152,7 @@ async def test_locks_that_last_too_long_can_be_acquired(store: Store) -> None:
     await registry.sweep(1.0)
     await store.expire_heartbeat(A)
     await registry.join_replicas("dead", 3.0)
-    for key in (keys.duty(store.namespace, "x"), keys.sweep(store.namespace), keys.refresh(store.namespace)):
+    for key in (keys.job(store.namespace, "x"), keys.sweep(store.namespace), keys.refresh(store.namespace)):
         assert await store.test_client.pexpire(key, 3_600_000), key
     await store.test_client.zadd(keys.replicas(store.namespace), {"dead": 1000 * (time.time() + 3600)})
     assert await registry.acquire_job("x", "live", 1.0, max_pause=10.0) == (True, "")

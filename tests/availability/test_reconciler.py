@@ -167,5 +167,5 @@ async def test_heartbeat_after_a_reconciliation_leaves_no_negative_count(store: 
     await registry.heartbeat(reports([(A, 0)]))
     load = load_of(await store.test_client.hgetall(keys.worker(store.namespace, A)))
     assert load.booked >= 0
-    assert load.unleased >= 0
+    assert load.untracked >= 0
     await registry.list_workers()

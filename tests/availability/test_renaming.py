@@ -32,7 +32,7 @@ async def test_old_name_is_replaced_by_the_canonical_name(
 ) -> None:
     caplog.set_level("INFO", "controller")
     registry = store.registry()
-    await registry.register(
+    await registry.restore(
         worker(old, "m", "n", speed=2, queue_length=3, capacity=4, multimodal=True, check_heart_beat=check_heart_beat),
         expires_in=50,
     )
@@ -56,7 +56,7 @@ async def test_old_name_is_replaced_by_the_canonical_name(
 
 async def test_renamed_worker_keeps_its_draining_polled_and_failure_state(store: Store, replica: Open) -> None:
     registry = store.registry()
-    await registry.register(worker(PORT_80), polled=True)
+    await registry.restore(worker(PORT_80), polled=True)
     assert await registry.drain(PORT_80)
     await registry.register(worker(IPV6))
     assert await registry.report_failure(IPV6)
@@ -137,7 +137,7 @@ async def test_worker_stays_registered_beside_a_replica_of_an_older_version(stor
     """All heartbeats of the worker reach the older replica, which uses only the old name."""
     older = store.registry()
     newer = replica()
-    await older.register(worker(PORT_80), expires_in=20)
+    await older.restore(worker(PORT_80), expires_in=20)
     await refresh(newer)
     for _ in range(3):
         assert await names(store) == [CANONICAL[PORT_80]]

@@ -163,7 +163,7 @@ async def test_another_replica_takes_over_when_the_lock_of_a_dead_one_expires(
     acquired, _ = await registry.acquire_job(parent.address, "dead", 60.0)
     assert acquired
     assert await registry.acquire_job(parent.address, "live", 60.0) == (False, "")
-    await store.client.pexpire(keys.duty(store.namespace, parent.address), 50)  # let its lock expire soon
+    await store.client.pexpire(keys.job(store.namespace, parent.address), 50)  # let its lock expire soon
     joining()
     await wait_until(lambda: parent.registrations, "the cluster is registered")
     assert not await registry.complete_job(parent.address, "dead", 1.0, "late", 1.0), "its lock has expired"
@@ -179,7 +179,7 @@ async def test_lock_expires_soon_enough_for_another_replica_to_send_the_heartbea
     async with bad_worker(register_worker=hangs) as hanging:
         joining(lock_ttl=lock_ttl, parent=hanging.address, parent_interval=interval)
         await wait_until(lambda: hanging.requests, "a registration is in progress")
-        assert 0 < await store.client.pttl(keys.duty(store.namespace, hanging.address)) <= 1000 * lock_ttl * interval
+        assert 0 < await store.client.pttl(keys.job(store.namespace, hanging.address)) <= 1000 * lock_ttl * interval
 
 
 async def test_update_sent_after_the_lock_expired_is_followed_by_a_newer_one(
@@ -203,7 +203,7 @@ async def test_update_sent_after_the_lock_expired_is_followed_by_a_newer_one(
     monkeypatch.setattr(late.parents._client, "register", register_after_a_stop)
     await stopped.wait()
     await registry.register(worker(B, "n"))
-    await store.client.delete(keys.duty(store.namespace, parent.address))  # as if the lock had expired
+    await store.client.delete(keys.job(store.namespace, parent.address))  # as if the lock had expired
     joining()
     await wait_until(lambda: parent.registrations, "another replica registers both models")
     resumed.set()

@@ -125,7 +125,7 @@ class State:
         return True if self.now - expired_at < DRAINING_KEPT else None
 
     def settle(self, replica: int) -> None:
-        """The replica returns to the store: see lua/settle.lua."""
+        """The replica returns to the store: see lua/dispatch/reconcile.lua."""
         debt, self.debts[replica] = self.debts[replica], Debt()
         for lease in debt.released:
             self.end_lease(lease)
@@ -199,9 +199,9 @@ class State:
                 worker.draining,
                 worker.failing,
                 worker.polled,
-                (worker.booked - int(hashes[name]["drawn"]),) * 2,
-                int(hashes[name]["drawn"]),
-                {lease for lease in seen.leases if lease.endswith(f"-{hashes[name]['life']}@{name}")},
+                (worker.booked - int(hashes[name]["dispatched_by_lottery"]),) * 2,
+                int(hashes[name]["dispatched_by_lottery"]),
+                {lease for lease in seen.leases if lease.endswith(f"-{hashes[name]['incarnation']}@{name}")},
                 worker.registration,
             )
             for name, worker in seen.workers.items()

@@ -60,11 +60,11 @@ class Probe(Call):
         registration = registration_of(
             self.name, *self.models, check_heart_beat=self.checks, multimodal=self.multimodal
         )
-        return await controller.breaker.call(controller.registry.register, registration, self.registration)
+        return await controller.breaker.call(controller.registry.refresh, registration, self.registration)
 
     def run(self, state: State, answer: Answer, leases: dict[str, int]) -> Iterator[State]:
         is_current = self.name in state.workers and state.workers[self.name].registration == self.registration
-        if answer is not UNKNOWN and answer != (False if is_current else None):
+        if answer is not UNKNOWN and answer != is_current:
             return
         after = state.copy()
         if is_current:

@@ -7,11 +7,11 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from controller.domain.fade import PHASE_PERIOD
 from controller.domain.worker import MAX_CAPACITY, MAX_QUEUE_LENGTH, MAX_SPEED, MIN_SPEED
 from controller.store import keys
 from controller.store.registry import Registry
 from tests.conftest import CLOCK, Store
+from tests.model.decay import CLOCK_PERIOD
 from tests.support.dispatches import workers_of
 from tests.support.invariants import check_invariants
 from tests.support.samples import A, B, C, asks, reports, worker
@@ -78,7 +78,7 @@ async def test_among_costs_at_the_bound_of_a_band_the_turn_decides(store: Store,
     for name in NAMES:
         await registry.register(worker(name, speed=MIN_SPEED, capacity=1, queue_length=MAX_QUEUE_LENGTH))
     chosen = await registry.dispatch_shortest_queue(asks(["m"] * 6, lease_ms))
-    assert workers_of(chosen) == NAMES * 2 if lease_ms else set(chosen) == set(NAMES)
+    assert workers_of(chosen) == NAMES * 2 if lease_ms else set(workers_of(chosen)) == set(NAMES)
 
 
 class Fading:
@@ -96,12 +96,12 @@ class Fading:
     async def set_phase(self, phase: float, constant: int) -> None:
         """Set the phase of the model m. Its workers report, so that they are at this phase, too."""
         learned = f"1 10 {10 * constant} {10 * constant} 0 0 0 0"
-        fade = keys.fade(self.store.namespace, "m")
+        fade = keys.decay(self.store.namespace, "m")
         await self.store.client.set(fade, f"{phase:.17g} {self.now} {constant} {learned}")
         await self.registry.heartbeat(reports([(A, 1), (B, 1)]))
 
     async def phase(self) -> float:
-        return float((await self.store.client.get(keys.fade(self.store.namespace, "m"))).split()[0])
+        return float((await self.store.client.get(keys.decay(self.store.namespace, "m"))).split()[0])
 
 
 @pytest.fixture
@@ -114,19 +114,19 @@ async def fading(store: Store, store_clock: None) -> AsyncIterator[Fading]:
     await store.client.delete(CLOCK)
 
 
-@pytest.mark.parametrize("phase", [0, 1e6, PHASE_PERIOD - 1, 1.5 * PHASE_PERIOD])
+@pytest.mark.parametrize("phase", [0, 1e6, CLOCK_PERIOD - 1, 1.5 * CLOCK_PERIOD])
 async def test_at_any_phase_those_that_fail_come_last_and_idle_ones_first(fading: Fading, phase: float) -> None:
     await fading.set_phase(phase, 20)
     await fading.registry.register(worker(C, check_heart_beat=False))
     await fading.registry.report_failure(A)
-    index = keys.fading(fading.store.namespace, "m")
+    index = keys.decay_index(fading.store.namespace, "m")
     assert await fading.store.client.zrange(index, 0, -1) == [C, B, A]
     await fading.registry.heartbeat(reports([(A, 1)]))
 
 
 async def test_a_phase_that_starts_again_lets_bookings_fade(fading: Fading) -> None:
     registry = fading.registry
-    await fading.set_phase(PHASE_PERIOD - 10, 100)
+    await fading.set_phase(CLOCK_PERIOD - 10, 100)
     await fading.tick(2_000)
     await registry.heartbeat(reports([(A, 0)]))
     assert await fading.phase() == pytest.approx(10)
@@ -142,7 +142,7 @@ async def test_a_worker_that_has_not_reported_since_the_phase_started_again_fade
     fading: Fading,
 ) -> None:
     registry = fading.registry
-    await fading.set_phase(PHASE_PERIOD - 10, 100)
+    await fading.set_phase(CLOCK_PERIOD - 10, 100)
     await fading.tick(2_000)
     await registry.heartbeat(reports([(A, 0)]))
     await registry.drain(A)

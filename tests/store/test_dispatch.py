@@ -7,15 +7,15 @@ from collections import Counter
 
 import pytest
 
-from controller.domain.dispatch import Indexed, least_cost
 from controller.domain.errors import StoreUnavailable
 from controller.store import keys
 from controller.store.connection import connect
 from controller.store.reconciliation import split
 from controller.store.registry import Registry
 from tests.conftest import CLOCK, Store
+from tests.model.shortest_queue import Indexed, least_cost
 from tests.support.dispatches import workers_of
-from tests.support.invariants import load_of, parts_of, whole_state
+from tests.support.invariants import load_of, whole_state
 from tests.support.samples import A, B, C, asks, reports, worker
 
 
@@ -88,7 +88,7 @@ async def test_a_repeated_call_gets_the_same_answer_and_books_nothing(
     after_first = await whole_state(store.client, store.namespace)
     assert await registry._run(script, *arguments) == first
     assert await whole_state(store.client, store.namespace) == after_first
-    assert len([name for name in first if name]) == 5
+    assert len([worker for worker, _ in first if worker]) == 5
 
 
 async def test_the_lottery_books_nothing(registry: Registry) -> None:
@@ -166,12 +166,12 @@ async def test_who_drains_is_not_chosen_though_an_index_names_it(store: Store, l
     await registry.register(worker(A))
     await registry.register(worker(B, queue_length=100))
     await registry.drain(A)
-    place = int(parts_of(await store.client.hgetall(keys.worker(store.namespace, A)))["place"])
-    await store.client.zadd(keys.model(store.namespace, "m"), {f"{place:016d}{A}": -1.0})
-    await store.client.zadd(keys.fading(store.namespace, "m"), {A: -(2**53)})
+    seq = int(await store.client.hget(keys.worker(store.namespace, A), "index_seq"))
+    await store.client.zadd(keys.cost_index(store.namespace, "m"), {f"{seq:016d}{A}": -1.0})
+    await store.client.zadd(keys.decay_index(store.namespace, "m"), {A: -(2**53)})
     assert workers_of(await registry.dispatch_shortest_queue(asks(["m", "m"], lease_ms))) == [B, B]
-    await store.client.zrem(keys.model(store.namespace, "m"), f"{place:016d}{A}")
-    await store.client.zrem(keys.fading(store.namespace, "m"), A)
+    await store.client.zrem(keys.cost_index(store.namespace, "m"), f"{seq:016d}{A}")
+    await store.client.zrem(keys.decay_index(store.namespace, "m"), A)
 
 
 @pytest.mark.parametrize("operation", ["dispatch_shortest_queue", "dispatch_lottery"])
@@ -192,7 +192,7 @@ async def test_many_deaths_at_once_are_forgotten_in_several_calls(
         return await run(self, script, *arguments)
 
     monkeypatch.setattr(Registry, "_run", counting)
-    assert await getattr(registry, operation)(asks(["absent", "m", "m"])) == ["", A, A]
+    assert workers_of(await getattr(registry, operation)(asks(["absent", "m", "m"]))) == ["", A, A]
     assert len(calls) == len(set(calls)) == 1 + 100 * 6 // 256, "each with an id of its own"
     assert [known.name for known in (await registry.list_workers()).workers] == [A]
 
@@ -206,8 +206,8 @@ async def test_requests_that_are_left_get_the_answers_that_are_theirs(
         await store.expire_heartbeat(f"http://dead{i}:1")
     for name, model in ((A, "m"), (B, "n"), (C, "o")):
         await registry.register(worker(name, model, queue_length=1000, speed=0.001))
-    answers = await getattr(registry, operation)(asks(["o", "m", "n", "m", "o", "absent", "n"]))
-    assert answers == [C, A, B, A, C, "", B]
+    choices = await getattr(registry, operation)(asks(["o", "m", "n", "m", "o", "absent", "n"]))
+    assert workers_of(choices) == [C, A, B, A, C, "", B]
 
 
 async def test_a_dispatch_that_fails_half_way_is_taken_back_whole(
@@ -240,17 +240,15 @@ async def test_a_dispatch_that_fails_half_way_is_taken_back_whole(
     assert await queues(registry) == [0]
 
 
-def indexed(fields: dict[str, str], score: float, place: int) -> Indexed:
-    """A worker as its hash and its place in the first index tell it."""
-    load = load_of(fields)
-    return Indexed(load, int(parts_of(fields)["turn"]), place, score, load.what_fades())
-
-
 async def fleet(store: Store, namespace: str) -> dict[str, Indexed]:
-    """The workers as the indexes of the model m and their hashes tell them."""
+    """Return the workers of the model m from the cost index and their hashes."""
     state = await whole_state(store.client, namespace)
-    told = {member[16:]: (score, int(member[:16])) for member, score in state.indexes["m"]}
-    return {name: indexed(fields, *told[name]) for name, fields in state.hashes.items()}
+    workers = {}
+    for member, score in state.indexes["m"]:
+        name = member[16:]
+        load, seq = load_of(state.hashes[name]), int(state.hashes[name]["seq"])
+        workers[name] = Indexed(load, seq, int(member[:16]), score, load.decay_key(), name)
+    return workers
 
 
 @pytest.mark.usefixtures("store_clock")
@@ -271,10 +269,11 @@ async def test_where_only_some_lease_it_is_the_best_of_the_front_of_both_indexes
         workers = await fleet(store, namespace)
         leased = order.random() < 0.5
         [chosen] = await registry.dispatch_shortest_queue(asks(["m"], 60_000 * leased))
-        phase = (await fleet(store, namespace))[chosen.worker].load.faded_from  # that of this choice
-        best = least_cost(workers.values(), leased=leased, fades=True, phase=phase, pace=1.0)
+        reading, read_at, time_constant = map(float, (await store.client.get(keys.decay(namespace, "m"))).split()[:3])
+        reading += (now - read_at) / time_constant
+        best = least_cost(workers.values(), leased=leased, decays=True, reading=reading, rate=1.0)
         assert best is not None
-        costs = [each.load.cost(phase, each.load.speed) for each in (best, workers[chosen.worker])]
+        costs = [each.load.cost(reading, each.load.speed) for each in (best, workers[chosen.worker])]
         assert costs[0] == pytest.approx(costs[1], rel=1e-5)
     await store.client.delete(CLOCK, *await store.client.keys(f"{{{namespace}}}*"))
 
@@ -297,8 +296,7 @@ async def test_a_booking_that_has_faded_to_almost_nothing_is_no_failure(store: S
     for name in (A, B):
         await registry.register(worker(name))
     key = keys.worker(store.namespace, A)
-    told = (await store.client.hget(key, "load")).split(" ", 1)
-    await store.client.hset(key, "load", f"1e-07 {told[1]}")
+    await store.client.hset(key, "untracked", "1e-07")
     drawn = Counter(workers_of(await registry.dispatch_lottery(asks(["m"] * 1000))))
     assert 400 < drawn[A] < 600
 

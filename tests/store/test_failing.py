@@ -8,7 +8,7 @@ import pytest
 
 from controller.store import keys
 from controller.store.reconciliation import split
-from controller.store.registry import NOT_ALIVE, Registry
+from controller.store.registry import Registry
 from tests.conftest import CLOCK, Store
 from tests.support.dispatches import leases_of, workers_of
 from tests.support.invariants import check_invariants
@@ -39,7 +39,7 @@ async def test_where_all_fail_they_serve(store: Store, operation: str) -> None:
     for name in FAILING:
         await registry.register(worker(name))
         await registry.report_failure(name)
-    chosen = Counter(await getattr(registry, operation)(asks(["m"] * 360)))
+    chosen = Counter(workers_of(await getattr(registry, operation)(asks(["m"] * 360))))
     assert set(chosen) == set(FAILING)
 
 
@@ -73,7 +73,7 @@ async def test_an_answer_to_us_forgives_what_nothing_else_would(registry: Regist
     await registry.report_failure(B)
     for known in (await registry.list_workers()).workers:  # a refresh
         again = worker(known.name, check_heart_beat=known.check_heart_beat)
-        assert await registry.register(again, only_if=known.registration) is False
+        assert await registry.refresh(again, known.registration)
     assert await failing(registry) == {A: "request", B: ""}
     await registry.heartbeat(reports([(A, 0)]))
     assert await failing(registry) == {A: "", B: ""}
@@ -109,8 +109,8 @@ async def test_a_lease_finds_the_slot_that_fading_has_made_free(store: Store) ->
     await registry.register(worker(A, capacity=2))
     await registry.register(worker(B, capacity=2, queue_length=3))
     assert set(workers_of(await registry.dispatch_shortest_queue(asks(["m", "m"], 60_000)))) == {A}
-    index = keys.model(store.namespace, "m")
-    fade = keys.fade(store.namespace, "m")
+    index = keys.cost_index(store.namespace, "m")
+    fade = keys.decay(store.namespace, "m")
     phase, rest = (await store.client.get(fade)).split(" ", 1)
     await store.client.set(fade, f"{float(phase) + 20} {rest}")  # as if much time had passed
     scores = {member[16:]: score for member, score in await store.client.zrange(index, 0, -1, withscores=True)}
@@ -120,7 +120,7 @@ async def test_a_lease_finds_the_slot_that_fading_has_made_free(store: Store) ->
 
 
 async def test_a_worker_that_the_store_forgot_drains_on_when_it_is_restored(registry: Registry) -> None:
-    assert await registry.register(worker(A), only_if=NOT_ALIVE, draining=True)
+    assert await registry.restore(worker(A), draining=True)
     assert workers_of(await registry.dispatch_shortest_queue(asks(["m"]))) == [""]
     await registry.register(worker(A))
     assert [known.draining for known in (await registry.list_workers()).workers] == [True]
@@ -146,10 +146,10 @@ async def test_bookings_fade_when_a_worker_serves_again_after_all_was_forgotten(
     registry = store.registry(booking_decay=True)
     await registry.register(worker(A))
     await registry.drain(A)
-    await store.client.delete(keys.fade(store.namespace, "m"))  # as after an hour
+    await store.client.delete(keys.decay(store.namespace, "m"))  # as after an hour
     await registry.drain(A, False)
     assert workers_of(await registry.dispatch_shortest_queue(asks(["m"]))) == [A]
-    assert await store.client.exists(keys.fade(store.namespace, "m"))
+    assert await store.client.exists(keys.decay(store.namespace, "m"))
 
 
 @pytest.mark.usefixtures("store_clock")
@@ -161,7 +161,7 @@ async def test_bookings_fade_from_the_new_phase_when_a_worker_serves_again(store
     await store.client.incrby(CLOCK, 10_000_000)
     await registry.heartbeat(reports([(A, 0)]))
     await registry.drain(A)
-    await store.client.delete(keys.fade(store.namespace, "m"))  # as after an hour
+    await store.client.delete(keys.decay(store.namespace, "m"))  # as after an hour
     await registry.drain(A, False)
     assert workers_of(await registry.dispatch_shortest_queue(asks(["m"]))) == [A]
     await store.client.incrby(CLOCK, 100_000)
@@ -199,7 +199,7 @@ async def test_in_a_new_life_it_has_not_answered_a_poll_yet(registry: Registry) 
     await registry.heartbeat(reports([(A, 0)]), of_polls=True)
     await registry.register(worker(A))
     assert await registry.report_failure(A, of_polls=True) is None
-    assert await registry.register(worker(B), only_if=NOT_ALIVE, polled=True), "restored, and known to answer"
+    assert await registry.restore(worker(B), polled=True), "restored, and known to answer"
     assert await registry.report_failure(B, of_polls=True)
 
 
@@ -226,7 +226,7 @@ async def test_leases_that_nobody_releases_do_not_pile_up(registry: Registry, op
 
 
 async def leases_are(registry: Registry, operation: str) -> bool:
-    [lease] = await getattr(registry, operation)(asks(["m"], 60_000))
+    [lease] = leases_of(await getattr(registry, operation)(asks(["m"], 60_000)))
     await registry.release([lease])
     return [known.leased for known in (await registry.list_workers()).workers] == [1]
 
@@ -250,9 +250,9 @@ async def test_a_lottery_whose_answer_was_lost_takes_back_the_leases_alone(store
     registry = store.registry()
     await registry.register(worker(A, queue_length=4))
     arguments = ["m", lease_ms, "0.5"] * 2
-    leases = await registry._run("dispatch_lottery", "lost", 6_000, 0, *arguments)
-    assert len(set(leases)) == (2 if lease_ms else 1), "no two leases are alike"
-    assert await registry._run("dispatch_lottery", "lost", 6_000, 0, *arguments) == leases
+    choices = await registry._run("dispatch_lottery", "lost", 6_000, 0, *arguments)
+    assert len({lease for _, lease in choices}) == (2 if lease_ms else 1), "leases are unique"
+    assert await registry._run("dispatch_lottery", "lost", 6_000, 0, *arguments) == choices
     for settlement in split({}, ["lost"], 0):
         await registry.reconcile(settlement)
     [known] = (await registry.list_workers()).workers
@@ -262,7 +262,7 @@ async def test_a_lottery_whose_answer_was_lost_takes_back_the_leases_alone(store
 
 async def test_what_is_taken_back_after_a_report_makes_no_count_negative(registry: Registry) -> None:
     await registry.register(worker(A))
-    assert await registry._run("dispatch_shortest_queue", "lost", 6_000, 0, "m", 0) == [A]
+    assert await registry._run("dispatch_shortest_queue", "lost", 6_000, 0, "m", 0) == [[A, ""]]
     await asyncio.sleep(0.01)  # times are told to a millisecond
     await registry.heartbeat(reports([(A, 0)]))
     for settlement in split({}, ["lost"], 0):

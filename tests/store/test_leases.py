@@ -2,10 +2,10 @@
 
 import pytest
 
-from controller.domain.load import LATE_RELEASE_MS
 from controller.store import keys
 from controller.store.registry import Registry
 from tests.conftest import CLOCK, Store
+from tests.model.load import LATE_RELEASE_MS
 from tests.support.dispatches import leases_of
 from tests.support.samples import A, asks, reports, worker
 

@@ -130,7 +130,7 @@ async def test_a_worker_that_fails_is_passed_over_in_all_of_its_models(store: St
     await check_invariants(store.client, store.namespace)
     await registry.drain(A, False)
     assert set(workers_of(await registry.dispatch_lottery(both))) == {B}, "it fails until it reports"
-    await registry.register(worker(A, "n", "new"), only_if=(await registry.list_workers()).workers[0].registration)
+    await registry.refresh(worker(A, "n", "new"), (await registry.list_workers()).workers[0].registration)
     await check_invariants(store.client, store.namespace)
     assert set(workers_of(await registry.dispatch_lottery(asks(["n"] * 20)))) == {B}
     await registry.heartbeat(reports([(A, 0)]))

@@ -7,7 +7,7 @@ import pytest
 from controller.store.registry import Registry
 from tests.conftest import Store
 from tests.support.dispatches import leases_of, workers_of
-from tests.support.invariants import REST, check_invariants
+from tests.support.invariants import OVERFLOW, check_invariants
 from tests.support.pools import allow_sets
 from tests.support.samples import A, B, C, asks, reports, worker
 
@@ -86,10 +86,10 @@ async def test_a_model_with_too_many_pools_indexes_further_workers_itself(
     for i, name in enumerate(names):
         await registry.register(worker(name, "m", f"own-{i}", queue_length=6 - i))
     state = await check_invariants(store.client, store.namespace)
-    assert state.rest == set(names[2:])
+    assert state.overflow == set(names[2:])
     assert len(state.pools["m"]) == 3
-    assert f"{REST}m" in state.pools["m"]
-    assert state.pools["own-5"] == [f"{REST}own-5"]
+    assert f"{OVERFLOW}m" in state.pools["m"]
+    assert state.pools["own-5"] == [f"{OVERFLOW}own-5"]
     assert workers_of(await registry.dispatch_shortest_queue(asks(["m", "m", "own-5", "m"]))) == [
         names[5],
         names[4],
@@ -103,7 +103,7 @@ async def test_a_model_with_too_many_pools_indexes_further_workers_itself(
         await registry.remove(name)
     await registry.register(worker(names[2], "m", "own-2"))
     state = await check_invariants(store.client, store.namespace)
-    assert state.rest == {names[3], names[4]}, "there is room again"
+    assert state.overflow == {names[3], names[4]}, "there is room again"
     assert await registry.list_models() == ["m", "own-2", "own-3", "own-4"]
 
 

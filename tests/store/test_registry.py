@@ -4,7 +4,7 @@ import pytest
 
 from controller.domain.worker import MAX_QUEUE_LENGTH, Registration, WorkerStatus
 from controller.store import keys
-from controller.store.registry import NOT_ALIVE, Registry
+from controller.store.registry import Registry
 from tests.conftest import Store
 from tests.support.dispatches import workers_of
 from tests.support.invariants import check_invariants, whole_state
@@ -41,7 +41,7 @@ async def test_a_registered_worker_is_known_whole(store: Store, registry: Regist
 
 
 async def test_an_answer_to_a_poll_prolongs_no_life(store: Store, registry: Registry) -> None:
-    await registry.register(worker(A), expires_in=30.0)
+    await registry.restore(worker(A), expires_in=30.0)
     heard_at = await store.client.hget(keys.worker(store.namespace, A), "heartbeat_at")
     await wait_until(lambda: milliseconds_have_passed(store, int(heard_at)), "times are told to a millisecond")
     assert await registry.heartbeat(reports([(A, 1)]), of_polls=True) == [True]
@@ -63,7 +63,7 @@ async def test_registering_twice_is_registering_once(store: Store, registry: Reg
     after = await whole_state(store.client, store.namespace)
     for state in (before, after):
         state.workers.clear()  # the time at which it lapses
-        for field in ("registration", "life", "reported_at", "heartbeat_at"):
+        for field in ("registration", "incarnation", "reported_at", "heartbeat_at"):
             del state.hashes[A][field]
     assert after == before
 
@@ -102,7 +102,7 @@ async def test_a_conditional_registration_does_not_revive_the_dead(store: Store,
     await registry.register(worker(A))
     [seen] = (await registry.list_workers()).workers
     await store.expire_heartbeat(A)
-    assert await registry.register(worker(A), only_if=seen.registration) is None
+    assert not await registry.refresh(worker(A), seen.registration)
     assert await names(registry) == []
 
 
@@ -117,12 +117,12 @@ async def test_a_worker_that_comes_back_stands_behind_the_others_of_its_load(sto
 async def test_a_conditional_registration_does_nothing_after_a_newer_one(store: Store, registry: Registry) -> None:
     await registry.register(worker(A))
     [seen] = (await registry.list_workers()).workers
-    assert await registry.register(worker(A, "newer"), only_if=seen.registration) is False
+    assert await registry.refresh(worker(A, "newer"), seen.registration)
     before = await whole_state(store.client, store.namespace)
-    assert await registry.register(worker(A, "stale"), only_if=seen.registration) is None
+    assert not await registry.refresh(worker(A, "stale"), seen.registration)
     assert await whole_state(store.client, store.namespace) == before
     await registry.remove(A)
-    assert await registry.register(worker(A, "stale"), only_if=seen.registration + 1) is None
+    assert not await registry.refresh(worker(A, "stale"), seen.registration + 1)
     assert await names(registry) == []
 
 
@@ -186,7 +186,7 @@ async def test_a_dead_worker_at_the_head_is_forgotten_and_the_next_is_tried(stor
     await registry.register(worker(A, "m", "only-a", speed=9))
     await registry.register(worker(B, queue_length=5))
     await store.expire_heartbeat(A)
-    assert await getattr(registry, operation)(asks(["m"])) == [B]
+    assert workers_of(await getattr(registry, operation)(asks(["m"]))) == [B]
     state = await check_invariants(store.client, store.namespace)
     assert set(state.hashes) == {B}
     assert state.models == {"m"}
@@ -335,14 +335,14 @@ async def test_many_workers_are_listed_in_parts(store: Store, monkeypatch: pytes
 
 
 async def test_only_if_it_is_not_alive(registry: Registry, store: Store) -> None:
-    assert await registry.register(worker(A), only_if=NOT_ALIVE, expires_in=30.0) is True
-    assert await registry.register(worker(A, "other"), only_if=NOT_ALIVE) is None
+    assert await registry.restore(worker(A), expires_in=30.0)
+    assert not await registry.restore(worker(A, "other"))
     [known] = (await registry.list_workers()).workers
     assert known.status.model_names == ("m",)
     assert known.expires_in is not None
     assert 0 < known.expires_in <= 30
     await store.expire_heartbeat(A)
-    assert await registry.register(worker(A, "other"), only_if=NOT_ALIVE) is True
+    assert await registry.restore(worker(A, "other"))
     [known] = (await registry.list_workers()).workers
     assert known.status.model_names == ("other",)
 
@@ -351,10 +351,10 @@ async def test_a_removal_is_forgotten_when_its_worker_registers_again(registry: 
     """Otherwise no replica would restore it if the store lost it afterwards."""
     await registry.register(worker(A))
     assert await registry.remove(A)
-    assert await registry.register(worker(A), only_if=NOT_ALIVE) is None
+    assert not await registry.restore(worker(A))
     await registry.register(worker(A))
     await store.expire_heartbeat(A)
-    assert await registry.register(worker(A), only_if=NOT_ALIVE) is True
+    assert await registry.restore(worker(A))
 
 
 @pytest.mark.parametrize("conditional", [True, False])

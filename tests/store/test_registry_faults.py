@@ -146,7 +146,7 @@ async def test_check_refuses_another_layout_of_keys_and_touches_nothing(store: S
     await registry.check()
     assert await store.client.get(keys.schema(store.namespace)) == SCHEMA
     await store.client.set(keys.schema(store.namespace), "999")
-    with pytest.raises(StoreIncompatible, match=rf"key layout version 999\. This program needs version {SCHEMA}"):
+    with pytest.raises(StoreIncompatible, match=f"key layout version 999. This program needs version {SCHEMA}"):
         await registry.check()
     assert await store.client.get(keys.schema(store.namespace)) == "999"
 
@@ -162,25 +162,46 @@ async def test_check_refuses_a_store_that_would_evict_heartbeats(store: Store, r
         await store.client.config_set("maxmemory-policy", "noeviction")
 
 
+INVALID_REGISTRATIONS = [  # by what is wrong with the arguments of a valid one
+    {"heartbeat_ttl": "x"},
+    {"heartbeat_ttl": "1.5"},
+    {"speed": "0", "models": '["m"]'},
+    {"speed": "nan"},
+    {"speed": "inf"},
+    {"queue_length": "-1"},
+    {"queue_length": "0.5"},
+    {"queue_length": "9007199254740994"},
+    {"multimodal": "2"},
+    {"multimodal": ""},
+    {"models": "[{}]"},
+    {"models": "[1]"},
+    {"models_digest": "digest"},
+    {"models": '["m","n"]'},
+    {"capacity": "0"},
+    {"capacity": "1.5"},
+    {"reply_ttl": "0"},
+]
+
+
+def registration(**changed: str) -> list[str]:
+    """Return the arguments of a registration."""
+    valid = {"request_id": "id", "reply_ttl": "1", "name": A, "heartbeat_ttl": "1", "speed": "1", "queue_length": "0",
+             "multimodal": "0", "models": "[]", "models_digest": "", "capacity": ""}  # fmt: skip
+    return list({**valid, **changed}.values())
+
+
 INVALID = [
-    ("register", ["0", "0", "id", "1", A, "x", "1", "0", "0", "", "[]", "", "", "0", "0", "0"]),
-    ("register", ["0", "0", "id", "1", A, "1.5", "1", "0", "0", "", "[]", "", "", "0", "0", "0"]),
-    ("register", ["0", "0", "id", "1", A, "1", "0", "0", "0", "", '["m"]', "", "", "0", "0", "0"]),
-    ("register", ["0", "0", "id", "1", A, "1", "nan", "0", "0", "", "[]", "", "", "0", "0", "0"]),
-    ("register", ["0", "0", "id", "1", A, "1", "inf", "0", "0", "", "[]", "", "", "0", "0", "0"]),
-    ("register", ["0", "0", "id", "1", A, "1", "1", "-1", "0", "", "[]", "", "", "0", "0", "0"]),
-    ("register", ["0", "0", "id", "1", A, "1", "1", "0.5", "0", "", "[]", "", "", "0", "0", "0"]),
-    ("register", ["0", "0", "id", "1", A, "1", "1", "0", "2", "", "[]", "", "", "0", "0", "0"]),
-    ("register", ["0", "0", "id", "1", A, "1", "1", "0", "", "", "[]", "", "", "0", "0", "0"]),
-    ("register", ["0", "0", "id", "1", A, "1", "1", "0", "0", "", "[{}]", "", "", "0", "0", "0"]),
-    ("register", ["0", "0", "id", "1", A, "1", "1", "0", "0", "", "[1]", "", "", "0", "0", "0"]),
-    ("register", ["0", "0", "id", "1", A, "1", "1", "9007199254740994", "0", "", "[]", "", "", "0", "0", "0"]),
-    ("register", ["0", "0", "id", "1", A, "1", "1", "0", "0", "", "[]", "", "0", "0", "0", "0"]),
-    ("register", ["0", "0", "id", "1", A, "1", "1", "0", "0", "", "[]", "", "1.5", "0", "0", "0"]),
-    ("register", ["0", "x", "id", "1", A, "1", "1", "0", "0", "", "[]", "", "", "0", "0", "0"]),
-    ("register", ["0", "0", "id", "1", A, "1", "1", "0", "0", "", "[]", "", "", "-1", "0", "0"]),
-    ("register", ["0", "0", "id", "1", A, "1", "1", "0", "0", "", "[]", "", "", "0", "0", "yes"]),
-    ("register", ["0", "0", "id", "1", A, "1", "1", "0", "0", "", "[]", "", "", "0", "yes", "0"]),
+    *(("register", ["0", *registration(**changed)]) for changed in INVALID_REGISTRATIONS),
+    ("register", ["0"]),
+    ("register", ["0", *registration()[:-1]]),
+    ("refresh", ["0", "0", *registration(speed="nan"), "1", "0"]),
+    ("refresh", ["0", "x", *registration(), "1", "0"]),
+    ("refresh", ["0", "0", *registration(), "1", "-1"]),
+    ("refresh", ["0", "0", *registration(), "1"]),
+    ("restore", ["0", *registration(speed="nan"), "0", "0"]),
+    ("restore", ["0", *registration(), "0", "yes"]),
+    ("restore", ["0", *registration(), "yes", "0"]),
+    ("restore", ["0", *registration(), "0"]),
     ("heartbeat", ["id", "1", "0", "0", "0", A, "1", "0"]),
     ("heartbeat", ["id", "1", "x", "0", "0", A, "1", "0"]),
     ("heartbeat", ["id", "1", "1", "0", "x", A, "1", "0"]),
@@ -198,26 +219,21 @@ INVALID = [
     ("dispatch_lottery", ["id", "1", "0", "m", "0", "1"]),
     ("dispatch_lottery", ["id", "1", "0", "m", "0", "0.5", "m", "0", "x"]),
     ("dispatch_lottery", ["id", "1", "0", "m", "0", "0.5", "m", "x", "0.5"]),
-    ("register", ["0", "0", "id", "0", A, "1", "1", "0", "0", "", "[]", "", "", "0", "0", "0"]),
-    ("register", ["0", "0", "id", "1", A, "1", "1", "0", "0", "", "[]", "", "", "0", "0"]),
-    ("register", ["0", "0", "id", "1", A, "1", "1", "0", "0", "", "[]", "digest", "", "0", "0", "0"]),
-    ("register", ["0", "0", "id", "1", A, "1", "1", "0", "0", "", '["m","n"]', "", "", "0", "0", "0"]),
-    ("register", ["0", "0"]),
     ("report_failure", ["id", "1", "0", A, "whim"]),
     ("report_failure", ["id", "0", "0", A, "polls"]),
     ("report_failure", ["id", "1", "0", A]),
     ("drain", ["id", "1", "0", A]),
     ("drain", ["id", "0", "0", A, "1"]),
     ("join_replicas", ["id", "x"]),
-    ("acquire_job", ["duty", "id", "0", "0", "1"]),
-    ("acquire_job", ["duty", "id", "1", "0", "0"]),
+    ("acquire_job", ["job", "id", "0", "0", "1"]),
+    ("acquire_job", ["job", "id", "1", "0", "0"]),
     ("correct_heartbeats", ["0", A, "1"]),
     ("correct_heartbeats", ["1", A]),
     ("correct_heartbeats", ["1", A, "1", B, "0"]),
     ("shorten_leases", ["x", "1"]),
     ("shorten_leases", ["0", "0"]),
-    ("complete_job", ["duty", "id", "0", "", "1"]),
-    ("complete_job", ["duty", "id", "1", "", "x"]),
+    ("complete_job", ["job", "id", "0", "", "1"]),
+    ("complete_job", ["job", "id", "1", "", "x"]),
     ("remove", ["id", "0", "1", A, ""]),
     ("remove", ["id", "1", "0", A, ""]),
     ("remove", ["id", "1", "1", A]),

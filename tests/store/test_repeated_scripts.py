@@ -15,7 +15,7 @@ from redis.asyncio import Redis
 from controller.store import keys, scripts
 from controller.store.connection import connect
 from controller.store.reconciliation import split
-from controller.store.registry import NOT_ALIVE, Registry
+from controller.store.registry import Registry
 from tests.conftest import CLOCK, REDIS_SERVER
 from tests.support.dispatches import leases_of
 from tests.support.replies import Replies
@@ -124,10 +124,8 @@ CALLS: dict[str, Call] = {
     "join_replicas, to leave": lambda registry, replica, _: registry.join_replicas(replica.name, 0.0),
     "register": lambda registry, *_: registry.register(worker(A, "m", "o", queue_length=1)),
     "register, new": lambda registry, *_: registry.register(worker(NEW, "m")),
-    "register, after a probe": lambda registry, _, fleet: registry.register(
-        worker(A, "m", "o", queue_length=1), only_if=fleet.registration
-    ),
-    "register, to restore": lambda registry, *_: registry.register(worker(NEW, "m"), only_if=NOT_ALIVE, draining=True),
+    "refresh": lambda registry, _, fleet: registry.refresh(worker(A, "m", "o", queue_length=1), fleet.registration),
+    "restore": lambda registry, *_: registry.restore(worker(NEW, "m"), draining=True),
     "release": lambda registry, _, fleet: registry.release(fleet.leases),
     "remove": lambda registry, *_: registry.remove(A),
     "remove, after a probe": lambda registry, _, fleet: registry.remove(A, only_if=fleet.registration),

@@ -1,82 +1,136 @@
-"""The Lua folder: each header is a contract that its body and its Python caller keep."""
+"""The Lua folder: each header is a contract that the script and its Python caller keep."""
 
 import inspect
 import re
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 
-from controller.store import scripts
+from controller.store import keys, scripts
 from controller.store.reconciliation import split
 from controller.store.registry import Registry
 from tests.conftest import Store
+from tests.support.headers import Header, body_of, header_of
 from tests.support.samples import A, asks, reports, worker
 
-FOLDER = Path(str(scripts.folder()))
-SCRIPTS = sorted(FOLDER.glob("*.lua"))
-INCLUDES = sorted((FOLDER / "include").glob("*.lua"))
+SCRIPTS = {name: Path(str(file)) for name, file in sorted(scripts.script_files().items())}
+INCLUDES = {name: Path(str(file)) for name, file in sorted(scripts.include_files().items())}
+ROOT = Path(str(scripts.folder())).parent
+INCLUDE_LINE = re.compile(r'^--- @include "(\w+)"(?: when called)?$', re.MULTILINE)
+GROUPS = re.compile(r"(argument_groups|read_requests|read_registrations)\((\d+), \{([^}]*)\}\)")
+PARTS = {"worker_name": "name", "model_name": "model", "job_name": "job"}  # how headers call parts of a key
+
+every_script = pytest.mark.parametrize("name", SCRIPTS)
+every_file = pytest.mark.parametrize("path", [*SCRIPTS.values(), *INCLUDES.values()], ids=lambda path: path.stem)
 
 
-def parts(path: Path) -> tuple[str, str]:
-    """Header and body of a script."""
-    match = re.match(r"--\[\[\n(.*?)\]\]\n(.*)", path.read_text(), re.DOTALL)
-    assert match, f"{path.name} does not begin with a header"
-    return match[1], match[2]
+@dataclass
+class Group:
+    """The call that reads the arguments of the items, and their names."""
+
+    function: str
+    first: int
+    names: list[str]
 
 
-@pytest.mark.parametrize("path", SCRIPTS, ids=lambda p: p.stem)
-def test_header_tells_purpose_input_and_output(path: Path) -> None:
-    header, _ = parts(path)
-    purpose, _, rest = header.partition("\n  Input:\n")
-    inputs, _, outputs = rest.partition("\n  Output:\n")
-    assert len(purpose.split()) >= 3
-    assert "KEYS[1]" in inputs
-    assert outputs.strip()
+def group_of(body: str) -> Group | None:
+    found = GROUPS.search(body)
+    return found and Group(found[1], int(found[2]), re.findall(r'"(\w+)"', found[3]))
 
 
-@pytest.mark.parametrize("path", SCRIPTS, ids=lambda p: p.stem)
-def test_header_and_body_name_the_same_arguments(path: Path) -> None:
-    header, body = parts(path)
-    inputs = header.partition("\n  Input:\n")[2].partition("\n  Output:\n")[0]
-    listed = re.findall(r"^    (KEYS|ARGV)\[(\d+)(…?)\]", inputs, re.MULTILINE)
-    fixed = {int(number) for kind, number, more in listed if kind == "ARGV" and not more}
-    open_ended = [int(number) for kind, number, more in listed if kind == "ARGV" and more]
-    assert [kind for kind, *_ in listed].count("KEYS") == 1
-    assert fixed | set(open_ended) == set(range(1, len(fixed) + len(open_ended) + 1)), "numbered without a gap"
-    literal = {int(number) for number in re.findall(r"ARGV\[(\d+)\]", body)}
-    assert fixed <= literal <= fixed | set(open_ended)
-    assert bool(re.search(r"#ARGV", body)) == bool(open_ended)
-    assert ("INVALID" in header) == ("INVALID" in body)
+def header(name: str) -> Header:
+    return header_of(SCRIPTS[name])
 
 
-@pytest.mark.parametrize("path", [*SCRIPTS, *INCLUDES], ids=lambda p: p.stem)
+def registration_arguments() -> list[str]:
+    """Return the names of the arguments that a registration has in any script."""
+    names = re.search(r"local names = \{(.*?)unpack\(added\)", INCLUDES["read_registrations"].read_text(), re.DOTALL)
+    assert names
+    return re.findall(r'"(\w+)"', names[1])
+
+
+@every_script
+def test_a_header_describes_purpose_keys_input_and_output(name: str) -> None:
+    assert len(header(name).purpose.split()) >= 5
+    assert header(name).keys
+    assert "{<namespace>}" in header(name).input
+    assert header(name).output.strip()
+
+
+@every_script
+def test_the_keys_in_a_header_are_those_of_the_script_and_of_the_key_module(name: str) -> None:
+    used = set(re.findall(r'\bkey\("(\w+)"', scripts.source(name)))
+    in_order = [kind for kind in vars(keys) if kind in header(name).keys]
+    assert list(header(name).keys) == in_order, "in the order of controller/store/keys.py"
+    for kind, (part, key_type, _) in header(name).keys.items():
+        function = getattr(keys, kind)
+        _, *parts = inspect.signature(function).parameters
+        assert part == "".join(PARTS.get(each, each) for each in parts)
+        assert key_type == re.split(r"\W", function.__doc__)[0]
+        assert kind in used
+
+
+@every_script
+def test_the_arguments_in_a_header_are_those_of_the_script(name: str) -> None:
+    body = body_of(SCRIPTS[name])
+    fixed, group = header(name).arguments, group_of(body)
+    assert list(fixed) == list(range(1, len(fixed) + 1)), "numbered without a gap"
+    for number, argument in fixed.items():
+        lines = [line for line in body.splitlines() if f"ARGV[{number}]" in line]
+        assert lines
+        for line in lines:
+            assert re.match(rf"local .*\b(is_)?{argument}\b.* = ", line), f"{argument} has no name in: {line}"
+    assert set(map(int, re.findall(r"ARGV\[(\d+)\]", body))) == set(fixed)
+    assert "ARGV" not in re.sub(r"ARGV\[\d+\]", "", re.sub(r"--.*", "", body))
+    assert (header(name).first_of_group, header(name).group) == ((group.first, group.names) if group else (None, []))
+    assert not group or group.first == len(fixed) + 1
+    assert ("INVALID" in header(name).output) == ("INVALID" in body or "error_reply" in body)
+
+
+@every_script
+def test_arguments_are_named_before_anything_is_done(name: str) -> None:
+    body = body_of(SCRIPTS[name])
+    first_action = min([body.find(text) for text in ("redis.call", "\nlocal function") if text in body])
+    assert body.rfind("ARGV[") < first_action
+
+
+@every_file
 def test_a_file_includes_what_it_uses_and_no_more(path: Path) -> None:
-    _, body = parts(path)
-    for block in re.findall(r'(?:^ *--- @include "\w+"\n)+', body, re.MULTILINE):
-        names = re.findall(r'"(\w+)"', block)
-        assert names == sorted(set(names))
-    included = re.findall(r'^ *--- @include "(\w+)"$', body, re.MULTILINE)
+    body = body_of(path)
+    included = INCLUDE_LINE.findall(body)
+    assert included == sorted(set(included))
+    assert body.startswith("--- @include") or not included, "includes stand at the top"
     code = re.sub(r'--.*$|"[^"]*"', "", body, flags=re.MULTILINE)
-    functions = {include.stem for include in INCLUDES} - {path.stem}
-    assert set(included) == {name for name in functions if re.search(rf"\b{name}\(", code)}
+    assert set(included) == {name for name in set(INCLUDES) - {path.stem} if re.search(rf"\b{name}\b", code)}
 
 
-@pytest.mark.parametrize("path", INCLUDES, ids=lambda p: p.stem)
-def test_an_include_is_one_function_named_as_its_file(path: Path) -> None:
-    header, body = parts(path)
-    assert re.findall(r"^local function (\w+)\(", body, re.MULTILINE) == [path.stem]
-    assert len(header.strip()) > 20
+@pytest.mark.parametrize("name", INCLUDES)
+def test_an_include_is_one_function_named_like_its_file(name: str) -> None:
+    [(function, parameters)] = re.findall(r"^local function (\w+)\(([^)]*)\)", body_of(INCLUDES[name]), re.MULTILINE)
+    assert function == name
+    text = INCLUDES[name].read_text().partition("]]")[0]
+    for parameter in re.findall(r"\w+", parameters):
+        assert re.search(rf"\b{parameter}\b", text), f"the header does not describe {parameter}"
 
 
-@pytest.mark.parametrize("path", [*SCRIPTS, *INCLUDES], ids=lambda p: p.stem)
+@every_script
+def test_an_include_with_a_state_is_made_once(name: str) -> None:
+    """A function that is included when it is called could make a second one, with a state of its own."""
+    assert scripts.source(name).count("local function spend(") <= 1
+    if "local function learn_decay(" in scripts.source(name):  # which deletes what decay_clock() remembers
+        assert scripts.source(name).count("local function decay_clock(") == 1
+
+
+@every_file
 def test_scripts_are_plain(path: Path) -> None:
-    """Nothing that fakeredis, Redis Cluster or a second clock would stumble over."""
+    """Nothing that fakeredis or Redis Cluster rejects, and no second clock."""
     text = path.read_text()
     assert '"KEYS"' not in text
     assert "SCAN" not in text.replace("ZSCAN", "").replace("SSCAN", "")
     assert not text.startswith("#!")
-    assert ("TIME" in text.replace("TIMEOUT", "")) == (path.stem == "now")
+    assert ('"TIME"' in text) == (path.stem == "now")
     assert "math.random" not in text
     assert all(len(line) <= 120 for line in text.splitlines())
     for line in text.splitlines():
@@ -84,11 +138,11 @@ def test_scripts_are_plain(path: Path) -> None:
         assert not re.match(r"^[a-z_]+ = ", line), f"a global variable: {line}"
 
 
-def test_one_script_a_method_with_the_same_name() -> None:
-    assert scripts.names() == [path.stem for path in SCRIPTS]
+def test_each_script_is_a_method_with_the_same_name() -> None:
+    assert scripts.names() == list(SCRIPTS)
     for name in scripts.names():
         assert callable(getattr(Registry, name))
-        assert f'"{name}"' in inspect.getsource(Registry)
+        assert f'"{name}"' in "".join(inspect.getsource(each) for each in Registry.__mro__[:-1])
 
 
 async def test_callers_pass_the_arguments_that_the_headers_name(
@@ -103,10 +157,12 @@ async def test_callers_pass_the_arguments_that_the_headers_name(
 
     monkeypatch.setattr(Registry, "_run", counting)
     await registry.register(worker(A))
+    await registry.refresh(worker(A), 1)
+    await registry.restore(worker(A))
     await registry.heartbeat(reports([(A, 0)]))
     await registry.dispatch_shortest_queue(asks(["m"]))
     await registry.dispatch_lottery(asks(["m"]))
-    (await registry.list_workers()).workers
+    await registry.list_workers()
     await registry.list_models()
     await registry.list_models(multimodal=True)
     await registry.correct_heartbeats({A: 1.0})
@@ -118,82 +174,92 @@ async def test_callers_pass_the_arguments_that_the_headers_name(
     await registry.drain(A)
     await registry.report_failure(A)
     await registry.join_replicas("replica", 1.0)
-    await registry.acquire_job("duty", "replica", 1.0)
-    await registry.complete_job("duty", "replica", 1.0, "told", 1.0)
-    for settlement in split({A: 1}, [], 0):
-        await registry.reconcile(settlement)
+    await registry.acquire_job("job", "replica", 1.0)
+    await registry.complete_job("job", "replica", 1.0, "result", 1.0)
+    for part in split({A: 1}, [], 0):
+        await registry.reconcile(part)
     await registry.remove(A)
-    tails = {
-        "heartbeat": 3,
-        "dispatch_shortest_queue": 2,
-        "dispatch_lottery": 3,
-        "reconcile": 2,
-        "remove": 2,
-        "drain": 2,
-        "report_failure": 2,
-        "register": 14,
-        "list_models": 0,
-        "correct_heartbeats": 2,
-    }  # what a repeated part holds, where it is not one
-    for path in SCRIPTS:
-        inputs = parts(path)[0].partition("\n  Input:\n")[2].partition("\n  Output:\n")[0]
-        listed = re.findall(r"^    ARGV\[\d+(…?)\]", inputs, re.MULTILINE)
-        assert calls[path.stem] == listed.count("") + listed.count("…") * tails.get(path.stem, 1)
-    assert store.client is not None
+    for name, path in SCRIPTS.items():
+        group = group_of(body_of(path))
+        common = registration_arguments() if group and group.function == "read_registrations" else []
+        in_group = len(common) + len(group.names) if group and name != "list_models" else 0  # no model is unfinished
+        assert calls[name] == len(header(name).arguments) + in_group, name
 
 
-def test_a_source_has_each_include_once_and_before_its_use() -> None:
-    source = scripts.source("register")
-    for name in ("key", "member", "leave_pools", "forget", "finite"):
-        assert source.count(f"local function {name}(") == 1
-        definition = source.index(f"local function {name}(")
-        assert definition < source.index(f"{name}(", definition + 20)
-    assert "@include" not in source
+def test_the_header_of_registrations_names_their_arguments() -> None:
+    text = INCLUDES["read_registrations"].read_text().partition("  Input:")[0]
+    listed = re.findall(r"^    (\w+)  ", text, re.MULTILINE)
+    added = {argument for name in SCRIPTS for argument in header(name).group if "registration" in header(name).input}
+    assert set(listed) >= {*registration_arguments(), *({"registration", "age", "draining", "polled"} & added)}
 
 
 @pytest.fixture
 def written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     """An empty folder that the scripts are read from."""
-    (tmp_path / "include").mkdir()
+    for subject in ("subject", "include/subject"):
+        (tmp_path / subject).mkdir(parents=True)
     monkeypatch.setattr(scripts, "folder", lambda: tmp_path)
-    for read in (scripts.source, scripts._included):
+    caches = (scripts.source, scripts.script_files, scripts.include_files, scripts._include)
+    for read in caches:
         read.cache_clear()
     yield tmp_path
-    for read in (scripts.source, scripts._included):
+    for read in caches:
         read.cache_clear()
 
 
-def test_an_include_within_a_function_is_put_there_unless_it_is_in_front(written: Path) -> None:
-    files = {
-        "x": '--- @include "a"\na()\n',
-        "include/a": '--- @include "b"\nlocal function a()\n  if b() then\n    --- @include "c"\n    c()\n  end\nend\n',
+def write(folder: Path, files: dict[str, str]) -> None:
+    for name, text in files.items():
+        (folder / f"{name}.lua").write_text(text)
+
+
+def test_a_source_has_each_include_once_and_before_its_use(written: Path) -> None:
+    write(written, {
+        "subject/x": '--[[\n  X.\n]]\n--- @include "a"\n--- @include "b"\na()\nb()\n',
+        "include/subject/a": '--[[\n  A.\n]]\n--- @include "b"\nlocal function a() b() end\n',
+        "include/b": "local function b() end\n",
+    })  # fmt: skip
+    assert scripts.names() == ["x"]
+    assert scripts.source("x") == "local function b() end\nlocal function a() b() end\na()\nb()\n"
+
+
+def test_an_include_when_called_makes_its_function_when_it_is_called(written: Path) -> None:
+    a = '--- @include "b"\n--- @include "c" when called\nlocal function a() if b() then c() end end\n'
+    write(written, {
+        "subject/x": '--- @include "a"\na()\n',
+        "include/a": a,
         "include/b": "local function b() end\n",
         "include/c": '--- @include "b"\n--- @include "d"\nlocal function c() b() d() end\n',
         "include/d": "local function d() end\n",
-        "y": '--- @include "a"\n--- @include "d"\na()\nd()\n',
-    }
-    for name, text in files.items():
-        (written / f"{name}.lua").write_text(text)
-    b, d = files["include/b"], files["include/d"]
-    c = "local function c() b() d() end\n"
-    before, after = "local function a()\n  if b() then\n", "    c()\n  end\nend\n"
-    assert scripts.source("x") == b + before + d + c + after + "a()\n"
-    assert scripts.source("y") == b + d + before + c + after + "a()\nd()\n"
+        "subject/y": '--- @include "a"\n--- @include "d"\na()\nd()\n',
+    })  # fmt: skip
+    b, d, c = "local function b() end\n", "local function d() end\n", "local function c() b() d() end\n"
+    a = "local function a() if b() then c() end end\n"
+    before, after = "local function c(...)\n", "return c(...)\nend\n"
+    assert scripts.source("x") == b + before + d + c + after + a + "a()\n"
+    assert scripts.source("y") == b + d + before + c + after + a + "a()\nd()\n"
 
 
-def test_an_include_of_itself_is_refused(written: Path) -> None:
-    (written / "x.lua").write_text('--- @include "a"\n')
-    (written / "include" / "a.lua").write_text('--- @include "b"\n')
-    (written / "include" / "b.lua").write_text('--- @include "a"\n')
+def test_an_include_of_itself_is_rejected(written: Path) -> None:
+    write(written, {
+        "subject/x": '--- @include "a"\n',
+        "include/a": '--- @include "b"\n',
+        "include/b": '--- @include "a"\n',
+    })  # fmt: skip
     with pytest.raises(ValueError, match="includes itself, by way of a and b"):
         scripts.source("x")
 
 
-def test_the_user_that_deploy_gives_to_the_replicas_may_do_all_that_the_scripts_do() -> None:
-    rights = set(re.findall(r" \+([a-z]+)", (SCRIPTS[0].parent.parent / "deploy/redis/users.acl").read_text()))
+def test_two_files_with_one_name_are_rejected(written: Path) -> None:
+    write(written, {"include/a": "", "include/subject/a": ""})
+    with pytest.raises(ValueError, match=r"Two files .* are named a\.lua"):
+        scripts.include_files()
+
+
+def test_the_redis_user_of_the_replicas_may_run_all_commands_of_the_scripts() -> None:
+    rights = set(re.findall(r" \+([a-z]+)", (ROOT / "deploy/redis/users.acl").read_text()))
     called = {
         name.lower()
-        for path in [*SCRIPTS, *INCLUDES]
+        for path in [*SCRIPTS.values(), *INCLUDES.values()]
         for name in re.findall(r'redis\.p?call\("(\w+)', path.read_text())
     }
     assert len(called) > 15

@@ -6,7 +6,6 @@ from controller.store import keys
 from controller.store.reconciliation import split
 from tests.conftest import Store
 from tests.support.dispatches import leases_of, worker_of_lease, workers_of
-from tests.support.invariants import parts_of
 from tests.support.samples import A, B, C, asks, worker
 
 NAMES = [A, B, C]
@@ -19,15 +18,15 @@ async def test_turns_lose_no_digits(store: Store) -> None:
     registry = store.registry(booking_decay=True)
     for name in (B, C, A):
         await registry.register(worker(name))
-    assert [parts["turn"] for parts in await all_parts(store)] == [str(first + 3), str(first + 1), str(first + 2)]
+    assert [fields["seq"] for fields in await all_fields(store)] == [str(first + 3), str(first + 1), str(first + 2)]
     leases = leases_of(await registry.dispatch_shortest_queue(asks(["m"] * 6, 60_000)))
     assert list(map(worker_of_lease, leases)) == [B, C, A] * 2
     assert [int(lease.split("-")[2]) for lease in leases] == [first + 4 + i for i in range(6)]
-    for part in ("turn", "place"):
-        assert [parts[part] for parts in await all_parts(store)] == [str(first + 9), str(first + 7), str(first + 8)]
+    for part in ("seq", "index_seq"):
+        assert [fields[part] for fields in await all_fields(store)] == [str(first + 9), str(first + 7), str(first + 8)]
     assert await registry.release(leases) == [True] * 6
     assert workers_of(await registry.dispatch_shortest_queue(asks(["m"] * 3))) == [B, C, A]
-    assert [parts["turn"] for parts in await all_parts(store)] == [str(first + 12), str(first + 10), str(first + 11)]
+    assert [fields["seq"] for fields in await all_fields(store)] == [str(first + 12), str(first + 10), str(first + 11)]
     workers, sequence, _, _ = await registry.list_workers()
     assert sequence == first + 12
     assert [known.registration for known in workers] == [first + 3, first + 1, first + 2]
@@ -51,6 +50,6 @@ async def test_idle_workers_take_turns_however_many_there_were(store: Store, fad
         assert workers_of(chosen) == [B, A]
 
 
-async def all_parts(store: Store) -> list[dict[str, str]]:
-    """The parts of the field "load" of A, B and C."""
-    return [parts_of(await store.client.hgetall(keys.worker(store.namespace, name))) for name in NAMES]
+async def all_fields(store: Store) -> list[dict[str, str]]:
+    """Return the hashes of A, B and C."""
+    return [await store.client.hgetall(keys.worker(store.namespace, name)) for name in NAMES]

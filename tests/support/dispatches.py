@@ -1,4 +1,4 @@
-"""What tests read from the choices of a dispatch."""
+"""Helpers for the choices of a dispatch."""
 
 from collections.abc import Iterable
 

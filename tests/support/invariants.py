@@ -1,4 +1,4 @@
-"""What must hold in Redis after anything: indexes, registry and worker hashes agree, and no key is left behind."""
+"""What must hold in Redis after any calls: indexes and worker hashes agree, and no key is left behind."""
 
 import json
 import math
@@ -7,31 +7,32 @@ from dataclasses import dataclass, field
 import pytest
 from redis.asyncio import Redis
 
-from controller.domain.dispatch import speed_bands
-from controller.domain.load import Load
+from tests.model.load import Load
+from tests.model.lottery import speed_bands
 
-REST = "\x1f"
-TTL_KINDS = {"reply", "removed", "draining", "sweep", "refresh", "check", "replicas", "duty", "told"}
+OVERFLOW = "\x1f"
+TTL_KINDS = {"reply", "removed", "draining", "sweep", "refresh", "check", "replicas", "job", "job_result"}
 
 
 @dataclass
 class WholeState:
-    """Everything a namespace holds, except what goes by itself."""
+    """All that a namespace holds, except what expires."""
 
     hashes: dict[str, dict[str, str]]
     heartbeats: set[str]
     workers: dict[str, float]
     models: set[str]
     indexes: dict[str, list[tuple[str, float]]]
-    fading: dict[str, dict[str, float]]
-    fades: dict[str, str]
+    decay_indexes: dict[str, dict[str, float]]
+    decay_clocks: dict[str, str]
     lotteries: dict[str, dict[str, float]]
     lotteries_failing: dict[str, dict[str, float]] = field(default_factory=dict)
     pools: dict[str, list[str]] = field(default_factory=dict)
-    rest: set[str] = field(default_factory=set)
-    fronts: dict[str, dict[str, str]] = field(default_factory=dict)
-    odds: dict[str, str] = field(default_factory=dict, compare=False)  # a cache of what lotteries tells
-    leases: list[str] = field(default_factory=list, compare=False)  # those of workers that are gone end by themselves
+    checkpoints: dict[str, str] = field(default_factory=dict)
+    overflow: set[str] = field(default_factory=set)
+    heads: dict[str, dict[str, str]] = field(default_factory=dict)
+    odds: dict[str, str] = field(default_factory=dict, compare=False)  # a cache of the lotteries
+    leases: list[str] = field(default_factory=list, compare=False)  # those of removed workers expire
 
 
 async def whole_state(client: Redis, namespace: str) -> WholeState:
@@ -43,19 +44,21 @@ async def whole_state(client: Redis, namespace: str) -> WholeState:
             state.hashes[rest] = await client.hgetall(key)
         elif kind == "heartbeat":
             state.heartbeats.add(rest)
+        elif kind == "checkpoints":
+            state.checkpoints[rest] = await client.get(key)
         elif key == f"{{{namespace}}}:workers":
             state.workers = dict(await client.zrange(key, 0, -1, withscores=True))
         elif key == f"{{{namespace}}}:models":
             state.models = await client.smembers(key)
-        elif kind == "model":
+        elif kind == "cost_index":
             state.indexes[rest] = await client.zrange(key, 0, -1, withscores=True)
-        elif kind == "fading":
-            state.fading[rest] = dict(await client.zrange(key, 0, -1, withscores=True))
-        elif kind == "fade":
-            if await client.pttl(key) == -1:  # else it goes by itself: no worker serves the model
-                state.fades[rest] = await client.get(key)
+        elif kind == "decay_index":
+            state.decay_indexes[rest] = dict(await client.zrange(key, 0, -1, withscores=True))
+        elif kind == "decay":
+            if await client.pttl(key) == -1:  # otherwise the pool has no worker
+                state.decay_clocks[rest] = await client.get(key)
         elif kind == "leases":
-            assert await client.pttl(key) != -1, f"{key} would stay for ever"
+            assert await client.pttl(key) != -1, f"{key} would never expire"
             state.leases = [lease for lease, _ in await client.zrange(key, 0, -1, withscores=True)]
         elif kind == "lottery":
             state.lotteries[rest] = dict(await client.zrange(key, 0, -1, withscores=True))
@@ -63,62 +66,47 @@ async def whole_state(client: Redis, namespace: str) -> WholeState:
             state.lotteries_failing[rest] = dict(await client.zrange(key, 0, -1, withscores=True))
         elif kind == "pools":
             state.pools[rest] = (await client.get(key)).split("\n")[:-1]
-        elif key == f"{{{namespace}}}:rest":
-            state.rest = await client.smembers(key)
-        elif kind.startswith("fronts_"):
-            state.fronts[kind] = await client.hgetall(key)
+        elif key == f"{{{namespace}}}:overflow":
+            state.overflow = await client.smembers(key)
+        elif kind in ("cost_heads", "decay_heads"):
+            state.heads[kind] = await client.hgetall(key)
         elif kind == "odds":
             state.odds[rest] = await client.get(key)
         elif kind in TTL_KINDS:
-            assert await client.pttl(key) != -1, f"{key} would stay for ever"
+            assert await client.pttl(key) != -1, f"{key} would never expire"
         else:
-            assert (kind in ("sequence", "schema", "epoch"), rest) == (True, ""), f"{key} is a key of no known kind"
+            assert (kind in ("sequence", "schema", "epoch"), rest) == (True, ""), f"{key} is of an unknown kind"
     return state
 
 
 def pools_of(fields: dict[str, str]) -> list[str]:
-    """The pools of a worker: see lua/include/pools_of.lua."""
-    models = json.loads(fields["models"])
-    return [fields["pool"]] if len(fields["pool"]) > 1 else [fields["pool"] + model for model in models]
+    """Return the pools of a worker: see lua/include/pools/pools_of.lua."""
+    return fields["pools"].split("\n") if fields["pools"] else []
 
 
-# The parts of the field "load", as lua/include/write_load.lua writes them.
-LOAD = ["unleased", "expected", "phase", "turn", "place", "booked", "marked_at", "speed"]
-MORE = ["leased", "ended", "lent", "done", "capacity", "failing", "draining"]
-
-
-def parts_of(fields: dict[str, str]) -> dict[str, str]:
-    """The parts of the field "load", also of a worker of which the second half is left out."""
-    told = fields["load"].split()
-    more = told[len(LOAD) :]
-    assert more != ["0", "0", "0", "0", "-", "-", "0"], "what tells nothing is left out"
-    return dict(zip([*LOAD, *MORE], [*told[: len(LOAD)], *(more or ["0", "0", "0", "0", "-", "-", "0"])], strict=True))
-
-
-def load_of(fields: dict[str, str]) -> Load:
-    """A worker's load as its hash tells it."""
-    told = parts_of(fields)
-    marks = [mark.split(":") for mark in fields["marks"].split(";")[:-1]]
-    assert (told["expected"] == "-") == (told["capacity"] == "-")
+def load_of(fields: dict[str, str], checkpoints: str = "") -> Load:
+    """Return the load of a worker from its hash and its checkpoints."""
+    parsed = [checkpoint.split(":") for checkpoint in checkpoints.split(";")[:-1]]
+    assert (fields["untracked_own_rate"] == "") == (fields["capacity"] == "")
     return Load(
-        speed=float(told["speed"]),
-        capacity=None if told["capacity"] == "-" else int(told["capacity"]),
-        leased=int(told["leased"]),
-        ended=int(told["ended"]),
-        unleased=float(told["unleased"]),
-        expected=float(told["unleased" if told["expected"] == "-" else "expected"]),
-        faded_from=float(told["phase"]),
-        failing=told["failing"] != "-",
+        speed=float(fields["speed"]),
+        capacity=int(fields["capacity"]) if fields["capacity"] else None,
+        leased=int(fields["leased"]),
+        finished=int(fields["finished"]),
+        untracked=float(fields["untracked"]),
+        untracked_own_rate=float(fields["untracked_own_rate"] or fields["untracked"]),
+        decayed_at=float(fields["decayed_at"]),
+        failing=bool(fields["failing"]),
         reported=int(fields["reported"]),
         reported_at=float(fields["reported_at"]),
         own=int(fields["own"]),
         work=float(fields["work"]),
-        booked=int(told["booked"]),
-        drawn=int(fields["drawn"]),
-        lent=int(told["lent"]),
-        done=int(told["done"]),
-        marked_at=float(told["marked_at"]),
-        marks=[(float(at), int(booked), int(lent)) for at, booked, lent in marks],
+        dispatched=int(fields["dispatched"]),
+        dispatched_by_lottery=int(fields["dispatched_by_lottery"]),
+        leased_since_report=int(fields["leased_since_report"]),
+        released_since_report=int(fields["released_since_report"]),
+        checkpoint_at=float(fields["checkpoint_at"]),
+        checkpoints=[(float(at), int(dispatched), int(leased)) for at, dispatched, leased in parsed],
     )
 
 
@@ -134,52 +122,57 @@ def close(a: dict[str, float], b: dict[str, float]) -> bool:
 
 
 async def check_invariants(
-    client: Redis, namespace: str, fades: bool = False, clock: float | None = None, slack: float = 1_000.0
+    client: Redis, namespace: str, decays: bool = False, clock: float | None = None, slack: float = 1_000.0
 ) -> WholeState:
-    """Assert that all parts of a namespace agree; returns what it holds.
+    """Assert that all parts of a namespace agree. Return what it holds.
 
-    slack is in milliseconds, for the time at which the sweep looks for a worker.
+    slack: in milliseconds, for the time at which the sweep looks for a worker.
     """
     state = await whole_state(client, namespace)
     indexed: dict[str, dict[str, float]] = {}
-    fading: dict[str, dict[str, float]] = {}
+    decay_indexes: dict[str, dict[str, float]] = {}
     serving: dict[str, set[str]] = {}  # the pools, by model
-    rest: set[str] = set()
+    overflow: set[str] = set()
     clocks: set[str] = set()
-    drawn_from: dict[bool, dict[str, dict[str, float]]] = {False: {}, True: {}}  # by whether they fail
+    lotteries: dict[bool, dict[str, dict[str, float]]] = {False: {}, True: {}}  # by whether the workers are failing
     for name, fields in state.hashes.items():
-        load = load_of(fields)
-        told = parts_of(fields)
-        assert (float(told["speed"]), told["capacity"]) == (float(fields["speed"]), fields["capacity"] or "-")
-        leases = [lease for lease in state.leases if lease.endswith(f"-{fields['life']}@{name}")]
-        assert load.leased == len(leases), f"{name} has {load.leased} leases, and these are out: {leases}"
-        assert 0 <= load.ended <= load.leased
-        assert load.lent >= 0
-        assert all(0 <= booked <= load.booked and 0 <= lent <= load.lent for _, booked, lent in load.marks)
-        pools = pools_of(fields) if told["draining"] == "0" else []
+        load = load_of(fields, state.checkpoints.get(name, ""))
+        leases = [lease for lease in state.leases if lease.endswith(f"-{fields['incarnation']}@{name}")]
+        assert load.leased == len(leases), f"{name} has {load.leased} leases, and these are active: {leases}"
+        assert 0 <= load.finished <= load.leased
+        assert load.leased_since_report >= 0
+        assert all(
+            0 <= dispatched <= load.dispatched and 0 <= leased <= load.leased_since_report
+            for _, dispatched, leased in load.checkpoints
+        )
+        is_draining = fields["draining"] == "1"
+        needs_extension = bool(load.capacity or load.failing or is_draining)
+        has_leases = load.leased + load.leased_since_report + load.released_since_report > 0
+        assert (fields["extended"] == "1") == (needs_extension or has_leases), f"the flag of {name} is wrong"
+        pools = [] if is_draining else pools_of(fields)
         for model in json.loads(fields["models"]) if pools else []:
             serving.setdefault(model, set()).update(pools if len(pools) == 1 else {pools[0][0] + model})
-        if pools and pools[0][0] == REST:
-            rest.add(name)
+        if pools and pools[0][0] == OVERFLOW:
+            overflow.add(name)
         for pool in pools:
-            decay_clock = REST if pool[0] == REST else pool
+            decay_clock = OVERFLOW if pool[0] == OVERFLOW else pool
             clocks.add(decay_clock)
-            assert not fades or decay_clock in state.fades
-            indexed.setdefault(pool, {})[f"{int(told['place']):016d}{name}"] = load.index_cost(
-                load.faded_from, 1.0, fades
+            assert not decays or decay_clock in state.decay_clocks
+            indexed.setdefault(pool, {})[f"{int(fields['index_seq']):016d}{name}"] = load.index_cost(
+                load.decayed_at, 1.0, decays
             )
-            score = state.fading.get(pool, {}).get(name)
-            fading.setdefault(pool, {})[name] = score if score is not None else math.nan
+            score = state.decay_indexes.get(pool, {}).get(name)
+            decay_indexes.setdefault(pool, {})[name] = score if score is not None else math.nan
             if score is not None and load.failing:
-                assert score >= 2**53, f"{name} fails, and is not behind the others"
+                assert score >= 2**53, f"{name} is failing, but not deprioritised"
                 score -= 2**54
-            if score is not None and fades and load.unleased > 0:
+            if score is not None and decays and load.untracked > 0:
                 assert score > -1e9
-                assert math.isclose(score / 1e6, math.log(load.unleased / load.speed) + load.faded_from, abs_tol=5e-6)
+                assert math.isclose(score / 1e6, math.log(load.untracked / load.speed) + load.decayed_at, abs_tol=5e-6)
             elif score is not None:
-                has_faded_away = score > -1e9 and score / 1e6 - load.faded_from < -700  # to 0, as a number
-                assert has_faded_away or -(2**53) <= score <= -1e9, f"{name} has nothing that fades"
-            drawn_from[load.failing].setdefault(pool, {})[name] = load.speed
+                has_decayed = score > -1e9 and score / 1e6 - load.decayed_at < -700  # to 0, as a number
+                assert has_decayed or -(2**53) <= score <= -1e9, f"{name} has no untracked load"
+            lotteries[load.failing].setdefault(pool, {})[name] = load.speed
         if name in state.heartbeats:
             ttl, now = await ttl_and_time(client, f"{{{namespace}}}:heartbeat:{name}")
             if ttl == -2:
@@ -189,29 +182,30 @@ async def check_invariants(
                 assert state.workers[name] == float("inf")
             else:
                 due = state.workers[name] - (now if clock is None else clock)
-                assert abs(due - ttl) < slack, f"{name} expires in {ttl} ms, and is looked for in {due} ms"
+                assert abs(due - ttl) < slack, f"{name} expires in {ttl} ms, and the sweep looks for it in {due} ms"
     assert set(state.workers) == set(state.hashes)
     assert state.heartbeats <= set(state.hashes)
+    assert state.checkpoints.keys() <= state.hashes.keys()
     assert state.indexes.keys() == indexed.keys()
     assert all(close(dict(state.indexes[model]), indexed[model]) for model in indexed), (state.indexes, indexed)
-    assert state.fading == fading
-    assert state.fades.keys() == (clocks if fades else set())
+    assert state.decay_indexes == decay_indexes
+    assert state.decay_clocks.keys() == (clocks if decays else set())
     sets = [pool for pool in indexed if pool.startswith("\x1e")]
     first = {pool: state.indexes[pool][0] for pool in sets}
-    second = {pool: min((score, name) for name, score in state.fading[pool].items()) for pool in sets}
-    seen = {pool: front.split() for pool, front in state.fronts.get("fronts_model", {}).items()}
-    assert {pool: (float(score), turn) for pool, (score, turn) in seen.items()} == {
+    second = {pool: min((score, name) for name, score in state.decay_indexes[pool].items()) for pool in sets}
+    heads = {pool: head.split() for pool, head in state.heads.get("cost_heads", {}).items()}
+    assert {pool: (float(score), seq) for pool, (score, seq) in heads.items()} == {
         pool: (pytest.approx(score), member[:16]) for pool, (member, score) in first.items()
     }
-    assert {pool: float(score) for pool, score in state.fronts.get("fronts_fading", {}).items()} == {
+    assert {pool: float(score) for pool, score in state.heads.get("decay_heads", {}).items()} == {
         pool: score for pool, (score, _) in second.items()
     }
     assert state.models == set(serving)
-    assert state.rest == rest
+    assert state.overflow == overflow
     assert all(len(set(pools)) == len(pools) for pools in state.pools.values())
     assert {model: set(state.pools.get(model, [model])) for model in serving} == serving
     assert state.pools.keys() <= serving.keys()
-    assert (state.lotteries, state.lotteries_failing) == (drawn_from[False], drawn_from[True])
+    assert (state.lotteries, state.lotteries_failing) == (lotteries[False], lotteries[True])
     for model, cached in state.odds.items():
         weight, *numbers = map(float, cached.split())
         bands = speed_bands(sorted(state.lotteries[model].values()))
@@ -221,7 +215,7 @@ async def check_invariants(
 
 
 async def check_nothing_leaks(client: Redis, namespace: str) -> None:
-    """Assert that without workers a namespace keeps nothing but the sequence and what expires by itself."""
+    """Assert that without workers a namespace keeps nothing but the sequence and what expires."""
     state = await whole_state(client, namespace)
     assert state == WholeState({}, set(), {}, set(), {}, {}, {}, {})
     assert state.odds == {}

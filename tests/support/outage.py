@@ -44,7 +44,7 @@ async def queue_lengths(store: Any) -> dict[str, int]:
 async def queue_length(client: Any, namespace: str, name: str) -> int:
     """Return the estimated queue length of a worker, without decay."""
     load = load_of(await client.hgetall(keys.worker(namespace, name)))
-    return round(load.queue(load.faded_from, 1.0))
+    return round(load.queue(load.decayed_at, 1.0))
 
 
 async def expire_heartbeat(url: str, name: str, namespace: str = "controller") -> None:

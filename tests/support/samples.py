@@ -5,7 +5,7 @@ from collections.abc import Iterable
 from controller.domain.worker import Registration, WorkerStatus
 from controller.store.registry import Report, Request
 
-A, B, C = (f"http://127.0.0.1:1/{name}" for name in "abc")  # where nothing listens
+A, B, C = (f"http://127.0.0.1:1/{name}" for name in "abc")  # no server listens there
 
 
 def worker(
@@ -22,10 +22,10 @@ def worker(
 
 
 def asks(models: Iterable[str], lease_ms: int = 0) -> list[Request]:
-    """A request for each model."""
+    """Return a request for each model."""
     return [Request(model, lease_ms) for model in models]
 
 
-def reports(told: Iterable[tuple[str, int]]) -> list[Report]:
-    """What workers say now: name and queue length of each."""
-    return [Report(*each) for each in told]
+def reports(queues: Iterable[tuple[str, int]]) -> list[Report]:
+    """Return a report for each worker's name and queue length."""
+    return [Report(*each) for each in queues]

@@ -8,7 +8,7 @@ from typing import Any, Final
 import msgspec
 
 from controller.domain.errors import InvalidInput
-from controller.domain.load import LEASE, MAX_LEASE_TIME
+from controller.domain.lease import LEASE, MAX_LEASE_TIME
 from controller.domain.worker import Worker, WorkerStatus, WorkerStatusTotal, whole_queue_length, worker_name
 from controller.json_bodies import Fields, JsonBody, read_status
 

@@ -1,0 +1,124 @@
+--[[
+  Reconcile Redis with a replica after an outage.
+
+  Takes back what dispatch calls booked whose replies were lost, makes those of them that have yet to run book nothing,
+  and books what the replica dispatched from its snapshot.
+
+  Workers that are not alive are skipped. If a worker has reported since, its report already counts these requests. They
+  are counted twice until its next report.
+
+  Keys:
+    worker:<name>       HASH    rw
+    checkpoints:<name>  STRING  rw
+    heartbeat:<name>    STRING  r
+    cost_index:<pool>   ZSET    rw
+    decay_index:<pool>  ZSET    rw
+    cost_heads          HASH    w
+    decay_heads         HASH    w
+    decay:<pool>        STRING  r
+    leases              ZSET    w
+    sequence            STRING  rw
+    reply:<request_id>  STRING  rw
+
+  Input:
+    KEYS[1]   {<namespace>}
+    ARGV[1]   request_id: id of the call; a repeated call with the same id gets the first reply and changes nothing
+    ARGV[2]   reply_ttl: the milliseconds for which the replies to this call and to the unanswered ones are kept
+    ARGV[3]   sequence: the sequence number that the replica has seen; the count goes on from there if Redis lost data
+    ARGV[4]   decays: '1' if bookings decay, otherwise '0'
+    ARGV[5…]  for each item: id, number
+                id: the name of a worker, or the request id of an unanswered dispatch
+                number: how many requests were dispatched to the worker; '' for an unanswered dispatch
+
+  Output:
+    the number of items that were handled, from the first one on; call again for the others, with another id
+    error 'INVALID …' if an argument is invalid; nothing was done
+]]
+--- @include "argument_groups"
+--- @include "end_lease"
+--- @include "is_alive"
+--- @include "key"
+--- @include "map_checkpoints"
+--- @include "now"
+--- @include "read_load"
+--- @include "spend"
+--- @include "update_cost_index"
+--- @include "update_decay_index"
+--- @include "whole_number"
+--- @include "write_load"
+local request_id, reply_ttl = ARGV[1], whole_number(ARGV[2], 1)
+local sequence, decays = whole_number(ARGV[3], 0), ARGV[4] == "1"
+local items = argument_groups(5, { "id", "number" })
+if not reply_ttl or not sequence or not items then
+  return redis.error_reply("INVALID arguments")
+end
+for _, item in ipairs(items) do
+  if item.number ~= "" and not whole_number(item.number, 0) then
+    return redis.error_reply("INVALID number of requests")
+  end
+end
+
+local reply = key("reply", request_id)
+local earlier = redis.call("GET", reply)
+if earlier then
+  return tonumber(earlier)
+end
+redis.call("SET", reply, "0", "PX", reply_ttl) -- first: Redis rejects this if its memory is full
+
+local time = now()
+
+-- Change the number of requests that were dispatched to a worker without a lease.
+local function change_dispatched(name, change)
+  local load = read_load(name, decays and time)
+  if not load or not is_alive(name) then
+    return
+  end
+  load.untracked = math.max(0, load.untracked + change)
+  if load.capacity then
+    load.untracked_own_rate = math.max(0, load.untracked_own_rate + change)
+  end
+  load.dispatched = math.max(0, load.dispatched + change)
+  map_checkpoints(name, function(_, dispatched, leased)
+    return math.min(dispatched, load.dispatched), leased -- or a report would acknowledge more than there are
+  end)
+  write_load(load)
+  update_cost_index(load, decays)
+  update_decay_index(load, decays and time)
+end
+
+local function take_back(unanswered)
+  local unanswered_reply = key("reply", unanswered)
+  local kept = redis.call("GET", unanswered_reply)
+  local batch = kept and cjson.decode(kept) or { choices = {} }
+  local booked = {}
+  for _, choice in ipairs(batch.choices) do
+    local worker, lease = unpack(choice or { "", "" })
+    if lease ~= "" then
+      end_lease(lease, time, decays, false)
+    elseif worker ~= "" and batch.books_untracked then
+      booked[worker] = (booked[worker] or 0) + 1
+    end
+  end
+  for name, number in pairs(booked) do
+    change_dispatched(name, -number)
+  end
+  redis.call("SET", unanswered_reply, '{"choices":[]}', "PX", reply_ttl)
+end
+
+local handled = 0
+for _, item in ipairs(items) do
+  if spend(0) then
+    break
+  elseif item.number == "" then
+    take_back(item.id)
+  else
+    change_dispatched(item.id, tonumber(item.number))
+  end
+  handled = handled + 1
+end
+
+if sequence > tonumber(redis.call("GET", key("sequence")) or 0) then
+  redis.call("SET", key("sequence"), sequence)
+end
+redis.call("SET", reply, handled, "PX", reply_ttl)
+return handled

@@ -1,0 +1,34 @@
+--[[
+  Dispatch a batch of requests one after the other, and keep the reply. If the call was made before, return the reply
+  that was kept, and dispatch nothing.
+
+  Input:
+    call       a table:
+                 reply            the key of the reply
+                 kept             the reply that was kept, or false
+                 reply_ttl        the milliseconds for which the reply is kept
+                 requests         as include/arguments/read_requests.lua returns them
+                 books_untracked  true if requests without a lease are booked too
+                 needs_seq        true if the requests get sequence numbers
+    choose     a function that gets a request and its sequence number, books the request, and returns a choice: the
+               names of the worker and of the lease, each '' for none; nil if the budget of the call does not suffice
+
+  Output: an array with the choice for each request, or with nil if the budget did not suffice for it.
+]]
+--- @include "key"
+--- @include "spend"
+local function run_batch(call, choose)
+  if call.kept then
+    return cjson.decode(call.kept).choices
+  end
+  local requests = call.requests
+  local seq = call.needs_seq and redis.call("INCRBY", key("sequence"), #requests) - #requests or 0
+  local choices = {}
+  for i = 1, #requests do
+    local is_affordable = i == 1 or not spend(0)
+    choices[i] = is_affordable and choose(requests[i], seq + i) or false -- which is nil in the answer of Redis
+  end
+  local reply = cjson.encode({ choices = choices, books_untracked = call.books_untracked })
+  redis.call("SET", call.reply, reply, "PX", call.reply_ttl)
+  return choices
+end

@@ -1,0 +1,61 @@
+--[[
+  End a lease, because it was released or has expired.
+
+  If the worker's last report came after the request had finished, but before now, the report has counted it out
+  already. The reference model is Load.release() in tests/model/load.py.
+
+  Input:
+    lease    the lease
+    time     the time
+    decays   true if bookings decay
+    expired  true if the lease expired, false if it was released
+
+  Output: true if the lease was active. It was not if the worker has registered again since, which ends its leases.
+]]
+--- @include "is_extended"
+--- @include "key"
+--- @include "map_checkpoints"
+--- @include "read_load"
+--- @include "update_cost_index"
+--- @include "write_untracked" when called
+local function end_lease(lease, time, decays, expired)
+  if redis.call("ZREM", key("leases"), lease) == 0 then
+    return false
+  end
+  local leased_at, incarnation, name = lease:match("^(%d+)%-[^@]*%-(%d+)@(.*)$")
+  local known = redis.call("HMGET", key("worker", name), "incarnation", "reported_at")
+  if known[1] ~= incarnation then
+    return false
+  end
+  leased_at = tonumber(leased_at)
+  local reported_at = tonumber(known[2])
+  local load = read_load(name, decays and time)
+  if load.finished > 0 and leased_at < reported_at and (expired or time < reported_at + 1000) then
+    load.finished = load.finished - 1
+  end
+  -- A later report must not count this request as in flight. If the clock was set back in between, an earlier report
+  -- may have acknowledged it already, and no count may drop below 0.
+  local first = redis.call("GET", key("checkpoints", name)) or ""
+  local in_flight_from = math.min(reported_at, tonumber(first:match("^%d+")) or reported_at)
+  if leased_at >= in_flight_from and load.leased_since_report > 0 then
+    load.leased_since_report = load.leased_since_report - 1
+    load.released_since_report = load.released_since_report + 1
+    map_checkpoints(name, function(at, dispatched, leased)
+      leased = at > leased_at and math.max(0, leased - 1) or leased
+      return dispatched, math.min(leased, load.leased_since_report)
+    end)
+  end
+  load.leased = load.leased - 1
+  load.finished = math.min(load.finished, load.leased)
+  redis.call("HSET", load.worker,
+    "leased", load.leased,
+    "finished", load.finished,
+    "leased_since_report", load.leased_since_report,
+    "released_since_report", load.released_since_report,
+    "extended", is_extended(load) and "1" or "0")
+  if load.capacity then
+    write_untracked(load)
+  end
+  update_cost_index(load, decays)
+  return true
+end

@@ -1,0 +1,70 @@
+--[[
+  Apply a worker's report of its queue length to its load, and learn from it how long requests take.
+
+  Requests that were dispatched so shortly before the report that the worker cannot have received them are in flight,
+  and are added. A report changes nothing if a later one was applied already, unless that one is from the future: then
+  the clock of Redis was set back. The reference model is Load.report() in tests/model/load.py.
+
+  The hash field `own` counts the reported requests that this cluster may have dispatched; the others come from other
+  clients. The field `work` sums up the request-milliseconds of the own requests until some of them have finished.
+
+  Input:
+    load              as include/load/read_load.lua returns it
+    queue_length      the number of requests that the worker is running or has waiting
+    written_at        the time of the report
+    in_flight_window  for how many milliseconds a request may be on its way to the worker
+    time              the time
+    decays            true if bookings decay
+
+  Output: nothing. The load is changed and the report is in the hash; the caller writes the load and updates the
+  indexes.
+]]
+--- @include "decay_clock"
+--- @include "decay_clock_of"
+--- @include "learn_decay"
+--- @include "map_checkpoints"
+local function apply_report(load, queue_length, written_at, in_flight_window, time, decays)
+  local last = redis.call("HMGET", load.worker, "reported_at", "own", "work", "dispatched_by_lottery")
+  local last_at, last_own, last_work, by_lottery = tonumber(last[1]), last[2], last[3], last[4]
+  if written_at < last_at and last_at <= time then
+    return
+  end
+  local acknowledged, acknowledged_leases -- the counts of the first checkpoint that is in flight
+  map_checkpoints(load.name, function(at, dispatched, leased)
+    if at <= written_at - in_flight_window or at > time then
+      return nil
+    end
+    if not acknowledged then
+      acknowledged, acknowledged_leases = dispatched, leased
+    end
+    return dispatched - acknowledged, math.max(0, leased - acknowledged_leases)
+  end)
+  if not acknowledged then
+    acknowledged, acknowledged_leases = load.dispatched, load.leased_since_report
+  end
+  local sent = last_own + acknowledged + acknowledged_leases + load.released_since_report + by_lottery
+  local own = math.min(queue_length, sent)
+  local finished = sent - own
+  local work = last_work + (last_own + own) / 2 * math.max(0, written_at - last_at)
+
+  load.dispatched = load.dispatched - acknowledged
+  load.leased_since_report = load.leased_since_report - acknowledged_leases
+  load.released_since_report = 0
+  local received_leases = load.leased - load.leased_since_report
+  load.finished = math.max(0, received_leases - queue_length)
+  load.untracked = math.max(0, queue_length - received_leases) + load.dispatched
+  load.untracked_own_rate = load.untracked
+  local clock = decay_clock_of(load.pools)
+  if decays then
+    load.decayed_at = decay_clock(clock, time)
+  end
+  redis.call("HSET", load.worker,
+    "reported", queue_length,
+    "reported_at", written_at,
+    "own", own,
+    "work", finished > 0 and 0 or work,
+    "dispatched_by_lottery", 0)
+  if decays and not load.draining and clock then
+    learn_decay(clock, time, load.speed, work, finished)
+  end
+end

@@ -1,0 +1,39 @@
+--[[
+  Return the load of a worker that begins a new incarnation: it has what it reports, and no lease.
+
+  Input:
+    registration  as include/workers/read_registrations.lua returns it
+    before        its load until now, as include/load/read_load.lua returns it, or nil
+    number        the sequence number of the registration
+    time          the time
+
+  Output: the load; the other fields of its hash that start again, as arguments of HSET. A new worker is behind all
+  others of the same cost. One that was known keeps its order.
+]]
+--- @include "key"
+local function new_load(registration, before, number, time)
+  local load = {
+    name = registration.name,
+    worker = key("worker", registration.name),
+    untracked = registration.queue_length,
+    untracked_own_rate = registration.queue_length,
+    seq = before and before.seq or number,
+    index_seq = before and before.index_seq or number,
+    dispatched = 0,
+    checkpoint_at = 0,
+    leased = 0,
+    finished = 0,
+    leased_since_report = 0,
+    released_since_report = 0,
+  }
+  redis.call("DEL", key("checkpoints", registration.name))
+  return load, {
+    "incarnation", number,
+    "polled", registration.polled or "0",
+    "reported", registration.queue_length,
+    "reported_at", time,
+    "dispatched_by_lottery", 0,
+    "own", 0,
+    "work", 0,
+  }
+end

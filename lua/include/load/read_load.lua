@@ -1,0 +1,99 @@
+--[[
+  Read the load of a worker, and decay its untracked load to the present.
+
+  A worker's hash has a field for each part of the load:
+    pools                  the names of its pools, with a line break between them
+    speed, capacity        as registered; capacity is '' if the worker does not report it
+    untracked              requests without a lease, decayed at the rate of its decay clock
+    untracked_own_rate     the same, decayed at the worker's own rate; '' without a capacity
+    decayed_at             the reading of the decay clock at which both had these values
+    seq                    the sequence number of the last dispatch to it, or of its registration
+    index_seq              the sequence number in its member of the cost index
+    dispatched             requests dispatched without a lease since its last report
+    leased                 active leases
+    finished               those of them that have finished by its last report
+    leased_since_report    active leases that were granted since its last report
+    released_since_report  leases that were granted since its last report and have ended
+    checkpoint_at          the time of the last checkpoint (include/load/checkpoint.lua)
+    failing                'request' or 'polls' if it is failing, otherwise ''
+    draining               '1' if it is draining, otherwise '0'
+    extended               '1' if include/load/is_extended.lua says so, otherwise '0'
+
+  The reference model is Load in tests/model/load.py.
+
+  Input:
+    name  the worker's name
+    time  the time; nil or false if bookings do not decay
+    pool  a pool of the worker, if the caller knows one: most workers have no other
+
+  Output: a table with these parts and with `name` and `worker`, the key of its hash; nil if there is no such worker.
+  capacity, untracked_own_rate, failing and draining are nil where they do not apply. decayed_at, seq, index_seq,
+  dispatched, checkpoint_at and speed may be text, so use tonumber() before a comparison.
+]]
+--- @include "decay_clock"
+--- @include "decay_clock_of"
+--- @include "key"
+--- @include "spend"
+local last_text, last_pools -- the workers of a batch often have the same pools
+
+local function read_load(name, time, pool)
+  local worker = key("worker", name)
+  spend(3)
+  local fields = redis.call("HMGET", worker, "pools", "untracked", "decayed_at", "seq", "index_seq", "dispatched",
+    "checkpoint_at", "speed", "extended")
+  local text, untracked, reading = fields[1], fields[2], fields[3]
+  if not untracked then
+    return nil
+  end
+  local pools
+  if text == pool then
+    pools = { pool }
+  elseif text == last_text then
+    pools = last_pools
+  else
+    pools = {}
+    for each in text:gmatch("[^\n]+") do
+      pools[#pools + 1] = each
+    end
+    last_text, last_pools = text, pools
+  end
+  local decay, rate = 0, 1
+  if time then
+    local current, current_text
+    current, rate, current_text = decay_clock(decay_clock_of(pools), time)
+    decay = reading - current
+    if decay <= 0 or decay >= 2e9 then -- it has started again (include/decay/learn_decay.lua)
+      reading = current_text
+    end -- otherwise the clock of Redis was set back: there is no decay until that time comes again, or a report does
+    decay = math.min(decay, 0)
+  end
+  local load = { -- at most 16 parts for most workers, because the 17th would double the cost of the table
+    name = name,
+    worker = worker,
+    pools = pools,
+    untracked = untracked * math.exp(decay),
+    decayed_at = reading,
+    seq = fields[4],
+    index_seq = fields[5],
+    dispatched = fields[6],
+    checkpoint_at = fields[7],
+    speed = fields[8],
+    leased = 0,
+    finished = 0,
+    leased_since_report = 0,
+    released_since_report = 0,
+  }
+  if fields[9] == "1" then
+    fields = redis.call("HMGET", worker, "leased", "finished", "leased_since_report", "released_since_report",
+      "capacity", "untracked_own_rate", "failing", "draining")
+    load.leased, load.finished = fields[1] + 0, fields[2] + 0
+    load.leased_since_report, load.released_since_report = fields[3] + 0, fields[4] + 0
+    if fields[5] ~= "" then
+      load.capacity = fields[5] + 0
+      load.untracked_own_rate = fields[6] * math.exp(decay * rate * load.speed)
+    end
+    load.failing = fields[7] ~= "" and fields[7] or nil
+    load.draining = fields[8] == "1"
+  end
+  return load
+end

@@ -1,0 +1,106 @@
+--[[
+  Store a registration of a worker, and index the worker by it. The worker is alive from now on. A worker that was
+  draining still drains.
+
+  Input:
+    registration  as include/workers/read_registrations.lua returns it
+    time          the time
+    decays        true if bookings decay
+    is_allowed    a function that gets the registration, and true if the worker is alive, and returns true if the
+                  registration may take place
+    make_load     a function that gets the registration, the worker's load until now or nil, the number of the
+                  registration and the time, and returns the worker's load, which may lack what the registration says,
+                  and other fields of the worker's hash as arguments of HSET, or nil
+
+  Output: 1 if the worker is new, 0 if it was registered, -1 if the registration was not allowed and changed nothing.
+]]
+--- @include "assign_pools"
+--- @include "decay_clock"
+--- @include "decay_clock_of"
+--- @include "is_alive"
+--- @include "join_pools"
+--- @include "key"
+--- @include "learn_decay"
+--- @include "leave_overflow"
+--- @include "leave_pools"
+--- @include "purge_worker" when called
+--- @include "read_load"
+--- @include "refresh_heartbeat"
+--- @include "spend"
+--- @include "update_cost_index"
+--- @include "update_decay_index"
+--- @include "update_lottery"
+--- @include "write_load"
+local function enroll(registration, time, decays, is_allowed, make_load)
+  local reply = key("reply", registration.request_id)
+  local earlier = redis.call("GET", reply)
+  if earlier then
+    return tonumber(earlier)
+  end
+  local name, worker = registration.name, key("worker", registration.name)
+  local was_alive = is_alive(name)
+  if not is_allowed(registration, was_alive) then
+    return -1
+  end
+
+  -- If Redis's memory is full, it rejects this write, and so the script stops before it has changed anything.
+  local number = redis.call("INCR", key("sequence"))
+  if not was_alive then
+    purge_worker(name)
+    redis.call("DEL", key("removed", name))
+  end
+  local before = read_load(name, decays and time)
+  local models_before = before and redis.call("HGET", worker, "models")
+  local pools_before = before and before.pools or {}
+  local was_draining = redis.call("DEL", key("draining", name)) == 1 or (before and before.draining)
+  local draining = was_draining or registration.draining
+
+  local pools = assign_pools(registration.models, registration.models_digest)
+  local clock = decay_clock_of(pools)
+  if decays and clock and not draining then
+    learn_decay(clock, time, 0, 0, 0) -- starts the clock
+  end
+  local load, other_fields = make_load(registration, before, number, time)
+  if not load.pools or decay_clock_of(load.pools) ~= clock then
+    load.decayed_at = decay_clock(clock, time)
+  end
+  load.pools = pools
+  load.speed = registration.speed
+  load.capacity = registration.capacity
+  load.untracked_own_rate = load.untracked_own_rate or load.untracked
+  load.draining = draining
+  redis.call("HSET", worker, "pools", table.concat(pools, "\n"), "speed", registration.speed) -- the first fields
+  write_load(load)
+  redis.call("HSET", worker,
+    "models", registration.models_json,
+    "capacity", registration.capacity or "",
+    "multimodal", registration.multimodal,
+    "check_heart_beat", registration.heartbeat_ttl and "1" or "0",
+    "registration", number,
+    "heartbeat_at", time,
+    unpack(other_fields or {}))
+  refresh_heartbeat(name, time, registration.heartbeat_ttl)
+
+  local is_joined, left = {}, {}
+  for _, pool in ipairs(pools) do
+    is_joined[pool] = true
+  end
+  for _, pool in ipairs(pools_before) do
+    left[#left + 1] = not is_joined[pool] and pool or nil
+  end
+  if left[1] then
+    spend(leave_pools(name, load.index_seq, left, cjson.decode(models_before)))
+  end
+  if clock ~= "\31" then
+    leave_overflow(name)
+  end
+  if not draining then
+    join_pools(load, registration.models)
+  end
+  update_cost_index(load, decays)
+  update_decay_index(load, decays and time)
+  update_lottery(load)
+  local result = was_alive and 0 or 1
+  redis.call("SET", reply, result, "PX", registration.reply_ttl)
+  return result
+end

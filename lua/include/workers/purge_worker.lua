@@ -1,0 +1,25 @@
+--[[
+  Delete everything that is stored of the worker `name`, whether it is registered or not. A worker that was draining
+  still drains if it registers again within an hour.
+
+  Output: the amount of work, in units of include/spend.lua.
+]]
+--- @include "key"
+--- @include "leave_overflow"
+--- @include "leave_pools"
+--- @include "read_load"
+local function purge_worker(name)
+  local work = 2
+  local load = read_load(name)
+  if load then
+    local is_json, models = pcall(cjson.decode, redis.call("HGET", load.worker, "models"))
+    work = work + leave_pools(name, load.index_seq, load.pools, is_json and models or {})
+    leave_overflow(name)
+    if load.draining then
+      redis.pcall("SET", key("draining", name), "1", "PX", 3600000) -- Redis rejects this if its memory is full
+    end
+  end
+  redis.call("DEL", key("worker", name), key("heartbeat", name), key("checkpoints", name))
+  redis.call("ZREM", key("workers"), name)
+  return work
+end

@@ -1,0 +1,43 @@
+--[[
+  Renew leases for their full time, from now on.
+
+  Keys:
+    worker:<name>     HASH    r
+    heartbeat:<name>  STRING  r
+    leases            ZSET    rw
+
+  Input:
+    KEYS[1]   {<namespace>}
+    ARGV[1…]  for each lease: lease
+
+  Output:
+    an array with one entry for each lease, in order:
+      1  the lease is active and was renewed
+      0  it is not active, or its worker is not alive: see release.lua
+]]
+--- @include "argument_groups"
+--- @include "is_alive"
+--- @include "key"
+--- @include "now"
+local leases = argument_groups(1, { "lease" })
+local time = now()
+
+local function renew(lease)
+  local lease_ttl, incarnation, name = lease:match("^%d+%-(%d+)%-%d+%-(%d+)@(.*)$")
+  local expires_at = redis.call("ZSCORE", key("leases"), lease)
+  if not expires_at or tonumber(expires_at) <= time then
+    return 0
+  end
+  if not is_alive(name) or redis.call("HGET", key("worker", name), "incarnation") ~= incarnation then
+    return 0
+  end
+  redis.call("ZADD", key("leases"), time + lease_ttl, lease)
+  return 1
+end
+
+local renewed = {}
+for i, item in ipairs(leases) do
+  renewed[i] = renew(item.lease)
+end
+redis.call("PEXPIRE", key("leases"), 172800000) -- 2 days: longer than any lease
+return renewed

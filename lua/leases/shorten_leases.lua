@@ -1,0 +1,35 @@
+--[[
+  Shorten leases that would last too long after the clock of Redis was set back: each expires after its own duration
+  from now on, or earlier. Each call looks at some leases, so that it cannot block Redis for long.
+
+  Keys:
+    leases  ZSET    rw
+
+  Input:
+    KEYS[1]  {<namespace>}
+    ARGV[1]  cursor: '0' to begin, then the cursor that the previous call returned
+    ARGV[2]  count: about how many leases to look at
+
+  Output:
+    the cursor for the next call; '0' if all leases were looked at
+    error 'INVALID …' if an argument is invalid; nothing was done
+]]
+--- @include "key"
+--- @include "now"
+--- @include "whole_number"
+local cursor, count = ARGV[1], whole_number(ARGV[2], 1)
+if not cursor:match("^%d+$") or not count then
+  return redis.error_reply("INVALID arguments")
+end
+
+local time = now()
+local step = redis.call("ZSCAN", key("leases"), cursor, "COUNT", count)
+local entries = step[2] -- each lease is followed by the time at which it expires
+for i = 1, #entries, 2 do
+  local lease, expires_at = entries[i], tonumber(entries[i + 1])
+  local latest = time + lease:match("^%d+%-(%d+)%-") -- as include/leases/grant_lease.lua writes it
+  if expires_at > latest then
+    redis.call("ZADD", key("leases"), latest, lease)
+  end
+end
+return tostring(step[1])

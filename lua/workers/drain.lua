@@ -1,0 +1,111 @@
+--[[
+  Drain workers or resume them. A draining worker gets no new requests, but it is listed and sends heartbeats as before.
+
+  Keys:
+    workers                 ZSET    w
+    worker:<name>           HASH    rw
+    checkpoints:<name>      STRING  w
+    heartbeat:<name>        STRING  rw
+    draining:<name>         STRING  w
+    models                  SET     w
+    pools:<model>           STRING  rw
+    overflow                SET     rw
+    cost_index:<pool>       ZSET    rw
+    decay_index:<pool>      ZSET    rw
+    cost_heads              HASH    w
+    decay_heads             HASH    w
+    decay:<pool>            STRING  rw
+    lottery:<pool>          ZSET    w
+    lottery_failing:<pool>  ZSET    w
+    odds:<pool>             STRING  w
+    sequence                STRING  rw
+    reply:<request_id>      STRING  rw
+
+  Input:
+    KEYS[1]   {<namespace>}
+    ARGV[1]   request_id: id of the call; a repeated call with the same id gets the first reply and changes nothing
+    ARGV[2]   reply_ttl: the milliseconds for which the reply is kept
+    ARGV[3]   decays: '1' if bookings decay, otherwise '0'
+    ARGV[4…]  for each worker: name, drain
+                name: the worker's name
+                drain: '1' to drain it, '0' to resume
+
+  Output:
+    an array with one entry for each worker, in order; if there are fewer, call again for the rest
+      1  the worker is draining, or was resumed
+      0  there is no such live worker
+    error 'INVALID …' if an argument is invalid; nothing was done
+]]
+--- @include "argument_groups"
+--- @include "decay_clock"
+--- @include "decay_clock_of"
+--- @include "handle_each"
+--- @include "is_alive"
+--- @include "join_pools"
+--- @include "key"
+--- @include "learn_decay"
+--- @include "leave_overflow"
+--- @include "leave_pools"
+--- @include "now"
+--- @include "purge_worker" when called
+--- @include "read_load"
+--- @include "spend"
+--- @include "update_cost_index"
+--- @include "update_decay_index"
+--- @include "update_lottery"
+--- @include "whole_number"
+--- @include "write_load"
+local request_id, reply_ttl, decays = ARGV[1], whole_number(ARGV[2], 1), ARGV[3] == "1"
+local calls = argument_groups(4, { "name", "drain" })
+if not reply_ttl or not calls or not calls[1] then
+  return redis.error_reply("INVALID arguments")
+end
+
+local reply = key("reply", request_id)
+local earlier = redis.call("GET", reply)
+if earlier then
+  return cjson.decode(earlier)
+end
+local time = now()
+
+local function set_draining(call)
+  local name, drain = call.name, call.drain == "1"
+  local load = read_load(name, decays and time)
+  local is_registered = load and is_alive(name)
+  if not drain then
+    if not is_registered then
+      purge_worker(name) -- or it would drain again when it registers
+    end
+    redis.call("DEL", key("draining", name))
+  end
+  if not is_registered then
+    return 0
+  end
+  if drain == (load.draining or false) then
+    return 1
+  end
+
+  redis.call("INCR", key("sequence")) -- so that replicas notice if Redis loses this change
+  load.draining = drain
+  local models = cjson.decode(redis.call("HGET", load.worker, "models"))
+  local clock = decay_clock_of(load.pools)
+  if drain then
+    spend(leave_pools(name, load.index_seq, load.pools, models))
+    leave_overflow(name)
+  else
+    join_pools(load, models)
+    if decays and clock then
+      learn_decay(clock, time, 0, 0, 0) -- starts the clock
+      load.decayed_at = decay_clock(clock, time)
+    end
+  end
+  write_load(load)
+  update_cost_index(load, decays)
+  update_decay_index(load, decays and time)
+  update_lottery(load)
+  return 1
+end
+
+local results = handle_each(calls, set_draining)
+redis.call("SET", reply, cjson.encode(results), "PX", reply_ttl)
+return results

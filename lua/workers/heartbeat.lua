@@ -1,0 +1,122 @@
+--[[
+  Apply the queue lengths that workers report: with heartbeats, which keep them alive, or with answers to status polls,
+  which do not.
+
+  A worker that is not alive is not revived, whether or not a sweep has purged it. It must register. A heartbeat clears
+  all failures, an answer to a poll those that include/load/clear_failure.lua names. Late reports do so too.
+
+  Keys:
+    workers                 ZSET    w
+    worker:<name>           HASH    rw
+    checkpoints:<name>      STRING  rw
+    heartbeat:<name>        STRING  rw
+    draining:<name>         STRING  w
+    models                  SET     w
+    pools:<model>           STRING  rw
+    overflow                SET     rw
+    cost_index:<pool>       ZSET    rw
+    decay_index:<pool>      ZSET    rw
+    cost_heads              HASH    w
+    decay_heads             HASH    w
+    decay:<pool>            STRING  rw
+    lottery:<pool>          ZSET    w
+    lottery_failing:<pool>  ZSET    w
+    odds:<pool>             STRING  w
+    leases                  ZSET    rw
+    reply:<request_id>      STRING  rw
+
+  Input:
+    KEYS[1]   {<namespace>}
+    ARGV[1]   request_id: id of the call; a repeated call with the same id gets the first reply and changes nothing
+    ARGV[2]   reply_ttl: the milliseconds for which the reply is kept
+    ARGV[3]   heartbeat_ttl: the expiration of the heartbeats in milliseconds; '' for answers to polls
+    ARGV[4]   decays: '1' if bookings decay, otherwise '0'
+    ARGV[5]   in_flight_window: for how many milliseconds a request may be on its way to a worker
+    ARGV[6…]  for each worker: name, queue_length, age
+                name: the worker's name
+                queue_length: the number of requests that it is running or has waiting
+                age: the milliseconds since the worker reported that
+
+  Output:
+    an array with one entry for each worker, in order; if there are fewer, call again for the rest
+      1  the worker is registered
+      0  it is not
+    error 'INVALID …' if an argument is invalid; nothing was done
+]]
+--- @include "apply_report"
+--- @include "argument_groups"
+--- @include "clear_failure"
+--- @include "expire_leases"
+--- @include "handle_each"
+--- @include "is_alive"
+--- @include "key"
+--- @include "now"
+--- @include "purge_worker" when called
+--- @include "read_load"
+--- @include "refresh_heartbeat"
+--- @include "update_cost_index"
+--- @include "update_decay_index"
+--- @include "update_lottery" when called
+--- @include "whole_number"
+--- @include "write_load"
+local request_id, reply_ttl = ARGV[1], whole_number(ARGV[2], 1)
+local is_poll, heartbeat_ttl = ARGV[3] == "", whole_number(ARGV[3], 1)
+local decays, in_flight_window = ARGV[4] == "1", whole_number(ARGV[5], 0)
+local reports = argument_groups(6, { "name", "queue_length", "age" })
+if not is_poll and not heartbeat_ttl then
+  return redis.error_reply("INVALID expiration")
+elseif not reply_ttl or not in_flight_window or not reports or not reports[1] then
+  return redis.error_reply("INVALID arguments")
+end
+for _, report in ipairs(reports) do
+  report.queue_length = whole_number(report.queue_length, 0)
+  report.age = whole_number(report.age, 0)
+  if not report.queue_length or not report.age then
+    return redis.error_reply("INVALID report")
+  end
+end
+
+local reply = key("reply", request_id)
+local earlier = redis.call("GET", reply)
+if earlier then
+  return cjson.decode(earlier)
+end
+
+local time = now()
+local expired = {}
+
+local function apply(report)
+  local name = report.name
+  local load = read_load(name, decays and time)
+  if not load or not is_alive(name) then
+    expired[#expired + 1] = name
+    return 0
+  end
+  local was_failing = load.failing
+  if is_poll then
+    redis.call("HSET", load.worker, "polled", "1")
+    clear_failure(load)
+  else
+    local expires = redis.call("HGET", load.worker, "check_heart_beat") == "1"
+    redis.call("HSET", load.worker, "heartbeat_at", time)
+    refresh_heartbeat(name, time, expires and heartbeat_ttl or nil)
+    load.failing = nil
+  end
+  apply_report(load, report.queue_length, time - report.age, in_flight_window, time, decays)
+  write_load(load)
+  update_cost_index(load, decays)
+  update_decay_index(load, decays and time)
+  if was_failing and not load.failing then
+    update_lottery(load)
+  end
+  return 1
+end
+
+local results = handle_each(reports, apply)
+expire_leases(time, decays, 64)
+-- Last: if Redis's memory is full, it rejects all heartbeats or none, but not what frees memory.
+for _, name in ipairs(expired) do
+  purge_worker(name)
+end
+redis.pcall("SET", reply, cjson.encode(results), "PX", reply_ttl) -- may be rejected too
+return results

@@ -1,0 +1,103 @@
+--[[
+  List the models that have a live worker. Each call looks at some of them, so that it cannot block Redis for long. A
+  model that has a live worker during the whole listing is found.
+
+  Keys:
+    heartbeat:<name>        STRING  r
+    models                  SET     r
+    pools:<model>           STRING  r
+    lottery:<pool>          ZSET    r
+    lottery_failing:<pool>  ZSET    r
+
+  Input:
+    KEYS[1]   {<namespace>}
+    ARGV[1]   cursor: '0' to begin, then the cursor that the previous call returned; '' if that was '0' and there are
+                unfinished models
+    ARGV[2]   count: about how many models to look at
+    ARGV[3…]  for each unfinished model of the previous call: model, position
+                model: its name
+                position: how many of its workers were looked at
+
+  Output:
+    an array:
+      [1]  the cursor for the next call; '0' if all models were looked at
+      [2]  an array of the models that were found, in no order; a model may be found twice
+      [3]  an array of the unfinished models, with so many expired workers that the budget did not suffice: model and
+           position of each
+    error 'INVALID …' if an argument is invalid
+]]
+--- @include "argument_groups"
+--- @include "is_alive"
+--- @include "key"
+--- @include "pools_of"
+--- @include "spend"
+--- @include "whole_number"
+local STEP = 64
+
+local cursor, count = ARGV[1], whole_number(ARGV[2], 1)
+local unfinished_before = argument_groups(3, { "model", "position" })
+if not cursor:match("^%d*$") or not count or not unfinished_before then
+  return redis.error_reply("INVALID arguments")
+end
+for _, each in ipairs(unfinished_before) do
+  each.position = whole_number(each.position, 0)
+  if not each.position then
+    return redis.error_reply("INVALID number")
+  end
+end
+
+-- Return names of workers of a model from a position on. The order is: pool by pool, and in each pool first the workers
+-- that are not failing.
+local function workers_of(pools, position)
+  local names = {}
+  for _, pool in ipairs(pools) do
+    for _, index in ipairs({ key("lottery", pool), key("lottery_failing", pool) }) do
+      local some = redis.call("ZRANGE", index, position, position + STEP - 1 - #names)
+      for _, name in ipairs(some) do
+        names[#names + 1] = name
+      end
+      if #names == STEP then
+        return names
+      end
+      position = math.max(0, position - redis.call("ZCARD", index))
+      spend(2)
+    end
+  end
+  return names
+end
+
+local found, unfinished = {}, {}
+local has_begun = false
+
+local function look_at(model, position)
+  local pools = pools_of(model)
+  while not has_begun or not spend(2) do
+    has_begun = true
+    local names = workers_of(pools, position)
+    for _, name in ipairs(names) do
+      spend(1)
+      if is_alive(name) then
+        found[#found + 1] = model
+        return
+      end
+    end
+    position = position + #names
+    if #names < STEP then
+      return
+    end
+  end
+  unfinished[#unfinished + 1] = model
+  unfinished[#unfinished + 1] = tostring(position)
+end
+
+for _, each in ipairs(unfinished_before) do
+  look_at(each.model, each.position)
+end
+if cursor ~= "" then
+  local step = redis.call("SSCAN", key("models"), cursor, "COUNT", count)
+  cursor = tostring(step[1])
+  for _, model in ipairs(step[2]) do
+    look_at(model, 0)
+  end
+end
+return { cursor == "" and "0" or cursor, found, unfinished }

@@ -1,0 +1,67 @@
+--[[
+  Update registered workers from their answers to a probe, each only if its registration is unchanged.
+
+  The incarnation of the worker goes on, and so do its leases. What it reports is applied like a report.
+
+  Keys:
+    workers                 ZSET    w
+    worker:<name>           HASH    rw
+    checkpoints:<name>      STRING  rw
+    heartbeat:<name>        STRING  rw
+    draining:<name>         STRING  w
+    models                  SET     w
+    pools:<model>           STRING  rw
+    overflow                SET     rw
+    cost_index:<pool>       ZSET    rw
+    decay_index:<pool>      ZSET    rw
+    cost_heads              HASH    w
+    decay_heads             HASH    w
+    decay:<pool>            STRING  rw
+    lottery:<pool>          ZSET    w
+    lottery_failing:<pool>  ZSET    w
+    odds:<pool>             STRING  w
+    sequence                STRING  rw
+    reply:<request_id>      STRING  rw
+
+  Input:
+    KEYS[1]   {<namespace>}
+    ARGV[1]   decays: '1' if bookings decay, otherwise '0'
+    ARGV[2]   in_flight_window: for how many milliseconds a request may be on its way to a worker
+    ARGV[3…]  for each worker: a registration (include/workers/read_registrations.lua), then registration, age
+                registration: the number of the registration that must be unchanged
+                age: the milliseconds since the worker reported its state
+
+  Output:
+    an array with one entry for each worker, in order; if there are fewer, call again for the rest
+      0   the worker was updated
+      -1  it is not alive, or has registered again: nothing was done
+    error 'INVALID …' if an argument is invalid; nothing was done
+]]
+--- @include "apply_report"
+--- @include "clear_failure"
+--- @include "enroll"
+--- @include "handle_each"
+--- @include "key"
+--- @include "now"
+--- @include "read_registrations"
+--- @include "whole_number"
+local decays, in_flight_window = ARGV[1] == "1", whole_number(ARGV[2], 0)
+local registrations, problem = read_registrations(3, { "registration", "age" })
+if not registrations or not in_flight_window then
+  return redis.error_reply(problem or "INVALID arguments")
+end
+local time = now()
+
+local function is_unchanged(registration, was_alive)
+  return was_alive and redis.call("HGET", key("worker", registration.name), "registration") == registration.registration
+end
+
+local function updated_load(registration, load)
+  clear_failure(load)
+  apply_report(load, registration.queue_length, time - registration.age, in_flight_window, time, decays)
+  return load
+end
+
+return handle_each(registrations, function(registration)
+  return enroll(registration, time, decays, is_unchanged, updated_load)
+end)

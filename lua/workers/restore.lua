@@ -1,0 +1,57 @@
+--[[
+  Register workers again that Redis lost, each only if it is not alive and was not removed a short while ago.
+
+  Keys:
+    workers                 ZSET    w
+    worker:<name>           HASH    rw
+    checkpoints:<name>      STRING  w
+    heartbeat:<name>        STRING  rw
+    removed:<name>          STRING  rw
+    draining:<name>         STRING  w
+    models                  SET     w
+    pools:<model>           STRING  rw
+    overflow                SET     rw
+    cost_index:<pool>       ZSET    rw
+    decay_index:<pool>      ZSET    rw
+    cost_heads              HASH    w
+    decay_heads             HASH    w
+    decay:<pool>            STRING  rw
+    lottery:<pool>          ZSET    w
+    lottery_failing:<pool>  ZSET    w
+    odds:<pool>             STRING  w
+    sequence                STRING  rw
+    reply:<request_id>      STRING  rw
+
+  Input:
+    KEYS[1]   {<namespace>}
+    ARGV[1]   decays: '1' if bookings decay, otherwise '0'
+    ARGV[2…]  for each worker: a registration (include/workers/read_registrations.lua), then draining, polled
+                draining: '1' if the worker is draining, otherwise '0'
+                polled: '1' if it has answered a status poll, otherwise '0'
+
+  Output:
+    an array with one entry for each worker, in order; if there are fewer, call again for the rest
+      1   the worker was restored
+      -1  it is alive, or was removed: nothing was done
+    error 'INVALID …' if an argument is invalid; nothing was done
+]]
+--- @include "enroll"
+--- @include "handle_each"
+--- @include "key"
+--- @include "new_load"
+--- @include "now"
+--- @include "read_registrations"
+local decays = ARGV[1] == "1"
+local registrations, problem = read_registrations(2, { "draining", "polled" })
+if not registrations then
+  return redis.error_reply(problem)
+end
+local time = now()
+
+local function is_lost(registration, was_alive)
+  return not was_alive and redis.call("EXISTS", key("removed", registration.name)) == 0
+end
+
+return handle_each(registrations, function(registration)
+  return enroll(registration, time, decays, is_lost, new_load)
+end)

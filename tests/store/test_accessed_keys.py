@@ -1,0 +1,165 @@
+"""The headers of the scripts list the keys that the scripts access, and no others.
+
+The calls below take the rare paths of all scripts. test_oracle.py checks that no other path accesses further keys.
+"""
+
+from collections.abc import AsyncIterator
+
+import pytest
+from redis.asyncio import Redis
+
+from controller.store import keys
+from controller.store.connection import connect
+from controller.store.reconciliation import split
+from controller.store.registry import Registry
+from tests.conftest import CLOCK
+from tests.support.dispatches import leases_of
+from tests.support.headers import listed_accesses
+from tests.support.key_accesses import record_accesses, recorded_accesses
+from tests.support.pools import allow_sets
+from tests.support.samples import A, B, C, asks, reports, worker
+
+NOW = 1_800_000_000_000
+LEASE_MS = 60_000
+
+
+@pytest.fixture
+async def client(embedded_url: str) -> AsyncIterator[Redis]:
+    client = connect(embedded_url, 60.0)
+    await client.set(CLOCK, NOW)
+    yield client
+    await client.flushall()
+    await client.aclose()
+
+
+class Calls:
+    """A registry, and the namespace in which its workers expire."""
+
+    def __init__(self, client: Redis, namespace: str) -> None:
+        self.client = client
+        self.namespace = namespace
+        self.registry = Registry(client, namespace, 90.0, 60.0, booking_decay=True, draw=lambda: 0.5)
+
+    async def expired(self, name: str, *models: str) -> None:
+        """Register a worker that was drawn once, and let its heartbeat expire."""
+        await self.registry.register(worker(name, *models))
+        await self.registry.dispatch_lottery(asks(models[:1]))
+        await self.client.delete(keys.heartbeat(self.namespace, name))
+
+    async def drained(self, name: str, *models: str) -> None:
+        await self.expired(name, *models)
+        await self.client.set(keys.heartbeat(self.namespace, name), "1", px=90_000)
+        await self.registry.drain(name)
+        await self.client.delete(keys.heartbeat(self.namespace, name))
+
+    async def expire_and_find(self) -> None:
+        """Let each script that purges workers find expired ones."""
+        registry = self.registry
+        for models in (["m"], ["m", "n"]):
+            await self.expired(A, *models)
+            await registry.dispatch_shortest_queue(asks(["m"]))
+            await self.expired(A, *models)
+            await registry.dispatch_lottery(asks(["m"]))
+            await self.expired(A, *models)
+            await registry.heartbeat(reports([(A, 1)]))
+            await self.expired(A, *models)
+            await registry.drain(A, False)
+            await self.expired(A, *models)
+            await registry.restore(worker(A, *models))
+            await self.expired(A, *models)
+            await self.client.zadd(keys.workers(self.namespace), {A: 0})
+            await registry.sweep(0.001)
+            for purge in (
+                lambda: registry.heartbeat(reports([(A, 1)])),
+                lambda: registry.register(worker(A)),
+                lambda: registry.restore(worker(A)),
+                lambda: registry.remove(A),
+                lambda: self.client.zadd(keys.workers(self.namespace), {A: 0}),
+            ):
+                await self.drained(A, *models)
+                await purge()
+                await self.client.delete(keys.sweep(self.namespace))
+                await registry.sweep(60.0)
+                await registry.drain(A, False)
+            await registry.remove(A)
+
+    async def use(self) -> None:
+        """Use a worker with a set of models and one with a capacity."""
+        registry, client = self.registry, self.client
+        await registry.register(worker(A, "m", "n"))
+        await registry.register(worker(B, "m", capacity=4))
+        await registry.heartbeat(reports([(A, 0), (B, 0)]), of_polls=True)
+        leases = []
+        for dispatch in (registry.dispatch_shortest_queue, registry.dispatch_lottery):
+            for _ in range(4):
+                leases += leases_of(await dispatch(asks(["m", "n"], LEASE_MS)))
+                await dispatch(asks(["m", "m", "n", "absent"]))
+                await client.incrby(CLOCK, 60)
+        await registry.renew(leases[0])
+        await registry.release(leases[:6])
+        await registry.report_failure(A)
+        await registry.report_failure(B, of_polls=True)
+        await registry.dispatch_lottery(asks(["n"]))
+        await registry.dispatch_shortest_queue(asks(["n", "m"]))
+        await registry.heartbeat(reports([(A, 2), (B, 2)]))
+        await registry.drain(A)
+        await registry.drain(A, False)
+        await registry._run("dispatch_shortest_queue", "unanswered", 60_000, 1, "m", LEASE_MS, "m", 0)
+        await client.incrby(CLOCK, 60)
+        await registry.dispatch_shortest_queue(asks(["m"] * 3))
+        for part in split({A: 1}, ["unanswered"], 1_000_000):
+            await registry.reconcile(part)
+        known = {each.name: each for each in (await registry.list_workers()).workers}
+        for name, models in ((A, ["o"]), (B, ["m", "n"])):
+            await registry.refresh(worker(name, *models), known[name].registration)
+        known = {each.name: each for each in (await registry.list_workers()).workers}
+        await registry.refresh(worker(B, "m"), known[B].registration)
+        await registry.register(worker(B, "m", "n"))
+        await registry.register(worker(B, "p"))
+        await registry.restore(worker(C, "m", "n"))
+        await registry.remove(C)
+        await registry.restore(worker(C))
+        await registry.list_models()
+        await registry.list_models(multimodal=False)
+        await client.zadd(keys.leases(self.namespace), dict.fromkeys(leases, NOW))
+        for call in (
+            lambda: registry.dispatch_shortest_queue(asks(["p"], LEASE_MS)),
+            lambda: registry.dispatch_lottery(asks(["p"], LEASE_MS)),
+            lambda: registry.heartbeat(reports([(B, 1)])),
+            lambda: registry.sweep(0.001),
+        ):
+            [lease] = leases_of(await registry.dispatch_shortest_queue(asks(["p"], LEASE_MS)))
+            await client.zadd(keys.leases(self.namespace), {lease: NOW})
+            await client.delete(keys.sweep(self.namespace))
+            await call()
+
+    async def coordinate(self) -> None:
+        registry = self.registry
+        await registry.check()
+        await registry.correct_heartbeats({A: 1_000.0})
+        await self.client.pexpire(keys.heartbeat(self.namespace, A), 1_000)
+        await registry.correct_heartbeats({A: 30.0})
+        await registry.dispatch_shortest_queue(asks(["p"], LEASE_MS))
+        await self.client.incrby(CLOCK, -10_000)
+        await registry.shorten_leases()
+        for ttl in (60.0, 0.0):
+            await registry.join_replicas("replica", ttl)
+        await registry.acquire_job("job", "replica", 60.0)
+        await registry.complete_job("job", "replica", 1.0, "result", 60.0)
+
+
+@pytest.mark.usefixtures("store_clock")
+async def test_the_headers_list_the_keys_that_the_scripts_access(
+    client: Redis, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    record_accesses(monkeypatch)
+    for sets in (24, 0):
+        with monkeypatch.context() as patch:
+            allow_sets(patch, sets)
+            calls = Calls(client, f"keys-{sets}")
+        await calls.expire_and_find()
+        await calls.use()
+        await calls.coordinate()
+    accesses = await recorded_accesses(client)
+    assert sorted(accesses - listed_accesses()) == []
+    assert sorted(listed_accesses() - accesses) == []
