@@ -125,7 +125,7 @@ def test_a_large_reconciliation_is_sent_in_parts() -> None:
 async def test_a_booking_is_never_taken_back_below_zero(store: Store) -> None:
     registry = store.registry()
     await registry.register(worker(A))
-    assert await registry._run("dispatch_shortest_queue", "lost", 60_000, 0, "m", 0) == [A]
+    assert await registry._run("dispatch_shortest_queue", "lost", 60_000, 0, "m", 0) == [[A, ""]]
     await registry.heartbeat(reports([(A, 0)]))
     [settlement] = split({}, ["lost"], 0)
     await registry.reconcile(settlement)
@@ -160,6 +160,6 @@ async def test_a_report_after_a_settlement_takes_no_more_for_seen_than_there_is(
     await asyncio.sleep(0.06)
     await registry.heartbeat(reports([(A, 0)]))
     load = load_of(await store.aside.hgetall(keys.worker(store.namespace, A)))
-    assert load.booked >= 0
+    assert load.dispatched >= 0
     assert load.untracked >= 0
     await registry.list_workers()

@@ -329,7 +329,7 @@ async def test_a_loss_in_the_middle_of_a_listing_is_no_list(
 
 async def test_a_failing_restoration_does_not_end_in_no_worker(controller: Replica, link: Link, store: Store) -> None:
     await wipe(store)
-    with link.broken("before", "register"):
+    with link.broken("before", "restore"):
         answer = await controller.dispatcher.dispatch("n")
     assert (answer.value, answer.snapshot_age is None) == (A, False)
     await back(controller)
