@@ -102,11 +102,11 @@ async def test_a_rejection_is_logged_once_with_where_it_happened(
     replica: Open, store: Store, caplog: pytest.LogCaptureFixture
 ) -> None:
     controller = replica()
-    await store.client.set(keys.model(store.namespace, "m"), "not ours")
+    await store.client.set(keys.cost_index(store.namespace, "m"), "not ours")
     for _ in range(5):
         with pytest.raises(StoreRejection):
             await controller.dispatcher.dispatch("m")
-    await store.client.delete(keys.model(store.namespace, "m"))
+    await store.client.delete(keys.cost_index(store.namespace, "m"))
     [record] = caplog.records
     assert record.exc_info
     assert "WRONGTYPE" in record.getMessage()

@@ -166,7 +166,7 @@ async def test_refreshes_at_the_same_time_share_one_run_also_across_replicas(
 async def test_what_is_booked_while_a_probe_is_under_way_is_not_lost(replica: Open, registry: Registry) -> None:
     # The answer is as old as the probe: the worker may have counted its queue before a later request arrived.
     controller = replica(registry)
-    register = registry.register
+    refresh = registry.refresh
     booked_at: list[float] = []
     written_at: list[float] = []
 
@@ -174,13 +174,13 @@ async def test_what_is_booked_while_a_probe_is_under_way_is_not_lost(replica: Op
         booked_at.append(time.monotonic())
         await status("m", queue_length=5)(asked, writer, body)
 
-    async def noting(*arguments: Any, **options: Any) -> bool | None:
+    async def noting(*arguments: Any, **options: Any) -> bool:
         written_at.append(options["written_at"])
-        return await register(*arguments, **options)
+        return await refresh(*arguments, **options)
 
     async with bad_worker(worker_get_status=slow) as busy:
         await registry.register(worker(busy.address))
-        registry.register = noting  # type: ignore[method-assign]
+        registry.refresh = noting  # type: ignore[method-assign]
         await controller.refresher.refresh()
     assert written_at[0] < booked_at[0]
     assert len(written_at) == len(booked_at) == 1

@@ -272,13 +272,13 @@ async def test_a_store_that_rejects_calls_is_no_address_either(
     api: Api, store: Store, caplog: pytest.LogCaptureFixture
 ) -> None:
     """Somebody else's key under our name: a mistake, but the stock API server must not take it for an address."""
-    await store.client.set(keys.model(store.namespace, "m"), "not ours")
+    await store.client.set(keys.cost_index(store.namespace, "m"), "not ours")
     assert await api.dispatch() == ""
     await store.client.set(keys.workers(store.namespace), "not ours")
     response = await api.http.get("/workers")
     assert (response.status_code, response.json()["error"]["code"]) == (500, "store_rejection")
     assert "does not accept a call" in caplog.text
-    await store.client.delete(keys.model(store.namespace, "m"), keys.workers(store.namespace))
+    await store.client.delete(keys.cost_index(store.namespace, "m"), keys.workers(store.namespace))
 
 
 async def test_the_application_sweeps_and_closes_what_it_opened(store: Store) -> None:
