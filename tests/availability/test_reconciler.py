@@ -131,7 +131,7 @@ def test_split_returns_parts_of_bounded_size() -> None:
 async def test_bookings_taken_back_after_a_heartbeat_do_not_go_below_zero(store: Store) -> None:
     registry = store.registry()
     await registry.register(worker(A))
-    assert await registry._run("dispatch_shortest_queue", "lost", 60_000, 0, "m", 0) == [A]
+    assert await registry._run("dispatch_shortest_queue", "lost", 60_000, 0, "m", 0) == [[A, ""]]
     await registry.heartbeat(reports([(A, 0)]))
     [reconciliation] = split({}, ["lost"], 0)
     await registry.reconcile(reconciliation)
@@ -166,6 +166,6 @@ async def test_heartbeat_after_a_reconciliation_leaves_no_negative_count(store: 
     await asyncio.sleep(0.06)
     await registry.heartbeat(reports([(A, 0)]))
     load = load_of(await store.test_client.hgetall(keys.worker(store.namespace, A)))
-    assert load.booked >= 0
+    assert load.dispatched >= 0
     assert load.untracked >= 0
     await registry.list_workers()

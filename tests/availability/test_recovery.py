@@ -341,7 +341,7 @@ async def test_data_loss_during_a_listing_restarts_it(store: Store, monkeypatch:
 
 async def test_dispatch_uses_the_snapshot_if_the_recovery_fails(controller: Replica, link: Link, store: Store) -> None:
     await wipe(store)
-    with link.broken("before", "register"):
+    with link.broken("before", "restore"):
         choice = await controller.dispatcher.dispatch("n")
     assert (choice.value, choice.snapshot_age is None) == (A, False)
     await wait_for_recovery(controller)

@@ -96,11 +96,11 @@ async def test_rejection_is_logged_once_with_a_traceback(
     replica: Open, store: Store, caplog: pytest.LogCaptureFixture
 ) -> None:
     controller = replica()
-    await store.client.set(keys.model(store.namespace, "m"), "foreign value")
+    await store.client.set(keys.cost_index(store.namespace, "m"), "foreign value")
     for _ in range(5):
         with pytest.raises(StoreRejection):
             await controller.dispatcher.dispatch("m")
-    await store.client.delete(keys.model(store.namespace, "m"))
+    await store.client.delete(keys.cost_index(store.namespace, "m"))
     [record] = caplog.records
     assert record.exc_info
     assert "WRONGTYPE" in record.getMessage()

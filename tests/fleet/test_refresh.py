@@ -170,7 +170,7 @@ async def test_concurrent_refreshes_of_all_replicas_share_one_run(
 async def test_status_of_a_probe_is_dated_at_the_start_of_the_probe(replica: Open, registry: Registry) -> None:
     # The worker may have counted its queue before a request that was booked during the probe arrived.
     controller = replica(registry)
-    register = registry.register
+    refresh = registry.refresh
     booked_at: list[float] = []
     written_at: list[float] = []
 
@@ -178,13 +178,13 @@ async def test_status_of_a_probe_is_dated_at_the_start_of_the_probe(replica: Ope
         booked_at.append(time.monotonic())
         await status("m", queue_length=5)(server, writer, body)
 
-    async def recording(*arguments: Any, **options: Any) -> bool | None:
+    async def recording(*arguments: Any, **options: Any) -> bool:
         written_at.append(options["written_at"])
-        return await register(*arguments, **options)
+        return await refresh(*arguments, **options)
 
     async with bad_worker(worker_get_status=slow) as busy:
         await registry.register(worker(busy.address))
-        registry.register = recording  # type: ignore[method-assign]
+        registry.refresh = recording  # type: ignore[method-assign]
         await controller.refresher.refresh()
     assert written_at[0] < booked_at[0]
     assert len(written_at) == len(booked_at) == 1

@@ -276,13 +276,13 @@ async def test_dispatch_returns_no_address_if_the_store_rejects_the_call(
     api: Api, store: Store, caplog: pytest.LogCaptureFixture
 ) -> None:
     """Another program wrote to our key. FastChat's API server would use the body of a 500 as an address."""
-    await store.client.set(keys.model(store.namespace, "m"), "foreign value")
+    await store.client.set(keys.cost_index(store.namespace, "m"), "foreign value")
     assert await api.dispatch() == ""
     await store.client.set(keys.workers(store.namespace), "foreign value")
     response = await api.http.get("/workers")
     assert (response.status_code, response.json()["error"]["code"]) == (500, "store_rejection")
     assert "Redis rejected a call" in caplog.text
-    await store.client.delete(keys.model(store.namespace, "m"), keys.workers(store.namespace))
+    await store.client.delete(keys.cost_index(store.namespace, "m"), keys.workers(store.namespace))
 
 
 async def test_application_sweeps_and_closes_its_connections(store: Store) -> None:
