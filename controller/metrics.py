@@ -133,7 +133,9 @@ class Metrics(Collector):
         outcomes = ("complete", "broken", "no_worker", "client_gone")
         self.streams = self._labelled("streams", "Forwarded streams.", outcome=outcomes)
         self.calls = self._labelled("calls", "Other forwarded requests.", outcome=outcomes)
-        self.forward_retries = self._counter("forward_retries", "Retries of forwarded requests on another worker.")
+        self.forward_retries = self._counter(
+            "forward_retries", "Retries of forwarded requests on another worker, also after a 5xx."
+        )
         self.store_failures = self._counter("store_failures", "Failed calls to Redis.")
         self.store_clock_jumps = self._labelled(
             "store_clock_jumps",

@@ -1,12 +1,12 @@
 """The documentation agrees with the code: generated pages are current, links lead somewhere, commands exist."""
 
 import re
+import tomllib
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from controller import __version__
 from controller.domain import errors
 from controller.web.errors import status_of
 from controller.web.routes.table import FALLBACK, ROUTES
@@ -16,6 +16,8 @@ from docs.scripts.http_examples import EXAMPLES
 ROOT = Path(__file__).parents[1]
 DOCS = ROOT / "docs"
 README = (ROOT / "README.md").read_text()
+# The metadata of an editable installation may be older.
+VERSION = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["version"]
 PAGES = sorted([*ROOT.glob("*.md"), *DOCS.rglob("*.md"), *ROOT.glob("deploy/**/*.md")])
 SENDS_NO_RESPONSE = {"invalid_settings", "embedded_store", "controller_unreachable", "parent_unreachable"}
 FENCE = re.compile(r"^```.*?^```$", re.DOTALL | re.MULTILINE)
@@ -123,8 +125,14 @@ def test_pages_show_the_present_version() -> None:
         for page in PAGES
         for version in re.findall(r"controller(?:-cluster:| )(\d+\.\d+\.\d+)", page.read_text())
     ]
-    assert shown
-    assert [each for each in shown if each[1] != __version__] == []
+    manifests = ROOT / "deploy" / "kubernetes"
+    for file in manifests.glob("*.yaml"):
+        shown += [
+            (name(file), version)
+            for version in re.findall(r"(?:controller-cluster|newTag): *(\d+\.\d+\.\d+)", file.read_text())
+        ]
+    assert len(shown) > 4
+    assert [each for each in shown if each[1] != VERSION] == []
 
 
 def test_the_readme_is_short() -> None:
@@ -144,6 +152,11 @@ def test_each_page_is_in_the_navigation() -> None:
     navigation = (ROOT / "mkdocs.yml").read_text().partition("\nnav:\n")[2]
     for page in DOCS.rglob("*.md"):
         assert page.relative_to(DOCS).as_posix() in navigation, page
+
+
+def test_the_newest_release_in_the_changelog_is_the_present_version() -> None:
+    releases = re.findall(r"(?m)^## \[(\d[^\]]*)\]", (ROOT / "CHANGELOG.md").read_text())
+    assert releases[0] == VERSION
 
 
 def test_the_changelog_has_the_present_form() -> None:

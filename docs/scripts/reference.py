@@ -52,8 +52,10 @@ def settings() -> str:
     rows = []
     for setting in all_settings():
         default = setting.default
+        text, _, described = setting.metadata["help"].partition("  [default: ")
         shown = f"{default:g} s" if isinstance(default, float) else "" if default in (None, False) else str(default)
-        meaning = _sentences(setting.metadata["help"].split("  [default")[0])
+        shown = described.removesuffix("]") or shown
+        meaning = _sentences(text)
         if setting.metadata["choices"]:
             meaning += " One of " + ", ".join(code(str(choice)) for choice in setting.metadata["choices"]) + "."
         variables = "<br>".join(code(variable) for variable in environment_variables(setting))
@@ -246,6 +248,16 @@ _FASTCHAT_ROUTES: Final = frozenset(
 )
 
 
+# The handler of these routes is the same, so its docstring does not describe them.
+_SUMMARIES: Final[Mapping[str, str]] = {
+    "/worker_generate": "Generate a text on a worker, and return it as a whole.",
+    "/worker_get_embeddings": "Embed texts on a worker.",
+    "/count_token": "Count the tokens of a prompt on a worker.",
+    "/worker_get_conv_template": "Return the conversation template of a model from a worker.",
+    "/model_details": "Return the context length of a model from a worker.",
+}
+
+
 def routes() -> str:
     """Return one row for each route of the table, in the order of the planes."""
     rows = []
@@ -253,7 +265,8 @@ def routes() -> str:
         anchor = re.sub(r"[^a-z0-9_ -]", "", title(route).lower()).replace(" ", "-")
         notes = [word for word, applies in (("hot", route.hot), ("new", route.path not in _FASTCHAT_ROUTES)) if applies]
         link = f"[`{title(route)}`](#{anchor})"
-        rows.append((link, route.plane.value, ", ".join(notes), _first_sentence(_summary(route.handler))))
+        summary = _SUMMARIES.get(route.path) or _first_sentence(_summary(route.handler))
+        rows.append((link, route.plane.value, ", ".join(notes), summary))
     return table("Route | Plane | Notes | What it does", rows)
 
 
@@ -275,7 +288,8 @@ def route(*paths: str) -> str:
     description = (inspect.getdoc(found[0].handler) or "") + "\n"
     if len(found) == 1:
         return f"### `{title(found[0])}`\n\n{description}\n{_examples(found[0])}"
-    return "\n".join([description, *(f"### `{title(one)}`\n\n{_examples(one)}" for one in found)])
+    sections = [f"### `{title(one)}`\n\n{_SUMMARIES[one.path]}\n\n{_examples(one)}" for one in found]
+    return "\n".join([description, *sections])
 
 
 def _examples(route: Route) -> str:
