@@ -34,6 +34,7 @@ from tests.support.dispatches import worker_of_lease
 from tests.support.headers import listed_accesses
 from tests.support.invariants import OVERFLOW, WholeState, check_invariants, load_of, pools_of
 from tests.support.key_accesses import record_accesses, recorded_accesses
+from tests.support.parts import examples
 from tests.support.pools import Pools, allow_sets
 
 NAMES = [f"http://w{i}:1" for i in range(6)]
@@ -570,6 +571,7 @@ def test_checkpoints_count_more_than_a_million_bookings(machine: RegistryMachine
     assert machine.known[NAMES[0]].load.dispatched == 7
 
 
+@pytest.mark.deep
 @pytest.mark.usefixtures("store_clock")
 @pytest.mark.parametrize(("decays", "max_sets"), [(True, 24), (True, 0), (False, 24), (False, 1)])
 @pytest.mark.parametrize("kind", STORES)
@@ -583,12 +585,21 @@ def test_random_histories_agree_with_the_reference_model(
     run_state_machine_as_test(
         lambda: RegistryMachine(kind, url, decays, max_sets),
         settings=settings(
-            max_examples={"fakeredis": 3, "embedded": 40}.get(kind, 10),  # fakeredis compiles a script at each run
+            max_examples=examples(
+                {"fakeredis": 3, "embedded": 40}.get(kind, 10)
+            ),  # fakeredis compiles each script again
             stateful_step_count=40,
             deadline=None,
             suppress_health_check=list(HealthCheck),
         ),
     )
     if kind == "embedded":
-        accesses = asyncio.run(recorded_accesses(connect(url, 10.0)))
-        assert accesses <= listed_accesses()
+        assert asyncio.run(read_accesses(url)) <= listed_accesses()
+
+
+async def read_accesses(url: str) -> set[Any]:
+    client = connect(url, 10.0)
+    try:
+        return await recorded_accesses(client)
+    finally:
+        await client.aclose()
