@@ -22,7 +22,7 @@ import sys
 import tempfile
 import time
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from rich.console import Console
@@ -117,7 +117,8 @@ def load_wrk(url: str, seconds: float, keep_alive: bool) -> float:
         output = subprocess.run([*on_core(1), *command], capture_output=True, text=True, check=True).stdout
     if "Non-2xx" in output:
         raise SystemExit(f"{url} returned errors:\n{output}")
-    return float(re.search(r"Requests/sec:\s*([\d.]+)", output)[1])
+    [rate] = re.findall(r"Requests/sec:\s*([\d.]+)", output)
+    return float(rate)
 
 
 def load_own(url: str, seconds: float, keep_alive: bool) -> float:
@@ -128,7 +129,7 @@ def load_own(url: str, seconds: float, keep_alive: bool) -> float:
 
 async def generate(url: str, seconds: float, keep_alive: bool) -> float:
     """Return the number of successful requests per second, over as many connections as wrk has."""
-    host, port, path = re.fullmatch(r"http://([^:]+):(\d+)(/.*)", url).groups()
+    [(host, port, path)] = re.findall(r"^http://([^:]+):(\d+)(/.*)$", url)
     connection_header = "" if keep_alive else "Connection: close\r\n"
     request = (
         f"POST {path} HTTP/1.1\r\nHost: {host}\r\n{connection_header}Content-Length: {len(BODY)}\r\n\r\n"
@@ -144,7 +145,9 @@ async def generate(url: str, seconds: float, keep_alive: bool) -> float:
                 writer.write(request + BODY)
                 head = await reader.readuntil(b"\r\n\r\n")
                 assert b" 200 " in head.split(b"\r\n")[0]
-                await reader.readexactly(int(re.search(rb"(?i)content-length: (\d+)", head)[1]))
+                length = re.search(rb"(?i)content-length: (\d+)", head)
+                assert length is not None
+                await reader.readexactly(int(length[1]))
                 done += 1
                 if not keep_alive:
                     break
@@ -173,24 +176,27 @@ def serve_app(kind: str, port: int, data_dir: Path | None) -> None:
         return JSONResponse({"address": (await request.json())["model"]})
 
     settings = Settings()
+    factory: Callable[[], object]
     with contextlib.ExitStack() as resources:
         if kind == "echo":
             app = Starlette()
             app.add_route("/get_worker_address", echo, ["POST"])
 
-            def factory() -> Starlette:
+            def echo_app() -> Starlette:
                 return app
 
+            factory = echo_app
         else:
             store = resources.enter_context(EmbeddedStore(data_dir or Path("data")))
 
-            def factory() -> HotPath:
+            def hot_path() -> HotPath:
                 metrics = Metrics()
                 replica = create_replica(settings, parse_store_url(store.url), metrics)
                 routed = replica.app()
                 assert isinstance(routed, HotPath)
                 return HotPath({}, routed._app, replica.readiness)
 
+            factory = hot_path
         uvicorn.run(factory, factory=True, host="127.0.0.1", port=port, **uvicorn_options(settings))
 
 
