@@ -1,6 +1,7 @@
 """Degraded mode: while the store is unavailable, a replica dispatches from its snapshot and reports its age."""
 
 import asyncio
+from functools import partial
 from types import SimpleNamespace
 
 import pytest
@@ -107,7 +108,7 @@ async def test_each_registration_causes_one_snapshot(store: Store, link: Link, r
             name, check_heart_beat=True, status=WorkerStatus(("m",), 1, 0), multimodal=False
         )
         await wait_until(
-            lambda name=name: in_snapshot(controller, name),
+            partial(in_snapshot, controller, name),
             "the worker is in a snapshot, long before the interval has passed",
         )
     snapshot_count = link.delivered.count("list_workers")
@@ -150,7 +151,7 @@ async def test_pause_between_snapshots_grows_with_the_number_of_workers(
         raise asyncio.CancelledError if len(pauses) == 8 else TimeoutError
 
     async def take(_: object) -> None:
-        manager._snapshot = range(next(sizes))
+        manager._snapshot = range(next(sizes))  # type: ignore[assignment]  # only its length counts
 
     monkeypatch.setattr(manager.breaker, "call", take)
     monkeypatch.setattr(snapshots, "asyncio", SimpleNamespace(sleep=sleep, timeout=timeout))

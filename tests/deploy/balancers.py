@@ -18,7 +18,7 @@ import httpx
 import psutil
 
 from tests.deploy.compose import ROOT
-from tests.support.waiting import wait_until
+from tests.support.waiting import wait_for_each, wait_until
 from tests.system.processes import ControllerProcess, free_port, listens, serves
 
 DEPLOY = ROOT / "deploy"
@@ -150,8 +150,7 @@ class Replicas:
                 process.popen.send_signal(signal.SIGCONT)
             else:
                 self.processes[number] = self._start(number, process.port)
-        for process in self.processes:
-            await wait_until(lambda p=process: serves(p.url), "the replica is ready", timeout=60)
+        await wait_for_each(self.processes, lambda process: serves(process.url), "the replica is ready")
 
     def replica_of(self, port: int) -> int:
         """Return the number of the replica that has a connection with this local port."""

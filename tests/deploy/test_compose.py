@@ -6,6 +6,7 @@ import json
 import random
 import re
 import time
+from typing import Any
 
 import httpx
 import pytest
@@ -17,7 +18,7 @@ from tests.conftest import Figure
 from tests.deploy.compose import Compose, docker
 from tests.deploy.conftest import redis_url
 from tests.support.invariants import check_invariants
-from tests.support.waiting import wait_until
+from tests.support.waiting import wait_for_each, wait_until
 from tests.system.load import load
 from tests.system.processes import call, serves
 
@@ -84,7 +85,7 @@ async def test_every_route_through_the_load_balancer(cluster: Compose) -> None:
     workers = await all_workers(cluster)
     url = cluster.url
 
-    def post(path: str, body: object = None) -> object:
+    def post(path: str, body: object = None) -> Any:
         return call(url + path, body)
 
     assert call(f"{url}/test_connection", method="GET") == "success"
@@ -108,8 +109,12 @@ async def test_every_route_through_the_load_balancer(cluster: Compose) -> None:
 
 async def test_the_replicas_are_healthy(cluster: Compose) -> None:
     """The health check of the image works with a read-only file system and without capabilities."""
-    for container in cluster.containers("controller"):
-        await wait_until(lambda c=container: health(c) == "healthy", "the replica is healthy", interval=POLL_INTERVAL)
+    await wait_for_each(
+        cluster.containers("controller"),
+        lambda container: health(container) == "healthy",
+        "the replica is healthy",
+        interval=POLL_INTERVAL,
+    )
 
 
 def health(container: str) -> str:
@@ -153,9 +158,8 @@ async def test_the_cluster_is_scaled_from_3_to_6_under_load(cluster: Compose, fi
         await wait_until(lambda: results.total > 100, "the load has started")
         await asyncio.to_thread(cluster, "up", "--detach", "--no-build", "--no-recreate", "--scale", "controller=6")
         await ready_replicas(cluster, 6)
-        for container in cluster.containers("controller"):
-            url = f"http://{cluster.address(container)}:21001"
-            await wait_until(lambda url=url: dispatches(url) > 0, "each replica dispatches", interval=POLL_INTERVAL)
+        urls = [f"http://{cluster.address(container)}:21001" for container in cluster.containers("controller")]
+        await wait_for_each(urls, lambda url: dispatches(url) > 0, "each replica dispatches", interval=POLL_INTERVAL)
     figure("scaled from 3 to 6", results)
     assert results.failed == []
     assert set(results.addresses) == workers

@@ -7,6 +7,7 @@ import signal
 import subprocess
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import trustme
@@ -34,7 +35,7 @@ def replica(short_dir: Path) -> Iterator[Replica]:
     started: list[ControllerProcess] = []
     directory = short_dir / "healthcheck"
 
-    def start(*flags: str, **options: str) -> ControllerProcess:
+    def start(*flags: str, **options: Any) -> ControllerProcess:
         started.append(ControllerProcess(directory / "data", *flags, **options))
         return started[-1]
 

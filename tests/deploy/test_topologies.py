@@ -3,6 +3,7 @@
 import asyncio
 import json
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import pytest
@@ -11,7 +12,7 @@ from controller.store import keys
 from tests.conftest import Figure
 from tests.deploy.compose import ROOT, Compose, docker, up
 from tests.support.lifeline import project
-from tests.support.waiting import wait_until
+from tests.support.waiting import wait_for_each, wait_until
 from tests.system.load import load
 from tests.system.processes import call, serves
 
@@ -44,9 +45,8 @@ async def kill_master_under_load(running: Compose, master: str, promoted: Callab
         status = {"model_names": ["m"], "speed": 1, "queue_length": 0}
         body = {"worker_name": name, "check_heart_beat": False, "worker_status": status}
         assert call(f"{running.url}/register_worker", body) is None
-    for replica in running.containers("controller"):
-        url = f"http://{running.address(replica)}:21001"
-        await wait_until(lambda url=url: serves(url), "the replica is ready")
+    urls = [f"http://{running.address(replica)}:21001" for replica in running.containers("controller")]
+    await wait_for_each(urls, serves, "the replica is ready")
     await asyncio.sleep(1.5)  # several snapshot intervals, because no route shows the workers of a snapshot
     async with load([running.url]) as results:
         await wait_until(lambda: results.total > 100, "the load has started")
@@ -185,10 +185,12 @@ async def wait_for_known_replicas(running: Compose) -> None:
     await wait_for_one_master(running)
     expected = {address for node, address in addresses(running).items() if node != master_names(running)}
     for sentinel in SENTINELS:
-        known = lambda sentinel=sentinel: known_replicas(running, sentinel)  # noqa: E731
-        await wait_until(
-            lambda known=known: known() == expected, f"{sentinel} lists the replicas", timeout=120, interval=0.5
-        )
+        lists_all = partial(lists_replicas, running, sentinel, expected)
+        await wait_until(lists_all, f"{sentinel} lists the replicas", timeout=120, interval=0.5)
+
+
+def lists_replicas(running: Compose, sentinel: str, expected: set[str]) -> bool:
+    return known_replicas(running, sentinel) == expected
 
 
 def failovers(running: Compose) -> int:

@@ -16,7 +16,7 @@ from controller.tasks import end
 from tests.conftest import Open, Store
 from tests.support.outage import Link
 from tests.support.samples import A, B, worker
-from tests.support.waiting import wait_until
+from tests.support.waiting import wait_for_each, wait_until
 from tests.support.workers import BadWorker, Behaviour, answers, bad_worker, chunks, hangs, sends_without_end
 
 INTERVAL = 0.4
@@ -300,8 +300,7 @@ async def test_each_of_several_parents_gets_heartbeats(
     async with bad_worker(register_worker=other.register, receive_heart_beat=other.heartbeat) as server:
         await registry.register(worker(A))
         joining(parent=f"{parent.address},{server.address}")
-        for each in (parent, other):
-            await wait_until(lambda each=each: each.heartbeats, "it gets heartbeats")
+        await wait_for_each((parent, other), lambda each: each.heartbeats, "it gets heartbeats")
 
 
 async def test_job_lock_belongs_to_one_replica_until_the_job_is_due_again(registry: Registry) -> None:

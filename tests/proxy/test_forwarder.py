@@ -3,6 +3,7 @@
 import asyncio
 import sys
 from collections import Counter
+from functools import partial
 
 import pytest
 
@@ -129,7 +130,7 @@ async def test_lease_of_a_long_request_is_renewed(store: Store, replica: Open, r
     controller.forwarder._renew_after = 0.01
     parts = asyncio.Semaphore(1)
 
-    async def slow(_: BadWorker, writer: asyncio.StreamWriter, __: bytes) -> None:
+    async def slow(_worker: BadWorker, writer: asyncio.StreamWriter, __: bytes) -> None:
         writer.write(b"HTTP/1.1 200 OK\r\nConnection: close\r\n\r\n")
         for _ in range(3):
             await parts.acquire()
@@ -148,7 +149,7 @@ async def test_lease_of_a_long_request_is_renewed(store: Store, replica: Open, r
             response = (await request).value
             async for _ in response.pieces():
                 before = await lease_ends_at()
-                await wait_until(lambda before=before: renewed_after(before), "the lease is renewed")
+                await wait_until(partial(renewed_after, before), "the lease is renewed")
                 parts.release()
             response.close()
             assert await state(controller, registry) == {healthy.address: (0, "")}
@@ -298,7 +299,7 @@ async def test_large_body_is_sent_whole_and_not_kept_in_memory(registry: Registr
 async def test_slow_client_slows_the_worker_down(registry: Registry, controller: Replica) -> None:
     sent = 0
 
-    async def fast(_: BadWorker, writer: asyncio.StreamWriter, __: bytes) -> None:
+    async def fast(_worker: BadWorker, writer: asyncio.StreamWriter, __: bytes) -> None:
         nonlocal sent
         writer.write(b"HTTP/1.1 200 OK\r\nConnection: close\r\n\r\n")
         for _ in range(2_000):

@@ -3,8 +3,11 @@
 import asyncio
 import inspect
 import time
-from collections.abc import Awaitable, Callable
-from typing import Any
+from collections.abc import Awaitable, Callable, Iterable
+from functools import partial
+from typing import Any, TypeVar
+
+T = TypeVar("T")
 
 
 async def wait_until(
@@ -20,6 +23,18 @@ async def wait_until(
             return value
         assert time.monotonic() < deadline, f"timed out after {timeout:g} s, waiting until {description}"
         await asyncio.sleep(interval)
+
+
+async def wait_for_each(
+    items: Iterable[T],
+    predicate: Callable[[T], Any | Awaitable[Any]],
+    description: str,
+    timeout: float = 60.0,
+    interval: float = 0.01,
+) -> None:
+    """Wait until the predicate is true for each item. Items are checked in order, each with the whole timeout."""
+    for item in items:
+        await wait_until(partial(predicate, item), description, timeout, interval)
 
 
 async def cancelled(task: "asyncio.Task[Any]") -> None:

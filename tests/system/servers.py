@@ -7,6 +7,7 @@ import shutil
 import signal
 import subprocess
 from collections.abc import AsyncIterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -191,7 +192,7 @@ class Cluster:
         await wait_until(lambda: self._lists(first, 6), "the first node lists all six")
         for master, replica in zip(self.nodes[:3], self.nodes[3:], strict=True):
             name = str(await master.execute("CLUSTER", "MYID"))
-            await wait_until(lambda r=replica, n=name: self._replicate(r, n), "the replica accepts its master")
+            await wait_until(partial(self._replicate, replica, name), "the replica accepts its master")
         await wait_until(self.healthy, "the cluster is healthy")
 
     async def _lists(self, node: Server, number: int) -> bool:

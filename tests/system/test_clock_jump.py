@@ -4,11 +4,12 @@ import shutil
 import struct
 import subprocess
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 
 import pytest
 
-from tests.support.waiting import wait_until
+from tests.support.waiting import wait_for_each, wait_until
 from tests.system.conftest import Serve
 from tests.system.processes import ControllerProcess, answers, call, free_port, stock_worker
 
@@ -71,13 +72,17 @@ async def test_live_workers_stay_available_after_each_jump(
             set_clock(offset)
             for _ in range(20):
                 assert {replica.dispatch("echo") for replica in replicas} == {worker.url}
-            await wait_until(lambda change=change: all(change in r.log for r in replicas), "both replicas log the jump")
+            await wait_for_each(replicas, partial(logs, change), "both replicas log the jump")
             for replica in replicas:
                 assert f"was set {change}" in str(readiness(replica)["warning"])
-                await wait_until(lambda replica=replica: expires_in_time(replica), "the heartbeat expires in time")
+                await wait_until(partial(expires_in_time, replica), "the heartbeat expires in time")
         assert answers(f"{worker.url}/worker_get_status", "POST")
         worker.kill()
         assert all("Traceback" not in replica.log for replica in replicas)
+
+
+def logs(text: str, controller: ControllerProcess) -> bool:
+    return text in controller.log
 
 
 def expires_in_time(controller: ControllerProcess) -> bool:

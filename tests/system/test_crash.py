@@ -5,6 +5,7 @@ import os
 import random
 import signal
 from collections import Counter
+from functools import partial
 
 import httpx
 import pytest
@@ -81,6 +82,10 @@ async def test_the_registry_stays_consistent_when_replicas_are_killed_under_load
         clients = [asyncio.create_task(load.dispatch(http)) for _ in range(6)]
         clients += [asyncio.create_task(load.change_workers(http, name, i)) for i, name in enumerate(WORKERS[:3])]
         killed = 0
+
+        def dispatched_since(before: int) -> bool:
+            return load.acknowledged.total() > before + 20
+
         while killed < KILLS:
             # Kill two of the three replicas at a time. The supervisor replaces them.
             running = await wait_until(lambda: len(now := replicas(controller)) == 3 and now, "three replicas run")
@@ -88,7 +93,7 @@ async def test_the_registry_stays_consistent_when_replicas_are_killed_under_load
             for victim in random.sample(running, 2):
                 os.kill(victim, signal.SIGKILL)
                 killed += 1
-            await wait_until(lambda before=before: load.acknowledged.total() > before + 20, "dispatches continue")
+            await wait_until(partial(dispatched_since, before), "dispatches continue")
         load.stop.set()
         await asyncio.gather(*clients)
 

@@ -3,6 +3,7 @@
 import os
 import re
 import signal
+from functools import partial
 from pathlib import Path
 
 import httpx
@@ -25,6 +26,10 @@ def dispatches(controller: ControllerProcess) -> float:
     return float(chosen)
 
 
+def both_replaced(controller: ControllerProcess, killed: set[int]) -> bool:
+    return len(set(replicas(controller)) - killed) == 2
+
+
 @pytest.mark.slow
 async def test_counters_keep_their_values_when_replicas_are_killed(serve: Serve, work_dir: Path) -> None:
     temporary = work_dir / "temporary"
@@ -40,9 +45,7 @@ async def test_counters_keep_their_values_when_replicas_are_killed(serve: Serve,
         before = set(replicas(controller))
         for pid in before:
             os.kill(pid, signal.SIGKILL)
-        await wait_until(
-            lambda killed=before: len(set(replicas(controller)) - killed) == 2, "both replicas are replaced"
-        )
+        await wait_until(partial(both_replaced, controller, before), "both replicas are replaced")
         await wait_until(lambda: serves(controller.url), "the replicas serve")
     assert dispatches(controller) == 3
     assert set(controller.data_dir.iterdir()) == files

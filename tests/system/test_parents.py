@@ -4,6 +4,7 @@ import contextlib
 import json
 import urllib.request
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 
 import psutil
@@ -101,8 +102,8 @@ async def test_another_replica_takes_over_the_heartbeats_of_a_killed_one(serve: 
     advertised = "http://127.0.0.1:1"
     interval = 2.0
     with proxy_in_thread(TcpProxy(free_port(), top.port)) as link:
-        flags = ("--redis-url", embedded_url, "--namespace", "below", "--parent", link.url, "--advertise", advertised)
-        flags += ("--parent-interval", str(interval))
+        flags = ["--redis-url", embedded_url, "--namespace", "below", "--parent", link.url, "--advertise", advertised]
+        flags += ["--parent-interval", str(interval)]
         replicas = [serve(*flags, data=f"below-{i}") for i in range(3)]
         replicas[0].register("http://127.0.0.1:9", check=False)
         await wait_until(lambda: top.names() == [advertised], "the cluster has joined")
@@ -112,14 +113,16 @@ async def test_another_replica_takes_over_the_heartbeats_of_a_killed_one(serve: 
             ages.append(top.workers()[0]["heartbeat_age"])
             return ages[-1]
 
+        def is_younger_than(check: int) -> bool:
+            return age() < ages[check]
+
         for i in range(3):
             link.hang()
             await wait_until(lambda: age() and link.held, "a heartbeat is in flight")
             [sender] = [replica for replica in replicas if has_connection_from(replica, link.held[0][1])]
             sender.kill()
             link.cut()  # its heartbeat is lost
-            checks = len(ages)
-            await wait_until(lambda checks=checks: age() < ages[checks - 1], "the parent receives another heartbeat")
+            await wait_until(partial(is_younger_than, len(ages) - 1), "the parent receives another heartbeat")
             replicas.remove(sender)
             replicas.append(serve(*flags, data=f"below-again-{i}"))
 

@@ -15,7 +15,7 @@ import pytest
 
 from tests.support.faults import TcpProxy, proxy_in_thread
 from tests.support.outage import expire_heartbeat
-from tests.support.waiting import wait_until
+from tests.support.waiting import wait_for_each, wait_until
 from tests.system.conftest import Serve
 from tests.system.processes import PYDANTIC_1, ControllerProcess, call, fastchat, free_port, stock_worker
 
@@ -137,5 +137,8 @@ async def test_a_region_is_disconnected_and_joins_again(serve: Serve, work_dir: 
         )
         for model in MODELS:
             check_api(api, model)
-        for cluster in (top, east.controller, west.controller):
-            await wait_until(lambda c=cluster: {w["leased"] for w in c.workers()} == {0}, "no lease remains")
+        await wait_for_each(
+            (top, east.controller, west.controller),
+            lambda cluster: {worker["leased"] for worker in cluster.workers()} == {0},
+            "no lease remains",
+        )

@@ -3,6 +3,7 @@
 import asyncio
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
+from functools import partial
 
 import pytest
 
@@ -207,9 +208,12 @@ async def test_client_that_does_not_read_does_not_make_the_worker_silent(client:
         answer = await client.post(worker.address, "/worker_generate_stream", b"{}")
         frames = answer.frames()
         received = [await anext(frames)]
+
+        def has_other_timer_than(timer: object) -> bool:
+            return answer._timer is not timer
+
         for _ in range(3):
-            timer = answer._timer
-            await wait_until(lambda timer=timer: answer._timer is not timer, "the timeout has passed")
+            await wait_until(partial(has_other_timer_than, answer._timer), "the timeout has passed")
         received += [piece async for piece in frames]
         answer.close()
     assert b"".join(received) == FRAME * 500_001
