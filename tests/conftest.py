@@ -15,11 +15,11 @@ import time
 from collections.abc import AsyncIterator, Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import fakeredis
 import pytest
 from hypothesis import HealthCheck, settings
-from redis.asyncio import Redis
 
 from controller.domain.errors import StoreUnavailable
 from controller.metrics import Metrics
@@ -31,6 +31,7 @@ from controller.store.embedded.store import EmbeddedStore
 from controller.store.registry import Registry
 from controller.upstream.client import WorkerClient
 from tests.support import certificates, lifeline, network, parts
+from tests.support.clients import Client
 from tests.support.invariants import check_invariants, check_nothing_leaks
 from tests.support.outage import Link
 from tests.support.samples import A, B, worker
@@ -144,7 +145,12 @@ def redis_server_url(short_dir: Path) -> Iterator[str]:
 
 # Without decay, a dispatch depends only on the calls before it, not on the time between them. The deadline is long
 # enough for a slow machine.
-WITHOUT_DECAY = {"heartbeat_expiration": 90.0, "deadline": 60.0, "booking_decay": False, "booking_delay": 0.0}
+WITHOUT_DECAY: dict[str, Any] = {
+    "heartbeat_expiration": 90.0,
+    "deadline": 60.0,
+    "booking_decay": False,
+    "booking_delay": 0.0,
+}
 
 
 CLOCK = "test-clock"  # the key from which the scripts read the time in tests that use `store_clock`
@@ -173,8 +179,8 @@ class Store:
     """
 
     kind: str
-    client: Redis
-    test_client: Redis
+    client: Client
+    test_client: Client
     namespace: str
     decays: bool = False
 
@@ -183,7 +189,7 @@ class Store:
         """Return the URL of a real server."""
         return f"unix://{self.client.connection_pool.connection_kwargs['path']}"
 
-    def registry(self, **options: object) -> Registry:
+    def registry(self, **options: Any) -> Registry:
         """Open a registry as a replica does. Any number of registries may share the store."""
         self.decays = self.decays or bool(options.get("booking_decay"))
         return Registry(self.client, self.namespace, **{**WITHOUT_DECAY, **options})
@@ -197,6 +203,8 @@ class Store:
 @contextlib.asynccontextmanager
 async def open_store(request: pytest.FixtureRequest, kind: str) -> AsyncIterator[Store]:
     namespace = f"test-{next(_namespaces)}"
+    client: Client
+    test_client: Client
     if kind == "fakeredis":
         server = fakeredis.FakeServer()
         client, test_client = (fakeredis.FakeAsyncRedis(server=server, decode_responses=True) for _ in range(2))
@@ -217,7 +225,7 @@ async def open_store(request: pytest.FixtureRequest, kind: str) -> AsyncIterator
         await test_client.aclose()
 
 
-async def answers(client: Redis) -> bool:
+async def answers(client: Client) -> bool:
     try:
         return bool(await client.ping())
     except OSError:
@@ -247,7 +255,7 @@ async def replica(store: Store) -> AsyncIterator[Open]:
     """Return a function that opens replicas on the store."""
     opened: list[Replica] = []
 
-    def open_replica(registry: Registry | None = None, **changed: object) -> Replica:
+    def open_replica(registry: Registry | None = None, **changed: Any) -> Replica:
         settings = Settings(**{"probe_timeout": 60.0, "sweep_interval": 0.01, "register_timeout": 60.0, **changed})
         workers = WorkerClient(settings.probe_timeout, settings.worker_timeout)
         opened.append(Replica(settings, registry or store.registry(), workers, Metrics()))

@@ -10,6 +10,7 @@ from redis.exceptions import ResponseError
 from controller.store.connection import connect
 from controller.store.registry import Registry
 from tests.conftest import Open, Store
+from tests.support.clients import Client
 from tests.support.outage import queue_lengths, wait_for_recovery
 from tests.support.samples import A, B, worker
 from tests.support.waiting import wait_until
@@ -42,7 +43,7 @@ async def demoted_without_data(store: Store) -> AsyncIterator[None]:
 @contextlib.asynccontextmanager
 async def busy(store: Store) -> AsyncIterator[None]:
     """Run an endless script. Redis hangs first, and answers BUSY after the threshold."""
-    other = connect(store.url, timeout=60.0)
+    other: Client = connect(store.url, timeout=60.0)
     endless = asyncio.create_task(other.eval("while true do end", 0))
     try:
         await wait_until(lambda: answers_busy(store), "the store is busy")

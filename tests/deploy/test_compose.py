@@ -17,6 +17,7 @@ from controller.store.registry import SCHEMA
 from tests.conftest import Figure
 from tests.deploy.compose import Compose, docker
 from tests.deploy.conftest import redis_url
+from tests.support.clients import Client
 from tests.support.invariants import check_invariants
 from tests.support.waiting import wait_for_each, wait_until
 from tests.system.load import load
@@ -50,7 +51,7 @@ async def all_workers(cluster: Compose) -> set[str]:
 
 async def check_consistency(cluster: Compose) -> None:
     """Assert that registry and indexes agree. Heartbeats change them during the check, so up to 21 checks are made."""
-    client = connect(redis_url(cluster), timeout=5.0)
+    client: Client = connect(redis_url(cluster), timeout=5.0)
     try:
         for _ in range(20):
             with contextlib.suppress(AssertionError):
@@ -372,7 +373,7 @@ async def test_a_replica_has_few_privileges(cluster: Compose) -> None:
     assert len(password) > 30
     assert password not in json.dumps(container)
     assert password not in cluster("logs", "--no-color")
-    client = connect(redis_url(cluster).replace("test:test", f"controller:{password}"), timeout=5.0)
+    client: Client = connect(redis_url(cluster).replace("test:test", f"controller:{password}"), timeout=5.0)
     for command in (["KEYS", "*"], ["GET", "other"], ["FLUSHALL"], ["CONFIG", "GET", "*"], ["ACL", "LIST"], ["DBSIZE"]):
         with pytest.raises(Exception, match=r"(?i)no permissions"):
             await client.execute_command(*command)

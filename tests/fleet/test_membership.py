@@ -3,7 +3,7 @@
 import asyncio
 import contextlib
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import pytest
 
@@ -18,7 +18,6 @@ from controller.domain.errors import (
     WorkerUnreachable,
 )
 from controller.domain.worker import WorkerStatus
-from controller.fleet import membership
 from controller.replica import Replica
 from controller.store import keys
 from controller.store.registry import Registry, Report
@@ -49,7 +48,7 @@ async def queue_lengths(replica: Replica) -> dict[str, int]:
 
 
 @contextlib.contextmanager
-def failing(registry: Registry, monkeypatch: pytest.MonkeyPatch, *, after: bool = False) -> object:
+def failing(registry: Registry, monkeypatch: pytest.MonkeyPatch, *, after: bool = False) -> Iterator[None]:
     """Let the registry's calls fail: before they reach the store, or `after` it has run them."""
     run = Registry._run
 
@@ -171,7 +170,7 @@ async def test_sweeps_of_replicas_are_spread_in_time(replica: Open, monkeypatch:
             raise asyncio.CancelledError
 
     controller = replica(sweep_interval=10.0)
-    monkeypatch.setattr(membership.asyncio, "sleep", sleep)
+    monkeypatch.setattr(asyncio, "sleep", sleep)
     with pytest.raises(asyncio.CancelledError):
         await controller.sweeper.run()
     assert all(5 <= seconds <= 15 for seconds in pauses)
@@ -288,8 +287,8 @@ async def test_waiting_registrations_of_one_worker_register_the_latest_status(
             call = controller.membership.register(A, check_heart_beat=True, status=status, multimodal=False)
             calls.append(asyncio.create_task(call))
             await wait_until(lambda: waiting_calls(controller) == len(calls), "the call waits")
-    for call in asyncio.as_completed(calls):
-        await call
+    for ended in asyncio.as_completed(calls):
+        await ended
         assert (await controller.dispatcher.list_models()).value == ["new"], (
             "each call returns after the latest status is registered"
         )

@@ -7,6 +7,7 @@ import math
 import time
 from collections import Counter
 from collections.abc import AsyncIterator, Callable, Sequence
+from functools import partial
 
 import pytest
 
@@ -19,7 +20,7 @@ from controller.tasks import end
 from tests.conftest import Open, Store
 from tests.support.outage import Link
 from tests.support.samples import worker
-from tests.support.waiting import wait_until
+from tests.support.waiting import wait_for_each, wait_until
 from tests.support.workers import BadWorker, answers, bad_worker
 
 INTERVAL = 0.1
@@ -259,8 +260,8 @@ async def test_workers_that_failed_before_and_hang_do_not_delay_polls_of_others(
             await store.registry().register(worker(f"{target.address}/{i}"))
         await store.registry().register(worker(other_target.address))
         controller = polling()
-        for i in range(5):
-            await wait_until(lambda i=i: was_polled(store, f"{target.address}/{i}"), "the worker has answered a poll")
+        addresses = [f"{target.address}/{i}" for i in range(5)]
+        await wait_for_each(addresses, partial(was_polled, store), "the worker has answered a poll")
         engine.fails = True
         await wait_until(lambda: len(controller.poller._failures) == 5, "each worker has failed a poll")
         engine.goes_on.clear()
@@ -280,20 +281,20 @@ async def test_report_of_a_poll_is_dated_at_the_start_of_the_poll(
     registry = store.registry()
     await registry.register(worker(target.address))
     engine.goes_on.clear()
-    reports: list[Report] = []
+    stored: list[Report] = []
 
-    async def take(batch: Sequence[Report], *, of_polls: bool = False) -> list[bool]:
-        reports.extend(batch)
-        return [True] * len(batch)
+    async def take(reports: Sequence[Report], *, of_polls: bool = False) -> list[bool]:
+        stored.extend(reports)
+        return [True] * len(reports)
 
     registry.heartbeat = take  # type: ignore[method-assign]
     polling(registry=registry)
     await wait_until(lambda: engine.polls, "a poll has started")
     booked_at = time.monotonic()
     engine.goes_on.set()
-    await wait_until(lambda: reports, "the answer is stored")
-    assert reports[0].written_at is not None
-    assert reports[0].written_at < booked_at
+    await wait_until(lambda: stored, "the answer is stored")
+    assert stored[0].written_at is not None
+    assert stored[0].written_at < booked_at
 
 
 async def test_polls_of_many_workers_are_spread_in_time(store: Store, polling: Callable[..., Replica]) -> None:

@@ -32,7 +32,11 @@ def start_watchdog() -> Callable[[], None]:
         stderr=subprocess.DEVNULL,
         start_new_session=True,  # a signal to the runner's group must not reach it
     )
-    return watchdog.communicate
+
+    def stop() -> None:
+        watchdog.communicate()  # closes the pipe
+
+    return stop
 
 
 def project(name: str) -> str:

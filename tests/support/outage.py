@@ -8,6 +8,7 @@ from controller.domain.errors import StoreUnavailable
 from controller.replica import Replica
 from controller.store import keys
 from controller.store.connection import connect
+from tests.support.clients import Client
 from tests.support.invariants import load_of
 from tests.support.waiting import wait_until
 
@@ -41,7 +42,7 @@ async def queue_lengths(store: Any) -> dict[str, int]:
     return {name: await queue_length(client, store.namespace, name) for name in names}
 
 
-async def queue_length(client: Any, namespace: str, name: str) -> int:
+async def queue_length(client: Client, namespace: str, name: str) -> int:
     """Return the estimated queue length of a worker, without decay."""
     load = load_of(await client.hgetall(keys.worker(namespace, name)))
     return round(load.queue(load.decayed_at, 1.0))

@@ -3,7 +3,7 @@
 Both parts together are the whole suite. Tests marked `deep` run in both, with more examples in `rest`.
 """
 
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Iterable
 
 import pytest
@@ -51,7 +51,7 @@ def examples(number: int) -> int:
 def summary(reports: Iterable[pytest.TestReport]) -> list[str]:
     """Describe what the tests exercised, one line for each directory."""
     passed: Counter[str] = Counter()
-    seconds: Counter[str] = Counter()
+    seconds: defaultdict[str, float] = defaultdict(float)
     stores: dict[str, set[str]] = {}
     for report in reports:
         file = report.nodeid.partition("::")[0].split("/")

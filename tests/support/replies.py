@@ -3,9 +3,10 @@
 from collections.abc import Awaitable, Callable
 from typing import Any
 
-from redis.asyncio import Redis
 from redis.commands.core import AsyncScript
 from redis.exceptions import ConnectionError as RedisConnectionError
+
+from tests.support.clients import Client
 
 
 class Replies:
@@ -15,13 +16,13 @@ class Replies:
     connect() configures it so. `lost` counts the lost replies.
     """
 
-    def __init__(self, client: Redis) -> None:
+    def __init__(self, client: Client) -> None:
         self.to_lose = 0
         self.lost = 0
         self._between: Callable[[], Awaitable[object]] | None = None
         self._sha: str | None = None
         self._send = client._send_command_parse_response
-        client._send_command_parse_response = self._send_command_parse_response  # type: ignore[method-assign]
+        client._send_command_parse_response = self._send_command_parse_response
 
     def lose(
         self, number: int = 1, between: Callable[[], Awaitable[object]] | None = None, script: AsyncScript | None = None

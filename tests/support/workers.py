@@ -213,7 +213,7 @@ async def hangs(_: BadWorker, __: asyncio.StreamWriter, ___: bytes) -> None:
     await asyncio.sleep(3600)
 
 
-async def sends_without_end(_: BadWorker, writer: asyncio.StreamWriter, __: bytes) -> None:
+async def sends_without_end(_worker: BadWorker, writer: asyncio.StreamWriter, __: bytes) -> None:
     """Send a body of a gigabyte, until the client disconnects."""
     writer.write(b"HTTP/1.1 200 OK\r\nContent-Length: 1073741824\r\n\r\n")
     for _ in range(1024):

@@ -5,6 +5,7 @@ import itertools
 import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -31,7 +32,7 @@ def serve(work_dir: Path) -> Iterator[Serve]:
     """
     started: list[ControllerProcess] = []
 
-    def start(*flags: str, data: str = "data", ready: bool = True, **options: object) -> ControllerProcess:
+    def start(*flags: str, data: str = "data", ready: bool = True, **options: Any) -> ControllerProcess:
         process = ControllerProcess(work_dir / data, *flags, **options)
         started.append(process)
         return process.ready() if ready else process

@@ -12,6 +12,7 @@ import pytest
 
 from controller.store.connection import connect
 from controller.store.registry import Registry
+from tests.support.clients import Client
 from tests.support.invariants import check_invariants
 from tests.support.waiting import wait_until
 from tests.system.conftest import Serve
@@ -102,7 +103,7 @@ async def test_the_registry_stays_consistent_when_replicas_are_killed_under_load
 
 
 async def check_consistency(controller: ControllerProcess, load: Load) -> None:
-    client = connect(controller.store_url, timeout=60.0)
+    client: Client = connect(controller.store_url, timeout=60.0)
     try:
         await check_invariants(client, "controller")
         workers = (

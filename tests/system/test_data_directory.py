@@ -92,7 +92,7 @@ async def test_a_replacement_replica_finds_the_store_after_a_deletion(serve: Ser
     await check_recovery(controller, store)
 
 
-DAMAGES: dict[str, Callable[[Path], None]] = {
+DAMAGES: dict[str, Callable[[Path], object]] = {
     "garbage": lambda files: [file.write_bytes(b"garbage\n" * 512) for file in files.glob("*.incr.aof")],
     "empty manifest": lambda files: (files / "appendonly.aof.manifest").write_bytes(b""),
 }

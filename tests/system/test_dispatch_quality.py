@@ -11,6 +11,7 @@ import pytest
 
 from controller.store import keys
 from controller.store.connection import connect
+from tests.support.clients import Client
 from tests.support.waiting import wait_until
 from tests.system.conftest import Serve
 from tests.system.processes import ControllerProcess, stock_worker
@@ -87,7 +88,7 @@ async def test_a_stream_of_a_killed_replica_is_booked_until_its_lease_expires(se
 
 async def expire_leases(url: str, *leases: str) -> None:
     """Move the expiration of these leases, or of all leases, into the past."""
-    client = connect(url, timeout=60.0)
+    client: Client = connect(url, timeout=60.0)
     key = keys.leases("controller")
     for lease in leases or await client.zrange(key, 0, -1):
         await client.zadd(key, {lease: 1.0}, xx=True)

@@ -9,7 +9,9 @@ import sys
 import urllib.request
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import pytest
 from fastchat.conversation import Conversation, SeparatorStyle
@@ -113,12 +115,14 @@ async def test_the_worker_survives_malformed_responses(serve: Serve, work_dir: P
             await wait_until(
                 lambda: len(fake_controller.requests) >= 2, "the worker has registered and sent a heartbeat"
             )
+
+            def two_more_since(before: int) -> bool:
+                return len(fake_controller.requests) >= before + 2
+
             for malformed in (b"{}", b"null", b"[]", b'"exist"', b"<html>"):
                 before = len(fake_controller.requests)
                 fake_controller.behaviours["receive_heart_beat"] = answers(malformed, "200 OK", json_type)
-                await wait_until(
-                    lambda before=before: len(fake_controller.requests) >= before + 2, "the worker tries again"
-                )
+                await wait_until(partial(two_more_since, before), "the worker tries again")
             fake_controller.behaviours["receive_heart_beat"] = valid
             await wait_until(lambda: "responds again" in worker.log, "the worker accepts the valid response")
             assert worker.log.count("trying again") == 1
@@ -165,7 +169,7 @@ async def test_fastchats_api_server_streams_and_counts_tokens(serve: Serve, work
         assert checked == {"fits": True, "contextLength": 2048, "tokenCount": 2}
 
 
-def stream(url: str, body: object) -> list[dict[str, list[dict[str, object]]]]:
+def stream(url: str, body: object) -> list[dict[str, list[dict[str, Any]]]]:
     request = urllib.request.Request(url, json.dumps(body).encode(), {"Content-Type": "application/json"})
     with urllib.request.urlopen(request, timeout=120) as response:
         lines = [line.decode().removeprefix("data: ").strip() for line in response]

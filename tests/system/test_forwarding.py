@@ -125,7 +125,7 @@ async def test_clients_that_do_not_read_use_little_memory(serve: Serve) -> None:
     controller = serve("--poll-interval", "0")
     sent = 0
 
-    async def send_64_mib(_: BadWorker, writer: asyncio.StreamWriter, __: bytes) -> None:
+    async def send_64_mib(_worker: BadWorker, writer: asyncio.StreamWriter, __: bytes) -> None:
         nonlocal sent
         writer.write(b"HTTP/1.1 200 OK\r\nConnection: close\r\n\r\n")
         for _ in range(1024):

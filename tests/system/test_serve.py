@@ -13,9 +13,9 @@ import httpx
 import psutil
 import pytest
 import trustme
-from redis.asyncio import Redis
 
 from controller.store.connection import connect
+from tests.support.clients import Client
 from tests.support.invariants import check_invariants
 from tests.support.waiting import wait_until
 from tests.system.conftest import Serve
@@ -46,7 +46,7 @@ def stores(process: ControllerProcess) -> list[int]:
 
 
 async def check_consistency(process: ControllerProcess) -> None:
-    client: Redis = connect(process.store_url, timeout=60.0)
+    client: Client = connect(process.store_url, timeout=60.0)
     await check_invariants(client, "controller")
     await client.aclose()
 
@@ -209,7 +209,7 @@ async def test_a_redis_given_by_url_is_used_and_keeps_running(serve: Serve, embe
     assert one.workers()[0]["queue_length"] == 1
     assert (one.stop(), two.names()) == (0, [A])
     two.post("/remove_worker", {"worker_name": A})
-    client = connect(embedded_url, timeout=60.0)
+    client: Client = connect(embedded_url, timeout=60.0)
     assert await client.ping()
     await client.aclose()
 

@@ -6,6 +6,7 @@ import pty
 import signal
 import sys
 from pathlib import Path
+from typing import Any
 
 import psutil
 import pytest
@@ -24,7 +25,7 @@ IN_TERMINAL = 'exec "$@" <"$0" >"$0" 2>&1'  # the first terminal that a session 
 WITHOUT_EFFECT = (signal.SIGTTIN, signal.SIGTTOU, signal.SIGWINCH, signal.SIGUSR1, signal.SIGUSR2)
 
 
-async def start(serve: Serve, number: int, *flags: str, **options: object) -> ControllerProcess:
+async def start(serve: Serve, number: int, *flags: str, **options: Any) -> ControllerProcess:
     controller = serve("--replicas", str(number), *flags, **options)
     await wait_until(lambda: started(controller) == number, "all replicas serve")
     return controller

@@ -5,7 +5,7 @@ import contextlib
 import os
 import signal
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 
 import pytest
@@ -15,15 +15,16 @@ from controller.store import keys
 from controller.store.connection import connect
 from controller.store.registry import SCHEMA
 from tests.conftest import Figure
+from tests.support.clients import Client
 from tests.support.faults import Proxy, proxy_in_thread
 from tests.support.invariants import check_invariants
 from tests.support.outage import queue_length
-from tests.support.waiting import wait_until
+from tests.support.waiting import wait_for_each, wait_until
 from tests.system.conftest import Serve
 from tests.system.load import LoadResults, load
 from tests.system.processes import ControllerProcess, serves, stock_worker
 from tests.system.processes import Server as WorkerProcess
-from tests.system.servers import Server, cluster, sentinels, single
+from tests.system.servers import Cluster, Server, cluster, sentinels, single
 
 pytestmark = pytest.mark.system
 
@@ -56,14 +57,13 @@ async def check_heartbeats(controller: ControllerProcess, started: list[WorkerPr
 
 async def wait_for_snapshots(controllers: list[ControllerProcess], number: int = 3) -> None:
     """Wait until the snapshot of every replica contains `number` workers."""
-    for controller in controllers:
-        await wait_until(lambda c=controller: len(c.names()) == number, "the replica lists the workers")
+    await wait_for_each(controllers, lambda each: len(each.names()) == number, "the replica lists the workers")
     await asyncio.sleep(1.5)  # several snapshot intervals, because no route shows the workers of a snapshot
 
 
 async def check_bookings(url: str, number: int) -> None:
     """Wait until the store holds `number` bookings. Replicas may still reconcile those made in degraded mode."""
-    client = connect(url, timeout=60.0)
+    client: Client = connect(url, timeout=60.0)
 
     async def booked() -> int:
         names = await client.zrange(keys.workers("controller"), 0, -1)
@@ -97,11 +97,11 @@ async def test_a_store_that_hangs_for_several_heartbeats(serve: Serve, work_dir:
             async with load([replica.url for replica in replicas]) as results:
                 await wait_until(lambda: results.total > 100, "the load has started")
                 store.pause()
-                for worker in started:
-                    await wait_until(
-                        lambda w=worker: w.log.count("heart beat error") >= 2,
-                        "two heartbeats of the worker have failed",
-                    )
+                await wait_for_each(
+                    started,
+                    lambda worker: worker.log.count("heart beat error") >= 2,
+                    "two heartbeats of the worker have failed",
+                )
                 await wait_until(lambda: results.degraded > 100, "dispatches continue without the store")
                 store.resume()
                 await wait_for_recovery(replicas, results)
@@ -111,10 +111,15 @@ async def test_a_store_that_hangs_for_several_heartbeats(serve: Serve, work_dir:
     assert set(results.addresses) == {w.url for w in started}
 
 
+async def wait_for_growth(count: Callable[[], int], description: str) -> None:
+    """Wait until a count has grown by more than 100."""
+    before = count()
+    await wait_until(lambda: count() > before + 100, description)
+
+
 async def wait_for_recovery(replicas: list[ControllerProcess], results: LoadResults) -> None:
     """Wait until all replicas dispatch through the store again."""
-    for replica in replicas:
-        await wait_until(lambda r=replica: serves(r.url), "the replica uses the store again")
+    await wait_for_each(replicas, lambda replica: serves(replica.url), "the replica uses the store again")
     last = {"degraded": -1, "total": 0}
 
     def none_degraded() -> bool:
@@ -133,13 +138,9 @@ async def test_every_dispatch_during_an_outage_is_booked_once(serve: Serve, work
         await wait_for_snapshots(replicas)
         async with load([replica.url for replica in replicas]) as results:
             for _ in range(3):
-                total = results.total
-                await wait_until(lambda total=total: results.total > total + 100, "dispatches continue")
+                await wait_for_growth(lambda: results.total, "dispatches continue")
                 store.pause()
-                degraded = results.degraded
-                await wait_until(
-                    lambda before=degraded: results.degraded > before + 100, "dispatches continue without the store"
-                )
+                await wait_for_growth(lambda: results.degraded, "dispatches continue without the store")
                 store.resume()
                 await wait_for_recovery(replicas, results)
         figure("Redis stopped three times (every dispatch booked once)", results)
@@ -258,7 +259,7 @@ async def test_sentinel_promotes_another_server_if_the_master_is_killed(
             await check_heartbeats(replicas[0], started)
         master = await store.master()
         assert master is not None
-        client = connect(master.url, timeout=60.0)
+        client: Client = connect(master.url, timeout=60.0)
         await check_invariants(client, "controller")
         await client.aclose()
     figure("Sentinel failover, master killed", results)
@@ -313,7 +314,7 @@ async def test_a_cluster_replaces_the_master_of_the_slot(
             assert results.degraded > 0
 
 
-async def has_new_owner(store: object, before: Server) -> bool:
+async def has_new_owner(store: Cluster, before: Server) -> bool:
     owner = await store.owner(keys.namespace("controller"))
     return owner is not None and owner is not before
 

@@ -10,6 +10,7 @@ import pytest
 from controller.store import keys
 from controller.store.connection import connect
 from controller.store.registry import SCHEMA
+from tests.support.clients import Client
 from tests.support.invariants import check_invariants
 from tests.support.waiting import wait_until
 from tests.system.conftest import Serve
@@ -80,7 +81,7 @@ async def test_keys_of_another_layout_are_not_changed(serve: Serve, work_dir: Pa
             status = {"model_names": ["m"], "speed": 1, "queue_length": 0}
             body = {"worker_name": name, "check_heart_beat": False, "worker_status": status}
             assert call(f"{old[0].url}/register_worker", body) is None
-        client = connect(store.url, timeout=60.0)
+        client: Client = connect(store.url, timeout=60.0)
         assert await client.get(keys.schema("controller")) == "3"
         new = serve("--redis-url", store.url, ready=False)
         new.wait_for(
@@ -129,7 +130,7 @@ async def test_two_versions_share_the_keys(serve: Serve, work_dir: Path, old: li
         async with httpx.AsyncClient() as http:
             answer = await http.post(f"{new.url}/get_worker_address", json={"model": "m"})
         assert answer.json()["address"] in NAMES
-        client = connect(store.url, timeout=60.0)
+        client: Client = connect(store.url, timeout=60.0)
         await check_invariants(client, "controller")
         assert await client.get(keys.schema("controller")) == SCHEMA
         await client.aclose()

@@ -1,7 +1,7 @@
 """A worker closes a kept connection just as a request arrives: the request is sent again, and no failure is counted."""
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from types import SimpleNamespace
 
 import pytest
@@ -35,7 +35,9 @@ async def client() -> AsyncIterator[WorkerClient]:
     await opened.close()
 
 
-def closes_at_second_request(answer: bytes = b"a\0", *, by_reset: bool = False, before: bytes = b"") -> object:
+def closes_at_second_request(
+    answer: bytes = b"a\0", *, by_reset: bool = False, before: bytes = b""
+) -> Callable[[int, int, asyncio.StreamWriter], bool]:
     """Answer the first request on each connection. Send `before` and close at the second one."""
 
     def behave(_: int, request: int, writer: asyncio.StreamWriter) -> bool:

@@ -2,6 +2,7 @@
 
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
+from typing import Any
 
 import httpx
 import pytest
@@ -39,8 +40,8 @@ class Api:
         return address
 
 
-async def open_api(registry: Registry, **settings: object) -> AsyncIterator[Api]:
-    defaults = {"probe_timeout": 60.0, "worker_timeout": 60.0, "register_timeout": 0.0}
+async def open_api(registry: Registry, **settings: Any) -> AsyncIterator[Api]:
+    defaults: dict[str, Any] = {"probe_timeout": 60.0, "worker_timeout": 60.0, "register_timeout": 0.0}
     options = Settings(**{**defaults, **settings})
     metrics = Metrics()
     workers = WorkerClient(options.probe_timeout, options.worker_timeout)

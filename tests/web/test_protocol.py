@@ -7,13 +7,14 @@ from controller.web.asgi.protocol import _JoinedWrites
 HEAD, BODY = b"HTTP/1.1 200 OK\r\n\r\n", b"body"
 
 
-class Recorder:
+class Recorder(asyncio.Transport):
     """A transport that records its calls."""
 
     def __init__(self) -> None:
+        super().__init__()
         self.calls: list[object] = []
 
-    def write(self, data: bytes) -> None:
+    def write(self, data: bytes | bytearray | memoryview) -> None:
         self.calls.append(data)
 
     def close(self) -> None:
