@@ -13,12 +13,11 @@ import tempfile
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 
-from redis.asyncio import Redis
 from rich.console import Console
 from rich.table import Table
 
 from controller.domain.worker import Registration, WorkerStatus
-from controller.store.connection import connect
+from controller.store.connection import StoreClient, connect
 from controller.store.embedded.store import EmbeddedStore
 from controller.store.registry import Registry, Report, Request
 
@@ -37,11 +36,11 @@ def models_of(fleet: str, i: int, number: int) -> tuple[str, ...]:
     return ("m", *(f"adapter-{sets}-{j}" for j in range(number - 1)))
 
 
-async def used(client: Redis) -> int:
+async def used(client: StoreClient) -> int:
     return int((await client.info("commandstats")).get("cmdstat_evalsha", {"usec": 0})["usec"])
 
 
-async def mean(client: Redis, calls: int, call: Callable[[int], Awaitable[object]]) -> float:
+async def mean(client: StoreClient, calls: int, call: Callable[[int], Awaitable[object]]) -> float:
     rounds = []
     for first in range(0, ROUNDS * calls, calls):
         before = await used(client)

@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from redis.asyncio import Redis
+from redis.asyncio import Redis, RedisCluster
 from rich.console import Console
 from rich.progress import Progress
 from rich.table import Table
@@ -41,7 +41,7 @@ def registration(i: int, model: str = "m") -> Registration:
 class Subject:
     """The scripts of one checkout, in a namespace of their own."""
 
-    def __init__(self, client: Redis, namespace: str, workers: int) -> None:
+    def __init__(self, client: Redis | RedisCluster, namespace: str, workers: int) -> None:
         self.client = client
         self.workers = workers
         self.registry = Registry(client, namespace, 3600.0, 60.0)
@@ -158,7 +158,8 @@ def main() -> None:
     parser.add_argument("--serve", nargs=2, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.serve:
-        asyncio.run(serve(*arguments.serve, arguments.cases, arguments.workers[0], arguments.calls))
+        url, namespace = arguments.serve
+        asyncio.run(serve(url, namespace, arguments.cases, arguments.workers[0], arguments.calls))
         return
     from controller.store.embedded.store import EmbeddedStore  # elsewhere in older checkouts, which are served only
 

@@ -24,6 +24,7 @@ from controller.store.registry import Registry, WorkerList
 from controller.upstream.client import WorkerClient
 from tests.conftest import CLOCK
 from tests.model.state import Observed
+from tests.support.clients import Client
 from tests.support.invariants import WholeState, check_invariants
 from tests.support.outage import wait_for_recovery
 from tests.support.replies import Replies
@@ -57,13 +58,13 @@ class Line(Replies):
     held_back are the scripts of which the runs are held back, as in the socket of a server that hangs.
     """
 
-    def __init__(self, client: Redis) -> None:
+    def __init__(self, client: Client) -> None:
         super().__init__(client)
         self.refuses = False
         self.held_back: list[AsyncScript] = []
         self._held: dict[tuple[Any, ...], None] = {}
         self._execute = client.execute_command
-        client.execute_command = self._execute_command  # type: ignore[method-assign]
+        client.execute_command = self._execute_command
 
     @property
     def is_cut(self) -> bool:
@@ -100,6 +101,9 @@ class Line(Replies):
 
 class Cluster:
     """now is the replicas' monotonic clock in seconds, clock the store's in milliseconds."""
+
+    aside: Client
+    binary: Client
 
     def __init__(self, url: str, namespace: str, fades: bool, booking_delay: float, patch: pytest.MonkeyPatch) -> None:
         self.now, self.clock = 1_000_000.0, START

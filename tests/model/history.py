@@ -120,7 +120,8 @@ class History:
             if self.cluster.failures(replica) > failures[replica] and not lines[replica].is_cut:
                 await self.cluster.use_store(replica)
                 failed = [event for event in events if event.replica == replica and event.fate is Fate.FAILED]
-                events += [Event(replica, Fate.SETTLED, after=event) for event in failed or [None]]
+                reconciled = [Event(replica, Fate.SETTLED, after=event) for event in failed]
+                events += reconciled or [Event(replica, Fate.SETTLED)]
         await self.explain(events)
         if fault == "held back":
             await lines[group[victim].replica].let_through()

@@ -6,6 +6,8 @@ Reports may overtake each other. Times are in milliseconds, and nothing decays.
 from collections.abc import Iterator
 from copy import deepcopy
 from dataclasses import dataclass
+from functools import partial
+from operator import add
 
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
@@ -41,7 +43,7 @@ def requests(draw: st.DrawFn) -> list[Request]:
         booked += gap
         arrived = booked + draw(st.integers(0, IN_FLIGHT_WINDOW - CHECKPOINT_MS))
         ended = arrived + draw(st.integers(1, 900))
-        released = draw(st.none() | st.integers(0, 400).map(lambda delay, ended=ended: ended + delay))
+        released = draw(st.none() | st.integers(0, 400).map(partial(add, ended)))
         made.append(Request(booked, arrived, ended, released))
     return made
 

@@ -6,13 +6,13 @@ The calls below take the rare paths of all scripts. test_oracle.py checks that n
 from collections.abc import AsyncIterator
 
 import pytest
-from redis.asyncio import Redis
 
 from controller.store import keys
 from controller.store.connection import connect
 from controller.store.reconciliation import split
 from controller.store.registry import Registry
 from tests.conftest import CLOCK
+from tests.support.clients import Client
 from tests.support.dispatches import leases_of
 from tests.support.headers import listed_accesses
 from tests.support.key_accesses import record_accesses, recorded_accesses
@@ -24,8 +24,8 @@ LEASE_MS = 60_000
 
 
 @pytest.fixture
-async def client(embedded_url: str) -> AsyncIterator[Redis]:
-    client = connect(embedded_url, 60.0)
+async def client(embedded_url: str) -> AsyncIterator[Client]:
+    client: Client = connect(embedded_url, 60.0)
     await client.set(CLOCK, NOW)
     yield client
     await client.flushall()
@@ -35,7 +35,7 @@ async def client(embedded_url: str) -> AsyncIterator[Redis]:
 class Calls:
     """A registry, and the namespace in which its workers expire."""
 
-    def __init__(self, client: Redis, namespace: str) -> None:
+    def __init__(self, client: Client, namespace: str) -> None:
         self.client = client
         self.namespace = namespace
         self.registry = Registry(client, namespace, 90.0, 60.0, booking_decay=True, draw=lambda: 0.5)
@@ -150,7 +150,7 @@ class Calls:
 
 @pytest.mark.usefixtures("store_clock")
 async def test_the_headers_list_the_keys_that_the_scripts_access(
-    client: Redis, monkeypatch: pytest.MonkeyPatch
+    client: Client, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     record_accesses(monkeypatch)
     for sets in (24, 0):

@@ -2,6 +2,7 @@
 
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
+from typing import Any
 
 import pytest
 from hypothesis import HealthCheck, given, settings
@@ -60,7 +61,7 @@ async def test_the_best_band_is_chosen(store: Store, fades: bool, all_given: lis
     registry = store.registry(booking_decay=fades)
     workers = dict(zip(NAMES, all_given, strict=False))
     for name, each in workers.items():
-        status = {"speed": each.speed, "queue_length": each.queue_length, "capacity": each.capacity}
+        status: dict[str, Any] = {"speed": each.speed, "queue_length": each.queue_length, "capacity": each.capacity}
         await registry.register(worker(name, check_heart_beat=False, **status))
         if each.fails:
             await registry.report_failure(name)

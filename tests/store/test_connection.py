@@ -19,6 +19,7 @@ from controller.store.embedded.store import EmbeddedStore
 from controller.store.registry import Registry
 from controller.store_url import StoreKind, StoreUrl, parse_store_url
 from controller.web.errors import error_body
+from tests.support.clients import Client
 from tests.support.dispatches import workers_of
 from tests.support.faults import proxy
 from tests.support.invariants import check_invariants
@@ -27,7 +28,7 @@ from tests.support.samples import A, B, C, asks, reports, worker
 
 @pytest.mark.parametrize("url", ["redis://u:p@h:1/2", "rediss://u:p@h", "unix:///s", "rediss+sentinel://u:p@a,b/main"])
 async def test_everything_that_versions_of_redis_py_differ_in_is_set(url: str) -> None:
-    client = connect(url, timeout=0.6)
+    client: Client = connect(url, timeout=0.6)
     pool = client.connection_pool
     assert pool.max_connections == MAX_CONNECTIONS
     options = pool.connection_kwargs
@@ -41,7 +42,8 @@ async def test_everything_that_versions_of_redis_py_differ_in_is_set(url: str) -
 
 
 async def test_sentinels_are_asked_with_patience_for_all_of_them_and_with_their_own_password() -> None:
-    client = connect("rediss+sentinel://u:p@a,b:1,[::1]/main/3?sentinel_username=s&sentinel_password=t", timeout=0.8)
+    url = "rediss+sentinel://u:p@a,b:1,[::1]/main/3?sentinel_username=s&sentinel_password=t"
+    client: Client = connect(url, timeout=0.8)
     pool = client.connection_pool
     assert isinstance(pool, SentinelConnectionPool)
     assert (pool.service_name, pool.is_master, pool.connection_kwargs["db"]) == ("main", True, 3)
@@ -58,7 +60,7 @@ async def test_sentinels_are_asked_with_patience_for_all_of_them_and_with_their_
 
 
 async def test_sentinels_do_not_get_the_password_of_redis() -> None:
-    client = connect("redis+sentinel://u:p@a/main", timeout=0.8)
+    client: Client = connect("redis+sentinel://u:p@a/main", timeout=0.8)
     [sentinel] = client.connection_pool.sentinel_manager.sentinels
     assert sentinel.connection_pool.connection_kwargs["password"] is None
     assert sentinel.connection_pool.connection_kwargs["username"] is None
@@ -107,7 +109,7 @@ async def test_lost_replies_do_not_book_twice(embedded_url: str, short_dir: Path
         assert len([name for name in chosen if name]) == 2000
         assert sum(w.status.queue_length for w in (await registry.list_workers()).workers) == 2000
         await client.aclose()
-    direct = connect(embedded_url, timeout=60.0)
+    direct: Client = connect(embedded_url, timeout=60.0)
     await check_invariants(direct, "lost-replies")
     await direct.delete(*await direct.keys("{lost-replies}*"))
     await direct.aclose()

@@ -184,7 +184,7 @@ async def test_many_deaths_at_once_are_forgotten_in_several_calls(
         await registry.register(worker(name, "m", *(f"m{i}" for i in range(9))))
         await store.expire_heartbeat(name)
     await registry.register(worker(A, "m", queue_length=1000, speed=0.001))
-    calls = []
+    calls: list[str | int] = []
     run = Registry._run
 
     async def counting(self: Registry, script: str, *arguments: str | int) -> object:
@@ -218,7 +218,7 @@ async def test_a_dispatch_that_fails_half_way_is_taken_back_whole(
         await store.expire_heartbeat(f"http://dead{i}:1")
     await registry.register(worker(A, "o"))
     run = Registry._run
-    calls = []
+    calls: list[str | int] = []
     unanswered: list[str] = []
     registry.on_unanswered = unanswered.append
 

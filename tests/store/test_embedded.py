@@ -132,8 +132,8 @@ async def test_an_orphan_is_taken_over(short_dir: Path) -> None:
     data_dir = short_dir / "orphan"
     data_dir.mkdir()
     socket_path = data_dir / "store.sock"
-    quiet = {"stdin": subprocess.DEVNULL, "stdout": subprocess.DEVNULL}
-    with subprocess.Popen([find_server(), "-", *options(DataDirectory(data_dir))], **quiet) as orphan:
+    command = [str(find_server()), "-", *options(DataDirectory(data_dir))]
+    with subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL) as orphan:
         await wait_until(socket_path.exists, "the orphan listens")
         await register(f"unix://{socket_path}")
         with EmbeddedStore(data_dir) as store:

@@ -9,6 +9,7 @@ import stat
 import subprocess
 import time
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -220,6 +221,14 @@ def kill_with(store: EmbeddedStore, data: Path, damage: Deletion) -> None:
     os.kill(first, signal.SIGKILL)
 
 
+def write_manifest(text: str, files: Path) -> None:
+    (files / "appendonly.aof.manifest").write_text(text)
+
+
+def is_replaced(store: EmbeddedStore, pid: int) -> bool:
+    return store.pid != pid and whole(store)
+
+
 @pytest.mark.parametrize("case", DAMAGES)
 async def test_damaged_files_are_moved_aside_when_the_server_is_started_again(
     store: EmbeddedStore, data: Path, caplog: pytest.LogCaptureFixture, case: str
@@ -262,8 +271,8 @@ async def test_damaged_files_are_never_overwritten_and_a_few_are_kept(
     mine.mkdir()
     for number in range(1, 6):
         first = store.pid
-        kill_with(store, data, lambda files, n=number: (files / "appendonly.aof.manifest").write_text(f"copy {n}"))
-        await wait_until(lambda first=first: store.pid != first and whole(store), "another server is there")
+        kill_with(store, data, partial(write_manifest, f"copy {number}"))
+        await wait_until(partial(is_replaced, store, first), "another server is there")
     copies = sorted(data.glob("appendonlydir.damaged-2*"))
     kept = {(copy / "appendonly.aof.manifest").read_text() for copy in copies}
     assert len(copies) == 3

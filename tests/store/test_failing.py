@@ -249,7 +249,7 @@ async def test_what_a_report_told_of_and_a_release_tells_again_is_not_below_zero
 async def test_a_lottery_whose_answer_was_lost_takes_back_the_leases_alone(store: Store, lease_ms: int) -> None:
     registry = store.registry()
     await registry.register(worker(A, queue_length=4))
-    arguments = ["m", lease_ms, "0.5"] * 2
+    arguments: list[str | int] = ["m", lease_ms, "0.5"] * 2
     choices = await registry._run("dispatch_lottery", "lost", 6_000, 0, *arguments)
     assert len({lease for _, lease in choices}) == (2 if lease_ms else 1), "leases are unique"
     assert await registry._run("dispatch_lottery", "lost", 6_000, 0, *arguments) == choices

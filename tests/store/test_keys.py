@@ -1,6 +1,7 @@
 """Key names: literal, and the same in Python and in Lua."""
 
 import re
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -8,7 +9,7 @@ import pytest
 from controller.store import keys, scripts
 from tests.conftest import Store
 
-NAMES = {
+NAMES: dict[Callable[..., str], tuple[str, ...]] = {
     keys.namespace: ("{ns}",),
     keys.workers: ("{ns}:workers",),
     keys.models: ("{ns}:models",),
@@ -52,7 +53,7 @@ def test_every_key_function_is_in_the_table() -> None:
 
 
 @pytest.mark.parametrize("function", [f for f in NAMES if f is not keys.namespace], ids=lambda f: f.__name__)
-async def test_lua_makes_the_same_names(store: Store, function: object) -> None:
+async def test_lua_makes_the_same_names(store: Store, function: Callable[..., str]) -> None:
     include = (scripts.folder() / "include" / "key.lua").read_text()
     expected, *arguments = NAMES[function]
     rest = ', "' + arguments[0] + '"' if arguments else ""

@@ -17,7 +17,6 @@ import pytest
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule, run_state_machine_as_test
-from redis.asyncio import Redis
 
 from controller.domain.checkpoints import CHECKPOINT_MS
 from controller.domain.worker import Registration, WorkerStatus
@@ -30,6 +29,7 @@ from tests.model.decay import DecayClock
 from tests.model.load import Load
 from tests.model.lottery import Candidate, lottery
 from tests.model.shortest_queue import Indexed, least_cost_of_pools
+from tests.support.clients import Client
 from tests.support.dispatches import worker_of_lease
 from tests.support.headers import listed_accesses
 from tests.support.invariants import OVERFLOW, WholeState, check_invariants, load_of, pools_of
@@ -81,7 +81,7 @@ class RegistryMachine(RuleBasedStateMachine):
     def __init__(self, kind: str, url: str, decays: bool, max_sets: int = 24) -> None:
         super().__init__()
         self.runner = asyncio.Runner()
-        self.client: Redis = (
+        self.client: Client = (
             fakeredis.FakeAsyncRedis(decode_responses=True) if kind == "fakeredis" else connect(url, 10.0)
         )
         self.namespace = f"oracle-{kind}-{next(_namespaces)}"
@@ -316,7 +316,8 @@ class RegistryMachine(RuleBasedStateMachine):
     @rule(told=st.lists(st.tuples(names, queues, ages), min_size=1, max_size=3), polls=st.booleans())
     def reports(self, told: list[tuple[str, int, int]], polls: bool) -> None:
         common = *self.registry._repeatable(), "" if polls else 90_000, int(self.decays), IN_FLIGHT_WINDOW
-        known = self.run(self.registry._run("heartbeat", *common, *itertools.chain(*told)))
+        reports: Iterator[str | int] = itertools.chain.from_iterable(told)
+        known = self.run(self.registry._run("heartbeat", *common, *reports))
         assert known == [int(name in self.known) for name, _, _ in told]
         for name, queue_length, age in told:
             if name in self.known:
@@ -363,10 +364,10 @@ class RegistryMachine(RuleBasedStateMachine):
         request_id = f"id-{next(_request_ids)}"
         method = "dispatch_lottery" if by_lottery else "dispatch_shortest_queue"
         arguments = ((m, LEASE_TTL * leased, "0.5")[: 3 if by_lottery else 2] for m, leased in asked)
-        call = method, request_id, 90_000, int(self.decays), *itertools.chain(*arguments)
+        call = request_id, 90_000, int(self.decays), *itertools.chain(*arguments)
         choices: list[Choice] = []
         if runs == "before":
-            choices = [Choice(*choice) for choice in self.run(self.registry._run(*call))]
+            choices = [Choice(*choice) for choice in self.run(self.registry._run(method, *call))]
             if by_lottery:
                 self.drawn(asked, choices, [0.5] * len(asked))
             else:
@@ -384,7 +385,7 @@ class RegistryMachine(RuleBasedStateMachine):
                 known.load.reconcile(number, self.reading(known), self.rate(known))
                 self.index(known)
         if runs == "after":
-            assert self.run(self.registry._run(*call)) == []
+            assert self.run(self.registry._run(method, *call)) == []
 
     @rule(data=st.data())
     def release(self, data: st.DataObject) -> None:
@@ -582,8 +583,13 @@ def test_random_histories_agree_with_the_reference_model(
     url = "" if kind == "fakeredis" else request.getfixturevalue(f"{kind.replace('-', '_')}_url")
     if kind == "embedded":
         record_accesses(monkeypatch)
+
+    class Machine(RegistryMachine):
+        def __init__(self) -> None:
+            super().__init__(kind, url, decays, max_sets)
+
     run_state_machine_as_test(
-        lambda: RegistryMachine(kind, url, decays, max_sets),
+        Machine,
         settings=settings(
             max_examples=examples(
                 {"fakeredis": 3, "embedded": 40}.get(kind, 10)

@@ -17,6 +17,7 @@ from controller.store.connection import connect
 from controller.store.reconciliation import split
 from controller.store.registry import Registry
 from tests.conftest import CLOCK, REDIS_SERVER
+from tests.support.clients import Client
 from tests.support.dispatches import leases_of
 from tests.support.replies import Replies
 from tests.support.samples import A, B, C, asks, reports, worker
@@ -49,8 +50,8 @@ class Fleet:
     first: Replica
     second: Replica
     replies: Replies
-    client: Redis
-    binary: Redis  # for what DUMP says
+    client: Client
+    binary: Client  # for what DUMP says
     leases: list[str] = field(default_factory=list)
     registration: int = 0  # of worker A
     saved: dict[bytes, tuple[int, bytes]] = field(default_factory=dict)
@@ -161,9 +162,9 @@ async def fleet(
     request: pytest.FixtureRequest, store_clock: None, monkeypatch: pytest.MonkeyPatch
 ) -> AsyncIterator[Fleet]:
     url = request.getfixturevalue(f"{request.param.replace('-', '_')}_url")
-    clients = [connect(url, timeout=60.0) for _ in range(3)]
+    clients: list[Client] = [connect(url, timeout=60.0) for _ in range(3)]
 
-    def registry(client: Redis) -> Registry:
+    def registry(client: Client) -> Registry:
         return Registry(client, NAMESPACE, 80.0, 60.0, True, 0.2, lambda: next(made.draws) % 10 / 10)
 
     binary = Redis(unix_socket_path=clients[2].connection_pool.connection_kwargs["path"])

@@ -3,12 +3,13 @@
 import json
 import math
 from dataclasses import dataclass, field
+from typing import Any
 
 import pytest
-from redis.asyncio import Redis
 
 from tests.model.load import Load
 from tests.model.lottery import speed_bands
+from tests.support.clients import Client
 
 OVERFLOW = "\x1f"
 TTL_KINDS = {"reply", "removed", "draining", "sweep", "refresh", "check", "replicas", "job", "job_result"}
@@ -35,7 +36,7 @@ class WholeState:
     leases: list[str] = field(default_factory=list, compare=False)  # those of removed workers expire
 
 
-async def whole_state(client: Redis, namespace: str) -> WholeState:
+async def whole_state(client: Client, namespace: str) -> WholeState:
     """Read a namespace, asserting that each of its keys is of a known kind and has a TTL if it should."""
     state = WholeState({}, set(), {}, set(), {}, {}, {}, {})
     for key in await client.keys(f"{{{namespace}}}*"):
@@ -110,7 +111,7 @@ def load_of(fields: dict[str, str], checkpoints: str = "") -> Load:
     )
 
 
-async def ttl_and_time(client: Redis, key: str) -> tuple[int, float]:
+async def ttl_and_time(client: Client, key: str) -> tuple[int, float]:
     """The TTL of a key and the time of the store, both in milliseconds and of the same moment."""
     async with client.pipeline(transaction=True) as both:
         ttl, (seconds, microseconds) = await both.pttl(key).time().execute()
@@ -122,7 +123,7 @@ def close(a: dict[str, float], b: dict[str, float]) -> bool:
 
 
 async def check_invariants(
-    client: Redis, namespace: str, decays: bool = False, clock: float | None = None, slack: float = 1_000.0
+    client: Client, namespace: str, decays: bool = False, clock: float | None = None, slack: float = 1_000.0
 ) -> WholeState:
     """Assert that all parts of a namespace agree. Return what it holds.
 
@@ -194,9 +195,8 @@ async def check_invariants(
     first = {pool: state.indexes[pool][0] for pool in sets}
     second = {pool: min((score, name) for name, score in state.decay_indexes[pool].items()) for pool in sets}
     heads = {pool: head.split() for pool, head in state.heads.get("cost_heads", {}).items()}
-    assert {pool: (float(score), seq) for pool, (score, seq) in heads.items()} == {
-        pool: (pytest.approx(score), member[:16]) for pool, (member, score) in first.items()
-    }
+    expected: dict[str, Any] = {pool: (pytest.approx(score), member[:16]) for pool, (member, score) in first.items()}
+    assert {pool: (float(score), seq) for pool, (score, seq) in heads.items()} == expected
     assert {pool: float(score) for pool, score in state.heads.get("decay_heads", {}).items()} == {
         pool: score for pool, (score, _) in second.items()
     }
@@ -214,7 +214,7 @@ async def check_invariants(
     return state
 
 
-async def check_nothing_leaks(client: Redis, namespace: str) -> None:
+async def check_nothing_leaks(client: Client, namespace: str) -> None:
     """Assert that without workers a namespace keeps nothing but the sequence and what expires."""
     state = await whole_state(client, namespace)
     assert state == WholeState({}, set(), {}, set(), {}, {}, {}, {})

@@ -3,9 +3,9 @@
 from typing import Final
 
 import pytest
-from redis.asyncio import Redis
 
 from controller.store import scripts
+from tests.support.clients import Client
 
 _ACCESSES: Final = "accesses"
 _RECORD: Final = """
@@ -42,7 +42,7 @@ def record_accesses(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(scripts, "source", lambda name: _RECORD.replace("SCRIPT", name) + source(name))
 
 
-async def recorded_accesses(client: Redis) -> set[tuple[str, str, str]]:
+async def recorded_accesses(client: Client) -> set[tuple[str, str, str]]:
     """Return the accesses that were recorded, and delete them: script, kind of key, and "r" or "w"."""
     accesses = set()
     for entry in await client.smembers(_ACCESSES):
