@@ -55,9 +55,9 @@ async def check_consistency(cluster: Compose) -> None:
     try:
         for _ in range(20):
             with contextlib.suppress(AssertionError):
-                await check_invariants(client, "controller", fades=True)
+                await check_invariants(client, "controller", decays=True)
                 return
-        await check_invariants(client, "controller", fades=True)
+        await check_invariants(client, "controller", decays=True)
     finally:
         await client.aclose()
 
