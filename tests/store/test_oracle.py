@@ -65,14 +65,17 @@ class Known:
     def __init__(self, registration: Registration, pools: list[str], load: Load, seq: int, index_seq: int) -> None:
         self.registration = registration
         self.models = registration.status.model_names
-        self.pools = pools
-        self.clock = "" if not pools else OVERFLOW if pools[0].startswith(OVERFLOW) else pools[0]
+        self.set_pools(pools)
         self.load = load
         self.indexed = Indexed(load, seq, index_seq, name=registration.name)
         self.draining = False
         self.polled = False
         self.failure = ""
         self.leases: dict[str, float] = {}  # when granted, by lease
+
+    def set_pools(self, pools: list[str]) -> None:
+        self.pools = pools
+        self.clock = "" if not pools else OVERFLOW if pools[0].startswith(OVERFLOW) else pools[0]
 
 
 class RegistryMachine(RuleBasedStateMachine):
@@ -309,9 +312,17 @@ class RegistryMachine(RuleBasedStateMachine):
         self.sequence += 1
         known.registration = registration
         known.load.failing, known.failure = False, ""  # it sends no heartbeats, so an answer clears any failure
-        self.decay(known)  # before the clock goes on
+        self.decay(known)  # before a clock goes on
+        pools, old_clock = self.pools.assign(known.models), known.clock
+        known.set_pools(pools)
         self.learn(known)
+        new_clock, known.clock = known.clock, old_clock
         self.report(known, queue_length, age)
+        known.clock = new_clock
+        if new_clock != old_clock:
+            known.load.decayed_at = self.reading(known)
+        self.pools.put(name, [] if known.draining else pools, known.models)
+        self.index(known)
 
     @rule(told=st.lists(st.tuples(names, queues, ages), min_size=1, max_size=3), polls=st.booleans())
     def reports(self, told: list[tuple[str, int, int]], polls: bool) -> None:
@@ -523,6 +534,13 @@ class RegistryMachine(RuleBasedStateMachine):
             assert self.run(self.registry.list_models(multimodal)) == sorted(serving)
 
 
+async def accesses_in(url: str) -> set[tuple[str, str, str]]:
+    client = connect(url, 10.0)
+    accesses = await recorded_accesses(client)
+    await client.aclose()
+    return accesses
+
+
 def status(queue_length: int = 0) -> WorkerStatus:
     return WorkerStatus(("m",), 1, queue_length)
 
@@ -600,12 +618,4 @@ def test_random_histories_agree_with_the_reference_model(
         ),
     )
     if kind == "embedded":
-        assert asyncio.run(read_accesses(url)) <= listed_accesses()
-
-
-async def read_accesses(url: str) -> set[Any]:
-    client = connect(url, 10.0)
-    try:
-        return await recorded_accesses(client)
-    finally:
-        await client.aclose()
+        assert asyncio.run(accesses_in(url)) <= listed_accesses()
