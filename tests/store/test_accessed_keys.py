@@ -1,6 +1,6 @@
-"""The headers of the scripts list the keys that the scripts access, and no others.
+"""Test that script headers list exactly the keys that the scripts access.
 
-The calls below take the rare paths of all scripts. test_oracle.py checks that no other path accesses further keys.
+The calls below reach the rare paths of all scripts. test_oracle.py checks the other paths.
 """
 
 from collections.abc import AsyncIterator
@@ -33,7 +33,7 @@ async def client(embedded_url: str) -> AsyncIterator[Client]:
 
 
 class Calls:
-    """A registry, and the namespace in which its workers expire."""
+    """A registry and its namespace, in which the test lets workers expire."""
 
     def __init__(self, client: Client, namespace: str) -> None:
         self.client = client
@@ -53,7 +53,7 @@ class Calls:
         await self.client.delete(keys.heartbeat(self.namespace, name))
 
     async def expire_and_find(self) -> None:
-        """Let each script that purges workers find expired ones."""
+        """Call each script that purges workers while some have expired."""
         registry = self.registry
         for models in (["m"], ["m", "n"]):
             await self.expired(A, *models)
@@ -149,9 +149,7 @@ class Calls:
 
 
 @pytest.mark.usefixtures("store_clock")
-async def test_the_headers_list_the_keys_that_the_scripts_access(
-    client: Client, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_headers_list_the_keys_that_scripts_access(client: Client, monkeypatch: pytest.MonkeyPatch) -> None:
     record_accesses(monkeypatch)
     for sets in (24, 0):
         with monkeypatch.context() as patch:

@@ -1,4 +1,4 @@
-"""Which calls fail when Redis is silent, when a connection is lost, and when the replica is busy."""
+"""Test which calls fail when Redis does not reply, a connection is lost, or the replica is busy."""
 
 import asyncio
 import os
@@ -30,19 +30,19 @@ def registry_on(server: EmbeddedStore, deadline: float) -> Registry:
     return Registry(connect(server.url, timeout=deadline), "ns", 90.0, deadline)
 
 
-async def test_the_time_in_which_the_event_loop_was_late_does_not_count(server: EmbeddedStore) -> None:
+async def test_timeout_excludes_event_loop_delay(server: EmbeddedStore) -> None:
     registry = registry_on(server, deadline=2.0)
     await registry.register(worker(A))
     os.kill(server.pid, signal.SIGSTOP)
     call = asyncio.create_task(registry.heartbeat(reports([(A, 0)])))
     await asyncio.sleep(0.01)
-    time.sleep(3.0)  # noqa: ASYNC251 - this is the replica that is busy
+    time.sleep(3.0)  # noqa: ASYNC251 - block the event loop, as a busy replica does
     os.kill(server.pid, signal.SIGCONT)
     assert await call == [True]
     await registry.close()
 
 
-async def test_the_wait_for_a_permit_does_not_count(server: EmbeddedStore, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_timeout_excludes_the_wait_for_a_permit(server: EmbeddedStore, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "_MAX_CALLS", 1)
     client = connect(server.url, timeout=60.0)
     calls = StoreCalls(client.ping, 1.0)
@@ -51,9 +51,7 @@ async def test_the_wait_for_a_permit_does_not_count(server: EmbeddedStore, monke
     await client.aclose()
 
 
-async def test_a_permit_that_is_not_free_in_time_is_no_fault_of_redis(
-    server: EmbeddedStore, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_permit_timeout_raises_replica_busy(server: EmbeddedStore, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "_MAX_CALLS", 1)
     monkeypatch.setattr(module, "_MAX_WAIT", 0.01)
     client = connect(server.url, timeout=60.0)
@@ -70,7 +68,7 @@ async def test_a_permit_that_is_not_free_in_time_is_no_fault_of_redis(
     await registry.close()
 
 
-async def test_a_call_whose_connection_is_lost_is_sent_again_on_another(server: EmbeddedStore) -> None:
+async def test_call_is_retried_on_a_new_connection_after_one_is_lost(server: EmbeddedStore) -> None:
     client = connect(server.url, timeout=60.0)
     calls = StoreCalls(client.ping, 0.5)
     attempts = []
@@ -84,7 +82,7 @@ async def test_a_call_whose_connection_is_lost_is_sent_again_on_another(server: 
     await client.aclose()
 
 
-async def test_a_call_that_loses_two_connections_fails(server: EmbeddedStore) -> None:
+async def test_call_fails_after_two_lost_connections(server: EmbeddedStore) -> None:
     client = connect(server.url, timeout=60.0)
     calls = StoreCalls(client.ping, 0.2)
     with pytest.raises(TimeoutError):
@@ -93,7 +91,7 @@ async def test_a_call_that_loses_two_connections_fails(server: EmbeddedStore) ->
     await client.aclose()
 
 
-async def test_calls_that_wait_fail_with_the_one_that_finds_redis_silent(
+async def test_waiting_calls_fail_when_an_active_call_times_out(
     server: EmbeddedStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(module, "_MAX_CALLS", 1)

@@ -1,4 +1,4 @@
-"""How patient the client is with the store, and that patience never books twice."""
+"""Test the timeouts and retries of the client, and that a retry never books twice."""
 
 import asyncio
 import json
@@ -27,7 +27,7 @@ from tests.support.samples import A, B, C, asks, reports, worker
 
 
 @pytest.mark.parametrize("url", ["redis://u:p@h:1/2", "rediss://u:p@h", "unix:///s", "rediss+sentinel://u:p@a,b/main"])
-async def test_everything_that_versions_of_redis_py_differ_in_is_set(url: str) -> None:
+async def test_connect_sets_all_options_whose_defaults_vary_between_redis_py_versions(url: str) -> None:
     client: Client = connect(url, timeout=0.6)
     pool = client.connection_pool
     assert pool.max_connections == MAX_CONNECTIONS
@@ -41,25 +41,25 @@ async def test_everything_that_versions_of_redis_py_differ_in_is_set(url: str) -
     await client.aclose()
 
 
-async def test_sentinels_are_asked_with_patience_for_all_of_them_and_with_their_own_password() -> None:
+async def test_sentinels_share_the_timeout_and_have_their_own_password() -> None:
     url = "rediss+sentinel://u:p@a,b:1,[::1]/main/3?sentinel_username=s&sentinel_password=t"
     client: Client = connect(url, timeout=0.8)
     pool = client.connection_pool
     assert isinstance(pool, SentinelConnectionPool)
     assert (pool.service_name, pool.is_master, pool.connection_kwargs["db"]) == ("main", True, 3)
-    asked = [sentinel.connection_pool for sentinel in pool.sentinel_manager.sentinels]
-    options = [sentinel.connection_kwargs for sentinel in asked]
+    pools = [sentinel.connection_pool for sentinel in pool.sentinel_manager.sentinels]
+    options = [sentinel.connection_kwargs for sentinel in pools]
     assert [(o["host"], o["port"]) for o in options] == [("a", 26379), ("b", 1), ("::1", 26379)]
     for kwargs in options:
         assert (kwargs["socket_timeout"], kwargs["socket_connect_timeout"]) == (0.2, 0.2)
         assert (kwargs["username"], kwargs["password"]) == ("s", "t")
         assert kwargs["retry"].get_retries() == 0
         assert (kwargs["health_check_interval"], kwargs["protocol"]) == (0, 2)
-    assert all(sentinel.connection_class is SSLConnection for sentinel in asked)
+    assert all(sentinel.connection_class is SSLConnection for sentinel in pools)
     await client.aclose()
 
 
-async def test_sentinels_do_not_get_the_password_of_redis() -> None:
+async def test_sentinels_do_not_receive_the_redis_password() -> None:
     client: Client = connect("redis+sentinel://u:p@a/main", timeout=0.8)
     [sentinel] = client.connection_pool.sentinel_manager.sentinels
     assert sentinel.connection_pool.connection_kwargs["password"] is None
@@ -67,7 +67,7 @@ async def test_sentinels_do_not_get_the_password_of_redis() -> None:
     await client.aclose()
 
 
-async def test_a_cluster_s_client_has_everything_set_too() -> None:
+async def test_connect_sets_the_same_options_for_a_cluster() -> None:
     client = connect("rediss+cluster://u:p@a,b:1", timeout=0.8)
     assert isinstance(client, RedisCluster)
     assert sorted((node.host, node.port) for node in client.startup_nodes) == [("a", 6379), ("b", 1)]
@@ -81,7 +81,7 @@ async def test_a_cluster_s_client_has_everything_set_too() -> None:
 
 
 @pytest.mark.parametrize("url", ["redis://u@h", "redis+sentinel://u@a/main", "redis+cluster://u@a"])
-async def test_a_password_file_is_read_for_each_connection(tmp_path: Path, url: str) -> None:
+async def test_password_file_is_read_for_each_connection(tmp_path: Path, url: str) -> None:
     file = tmp_path / "password"
     client = connect(replace(parse_store_url(url), password_file=file), timeout=0.8)
     options = client.connection_kwargs if isinstance(client, RedisCluster) else client.connection_pool.connection_kwargs
@@ -98,7 +98,7 @@ async def test_a_password_file_is_read_for_each_connection(tmp_path: Path, url: 
 
 
 async def test_lost_replies_do_not_book_twice(embedded_url: str, short_dir: Path) -> None:
-    """2 % of all replies lost, 2,000 dispatches: 2,000 bookings."""
+    """Lose 2 % of all replies: 2,000 dispatches make 2,000 bookings."""
     async with proxy(short_dir / "lossy.sock", embedded_url.removeprefix("unix://"), lose=50) as lossy:
         client = connect(lossy.url, timeout=60.0)
         registry = Registry(client, "lost-replies", 3_600.0, 60.0, booking_decay=False, booking_delay=0.0)
@@ -115,7 +115,7 @@ async def test_lost_replies_do_not_book_twice(embedded_url: str, short_dir: Path
     await direct.aclose()
 
 
-async def test_an_answer_is_kept_for_longer_than_a_repetition_can_take(embedded_url: str) -> None:
+async def test_reply_outlives_all_retries_of_its_call(embedded_url: str) -> None:
     client = connect(embedded_url, timeout=60.0)
     for deadline, kept in ((0.5, 6.0), (20.0, 120.0)):
         registry = Registry(client, "kept", 90.0, deadline, booking_decay=False, booking_delay=0.0)
@@ -131,7 +131,7 @@ async def test_an_answer_is_kept_for_longer_than_a_repetition_can_take(embedded_
     await client.aclose()
 
 
-async def test_a_hung_store_ends_every_call_in_time(short_dir: Path) -> None:
+async def test_calls_time_out_when_redis_hangs(short_dir: Path) -> None:
     with EmbeddedStore(short_dir / "hung") as server:
         client = connect(server.url, timeout=60.0)
         registry = Registry(client, "ns", 90.0, deadline=0.2, booking_decay=False, booking_delay=0.0)
@@ -152,7 +152,7 @@ async def test_a_hung_store_ends_every_call_in_time(short_dir: Path) -> None:
         await client.aclose()
 
 
-async def test_a_store_that_is_away_is_unavailable_and_comes_back(short_dir: Path) -> None:
+async def test_calls_raise_store_unavailable_until_redis_starts(short_dir: Path) -> None:
     client = connect(f"unix://{short_dir}/away/store.sock", timeout=1.0)
     registry = Registry(client, "ns", 90.0, booking_decay=False, booking_delay=0.0)
     lock = registry.refresh_lock(5.0)
@@ -170,7 +170,7 @@ async def test_a_store_that_is_away_is_unavailable_and_comes_back(short_dir: Pat
     await client.aclose()
 
 
-async def test_a_path_that_is_no_text_can_be_told_in_an_answer(short_dir: Path) -> None:
+async def test_error_body_encodes_a_path_that_is_not_utf_8(short_dir: Path) -> None:
     client = connect(StoreUrl(StoreKind.SINGLE, path=os.fsdecode(bytes(short_dir) + b"/caf\xe9")), timeout=1.0)
     registry = Registry(client, "ns", 90.0, booking_decay=False, booking_delay=0.0)
     with pytest.raises(StoreUnavailable) as caught:
@@ -179,7 +179,7 @@ async def test_a_path_that_is_no_text_can_be_told_in_an_answer(short_dir: Path) 
     await client.aclose()
 
 
-async def test_scripts_are_loaded_again_after_a_flush(embedded_url: str) -> None:
+async def test_scripts_are_reloaded_after_a_flush(embedded_url: str) -> None:
     client = connect(embedded_url, timeout=60.0)
     registry = Registry(client, "flush", 90.0, booking_decay=False, booking_delay=0.0)
     await registry.register(worker(A))
@@ -190,7 +190,7 @@ async def test_scripts_are_loaded_again_after_a_flush(embedded_url: str) -> None
     await client.aclose()
 
 
-async def test_a_refresh_lock_that_was_lost_is_released_in_silence(embedded_url: str) -> None:
+async def test_release_of_an_expired_refresh_lock_does_not_raise(embedded_url: str) -> None:
     client = connect(embedded_url, timeout=60.0)
     lock = Registry(client, "lock", 90.0, booking_decay=False, booking_delay=0.0).refresh_lock(5.0)
     assert await lock.acquire() is True

@@ -1,4 +1,4 @@
-"""The two dispatch methods: who is chosen, what is booked, and that a call repeated changes nothing."""
+"""Test the choices and bookings of both dispatch methods, and that repeated calls change nothing."""
 
 import asyncio
 import multiprocessing
@@ -23,12 +23,12 @@ async def queues(registry: Registry) -> list[int]:
     return [known.status.queue_length for known in (await registry.list_workers()).workers]
 
 
-async def test_no_worker(registry: Registry) -> None:
+async def test_dispatch_returns_no_worker_when_none_is_registered(registry: Registry) -> None:
     assert workers_of(await registry.dispatch_shortest_queue(asks(["m"]))) == [""]
     assert workers_of(await registry.dispatch_lottery(asks(["m"]))) == [""]
 
 
-async def test_the_shortest_queue_per_speed_is_chosen_and_booked(registry: Registry) -> None:
+async def test_dispatch_chooses_and_books_the_shortest_queue_per_speed(registry: Registry) -> None:
     await registry.register(worker(A, speed=1, queue_length=3))
     await registry.register(worker(B, speed=4, queue_length=8))
     await registry.register(worker(C, speed=1, queue_length=9))
@@ -36,13 +36,13 @@ async def test_the_shortest_queue_per_speed_is_chosen_and_booked(registry: Regis
     assert await queues(registry) == [4, 13, 9]
 
 
-async def test_equal_workers_take_turns_in_the_order_of_their_registration(registry: Registry) -> None:
+async def test_dispatch_rotates_equal_workers_in_registration_order(registry: Registry) -> None:
     for name in (B, C, A):
         await registry.register(worker(name))
     assert workers_of(await registry.dispatch_shortest_queue(asks(["m"] * 7))) == [B, C, A, B, C, A, B]
 
 
-async def test_a_heartbeat_does_not_change_the_turns(registry: Registry) -> None:
+async def test_heartbeat_does_not_change_the_rotation(registry: Registry) -> None:
     for name in (A, B, C):
         await registry.register(worker(name))
     assert workers_of(await registry.dispatch_shortest_queue(asks(["m"]))) == [A]
@@ -50,7 +50,7 @@ async def test_a_heartbeat_does_not_change_the_turns(registry: Registry) -> None
     assert workers_of(await registry.dispatch_shortest_queue(asks(["m", "m", "m"]))) == [B, C, A]
 
 
-async def test_a_booking_counts_for_all_models_of_the_worker(registry: Registry) -> None:
+async def test_booking_counts_for_all_models_of_the_worker(registry: Registry) -> None:
     await registry.register(worker(A, "m", "n"))
     await registry.register(worker(B, "n"))
     assert workers_of(await registry.dispatch_shortest_queue(asks(["m", "m", "n", "n", "n", "m"]))) == [
@@ -63,7 +63,7 @@ async def test_a_booking_counts_for_all_models_of_the_worker(registry: Registry)
     ]
 
 
-async def test_one_batch_is_as_good_as_many_calls(store: Store) -> None:
+async def test_batch_makes_the_same_choices_as_single_calls(store: Store) -> None:
     one = store.registry()
     many = Registry(store.client, store.namespace + "-many", 90.0, booking_decay=False, booking_delay=0.0)
     draw = random.Random(7)
@@ -78,7 +78,7 @@ async def test_one_batch_is_as_good_as_many_calls(store: Store) -> None:
 
 
 @pytest.mark.parametrize(("script", "draw"), [("dispatch_shortest_queue", ["0"]), ("dispatch_lottery", ["0", "0.5"])])
-async def test_a_repeated_call_gets_the_same_answer_and_books_nothing(
+async def test_repeated_call_returns_the_same_reply_and_books_nothing(
     store: Store, registry: Registry, script: str, draw: list[str]
 ) -> None:
     for name in (A, B, C):
@@ -91,14 +91,14 @@ async def test_a_repeated_call_gets_the_same_answer_and_books_nothing(
     assert len([worker for worker, _ in first if worker]) == 5
 
 
-async def test_the_lottery_books_nothing(registry: Registry) -> None:
+async def test_lottery_books_nothing(registry: Registry) -> None:
     await registry.register(worker(A, queue_length=2))
     assert workers_of(await registry.dispatch_lottery(asks(["m"] * 5))) == [A] * 5
     assert await queues(registry) == [2]
 
 
 async def test_lottery_is_proportional_to_speed(store: Store) -> None:
-    """Chi-square over 20,000 draws at the 99.9 % level, among live workers only, after a late joiner."""
+    """Run a chi-square test of 20,000 draws at the 99.9 % level. One worker has expired, one registers late."""
     draws = 20_000 if store.kind != "fakeredis" else 4_000
     registry = store.registry(draw=random.Random(11).random)
     speeds = {f"http://w{speed}:1": speed for speed in (1, 2, 3, 4, 10)}
@@ -115,11 +115,11 @@ async def test_lottery_is_proportional_to_speed(store: Store) -> None:
     total = sum(speeds.values())
     chi_square = sum((drawn[name] - draws * s / total) ** 2 / (draws * s / total) for name, s in speeds.items())
     assert set(drawn) == set(speeds)
-    assert chi_square < 18.47, f"with 4 degrees of freedom that is beyond the 99.9th percentile: {drawn}"
+    assert chi_square < 18.47, f"chi-square exceeds the 99.9th percentile for 4 degrees of freedom: {drawn}"
 
 
 async def test_lottery_draws_do_not_depend_on_each_other(store: Store) -> None:
-    """Among two equal workers, the winner of one draw says nothing of the next: 4 pairs, 3 degrees of freedom."""
+    """Count pairs of draws among two equal workers: 4 pairs, 3 degrees of freedom."""
     draws = 10_000 if store.kind != "fakeredis" else 2_000
     registry = store.registry(draw=random.Random(5).random)
     await registry.register(worker(A))
@@ -142,8 +142,8 @@ async def test_lottery_follows_a_change_of_speed(store: Store) -> None:
     assert Counter(workers_of(await registry.dispatch_lottery(asks(["m"] * 200))))[B] == 200
 
 
-async def test_an_index_entry_without_its_hash_is_dropped(store: Store, registry: Registry) -> None:
-    """What is left when somebody deletes keys by hand, or an eviction policy did, must not stop the dispatch."""
+async def test_dispatch_removes_an_index_entry_without_a_hash(store: Store, registry: Registry) -> None:
+    """Dispatch must work after an operator or an eviction policy has deleted keys."""
     key = f"{{{store.namespace}}}"
     await registry.register(worker(B, queue_length=100))
     for lost in ([f"{key}:worker:{A}"], [f"{key}:worker:{A}", f"{key}:heartbeat:{A}"]):
@@ -160,8 +160,8 @@ async def test_an_index_entry_without_its_hash_is_dropped(store: Store, registry
 
 
 @pytest.mark.parametrize("lease_ms", [0, 60_000])
-async def test_who_drains_is_not_chosen_though_an_index_names_it(store: Store, lease_ms: int) -> None:
-    """As by an entry that somebody has put back by hand."""
+async def test_dispatch_skips_a_draining_worker_that_an_index_lists(store: Store, lease_ms: int) -> None:
+    """An operator may have added the index entry by hand."""
     registry = store.registry(booking_decay=True)
     await registry.register(worker(A))
     await registry.register(worker(B, queue_length=100))
@@ -175,10 +175,10 @@ async def test_who_drains_is_not_chosen_though_an_index_names_it(store: Store, l
 
 
 @pytest.mark.parametrize("operation", ["dispatch_shortest_queue", "dispatch_lottery"])
-async def test_many_deaths_at_once_are_forgotten_in_several_calls(
+async def test_dispatch_purges_many_expired_workers_in_several_calls(
     store: Store, registry: Registry, operation: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """No call holds up the store for long; all of them together give what one would."""
+    """Each call blocks Redis only briefly. Together the calls return the result of a single one."""
     dead = [f"http://dead{i}:1" for i in range(100)]
     for name in dead:
         await registry.register(worker(name, "m", *(f"m{i}" for i in range(9))))
@@ -193,12 +193,12 @@ async def test_many_deaths_at_once_are_forgotten_in_several_calls(
 
     monkeypatch.setattr(Registry, "_run", counting)
     assert workers_of(await getattr(registry, operation)(asks(["absent", "m", "m"]))) == ["", A, A]
-    assert len(calls) == len(set(calls)) == 1 + 100 * 6 // 256, "each with an id of its own"
+    assert len(calls) == len(set(calls)) == 1 + 100 * 6 // 256, "each call has its own request ID"
     assert [known.name for known in (await registry.list_workers()).workers] == [A]
 
 
 @pytest.mark.parametrize("operation", ["dispatch_shortest_queue", "dispatch_lottery"])
-async def test_requests_that_are_left_get_the_answers_that_are_theirs(
+async def test_remaining_requests_receive_their_own_replies_after_a_retry(
     store: Store, registry: Registry, operation: str
 ) -> None:
     for i in range(60):
@@ -210,7 +210,7 @@ async def test_requests_that_are_left_get_the_answers_that_are_theirs(
     assert workers_of(choices) == [C, A, B, A, C, "", B]
 
 
-async def test_a_dispatch_that_fails_half_way_is_taken_back_whole(
+async def test_reconciliation_undoes_all_parts_of_a_failed_dispatch(
     store: Store, registry: Registry, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for i in range(60):
@@ -225,7 +225,7 @@ async def test_a_dispatch_that_fails_half_way_is_taken_back_whole(
     async def once(self: Registry, script: str, *arguments: str | int) -> object:
         calls.append(script)
         if len(calls) > 1:
-            raise StoreUnavailable("The store is away.")
+            raise StoreUnavailable("Redis is unavailable.")
         return await run(self, script, *arguments)
 
     with monkeypatch.context() as patch:
@@ -234,9 +234,9 @@ async def test_a_dispatch_that_fails_half_way_is_taken_back_whole(
             await registry.dispatch_shortest_queue(asks(["o", "m", "o"]))
     assert len(calls) == 2
     assert await queues(registry) == [2]
-    [settlement] = split({}, unanswered, 0)
-    assert len(settlement.unanswered) == 2
-    await registry.reconcile(settlement)
+    [reconciliation] = split({}, unanswered, 0)
+    assert len(reconciliation.unanswered) == 2
+    await registry.reconcile(reconciliation)
     assert await queues(registry) == [0]
 
 
@@ -253,10 +253,10 @@ async def fleet(store: Store, namespace: str) -> dict[str, Indexed]:
 
 @pytest.mark.usefixtures("store_clock")
 @pytest.mark.parametrize("capacity", [None, 4])
-async def test_where_only_some_lease_it_is_the_best_of_the_front_of_both_indexes(
+async def test_dispatch_compares_the_fronts_of_both_indexes_when_only_some_requests_are_leased(
     store: Store, capacity: int | None
 ) -> None:
-    namespace = f"{store.namespace}-fading"
+    namespace = f"{store.namespace}-decaying"
     registry = Registry(store.client, namespace, 90.0, 60.0, booking_decay=True, booking_delay=0.2)
     now = 1_800_000_000_000
     await store.client.set(CLOCK, now)
@@ -279,8 +279,8 @@ async def test_where_only_some_lease_it_is_the_best_of_the_front_of_both_indexes
 
 
 @pytest.mark.usefixtures("store_clock")
-async def test_among_equal_costs_of_both_kinds_the_turn_decides(store: Store) -> None:
-    """A has a request without a lease, B one with a lease. B is first in the index, but A was chosen before."""
+async def test_sequence_breaks_ties_between_leased_and_untracked_load(store: Store) -> None:
+    """A has an untracked request, B a leased one. B is first in the index, but A was dispatched to earlier."""
     await store.client.set(CLOCK, 1_800_000_000_000)
     registry = store.registry(booking_decay=True)
     for name in (A, B):
@@ -291,7 +291,7 @@ async def test_among_equal_costs_of_both_kinds_the_turn_decides(store: Store) ->
     await store.client.delete(CLOCK)
 
 
-async def test_a_booking_that_has_faded_to_almost_nothing_is_no_failure(store: Store) -> None:
+async def test_lottery_does_not_treat_a_decayed_booking_as_a_failure(store: Store) -> None:
     registry = store.registry(draw=random.Random(2).random)
     for name in (A, B):
         await registry.register(worker(name))
@@ -301,8 +301,8 @@ async def test_a_booking_that_has_faded_to_almost_nothing_is_no_failure(store: S
     assert 400 < drawn[A] < 600
 
 
-async def test_the_lottery_stays_exact_when_the_fast_join_the_slow(store: Store) -> None:
-    """At the bounds of speed."""
+async def test_lottery_stays_exact_when_fast_workers_join_a_slow_one(store: Store) -> None:
+    """Use the lowest and the highest speed."""
     registry = store.registry(draw=random.Random(2).random)
     await registry.register(worker(A, speed=1e-6))
     await registry.dispatch_lottery(asks(["m"] * 250))
@@ -314,7 +314,7 @@ async def test_the_lottery_stays_exact_when_the_fast_join_the_slow(store: Store)
 
 
 def dispatch_many(url: str, namespace: str, times: int) -> None:
-    """A process of its own that dispatches one request after the other."""
+    """Dispatch requests one after the other. Runs in a separate process."""
 
     async def run() -> None:
         client = connect(url, timeout=60.0)
@@ -327,9 +327,9 @@ def dispatch_many(url: str, namespace: str, times: int) -> None:
     asyncio.run(run())
 
 
-async def test_four_processes_at_once_spread_their_dispatches_evenly(store: Store) -> None:
+async def test_four_concurrent_processes_dispatch_evenly(store: Store) -> None:
     if store.kind == "fakeredis":
-        pytest.skip("fakeredis lives in one process")
+        pytest.skip("fakeredis works in one process only")
     registry = store.registry()
     for i in range(10):
         await registry.register(worker(f"http://w{i}:1"))

@@ -1,4 +1,4 @@
-"""The embedded store recovers, with its data if possible, when its files are deleted, replaced or damaged."""
+"""Test how the embedded store recovers when its files are deleted, replaced or damaged."""
 
 import contextlib
 import fcntl
@@ -19,7 +19,7 @@ from controller.store.connection import connect
 from controller.store.embedded import server_process
 from controller.store.embedded import store as embedded
 from controller.store.embedded.store import EmbeddedStore
-from tests.store.test_embedded import gone, known, register
+from tests.store.test_embedded import has_exited, register, worker_names
 from tests.support.samples import A
 from tests.support.waiting import wait_until
 
@@ -29,7 +29,7 @@ MANIFEST = "appendonlydir/appendonly.aof.manifest"
 
 @pytest.fixture
 def data(short_dir: Path) -> Iterator[Path]:
-    """A path for a data directory, in a directory of its own."""
+    """Return a path for a data directory. Its parent directory is deleted after the test."""
     parent = short_dir / "files"
     yield parent / "data"
     shutil.rmtree(parent, ignore_errors=True)
@@ -41,17 +41,17 @@ def store(data: Path) -> Iterator[EmbeddedStore]:
         yield opened
 
 
-def whole(store: EmbeddedStore) -> bool:
-    """Return whether nothing is at fault, as the store itself sees it."""
+def is_intact(store: EmbeddedStore) -> bool:
+    """Return True if the store finds no fault with its server and files."""
     return store._server is not None and store._find_fault(store._server) is None
 
 
-async def mended(store: EmbeddedStore, caplog: pytest.LogCaptureFixture, last: str) -> None:
-    await wait_until(lambda: last in caplog.text, f"the log says {last!r}")
-    await wait_until(lambda: whole(store), "nothing is at fault")
+async def wait_until_recovered(store: EmbeddedStore, caplog: pytest.LogCaptureFixture, message: str) -> None:
+    await wait_until(lambda: message in caplog.text, f"the log contains {message!r}")
+    await wait_until(lambda: is_intact(store), "the store finds no fault")
 
 
-def empty(data: Path) -> None:
+def delete_all_files(data: Path) -> None:
     shutil.rmtree(data / "appendonlydir")
     for file in data.iterdir():
         file.unlink()
@@ -66,32 +66,32 @@ WITHOUT_DATA: dict[str, tuple[Deletion, str]] = {
     "directory": (shutil.rmtree, "data was deleted: restarting the store without data."),
     "parent": (lambda data: shutil.rmtree(data.parent), "data was deleted: restarting the store without data."),
     "replaced": (replace_directory, "data was replaced: restarting the store without data."),
-    "all files": (empty, "store.sock was deleted: restarting the store without data."),
+    "all files": (delete_all_files, "store.sock was deleted: restarting the store without data."),
 }
 
 
 @pytest.mark.parametrize("case", WITHOUT_DATA)
-async def test_a_directory_that_is_gone_is_made_again(
+async def test_deleted_directory_is_created_again(
     store: EmbeddedStore, data: Path, caplog: pytest.LogCaptureFixture, case: str
 ) -> None:
     first = store.pid
-    delete, said = WITHOUT_DATA[case]
+    delete, logged = WITHOUT_DATA[case]
     delete(data)
-    await mended(store, caplog, "The embedded store runs again, as process")
-    assert said in caplog.text
-    assert gone(first)
+    await wait_until_recovered(store, caplog, "The embedded store runs again, as process")
+    assert logged in caplog.text
+    assert has_exited(first)
     if case != "replaced":
         assert stat.S_IMODE(data.stat().st_mode) == 0o700
     with pytest.raises(EmbeddedStoreError, match=rf"in use by another controller \(process {os.getpid()}\)"):
         EmbeddedStore(data).__enter__()
     await register(store.url)
     os.kill(store.pid, signal.SIGKILL)
-    await mended(store, caplog, "restarting the store on the same data.")
-    assert await known(store.url) == [A]
+    await wait_until_recovered(store, caplog, "restarting the store on the same data.")
+    assert await worker_names(store.url) == [A]
 
 
 @pytest.mark.parametrize("replaced", [False, True])
-async def test_a_socket_that_is_gone_costs_no_data(
+async def test_deleted_socket_loses_no_data(
     store: EmbeddedStore, caplog: pytest.LogCaptureFixture, replaced: bool
 ) -> None:
     await register(store.url)
@@ -99,14 +99,14 @@ async def test_a_socket_that_is_gone_costs_no_data(
     store.socket_path.unlink()
     if replaced:
         store.socket_path.touch()
-    await mended(store, caplog, "The embedded store runs again, as process")
+    await wait_until_recovered(store, caplog, "The embedded store runs again, as process")
     assert "store.sock was deleted: restarting the store on the same data." in caplog.text
-    assert gone(first)
-    assert await known(store.url) == [A]
+    assert has_exited(first)
+    assert await worker_names(store.url) == [A]
 
 
 @pytest.mark.parametrize("what", ["appendonlydir", MANIFEST, "appendonlydir/appendonly.aof.1.incr.aof"])
-async def test_data_that_are_gone_are_written_again(
+async def test_deleted_data_is_written_again(
     store: EmbeddedStore, data: Path, caplog: pytest.LogCaptureFixture, what: str
 ) -> None:
     await register(store.url)
@@ -115,40 +115,40 @@ async def test_data_that_are_gone_are_written_again(
         shutil.rmtree(data / what)
     else:
         (data / what).unlink()
-    await mended(store, caplog, "The embedded store's data is on the disk again")
-    assert store.pid == first, "the server need not be restarted"
+    await wait_until_recovered(store, caplog, "The embedded store's data is on the disk again")
+    assert store.pid == first, "the server was not restarted"
     os.kill(first, signal.SIGKILL)
-    await wait_until(lambda: store.pid != first, "another server is there")
-    assert await known(store.url) == [A]
+    await wait_until(lambda: store.pid != first, "another server runs")
+    assert await worker_names(store.url) == [A]
 
 
-async def test_data_that_cannot_be_written_again_are_tried_again(
+async def test_rewrite_of_deleted_data_is_retried_after_a_failure(
     store: EmbeddedStore, data: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(embedded, "_REWRITE_TIMEOUT", 0.3)
     await register(store.url)
     first = store.pid
     shutil.rmtree(data / "appendonlydir")
-    (data / "appendonlydir").touch()  # in the way
-    await wait_until(lambda: "cannot write its data, retrying: See" in caplog.text, "it is logged")
+    (data / "appendonlydir").touch()  # a file prevents the new directory
+    await wait_until(lambda: "cannot write its data, retrying: See" in caplog.text, "the failure is logged")
     (data / "appendonlydir").unlink()
-    await mended(store, caplog, "The embedded store's data is on the disk again")
+    await wait_until_recovered(store, caplog, "The embedded store's data is on the disk again")
     assert store.pid == first
-    assert await known(store.url) == [A]
+    assert await worker_names(store.url) == [A]
 
 
-async def test_a_lock_that_is_gone_is_taken_again(
+async def test_deleted_lock_is_acquired_again(
     store: EmbeddedStore, data: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     first = store.pid
     (data / "lock").unlink()
-    await mended(store, caplog, "lock was deleted: it was created again and is locked.")
-    assert store.pid == first, "the server need not be restarted"
+    await wait_until_recovered(store, caplog, "lock was deleted: it was created again and is locked.")
+    assert store.pid == first, "the server was not restarted"
     with pytest.raises(EmbeddedStoreError, match=rf"in use by another controller \(process {os.getpid()}\)"):
         EmbeddedStore(data).__enter__()
 
 
-async def test_a_log_that_is_gone_comes_back(store: EmbeddedStore, data: Path) -> None:
+async def test_deleted_log_is_created_again(store: EmbeddedStore, data: Path) -> None:
     (data / "store.log").unlink()
     client = connect(store.url, timeout=60.0)
     await client.config_set("loglevel", "verbose")
@@ -157,10 +157,10 @@ async def test_a_log_that_is_gone_comes_back(store: EmbeddedStore, data: Path) -
 
 
 @pytest.mark.parametrize("what", ["directory", "lock"])
-async def test_another_controller_that_has_the_directory_is_not_disturbed(
+async def test_server_stops_while_another_controller_owns_the_directory(
     store: EmbeddedStore, data: Path, caplog: pytest.LogCaptureFixture, what: str
 ) -> None:
-    """Ours ends its server, says so, and tries until the other one has gone."""
+    """Our controller stops its server, logs the reason, and retries until the other controller has exited."""
     first = store.pid
     others = data.with_name("others")
     others.mkdir()
@@ -176,20 +176,20 @@ async def test_another_controller_that_has_the_directory_is_not_disturbed(
         refused = "cannot be started again, retrying every 1 s: The data directory"
         await wait_until(lambda: refused in caplog.text, "the refusal is logged")
         assert "is in use by another controller (process 4711)." in caplog.text
-        assert gone(first)
-        assert not store.socket_path.exists(), "no server of ours is left"
-    await mended(store, caplog, "The embedded store runs again, as process")
+        assert has_exited(first)
+        assert not store.socket_path.exists(), "our server has exited"
+    await wait_until_recovered(store, caplog, "The embedded store runs again, as process")
     assert caplog.text.count(refused) == 1
 
 
-async def test_a_server_that_dies_with_its_directory_comes_back(
+async def test_server_restarts_after_it_is_killed_and_its_directory_deleted(
     store: EmbeddedStore, data: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     first = store.pid
     shutil.rmtree(data)
     os.kill(first, signal.SIGKILL)
-    await mended(store, caplog, "The embedded store runs again, as process")
-    assert await known(store.url) == []
+    await wait_until_recovered(store, caplog, "The embedded store runs again, as process")
+    assert await worker_names(store.url) == []
 
 
 def garbage(files: Path) -> None:
@@ -214,7 +214,7 @@ DAMAGES: dict[str, tuple[Deletion, str]] = {
 
 
 def kill_with(store: EmbeddedStore, data: Path, damage: Deletion) -> None:
-    """Damage the files and kill the server, which is stopped so that it cannot write its data again meanwhile."""
+    """Stop the server so that it cannot rewrite its files, damage the files, then kill the server."""
     first = store.pid
     os.kill(first, signal.SIGSTOP)
     damage(data / "appendonlydir")
@@ -226,44 +226,44 @@ def write_manifest(text: str, files: Path) -> None:
 
 
 def is_replaced(store: EmbeddedStore, pid: int) -> bool:
-    return store.pid != pid and whole(store)
+    return store.pid != pid and is_intact(store)
 
 
 @pytest.mark.parametrize("case", DAMAGES)
-async def test_damaged_files_are_moved_aside_when_the_server_is_started_again(
+async def test_restart_moves_damaged_files_aside(
     store: EmbeddedStore, data: Path, caplog: pytest.LogCaptureFixture, case: str
 ) -> None:
     await register(store.url)
-    damage, said = DAMAGES[case]
+    damage, logged = DAMAGES[case]
     kill_with(store, data, damage)
-    await mended(store, caplog, "The embedded store runs again, as process")
+    await wait_until_recovered(store, caplog, "The embedded store runs again, as process")
     [aside] = data.glob("appendonlydir.damaged-*")
     assert (aside / "appendonly.aof.manifest").exists()
-    assert f"restarting the store {said}" in caplog.text
+    assert f"restarting the store {logged}" in caplog.text
     assert caplog.text.count(f"The data was moved to {aside}, and the store started without data.") == 1
     assert "cannot be started again" not in caplog.text
-    assert await known(store.url) == []
+    assert await worker_names(store.url) == []
     await register(store.url)
     first = store.pid
     os.kill(first, signal.SIGKILL)
-    await wait_until(lambda: store.pid != first, "another server is there")
-    assert await known(store.url) == [A]
+    await wait_until(lambda: store.pid != first, "another server runs")
+    assert await worker_names(store.url) == [A]
 
 
 @pytest.mark.parametrize("damage", [empty_manifest, garbage_manifest])
-async def test_a_damaged_manifest_is_written_again_while_the_server_runs(
+async def test_damaged_manifest_is_rewritten_while_the_server_runs(
     store: EmbeddedStore, data: Path, caplog: pytest.LogCaptureFixture, damage: Deletion
 ) -> None:
     await register(store.url)
     first = store.pid
     damage(data / "appendonlydir")
-    await mended(store, caplog, "The embedded store's data is on the disk again")
+    await wait_until_recovered(store, caplog, "The embedded store's data is on the disk again")
     os.kill(first, signal.SIGKILL)
-    await wait_until(lambda: store.pid != first, "another server is there")
-    assert await known(store.url) == [A]
+    await wait_until(lambda: store.pid != first, "another server runs")
+    assert await worker_names(store.url) == [A]
 
 
-async def test_damaged_files_are_never_overwritten_and_a_few_are_kept(
+async def test_three_damaged_copies_and_other_files_are_kept(
     store: EmbeddedStore, data: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(time, "strftime", lambda _: "appendonlydir.damaged-20260102-030405")
@@ -272,7 +272,7 @@ async def test_damaged_files_are_never_overwritten_and_a_few_are_kept(
     for number in range(1, 6):
         first = store.pid
         kill_with(store, data, partial(write_manifest, f"copy {number}"))
-        await wait_until(partial(is_replaced, store, first), "another server is there")
+        await wait_until(partial(is_replaced, store, first), "another server runs")
     copies = sorted(data.glob("appendonlydir.damaged-2*"))
     kept = {(copy / "appendonly.aof.manifest").read_text() for copy in copies}
     assert len(copies) == 3
@@ -280,7 +280,7 @@ async def test_damaged_files_are_never_overwritten_and_a_few_are_kept(
     assert mine.exists()
 
 
-async def test_a_program_that_fails_costs_no_data(
+async def test_failing_server_program_loses_no_data(
     data: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     attempts: list[str] = []
@@ -294,19 +294,19 @@ async def test_a_program_that_fails_costs_no_data(
         await register(store.url)
         monkeypatch.setattr(server_process, "find_server", log_another_line)
         os.kill(store.pid, signal.SIGKILL)
-        await wait_until(lambda: len(attempts) > 5, "it was tried more than twice, with and without the data")
+        await wait_until(lambda: len(attempts) > 5, "the start was attempted more than twice with and without the data")
     monkeypatch.undo()
     assert caplog.text.count("cannot be started again, retrying every 1 s") == 1
     assert not list(data.glob("appendonlydir.damaged-*"))
     with EmbeddedStore(data) as again:
-        assert await known(again.url) == [A]
+        assert await worker_names(again.url) == [A]
 
 
 @contextlib.contextmanager
 def mounted(*arguments: str | Path) -> Iterator[None]:
-    """A mount, at the last of the arguments."""
+    """Mount a file system. The last argument is the mount point."""
     if subprocess.run(["mount", *arguments], capture_output=True, check=False).returncode:
-        pytest.skip("no file system may be mounted here")
+        pytest.skip("this system does not allow mounts")
     try:
         yield
     finally:
@@ -314,7 +314,7 @@ def mounted(*arguments: str | Path) -> Iterator[None]:
 
 
 @pytest.mark.skipif(os.getuid() != 0, reason="only root may mount a file system")
-async def test_a_file_without_write_access_is_not_damaged(
+async def test_read_only_file_is_not_treated_as_damaged(
     store: EmbeddedStore, data: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     await register(store.url)
@@ -327,12 +327,12 @@ async def test_a_file_without_write_access_is_not_damaged(
         refused = f"cannot write into {data}: {file}: Read-only file system."
         await wait_until(lambda: refused in caplog.text, "the reason is logged")
         assert not list(data.glob("appendonlydir.damaged-*"))
-    await mended(store, caplog, "The embedded store runs again, as process")
-    assert await known(store.url) == [A]
+    await wait_until_recovered(store, caplog, "The embedded store runs again, as process")
+    assert await worker_names(store.url) == [A]
 
 
 @pytest.mark.skipif(os.getuid() != 0, reason="only root may mount a file system")
-async def test_a_full_disk_is_not_damage(short_dir: Path, caplog: pytest.LogCaptureFixture) -> None:
+async def test_full_disk_is_not_treated_as_damage(short_dir: Path, caplog: pytest.LogCaptureFixture) -> None:
     disk = short_dir / "full-disk"
     disk.mkdir()
     data = disk / "data"
@@ -346,11 +346,11 @@ async def test_a_full_disk_is_not_damage(short_dir: Path, caplog: pytest.LogCapt
         await wait_until(lambda: "No space left on device. Free space" in caplog.text, "the reason is logged")
         assert not list(data.glob("appendonlydir.damaged-*"))
         (disk / "filler").unlink()
-        await mended(store, caplog, "The embedded store runs again, as process")
+        await wait_until_recovered(store, caplog, "The embedded store runs again, as process")
         assert len(list(data.glob("appendonlydir.damaged-*"))) == 1
 
 
-def test_damaged_files_stay_where_they_are_at_the_first_start(data: Path) -> None:
+def test_first_start_does_not_move_damaged_files(data: Path) -> None:
     with EmbeddedStore(data):
         pass
     empty_manifest(data / "appendonlydir")

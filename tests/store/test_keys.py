@@ -1,4 +1,4 @@
-"""Key names: literal, and the same in Python and in Lua."""
+"""Test that Python and Lua build the same key names."""
 
 import re
 from collections.abc import Callable
@@ -42,18 +42,18 @@ NAMES: dict[Callable[..., str], tuple[str, ...]] = {
 }
 
 
-def test_literal_names() -> None:
+def test_key_functions_return_literal_names() -> None:
     for function, (expected, *arguments) in NAMES.items():
         assert function("ns", *arguments) == expected
 
 
-def test_every_key_function_is_in_the_table() -> None:
+def test_table_lists_every_key_function() -> None:
     public = {name for name, value in vars(keys).items() if callable(value)}
     assert public == {function.__name__ for function in NAMES}
 
 
 @pytest.mark.parametrize("function", [f for f in NAMES if f is not keys.namespace], ids=lambda f: f.__name__)
-async def test_lua_makes_the_same_names(store: Store, function: Callable[..., str]) -> None:
+async def test_lua_and_python_return_the_same_names(store: Store, function: Callable[..., str]) -> None:
     include = (scripts.folder() / "include" / "key.lua").read_text()
     expected, *arguments = NAMES[function]
     rest = ', "' + arguments[0] + '"' if arguments else ""
@@ -61,7 +61,7 @@ async def test_lua_makes_the_same_names(store: Store, function: Callable[..., st
     assert await store.client.eval(script, 1, "{ns}") == expected
 
 
-def test_lua_uses_no_kind_of_key_that_python_does_not_know() -> None:
+def test_lua_uses_only_key_kinds_that_python_defines() -> None:
     used = set()
     for name in scripts.names():
         used |= set(re.findall(r'\bkey\("(\w+)"', scripts.source(name)))
@@ -69,7 +69,7 @@ def test_lua_uses_no_kind_of_key_that_python_does_not_know() -> None:
     assert len(used) > 5
 
 
-def test_nothing_else_in_python_makes_a_key() -> None:
+def test_only_the_key_module_builds_keys() -> None:
     package = Path(keys.__file__).parents[1]
     key_like = re.compile(r'\{\{\{|"\}:|\}:(worker|model)')
     makers = [path.name for path in package.rglob("*.py") if key_like.search(path.read_text())]

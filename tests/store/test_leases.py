@@ -1,4 +1,4 @@
-"""Leases whose time is over, and leases that are renewed: each by itself, where random histories come seldom."""
+"""Test expired and renewed leases. Random histories rarely reach these states."""
 
 import pytest
 
@@ -11,8 +11,8 @@ from tests.support.samples import A, asks, reports, worker
 
 
 @pytest.fixture
-async def overdue(store: Store, registry: Registry) -> str:
-    """A lease whose time is over, and that nobody has counted out yet."""
+async def expired_lease(store: Store, registry: Registry) -> str:
+    """Return a lease that has expired but is still counted."""
     await registry.register(worker(A))
     [lease] = leases_of(await registry.dispatch_shortest_queue(asks(["m"], 60_000)))
     await store.client.zadd(keys.leases(store.namespace), {lease: 1})
@@ -24,52 +24,52 @@ async def leased(registry: Registry) -> int:
     return known.leased
 
 
-async def test_a_release_after_the_time_is_over_counts_once_and_says_so(registry: Registry, overdue: str) -> None:
-    assert await registry.release([overdue, overdue]) == [False, False]
+async def test_release_of_an_expired_lease_counts_once_and_returns_false(
+    registry: Registry, expired_lease: str
+) -> None:
+    assert await registry.release([expired_lease, expired_lease]) == [False, False]
     assert await leased(registry) == 0
 
 
-async def test_what_is_over_is_not_renewed(registry: Registry, overdue: str) -> None:
-    assert not await registry.renew(overdue)
-    assert await leased(registry) == 1, "until somebody counts it out"
+async def test_renew_rejects_an_expired_lease(registry: Registry, expired_lease: str) -> None:
+    assert not await registry.renew(expired_lease)
+    assert await leased(registry) == 1, "the lease counts until a release, report or sweep ends it"
 
 
-async def test_a_sweep_counts_out_what_is_over(store: Store, registry: Registry, overdue: str) -> None:
+async def test_sweep_ends_expired_leases(store: Store, registry: Registry, expired_lease: str) -> None:
     assert await registry.sweep(60.0) == []
     assert await leased(registry) == 0
     assert not await store.client.exists(keys.leases(store.namespace))
 
 
-async def test_a_report_counts_out_what_is_over(registry: Registry, overdue: str) -> None:
+async def test_report_ends_expired_leases(registry: Registry, expired_lease: str) -> None:
     await registry.heartbeat(reports([(A, 0)]))
     assert await leased(registry) == 0
 
 
-async def test_a_lease_that_is_renewed_lasts_from_now_as_long_as_it_was_to_last(
-    store: Store, registry: Registry
-) -> None:
+async def test_renew_restarts_the_full_duration_of_a_lease(store: Store, registry: Registry) -> None:
     await registry.register(worker(A))
     [lease] = leases_of(await registry.dispatch_shortest_queue(asks(["m"], 60_000)))
     leases = keys.leases(store.namespace)
     ends_at = await store.client.zscore(leases, lease)
-    await store.client.zadd(leases, {lease: ends_at - 50_000})  # as if that much time had passed
+    await store.client.zadd(leases, {lease: ends_at - 50_000})  # simulate elapsed time
     assert await registry.renew(lease)
     assert ends_at <= await store.client.zscore(leases, lease) < ends_at + 9_000
     assert await store.client.pttl(leases) > 86_400_000
 
 
-async def test_with_a_worker_that_lapsed_no_lease_is_renewed(store: Store, registry: Registry) -> None:
+async def test_renew_rejects_a_lease_on_an_expired_worker(store: Store, registry: Registry) -> None:
     await registry.register(worker(A))
     [lease] = leases_of(await registry.dispatch_shortest_queue(asks(["m"], 60_000)))
     await store.expire_heartbeat(A)
-    assert not await registry.renew(lease), "whether a sweep has seen it or not"
+    assert not await registry.renew(lease), "before the sweep"
     await registry.sweep(60.0)
     assert not await registry.renew(lease)
 
 
 @pytest.mark.usefixtures("store_clock")
-async def test_leases_that_nobody_released_make_no_room_for_others(store: Store) -> None:
-    """Five clients died, and a report has shown it. When their leases expire, eight later requests still run."""
+async def test_expiry_of_abandoned_leases_does_not_free_capacity(store: Store) -> None:
+    """Five clients crash. A report shows their requests as finished. Eight later requests outlast their leases."""
     await store.client.set(CLOCK, 1_800_000_000_000)
     registry = store.registry()
     await registry.register(worker(A, capacity=8, check_heart_beat=False))
@@ -87,10 +87,8 @@ async def test_leases_that_nobody_released_make_no_room_for_others(store: Store)
 
 @pytest.mark.usefixtures("store_clock")
 @pytest.mark.parametrize(("late", "queue_length"), [(LATE_RELEASE_MS - 1, 1), (LATE_RELEASE_MS, 0)])
-async def test_a_release_shortly_after_a_report_was_counted_out_by_it(
-    store: Store, late: int, queue_length: int
-) -> None:
-    """Of two leases the report shows that one has ended. A release soon afterwards is taken for that one."""
+async def test_release_shortly_after_a_report_is_not_counted_twice(store: Store, late: int, queue_length: int) -> None:
+    """A report shows that one of two leases has ended. A release soon afterwards is matched to that one."""
     await store.client.set(CLOCK, 1_800_000_000_000)
     registry = store.registry()
     await registry.register(worker(A, check_heart_beat=False))

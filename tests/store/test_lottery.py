@@ -1,4 +1,4 @@
-"""The lottery: odds proportional to speed among the workers that serve, whatever the share of those that fail."""
+"""Test that the lottery draws serving workers in proportion to speed, whatever the share of failing workers."""
 
 import random
 from collections import Counter
@@ -50,7 +50,7 @@ async def test_195_failing_workers_of_200_are_not_drawn(store: Store, lost: str)
         await store.client.delete(*await store.client.keys(f"{{{store.namespace}}}*"))
 
 
-async def test_where_all_workers_fail_their_odds_are_proportional_to_speed_too(store: Store) -> None:
+async def test_odds_are_proportional_to_speed_when_all_workers_fail(store: Store) -> None:
     registry = store.registry(draw=random.Random(12).random)
     for name, speed in SPEEDS.items():
         await registry.register(worker(name, speed=speed))
@@ -59,7 +59,7 @@ async def test_where_all_workers_fail_their_odds_are_proportional_to_speed_too(s
     assert chi_square(drawn, SPEEDS) < CHI_SQUARE_4, drawn
 
 
-async def test_a_live_worker_that_fails_is_drawn_when_those_that_serve_are_dead(store: Store) -> None:
+async def test_failing_worker_is_drawn_when_all_others_have_expired(store: Store) -> None:
     registry = store.registry(draw=random.Random(13).random)
     for name in (A, B, C):
         await registry.register(worker(name))
@@ -70,7 +70,7 @@ async def test_a_live_worker_that_fails_is_drawn_when_those_that_serve_are_dead(
 
 
 @pytest.mark.parametrize("loses", ["heartbeats", "hashes"])
-async def test_the_only_live_worker_is_found_among_many_dead_ones(store: Store, loses: str) -> None:
+async def test_lottery_finds_the_only_live_worker_among_many_expired_ones(store: Store, loses: str) -> None:
     registry = store.registry(draw=random.Random(15).random)
     await registry.register(worker(A, "m", "n"))
     dead = [f"http://dead{i}:1" for i in range(300)]
@@ -90,7 +90,7 @@ async def heartbeat(registry: Registry, name: str, _: float) -> None:
     await registry.heartbeat(reports([(name, 0)]))
 
 
-async def answer_to_a_poll(registry: Registry, name: str, _: float) -> None:
+async def poll(registry: Registry, name: str, _: float) -> None:
     await registry.heartbeat(reports([(name, 0)]), of_polls=True)
 
 
@@ -98,9 +98,11 @@ async def registration(registry: Registry, name: str, speed: float) -> None:
     await registry.register(worker(name, speed=speed, check_heart_beat=False))
 
 
-@pytest.mark.parametrize("forgive", [heartbeat, answer_to_a_poll, registration], ids=lambda forgive: forgive.__name__)
-async def test_workers_that_fail_and_recover_again_and_again_keep_their_odds(
-    store: Store, forgive: Callable[..., object]
+@pytest.mark.parametrize(
+    "clear_failure", [heartbeat, poll, registration], ids=lambda clear_failure: clear_failure.__name__
+)
+async def test_odds_stay_exact_when_workers_repeatedly_fail_and_recover(
+    store: Store, clear_failure: Callable[..., object]
 ) -> None:
     registry = store.registry(draw=random.Random(14).random)
     for name, speed in SPEEDS.items():
@@ -112,12 +114,12 @@ async def test_workers_that_fail_and_recover_again_and_again_keep_their_odds(
             await registry.report_failure(name)
         assert not set(workers_of(await registry.dispatch_lottery(asks(["m"] * 2)))) & set(flapping)
         for name in flapping:
-            await forgive(registry, name, SPEEDS[name])  # type: ignore[misc]
+            await clear_failure(registry, name, SPEEDS[name])  # type: ignore[misc]
         drawn.update(workers_of(await registry.dispatch_lottery(asks(["m"] * 10))))
     assert chi_square(drawn, SPEEDS) < CHI_SQUARE_4, drawn
 
 
-async def test_a_worker_that_fails_is_passed_over_in_all_of_its_models(store: Store, registry: Registry) -> None:
+async def test_lottery_skips_a_failing_worker_in_all_of_its_models(store: Store, registry: Registry) -> None:
     await registry.register(worker(A, "m", "n", "only-a"))
     await registry.register(worker(B, "m", "n"))
     both = asks(["m", "n"] * 20)
@@ -129,7 +131,7 @@ async def test_a_worker_that_fails_is_passed_over_in_all_of_its_models(store: St
     assert workers_of(await registry.dispatch_lottery(asks(["only-a", "m"]))) == ["", B]
     await check_invariants(store.client, store.namespace)
     await registry.drain(A, False)
-    assert set(workers_of(await registry.dispatch_lottery(both))) == {B}, "it fails until it reports"
+    assert set(workers_of(await registry.dispatch_lottery(both))) == {B}, "A fails until its next report"
     await registry.refresh(worker(A, "n", "new"), (await registry.list_workers()).workers[0].registration)
     await check_invariants(store.client, store.namespace)
     assert set(workers_of(await registry.dispatch_lottery(asks(["n"] * 20)))) == {B}
@@ -138,7 +140,7 @@ async def test_a_worker_that_fails_is_passed_over_in_all_of_its_models(store: St
     assert workers_of(await registry.dispatch_lottery(asks(["new", "only-a"]))) == [A, ""]
 
 
-async def test_a_draw_for_a_model_without_workers_leaves_no_key(store: Store, registry: Registry) -> None:
+async def test_draw_for_a_model_without_workers_creates_no_lasting_key(store: Store, registry: Registry) -> None:
     await registry.dispatch_lottery(asks(["absent"]))
     kinds = {key.split(":")[1] for key in await store.client.keys(f"{{{store.namespace}}}*")}
     assert kinds <= {"reply", "sequence"}

@@ -1,6 +1,6 @@
-"""Compares the scripts with the reference model in tests/model: random histories of calls give the same state.
+"""Test that random histories of calls give the same state in the scripts and in the reference model in tests/model.
 
-The clock of Redis is the test's: time passes only when it says so.
+The test sets the clock of Redis, so time passes only between calls.
 """
 
 import asyncio
@@ -79,7 +79,7 @@ class Known:
 
 
 class RegistryMachine(RuleBasedStateMachine):
-    """Makes each call on the registry and on the reference model, and compares all that can be seen."""
+    """Make each call on the registry and on the reference model, and compare their states."""
 
     def __init__(self, kind: str, url: str, decays: bool, max_sets: int = 24) -> None:
         super().__init__()
@@ -199,7 +199,7 @@ class RegistryMachine(RuleBasedStateMachine):
         return known is not None
 
     def decayed_load(self, known: Known) -> Load:
-        """Return the load as of now. A dispatch looks at it, but does not change it."""
+        """Return the load as of now. A dispatch reads the decayed load without storing it."""
         load = copy(known.load)
         load.decay(self.reading(known), self.rate(known))
         return load
@@ -223,12 +223,12 @@ class RegistryMachine(RuleBasedStateMachine):
             known.leases[choice.lease] = self.now
             self.leases[choice.lease] = self.now + LEASE_TTL
 
-    def dispatched(self, asked: list[tuple[str, bool]], choices: list[Choice]) -> None:
-        """Check that the rules make the same choices, and book them."""
+    def check_dispatches(self, requested: list[tuple[str, bool]], choices: list[Choice]) -> None:
+        """Check that the reference model makes the same choices, and book them."""
         first = self.sequence + 1
-        self.sequence += len(asked)
-        assert len(choices) == len(asked)
-        for seq, (model, leased), choice in zip(itertools.count(first), asked, choices, strict=False):
+        self.sequence += len(requested)
+        assert len(choices) == len(requested)
+        for seq, (model, leased), choice in zip(itertools.count(first), requested, choices, strict=False):
             if leased:
                 self.expire_leases()
             best = self.best(model, leased)
@@ -243,17 +243,17 @@ class RegistryMachine(RuleBasedStateMachine):
             assert (choice.lease != "") == leased
             self.book(choice, seq)
 
-    def drawn(self, asked: list[tuple[str, bool]], choices: list[Choice], draws: list[float] | None) -> None:
-        """Check that the rules draw the same workers, and book the leases.
+    def check_draws(self, requested: list[tuple[str, bool]], choices: list[Choice], draws: list[float] | None) -> None:
+        """Check that the reference model draws the same workers, and book the leases.
 
         draws: None if a draw of an expired worker may have been repeated.
         """
         first = self.sequence + 1
-        if any(leased for _, leased in asked):
-            self.sequence += len(asked)
+        if any(leased for _, leased in requested):
+            self.sequence += len(requested)
             self.expire_leases()
-        assert len(choices) == len(asked)
-        for i, ((model, leased), choice) in enumerate(zip(asked, choices, strict=True)):
+        assert len(choices) == len(requested)
+        for i, ((model, leased), choice) in enumerate(zip(requested, choices, strict=True)):
             pools = [
                 [Candidate(name, self.known[name].load.speed, self.known[name].load.failing) for name in members]
                 for members in (self.pools.members[pool] for pool in self.pools.of(model))
@@ -274,11 +274,11 @@ class RegistryMachine(RuleBasedStateMachine):
     # The calls
 
     @rule(by=st.sampled_from([1, 20, 49, 50, 60, 300, 400, 999, 1_000, 1_500, 4_000, 20_000]))
-    def time_passes(self, by: int) -> None:
+    def advance_time(self, by: int) -> None:
         self.tick(by)
 
     @rule(by=st.sampled_from([1, 70, 350, 5_000]))
-    def clock_is_set_back(self, by: int) -> None:
+    def set_clock_back(self, by: int) -> None:
         self.tick(-by)
 
     @rule(name=names, status=statuses, multimodal=st.booleans())
@@ -302,7 +302,7 @@ class RegistryMachine(RuleBasedStateMachine):
         number = int(self.run(self.client.hget(keys.worker(self.namespace, name), "registration")) or 0)
         status = replace(known.registration.status, queue_length=queue_length) if known else WorkerStatus((), 1, 0)
         registration = Registration(name, status, check_heart_beat=False, multimodal=False)
-        # The registry computes ages by its own clock, while that of Redis stands still.
+        # The registry would compute ages by its own clock, but the clock of Redis is stopped.
         arguments = self.registry._registration_arguments(registration)
         number += not is_current
         result = self.run(self.registry._run("refresh", int(self.decays), IN_FLIGHT_WINDOW, *arguments, number, age))
@@ -311,8 +311,8 @@ class RegistryMachine(RuleBasedStateMachine):
             return
         self.sequence += 1
         known.registration = registration
-        known.load.failing, known.failure = False, ""  # it sends no heartbeats, so an answer clears any failure
-        self.decay(known)  # before a clock goes on
+        known.load.failing, known.failure = False, ""  # without heartbeats, a poll clears any failure
+        self.decay(known)  # decay by the old clock first
         pools, old_clock = self.pools.assign(known.models), known.clock
         known.set_pools(pools)
         self.learn(known)
@@ -324,13 +324,13 @@ class RegistryMachine(RuleBasedStateMachine):
         self.pools.put(name, [] if known.draining else pools, known.models)
         self.index(known)
 
-    @rule(told=st.lists(st.tuples(names, queues, ages), min_size=1, max_size=3), polls=st.booleans())
-    def reports(self, told: list[tuple[str, int, int]], polls: bool) -> None:
+    @rule(reported=st.lists(st.tuples(names, queues, ages), min_size=1, max_size=3), polls=st.booleans())
+    def reports(self, reported: list[tuple[str, int, int]], polls: bool) -> None:
         common = *self.registry._repeatable(), "" if polls else 90_000, int(self.decays), IN_FLIGHT_WINDOW
-        reports: Iterator[str | int] = itertools.chain.from_iterable(told)
+        reports: Iterator[str | int] = itertools.chain.from_iterable(reported)
         known = self.run(self.registry._run("heartbeat", *common, *reports))
-        assert known == [int(name in self.known) for name, _, _ in told]
-        for name, queue_length, age in told:
+        assert known == [int(name in self.known) for name, _, _ in reported]
+        for name, queue_length, age in reported:
             if name in self.known:
                 worker = self.known[name]
                 worker.polled = worker.polled or polls
@@ -338,24 +338,26 @@ class RegistryMachine(RuleBasedStateMachine):
                 self.report(worker, queue_length, age)
         self.expire_leases()
 
-    @rule(asked=requests)
-    def dispatch(self, asked: list[tuple[str, bool]]) -> None:
-        call = self.registry.dispatch_shortest_queue([Request(model, LEASE_TTL * leased) for model, leased in asked])
-        self.dispatched(asked, self.run(call))
+    @rule(requested=requests)
+    def dispatch(self, requested: list[tuple[str, bool]]) -> None:
+        call = self.registry.dispatch_shortest_queue(
+            [Request(model, LEASE_TTL * leased) for model, leased in requested]
+        )
+        self.check_dispatches(requested, self.run(call))
 
-    @rule(asked=requests, data=st.data())
-    def dispatch_by_lottery(self, asked: list[tuple[str, bool]], data: st.DataObject) -> None:
-        draws = [data.draw(st.floats(0, 1, exclude_max=True)) for _ in asked]
-        self.drawn(asked, self.draw(asked, draws), draws)
+    @rule(requested=requests, data=st.data())
+    def dispatch_by_lottery(self, requested: list[tuple[str, bool]], data: st.DataObject) -> None:
+        draws = [data.draw(st.floats(0, 1, exclude_max=True)) for _ in requested]
+        self.check_draws(requested, self.draw(requested, draws), draws)
 
-    def draw(self, asked: list[tuple[str, bool]], draws: list[float]) -> list[Choice]:
+    def draw(self, requested: list[tuple[str, bool]], draws: list[float]) -> list[Choice]:
         self.draws = iter(draws)
-        call = self.registry.dispatch_lottery([Request(model, LEASE_TTL * leased) for model, leased in asked])
+        call = self.registry.dispatch_lottery([Request(model, LEASE_TTL * leased) for model, leased in requested])
         choices: list[Choice] = self.run(call)
         return choices
 
     @rule(
-        asked=requests,
+        requested=requests,
         bookings=st.dictionaries(names, st.integers(0, 3)),
         runs=st.sampled_from(["before", "after", "never"]),
         by_lottery=st.booleans(),
@@ -364,33 +366,33 @@ class RegistryMachine(RuleBasedStateMachine):
     )
     def reconcile(
         self,
-        asked: list[tuple[str, bool]],
+        requested: list[tuple[str, bool]],
         bookings: dict[str, int],
         runs: str,
         by_lottery: bool = False,
         pause: int = 0,
         times: int = 1,
     ) -> None:
-        """Report bookings, and a dispatch whose reply is lost: it runs before this report, after it, or never."""
+        """Reconcile bookings and a dispatch with a lost reply, which runs before, after or never."""
         request_id = f"id-{next(_request_ids)}"
         method = "dispatch_lottery" if by_lottery else "dispatch_shortest_queue"
-        arguments = ((m, LEASE_TTL * leased, "0.5")[: 3 if by_lottery else 2] for m, leased in asked)
+        arguments = ((m, LEASE_TTL * leased, "0.5")[: 3 if by_lottery else 2] for m, leased in requested)
         call = request_id, 90_000, int(self.decays), *itertools.chain(*arguments)
         choices: list[Choice] = []
         if runs == "before":
             choices = [Choice(*choice) for choice in self.run(self.registry._run(method, *call))]
             if by_lottery:
-                self.drawn(asked, choices, [0.5] * len(asked))
+                self.check_draws(requested, choices, [0.5] * len(requested))
             else:
-                self.dispatched(asked, choices)
+                self.check_dispatches(requested, choices)
             self.tick(pause)
         for part in split(bookings, [request_id], 0):
             for _ in range(times):
                 self.run(self.registry.reconcile(part))
         for choice in choices:
             self.end_lease(choice.lease)
-        taken_back = Counter(c.worker for c in choices if c.worker and not c.lease and not by_lottery)
-        for name, number in [*((name, -count) for name, count in taken_back.items()), *bookings.items()]:
+        undone = Counter(c.worker for c in choices if c.worker and not c.lease and not by_lottery)
+        for name, number in [*((name, -count) for name, count in undone.items()), *bookings.items()]:
             if name in self.known:
                 known = self.known[name]
                 known.load.reconcile(number, self.reading(known), self.rate(known))
@@ -451,20 +453,24 @@ class RegistryMachine(RuleBasedStateMachine):
             self.sequence += 1
             self.removed.add(name)
 
-    @rule(name=names, asked=requests, found_by=st.sampled_from(["dispatch", "lottery", "heartbeat", "failure", ""]))
-    def expires(self, name: str, asked: list[tuple[str, bool]], found_by: str) -> None:
-        """The heartbeat of a worker expires, and a call finds the worker before it is swept."""
+    @rule(
+        name=names,
+        requested=requests,
+        discovered_by=st.sampled_from(["dispatch", "lottery", "heartbeat", "failure", ""]),
+    )
+    def expire(self, name: str, requested: list[tuple[str, bool]], discovered_by: str) -> None:
+        """Expire the heartbeat of a worker. A call may find the worker before the sweep."""
         if name not in self.known:
             return
         self.purge(name)
         self.run(self.client.delete(keys.heartbeat(self.namespace, name)))
-        if found_by == "dispatch":
-            self.dispatch(asked)
-        elif found_by == "lottery":
-            self.drawn(asked, self.draw(asked, [0.5] * len(asked)), None)
-        elif found_by == "heartbeat":
+        if discovered_by == "dispatch":
+            self.dispatch(requested)
+        elif discovered_by == "lottery":
+            self.check_draws(requested, self.draw(requested, [0.5] * len(requested)), None)
+        elif discovered_by == "heartbeat":
             self.reports([(name, 1, 0)], polls=False)
-        elif found_by == "failure":
+        elif discovered_by == "failure":
             assert not self.run(self.registry.report_failure(name))
         self.compare_listings()
         self.run(self.client.zadd(keys.workers(self.namespace), {name: 0}))
@@ -479,7 +485,7 @@ class RegistryMachine(RuleBasedStateMachine):
     # The comparison
 
     @invariant()
-    def both_have_the_same_state(self) -> None:
+    def compare_states(self) -> None:
         state = self.run(check_invariants(self.client, self.namespace, self.decays, clock=self.now))
         assert state.hashes.keys() == self.known.keys()
         assert set(state.leases) == set(self.leases)
@@ -552,41 +558,41 @@ def machine(store_clock: None) -> Iterator[RegistryMachine]:
     machine.teardown()
 
 
-# Random histories seldom get to what the following tests check.
+# Random histories rarely reach the states that the following tests check.
 
 
 def test_workers_booked_in_one_millisecond_are_in_order_of_name(machine: RegistryMachine) -> None:
     for name in (NAMES[1], NAMES[0]):
         machine.register(name=name, status=status())
-    machine.dispatch(asked=[("m", False)] * 5)
+    machine.dispatch(requested=[("m", False)] * 5)
 
 
-def test_a_release_does_not_acknowledge_a_later_lease(machine: RegistryMachine) -> None:
-    """Of two leases, only the older one is acknowledged by a report, after it was released."""
+def test_release_does_not_acknowledge_a_later_lease(machine: RegistryMachine) -> None:
+    """The older of two leases is released. The next report acknowledges only that lease."""
     machine.register(name=NAMES[0], status=status())
-    machine.dispatch(asked=[("m", True)])
+    machine.dispatch(requested=[("m", True)])
     [older] = machine.leases
     machine.tick(100)
-    machine.dispatch(asked=[("m", True)])
+    machine.dispatch(requested=[("m", True)])
     assert machine.run(machine.registry.release([older])) == [machine.end_lease(older)] == [True]
-    machine.both_have_the_same_state()
+    machine.compare_states()
     machine.tick(150)
-    machine.reports(told=[(NAMES[0], 0, 0)], polls=False)
-    machine.both_have_the_same_state()
+    machine.reports(reported=[(NAMES[0], 0, 0)], polls=False)
+    machine.compare_states()
     load = machine.known[NAMES[0]].load
     assert (load.leased_since_report, load.finished) == (1, 0)
 
 
 def test_checkpoints_count_more_than_a_million_bookings(machine: RegistryMachine) -> None:
-    """A report after 10 checkpoints keeps the bookings that are in flight, however many there were before."""
+    """A report after 10 checkpoints keeps the bookings in flight, despite a million earlier ones."""
     machine.register(name=NAMES[0], status=status())
-    machine.reconcile(asked=[("absent", False)], bookings={NAMES[0]: 1_000_000}, runs="never")
+    machine.reconcile(requested=[("absent", False)], bookings={NAMES[0]: 1_000_000}, runs="never")
     for _ in range(10):
         machine.tick(CHECKPOINT_MS)
-        machine.dispatch(asked=[("m", False)])
-        machine.both_have_the_same_state()
-    machine.reports(told=[(NAMES[0], 1_000_000, 7 * CHECKPOINT_MS - IN_FLIGHT_WINDOW)], polls=False)
-    machine.both_have_the_same_state()
+        machine.dispatch(requested=[("m", False)])
+        machine.compare_states()
+    machine.reports(reported=[(NAMES[0], 1_000_000, 7 * CHECKPOINT_MS - IN_FLIGHT_WINDOW)], polls=False)
+    machine.compare_states()
     assert machine.known[NAMES[0]].load.dispatched == 7
 
 
@@ -611,7 +617,7 @@ def test_random_histories_agree_with_the_reference_model(
         settings=settings(
             max_examples=examples(
                 {"fakeredis": 3, "embedded": 40}.get(kind, 10)
-            ),  # fakeredis compiles each script again
+            ),  # fakeredis compiles a script at each run
             stateful_step_count=40,
             deadline=None,
             suppress_health_check=list(HealthCheck),

@@ -1,4 +1,4 @@
-"""Workers with the same set of models share their indexes, so that no operation costs more with more models."""
+"""Test that workers with the same set of models share their indexes."""
 
 from collections import Counter
 
@@ -14,37 +14,35 @@ from tests.support.samples import A, B, C, asks, reports, worker
 MANY = [f"m{i}" for i in range(200)]
 
 
-async def names_of_pools(store: Store) -> dict[str, list[str]]:
+async def pool_names(store: Store) -> dict[str, list[str]]:
     return (await check_invariants(store.client, store.namespace)).pools
 
 
-async def test_a_set_of_models_is_one_pool_in_whatever_order(store: Store, registry: Registry) -> None:
+async def test_pool_does_not_depend_on_the_order_of_models(store: Store, registry: Registry) -> None:
     await registry.register(worker(A, "m", "n"))
     await registry.register(worker(B, "n", "m"))
     await registry.register(worker(C, "m"))
-    pools = await names_of_pools(store)
+    pools = await pool_names(store)
     assert pools["n"] == pools["m"][:1]
     assert pools["m"][1:] == ["m"]
     assert workers_of(await registry.dispatch_shortest_queue(asks(["n", "n", "m"]))) == [A, B, C]
 
 
 @pytest.mark.parametrize("batch", [1, 7])
-async def test_the_worker_with_the_shortest_queue_is_found_in_any_pool(
-    store: Store, registry: Registry, batch: int
-) -> None:
-    queues, turns = {}, {}
+async def test_dispatch_finds_the_shortest_queue_in_any_pool(store: Store, registry: Registry, batch: int) -> None:
+    queues, seqs = {}, {}
     for i in range(40):
         name = f"http://w{i}:1"
-        queues[name], turns[name] = (i * 7) % 5, i
+        queues[name], seqs[name] = (i * 7) % 5, i
         await registry.register(worker(name, "m", *([f"own-{i // 2}"] if i < 38 else []), queue_length=queues[name]))
     for call in range(70 // batch):
-        for turn, chosen in enumerate(workers_of(await registry.dispatch_shortest_queue(asks(["m"] * batch)))):
-            assert chosen == min(queues, key=lambda name: (queues[name], turns[name]))
+        for position, chosen in enumerate(workers_of(await registry.dispatch_shortest_queue(asks(["m"] * batch)))):
+            assert chosen == min(queues, key=lambda name: (queues[name], seqs[name]))
             queues[chosen] += 1
-            turns[chosen] = 1_000 + batch * call + turn
+            seqs[chosen] = 1_000 + batch * call + position
 
 
-async def test_the_lottery_draws_from_all_pools_of_a_model(store: Store, registry: Registry) -> None:
+async def test_lottery_draws_from_all_pools_of_a_model(store: Store, registry: Registry) -> None:
     await registry.register(worker(A, "m", speed=1))
     await registry.register(worker(B, "m", "n", speed=2))
     await registry.register(worker(C, "m", "o", speed=3))
@@ -64,7 +62,7 @@ async def test_the_lottery_draws_from_all_pools_of_a_model(store: Store, registr
     assert set(workers_of(await registry.dispatch_lottery(asks(["m"] * 20)))) == {C}
 
 
-async def test_a_worker_that_changes_its_models_changes_its_pool(store: Store, registry: Registry) -> None:
+async def test_registration_with_other_models_changes_the_pool(store: Store, registry: Registry) -> None:
     await registry.register(worker(A, "m", "n"))
     await registry.register(worker(B, "m", "n"))
     await registry.register(worker(A, "n", "o"))
@@ -73,11 +71,11 @@ async def test_a_worker_that_changes_its_models_changes_its_pool(store: Store, r
     await registry.register(worker(A, "o"))
     await registry.remove(B)
     assert await registry.list_models() == ["o"]
-    assert await names_of_pools(store) == {}
+    assert await pool_names(store) == {}
     assert workers_of(await registry.dispatch_shortest_queue(asks(["m", "n", "o"]))) == ["", "", A]
 
 
-async def test_a_model_with_too_many_pools_indexes_further_workers_itself(
+async def test_model_with_too_many_pools_indexes_further_workers_itself(
     store: Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     allow_sets(monkeypatch, 2)
@@ -103,15 +101,15 @@ async def test_a_model_with_too_many_pools_indexes_further_workers_itself(
         await registry.remove(name)
     await registry.register(worker(names[2], "m", "own-2"))
     state = await check_invariants(store.client, store.namespace)
-    assert state.overflow == {names[3], names[4]}, "there is room again"
+    assert state.overflow == {names[3], names[4]}, "the removed workers freed a pool"
     assert await registry.list_models() == ["m", "own-2", "own-3", "own-4"]
 
 
 @pytest.mark.parametrize("sets", [24, 0])
-async def test_no_operation_needs_more_commands_with_more_models(
+async def test_operations_use_no_more_commands_with_more_models(
     store: Store, monkeypatch: pytest.MonkeyPatch, sets: int
 ) -> None:
-    """Counted by the server. Where workers are indexed for each model, bookings do cost more."""
+    """Count the commands on the server. Only workers that are indexed for each model need more."""
     if store.kind == "fakeredis":
         pytest.skip("fakeredis does not count commands")
     allow_sets(monkeypatch, sets)

@@ -1,4 +1,4 @@
-"""What each operation of the registry does, asserted on the whole state that it leaves."""
+"""Test each operation of the registry against the complete state that it leaves."""
 
 import pytest
 
@@ -16,8 +16,8 @@ async def names(registry: Registry) -> list[str]:
     return [worker.name for worker in (await registry.list_workers()).workers]
 
 
-async def test_a_queue_as_long_as_can_be_keeps_nobody_from_being_listed(registry: Registry) -> None:
-    """What is booked comes on top of what its worker reported."""
+async def test_list_workers_caps_a_queue_of_the_maximum_length(registry: Registry) -> None:
+    """Bookings are added to the reported queue length."""
     await registry.register(worker(A, queue_length=MAX_QUEUE_LENGTH))
     await registry.register(worker(B, "n"))
     assert workers_of(await registry.dispatch_shortest_queue(asks(["m"]))) == [A]
@@ -25,7 +25,7 @@ async def test_a_queue_as_long_as_can_be_keeps_nobody_from_being_listed(registry
     assert lengths == {A: MAX_QUEUE_LENGTH, B: 0}
 
 
-async def test_a_registered_worker_is_known_whole(store: Store, registry: Registry) -> None:
+async def test_register_stores_all_fields_of_a_worker(store: Store, registry: Registry) -> None:
     assert await registry.register(worker(A, "m", 'ü"\\ {x}:y', speed=2.5, queue_length=3, multimodal=True)) is True
     [known] = (await registry.list_workers()).workers
     assert known.name == A
@@ -40,10 +40,10 @@ async def test_a_registered_worker_is_known_whole(store: Store, registry: Regist
     assert state.pools == {model: [pool] for model in known.status.model_names}
 
 
-async def test_an_answer_to_a_poll_prolongs_no_life(store: Store, registry: Registry) -> None:
+async def test_poll_does_not_extend_the_heartbeat_ttl(store: Store, registry: Registry) -> None:
     await registry.restore(worker(A), expires_in=30.0)
     heard_at = await store.client.hget(keys.worker(store.namespace, A), "heartbeat_at")
-    await wait_until(lambda: milliseconds_have_passed(store, int(heard_at)), "times are told to a millisecond")
+    await wait_until(lambda: milliseconds_have_passed(store, int(heard_at)), "two milliseconds have passed")
     assert await registry.heartbeat(reports([(A, 1)]), of_polls=True) == [True]
     assert await store.client.pttl(keys.heartbeat(store.namespace, A)) <= 30_000
     assert await store.client.hget(keys.worker(store.namespace, A), "heartbeat_at") == heard_at
@@ -56,19 +56,19 @@ async def milliseconds_have_passed(store: Store, since: int) -> bool:
     return bool(seconds * 1000 + microseconds / 1000 > since + 2)
 
 
-async def test_registering_twice_is_registering_once(store: Store, registry: Registry) -> None:
+async def test_register_is_idempotent(store: Store, registry: Registry) -> None:
     await registry.register(worker(A, speed=2))
     before = await whole_state(store.client, store.namespace)
     assert await registry.register(worker(A, speed=2)) is False
     after = await whole_state(store.client, store.namespace)
     for state in (before, after):
-        state.workers.clear()  # the time at which it lapses
+        state.workers.clear()  # the expiry time differs
         for field in ("registration", "incarnation", "reported_at", "heartbeat_at"):
             del state.hashes[A][field]
     assert after == before
 
 
-async def test_a_registration_replaces_the_models(store: Store, registry: Registry) -> None:
+async def test_registration_replaces_the_models(store: Store, registry: Registry) -> None:
     await registry.register(worker(A, "old", "both"))
     await registry.register(worker(A, "both", "new"))
     assert await registry.list_models() == ["both", "new"]
@@ -78,9 +78,7 @@ async def test_a_registration_replaces_the_models(store: Store, registry: Regist
     assert state.models == {"both", "new"}
 
 
-async def test_a_thousand_registrations_with_other_models_leave_no_more_keys_than_one(
-    store: Store, registry: Registry
-) -> None:
+async def test_registrations_with_changing_models_do_not_accumulate_keys(store: Store, registry: Registry) -> None:
     async def lasting_keys() -> int:
         names = await store.client.keys(f"{{{store.namespace}}}*")
         return len([name for name in names if ":reply:" not in name])  # replies expire
@@ -92,21 +90,21 @@ async def test_a_thousand_registrations_with_other_models_leave_no_more_keys_tha
     assert await lasting_keys() == keys
 
 
-async def test_a_worker_may_serve_no_model(registry: Registry) -> None:
+async def test_worker_may_serve_no_model(registry: Registry) -> None:
     await registry.register(Registration(A, WorkerStatus((), 1, 0), True, False))
     assert await names(registry) == [A]
     assert await registry.list_models() == []
 
 
-async def test_a_conditional_registration_does_not_revive_the_dead(store: Store, registry: Registry) -> None:
+async def test_refresh_does_not_restore_an_expired_worker(store: Store, registry: Registry) -> None:
     await registry.register(worker(A))
-    [seen] = (await registry.list_workers()).workers
+    [listed_worker] = (await registry.list_workers()).workers
     await store.expire_heartbeat(A)
-    assert not await registry.refresh(worker(A), seen.registration)
+    assert not await registry.refresh(worker(A), listed_worker.registration)
     assert await names(registry) == []
 
 
-async def test_a_worker_that_comes_back_stands_behind_the_others_of_its_load(store: Store, registry: Registry) -> None:
+async def test_worker_that_registers_again_is_last_among_equal_loads(store: Store, registry: Registry) -> None:
     for name in (A, B):
         await registry.register(worker(name))
     await store.expire_heartbeat(A)
@@ -114,19 +112,19 @@ async def test_a_worker_that_comes_back_stands_behind_the_others_of_its_load(sto
     assert workers_of(await registry.dispatch_shortest_queue(asks(["m", "m"]))) == [B, A]
 
 
-async def test_a_conditional_registration_does_nothing_after_a_newer_one(store: Store, registry: Registry) -> None:
+async def test_refresh_does_nothing_after_a_newer_registration(store: Store, registry: Registry) -> None:
     await registry.register(worker(A))
-    [seen] = (await registry.list_workers()).workers
-    assert await registry.refresh(worker(A, "newer"), seen.registration)
+    [listed_worker] = (await registry.list_workers()).workers
+    assert await registry.refresh(worker(A, "newer"), listed_worker.registration)
     before = await whole_state(store.client, store.namespace)
-    assert not await registry.refresh(worker(A, "stale"), seen.registration)
+    assert not await registry.refresh(worker(A, "stale"), listed_worker.registration)
     assert await whole_state(store.client, store.namespace) == before
     await registry.remove(A)
-    assert not await registry.refresh(worker(A, "stale"), seen.registration + 1)
+    assert not await registry.refresh(worker(A, "stale"), listed_worker.registration + 1)
     assert await names(registry) == []
 
 
-async def test_a_heartbeat_sets_the_queue_and_prolongs_life(store: Store) -> None:
+async def test_heartbeat_sets_the_queue_and_extends_the_ttl(store: Store) -> None:
     short, long = store.registry(heartbeat_expiration=90.0), store.registry(heartbeat_expiration=9_000.0)
     await short.register(worker(A, "m", "n", speed=2))
     assert await long.heartbeat(reports([(A, 7)])) == [True]
@@ -138,7 +136,7 @@ async def test_a_heartbeat_sets_the_queue_and_prolongs_life(store: Store) -> Non
     assert [dict(index) for index in state.indexes.values()] == [{f"{1:016d}{A}": 3.5}]
 
 
-async def test_a_heartbeat_is_the_youngest_sign_of_life(store: Store, registry: Registry) -> None:
+async def test_heartbeat_resets_the_heartbeat_age(store: Store, registry: Registry) -> None:
     await registry.register(worker(A))
     key = keys.worker(store.namespace, A)
     await store.client.hset(key, "heartbeat_at", int(await store.client.hget(key, "heartbeat_at")) - 50_000)
@@ -147,7 +145,7 @@ async def test_a_heartbeat_is_the_youngest_sign_of_life(store: Store, registry: 
     assert (await registry.list_workers()).workers[0].heartbeat_age < 50
 
 
-async def test_a_heartbeat_key_without_its_hash_is_no_worker(store: Store, registry: Registry) -> None:
+async def test_heartbeat_key_without_a_hash_is_not_listed(store: Store, registry: Registry) -> None:
     await registry.register(worker(A))
     await store.client.delete(keys.worker(store.namespace, A))
     assert (await registry.list_workers()).workers == []
@@ -157,22 +155,22 @@ async def test_a_heartbeat_key_without_its_hash_is_no_worker(store: Store, regis
     await store.client.delete(*await store.client.keys(f"{keys.namespace(store.namespace)}*"))
 
 
-async def test_heartbeats_of_a_batch_are_answered_in_order(registry: Registry) -> None:
+async def test_heartbeat_returns_results_in_the_order_of_the_batch(registry: Registry) -> None:
     await registry.register(worker(A))
     await registry.register(worker(B))
     assert await registry.heartbeat(reports([(A, 1), (C, 1), (B, 2), (A, 3)])) == [True, False, True, True]
     assert [w.status.queue_length for w in (await registry.list_workers()).workers] == [3, 2]
 
 
-async def test_a_lapsed_worker_is_gone_at_once_without_a_sweep(store: Store) -> None:
+async def test_expired_worker_is_not_returned_before_a_sweep(store: Store) -> None:
     registry = store.registry(heartbeat_expiration=0.2)
     await registry.register(worker(A))
     key = f"{{{store.namespace}}}:heartbeat:{A}"
 
-    async def lapsed() -> bool:
+    async def expired() -> bool:
         return not await store.client.exists(key)
 
-    await wait_until(lapsed, "the heartbeat lapses")
+    await wait_until(expired, "the heartbeat expires")
     assert (await registry.list_workers()).workers == []
     assert await registry.list_models() == []
     assert workers_of(await registry.dispatch_shortest_queue(asks(["m"]))) == [""]
@@ -181,7 +179,7 @@ async def test_a_lapsed_worker_is_gone_at_once_without_a_sweep(store: Store) -> 
 
 
 @pytest.mark.parametrize("operation", ["dispatch_shortest_queue", "dispatch_lottery"])
-async def test_a_dead_worker_at_the_head_is_forgotten_and_the_next_is_tried(store: Store, operation: str) -> None:
+async def test_dispatch_purges_an_expired_worker_and_chooses_the_next(store: Store, operation: str) -> None:
     registry = store.registry(draw=lambda: 0.5)
     await registry.register(worker(A, "m", "only-a", speed=9))
     await registry.register(worker(B, queue_length=5))
@@ -192,7 +190,7 @@ async def test_a_dead_worker_at_the_head_is_forgotten_and_the_next_is_tried(stor
     assert state.models == {"m"}
 
 
-async def test_a_late_heartbeat_does_not_revive_the_dead(store: Store, registry: Registry) -> None:
+async def test_late_heartbeat_does_not_restore_an_expired_worker(store: Store, registry: Registry) -> None:
     await registry.register(worker(A))
     await store.expire_heartbeat(A)
     assert await registry.heartbeat(reports([(A, 0)])) == [False]
@@ -200,7 +198,7 @@ async def test_a_late_heartbeat_does_not_revive_the_dead(store: Store, registry:
     assert await registry.register(worker(A)) is True
 
 
-async def test_a_worker_without_heartbeats_lives_until_it_is_removed(store: Store) -> None:
+async def test_worker_without_heartbeats_stays_until_it_is_removed(store: Store) -> None:
     registry = store.registry(heartbeat_expiration=0.01)
     await registry.register(worker(A, check_heart_beat=False))
     assert await registry.heartbeat(reports([(A, 4)])) == [True]
@@ -211,7 +209,7 @@ async def test_a_worker_without_heartbeats_lives_until_it_is_removed(store: Stor
     assert await names(registry) == []
 
 
-async def test_a_worker_may_begin_and_cease_to_send_heartbeats(store: Store, registry: Registry) -> None:
+async def test_registration_switches_heartbeats_on_and_off(store: Store, registry: Registry) -> None:
     for check_heart_beat in (True, False, True):
         await registry.register(worker(A, check_heart_beat=check_heart_beat))
         [known] = (await registry.list_workers()).workers
@@ -219,7 +217,7 @@ async def test_a_worker_may_begin_and_cease_to_send_heartbeats(store: Store, reg
         await check_invariants(store.client, store.namespace)
 
 
-async def test_removing_leaves_nothing(store: Store, registry: Registry) -> None:
+async def test_remove_deletes_all_keys_of_a_worker(store: Store, registry: Registry) -> None:
     await registry.register(worker(A, "m", "n"))
     await registry.register(worker(B, "m"))
     assert await registry.remove(A) is True
@@ -229,17 +227,17 @@ async def test_removing_leaves_nothing(store: Store, registry: Registry) -> None
     assert set(state.hashes) == {B}
 
 
-async def test_an_older_decision_does_not_remove_a_worker_that_registered_since(registry: Registry) -> None:
+async def test_remove_keeps_a_worker_that_registered_after_the_decision(registry: Registry) -> None:
     await registry.register(worker(A))
-    [seen] = (await registry.list_workers()).workers
+    [listed_worker] = (await registry.list_workers()).workers
     await registry.register(worker(A))
-    assert await registry.remove(A, only_if=seen.registration) is False
+    assert await registry.remove(A, only_if=listed_worker.registration) is False
     assert await names(registry) == [A]
-    [seen] = (await registry.list_workers()).workers
-    assert await registry.remove(A, only_if=seen.registration) is True
+    [listed_worker] = (await registry.list_workers()).workers
+    assert await registry.remove(A, only_if=listed_worker.registration) is True
 
 
-async def test_models_by_kind_of_worker(store: Store, registry: Registry) -> None:
+async def test_list_models_filters_by_kind_of_worker(store: Store, registry: Registry) -> None:
     await registry.register(worker(A, "text", "both"))
     await registry.register(worker(B, "vision", "both", multimodal=True))
     await registry.register(worker(C, "dead", "both"))
@@ -249,25 +247,25 @@ async def test_models_by_kind_of_worker(store: Store, registry: Registry) -> Non
     assert await registry.list_models(multimodal=False) == ["both", "text"]
 
 
-async def test_a_model_is_found_behind_any_number_of_others(registry: Registry) -> None:
+async def test_list_models_finds_a_worker_after_any_number_of_others(registry: Registry) -> None:
     await registry.register(worker(A, queue_length=9, multimodal=True))
     for i in range(131):
-        assert await registry.list_models(multimodal=True) == ["m"], f"behind {i} others"
+        assert await registry.list_models(multimodal=True) == ["m"], f"after {i} other workers"
         await registry.register(worker(f"http://w{i}:1"))
     await registry.remove(A)
     assert await registry.list_models(multimodal=True) == []
 
 
-async def test_numbers_stay_as_the_worker_wrote_them(registry: Registry) -> None:
+async def test_speeds_keep_their_value_and_type(registry: Registry) -> None:
     speeds = [1, 3, 0.1, 1e-6, 123456.789, 10**9]
     for i, speed in enumerate(speeds):
         await registry.register(worker(f"http://w{i}:1", speed=speed))
-    told = [known.status.speed for known in (await registry.list_workers()).workers]
-    assert told == speeds
-    assert [type(speed) for speed in told] == [type(speed) for speed in speeds]
+    listed = [known.status.speed for known in (await registry.list_workers()).workers]
+    assert listed == speeds
+    assert [type(speed) for speed in listed] == [type(speed) for speed in speeds]
 
 
-async def test_namespaces_do_not_see_each_other(store: Store, registry: Registry) -> None:
+async def test_namespaces_are_isolated(store: Store, registry: Registry) -> None:
     other = Registry(store.client, store.namespace + "-other", 90.0, booking_decay=False, booking_delay=0.0)
     await registry.register(worker(A))
     assert (await other.list_workers()).workers == []
@@ -280,14 +278,14 @@ async def test_namespaces_do_not_see_each_other(store: Store, registry: Registry
 @pytest.mark.parametrize(
     "name", ["http://a:1}:models", "http://{other}:1", "http://a:1:workers", "http://a:1:heartbeat:x"]
 )
-async def test_no_name_reaches_another_key(store: Store, registry: Registry, name: str) -> None:
+async def test_worker_names_cannot_address_other_keys(store: Store, registry: Registry, name: str) -> None:
     await registry.register(worker(A))
     await registry.register(worker(name, name))
     assert workers_of(await registry.dispatch_shortest_queue(asks([name, "m"]))) == [name, A]
     assert sorted(await names(registry)) == sorted([A, name])
 
 
-async def test_a_score_loses_no_digit_on_its_way(store: Store, registry: Registry) -> None:
+async def test_scores_keep_all_digits(store: Store, registry: Registry) -> None:
     await registry.register(worker(A, speed=3.0, queue_length=1))
     state = await whole_state(store.client, store.namespace)
     [(_, load)] = state.indexes["m"]
@@ -295,8 +293,8 @@ async def test_a_score_loses_no_digit_on_its_way(store: Store, registry: Registr
     assert state.lotteries["m"] == {A: 3}
 
 
-async def test_a_worker_without_models_may_have_speed_zero(registry: Registry) -> None:
-    """A cluster that has no workers. Its models appear when it registers with some, and vanish again."""
+async def test_worker_without_models_may_have_speed_zero(registry: Registry) -> None:
+    """A cluster without workers registers no models. Later registrations add models and remove them again."""
     for models in ((), ("m",), ()):
         status = WorkerStatus(models, 1 if models else 0, 0)
         await registry.register(Registration(A, status, True, False))
@@ -309,8 +307,8 @@ async def test_a_worker_without_models_may_have_speed_zero(registry: Registry) -
         assert await registry.drain(A, drain=False)
 
 
-async def test_many_workers_are_listed_in_parts(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
-    """No part holds up the store for long, and none is left out that is there all the while."""
+async def test_list_workers_reads_many_workers_in_parts(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each part blocks Redis only briefly. The list contains every worker registered throughout."""
     registry = store.registry()
     names = sorted(f"http://w{i}:1" for i in range(900))
     for name in names:
@@ -322,19 +320,21 @@ async def test_many_workers_are_listed_in_parts(store: Store, monkeypatch: pytes
         result = await run(self, script, *arguments)
         parts.append(len(result[4]))
         heartbeat = f"id-{len(parts)}", 6_000, 90_000, 0, 0, names[len(parts)], 1, 0
-        assert await run(self, "heartbeat", *heartbeat) == [1], "which moves the worker in the set that is walked"
+        assert await run(self, "heartbeat", *heartbeat) == [1], (
+            "the heartbeat moves the worker within the set being listed"
+        )
         return result
 
     with monkeypatch.context() as patch:
         patch.setattr(Registry, "_run", counting)
         workers, sequence, epoch, _ = await registry.list_workers()
     assert [known.name for known in workers] == names
-    assert (sequence, epoch) == (900, ""), "nobody has given it a name"
+    assert (sequence, epoch) == (900, ""), "no replica has set an epoch"
     assert max(parts) < 500
     assert len(parts) > 2
 
 
-async def test_only_if_it_is_not_alive(registry: Registry, store: Store) -> None:
+async def test_restore_does_nothing_for_a_live_worker(registry: Registry, store: Store) -> None:
     assert await registry.restore(worker(A), expires_in=30.0)
     assert not await registry.restore(worker(A, "other"))
     [known] = (await registry.list_workers()).workers
@@ -347,8 +347,8 @@ async def test_only_if_it_is_not_alive(registry: Registry, store: Store) -> None
     assert known.status.model_names == ("other",)
 
 
-async def test_a_removal_is_forgotten_when_its_worker_registers_again(registry: Registry, store: Store) -> None:
-    """Otherwise no replica would restore it if the store lost it afterwards."""
+async def test_registration_clears_the_record_of_a_removal(registry: Registry, store: Store) -> None:
+    """Otherwise no replica would restore the worker if Redis lost it afterwards."""
     await registry.register(worker(A))
     assert await registry.remove(A)
     assert not await registry.restore(worker(A))

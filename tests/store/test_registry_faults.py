@@ -1,4 +1,4 @@
-"""What the registry makes of a store that refuses, is full, is set up wrong, or holds what is not ours."""
+"""Test the registry on a store that rejects calls, is full, is misconfigured, or holds keys of other programs."""
 
 import pytest
 from redis._parsers.base import BaseParser
@@ -15,14 +15,14 @@ from tests.support.invariants import whole_state
 from tests.support.samples import A, B, C, asks, reports, worker
 
 
-async def test_check_passes_on_a_store_that_keeps_what_it_is_given(store: Store, registry: Registry) -> None:
+async def test_check_passes_on_a_writable_store(store: Store, registry: Registry) -> None:
     await registry.check()
     assert await store.client.ping()
 
 
-async def test_check_refuses_a_store_that_takes_no_writes(store: Store, registry: Registry) -> None:
+async def test_check_rejects_a_store_that_refuses_writes(store: Store, registry: Registry) -> None:
     if store.kind == "fakeredis":
-        pytest.skip("fakeredis has no limit of memory and is nobody's replica")
+        pytest.skip("fakeredis has neither a memory limit nor replication")
     for option, value, back in (("maxmemory", "1", "0"), ("replica-read-only", "yes", "yes")):
         if option == "replica-read-only":
             await store.client.replicaof("127.0.0.1", "1")
@@ -36,9 +36,11 @@ async def test_check_refuses_a_store_that_takes_no_writes(store: Store, registry
     await registry.check()
 
 
-async def test_a_full_store_changes_nothing_by_halves_and_makes_room(store: Store, registry: Registry) -> None:
+async def test_full_store_rejects_writes_without_partial_changes_and_still_purges(
+    store: Store, registry: Registry
+) -> None:
     if store.kind == "fakeredis":
-        pytest.skip("fakeredis has no limit of memory")
+        pytest.skip("fakeredis has no memory limit")
     for name in (A, B, C):
         await registry.register(worker(name))
     for name in (A, B):
@@ -105,22 +107,22 @@ ERRORS = {
         ConnectionResetError("reset"),
     ],
 )
-def test_every_failure_of_a_client_may_pass(error: Exception) -> None:
+def test_client_failures_map_to_store_unavailable(error: Exception) -> None:
     assert isinstance(error, FAILURES)
     assert type(store_error(error)) is StoreUnavailable
 
 
-def test_a_call_that_took_too_long_is_told_in_words() -> None:
+def test_timeout_error_has_a_readable_message() -> None:
     assert "no reply within the timeout" in str(store_error(TimeoutError()))
 
 
 @pytest.mark.parametrize("line", ERRORS)
-def test_errors_that_pass_are_told_from_mistakes(line: str) -> None:
+def test_store_error_distinguishes_outages_from_rejections(line: str) -> None:
     error = BaseParser.parse_error(line)
     assert type(store_error(error)) is ERRORS[line], f"{type(error).__name__}: {error}"
 
 
-async def test_check_does_not_mind_a_user_who_may_not_ask_for_the_policy(store: Store, registry: Registry) -> None:
+async def test_check_passes_for_a_user_without_the_info_command(store: Store, registry: Registry) -> None:
     if store.kind == "fakeredis":
         pytest.skip("fakeredis does not deny INFO")
     await store.client.acl_setuser("few", enabled=True, nopass=True, keys="*", commands=["+@all", "-info"])
@@ -135,14 +137,14 @@ async def test_check_does_not_mind_a_user_who_may_not_ask_for_the_policy(store: 
         await store.client.acl_deluser("few")
 
 
-async def test_a_key_that_is_not_ours_is_told_from_an_outage(store: Store, registry: Registry) -> None:
+async def test_key_of_a_wrong_type_raises_store_rejection(store: Store, registry: Registry) -> None:
     await store.client.set(keys.workers(store.namespace), "not a set")
     with pytest.raises(StoreRejection, match="WRONGTYPE"):
         (await registry.list_workers()).workers
     await store.client.delete(keys.workers(store.namespace))
 
 
-async def test_check_refuses_another_layout_of_keys_and_touches_nothing(store: Store, registry: Registry) -> None:
+async def test_check_rejects_another_key_layout_and_changes_nothing(store: Store, registry: Registry) -> None:
     await registry.check()
     assert await store.client.get(keys.schema(store.namespace)) == SCHEMA
     await store.client.set(keys.schema(store.namespace), "999")
@@ -151,9 +153,9 @@ async def test_check_refuses_another_layout_of_keys_and_touches_nothing(store: S
     assert await store.client.get(keys.schema(store.namespace)) == "999"
 
 
-async def test_check_refuses_a_store_that_would_evict_heartbeats(store: Store, registry: Registry) -> None:
+async def test_check_rejects_an_eviction_policy(store: Store, registry: Registry) -> None:
     if store.kind == "fakeredis":
-        pytest.skip("fakeredis evicts nothing and has no such setting")
+        pytest.skip("fakeredis has no eviction policy")
     await store.client.config_set("maxmemory-policy", "volatile-lru")
     try:
         with pytest.raises(StoreUnavailable, match="Set it to noeviction"):
@@ -162,7 +164,7 @@ async def test_check_refuses_a_store_that_would_evict_heartbeats(store: Store, r
         await store.client.config_set("maxmemory-policy", "noeviction")
 
 
-INVALID_REGISTRATIONS = [  # by what is wrong with the arguments of a valid one
+INVALID_REGISTRATIONS = [  # each replaces arguments of a valid registration
     {"heartbeat_ttl": "x"},
     {"heartbeat_ttl": "1.5"},
     {"speed": "0", "models": '["m"]'},
@@ -184,7 +186,7 @@ INVALID_REGISTRATIONS = [  # by what is wrong with the arguments of a valid one
 
 
 def registration(**changed: str) -> list[str]:
-    """Return the arguments of a registration."""
+    """Return the arguments of a valid registration with the given changes."""
     valid = {"request_id": "id", "reply_ttl": "1", "name": A, "heartbeat_ttl": "1", "speed": "1", "queue_length": "0",
              "multimodal": "0", "models": "[]", "models_digest": "", "capacity": ""}  # fmt: skip
     return list({**valid, **changed}.values())
@@ -219,7 +221,7 @@ INVALID = [
     ("dispatch_lottery", ["id", "1", "0", "m", "0", "1"]),
     ("dispatch_lottery", ["id", "1", "0", "m", "0", "0.5", "m", "0", "x"]),
     ("dispatch_lottery", ["id", "1", "0", "m", "0", "0.5", "m", "x", "0.5"]),
-    ("report_failure", ["id", "1", "0", A, "whim"]),
+    ("report_failure", ["id", "1", "0", A, "unknown"]),
     ("report_failure", ["id", "0", "0", A, "polls"]),
     ("report_failure", ["id", "1", "0", A]),
     ("drain", ["id", "1", "0", A]),
@@ -256,7 +258,7 @@ INVALID = [
 
 
 @pytest.mark.parametrize(("script", "arguments"), INVALID, ids=[f"{s}-{' '.join(a)}" for s, a in INVALID])
-async def test_a_script_checks_its_arguments_before_it_writes(
+async def test_scripts_validate_arguments_before_they_write(
     store: Store, registry: Registry, script: str, arguments: list[str]
 ) -> None:
     await registry.register(worker(A))

@@ -1,7 +1,7 @@
-"""A script whose reply is lost is sent again. The store and the answer are then as after one run.
+"""Test that a script sent again after a lost reply leaves the same state and returns the same reply.
 
-Each case is a method of the registry. It is called once, and, from the same state, once more with its reply lost, so
-that redis-py sends the same EVALSHA again. All keys are compared: their types, values and minutes to live.
+Each case calls a method of the registry once. From the same state, it then calls the method with its reply lost, so
+that redis-py sends the same EVALSHA again. The test compares the type, value and TTL in minutes of all keys.
 """
 
 import itertools
@@ -25,7 +25,7 @@ from tests.support.samples import A, B, C, asks, reports, worker
 NOW = 1_800_000_000_000
 LEASE_MS = 60_000
 NAMESPACE = "repeated"
-NEW, LAPSED = "http://127.0.0.1:1/new", "http://127.0.0.1:1/lapsed"
+NEW, EXPIRED = "http://127.0.0.1:1/new", "http://127.0.0.1:1/expired"
 SERVERS = ["embedded", *(["redis-server"] if REDIS_SERVER else [])]
 READERS: dict[str, Callable[[Any, str], Any]] = {
     "string": lambda client, key: client.get(key),
@@ -37,7 +37,7 @@ READERS: dict[str, Callable[[Any, str], Any]] = {
 
 @dataclass
 class Replica:
-    """A replica's registry, and the name under which it meets the others and takes duties."""
+    """A replica's registry, and the name with which it joins the fleet and acquires singleton jobs."""
 
     registry: Registry
     name: str
@@ -51,7 +51,7 @@ class Fleet:
     second: Replica
     replies: Replies
     client: Client
-    binary: Client  # for what DUMP says
+    binary: Client  # reads the binary output of DUMP
     leases: list[str] = field(default_factory=list)
     registration: int = 0  # of worker A
     saved: dict[bytes, tuple[int, bytes]] = field(default_factory=dict)
@@ -63,11 +63,13 @@ class Fleet:
         async with self.binary.pipeline() as commands:
             for name in names:
                 commands.pttl(name).dump(name)
-            told = await commands.execute()
-        self.saved = {name: (max(0, ttl), dump) for name, ttl, dump in zip(names, told[::2], told[1::2], strict=True)}
+            replies = await commands.execute()
+        self.saved = {
+            name: (max(0, ttl), dump) for name, ttl, dump in zip(names, replies[::2], replies[1::2], strict=True)
+        }
 
     async def reset(self) -> None:
-        """Bring back the saved state. The replicas make the same request ids and draw the same numbers from here."""
+        """Restore the saved state. Reset request ids and draws, so that each run repeats them."""
         self.request_ids, self.draws = itertools.count(1_000), itertools.count(1_000)
         async with self.binary.pipeline() as commands:
             commands.flushall()
@@ -76,21 +78,21 @@ class Fleet:
             await commands.execute()
 
     async def keys(self) -> dict[str, Any]:
-        """Type, value and whole minutes to live of each key, by its name without the namespace."""
+        """Return the type, value and TTL in minutes of each key, by its name without the namespace."""
         prefix = keys.namespace(NAMESPACE)
         names = await self.client.keys(f"{prefix}*")
         async with self.client.pipeline() as commands:
             for name in names:
                 commands.type(name).pttl(name)
-            told = await commands.execute()
-            for name, kind in zip(names, told[::2], strict=True):
+            replies = await commands.execute()
+            for name, kind in zip(names, replies[::2], strict=True):
                 READERS[kind](commands, name)
             values = await commands.execute()
         found = {
             name.removeprefix(prefix): (kind, value, ttl if ttl < 0 else round(ttl / 60_000))
-            for name, kind, ttl, value in zip(names, told[::2], told[1::2], values, strict=True)
+            for name, kind, ttl, value in zip(names, replies[::2], replies[1::2], values, strict=True)
         }
-        found.pop(":check", None)  # it lives for a second
+        found.pop(":check", None)  # expires after a second
         return found
 
 
@@ -98,11 +100,11 @@ Call = Callable[[Registry, Replica, Fleet], Awaitable[Any]]
 
 
 async def reconcile(registry: Registry) -> None:
-    [settlement] = split({A: 2, B: 1}, [], 100)
-    await registry.reconcile(settlement)
+    [reconciliation] = split({A: 2, B: 1}, [], 100)
+    await registry.reconcile(reconciliation)
 
 
-# By script, and what distinguishes it from other calls of the same script.
+# By the name of the script, followed by the variant of the call.
 CALLS: dict[str, Call] = {
     "check": lambda registry, *_: registry.check(),
     "correct_heartbeats": lambda registry, *_: registry.correct_heartbeats({A: 70.0, B: 800.0}),
@@ -112,7 +114,7 @@ CALLS: dict[str, Call] = {
     "dispatch_shortest_queue, leased": lambda r, *_: r.dispatch_shortest_queue(asks(["m", "n"], LEASE_MS)),
     "drain": lambda registry, *_: registry.drain(A),
     "drain, to resume": lambda registry, *_: registry.drain(A, drain=False),
-    "complete_job": lambda registry, replica, _: registry.complete_job("held", replica.name, 600.0, "told", 6_000.0),
+    "complete_job": lambda registry, replica, _: registry.complete_job("held", replica.name, 600.0, "sent", 6_000.0),
     "complete_job, not done": lambda registry, replica, _: registry.complete_job(
         "held", replica.name, 600.0, "", 6_000.0
     ),
@@ -140,17 +142,17 @@ CALLS: dict[str, Call] = {
 }
 READ_ONLY = ("list_models", "list_models_by_kind", "list_workers")
 
-# Answers that a second run changes, each with its consequence. A case that passes has to be taken out of here.
-ANSWER_CHANGES = {
-    "complete_job": "the replica believes that its time was over, and sends its heartbeat to the parents once more",
-    "complete_job, not done": "as complete_job",
-    "release": "the client reads that its lease was not out",
+# Replies that a second run changes, with the consequence. Remove a case from here once it passes.
+REPLY_CHANGES = {
+    "complete_job": "the replica assumes that its lock had expired, and sends its heartbeat to the parents again",
+    "complete_job, not done": "the same as complete_job",
+    "release": "the client reads that its lease was not active",
     "sweep": "the removed workers are neither logged nor counted",
 }
 
 
 def cases(faults: Mapping[str, str]) -> list[Any]:
-    """All calls; those with a known fault are expected to fail."""
+    """Return all calls as parameters. Calls with a known fault are expected to fail."""
     return [
         pytest.param(case, marks=[pytest.mark.xfail(reason=faults[case], strict=True)] if case in faults else [])
         for case in CALLS
@@ -181,12 +183,12 @@ async def fleet(
 
 
 async def fill(fleet: Fleet) -> None:
-    """Register workers: A with two leases, B with bookings, C draining, and one whose heartbeat has lapsed."""
+    """Register workers: A with two leases, B with bookings, C draining, and one whose heartbeat has expired."""
     registry = fleet.first.registry
     await fleet.client.set(CLOCK, NOW)
     await registry.check()
     await registry.register(worker(A, "m", "n", capacity=4))
-    for name, models in ((B, ["m"]), (C, ["m", "n"]), (LAPSED, ["m"])):
+    for name, models in ((B, ["m"]), (C, ["m", "n"]), (EXPIRED, ["m"])):
         await registry.register(worker(name, *models))
     await registry.drain(C)
     await registry.heartbeat(reports([(A, 1)]), of_polls=True)
@@ -195,8 +197,8 @@ async def fill(fleet: Fleet) -> None:
     await registry.dispatch_shortest_queue(asks(["m"] * 4))
     await registry.acquire_job("held", fleet.first.name, 600.0)
     await registry.join_replicas(fleet.second.name, 600.0)
-    await fleet.client.delete(keys.heartbeat(NAMESPACE, LAPSED))
-    await fleet.client.zadd(keys.workers(NAMESPACE), {LAPSED: 1.0})
+    await fleet.client.delete(keys.heartbeat(NAMESPACE, EXPIRED))
+    await fleet.client.zadd(keys.workers(NAMESPACE), {EXPIRED: 1.0})
     fleet.registration = int(await fleet.client.hget(keys.worker(NAMESPACE, A), "registration"))
     await fleet.client.incrby(CLOCK, 100)
 
@@ -206,21 +208,21 @@ async def call(case: str, replica: Replica, fleet: Fleet) -> Any:
 
 
 async def after_one_run(fleet: Fleet, case: str, other: str | None = None) -> tuple[Any, dict[str, Any]]:
-    """Return the answer and all keys after a call, and after another replica's call behind it."""
+    """Return the reply of a call, and all keys after it and the later call of another replica."""
     await fleet.reset()
-    answer = await call(case, fleet.first, fleet)
+    reply = await call(case, fleet.first, fleet)
     if other:
         await call(other, fleet.second, fleet)
-    return answer, await fleet.keys()
+    return reply, await fleet.keys()
 
 
 async def after_two_runs(fleet: Fleet, case: str, other: str | None = None) -> tuple[Any, dict[str, Any]]:
-    """Return the same where the reply was lost, and the other replica's call came before the second run."""
+    """Return the same for a call whose reply is lost. The other replica calls before the second run."""
     await fleet.reset()
     fleet.replies.lose(between=(lambda: call(other, fleet.second, fleet)) if other else None)
-    answer = await call(case, fleet.first, fleet)
+    reply = await call(case, fleet.first, fleet)
     assert fleet.replies.lost == 1
-    return answer, await fleet.keys()
+    return reply, await fleet.keys()
 
 
 def test_each_script_has_a_case() -> None:
@@ -228,14 +230,14 @@ def test_each_script_has_a_case() -> None:
 
 
 @pytest.mark.parametrize("case", cases({}))
-async def test_a_second_run_changes_nothing(fleet: Fleet, case: str) -> None:
+async def test_second_run_changes_nothing(fleet: Fleet, case: str) -> None:
     _, once = await after_one_run(fleet, case)
     _, twice = await after_two_runs(fleet, case)
     assert twice == once
 
 
-@pytest.mark.parametrize("case", cases(ANSWER_CHANGES))
-async def test_a_second_run_has_the_same_answer(fleet: Fleet, case: str) -> None:
+@pytest.mark.parametrize("case", cases(REPLY_CHANGES))
+async def test_second_run_returns_the_same_reply(fleet: Fleet, case: str) -> None:
     once, _ = await after_one_run(fleet, case)
     twice, _ = await after_two_runs(fleet, case)
     if case == "list_workers":
@@ -246,7 +248,7 @@ async def test_a_second_run_has_the_same_answer(fleet: Fleet, case: str) -> None
 
 @pytest.mark.parametrize("fleet", ["embedded"], indirect=True)
 @pytest.mark.parametrize("case", cases({}))
-async def test_a_second_run_undoes_nothing_that_another_replica_did(fleet: Fleet, case: str) -> None:
+async def test_second_run_does_not_undo_calls_of_another_replica(fleet: Fleet, case: str) -> None:
     differing = []
     for other in CALLS.keys() - set(READ_ONLY):
         _, once = await after_one_run(fleet, case, other)

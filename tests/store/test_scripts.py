@@ -1,4 +1,4 @@
-"""The Lua folder: each header is a contract that the script and its Python caller keep."""
+"""Test that the scripts and their Python callers match the script headers."""
 
 import inspect
 import re
@@ -20,7 +20,11 @@ INCLUDES = {name: Path(str(file)) for name, file in sorted(scripts.include_files
 ROOT = Path(str(scripts.folder())).parent
 INCLUDE_LINE = re.compile(r'^--- @include "(\w+)"(?: when called)?$', re.MULTILINE)
 GROUPS = re.compile(r"(argument_groups|read_requests|read_registrations)\((\d+), \{([^}]*)\}\)")
-PARTS = {"worker_name": "name", "model_name": "model", "job_name": "job"}  # how headers call parts of a key
+PARTS = {
+    "worker_name": "name",
+    "model_name": "model",
+    "job_name": "job",
+}  # parameter names of the key module, and their names in headers
 
 every_script = pytest.mark.parametrize("name", SCRIPTS)
 every_file = pytest.mark.parametrize("path", [*SCRIPTS.values(), *INCLUDES.values()], ids=lambda path: path.stem)
@@ -28,7 +32,7 @@ every_file = pytest.mark.parametrize("path", [*SCRIPTS.values(), *INCLUDES.value
 
 @dataclass
 class Group:
-    """The call that reads the arguments of the items, and their names."""
+    """The call that reads the arguments of the items, with the names of these arguments."""
 
     function: str
     first: int
@@ -45,14 +49,14 @@ def header(name: str) -> Header:
 
 
 def registration_arguments() -> list[str]:
-    """Return the names of the arguments that a registration has in any script."""
+    """Return the names of the arguments that describe a registration in all scripts."""
     names = re.search(r"local names = \{(.*?)unpack\(added\)", INCLUDES["read_registrations"].read_text(), re.DOTALL)
     assert names
     return re.findall(r'"(\w+)"', names[1])
 
 
 @every_script
-def test_a_header_describes_purpose_keys_input_and_output(name: str) -> None:
+def test_header_describes_purpose_keys_input_and_output(name: str) -> None:
     assert len(header(name).purpose.split()) >= 5
     assert header(name).keys
     assert "{<namespace>}" in header(name).input
@@ -60,10 +64,10 @@ def test_a_header_describes_purpose_keys_input_and_output(name: str) -> None:
 
 
 @every_script
-def test_the_keys_in_a_header_are_those_of_the_script_and_of_the_key_module(name: str) -> None:
+def test_header_keys_match_the_script_and_the_key_module(name: str) -> None:
     used = set(re.findall(r'\bkey\("(\w+)"', scripts.source(name)))
     in_order = [kind for kind in vars(keys) if kind in header(name).keys]
-    assert list(header(name).keys) == in_order, "in the order of controller/store/keys.py"
+    assert list(header(name).keys) == in_order, "the header must list keys in the order of controller/store/keys.py"
     for kind, (part, key_type, _) in header(name).keys.items():
         function = getattr(keys, kind)
         _, *parts = inspect.signature(function).parameters
@@ -73,10 +77,10 @@ def test_the_keys_in_a_header_are_those_of_the_script_and_of_the_key_module(name
 
 
 @every_script
-def test_the_arguments_in_a_header_are_those_of_the_script(name: str) -> None:
+def test_header_arguments_match_the_script(name: str) -> None:
     body = body_of(SCRIPTS[name])
     fixed, group = header(name).arguments, group_of(body)
-    assert list(fixed) == list(range(1, len(fixed) + 1)), "numbered without a gap"
+    assert list(fixed) == list(range(1, len(fixed) + 1)), "argument numbers must have no gaps"
     for number, argument in fixed.items():
         lines = [line for line in body.splitlines() if f"ARGV[{number}]" in line]
         assert lines
@@ -90,24 +94,24 @@ def test_the_arguments_in_a_header_are_those_of_the_script(name: str) -> None:
 
 
 @every_script
-def test_arguments_are_named_before_anything_is_done(name: str) -> None:
+def test_scripts_name_arguments_before_any_other_statement(name: str) -> None:
     body = body_of(SCRIPTS[name])
     first_action = min([body.find(text) for text in ("redis.call", "\nlocal function") if text in body])
     assert body.rfind("ARGV[") < first_action
 
 
 @every_file
-def test_a_file_includes_what_it_uses_and_no_more(path: Path) -> None:
+def test_files_include_exactly_the_functions_they_use(path: Path) -> None:
     body = body_of(path)
     included = INCLUDE_LINE.findall(body)
     assert included == sorted(set(included))
-    assert body.startswith("--- @include") or not included, "includes stand at the top"
+    assert body.startswith("--- @include") or not included, "includes must be at the top"
     code = re.sub(r'--.*$|"[^"]*"', "", body, flags=re.MULTILINE)
     assert set(included) == {name for name in set(INCLUDES) - {path.stem} if re.search(rf"\b{name}\b", code)}
 
 
 @pytest.mark.parametrize("name", INCLUDES)
-def test_an_include_is_one_function_named_like_its_file(name: str) -> None:
+def test_include_defines_one_function_named_like_its_file(name: str) -> None:
     [(function, parameters)] = re.findall(r"^local function (\w+)\(([^)]*)\)", body_of(INCLUDES[name]), re.MULTILINE)
     assert function == name
     text = INCLUDES[name].read_text().partition("]]")[0]
@@ -116,16 +120,16 @@ def test_an_include_is_one_function_named_like_its_file(name: str) -> None:
 
 
 @every_script
-def test_an_include_with_a_state_is_made_once(name: str) -> None:
-    """A function that is included when it is called could make a second one, with a state of its own."""
+def test_include_with_state_is_created_once(name: str) -> None:
+    """A lazy include could otherwise create a second copy of the function, with separate state."""
     assert scripts.source(name).count("local function spend(") <= 1
-    if "local function learn_decay(" in scripts.source(name):  # which deletes what decay_clock() remembers
+    if "local function learn_decay(" in scripts.source(name):  # learn_decay() deletes the cache of decay_clock()
         assert scripts.source(name).count("local function decay_clock(") == 1
 
 
 @every_file
-def test_scripts_are_plain(path: Path) -> None:
-    """Nothing that fakeredis or Redis Cluster rejects, and no second clock."""
+def test_scripts_use_only_portable_commands(path: Path) -> None:
+    """Scripts use only commands that fakeredis and Redis Cluster accept, and one clock."""
     text = path.read_text()
     assert '"KEYS"' not in text
     assert "SCAN" not in text.replace("ZSCAN", "").replace("SSCAN", "")
@@ -138,14 +142,14 @@ def test_scripts_are_plain(path: Path) -> None:
         assert not re.match(r"^[a-z_]+ = ", line), f"a global variable: {line}"
 
 
-def test_each_script_is_a_method_with_the_same_name() -> None:
+def test_each_script_has_a_method_of_the_same_name() -> None:
     assert scripts.names() == list(SCRIPTS)
     for name in scripts.names():
         assert callable(getattr(Registry, name))
         assert f'"{name}"' in "".join(inspect.getsource(each) for each in Registry.__mro__[:-1])
 
 
-async def test_callers_pass_the_arguments_that_the_headers_name(
+async def test_callers_pass_the_arguments_listed_in_headers(
     store: Store, registry: Registry, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     calls: dict[str, int] = {}
@@ -182,11 +186,13 @@ async def test_callers_pass_the_arguments_that_the_headers_name(
     for name, path in SCRIPTS.items():
         group = group_of(body_of(path))
         common = registration_arguments() if group and group.function == "read_registrations" else []
-        in_group = len(common) + len(group.names) if group and name != "list_models" else 0  # no model is unfinished
+        in_group = (
+            len(common) + len(group.names) if group and name != "list_models" else 0
+        )  # the first call of list_models passes no models
         assert calls[name] == len(header(name).arguments) + in_group, name
 
 
-def test_the_header_of_registrations_names_their_arguments() -> None:
+def test_registration_header_lists_its_arguments() -> None:
     text = INCLUDES["read_registrations"].read_text().partition("  Input:")[0]
     listed = re.findall(r"^    (\w+)  ", text, re.MULTILINE)
     added = {argument for name in SCRIPTS for argument in header(name).group if "registration" in header(name).input}
@@ -195,7 +201,7 @@ def test_the_header_of_registrations_names_their_arguments() -> None:
 
 @pytest.fixture
 def written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
-    """An empty folder that the scripts are read from."""
+    """Return an empty folder from which the scripts are read."""
     for subject in ("subject", "include/subject"):
         (tmp_path / subject).mkdir(parents=True)
     monkeypatch.setattr(scripts, "folder", lambda: tmp_path)
@@ -212,7 +218,7 @@ def write(folder: Path, files: dict[str, str]) -> None:
         (folder / f"{name}.lua").write_text(text)
 
 
-def test_a_source_has_each_include_once_and_before_its_use(written: Path) -> None:
+def test_source_contains_each_include_once_and_before_its_use(written: Path) -> None:
     write(written, {
         "subject/x": '--[[\n  X.\n]]\n--- @include "a"\n--- @include "b"\na()\nb()\n',
         "include/subject/a": '--[[\n  A.\n]]\n--- @include "b"\nlocal function a() b() end\n',
@@ -222,7 +228,7 @@ def test_a_source_has_each_include_once_and_before_its_use(written: Path) -> Non
     assert scripts.source("x") == "local function b() end\nlocal function a() b() end\na()\nb()\n"
 
 
-def test_an_include_when_called_makes_its_function_when_it_is_called(written: Path) -> None:
+def test_lazy_include_creates_its_function_when_called(written: Path) -> None:
     a = '--- @include "b"\n--- @include "c" when called\nlocal function a() if b() then c() end end\n'
     write(written, {
         "subject/x": '--- @include "a"\na()\n',
@@ -239,7 +245,7 @@ def test_an_include_when_called_makes_its_function_when_it_is_called(written: Pa
     assert scripts.source("y") == b + d + before + c + after + a + "a()\nd()\n"
 
 
-def test_an_include_of_itself_is_rejected(written: Path) -> None:
+def test_recursive_include_is_rejected(written: Path) -> None:
     write(written, {
         "subject/x": '--- @include "a"\n',
         "include/a": '--- @include "b"\n',
@@ -255,7 +261,7 @@ def test_two_files_with_one_name_are_rejected(written: Path) -> None:
         scripts.include_files()
 
 
-def test_the_redis_user_of_the_replicas_may_run_all_commands_of_the_scripts() -> None:
+def test_documented_redis_user_may_run_all_commands_of_the_scripts() -> None:
     rights = set(re.findall(r" \+([a-z]+)", (ROOT / "deploy/redis/users.acl").read_text()))
     called = {
         name.lower()

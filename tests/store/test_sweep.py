@@ -1,4 +1,4 @@
-"""The sweep tidies, once an interval however many replicas call it, and nothing depends on it."""
+"""Test that the sweep purges expired workers, once per interval for any number of replicas."""
 
 import asyncio
 
@@ -12,7 +12,7 @@ from tests.support.samples import A, B, C, worker
 from tests.support.waiting import wait_until
 
 
-async def test_lapsed_workers_are_forgotten(store: Store, registry: Registry) -> None:
+async def test_sweep_purges_expired_workers(store: Store, registry: Registry) -> None:
     for name in (A, B, C):
         await registry.register(worker(name, "m", name))
     await store.expire_heartbeat(A)
@@ -23,14 +23,14 @@ async def test_lapsed_workers_are_forgotten(store: Store, registry: Registry) ->
     assert state.models == {"m", B}
 
 
-async def test_a_heartbeat_that_lapses_by_itself_is_swept(store: Store) -> None:
+async def test_sweep_purges_a_worker_whose_heartbeat_expired(store: Store) -> None:
     registry = store.registry(heartbeat_expiration=0.05)
     await registry.register(worker(A))
     await wait_until(lambda: registry.sweep(0.001), "the sweep finds the worker")
     assert (await check_invariants(store.client, store.namespace)).hashes == {}
 
 
-async def test_a_sweep_does_not_remove_more_than_its_share(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_sweep_removes_no_more_than_its_budget(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
     small_budget(monkeypatch)
     registry = store.registry()
     for i in range(5):
@@ -38,11 +38,11 @@ async def test_a_sweep_does_not_remove_more_than_its_share(store: Store, monkeyp
         await store.expire_heartbeat(f"http://w{i}:1")
     unfinished, removed = await registry._run("sweep", 60_000, 0)
     assert (unfinished, len(removed)) == (1, 1)
-    assert len(await registry.sweep(60.0)) == 4, "it is called again for the rest"
+    assert len(await registry.sweep(60.0)) == 4, "the registry calls the script again for the rest"
     assert await registry._run("sweep", 60_000, 0) == [0, []]
 
 
-async def test_of_many_replicas_one_sweeps_an_interval(store: Store) -> None:
+async def test_only_one_replica_sweeps_in_each_interval(store: Store) -> None:
     replicas = [store.registry() for _ in range(20)]
     for name in (A, B):
         await replicas[0].register(worker(name))
@@ -54,8 +54,8 @@ async def test_of_many_replicas_one_sweeps_an_interval(store: Store) -> None:
     assert await replicas[1].sweep(60.0) == [], "the interval is not over"
 
 
-async def test_a_living_worker_with_a_past_deadline_is_kept(store: Store, registry: Registry) -> None:
-    """As after a clock that was set forth and back."""
+async def test_sweep_keeps_a_live_worker_with_a_past_deadline(store: Store, registry: Registry) -> None:
+    """The system clock may have been set forward and back."""
     await registry.register(worker(A))
     await store.client.zadd(f"{{{store.namespace}}}:workers", {A: 1.0})
     assert await registry.sweep(0.001) == []

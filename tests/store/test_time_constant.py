@@ -1,4 +1,4 @@
-"""What a model's time constant is learned from, in the store: bookings, reports, and requests that are not ours."""
+"""Test how the store learns a model's time constant from bookings, reports and requests of other clients."""
 
 import random
 from collections.abc import AsyncIterator
@@ -11,12 +11,12 @@ from tests.conftest import CLOCK, Store
 from tests.support.dispatches import leases_of, workers_of
 from tests.support.samples import A, asks, reports, worker
 
-FIRST = 10_000  # milliseconds: what the constant is before anything is known
+FIRST = 10_000  # milliseconds, the initial time constant
 POLL = 5_000
 
 
 class Lab:
-    """A registry whose clock is the test's, and what worker A has to do."""
+    """A registry whose clock the test sets, and the simulated requests of worker A."""
 
     def __init__(self, store: Store) -> None:
         self.store = store
@@ -38,7 +38,7 @@ class Lab:
         await self.registry.heartbeat(reports([(A, len(self.ends) + self.foreign)]), of_polls=True)
 
     async def serve(self, requests: int, *, takes: int, each_poll: int = 10) -> None:
-        """Send requests evenly spaced, so many between two polls."""
+        """Send evenly spaced requests, `each_poll` of them between two polls."""
         for i in range(requests):
             await self.send(takes)
             await self.tick(POLL // each_poll)
@@ -58,7 +58,7 @@ async def lab(store: Store, store_clock: None) -> AsyncIterator[Lab]:
     await store.client.delete(CLOCK)
 
 
-async def test_requests_of_other_clients_teach_nothing(lab: Lab) -> None:
+async def test_requests_of_other_clients_do_not_change_the_time_constant(lab: Lab) -> None:
     draw = random.Random(1)
     for _ in range(500):
         lab.foreign = draw.randrange(10)
@@ -67,7 +67,7 @@ async def test_requests_of_other_clients_teach_nothing(lab: Lab) -> None:
     assert await lab.constant() == FIRST
 
 
-async def test_a_queue_that_does_not_move_teaches_nothing(lab: Lab) -> None:
+async def test_stuck_queue_does_not_change_the_time_constant(lab: Lab) -> None:
     await lab.serve(10, takes=10**9)
     for _ in range(500):
         await lab.tick(60_000)
@@ -75,7 +75,7 @@ async def test_a_queue_that_does_not_move_teaches_nothing(lab: Lab) -> None:
     assert await lab.constant() == FIRST
 
 
-async def test_a_queue_that_did_not_move_for_hours_is_forgotten_within_60_requests(lab: Lab) -> None:
+async def test_time_constant_recovers_from_a_stuck_queue_within_60_requests(lab: Lab) -> None:
     await lab.serve(10, takes=10**9)
     await lab.tick(8 * 3_600_000)
     lab.ends = []
@@ -84,31 +84,31 @@ async def test_a_queue_that_did_not_move_for_hours_is_forgotten_within_60_reques
     assert await lab.constant() < 2_000
 
 
-async def test_it_is_right_beside_a_few_requests_of_other_clients(lab: Lab) -> None:
+async def test_time_constant_is_accurate_with_a_few_requests_of_other_clients(lab: Lab) -> None:
     lab.foreign = 2
     await lab.serve(200, takes=2_000, each_poll=20)
-    assert 2_000 <= await lab.constant() < 4_000, "8 of 10 requests are ours"
+    assert 2_000 <= await lab.constant() < 4_000, "8 of 10 requests are dispatched by the registry"
 
 
-async def test_after_many_requests_of_other_clients_it_is_right_within_60_of_ours(lab: Lab) -> None:
+async def test_time_constant_recovers_from_many_requests_of_other_clients_within_60_of_ours(lab: Lab) -> None:
     lab.foreign = 100
     await lab.serve(300, takes=1_000, each_poll=5)
-    assert await lab.constant() > 20_000, "it cannot be known whose requests have ended"
+    assert await lab.constant() > 20_000, "a report does not show whose requests have ended"
     lab.foreign = 0
     await lab.poll()
     await lab.serve(60, takes=1_250)
     assert await lab.constant() == pytest.approx(1_250, rel=0.5)
 
 
-async def test_a_wrong_time_constant_is_corrected_within_60_requests(lab: Lab) -> None:
+async def test_wrong_time_constant_is_corrected_within_60_requests(lab: Lab) -> None:
     text = f"12 {lab.now} 3600000 1 2000 7200000000 7200000000 0 0 0 0"
     await lab.store.client.set(keys.decay(lab.store.namespace, "m"), text)
     await lab.serve(60, takes=1_250)
     assert await lab.constant() == pytest.approx(1_250, rel=0.5)
 
 
-async def test_seldom_and_long_requests_are_learned_whole(lab: Lab) -> None:
-    """Most reports come without a booking, while one request runs."""
+async def test_time_constant_is_accurate_for_rare_and_long_requests(lab: Lab) -> None:
+    """One request runs at a time, and most reports arrive without a new booking."""
     for _ in range(40):
         await lab.send(60_000)
         for _ in range(20):
@@ -118,7 +118,7 @@ async def test_seldom_and_long_requests_are_learned_whole(lab: Lab) -> None:
 
 
 @pytest.mark.parametrize("goes", ["drains", "dies", "serves another model"])
-async def test_what_was_learned_outlives_the_last_worker_of_a_model(lab: Lab, goes: str) -> None:
+async def test_time_constant_survives_the_last_worker_of_a_model(lab: Lab, goes: str) -> None:
     await lab.serve(40, takes=500)
     learned = await lab.constant()
     assert learned < FIRST
@@ -130,19 +130,19 @@ async def test_what_was_learned_outlives_the_last_worker_of_a_model(lab: Lab, go
         await registry.sweep(60.0)
     else:
         await registry.register(worker(A, "n", check_heart_beat=False))
-    fade = keys.decay(lab.store.namespace, "m")
-    assert 3_500_000 < await client.pttl(fade) <= 3_600_000
+    decay_key = keys.decay(lab.store.namespace, "m")
+    assert 3_500_000 < await client.pttl(decay_key) <= 3_600_000
     if goes == "drains":
         await registry.heartbeat(reports([(A, 0)]))
         await registry.drain(A, False)
     else:
         await registry.register(worker(A, check_heart_beat=False))
-    assert await client.pttl(fade) == -1
+    assert await client.pttl(decay_key) == -1
     assert await lab.constant() == learned
 
 
-async def test_what_the_lottery_draws_is_learned_from_as_bookings_are(lab: Lab) -> None:
-    """Requests of half a second, as many with a lease as without: no work comes from nowhere."""
+async def test_time_constant_is_learned_from_lottery_draws(lab: Lab) -> None:
+    """Requests take half a second, and half of them are leased. No request may be counted twice."""
     for _ in range(50):
         leases = leases_of(await lab.registry.dispatch_lottery(asks(["m"] * 5, 60_000)))
         await lab.registry.dispatch_lottery(asks(["m"] * 5))

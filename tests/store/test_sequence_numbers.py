@@ -1,4 +1,4 @@
-"""Turns of 15 and 16 digits: they stay exact wherever they are written."""
+"""Test that sequence numbers of 15 and 16 digits stay exact in all keys."""
 
 import pytest
 
@@ -11,8 +11,8 @@ from tests.support.samples import A, B, C, asks, worker
 NAMES = [A, B, C]
 
 
-async def test_turns_lose_no_digits(store: Store) -> None:
-    """The sequence starts at 2^52: turns, places and leases stay exact, and the order is that of the turns."""
+async def test_sequence_numbers_keep_all_digits(store: Store) -> None:
+    """Start the sequence at 2^52. Sequence numbers, index members and leases stay exact and ordered."""
     first = 2**52
     await store.client.set(keys.sequence(store.namespace), first)
     registry = store.registry(booking_decay=True)
@@ -30,16 +30,16 @@ async def test_turns_lose_no_digits(store: Store) -> None:
     workers, sequence, _, _ = await registry.list_workers()
     assert sequence == first + 12
     assert [known.registration for known in workers] == [first + 3, first + 1, first + 2]
-    for settlement in split({}, [], first + 100):
-        await registry.reconcile(settlement)
+    for reconciliation in split({}, [], first + 100):
+        await registry.reconcile(reconciliation)
     assert await store.client.get(keys.sequence(store.namespace)) == str(first + 100)
 
 
 @pytest.mark.parametrize("lease_ms", [0, 60_000])
-@pytest.mark.parametrize("fades", [True, False])
-async def test_idle_workers_take_turns_however_many_there_were(store: Store, fades: bool, lease_ms: int) -> None:
-    """A worker that has something to do comes behind them at each turn."""
-    registry = store.registry(booking_decay=fades)
+@pytest.mark.parametrize("decays", [True, False])
+async def test_idle_workers_rotate_at_any_sequence_number(store: Store, decays: bool, lease_ms: int) -> None:
+    """A busy worker is never chosen before the idle ones."""
+    registry = store.registry(booking_decay=decays)
     await registry.register(worker(C, queue_length=1, capacity=1))
     for sequence in (2**50, 2**52, 2**53 - 2_000_000_000):
         await store.client.set(keys.sequence(store.namespace), sequence)
