@@ -2,7 +2,7 @@
 
 import random
 from collections.abc import Callable, Iterable, Sequence
-from typing import NamedTuple
+from typing import NamedTuple, assert_never
 
 from controller.domain.dispatch import DispatchMethod
 from controller.store.connection import StoreClient
@@ -77,12 +77,15 @@ class DispatchStore(ScriptRunner):
 
     async def _dispatch(self, method: DispatchMethod, call_id: str, requests: Sequence[Request]) -> list[Choice | None]:
         arguments: Iterable[str | int]
-        if method is DispatchMethod.SHORTEST_QUEUE:
-            script = "dispatch_shortest_queue"
-            arguments = (argument for request in requests for argument in request)
-        else:
-            script = "dispatch_lottery"
-            arguments = (a for model, lease_ms in requests for a in (model, lease_ms, repr(self._draw())))
+        match method:
+            case DispatchMethod.SHORTEST_QUEUE:
+                script = "dispatch_shortest_queue"
+                arguments = (argument for request in requests for argument in request)
+            case DispatchMethod.LOTTERY:
+                script = "dispatch_lottery"
+                arguments = (a for model, lease_ms in requests for a in (model, lease_ms, repr(self._draw())))
+            case _:
+                assert_never(method)
         try:
             answers = await self._run(script, call_id, self._reply_ttl_ms, self._decays, *arguments)
         except BaseException:  # also when cancelled
