@@ -107,8 +107,9 @@ class Settings:
     )
     forward_tries: int = _setting(
         2,
-        "Largest number of workers that a forwarded request is tried on. It is retried if a worker fails before its "
-        "response begins, or returns a 5xx. A request that crashes its worker can crash this many.",
+        "Largest number of workers that a forwarded request is tried on. It is retried if its worker returns a 5xx, or "
+        "fails before the first whole frame of a stream or the first part of another body. A request that crashes its "
+        "worker can crash this many.",
     )
     probe_timeout: float = _setting(5.0, "Time limit for a worker to return its status.")
     booking_decay: str = _setting(

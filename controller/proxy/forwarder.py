@@ -76,9 +76,9 @@ class Forwarded:
 class Forwarder:
     """Forwards requests to workers that the dispatcher chooses.
 
-    If a worker is unreachable, disconnects before the first byte of its response, or returns a 5xx, the request is
-    retried on another worker. A silent worker is not retried: it may be working on the request, and an overload would
-    spread to the other workers.
+    A request is retried on another worker if its worker is unreachable or returns a 5xx. It is also retried if the
+    response ends early: before the first whole frame of a stream, or before the first piece of another body. A request
+    to a silent worker is not retried: the worker may be working on it, and an overload would spread to other workers.
 
     cluster_id: returns the id of this cluster for the hop list.
     lease_time: in seconds. The leases of longer requests are renewed.
@@ -153,7 +153,7 @@ class Forwarder:
                 self._count(request.frames, outcome)
 
     async def _try_workers(self, request: "_Request", leased: Leased) -> Forwarded:
-        """Return the response of the chosen worker, or of another one if it fails before its response begins."""
+        """Return the response of the chosen worker, or of another one if it fails before the first frame or piece."""
         tried = {leased.address}
         while True:
             try:
