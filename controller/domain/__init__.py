@@ -1,1 +1,1 @@
-"""Ground floor: what a worker is and how one is chosen. Standard library only, no I/O, no clock."""
+"""Defines workers, leases, costs and errors. Uses only the standard library, does no I/O and reads no clock."""

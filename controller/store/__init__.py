@@ -1,1 +1,1 @@
-"""East wing: Redis, and nothing else. What the registry holds and how it is asked."""
+"""Stores workers, bookings and leases in Redis, and runs the Lua scripts."""

@@ -173,7 +173,7 @@ def one_line(error: BaseException) -> str:
     if isinstance(error, aiohttp.ClientResponseError):
         return repr(error.message.strip().partition("\n")[0])[1:-1][:200].rstrip(":")
     text = str(error)
-    if isinstance(error, aiohttp.ClientPayloadError):  # aiohttp's text contains a status 400, which nobody sent
+    if isinstance(error, aiohttp.ClientPayloadError):  # aiohttp's text contains a status 400 that the worker never sent
         message = re.search(r"message='([^']*)'", text)
         text = message[1] if message else text
     return repr(text)[1:-1][:200] or type(error).__name__

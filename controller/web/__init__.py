@@ -1,1 +1,1 @@
-"""Top floor: HTTP. FastChat's routes and ours."""
+"""The HTTP server: the routes of FastChat and our own."""
