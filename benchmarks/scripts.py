@@ -78,7 +78,11 @@ class Subject:
 
 @dataclass(frozen=True)
 class Case:
-    """A call to measure. share: it is made for one of so many calls of the others, because it takes longer."""
+    """A call to measure.
+
+    requests: number of requests in the call.
+    share: a slow case makes one call for each `share` calls of the others.
+    """
 
     call: Callable[[Subject, int], Awaitable[object]]
     requests: int = 1

@@ -1,5 +1,5 @@
 --[[
-  List the models that have a live worker. Each call looks at some of them, so that it cannot block Redis for long. A
+  List the models that have a live worker. Each call checks some of them, so that it cannot block Redis for long. A
   model that has a live worker during the whole listing is found.
 
   Keys:
@@ -13,17 +13,17 @@
     KEYS[1]   {<namespace>}
     ARGV[1]   cursor: '0' to begin, then the cursor that the previous call returned; '' if that was '0' and there are
                 unfinished models
-    ARGV[2]   count: about how many models to look at
+    ARGV[2]   count: about how many models to check
     ARGV[3…]  for each unfinished model of the previous call: model, position
                 model: its name
-                position: how many of its workers were looked at
+                position: how many of its workers were checked
 
   Output:
     an array:
-      [1]  the cursor for the next call; '0' if all models were looked at
+      [1]  the cursor for the next call; '0' if all models were checked
       [2]  an array of the models that were found, in no order; a model may be found twice
-      [3]  an array of the unfinished models, with so many expired workers that the budget did not suffice: model and
-           position of each
+      [3]  an array of the unfinished models: model and position of each. They have too many expired workers for the
+           budget of one call
     error 'INVALID …' if an argument is invalid
 ]]
 --- @include "argument_groups"
@@ -69,7 +69,7 @@ end
 local found, unfinished = {}, {}
 local has_begun = false
 
-local function look_at(model, position)
+local function check(model, position)
   local pools = pools_of(model)
   while not has_begun or not spend(2) do
     has_begun = true
@@ -91,13 +91,13 @@ local function look_at(model, position)
 end
 
 for _, each in ipairs(unfinished_before) do
-  look_at(each.model, each.position)
+  check(each.model, each.position)
 end
 if cursor ~= "" then
   local step = redis.call("SSCAN", key("models"), cursor, "COUNT", count)
   cursor = tostring(step[1])
   for _, model in ipairs(step[2]) do
-    look_at(model, 0)
+    check(model, 0)
   end
 end
 return { cursor == "" and "0" or cursor, found, unfinished }
