@@ -27,16 +27,16 @@ async def test_history_agrees_with_the_model(
     figure(f"history {number}", f"HISTORY_SEED={seed}")
     random.seed(seed)  # the replicas draw from the global generator
     rng = random.Random(seed)
-    fades = rng.random() < 0.5
+    decays = rng.random() < 0.5
     delay = rng.choice([0.0, 0.2])
     server = "redis_server" if REDIS_SERVER and rng.random() < 0.25 else "embedded"
     url = request.getfixturevalue(f"{server}_url")
-    cluster = Cluster(url, "history", fades, delay, monkeypatch)
+    cluster = Cluster(url, "history", decays, delay, monkeypatch)
     history = History(cluster, seed, delay)
     try:
         await history.run(STEPS)
     except BaseException as error:
-        error.add_note("\n".join([f"HISTORY_SEED={seed}, {server}, {fades=}, {delay=}", *history.steps]))
+        error.add_note("\n".join([f"HISTORY_SEED={seed}, {server}, {decays=}, {delay=}", *history.steps]))
         raise
     finally:
         random.seed()

@@ -1,4 +1,4 @@
-"""The calls of clients: how a replica makes each, and what the reference model says that it does."""
+"""Calls of clients: how a replica makes each of them, and their effect on the reference model."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -11,11 +11,11 @@ from tests.support.dispatches import texts_of, worker_of, worker_of_lease
 
 
 class Unknown:
-    """The answer of a call that was cancelled, or failed: it ran, or did not."""
+    """The answer of a call that was cancelled or failed. It is not known whether the call ran."""
 
 
 class Degraded(NamedTuple):
-    """The answer of a dispatch from a snapshot. The store may have made one as well."""
+    """The answer of a dispatch from a snapshot. The store may have booked the request as well."""
 
     address: str
 
@@ -26,30 +26,40 @@ Answer = Any
 
 @dataclass(frozen=True)
 class Call:
-    """make() makes the call on a replica. run() yields the states in which it leaves the model, given its answer.
+    """A call on one replica.
 
-    It yields none if the model cannot give that answer. If the answer is UNKNOWN, it yields all states that the call
-    can lead to when it runs.
+    A call is sent again if its reply is lost, so it may run twice. test_repeated_scripts.py tests the second runs.
 
-    A call is sent again if its reply is lost. resent_answer is False for one whose second run has another answer than
-    its first, runs_twice True for one whose second run undoes what others did since: see test_repeated_scripts.py.
+    resends_get_same_answer: False if the second run can have another answer than the first.
+    resends_undo_others: True if the second run can undo the effects of other calls that ran in between.
     """
 
     replica: int
-    resent_answer: ClassVar[bool] = True
-    runs_twice: ClassVar[bool] = False
+    resends_get_same_answer: ClassVar[bool] = True
+    resends_undo_others: ClassVar[bool] = False
 
     async def make(self, controller: Replica) -> Answer:
+        """Make the call on a replica, and return its answer."""
         raise NotImplementedError
 
     def run(self, state: State, answer: Answer, leases: dict[str, int]) -> Iterator[State]:
-        """leases are those that the store holds in the end."""
+        """Yield each state of the model that the call can lead to.
+
+        Yields nothing if the model cannot give this answer. If the answer is UNKNOWN, yields the states for all
+        possible answers.
+
+        leases: leases in the store after the call.
+        """
         raise NotImplementedError
 
 
 @dataclass(frozen=True)
 class Dispatch(Call):
-    """lottery is for a draw by the registry itself, direct for a dispatch by it, which has no snapshot."""
+    """A dispatch.
+
+    lottery: draw the worker, directly in the registry.
+    direct: dispatch directly in the registry, without a snapshot for degraded mode.
+    """
 
     model: str
     lease_ms: int = 0
@@ -87,11 +97,11 @@ class Dispatch(Call):
                 yield self.booked(state, name)
 
     def lost(self, state: State, leases: dict[str, int]) -> Iterator[State]:
-        """Yield the same for a call that failed: the replica owes to take back what it booked."""
+        """Yield the same states for a failed call. The replica will take back its bookings when it reconciles."""
         for after in self.run(state, UNKNOWN, leases):
             new = after.leases.keys() - state.leases.keys()
             booked = [name for name, worker in after.workers.items() if worker.booked != state.workers[name].booked]
-            after.debts[self.replica].lost += [(chosen, state.clock) for chosen in (*new, *booked)]
+            after.unreconciled[self.replica].lost += [(chosen, state.clock) for chosen in (*new, *booked)]
             yield after
 
     def booked(self, state: State, chosen: str) -> State:
@@ -110,7 +120,7 @@ class Dispatch(Call):
 @dataclass(frozen=True)
 class Release(Call):
     lease: str
-    resent_answer = False
+    resends_get_same_answer = False
 
     async def make(self, controller: Replica) -> Answer:
         return await controller.dispatcher.release(self.lease)
@@ -119,7 +129,7 @@ class Release(Call):
         current = state.leases.get(self.lease, 0) > state.clock
         name = worker_of_lease(self.lease)
         holds = name in state.workers and self.lease in state.workers[name].leases
-        allowed = {current and holds} | ({True} if current and self.lease in state.ghosts else set())
+        allowed = {current and holds} | ({True} if current and self.lease in state.orphans else set())
         if answer is UNKNOWN or answer in allowed:
             after = state.copy()
             after.end_lease(self.lease)

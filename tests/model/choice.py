@@ -1,4 +1,4 @@
-"""A random call, of a kind and with arguments that the state of the model makes likely to matter."""
+"""Random calls. Their kinds and arguments are chosen so that they are likely to change the state of the model."""
 
 import random
 from collections.abc import Sequence
@@ -15,18 +15,22 @@ LEASES_MS: Final = [50_000, 250_000, 450_000]
 NO_LEASE: Final = "1800000000000-1-1-1@http://w0:1"
 
 
-def any_call(rng: random.Random, state: State, leases: Sequence[str], unseen: bool) -> Call:
-    """Return a call on any replica; leases are all that were given so far."""
+def any_call(rng: random.Random, state: State, leases: Sequence[str], in_flight: bool) -> Call:
+    """Return a call on a random replica.
+
+    leases: all leases that were granted so far.
+    in_flight: whether a report can leave out bookings because they are in flight.
+    """
     replica = rng.randrange(REPLICAS)
     name = rng.choice([*NAMES, *state.workers])
     lease_ms = rng.choice([0, 0, *LEASES_MS])
-    lease = rng.choice([*leases[-20:], *sorted(state.ghosts) * 3, NO_LEASE])
+    lease = rng.choice([*leases[-20:], *sorted(state.orphans) * 3, NO_LEASE])
     known = state.workers.get(name)
     checks = known.checks if known else rng.random() < 0.8
     multimodal = known.multimodal if known else rng.random() < 0.3
     models = tuple(rng.sample(MODELS, rng.choice([1, 1, 2, 3])))
     queue = rng.randrange(4)
-    heartbeat = worker_calls.Heartbeat(replica, name, queue, EXPIRATION, unseen, of_polls=rng.random() < 0.3)
+    heartbeat = worker_calls.Heartbeat(replica, name, queue, EXPIRATION, in_flight, of_polls=rng.random() < 0.3)
     possible: list[tuple[float, Call]] = [
         (30, Dispatch(replica, rng.choice(MODELS), lease_ms)),
         (5, Dispatch(replica, rng.choice(MODELS), lease_ms, direct=True)),
@@ -44,7 +48,7 @@ def any_call(rng: random.Random, state: State, leases: Sequence[str], unseen: bo
     if known is None or rng.random() < 0.3:
         possible.append((12, worker_calls.Register(replica, name, models, queue, checks, multimodal, EXPIRATION)))
     if known is not None and known.registration is not None:
-        probe = worker_calls.Probe(replica, name, models, known.registration, checks, multimodal, EXPIRATION, unseen)
+        probe = worker_calls.Probe(replica, name, models, known.registration, checks, multimodal, EXPIRATION, in_flight)
         possible += [(4, probe), (2, worker_calls.Remove(replica, name, known.registration))]
     [call] = rng.choices([call for _, call in possible], [weight for weight, _ in possible])
     return call

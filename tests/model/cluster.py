@@ -1,4 +1,4 @@
-"""Three replicas on one server, with a clock and faults that the test controls."""
+"""Three replicas with one store. The test controls their clocks and faults."""
 
 import asyncio
 import contextlib
@@ -31,11 +31,12 @@ from tests.support.replies import Replies
 from tests.support.waiting import wait_until
 
 REPLICAS: Final = 3
-EXPIRATION: Final = 950.0  # of heartbeats; time passes in hundreds of seconds, so none expires at about the same time
+EXPIRATION: Final = 950.0  # seconds. Time passes in hundreds of seconds, so no heartbeat is near its expiration
 DEADLINE: Final = 60.0
 START: Final = 1_800_000_000_000
 
-# Keys expire by Redis' own clock: by `ARGV[2]` - (what has passed of it since `ARGV[1]`) ms earlier from now on.
+# Keys expire by Redis's own clock, which the test cannot set. So this script shortens all TTLs by ARGV[2] ms, less the
+# time that has really passed since ARGV[1]. It returns the time of Redis.
 EXPIRE_EARLIER: Final = """
 local time = redis.call("TIME")
 local now = time[1] * 1000 + math.floor(time[2] / 1000)
@@ -52,17 +53,17 @@ return now
 """
 
 
-class Line(Replies):
-    """Between a replica and the store: besides losing replies, it can refuse all commands, or hold scripts back.
+class Link(Replies):
+    """The connection between a replica and the store. It can lose replies, refuse all commands and hold scripts back.
 
-    held_back are the scripts of which the runs are held back, as in the socket of a server that hangs.
+    held_back: scripts that run later, as if they waited in the socket of an unresponsive server.
     """
 
     def __init__(self, client: Client) -> None:
         super().__init__(client)
         self.refuses = False
         self.held_back: list[AsyncScript] = []
-        self._held: dict[tuple[Any, ...], None] = {}
+        self._held_runs: dict[tuple[Any, ...], None] = {}
         self._execute = client.execute_command
         client.execute_command = self._execute_command
 
@@ -71,21 +72,21 @@ class Line(Replies):
         return self.refuses or self.to_lose > 2
 
     def cut_off_after(self, script: AsyncScript) -> None:
-        """Lose the replies of a script, and refuse all commands after that."""
+        """Lose the replies of the next two runs of a script. Then refuse all commands."""
 
         async def refuse() -> None:
             self.refuses = not self.to_lose
 
         self.lose(2, between=refuse, script=script)
 
-    async def let_through(self) -> None:
-        """Run what was held back."""
-        held, self._held = self._held, {}
+    async def run_held_back(self) -> None:
+        """Run the scripts that were held back."""
+        held, self._held_runs = self._held_runs, {}
         for args in held:
-            with contextlib.suppress(NoScriptError):  # it never ran before
+            with contextlib.suppress(NoScriptError):  # the script was never loaded
                 await self._execute(*args)
 
-    def mend(self) -> None:
+    def restore(self) -> None:
         self.refuses = False
         self.held_back = []
         self.lose(0)
@@ -94,31 +95,37 @@ class Line(Replies):
         if self.refuses:
             raise RedisConnectionError("Connection refused.")
         if args[1:2] and args[1] in [script.sha for script in self.held_back]:
-            self._held[args] = None
+            self._held_runs[args] = None
             raise RedisConnectionError("No answer.")
         return await self._execute(*args, **options)
 
 
 class Cluster:
-    """now is the replicas' monotonic clock in seconds, clock the store's in milliseconds."""
+    """Replicas with a common store.
 
-    aside: Client
+    now: monotonic clock of the replicas, in seconds.
+    clock: clock of the store, in milliseconds.
+    admin: client of the test itself. It has no faults.
+    binary: the same, for replies that are not text.
+    """
+
+    admin: Client
     binary: Client
 
-    def __init__(self, url: str, namespace: str, fades: bool, booking_delay: float, patch: pytest.MonkeyPatch) -> None:
+    def __init__(self, url: str, namespace: str, decays: bool, booking_delay: float, patch: pytest.MonkeyPatch) -> None:
         self.now, self.clock = 1_000_000.0, START
         for module in (snapshots, recovery, circuit_breaker, membership, workers):
             patch.setattr(module, "time", SimpleNamespace(monotonic=lambda: self.now))
         patch.setattr(circuit_breaker, "_PROBE_INTERVAL", 0.005)
         patch.setattr(membership, "_RETRY_INTERVAL", 0.005)
-        self.namespace, self.fades = namespace, fades
-        self.aside = connect(url, 60.0)
-        self.binary = Redis(unix_socket_path=self.aside.connection_pool.connection_kwargs["path"])
-        options = EXPIRATION, DEADLINE, fades, booking_delay
-        self._observer = Registry(self.aside, namespace, *options)
+        self.namespace, self.decays = namespace, decays
+        self.admin = connect(url, 60.0)
+        self.binary = Redis(unix_socket_path=self.admin.connection_pool.connection_kwargs["path"])
+        options = EXPIRATION, DEADLINE, decays, booking_delay
+        self._observer = Registry(self.admin, namespace, *options)
         settings = Settings(heartbeat_expiration=EXPIRATION, register_timeout=60.0)
         clients = [connect(url, 60.0) for _ in range(REPLICAS)]
-        self.lines = [Line(client) for client in clients]
+        self.links = [Link(client) for client in clients]
         self.replicas = [
             Replica(settings, Registry(client, namespace, *options), WorkerClient(60.0, 60.0), Metrics())
             for client in clients
@@ -126,7 +133,7 @@ class Cluster:
         self._expired_at = 0
 
     async def open(self) -> None:
-        await self.aside.flushall()
+        await self.admin.flushall()
         await self._set_clock()
         self._expired_at = round(1000 * time.time())
         for replica in self.replicas:
@@ -135,8 +142,8 @@ class Cluster:
     async def close(self) -> None:
         for replica in self.replicas:
             await replica.close()
-        await self.aside.flushall()
-        await self.aside.aclose()
+        await self.admin.flushall()
+        await self.admin.aclose()
         await self.binary.aclose()
 
     # Time
@@ -146,36 +153,38 @@ class Cluster:
         await self.set_clock_by(seconds)
 
     async def set_clock_by(self, seconds: float) -> None:
-        """Set the store's clock, as an operator would: what expires by it does so earlier, or later."""
+        """Move the store's clock forward or back, as an operator can. Keys then expire earlier or later."""
         milliseconds = round(1000 * seconds)
         self.clock += milliseconds
         await self._set_clock()
         await self._expire_earlier(milliseconds)
 
     async def _set_clock(self) -> None:
-        await self.aside.set(CLOCK, self.clock)
+        await self.admin.set(CLOCK, self.clock)
 
     async def _expire_earlier(self, milliseconds: int) -> None:
         prefix = keys.namespace(self.namespace)
-        self._expired_at = await self.aside.eval(EXPIRE_EARLIER, 1, prefix, self._expired_at, milliseconds)
+        self._expired_at = await self.admin.eval(EXPIRE_EARLIER, 1, prefix, self._expired_at, milliseconds)
 
     # Loss of data
 
-    async def forget_everything(self) -> None:
-        async with self.aside.pipeline(transaction=True) as commands:
+    async def flush(self) -> None:
+        async with self.admin.pipeline(transaction=True) as commands:
             await commands.flushall().set(CLOCK, self.clock).execute()
 
     async def dump(self) -> list[tuple[bytes, int, bytes]]:
-        """Return all keys with the milliseconds that they have left, as a replica of the store gets them."""
+        """Return the name, the TTL in milliseconds and the serialized value of each key."""
         names = await self.binary.keys(f"{keys.namespace(self.namespace)}*")
         async with self.binary.pipeline(transaction=True) as commands:
             for name in names:
                 commands.pttl(name).dump(name)
-            told = await commands.execute()
-        return [(name, ttl, dump) for name, ttl, dump in zip(names, told[::2], told[1::2], strict=True) if ttl != -2]
+            replies = await commands.execute()
+        return [
+            (name, ttl, dump) for name, ttl, dump in zip(names, replies[::2], replies[1::2], strict=True) if ttl != -2
+        ]
 
     async def fail_over(self, dumped: list[tuple[bytes, int, bytes]], age: float) -> None:
-        """Go on with an older state, `age` seconds old."""
+        """Replace the data of the store with a copy that is `age` seconds old, as a failover to an old copy does."""
         async with self.binary.pipeline(transaction=True) as commands:
             commands.flushall().set(CLOCK, self.clock)
             for name, ttl, dump in dumped:
@@ -187,69 +196,70 @@ class Cluster:
     # Replicas
 
     def snapshot(self, replica: int) -> tuple[WorkerList | None, float]:
-        """Return what the replica knows, and the age of that in seconds."""
-        keeper = self.replicas[replica].snapshots
-        taken_at = keeper._snapshot.taken_at if keeper._snapshot is not None else -float("inf")
-        return keeper._listing, self.now - taken_at
+        """Return the last listing of the replica, and the age of its snapshot in seconds."""
+        manager = self.replicas[replica].snapshots
+        taken_at = manager._snapshot.taken_at if manager._snapshot is not None else -float("inf")
+        return manager._listing, self.now - taken_at
 
     def failures(self, replica: int) -> float:
-        """Return how many calls the store did not serve."""
+        """Return the number of failed store calls."""
         counter = self.replicas[replica].metrics.store_failures
         return counter._row[counter._cell]
 
-    def refuses_calls(self, replica: int) -> bool:
-        """Return True if the replica knows that the store does not serve."""
+    def breaker_is_open(self, replica: int) -> bool:
+        """Return True if the circuit breaker of the replica is open."""
         return self.replicas[replica].breaker.reason is not None
 
-    async def look(self, replica: int) -> None:
+    async def refresh_snapshot(self, replica: int) -> None:
         await self.replicas[replica].snapshots.refresh()
 
-    async def settle(self, replica: int) -> None:
+    async def reconcile(self, replica: int) -> None:
         await self.replicas[replica].snapshots._return_to_redis()
 
-    async def settle_and_be_cut_off(self, replica: int) -> None:
-        """Let a replica settle, lose the reply to that, and cut it off."""
-        line = self.lines[replica]
-        line.mend()
-        line.cut_off_after(self.replicas[replica].registry._scripts["reconcile"])
-        await wait_until(lambda: line.refuses, "it is cut off", interval=0.001)
+    async def reconcile_and_cut_off(self, replica: int) -> None:
+        """Let a replica reconcile, lose the reply of that call, and cut the connection."""
+        link = self.links[replica]
+        link.restore()
+        link.cut_off_after(self.replicas[replica].registry._scripts["reconcile"])
+        await wait_until(lambda: link.refuses, "the connection is cut", interval=0.001)
 
-    def hold_dispatches_back(self, replica: int) -> None:
+    def hold_back_dispatches(self, replica: int) -> None:
         scripts = self.replicas[replica].registry._scripts
-        self.lines[replica].held_back = [scripts["dispatch_shortest_queue"], scripts["dispatch_lottery"]]
+        self.links[replica].held_back = [scripts["dispatch_shortest_queue"], scripts["dispatch_lottery"]]
 
-    async def use_store(self, replica: int) -> None:
-        """Wait until the replica uses the store again."""
+    async def wait_for_recovery(self, replica: int) -> None:
+        """Wait until a replica is out of degraded mode."""
         await wait_for_recovery(self.replicas[replica])
 
-    async def rest(self) -> None:
-        """Wait until nothing is under way any more, on the replicas or in the sockets of the store."""
-        await wait_until(lambda: not any(map(self._busy, self.replicas)), "nothing is under way", interval=0.001)
+    async def wait_until_idle(self) -> None:
+        """Wait until the replicas make no more calls, and the store has run all that it has received."""
+        await wait_until(lambda: not any(map(self._busy, self.replicas)), "no call is running", interval=0.001)
         for _ in range(2):
-            await self.aside.ping()
+            await self.admin.ping()
 
     def _busy(self, replica: Replica) -> bool:
         coalescers = [*vars(replica.dispatcher).values(), *vars(replica.batches).values()]
         return any(each._task is not None for each in coalescers if isinstance(each, Coalescer))
 
     async def break_connections(self) -> None:
-        await self.aside.client_kill_filter(_type="normal", skipme=True)
+        await self.admin.client_kill_filter(_type="normal", skipme=True)
 
     # The store
 
     async def observe(self) -> Observed:
         listed = await self._observer.list_workers()
-        leases = await self.aside.zrange(keys.leases(self.namespace), 0, -1, withscores=True)
+        leases = await self.admin.zrange(keys.leases(self.namespace), 0, -1, withscores=True)
         return Observed(
             {worker.name: worker for worker in listed.workers}, {lease: round(ends_at) for lease, ends_at in leases}
         )
 
     async def check(self) -> WholeState:
         await self._expire_earlier(0)
-        return await check_invariants(self.aside, self.namespace, self.fades, clock=self.clock, slack=10_000.0)
+        return await check_invariants(self.admin, self.namespace, self.decays, clock=self.clock, slack=10_000.0)
 
 
-async def cancel_after(task: "asyncio.Task[Any]", steps: int) -> None:
-    for _ in range(steps):
+async def cancel_after(task: "asyncio.Task[Any]", iterations: int) -> None:
+    """Cancel a task after some iterations of the event loop."""
+    for _ in range(iterations):
         await asyncio.sleep(0)
     task.cancel()

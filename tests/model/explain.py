@@ -1,4 +1,4 @@
-"""Whether the reference model can do what concurrent calls on several replicas did: in any order, one after another."""
+"""Explains concurrent calls: finds an order of single calls in which the reference model gives the same results."""
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -9,18 +9,22 @@ from tests.model.state import Observed, State
 
 
 class Fate(Enum):
-    """What is known of a call."""
+    """What the test knows about a call."""
 
     ANSWERED = auto()
-    RAN = auto()  # its answer is lost, or not that of its first run
-    UNKNOWN = auto()  # it ran or did not
-    FAILED = auto()  # the same, and the replica will settle what it booked
-    SETTLED = auto()  # no call: the replica returned to the store
+    RAN = auto()  # the answer is lost, or belongs to the second run
+    UNKNOWN = auto()  # it may have run
+    FAILED = auto()  # it may have run, and the replica will reconcile its bookings
+    RECONCILED = auto()  # not a call: the replica has reconciled
 
 
 @dataclass(eq=False)
 class Event:
-    """degraded is the worker to which a dispatch was sent from a snapshot. after: this happened after that."""
+    """A call, or a reconciliation.
+
+    degraded: the worker that was chosen from a snapshot. "" if there is none.
+    after: an event that must come before this one.
+    """
 
     replica: int
     fate: Fate
@@ -30,16 +34,17 @@ class Event:
     after: "Event | None" = field(default=None, repr=False)
 
     def outcomes(self, state: State, leases: dict[str, int]) -> Iterator[State]:
+        """Yield each state that the event can lead to, in the store and on the replica."""
         for after in self._in_store(state, leases):
             if isinstance(self.call, Release) and self.fate in (Fate.UNKNOWN, Fate.FAILED):
-                owing = after.copy()
-                owing.debts[self.replica].released.add(self.call.lease)
-                yield owing
-                if self.fate is Fate.UNKNOWN:  # cancelled: before the call was made, or while it was
+                unreleased = after.copy()
+                unreleased.unreconciled[self.replica].released.add(self.call.lease)
+                yield unreleased
+                if self.fate is Fate.UNKNOWN:  # the call may also have been cancelled before it was sent
                     yield after
             elif self.degraded:
                 booked = after.copy()
-                booked.debts[self.replica].bookings[self.degraded] += 1
+                booked.unreconciled[self.replica].bookings[self.degraded] += 1
                 yield booked
             else:
                 yield after
@@ -47,7 +52,7 @@ class Event:
     def _in_store(self, state: State, leases: dict[str, int]) -> Iterator[State]:
         if self.call is None:
             after = state.copy()
-            after.settle(self.replica)
+            after.reconcile(self.replica)
             yield after
             return
         if self.fate in (Fate.UNKNOWN, Fate.FAILED):
@@ -58,10 +63,10 @@ class Event:
             yield from self.call.run(state, self.answer if self.fate is Fate.ANSWERED else UNKNOWN, leases)
 
 
-def explain(states: Sequence[State], events: Sequence[Event], seen: Observed) -> list[State]:
-    """Return all states that the model can come to and that agree with the store. Fail if there is none.
+def explain(states: Sequence[State], events: Sequence[Event], observed: Observed) -> list[State]:
+    """Return all states that the model can reach and that agree with the store. Fail if there is none.
 
-    states are those in which the model may have been: what is in the store does not always tell them apart.
+    states: all states that the model may have before the events. Several states can agree with the same store.
     """
     reached: dict[frozenset[Event], list[State]] = {frozenset(): list(states)}
     for _ in events:
@@ -72,20 +77,20 @@ def explain(states: Sequence[State], events: Sequence[Event], seen: Observed) ->
                     continue
                 ends = reached.setdefault(done | {event}, [])
                 for state in possible:
-                    _add(ends, event.outcomes(state, seen.leases))
+                    _add(ends, event.outcomes(state, observed.leases))
     agreeing: list[State] = []
     disagreements: list[list[str]] = []
     for state in reached.get(frozenset(events), []):
         end = state.copy()
-        differences = end.differences(seen)
+        differences = end.differences(observed)
         if differences:
             disagreements.append(differences)
         else:
-            end.observe(seen)
+            end.observe(observed)
             _add(agreeing, [end])
     if not agreeing:
         closest = min(disagreements, key=len, default=["no order of the calls gives these answers"])
-        raise AssertionError("\n".join(["the model cannot do this:", *map(str, events), *closest]))
+        raise AssertionError("\n".join(["the model cannot explain these events:", *map(str, events), *closest]))
     return agreeing
 
 

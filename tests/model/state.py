@@ -1,4 +1,4 @@
-"""The reference model of a cluster: the workers, the leases and the operators' acts, with no Redis and no replicas."""
+"""The reference model of a cluster: workers, leases and operators' calls, without Redis and without replicas."""
 
 from collections import Counter
 from collections.abc import Mapping
@@ -8,15 +8,18 @@ from math import inf
 from controller.domain import worker as domain
 from tests.support.dispatches import worker_of, worker_of_lease
 
-DRAINING_KEPT = 3_600.0  # seconds that the store remembers of a worker that is gone that it was draining
-REPLY_KEPT_MS = 360_000  # as a registry with a deadline of 60 s keeps the reply to a dispatch
+DRAINING_KEPT = 3_600.0  # seconds for which the store keeps the draining flag of an expired or removed worker
+REPLY_KEPT_MS = 360_000  # a registry with a deadline of 60 s keeps the reply to a dispatch for this long
 
 
 @dataclass
 class Worker:
-    """A live worker. booked is a range, because a report leaves out bookings that may still be on their way.
+    """A live worker.
 
-    registration is None if it has a new number that was not observed yet.
+    booked: least and greatest possible number of bookings without a lease since the last report. Both are possible,
+    because a report does not acknowledge bookings that may be in flight.
+    drawn: bookings by the lottery since the last report.
+    registration: None if it has a new number that was not observed yet.
     """
 
     models: tuple[str, ...]
@@ -34,22 +37,24 @@ class Worker:
     def book(self, number: int) -> None:
         self.booked = max(0, self.booked[0] + number), max(0, self.booked[1] + number)
 
-    def report(self, unseen: bool) -> None:
-        """The worker has reported its queue. unseen: bookings of the last moments were perhaps not in it."""
-        self.booked = 0, self.booked[1] if unseen else 0
+    def report(self, in_flight: bool) -> None:
+        """Apply a report of the worker. in_flight: True if the report may leave out recent bookings."""
+        self.booked = 0, self.booked[1] if in_flight else 0
         self.drawn = 0
 
-    def forgive(self) -> None:
+    def clear_failure(self) -> None:
+        """Apply a status response. It clears a failed request only if the worker sends no heartbeats."""
         if self.failing == "polls" or not self.checks:
             self.failing = ""
 
 
 @dataclass
-class Debt:
-    """What a replica tells the store when it returns to it.
+class Unreconciled:
+    """What a replica reports when it reconciles.
 
-    lost are dispatches whose answers did not come: the worker or lease, and when. released are leases that ended while
-    the store did not serve.
+    bookings: number of requests that were sent to each worker in degraded mode.
+    lost: dispatches without an answer: the worker or lease, and the time.
+    released: leases that ended during the outage.
     """
 
     bookings: Counter[str] = field(default_factory=Counter)
@@ -59,7 +64,7 @@ class Debt:
 
 @dataclass
 class Observed:
-    """What the store holds: the live workers, and all leases with the times in ms at which they end."""
+    """The contents of the store: the live workers, and all leases with their expiration times in ms."""
 
     workers: dict[str, domain.Worker]
     leases: dict[str, int]
@@ -67,21 +72,27 @@ class Observed:
 
 @dataclass
 class State:
-    """now is the replicas' monotonic clock in seconds, clock the store's in milliseconds.
+    """A state of the model.
 
-    leases has all that the store holds, those of earlier lives of a worker too, which ended with that life. ghosts are
-    those of expired workers: the store may or may not have deleted these workers. drained has when draining workers
-    expired, or -inf where the store may have lost it.
+    now: monotonic clock of the replicas, in seconds.
+    clock: clock of the store, in milliseconds.
+    leases: expiration times of all leases in the store, also of those that are inactive because they belong to an
+        earlier incarnation of their worker.
+    orphans: leases of expired workers. The store may have deleted these workers or not.
+    drained: when draining workers expired, or were removed by a refresh. -inf if the store may have lost the flag.
+    unreconciled: for each replica.
+    last_heard: time of the last registration, refresh or heartbeat of each worker.
+    removed: workers that were removed and have not registered since.
     """
 
     now: float
     clock: int
     workers: dict[str, Worker] = field(default_factory=dict)
     leases: dict[str, int] = field(default_factory=dict)
-    ghosts: set[str] = field(default_factory=set)
+    orphans: set[str] = field(default_factory=set)
     drained: dict[str, float] = field(default_factory=dict)
-    debts: list[Debt] = field(default_factory=list)
-    signs: dict[str, float] = field(default_factory=dict)
+    unreconciled: list[Unreconciled] = field(default_factory=list)
+    last_heard: dict[str, float] = field(default_factory=dict)
     removed: set[str] = field(default_factory=set)
 
     def copy(self) -> "State":
@@ -90,10 +101,13 @@ class State:
             self.clock,
             {name: replace(worker, leases=set(worker.leases)) for name, worker in self.workers.items()},
             dict(self.leases),
-            set(self.ghosts),
+            set(self.orphans),
             dict(self.drained),
-            [Debt(Counter(debt.bookings), list(debt.lost), set(debt.released)) for debt in self.debts],
-            dict(self.signs),
+            [
+                Unreconciled(Counter(report.bookings), list(report.lost), set(report.released))
+                for report in self.unreconciled
+            ],
+            dict(self.last_heard),
             set(self.removed),
         )
 
@@ -103,20 +117,23 @@ class State:
         for name in [name for name, worker in self.workers.items() if worker.expires_at <= self.now]:
             if self.workers[name].draining:
                 self.drained[name] = self.now
-            self.ghosts |= self.workers.pop(name).leases
+            self.orphans |= self.workers.pop(name).leases
 
     def serving(self, model: str) -> list[str]:
         return [name for name, worker in self.workers.items() if model in worker.models and not worker.draining]
 
     def end_lease(self, lease: str) -> None:
         self.leases.pop(lease, None)
-        self.ghosts.discard(lease)
+        self.orphans.discard(lease)
         if worker_of_lease(lease) in self.workers:
             self.workers[worker_of_lease(lease)].leases.discard(lease)
 
-    def begin_life(self, name: str) -> bool | None:
-        """End what belonged to an earlier life; return whether the worker drains, None if it may or may not."""
-        self.ghosts = {lease for lease in self.ghosts if worker_of_lease(lease) != name}
+    def begin_incarnation(self, name: str) -> bool | None:
+        """Begin a new incarnation of a worker, which ends the leases of the one before.
+
+        Returns True if the worker is draining, and None if the model does not determine it.
+        """
+        self.orphans = {lease for lease in self.orphans if worker_of_lease(lease) != name}
         expired_at = self.drained.pop(name, None)
         if name in self.workers:
             return self.workers[name].draining
@@ -124,36 +141,36 @@ class State:
             return False
         return True if self.now - expired_at < DRAINING_KEPT else None
 
-    def settle(self, replica: int) -> None:
-        """The replica returns to the store: see lua/dispatch/reconcile.lua."""
-        debt, self.debts[replica] = self.debts[replica], Debt()
-        for lease in debt.released:
+    def reconcile(self, replica: int) -> None:
+        """Reconcile a replica: see lua/dispatch/reconcile.lua."""
+        report, self.unreconciled[replica] = self.unreconciled[replica], Unreconciled()
+        for lease in report.released:
             self.end_lease(lease)
-        for chosen, at in debt.lost:
+        for chosen, at in report.lost:
             if self.clock - at >= REPLY_KEPT_MS:
-                continue  # the store does not know any more what it booked
+                continue  # the reply has expired, so the store cannot take the booking back
             if worker_of(chosen) != chosen:
                 self.end_lease(chosen)
             elif chosen in self.workers:
                 self.workers[chosen].book(-1)
-        for name, number in debt.bookings.items():
+        for name, number in report.bookings.items():
             if name in self.workers:
                 self.workers[name].book(number)
 
     def drop_overdue(self, leases: Mapping[str, int]) -> None:
-        """Leases whose time is over end at any time: follow the store."""
+        """End the expired leases that the store has ended. It may do this at any time after the expiration."""
         for lease in [lease for lease, ends_at in self.leases.items() if ends_at <= self.clock and lease not in leases]:
             self.end_lease(lease)
 
-    def differences(self, seen: Observed) -> list[str]:
-        """What the store holds otherwise than the model."""
-        self.drop_overdue(seen.leases)
+    def differences(self, observed: Observed) -> list[str]:
+        """Return the differences between the model and the store."""
+        self.drop_overdue(observed.leases)
         found = []
-        if self.workers.keys() != seen.workers.keys():
-            found.append(f"live workers {sorted(self.workers)}, in the store {sorted(seen.workers)}")
-        for name in self.workers.keys() & seen.workers.keys():
-            ours, theirs = self.workers[name], seen.workers[name]
-            for what, expected, held in (
+        if self.workers.keys() != observed.workers.keys():
+            found.append(f"live workers {sorted(self.workers)}, in the store {sorted(observed.workers)}")
+        for name in self.workers.keys() & observed.workers.keys():
+            ours, theirs = self.workers[name], observed.workers[name]
+            for field_name, expected, actual in (
                 ("models", ours.models, theirs.status.model_names),
                 ("multimodal", ours.multimodal, theirs.multimodal),
                 ("check_heart_beat", ours.checks, theirs.check_heart_beat),
@@ -163,8 +180,8 @@ class State:
                 ("leased", len(ours.leases), theirs.leased),
                 ("registration", ours.registration or theirs.registration, theirs.registration),
             ):
-                if expected != held:
-                    found.append(f"{name}: {what} {expected}, in the store {held}")
+                if expected != actual:
+                    found.append(f"{name}: {field_name} {expected}, in the store {actual}")
             if not ours.booked[0] <= theirs.booked - ours.drawn <= ours.booked[1]:
                 found.append(f"{name}: booked {ours.booked} + {ours.drawn}, in the store {theirs.booked}")
             expires_in = inf if theirs.expires_in is None else theirs.expires_in
@@ -172,24 +189,24 @@ class State:
                 expires_in < inf and abs(ours.expires_at - self.now - expires_in) > 10
             ):
                 found.append(f"{name}: expires in {ours.expires_at - self.now} s, in the store {expires_in} s")
-        for lease in self.leases.keys() | seen.leases.keys():
-            if self.leases.get(lease) != seen.leases.get(lease):
-                found.append(f"lease {lease}: {self.leases.get(lease)}, in the store {seen.leases.get(lease)}")
+        for lease in self.leases.keys() | observed.leases.keys():
+            if self.leases.get(lease) != observed.leases.get(lease):
+                found.append(f"lease {lease}: {self.leases.get(lease)}, in the store {observed.leases.get(lease)}")
         return found
 
-    def observe(self, seen: Observed) -> None:
-        """Take what the model leaves open from the store, which agrees with it otherwise."""
+    def observe(self, observed: Observed) -> None:
+        """Copy from the store what the model does not determine. Call this only if differences() is empty."""
         for name, worker in self.workers.items():
-            worker.registration = seen.workers[name].registration
-            booked = seen.workers[name].booked - worker.drawn
+            worker.registration = observed.workers[name].registration
+            booked = observed.workers[name].booked - worker.drawn
             worker.booked = booked, booked
 
-    def adopt(self, seen: Observed, hashes: Mapping[str, Mapping[str, str]]) -> None:
-        """Begin again from what the store holds. hashes are those of the workers."""
-        self.leases = dict(seen.leases)
-        self.drained = dict.fromkeys(self.signs, -inf)
-        self.debts = [Debt() for _ in self.debts]
-        self.removed |= self.workers.keys() - seen.workers.keys()
+    def adopt(self, observed: Observed, hashes: Mapping[str, Mapping[str, str]]) -> None:
+        """Replace this state with the contents of the store. hashes: the hash of each worker."""
+        self.leases = dict(observed.leases)
+        self.drained = dict.fromkeys(self.last_heard, -inf)
+        self.unreconciled = [Unreconciled() for _ in self.unreconciled]
+        self.removed |= self.workers.keys() - observed.workers.keys()
         self.workers = {
             name: Worker(
                 worker.status.model_names,
@@ -201,9 +218,9 @@ class State:
                 worker.polled,
                 (worker.booked - int(hashes[name]["dispatched_by_lottery"]),) * 2,
                 int(hashes[name]["dispatched_by_lottery"]),
-                {lease for lease in seen.leases if lease.endswith(f"-{hashes[name]['incarnation']}@{name}")},
+                {lease for lease in observed.leases if lease.endswith(f"-{hashes[name]['incarnation']}@{name}")},
                 worker.registration,
             )
-            for name, worker in seen.workers.items()
+            for name, worker in observed.workers.items()
         }
-        self.ghosts = {lease for lease in seen.leases if worker_of_lease(lease) not in self.workers}
+        self.orphans = {lease for lease in observed.leases if worker_of_lease(lease) not in self.workers}

@@ -16,7 +16,7 @@ from controller.domain.checkpoints import CHECKPOINT_MS, MAX_CHECKPOINTS
 from tests.model.load import Load
 
 IN_FLIGHT_WINDOW = 200
-# A report that is delayed no longer still finds a checkpoint from before it was written.
+# With this delay or a shorter one, a report still finds a checkpoint from before it was written.
 LATEST_REPORT = MAX_CHECKPOINTS * CHECKPOINT_MS - IN_FLIGHT_WINDOW
 
 
@@ -54,7 +54,7 @@ reports = st.lists(
 
 
 def history(requests: list[Request], reports: list[Report]) -> Iterator[tuple[int, str, Request | Report]]:
-    """Return what the store is told, in order of time. A booking comes first if several happen at once."""
+    """Return all events in order of time. If several happen at once, bookings come first."""
     events: list[tuple[int, str, Request | Report]] = [(r.booked, "booked", r) for r in requests]
     events += [(r.released, "released", r) for r in requests if r.released is not None]
     events += [(r.came, "reported", r) for r in reports]
@@ -91,8 +91,8 @@ def test_a_report_counts_as_of_when_it_was_written(requests: list[Request], repo
         known_to_be_finished = {r for r in requests if r.released is not None and r.released <= now}
         in_flight = [r for r in requests if r.booked <= now and r.arrived > subject.written]
         true = len(set(there) - known_to_be_finished) + len(set(in_flight) - known_to_be_finished)
-        # Counted twice may be: requests that had arrived, but were young enough to be in flight; and requests in the
-        # report that were released before the report arrived.
+        # Two kinds of requests may be counted twice: those that had arrived, but were young enough to be in flight, and
+        # those in the report that were released before the report arrived.
         young = [r for r in requests if subject.written - IN_FLIGHT_WINDOW < r.booked and r.arrived <= subject.written]
         twice = len(young) + len(set(there) & known_to_be_finished)
         assert true <= load.queue(0.0, 1.0) <= true + twice

@@ -1,4 +1,4 @@
-"""The calls of workers, operators and background tasks: how a replica makes each, and what the reference model does."""
+"""Calls of workers, operators and background tasks: how a replica makes each, and their effect on the model."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -14,7 +14,7 @@ from tests.support.samples import worker as registration_of
 
 @dataclass(frozen=True)
 class Register(Call):
-    """A worker registers of its own accord."""
+    """A registration that the worker sends itself."""
 
     name: str
     models: tuple[str, ...]
@@ -22,7 +22,7 @@ class Register(Call):
     checks: bool
     multimodal: bool
     expiration: float
-    runs_twice = True
+    resends_undo_others = True
 
     async def make(self, controller: Replica) -> Answer:
         await controller.membership.register(
@@ -35,17 +35,17 @@ class Register(Call):
     def run(self, state: State, answer: Answer, leases: dict[str, int]) -> Iterator[State]:
         after = state.copy()
         after.removed.discard(self.name)
-        draining = after.begin_life(self.name)
-        for drains in (True, False) if draining is None else (draining,):
+        draining = after.begin_incarnation(self.name)
+        for is_draining in (True, False) if draining is None else (draining,):
             expires_at = state.now + self.expiration if self.checks else inf
             other = after.copy()
-            other.workers[self.name] = Worker(self.models, self.multimodal, self.checks, expires_at, drains)
+            other.workers[self.name] = Worker(self.models, self.multimodal, self.checks, expires_at, is_draining)
             yield other
 
 
 @dataclass(frozen=True)
 class Probe(Call):
-    """A refresh: the worker is registered again as its status says, only if it is still the same registration."""
+    """A refresh: registers a worker again with its current status, unless its registration has changed meanwhile."""
 
     name: str
     models: tuple[str, ...]
@@ -53,8 +53,8 @@ class Probe(Call):
     checks: bool
     multimodal: bool
     expiration: float
-    unseen: bool
-    resent_answer = False
+    in_flight: bool
+    resends_get_same_answer = False
 
     async def make(self, controller: Replica) -> Answer:
         registration = registration_of(
@@ -71,21 +71,21 @@ class Probe(Call):
             worker = after.workers[self.name]
             worker.models, worker.registration = self.models, None
             worker.expires_at = state.now + self.expiration if self.checks else inf
-            worker.report(self.unseen)
-            worker.forgive()
+            worker.report(self.in_flight)
+            worker.clear_failure()
         yield after
 
 
 @dataclass(frozen=True)
 class Heartbeat(Call):
-    """A heartbeat, or with of_polls an answer to a poll."""
+    """A heartbeat, or with of_polls an answer to a status poll."""
 
     name: str
     queue: int
     expiration: float
-    unseen: bool
+    in_flight: bool
     of_polls: bool = False
-    runs_twice = True
+    resends_undo_others = True
 
     async def make(self, controller: Replica) -> Answer:
         if not self.of_polls:
@@ -100,10 +100,10 @@ class Heartbeat(Call):
         after = state.copy()
         if self.name in state.workers:
             worker = after.workers[self.name]
-            worker.report(self.unseen)
+            worker.report(self.in_flight)
             if self.of_polls:
                 worker.polled = True
-                worker.forgive()
+                worker.clear_failure()
             else:
                 worker.failing = ""
                 worker.expires_at = state.now + self.expiration if worker.checks else inf
@@ -114,7 +114,7 @@ class Heartbeat(Call):
 class ReportFailure(Call):
     name: str
     of_polls: bool = False
-    runs_twice = True
+    resends_undo_others = True
 
     async def make(self, controller: Replica) -> Answer:
         if not self.of_polls:
@@ -137,7 +137,7 @@ class ReportFailure(Call):
 class Drain(Call):
     name: str
     drain: bool
-    runs_twice = True
+    resends_undo_others = True
 
     async def make(self, controller: Replica) -> Answer:
         return await controller.membership.drain(self.name, self.drain)
@@ -155,7 +155,7 @@ class Drain(Call):
 
 @dataclass(frozen=True)
 class Remove(Call):
-    """An operator removes a worker; or, with a registration, a refresh removes the one that did not answer."""
+    """A removal by an operator. With a registration, a removal by a refresh that got no answer from the worker."""
 
     name: str
     registration: int | None = None
@@ -183,9 +183,9 @@ class Remove(Call):
 
 @dataclass(frozen=True)
 class Sweep(Call):
-    """The names in its answer are those of workers that had expired."""
+    """A sweep. Its answer contains the names of expired workers."""
 
-    resent_answer = False
+    resends_get_same_answer = False
 
     async def make(self, controller: Replica) -> Answer:
         return await controller.breaker.force_call(controller.registry.sweep, 0.001)

@@ -38,5 +38,5 @@ async def wait_for_each(
 
 
 async def cancelled(task: "asyncio.Task[Any]") -> None:
-    """Cancel a task again and again until it has ended. On Python 3.11, redis-py may lose a cancellation."""
+    """Cancel a task repeatedly until it has ended. On Python 3.11, redis-py may lose a cancellation."""
     await wait_until(lambda: not task.cancel(), "the task has ended")
