@@ -14,12 +14,15 @@ from tests.model.cluster import Cluster
 from tests.model.history import History
 
 SEED = os.environ.get("HISTORY_SEED")
+QUICK_HISTORIES = 3
 HISTORIES = 1 if SEED and SEED != "random" else 12
 STEPS = 400
 
 
 @pytest.mark.usefixtures("store_clock")
-@pytest.mark.parametrize("number", range(HISTORIES))
+@pytest.mark.parametrize(
+    "number", [pytest.param(n, marks=[pytest.mark.slow] if n >= QUICK_HISTORIES else []) for n in range(HISTORIES)]
+)
 async def test_history_agrees_with_the_model(
     request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch, figure: Figure, number: int
 ) -> None:

@@ -327,6 +327,7 @@ def dispatch_many(url: str, namespace: str, times: int) -> None:
     asyncio.run(run())
 
 
+@pytest.mark.slow
 async def test_four_concurrent_processes_dispatch_evenly(store: Store) -> None:
     if store.kind == "fakeredis":
         pytest.skip("fakeredis works in one process only")
