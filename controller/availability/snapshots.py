@@ -140,7 +140,7 @@ class SnapshotManager:
             try:
                 await self._take()
             except StoreRejection as error:  # one unreadable worker must not stop dispatches to the others
-                logger.error("Taking a snapshot failed; retrying at the next interval: %s", error)  # noqa: TRY400
+                logger.error("Taking a snapshot failed; retrying at the next interval: %s", error)  # noqa: TRY400 - no traceback needed
             await self._reconciler.release_leases()
             # This is the last step, and the breaker closes without another `await`. So no dispatch from the snapshot
             # can come between, and no booking stays unreported.

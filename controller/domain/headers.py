@@ -65,7 +65,7 @@ def without_length(headers: Headers) -> Headers:
 
 
 def without_body(headers: Headers) -> Headers:
-    """Return the headers without those that describe the body, for a response whose body is replaced."""
+    """Drop the headers that describe the body, for a response whose body is replaced."""
     return tuple(header for header in headers if not header[0].startswith(b"content-") and header[0] != b"etag")
 
 
@@ -76,7 +76,7 @@ def content_coding(headers: Headers) -> bytes:
 
 
 def without_coding(headers: Headers) -> Headers:
-    """Return the headers without those that describe the encoded body, for a body that was decoded."""
+    """Drop the headers that describe the encoded body, for a body that was decoded."""
     return tuple(header for header in headers if header[0] not in _DESCRIBING_ENCODED_BODY)
 
 

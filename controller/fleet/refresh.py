@@ -29,7 +29,7 @@ class _Answer(NamedTuple):
 
 
 class Refresher:
-    """Updates the workers that answer a probe, and removes those that fail two.
+    """Updates each worker that answers a probe, and removes each worker that fails two probes.
 
     probe_timeout: in seconds. Concurrent refreshes, also of other replicas, share one run.
     """

@@ -3,7 +3,7 @@
 The scripts lie in folders by subject. The name of a script is the name of its file, without the folder.
 
 A line `--- @include "name"` stands for the file of that name below `include/`. Each included file is inserted once,
-after those that it includes itself.
+after its own includes.
 
 Redis creates all functions of a script each time that it runs, which takes a good part of a short script's time. So
 `--- @include "name" when called` inserts a function that creates the included one, and what that needs, when it is
@@ -98,13 +98,13 @@ def _put_together(text: str, known: frozenset[str]) -> str:
 
 
 def _at_once(text: str) -> frozenset[str]:
-    """Return the names of the includes that a text needs before it is called, and of those that they need."""
+    """Return the names of all includes, direct and indirect, that a text needs before it is called."""
     names = {name for name, when_called in _INCLUDE.findall(text) if not when_called}
     return frozenset(names).union(*(_at_once(_include(name)) for name in names))
 
 
 def _in_order(text: str, within: tuple[str, ...]) -> list[str]:
-    """Return the names of all includes of a text, each after those that it includes itself."""
+    """Return the names of all includes of a text, each after its own includes."""
     order: dict[str, None] = {}
     for name, _ in _INCLUDE.findall(text):
         if name in within:

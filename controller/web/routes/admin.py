@@ -23,7 +23,7 @@ async def remove_worker(services: Services, body: bytes) -> Answer:
 
 
 async def refresh_all_workers(services: Services, _: bytes) -> Answer:
-    """Probe all workers: update those that answer, and remove those that fail two probes.
+    """Probe all workers. A worker that answers is updated. A worker that fails two probes is removed.
 
     FastChat's API server calls this each time that one of its clients lists the models.
     """
