@@ -29,7 +29,6 @@ import platform
 import random
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import tempfile
@@ -45,6 +44,7 @@ from typing import Self
 
 import aiohttp
 from clients import PlannedRequest, Results, write_plan
+from ports import free_port
 from rich.console import Console
 from rich.progress import Progress
 from rich.table import Table
@@ -211,14 +211,6 @@ class Child:
             time.sleep(0.02)
 
 
-def free_ports(number: int) -> list[int]:
-    with contextlib.ExitStack() as probes:
-        sockets = [probes.enter_context(socket.socket()) for _ in range(number)]
-        for probe in sockets:
-            probe.bind(("127.0.0.1", 0))
-        return [probe.getsockname()[1] for probe in sockets]
-
-
 def responds(url: str) -> bool:
     """Return True if a GET request returns 200."""
     try:
@@ -230,7 +222,7 @@ def responds(url: str) -> bool:
 
 def start_stock(processes: Processes) -> str:
     """Start FastChat's controller. Return its URL."""
-    [port] = free_ports(1)
+    port = free_port()
     url = f"http://127.0.0.1:{port}"
     command = ["-m", "fastchat.serve.controller", "--host", "127.0.0.1", "--port", str(port)]
     controller = processes.start(sys.executable, *command)
@@ -251,7 +243,7 @@ def start_replicas(processes: Processes, store: str, ports: Sequence[int], *flag
 
 def start_ours(processes: Processes, store: str, directory: Path, *flags: str) -> str:
     """Start four replicas behind HAProxy, or one controller with four replicas without HAProxy. Return the URL."""
-    balanced, *ports = free_ports(1 + REPLICAS)
+    balanced, *ports = (free_port() for _ in range(1 + REPLICAS))
     url = f"http://127.0.0.1:{balanced}"
     if HAPROXY is None:
         start_replicas(processes, store, [balanced], "--replicas", str(REPLICAS), *flags)
@@ -365,7 +357,7 @@ async def burst(requests: int = 256, workers: int = 4) -> list[int]:
         directory = Path(resources.enter_context(tempfile.TemporaryDirectory(prefix="cb-")))
         store = resources.enter_context(EmbeddedStore(directory / "data"))
         processes = resources.enter_context(Processes(directory))
-        replicas = start_replicas(processes, store.url, free_ports(REPLICAS), "--poll-interval", "0")
+        replicas = start_replicas(processes, store.url, [free_port() for _ in range(REPLICAS)], "--poll-interval", "0")
         async with aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=0), raise_for_status=True) as http:
 
             async def dispatch(number: int) -> str:

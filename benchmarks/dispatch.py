@@ -25,6 +25,7 @@ import urllib.request
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+from ports import free_port
 from rich.console import Console
 from rich.progress import Progress
 from rich.table import Table
@@ -52,12 +53,6 @@ def on_core(core: int) -> list[str]:
     if (os.cpu_count() or 1) > 1 and shutil.which("taskset"):
         return ["taskset", "--cpu-list", str(core)]
     return []
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 def post(url: str, body: bytes) -> bytes:

@@ -29,7 +29,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from dispatch import AS_PIP_INSTALLS_IT, free_port, on_core, post
+from dispatch import AS_PIP_INSTALLS_IT, on_core, post
+from ports import free_port
 from rich.console import Console
 from rich.progress import Progress
 from rich.table import Table

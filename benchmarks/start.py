@@ -5,18 +5,17 @@ python benchmarks/start.py [--times 10] [--replicas 1]
 
 import argparse
 import http.client
-import socket
 import statistics
 import subprocess
 import sys
 import tempfile
 import time
 
+from ports import free_port
+
 
 def once(replicas: int) -> float:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
+    port = free_port()
     with tempfile.TemporaryDirectory(prefix="cb-") as directory:
         address = ["--host", "127.0.0.1", "--port", str(port), "--data-dir", f"{directory}/data"]
         command = [sys.executable, "-m", "controller", "serve", *address, "--replicas", str(replicas)]

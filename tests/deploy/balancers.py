@@ -16,10 +16,11 @@ from pathlib import Path
 
 import httpx
 import psutil
+from ports import free_port
 
 from tests.deploy.compose import ROOT
 from tests.support.waiting import wait_for_each, wait_until
-from tests.system.processes import ControllerProcess, free_port, listens, serves
+from tests.system.processes import ControllerProcess, listens, serves
 
 DEPLOY = ROOT / "deploy"
 INVENTED = "http://127.0.0.2:9"  # the worker of the registrations and heartbeats, where no process listens

@@ -8,7 +8,7 @@ import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
-from tests.system.processes import free_port
+from ports import free_port
 
 ROOT = Path(__file__).parents[2]
 LABEL = "com.docker.compose"

@@ -11,10 +11,11 @@ from typing import Any
 
 import pytest
 import trustme
+from ports import free_port
 
 from tests.deploy.compose import ROOT
 from tests.support.workers import answers, bad_worker
-from tests.system.processes import ControllerProcess, free_port
+from tests.system.processes import ControllerProcess
 
 pytestmark = pytest.mark.deploy
 

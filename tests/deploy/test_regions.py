@@ -6,11 +6,12 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
+from ports import free_port
 
 from tests.deploy.compose import ROOT, Compose, docker, up
 from tests.support.lifeline import project
 from tests.support.waiting import wait_until
-from tests.system.processes import call, free_port
+from tests.system.processes import call
 
 pytestmark = [pytest.mark.deploy, pytest.mark.timeout(300)]
 

@@ -7,11 +7,11 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import pytest
+from ports import free_port
 
 from controller.domain.errors import SettingsError
 from controller.server import sockets as listening
 from controller.server.sockets import bind_listeners, listen, url
-from tests.system.processes import free_port
 
 Resolve = Callable[..., None]
 

@@ -13,6 +13,8 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+from ports import free_port
+
 from tests.support import network
 
 STOCK_WORKER = Path(__file__).with_name("stock_worker.py")
@@ -20,13 +22,6 @@ LLAVA_WORKER = Path(__file__).with_name("llava_worker.py")
 # FastChat's API server streams only with pydantic 1. `make test` installs it in this directory of its own, because
 # everything else needs pydantic 2.
 PYDANTIC_1 = str(Path(sys.prefix, "pydantic-1"))
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port
 
 
 def call(url: str, body: Any = None, *, method: str = "POST", timeout: float = 60.0) -> Any:

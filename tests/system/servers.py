@@ -11,6 +11,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from ports import free_port
 from redis.asyncio import Redis
 from redis.crc import key_slot
 from redis.exceptions import RedisError
@@ -18,7 +19,6 @@ from redis.exceptions import RedisError
 from controller.store.embedded.server_process import find_server
 from tests.conftest import NO_PROC_TITLE
 from tests.support.waiting import wait_until
-from tests.system.processes import free_port
 
 SERVER = shutil.which("redis-server") or str(find_server())
 

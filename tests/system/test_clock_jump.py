@@ -8,10 +8,11 @@ from functools import partial
 from pathlib import Path
 
 import pytest
+from ports import free_port
 
 from tests.support.waiting import wait_for_each, wait_until
 from tests.system.conftest import Serve
-from tests.system.processes import ControllerProcess, answers, call, free_port, stock_worker
+from tests.system.processes import ControllerProcess, answers, call, stock_worker
 
 REDIS_SERVER = shutil.which("redis-server")
 COMPILER = shutil.which("cc") or shutil.which("gcc")

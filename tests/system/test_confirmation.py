@@ -1,7 +1,7 @@
-"""A short run of benchmarks/confirmation.py: each dispatch rule shortens the waits of real processes.
+"""Each dispatch rule shortens the waits: a short run of benchmarks/confirmation.py with real processes.
 
-The tests compare waits and assert no milliseconds. Each rule shortens the mean about tenfold in real processes. If the
-machine was too busy for the clients, only the waits in the simulation are compared.
+The waits of real processes depend on the load of the machine. The test reports them and checks that no request failed.
+It compares the waits of the same requests in the simulation.
 """
 
 import asyncio
@@ -23,16 +23,10 @@ def test_each_rule_shortens_the_waits(figure: Figure) -> None:
     results = [run(row, fleet) for row in (NO_DECAY, DEFAULTS, LEASES_AND_CAPACITY)]
     for result in results:
         assert result.failed == []
-        note = "" if result.sound else " (NOT COMPARED: the machine was too busy)"
+        note = "" if result.sound else " (the machine was too busy)"
         waits = f"mean {1000 * result.real.mean:.0f} ms, p99 {1000 * result.real.p99:.0f} ms"
         figure(f"waits, {result.name}", f"{waits}{note}")
-    if all(result.sound for result in results):
-        assert_in_order([result.real.mean - result.dispatch_time for result in results])
-    assert_in_order([result.simulated.mean for result in results])
-
-
-def assert_in_order(means: list[float]) -> None:
-    no_decay, defaults, exact = means
+    no_decay, defaults, exact = (result.simulated.mean for result in results)
     assert defaults < no_decay / 2
     assert exact < defaults / 2
 

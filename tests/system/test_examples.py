@@ -15,11 +15,12 @@ from typing import Any
 
 import pytest
 from fastchat.conversation import Conversation, SeparatorStyle
+from ports import free_port
 
 from tests.support.waiting import wait_until
 from tests.support.workers import answers, bad_worker
 from tests.system.conftest import Serve
-from tests.system.processes import PYDANTIC_1, Process, Server, call, fastchat, free_port, listens
+from tests.system.processes import PYDANTIC_1, Process, Server, call, fastchat, listens
 
 pytestmark = pytest.mark.system
 

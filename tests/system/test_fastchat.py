@@ -14,6 +14,7 @@ from pathlib import Path
 
 import psutil
 import pytest
+from ports import free_port
 
 from tests.support.faults import proxy
 from tests.support.outage import expire_heartbeat
@@ -24,7 +25,6 @@ from tests.system.processes import (
     answers,
     call,
     fastchat,
-    free_port,
     llava_worker,
     serves,
     stock_worker,

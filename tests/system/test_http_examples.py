@@ -7,11 +7,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from ports import free_port
 
 from controller.web.routes.table import FALLBACK, ROUTES
 from docs.scripts.http_examples import CONTROLLER, EXAMPLES, LEASE, VARIABLE, WORKER, Example, Frames, Text
 from tests.system.conftest import Serve
-from tests.system.processes import ControllerProcess, Server, free_port
+from tests.system.processes import ControllerProcess, Server
 
 pytestmark = [pytest.mark.system, pytest.mark.smoke]
 

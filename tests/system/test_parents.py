@@ -9,11 +9,12 @@ from pathlib import Path
 
 import psutil
 import pytest
+from ports import free_port
 
 from tests.support.faults import TcpProxy, proxy_in_thread
 from tests.support.waiting import wait_until
 from tests.system.conftest import Serve
-from tests.system.processes import ControllerProcess, Server, call, fastchat, free_port, stock_worker
+from tests.system.processes import ControllerProcess, Server, call, fastchat, stock_worker
 
 pytestmark = pytest.mark.system
 

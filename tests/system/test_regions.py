@@ -12,12 +12,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from ports import free_port
 
 from tests.support.faults import TcpProxy, proxy_in_thread
 from tests.support.outage import expire_heartbeat
 from tests.support.waiting import wait_for_each, wait_until
 from tests.system.conftest import Serve
-from tests.system.processes import PYDANTIC_1, ControllerProcess, call, fastchat, free_port, stock_worker
+from tests.system.processes import PYDANTIC_1, ControllerProcess, call, fastchat, stock_worker
 
 pytestmark = pytest.mark.system
 

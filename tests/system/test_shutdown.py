@@ -9,10 +9,11 @@ from pathlib import Path
 
 import httpx
 import pytest
+from ports import free_port
 
 from tests.support.waiting import wait_until
 from tests.system.conftest import Serve
-from tests.system.processes import ControllerProcess, free_port, listens, stock_worker
+from tests.system.processes import ControllerProcess, listens, stock_worker
 from tests.system.test_serve import replicas
 
 pytestmark = pytest.mark.system

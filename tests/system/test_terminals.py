@@ -9,10 +9,11 @@ from collections.abc import Mapping
 from pathlib import Path
 
 import pytest
+from ports import free_port
 
 from tests.support.waiting import wait_until
 from tests.system.conftest import Serve
-from tests.system.processes import free_port, serves
+from tests.system.processes import serves
 from tests.system.test_serve import A
 
 pytestmark = pytest.mark.system

@@ -9,8 +9,9 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from ports import free_port
 
-from tests.system.processes import Process, free_port, listens, serves
+from tests.system.processes import Process, listens, serves
 
 pytestmark = [pytest.mark.system, pytest.mark.smoke]
 

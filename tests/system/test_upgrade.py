@@ -6,6 +6,7 @@ from pathlib import Path
 
 import httpx
 import pytest
+from ports import free_port
 
 from controller.store import keys
 from controller.store.connection import connect
@@ -15,7 +16,7 @@ from tests.support.invariants import check_invariants
 from tests.support.waiting import wait_until
 from tests.system.conftest import Serve
 from tests.system.load import load
-from tests.system.processes import Process, answers, call, free_port
+from tests.system.processes import Process, answers, call
 from tests.system.servers import single
 
 pytestmark = pytest.mark.system
