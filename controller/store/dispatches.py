@@ -91,7 +91,8 @@ class DispatchStore(ScriptRunner):
         except BaseException:  # also when cancelled
             self.on_unanswered(call_id)
             raise
-        return [None if answer is None else Choice(*answer) for answer in answers]
+        pairs = zip(answers[::2], answers[1::2], strict=True)
+        return [None if worker is None else Choice(worker, lease) for worker, lease in pairs]
 
     async def reconcile(self, reconciliation: Reconciliation) -> None:
         """Correct the bookings after an outage. A repeated report counts once."""

@@ -7,7 +7,7 @@ after its own includes.
 
 Redis creates all functions of a script each time that it runs, which takes a good part of a short script's time. So
 `--- @include "name" when called` inserts a function that creates the included one, and what that needs, when it is
-called. It is for functions that most runs do not call.
+called for the first time. It is for functions that most runs do not call.
 """
 
 import re
@@ -19,7 +19,16 @@ from pathlib import Path
 from typing import Final
 
 _INCLUDE: Final = re.compile(r'^--- @include "(\w+)"( when called)?\n', re.MULTILINE)
-_WHEN_CALLED: Final = "local function {name}(...)\n{text}return {name}(...)\nend\n"
+# Within `create`, the name is that of the included function. Outside, it is that of the variable that others call.
+_WHEN_CALLED: Final = """\
+local function {name}(...)
+local create = function()
+{text}return {name}
+end
+{name} = create()
+return {name}(...)
+end
+"""
 _HEADER: Final = re.compile(r"\A--\[\[.*?\]\]\n", re.DOTALL)
 _INCLUDE_FOLDER: Final = "include"
 

@@ -15,7 +15,7 @@
   Keys:
     workers                 ZSET    w
     worker:<name>           HASH    rw
-    checkpoints:<name>      STRING  rw
+    checkpoints:<name>      LIST    rw
     heartbeat:<name>        STRING  rw
     models                  SET     w
     pools:<model>           STRING  rw
@@ -43,10 +43,10 @@
                 draw: a random number from [0, 1)
 
   Output:
-    an array with one entry for each request, in order:
-      {worker, lease}  the names of the drawn worker and of the lease; lease is '' for a request without one
-      {'', ''}         no live worker serves the model
-      nil              the budget of this call did not suffice: repeat the request, with another id
+    an array with two entries for each request, in order: worker, lease
+      worker  the name of the drawn worker; '' if no live worker serves the model; nil if the budget of this call did
+              not suffice: repeat the request, with another id
+      lease   the name of the lease; '' for a request without one; nil if worker is nil
     error 'INVALID …' if an argument is invalid; nothing was done
 ]]
 --- @include "book_lease" when called
@@ -206,12 +206,12 @@ local function choose(request, seq)
   if not name then
     return nil
   elseif name == "" then
-    return { "", "" }
+    return "", ""
   elseif request.lease_ttl == 0 then
     untracked[name] = (untracked[name] or 0) + 1
-    return { name, "" }
+    return name, ""
   end
-  return { name, book_lease(name, request.lease_ttl, seq, time, decays) }
+  return name, book_lease(name, request.lease_ttl, seq, time, decays)
 end
 
 if has_leases and not kept then

@@ -16,7 +16,7 @@
   Keys:
     workers                 ZSET    w
     worker:<name>           HASH    rw
-    checkpoints:<name>      STRING  rw
+    checkpoints:<name>      LIST    rw
     heartbeat:<name>        STRING  rw
     models                  SET     w
     pools:<model>           STRING  rw
@@ -43,23 +43,23 @@
                 lease_ttl: the milliseconds after which the lease expires; 0 for a request without a lease
 
   Output:
-    an array with one entry for each request, in order:
-      {worker, lease}  the names of the chosen worker and of the lease; lease is '' for a request without one
-      {'', ''}         no live worker serves the model
-      nil              the budget of this call did not suffice: repeat the request, with another id
+    an array with two entries for each request, in order: worker, lease
+      worker  the name of the chosen worker; '' if no live worker serves the model; nil if the budget of this call did
+              not suffice: repeat the request, with another id
+      lease   the name of the lease; '' for a request without one; nil if worker is nil
     error 'INVALID …' if an argument is invalid; nothing was done
 ]]
 --- @include "book"
---- @include "cost_of"
+--- @include "cost_of" when called
 --- @include "decay_clock"
 --- @include "decay_clock_of"
---- @include "expire_leases"
---- @include "grant_lease"
---- @include "index_member"
+--- @include "expire_leases" when called
+--- @include "grant_lease" when called
+--- @include "index_member" when called
 --- @include "is_alive"
 --- @include "key"
 --- @include "leave_pools" when called
---- @include "name_in_member"
+--- @include "name_in_member" when called
 --- @include "now"
 --- @include "pools_of" when called
 --- @include "purge_worker" when called
@@ -295,15 +295,17 @@ local function choose(request, seq)
     end
     head, head_is_alive = nil, nil -- they are of the first request, before anything was purged
   until best ~= nil or purged >= MAX_PURGED
-  if not best then
-    return best == false and { "", "" } or nil
+  if best == false then
+    return "", ""
+  elseif not best then
+    return nil
   end
   local lease = is_leased and grant_lease(best, request.lease_ttl, seq, time) or ""
   book(best, seq, time, decays, is_leased)
   for _, pool in ipairs(best.pools) do
     best_by_pool.cost_index[pool], best_by_pool.decay_index[pool] = nil, nil
   end
-  return { best.name, lease }
+  return best.name, lease
 end
 
 return run_batch({

@@ -9,7 +9,7 @@
 
   Keys:
     worker:<name>       HASH    rw
-    checkpoints:<name>  STRING  rw
+    checkpoints:<name>  LIST    rw
     heartbeat:<name>    STRING  r
     cost_index:<pool>   ZSET    rw
     decay_index:<pool>  ZSET    rw
@@ -91,8 +91,8 @@ local function take_back(unanswered)
   local kept = redis.call("GET", unanswered_reply)
   local batch = kept and cjson.decode(kept) or { choices = {} }
   local booked = {}
-  for _, choice in ipairs(batch.choices) do
-    local worker, lease = unpack(choice or { "", "" })
+  for i = 1, #batch.choices, 2 do
+    local worker, lease = batch.choices[i] or "", batch.choices[i + 1] or ""
     if lease ~= "" then
       end_lease(lease, time, decays, false)
     elseif worker ~= "" and batch.books_untracked then

@@ -4,7 +4,7 @@
   Keys:
     workers                 ZSET    w
     worker:<name>           HASH    rw
-    checkpoints:<name>      STRING  w
+    checkpoints:<name>      LIST    w
     heartbeat:<name>        STRING  rw
     draining:<name>         STRING  w
     models                  SET     w

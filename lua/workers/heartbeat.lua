@@ -8,7 +8,7 @@
   Keys:
     workers                 ZSET    w
     worker:<name>           HASH    rw
-    checkpoints:<name>      STRING  rw
+    checkpoints:<name>      LIST    rw
     heartbeat:<name>        STRING  rw
     draining:<name>         STRING  w
     models                  SET     w
@@ -45,7 +45,7 @@
 ]]
 --- @include "apply_report"
 --- @include "argument_groups"
---- @include "clear_failure"
+--- @include "clear_failure" when called
 --- @include "expire_leases"
 --- @include "handle_each"
 --- @include "is_alive"

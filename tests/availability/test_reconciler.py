@@ -131,7 +131,7 @@ def test_split_returns_parts_of_bounded_size() -> None:
 async def test_bookings_taken_back_after_a_heartbeat_do_not_go_below_zero(store: Store) -> None:
     registry = store.registry()
     await registry.register(worker(A))
-    assert await registry._run("dispatch_shortest_queue", "lost", 60_000, 0, "m", 0) == [[A, ""]]
+    assert await registry._run("dispatch_shortest_queue", "lost", 60_000, 0, "m", 0) == [A, ""]
     await registry.heartbeat(reports([(A, 0)]))
     [reconciliation] = split({}, ["lost"], 0)
     await registry.reconcile(reconciliation)

@@ -88,7 +88,7 @@ async def test_repeated_call_returns_the_same_reply_and_books_nothing(
     after_first = await whole_state(store.client, store.namespace)
     assert await registry._run(script, *arguments) == first
     assert await whole_state(store.client, store.namespace) == after_first
-    assert len([worker for worker, _ in first if worker]) == 5
+    assert len([worker for worker in first[::2] if worker]) == 5
 
 
 async def test_lottery_books_nothing(registry: Registry) -> None:

@@ -251,7 +251,7 @@ async def test_reconciliation_of_a_lottery_undoes_only_its_leases(store: Store, 
     await registry.register(worker(A, queue_length=4))
     arguments: list[str | int] = ["m", lease_ms, "0.5"] * 2
     choices = await registry._run("dispatch_lottery", "lost", 6_000, 0, *arguments)
-    assert len({lease for _, lease in choices}) == (2 if lease_ms else 1), "leases are unique"
+    assert len(set(choices[1::2])) == (2 if lease_ms else 1), "leases are unique"
     assert await registry._run("dispatch_lottery", "lost", 6_000, 0, *arguments) == choices
     for reconciliation in split({}, ["lost"], 0):
         await registry.reconcile(reconciliation)
@@ -262,7 +262,7 @@ async def test_reconciliation_of_a_lottery_undoes_only_its_leases(store: Store, 
 
 async def test_reconciliation_after_a_report_does_not_make_the_count_negative(registry: Registry) -> None:
     await registry.register(worker(A))
-    assert await registry._run("dispatch_shortest_queue", "lost", 6_000, 0, "m", 0) == [[A, ""]]
+    assert await registry._run("dispatch_shortest_queue", "lost", 6_000, 0, "m", 0) == [A, ""]
     await asyncio.sleep(0.01)  # Redis stores times in whole milliseconds
     await registry.heartbeat(reports([(A, 0)]))
     for reconciliation in split({}, ["lost"], 0):

@@ -380,7 +380,8 @@ class RegistryMachine(RuleBasedStateMachine):
         call = request_id, 90_000, int(self.decays), *itertools.chain(*arguments)
         choices: list[Choice] = []
         if runs == "before":
-            choices = [Choice(*choice) for choice in self.run(self.registry._run(method, *call))]
+            reply = self.run(self.registry._run(method, *call))
+            choices = [Choice(*pair) for pair in zip(reply[::2], reply[1::2], strict=True)]
             if by_lottery:
                 self.check_draws(requested, choices, [0.5] * len(requested))
             else:
@@ -503,7 +504,7 @@ class RegistryMachine(RuleBasedStateMachine):
     def compare_worker(self, known: Known, state: WholeState) -> None:
         name = known.registration.name
         fields = state.hashes[name]
-        load = load_of(fields, state.checkpoints.get(name, ""))
+        load = load_of(fields, state.checkpoints.get(name, []))
         reading, rate = self.reading(known), self.rate(known)
         for fact in ("speed", "capacity", "leased", "finished", "failing", "reported", "reported_at", "own", "work",
                      "dispatched", "dispatched_by_lottery", "leased_since_report", "released_since_report",

@@ -240,7 +240,8 @@ def test_lazy_include_creates_its_function_when_called(written: Path) -> None:
     })  # fmt: skip
     b, d, c = "local function b() end\n", "local function d() end\n", "local function c() b() d() end\n"
     a = "local function a() if b() then c() end end\n"
-    before, after = "local function c(...)\n", "return c(...)\nend\n"
+    before = "local function c(...)\nlocal create = function()\n"
+    after = "return c\nend\nc = create()\nreturn c(...)\nend\n"
     assert scripts.source("x") == b + before + d + c + after + a + "a()\n"
     assert scripts.source("y") == b + d + before + c + after + a + "a()\nd()\n"
 

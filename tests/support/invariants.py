@@ -2,6 +2,7 @@
 
 import json
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -29,7 +30,7 @@ class WholeState:
     lotteries: dict[str, dict[str, float]]
     lotteries_failing: dict[str, dict[str, float]] = field(default_factory=dict)
     pools: dict[str, list[str]] = field(default_factory=dict)
-    checkpoints: dict[str, str] = field(default_factory=dict)
+    checkpoints: dict[str, list[str]] = field(default_factory=dict)
     overflow: set[str] = field(default_factory=set)
     heads: dict[str, dict[str, str]] = field(default_factory=dict)
     odds: dict[str, str] = field(default_factory=dict, compare=False)  # a cache of the lotteries
@@ -46,7 +47,7 @@ async def whole_state(client: Client, namespace: str) -> WholeState:
         elif kind == "heartbeat":
             state.heartbeats.add(rest)
         elif kind == "checkpoints":
-            state.checkpoints[rest] = await client.get(key)
+            state.checkpoints[rest] = await client.lrange(key, 0, -1)
         elif key == f"{{{namespace}}}:workers":
             state.workers = dict(await client.zrange(key, 0, -1, withscores=True))
         elif key == f"{{{namespace}}}:models":
@@ -85,9 +86,9 @@ def pools_of(fields: dict[str, str]) -> list[str]:
     return fields["pools"].split("\n") if fields["pools"] else []
 
 
-def load_of(fields: dict[str, str], checkpoints: str = "") -> Load:
+def load_of(fields: dict[str, str], checkpoints: Sequence[str] = ()) -> Load:
     """Return the load of a worker from its hash and its checkpoints."""
-    parsed = [checkpoint.split(":") for checkpoint in checkpoints.split(";")[:-1]]
+    parsed = [checkpoint.split(":") for checkpoint in checkpoints]
     assert (fields["untracked_own_rate"] == "") == (fields["capacity"] == "")
     return Load(
         speed=float(fields["speed"]),
@@ -137,7 +138,7 @@ async def check_invariants(
     clocks: set[str] = set()
     lotteries: dict[bool, dict[str, dict[str, float]]] = {False: {}, True: {}}  # by whether the workers are failing
     for name, fields in state.hashes.items():
-        load = load_of(fields, state.checkpoints.get(name, ""))
+        load = load_of(fields, state.checkpoints.get(name, []))
         leases = [lease for lease in state.leases if lease.endswith(f"-{fields['incarnation']}@{name}")]
         assert load.leased == len(leases), f"{name} has {load.leased} leases, and these are active: {leases}"
         assert 0 <= load.finished <= load.leased

@@ -8,25 +8,18 @@
   Output: an array of tables with these names, of which lease_ttl and draw are numbers; nil if an argument is invalid,
   or if there is no request.
 ]]
---- @include "argument_groups"
 --- @include "finite_number"
 --- @include "whole_number"
 local function read_requests(first, names)
-  local requests = argument_groups(first, names)
-  if not requests or not requests[1] then
-    return nil
-  end
-  for _, request in ipairs(requests) do
-    request.lease_ttl = request.lease_ttl == "0" and 0 or whole_number(request.lease_ttl, 0)
-    if not request.lease_ttl then
+  local size, has_draws = #names, #names == 3
+  local requests = {}
+  for i = first, #ARGV, size do
+    local lease_ttl = ARGV[i + 1] == "0" and 0 or whole_number(ARGV[i + 1], 0)
+    local draw = has_draws and finite_number(ARGV[i + 2])
+    if not lease_ttl or (has_draws and not (draw and draw < 1)) then
       return nil
     end
-    if request.draw then
-      request.draw = finite_number(request.draw)
-      if not request.draw or request.draw >= 1 then
-        return nil
-      end
-    end
+    requests[#requests + 1] = { model = ARGV[i], lease_ttl = lease_ttl, draw = draw }
   end
-  return requests
+  return requests[1] and requests
 end

@@ -10,10 +10,11 @@
                  requests         as include/arguments/read_requests.lua returns them
                  books_untracked  true if requests without a lease are booked too
                  needs_seq        true if the requests get sequence numbers
-    choose     a function that gets a request and its sequence number, books the request, and returns a choice: the
-               names of the worker and of the lease, each '' for none; nil if the budget of the call does not suffice
+    choose     a function that gets a request and its sequence number, books the request, and returns the names of the
+               worker and of the lease, each '' for none; nil if the budget of the call does not suffice
 
-  Output: an array with the choice for each request, or with nil if the budget did not suffice for it.
+  Output: an array with these two entries for each request, in order. It is flat, because a table for each request would
+  cost more than anything else here.
 ]]
 --- @include "key"
 --- @include "spend"
@@ -25,8 +26,11 @@ local function run_batch(call, choose)
   local seq = call.needs_seq and redis.call("INCRBY", key("sequence"), #requests) - #requests or 0
   local choices = {}
   for i = 1, #requests do
-    local is_affordable = i == 1 or not spend(0)
-    choices[i] = is_affordable and choose(requests[i], seq + i) or false -- which is nil in the answer of Redis
+    local worker, lease
+    if i == 1 or not spend(0) then
+      worker, lease = choose(requests[i], seq + i)
+    end
+    choices[2 * i - 1], choices[2 * i] = worker or false, lease or false -- false is nil in the answer of Redis
   end
   local reply = cjson.encode({ choices = choices, books_untracked = call.books_untracked })
   redis.call("SET", call.reply, reply, "PX", call.reply_ttl)

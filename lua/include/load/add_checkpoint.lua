@@ -7,17 +7,19 @@
   Input:
     load  as include/load/read_load.lua returns it
     time  the time
+
+  Output: nothing. load.checkpoint_at is changed; the caller writes it.
 ]]
 --- @include "checkpoint"
 --- @include "key"
 local function add_checkpoint(load, time)
   local age = time - load.checkpoint_at
-  local kept = ""
-  if age >= 0 and age < 8 * 50 then
-    kept = redis.call("GET", key("checkpoints", load.name)) or ""
-    kept = kept:match("^[^;]+;([^;]+;[^;]+;[^;]+;[^;]+;[^;]+;[^;]+;[^;]+;)$") or kept -- the last 7 of 8
+  local checkpoints = key("checkpoints", load.name)
+  if age < 0 or age >= 8 * 50 then
+    redis.call("DEL", checkpoints)
+  end
+  if redis.call("RPUSH", checkpoints, checkpoint(time, load.dispatched, load.leased_since_report)) > 8 then
+    redis.call("LPOP", checkpoints)
   end
   load.checkpoint_at = time
-  redis.call("SET", key("checkpoints", load.name), kept .. checkpoint(time, load.dispatched, load.leased_since_report))
-  redis.call("HSET", load.worker, "checkpoint_at", time)
 end

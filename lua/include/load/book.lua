@@ -10,7 +10,7 @@
     leased  true if the request has a lease
 ]]
 --- @include "add_checkpoint" when called
---- @include "update_cost_index"
+--- @include "update_cost_index" when called
 --- @include "update_decay_index"
 --- @include "write_untracked" when called
 local function book(load, seq, time, decays, leased)
@@ -26,8 +26,8 @@ local function book(load, seq, time, decays, leased)
   if leased then
     load.leased = load.leased + 1
     load.leased_since_report = load.leased_since_report + 1
-    redis.call("HSET", load.worker, "seq", seq, "index_seq", seq, "leased", load.leased, "leased_since_report",
-      load.leased_since_report, "extended", "1")
+    redis.call("HSET", load.worker, "seq", seq, "index_seq", seq, "checkpoint_at", load.checkpoint_at, "extended", "1",
+      "leased", load.leased, "leased_since_report", load.leased_since_report)
     if load.capacity then
       write_untracked(load)
     end
@@ -35,7 +35,7 @@ local function book(load, seq, time, decays, leased)
     load.untracked = load.untracked + 1
     load.dispatched = load.dispatched + 1
     redis.call("HSET", load.worker, "seq", seq, "untracked", load.untracked, "decayed_at", load.decayed_at,
-      "dispatched", load.dispatched)
+      "dispatched", load.dispatched, "checkpoint_at", load.checkpoint_at)
     if load.capacity then
       load.untracked_own_rate = load.untracked_own_rate + 1
       write_untracked(load)

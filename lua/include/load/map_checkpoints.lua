@@ -9,18 +9,20 @@
 --- @include "checkpoint"
 --- @include "key"
 local function map_checkpoints(name, change)
-  local checkpoints = redis.call("GET", key("checkpoints", name))
-  if not checkpoints then
-    return
-  end
-  local changed = checkpoints:gsub("(%d+):(%d+):(%d+);", function(at, dispatched, leased)
+  local checkpoints = key("checkpoints", name)
+  local kept, is_changed = {}, false
+  for _, old in ipairs(redis.call("LRANGE", checkpoints, 0, -1)) do
+    local at, dispatched, leased = old:match("^(%d+):(%d+):(%d+)$")
     at = tonumber(at)
     dispatched, leased = change(at, tonumber(dispatched), tonumber(leased))
-    return dispatched and checkpoint(at, dispatched, leased) or ""
-  end)
-  if changed == "" then
-    redis.call("DEL", key("checkpoints", name))
-  elseif changed ~= checkpoints then
-    redis.call("SET", key("checkpoints", name), changed)
+    local new = dispatched and checkpoint(at, dispatched, leased)
+    kept[#kept + 1] = new or nil
+    is_changed = is_changed or new ~= old
+  end
+  if is_changed then
+    redis.call("DEL", checkpoints)
+  end
+  if is_changed and kept[1] then
+    redis.call("RPUSH", checkpoints, unpack(kept))
   end
 end
