@@ -10,7 +10,8 @@ PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 install = { [ -x $(BIN)/uv ] && $(UV) $(1) 2>/dev/null; } \
 	|| { echo "  with pip, which takes about a minute ..."; $(PIP) --upgrade 'pip>=25.1' && $(PIP) $(1); }
 
-PYTEST_OPTIONS := -q -n 2 --dist loadfile --no-loadscope-reorder
+# Four processes also on two cores, because many tests wait for other processes.
+PYTEST_OPTIONS := -q -n 4 --dist loadfile --no-loadscope-reorder
 
 .DEFAULT_GOAL := help
 .PHONY: help serve test test-all check demo format docs docs-serve docs-reference bench simulate clean

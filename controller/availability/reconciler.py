@@ -4,6 +4,7 @@ from collections import Counter, deque
 from collections.abc import Iterable
 from typing import Final
 
+from controller.domain.errors import StoreRejection
 from controller.store.reconciliation import Reconciliation, split
 from controller.store.registry import Registry
 
@@ -47,13 +48,18 @@ class Reconciler:
     async def reconcile(self, sequence: int = 0) -> None:
         """Report bookings and unanswered calls. Raises StoreError.
 
-        A report without an acknowledgement is sent again unchanged, so Redis counts it once.
+        A report without an acknowledgement is sent again unchanged, so Redis counts it once. A report that Redis
+        rejects is dropped, because it would be rejected again. The next report of each worker corrects its load.
 
         sequence: sequence number of the last snapshot if Redis has lost data since, or else 0.
         """
         while True:
             while self._reports:
-                await self._registry.reconcile(self._reports[0])
+                try:
+                    await self._registry.reconcile(self._reports[0])
+                except StoreRejection:
+                    del self._reports[0]
+                    raise
                 del self._reports[0]
             bookings, self._bookings = self._bookings, Counter()
             unanswered = list(self._unanswered)

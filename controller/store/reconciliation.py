@@ -4,7 +4,7 @@ import secrets
 from collections.abc import Mapping, Sequence
 from typing import Final, NamedTuple
 
-_MAX_BOOKINGS: Final = 1_000  # in one call, so that it cannot block Redis for long
+_MAX_BOOKINGS: Final = 1_000  # in one report, whose rest is sent again with each call that its work takes
 
 
 class Reconciliation(NamedTuple):

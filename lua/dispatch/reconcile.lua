@@ -4,8 +4,9 @@
   Takes back what dispatch calls booked whose replies were lost, makes those of them that have yet to run book nothing,
   and books what the replica dispatched from its snapshot.
 
-  Workers that are not alive are skipped. If a worker has reported since, its report already counts these requests. They
-  are counted twice until its next report.
+  Workers that are not alive are skipped. If a worker has reported since it was booked in a call, no more is taken back
+  than was dispatched to it since the report, because the report has replaced the rest. If a worker has reported since
+  the replica dispatched to it from its snapshot, these requests are counted twice until its next report.
 
   Keys:
     worker:<name>       HASH    rw
@@ -32,7 +33,7 @@
 
   Output:
     the number of items that were handled, from the first one on; call again for the others, with another id
-    error 'INVALID …' if an argument is invalid; nothing was done
+    error 'INVALID …' if an argument is invalid, or if an earlier run of this call has failed; nothing was done
 ]]
 --- @include "argument_groups"
 --- @include "end_lease"
@@ -60,10 +61,12 @@ end
 
 local reply = key("reply", request_id)
 local earlier = redis.call("GET", reply)
-if earlier then
+if earlier == "failed" then
+  return redis.error_reply("INVALID call: an earlier run of it has failed, so parts of it would be done twice")
+elseif earlier then
   return tonumber(earlier)
 end
-redis.call("SET", reply, "0", "PX", reply_ttl) -- first: Redis rejects this if its memory is full
+redis.call("SET", reply, "failed", "PX", reply_ttl) -- first: Redis rejects this if its memory is full
 
 local time = now()
 
@@ -73,11 +76,12 @@ local function change_dispatched(name, change)
   if not load or not is_alive(name) then
     return
   end
+  change = math.max(change, -load.dispatched) -- a report has replaced the others
   load.untracked = math.max(0, load.untracked + change)
   if load.capacity then
     load.untracked_own_rate = math.max(0, load.untracked_own_rate + change)
   end
-  load.dispatched = math.max(0, load.dispatched + change)
+  load.dispatched = load.dispatched + change
   map_checkpoints(name, function(_, dispatched, leased)
     return math.min(dispatched, load.dispatched), leased -- or a report would acknowledge more than there are
   end)
@@ -86,21 +90,34 @@ local function change_dispatched(name, change)
   update_decay_index(load, decays and time)
 end
 
+-- Take back requests that were drawn by the lottery, which are counted but not booked.
+local function take_back_draws(name, number)
+  local worker = key("worker", name)
+  local drawn = redis.call("HGET", worker, "dispatched_by_lottery")
+  if drawn then
+    redis.call("HSET", worker, "dispatched_by_lottery", math.max(0, drawn - number))
+  end
+end
+
 local function take_back(unanswered)
   local unanswered_reply = key("reply", unanswered)
   local kept = redis.call("GET", unanswered_reply)
   local batch = kept and cjson.decode(kept) or { choices = {} }
-  local booked = {}
+  local dispatched = {}
   for i = 1, #batch.choices, 2 do
     local worker, lease = batch.choices[i] or "", batch.choices[i + 1] or ""
     if lease ~= "" then
       end_lease(lease, time, decays, false)
-    elseif worker ~= "" and batch.books_untracked then
-      booked[worker] = (booked[worker] or 0) + 1
+    elseif worker ~= "" then
+      dispatched[worker] = (dispatched[worker] or 0) + 1
     end
   end
-  for name, number in pairs(booked) do
-    change_dispatched(name, -number)
+  for name, number in pairs(dispatched) do
+    if batch.books_untracked then
+      change_dispatched(name, -number)
+    else
+      take_back_draws(name, number)
+    end
   end
   redis.call("SET", unanswered_reply, '{"choices":[]}', "PX", reply_ttl)
 end

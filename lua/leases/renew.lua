@@ -13,7 +13,7 @@
   Output:
     an array with one entry for each lease, in order:
       1  the lease is active and was renewed
-      0  it is not active, or its worker is not alive: see release.lua
+      0  it was released, it has expired, or its worker is not alive or has registered again
 ]]
 --- @include "argument_groups"
 --- @include "is_alive"

@@ -60,6 +60,11 @@ local calls = argument_groups(4, { "name", "drain" })
 if not reply_ttl or not calls or not calls[1] then
   return redis.error_reply("INVALID arguments")
 end
+for _, call in ipairs(calls) do
+  if call.drain ~= "0" and call.drain ~= "1" then
+    return redis.error_reply("INVALID state")
+  end
+end
 
 local reply = key("reply", request_id)
 local earlier = redis.call("GET", reply)

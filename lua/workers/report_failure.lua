@@ -1,6 +1,6 @@
 --[[
-  Deprioritise workers that have failed: until the next heartbeat, or, for a worker that does not answer status polls,
-  until it answers one.
+  Deprioritise workers that have failed. The next heartbeat of a worker ends this. So does an answer to a poll, for the
+  failures that include/load/clear_failure.lua names.
 
   Keys:
     worker:<name>           HASH    rw

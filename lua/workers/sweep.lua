@@ -55,21 +55,25 @@ if ttl >= 0 and ttl <= interval then -- it is longer only if the clock of Redis 
 end
 
 local time = now()
-local purged = {}
+local purged, alive = {}, {}
 local expired = redis.call("ZRANGEBYSCORE", key("workers"), "-inf", time, "LIMIT", 0, LIMIT)
 for _, name in ipairs(expired) do
   if spend(0) then
     return { 1, purged }
-  elseif is_alive(name) then -- the clock was set ahead and back: look again when the heartbeat expires
-    redis.call("ZADD", key("workers"), time + redis.call("PTTL", key("heartbeat", name)), name)
+  elseif is_alive(name) then -- the clock was set ahead and back
+    alive[#alive + 1] = name
   else
     spend(purge_worker(name))
     purged[#purged + 1] = name
   end
 end
-if expire_leases(time, decays, LIMIT) or #expired == LIMIT then
+local has_more = expire_leases(time, decays, LIMIT) or #expired == LIMIT
+-- Last: if Redis's memory is full, it rejects a write before the first deletion. Then the next sweep does it.
+for _, name in ipairs(alive) do -- look again when the heartbeat expires
+  redis.pcall("ZADD", key("workers"), time + redis.call("PTTL", key("heartbeat", name)), name)
+end
+if has_more then
   return { 1, purged }
 end
--- Last: if Redis's memory is full, it rejects this, but not what frees memory.
-redis.call("SET", key("sweep"), "1", "PX", interval)
+redis.pcall("SET", key("sweep"), "1", "PX", interval)
 return { 0, purged }

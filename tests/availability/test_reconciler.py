@@ -1,10 +1,12 @@
 """Reconciliation after an outage: nothing that a replica did meanwhile is lost or counted twice."""
 
 import asyncio
+from functools import partial
 
 import pytest
 
-from controller.domain.errors import StoreUnavailable
+from controller.availability.reconciler import Reconciler
+from controller.domain.errors import StoreRejection, StoreUnavailable
 from controller.replica import Replica
 from controller.store import keys
 from controller.store.reconciliation import split
@@ -102,6 +104,29 @@ async def test_reconciliation_counts_once_if_it_is_sent_repeatedly(store: Store)
     assert workers_of(await registry.dispatch_shortest_queue(asks(["m"]))) == [A], "the indexes are up to date"
 
 
+async def test_rejected_reconciliation_is_dropped(store: Store) -> None:
+    """A part of it may be done already, so to repeat it could count requests twice."""
+    registry = store.registry()
+    await registry.register(worker(A))
+    await registry.register(worker(B, "n"))
+    index = keys.decay_index(store.namespace, "n")
+    entries = await store.test_client.zrange(index, 0, -1, withscores=True)
+    await store.test_client.delete(index)
+    await store.test_client.set(index, "of another program")
+    reconciler = Reconciler(registry)
+    reconciler.add_bookings([A, B])
+    [report] = split({A: 1, B: 1}, [], 0)
+    for call in (reconciler.reconcile, partial(registry.reconcile, report)):
+        with pytest.raises(StoreRejection, match="WRONGTYPE"):
+            await call()
+    with pytest.raises(StoreRejection, match="an earlier run of it has failed"):
+        await registry.reconcile(report)
+    await store.test_client.delete(index)
+    await store.test_client.zadd(index, dict(entries))
+    await reconciler.reconcile()
+    assert (await queue_lengths(store))[A] == 2, "each report counted once"
+
+
 async def test_reconciliation_id_is_kept_while_a_replica_may_repeat_it(store: Store) -> None:
     """A replica outlasts an outage for the heartbeat expiration. After the outage it may repeat a reconciliation."""
     registry = store.registry(heartbeat_expiration=600.0, deadline=1.0)
@@ -126,6 +151,17 @@ def test_split_returns_parts_of_bounded_size() -> None:
     parts = split({f"http://127.0.0.1:1/w{i}": 1 for i in range(2500)}, [], 3)
     assert [len(part.bookings) for part in parts] == [1000, 1000, 500]
     assert len({part.request_id for part in parts}) == 3
+
+
+async def test_take_back_leaves_what_a_worker_has_reported_since(store: Store) -> None:
+    registry = store.registry()
+    await registry.register(worker(A))
+    requests: list[str | int] = ["m", 0] * 3
+    assert await registry._run("dispatch_shortest_queue", "lost", 60_000, 0, *requests) == [A, ""] * 3
+    await registry.heartbeat(reports([(A, 5)]))
+    for part in split({}, ["lost"], 0):
+        await registry.reconcile(part)
+    assert await queue_lengths(store) == {A: 5}
 
 
 async def test_bookings_taken_back_after_a_heartbeat_do_not_go_below_zero(store: Store) -> None:

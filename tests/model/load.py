@@ -103,9 +103,10 @@ class Load:
     def reconcile(self, change: int, reading: float, rate: float) -> None:
         """Change the number of requests that were dispatched without a lease: see lua/dispatch/reconcile.lua."""
         self.decay(reading, rate)
+        change = max(change, -self.dispatched)
         self.untracked = max(0.0, self.untracked + change)
         self.untracked_own_rate = max(0.0, self.untracked_own_rate + change)
-        self.dispatched = max(0, self.dispatched + change)
+        self.dispatched += change
         self.checkpoints = [(at, min(count, self.dispatched), leased) for at, count, leased in self.checkpoints]
 
     def book(self, now: float, reading: float, rate: float, leased: bool) -> None:

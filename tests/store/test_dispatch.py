@@ -251,6 +251,7 @@ async def fleet(store: Store, namespace: str) -> dict[str, Indexed]:
     return workers
 
 
+@pytest.mark.slow_on_fakeredis
 @pytest.mark.usefixtures("store_clock")
 @pytest.mark.parametrize("capacity", [None, 4])
 async def test_dispatch_compares_the_fronts_of_both_indexes_when_only_some_requests_are_leased(

@@ -47,10 +47,25 @@ async def test_report_ends_expired_leases(registry: Registry, expired_lease: str
     assert await leased(registry) == 0
 
 
+@pytest.mark.usefixtures("store_clock")
+async def test_lease_expires_at_its_time(store: Store) -> None:
+    seconds, _ = await store.client.time()
+    now = 1000 * seconds
+    await store.client.set(CLOCK, now)
+    registry = store.registry()
+    await registry.register(worker(A))
+    leases = leases_of(await registry.dispatch_shortest_queue(asks(["m"] * 2, 60_000)))
+    await store.client.set(CLOCK, now + 59_999)
+    assert await registry.renew(leases[0])
+    await store.client.set(CLOCK, now + 60_000)
+    assert not await registry.renew(leases[1])
+
+
 async def test_renew_restarts_the_full_duration_of_a_lease(store: Store, registry: Registry) -> None:
     await registry.register(worker(A))
     [lease] = leases_of(await registry.dispatch_shortest_queue(asks(["m"], 60_000)))
     leases = keys.leases(store.namespace)
+    assert await store.client.pttl(leases) > 86_400_000, "longer than any lease"
     ends_at = await store.client.zscore(leases, lease)
     await store.client.zadd(leases, {lease: ends_at - 50_000})  # simulate elapsed time
     assert await registry.renew(lease)

@@ -31,6 +31,7 @@ async def draws(registry: Registry, number: int) -> Counter[str]:
     return drawn
 
 
+@pytest.mark.slow_on_fakeredis
 @pytest.mark.parametrize("lost", ["nothing", "the odds", "the serving workers"])
 async def test_195_failing_workers_of_200_are_not_drawn(store: Store, lost: str) -> None:
     registry = store.registry(draw=random.Random(11).random)
@@ -98,6 +99,7 @@ async def registration(registry: Registry, name: str, speed: float) -> None:
     await registry.register(worker(name, speed=speed, check_heart_beat=False))
 
 
+@pytest.mark.slow_on_fakeredis
 @pytest.mark.parametrize(
     "clear_failure", [heartbeat, poll, registration], ids=lambda clear_failure: clear_failure.__name__
 )

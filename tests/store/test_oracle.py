@@ -363,6 +363,8 @@ class RegistryMachine(RuleBasedStateMachine):
         by_lottery=st.booleans(),
         pause=st.sampled_from([0, 0, 60, 1_500, 6_000]),
         times=st.integers(1, 2),
+        reported=st.none() | queues,
+        kept=st.none() | requests,
     )
     def reconcile(
         self,
@@ -372,8 +374,13 @@ class RegistryMachine(RuleBasedStateMachine):
         by_lottery: bool = False,
         pause: int = 0,
         times: int = 1,
+        reported: int | None = None,
+        kept: list[tuple[str, bool]] | None = None,
     ) -> None:
-        """Reconcile bookings and a dispatch with a lost reply, which runs before, after or never."""
+        """Reconcile bookings and a dispatch with a lost reply, which runs before, after or never.
+
+        reported, kept: if it runs before, workers then report this queue length, and these requests are dispatched.
+        """
         request_id = f"id-{next(_request_ids)}"
         method = "dispatch_lottery" if by_lottery else "dispatch_shortest_queue"
         arguments = ((m, LEASE_TTL * leased, "0.5")[: 3 if by_lottery else 2] for m, leased in requested)
@@ -387,12 +394,21 @@ class RegistryMachine(RuleBasedStateMachine):
             else:
                 self.check_dispatches(requested, choices)
             self.tick(pause)
+            if reported is not None:
+                self.reports([(name, reported, 0) for name in NAMES], polls=False)
+            if kept:
+                self.dispatch(kept)
         for part in split(bookings, [request_id], 0):
             for _ in range(times):
                 self.run(self.registry.reconcile(part))
         for choice in choices:
             self.end_lease(choice.lease)
-        undone = Counter(c.worker for c in choices if c.worker and not c.lease and not by_lottery)
+        undone = Counter(c.worker for c in choices if c.worker and not c.lease)
+        if by_lottery:
+            for name in undone.keys() & self.known.keys():
+                load = self.known[name].load
+                load.dispatched_by_lottery = max(0, load.dispatched_by_lottery - undone.pop(name))
+            undone.clear()
         for name, number in [*((name, -count) for name, count in undone.items()), *bookings.items()]:
             if name in self.known:
                 known = self.known[name]

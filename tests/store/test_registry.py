@@ -307,6 +307,7 @@ async def test_worker_without_models_may_have_speed_zero(registry: Registry) -> 
         assert await registry.drain(A, drain=False)
 
 
+@pytest.mark.slow_on_fakeredis
 async def test_list_workers_reads_many_workers_in_parts(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
     """Each part blocks Redis only briefly. The list contains every worker registered throughout."""
     registry = store.registry()

@@ -45,6 +45,7 @@ async def test_full_store_rejects_writes_without_partial_changes_and_still_purge
         await registry.register(worker(name))
     for name in (A, B):
         await store.expire_heartbeat(name)
+    await store.client.zadd(keys.workers(store.namespace), {C: 1}, xx=True)  # so that the sweep reaches it first
     before = await whole_state(store.client, store.namespace)
     await store.client.config_set("maxmemory", "1")
     try:
@@ -60,6 +61,7 @@ async def test_full_store_rejects_writes_without_partial_changes_and_still_purge
             assert await whole_state(store.client, store.namespace) == before
         assert await registry.heartbeat(reports([(A, 1)])) == [False]
         assert await registry.sweep(0.001) == [B]
+        assert await registry.sweep(0.001) == []
         assert [known.name for known in (await registry.list_workers()).workers] == [C]
     finally:
         await store.client.config_set("maxmemory", "0")
@@ -193,6 +195,8 @@ def registration(**changed: str) -> list[str]:
 
 
 INVALID = [
+    ("drain", ["id", "1", "0", A, "2"]),
+    ("drain", ["id", "1", "0", A, ""]),
     *(("register", ["0", *registration(**changed)]) for changed in INVALID_REGISTRATIONS),
     ("register", ["0"]),
     ("register", ["0", *registration()[:-1]]),

@@ -34,6 +34,8 @@ def is_quick(item: pytest.Item) -> bool:
         return False
     if item.get_closest_marker("system") and not item.get_closest_marker("smoke"):
         return False
+    if item.get_closest_marker("slow_on_fakeredis") and "fakeredis" in item.nodeid:
+        return False
     return "redis-server" not in item.nodeid
 
 
