@@ -6,7 +6,7 @@ from typing import Any, ClassVar, Final, NamedTuple
 
 from controller.replica import Replica
 from controller.store.registry import Request
-from tests.model.state import State
+from tests.model.state import Lost, State
 from tests.support.dispatches import texts_of, worker_of, worker_of_lease
 
 
@@ -100,8 +100,12 @@ class Dispatch(Call):
         """Yield the same states for a failed call. The replica will take back its bookings when it reconciles."""
         for after in self.run(state, UNKNOWN, leases):
             new = after.leases.keys() - state.leases.keys()
-            booked = [name for name, worker in after.workers.items() if worker.booked != state.workers[name].booked]
-            after.unreconciled[self.replica].lost += [(chosen, state.clock) for chosen in (*new, *booked)]
+            before = state.workers
+            booked = [name for name, worker in after.workers.items() if worker.booked != before[name].booked]
+            drawn = [name for name, worker in after.workers.items() if worker.drawn != before[name].drawn]
+            after.unreconciled[self.replica].lost += [
+                Lost(chosen, state.clock, chosen in drawn) for chosen in (*new, *booked, *drawn)
+            ]
             yield after
 
     def booked(self, state: State, chosen: str) -> State:

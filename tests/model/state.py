@@ -4,6 +4,7 @@ from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from math import inf
+from typing import NamedTuple
 
 from controller.domain import worker as domain
 from tests.support.dispatches import worker_of, worker_of_lease
@@ -48,17 +49,25 @@ class Worker:
             self.failing = ""
 
 
+class Lost(NamedTuple):
+    """A dispatch without an answer: the worker or lease, the time, and whether the worker was drawn by the lottery."""
+
+    chosen: str
+    at: int
+    drawn: bool
+
+
 @dataclass
 class Unreconciled:
     """What a replica reports when it reconciles.
 
     bookings: number of requests that were sent to each worker in degraded mode.
-    lost: dispatches without an answer: the worker or lease, and the time.
+    lost: dispatches without an answer.
     released: leases that ended during the outage.
     """
 
     bookings: Counter[str] = field(default_factory=Counter)
-    lost: list[tuple[str, int]] = field(default_factory=list)
+    lost: list[Lost] = field(default_factory=list)
     released: set[str] = field(default_factory=set)
 
 
@@ -146,11 +155,13 @@ class State:
         report, self.unreconciled[replica] = self.unreconciled[replica], Unreconciled()
         for lease in report.released:
             self.end_lease(lease)
-        for chosen, at in report.lost:
+        for chosen, at, drawn in report.lost:
             if self.clock - at >= REPLY_KEPT_MS:
                 continue  # the reply has expired, so the store cannot take the booking back
             if worker_of(chosen) != chosen:
                 self.end_lease(chosen)
+            elif chosen in self.workers and drawn:
+                self.workers[chosen].drawn = max(0, self.workers[chosen].drawn - 1)
             elif chosen in self.workers:
                 self.workers[chosen].book(-1)
         for name, number in report.bookings.items():
