@@ -10,6 +10,7 @@ from controller.availability.readiness import Readiness
 from controller.availability.reconciler import Reconciler
 from controller.availability.snapshots import SnapshotManager
 from controller.dispatch.dispatcher import Dispatcher
+from controller.domain.worker import worker_name
 from controller.fleet.membership import Membership
 from controller.fleet.parents import Parents
 from controller.fleet.poller import Poller
@@ -68,7 +69,13 @@ class Replica:
             settings.forward_tries,
         )
         self.services = Services(
-            self.dispatcher, self.forwarder, self.membership, metrics, self.readiness, self.refresher
+            self.dispatcher,
+            self.forwarder,
+            self.membership,
+            metrics,
+            self.readiness,
+            self.refresher,
+            by_way=worker_name(settings.advertise) if settings.by_way and settings.advertise else "",
         )
 
     def app(self, *background: Callable[[], Awaitable[None]]) -> ASGIApp:

@@ -133,7 +133,15 @@ class Settings:
         "http://host:port. Separate several with commas.",
     )
     advertise: str | None = _setting(
-        None, "Address at which --parent reaches this cluster, usually of its load balancer: http://host:port."
+        None,
+        "Address at which --parent and, with --by-way, clients reach this cluster, usually of its load balancer: "
+        "http://host:port.",
+    )
+    by_way: bool = _setting(
+        False,
+        "Give clients the address --advertise instead of a worker's, so that their requests pass through the "
+        "controller. Then each request is counted from its start to its end. Otherwise clients send their requests to "
+        "the workers, and their load is estimated.",
     )
     parent_interval: float = _setting(
         45.0,
@@ -191,8 +199,12 @@ class Settings:
         for name in ("register_timeout", "booking_delay", "poll_interval", "shutdown_delay", "shutdown_timeout"):
             if not 0 <= getattr(self, name) <= 10**7:
                 raise SettingsError(f"{flag(name)} must be 0 or more seconds, not {getattr(self, name)}.")
-        if bool(self.parent) != bool(self.advertise):
-            raise SettingsError("--parent and --advertise need each other: where to register, and under which address.")
+        if self.parent and not self.advertise:
+            raise SettingsError("--parent needs --advertise: the address at which the parent reaches this cluster.")
+        if self.by_way and not self.advertise:
+            raise SettingsError("--by-way needs --advertise: the address at which clients reach this cluster.")
+        if self.advertise and not (self.parent or self.by_way):
+            raise SettingsError("--advertise needs --parent or --by-way, because nothing else uses the address.")
         for parent in self.parent.split(",") if self.parent else ():
             _check_address("parent", parent)
         if self.advertise:

@@ -47,6 +47,7 @@ class Dispatcher:
         self._degraded = degraded
         self._metrics = metrics
         self._dispatches: Coalescer[Request, MaybeStale[Choice]] = Coalescer(self._dispatch_all)
+        self._finds: Coalescer[str, MaybeStale[str]] = Coalescer(self._find_all)
         self._model_lists: Coalescer[bool | None, MaybeStale[list[str]]] = Coalescer(self._list_models_all)
 
     async def dispatch(self, model: str) -> MaybeStale[str]:
@@ -68,6 +69,15 @@ class Dispatcher:
             return MaybeStale(Leased(*self._no_worker()))
         choice, snapshot_age = await self._dispatches.submit(Request(model, lease_ms))
         return MaybeStale(Leased(*choice), snapshot_age)
+
+    async def find_worker(self, model: str) -> MaybeStale[str]:
+        """Find a live worker of a model at random, and book nothing. Return "" if the model has no live worker.
+
+        It is for requests that are no load, and for the question whether a model has a live worker.
+        """
+        if len(model) > MAX_MODEL_NAME_LENGTH:
+            return MaybeStale("")
+        return await self._finds.submit(model)
 
     async def release(self, lease: str) -> bool:
         """Release a lease: its request has ended. Return True if the lease was active."""
@@ -143,6 +153,17 @@ class Dispatcher:
             raise
         self._metrics.dispatches_degraded.inc(len(models))
         return [MaybeStale(Choice(address), age) for address in addresses]
+
+    async def _find_all(self, models: Sequence[str]) -> list[MaybeStale[str]]:
+        try:
+            found = await self._breaker.call(self._registry.find_workers, models)
+            missing = [model for model, worker in zip(models, found, strict=True) if not worker]
+            if missing and await self._snapshots.verify_missing(missing):
+                found = await self._breaker.call(self._registry.find_workers, models)
+        except StoreError as error:
+            snapshot, age = self._snapshots.get(error)
+            return [MaybeStale(snapshot.lottery(model), age) for model in models]
+        return [MaybeStale(worker) for worker in found]
 
     async def _list_models_all(self, kinds: Sequence[bool | None]) -> list[MaybeStale[list[str]]]:
         lists = {kind: await self._list_models(kind) for kind in set(kinds)}

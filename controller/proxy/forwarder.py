@@ -4,7 +4,6 @@ import asyncio
 import contextlib
 import logging
 from collections.abc import AsyncGenerator, Callable, Coroutine, Mapping
-from contextlib import aclosing
 from typing import Final, NamedTuple
 
 from controller.availability.snapshot import MaybeStale
@@ -28,6 +27,9 @@ logger = logging.getLogger("controller")
 # Dispatch attempts per retry. A worker that fails instantly keeps the shortest queue, so it may be chosen repeatedly.
 _MAX_DISPATCHES: Final = 16
 
+# Seconds. If a replica is killed, what it forwarded stays booked for at most this time.
+_MAX_LEASE_TIME: Final = 60.0
+
 
 class Forwarded:
     """A worker's response, of which the head has arrived.
@@ -36,10 +38,17 @@ class Forwarded:
 
     first: first piece of the body.
     on_end: called once with the outcome.
+    read_on: called with this response if it is closed before its end and the worker goes on with the request anyway.
+        It has to call finish().
     """
 
     def __init__(
-        self, response: WorkerResponse, first: bytes, rest: AsyncGenerator[bytes], on_end: Callable[[str], None]
+        self,
+        response: WorkerResponse,
+        first: bytes,
+        rest: AsyncGenerator[bytes],
+        on_end: Callable[[str], None],
+        read_on: Callable[["Forwarded"], object] | None,
     ) -> None:
         self.status = response.status
         self.headers = response.headers
@@ -48,6 +57,7 @@ class Forwarded:
         self._first = first
         self._rest = rest
         self._on_end = on_end
+        self._read_on = read_on
         self._outcome = "client_gone"
         self._closed = False
 
@@ -56,9 +66,8 @@ class Forwarded:
         try:
             if self._first:
                 yield self._first
-            async with aclosing(self._rest) as rest:
-                async for piece in rest:
-                    yield piece
+            async for piece in self._rest:
+                yield piece
         except WorkerError as error:
             self._outcome = "broken"
             logger.warning("A forwarded response failed, and its client gets an error: %s", error)
@@ -67,10 +76,26 @@ class Forwarded:
 
     def close(self) -> None:
         """Close the response. Synchronous on purpose: a cancelled caller could be cancelled again at any `await`."""
-        if not self._closed:
-            self._closed = True
-            self._response.close()
-            self._on_end(self._outcome)
+        if self._closed:
+            return
+        self._closed = True
+        if self._outcome == "client_gone" and self._read_on is not None:
+            self._read_on(self)
+        else:
+            self._end()
+
+    async def finish(self) -> None:
+        """Read the rest of the body and drop it, after close(). Then end the request."""
+        try:
+            with contextlib.suppress(WorkerError):
+                async for _ in self._rest:
+                    pass
+        finally:
+            self._end()
+
+    def _end(self) -> None:
+        self._response.close()
+        self._on_end(self._outcome)
 
 
 class Forwarder:
@@ -99,7 +124,8 @@ class Forwarder:
         self._metrics = metrics
         self._cluster_id = cluster_id
         self._tries = tries
-        self._renew_after = lease_time / 3  # one renewal may fail
+        self._lease_time = min(lease_time, _MAX_LEASE_TIME)
+        self._renew_after = self._lease_time / 3  # one renewal may fail
         self._renewals: dict[str, asyncio.TimerHandle] = {}  # by lease
         self._background: set[asyncio.Task[None]] = set()
 
@@ -114,12 +140,24 @@ class Forwarder:
         """
         return await self._forward(_Request(model, "/worker_generate_stream", body, self._headers(hops), frames=True))
 
+    async def generate(self, model: str, path: str, body: bytes, hops: str = "") -> MaybeStale[Forwarded]:
+        """Forward a request that FastChat's workers answer as a whole, and do not end if their client has left.
+
+        So its lease is kept until the worker has answered, also if the client leaves earlier. Returns and raises as
+        call().
+        """
+        return await self._forward(_Request(model, path, body, self._headers(hops), runs_on=True))
+
+    async def look_up(self, model: str, path: str, body: bytes, hops: str = "") -> MaybeStale[Forwarded]:
+        """Forward a request that is no load to any live worker, without a lease. Returns and raises as call()."""
+        return await self._forward(_Request(model, path, body, self._headers(hops), is_load=False))
+
     async def call(self, model: str, path: str, body: bytes, hops: str = "") -> MaybeStale[Forwarded]:
         """Forward any other request. Returns when the first piece of the body has arrived.
 
         Raises as stream(), except that each status below 500 is a normal response.
         """
-        return await self._forward(_Request(model, path, body, self._headers(hops), frames=False))
+        return await self._forward(_Request(model, path, body, self._headers(hops)))
 
     async def close(self, time_limit: float) -> None:
         """Wait until the leases of ended requests are released, for at most `time_limit` seconds."""
@@ -132,7 +170,7 @@ class Forwarder:
     async def _forward(self, request: "_Request") -> MaybeStale[Forwarded]:
         outcome = "client_gone"
         try:
-            leased, snapshot_age = await self._dispatch(request.model)
+            leased, snapshot_age = await self._choose(request)
             if not leased.address:
                 raise NoWorker(f"No live worker serves the model {request.model[:100]!r}.")  # noqa: TRY301 - counted below
             forwarded = await self._try_workers(request, leased)
@@ -159,7 +197,7 @@ class Forwarder:
             try:
                 return await self._send(request, leased)
             except WorkerError as error:
-                another = await self._another(request.model, tried) if self._may_retry(error) else None
+                another = await self._another(request, tried) if self._may_retry(error) else None
                 if another is None:
                     raise
                 logger.warning("Retrying a request on worker %s: %s", another.address, error)
@@ -167,6 +205,17 @@ class Forwarder:
                 leased = another
 
     async def _send(self, request: "_Request", leased: Leased) -> Forwarded:
+        """Return the response of one worker. If this raises, the lease is released, now or when the worker is done."""
+        if not request.runs_on:
+            return await self._exchange(request, leased)
+        exchange = asyncio.create_task(self._exchange(request, leased))
+        try:
+            return await asyncio.shield(exchange)
+        except asyncio.CancelledError:
+            self._start(_finish(exchange))
+            raise
+
+    async def _exchange(self, request: "_Request", leased: Leased) -> Forwarded:
         """Return the response of one worker. If this raises, the release of the lease has been started."""
         self._renew_later(leased.lease)
         response = None
@@ -189,19 +238,22 @@ class Forwarder:
             self._count(frames, outcome)
             self._end(leased)
 
-        return Forwarded(response, first, pieces, on_end)
+        return Forwarded(response, first, pieces, on_end, self._read_on if request.runs_on else None)
+
+    def _read_on(self, forwarded: Forwarded) -> None:
+        self._start(forwarded.finish())
 
     def _may_retry(self, error: WorkerError) -> bool:
         if self._workers.streams_ended:  # this replica ended the request itself
             return False
         return error.status >= 500 if isinstance(error, WorkerRefused) else not isinstance(error, WorkerSilent)
 
-    async def _another(self, model: str, tried: set[str]) -> Leased | None:
+    async def _another(self, request: "_Request", tried: set[str]) -> Leased | None:
         """Pick a worker not in `tried` and add it. Return None if there is none or the retry limit is reached."""
         surplus: list[Leased] = []
         try:
             while len(tried) < self._tries and len(surplus) < _MAX_DISPATCHES:
-                another, _ = await self._dispatch(model)
+                another, _ = await self._choose(request)
                 if not another.address:
                     return None
                 if another.address not in tried:
@@ -215,9 +267,12 @@ class Forwarder:
                 self._end(each)
         return None
 
-    async def _dispatch(self, model: str) -> MaybeStale[Leased]:
-        """Dispatch a request. If the client disconnects meanwhile, its lease is released as soon as it is known."""
-        choice = asyncio.ensure_future(self._dispatcher.dispatch_with_lease(model))
+    async def _choose(self, request: "_Request") -> MaybeStale[Leased]:
+        """Choose a worker. If the client disconnects meanwhile, its lease is released as soon as it is known."""
+        if not request.is_load:
+            address, snapshot_age = await self._dispatcher.find_worker(request.model)
+            return MaybeStale(Leased(address, ""), snapshot_age)
+        choice = asyncio.ensure_future(self._dispatcher.dispatch_with_lease(request.model, self._lease_time))
         try:
             return await asyncio.shield(choice)
         except asyncio.CancelledError:
@@ -271,9 +326,25 @@ async def _pieces(response: WorkerResponse, frames: bool) -> AsyncGenerator[byte
     return response.frames() if frames and not response.encoded else response.pieces()
 
 
+async def _finish(exchange: "asyncio.Task[Forwarded]") -> None:
+    """Wait for the response to a request whose client has left, and read it to its end."""
+    with contextlib.suppress(WorkerError):
+        forwarded = await exchange
+        await forwarded.finish()
+
+
 class _Request(NamedTuple):
+    """A request to forward.
+
+    frames: the response is a stream of frames, and only whole frames are forwarded.
+    runs_on: the worker does not end the request if its client leaves.
+    is_load: it is booked with a lease.
+    """
+
     model: str
     path: str
     body: bytes
     headers: Mapping[str, str]
-    frames: bool  # the response is a stream of frames, and only whole frames are forwarded
+    frames: bool = False
+    runs_on: bool = False
+    is_load: bool = True

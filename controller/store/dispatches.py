@@ -2,12 +2,14 @@
 
 import random
 from collections.abc import Callable, Iterable, Sequence
-from typing import NamedTuple, assert_never
+from typing import Final, NamedTuple, assert_never
 
 from controller.domain.dispatch import DispatchMethod
 from controller.store.connection import StoreClient
 from controller.store.reconciliation import Reconciliation
 from controller.store.runner import ScriptRunner, new_id
+
+_MAX_FINDS: Final = 8  # calls for a model with hundreds of expired workers, which the sweep has yet to purge
 
 
 class Request(NamedTuple):
@@ -59,6 +61,22 @@ class DispatchStore(ScriptRunner):
         Returns None for each request that is left. Call again for these.
         """
         return await self._dispatch(method, new_id(), requests)
+
+    async def find_workers(self, models: Sequence[str]) -> list[str]:
+        """Find a live worker at random for each model, and book nothing. Returns "" if a model has no live worker.
+
+        Failing workers are found only if the model has no others.
+        """
+        found = [""] * len(models)
+        left = list(range(len(models)))
+        for _ in range(_MAX_FINDS):
+            answers = await self._run_each("find_workers", tuple, left, lambda i: (models[i], repr(self._draw())))
+            for i, answer in zip(left, answers, strict=True):
+                found[i] = answer or ""
+            left = [i for i, answer in zip(left, answers, strict=True) if answer is None]
+            if not left:
+                break
+        return found
 
     async def _dispatch_all(self, method: DispatchMethod, requests: Sequence[Request]) -> list[Choice]:
         call_ids = [new_id()]

@@ -12,7 +12,10 @@ from controller.proxy.forwarder import Forwarder
 
 @dataclass(frozen=True)
 class Services:
-    """The parts of one replica that HTTP requests reach. controller/replica.py builds them."""
+    """The parts of one replica that HTTP requests reach. controller/replica.py builds them.
+
+    by_way: the address of this cluster, which clients get instead of a worker's. "" if they get a worker's.
+    """
 
     dispatcher: Dispatcher
     forwarder: Forwarder
@@ -20,3 +23,4 @@ class Services:
     metrics: Metrics
     readiness: Readiness
     refresher: Refresher
+    by_way: str = ""

@@ -121,6 +121,7 @@ CALLS: dict[str, Call] = {
     ),
     "heartbeat": lambda registry, *_: registry.heartbeat(reports([(A, 3), (B, 0)])),
     "heartbeat, of polls": lambda registry, *_: registry.heartbeat(reports([(A, 3), (B, 0)]), of_polls=True),
+    "find_workers": lambda registry, *_: registry.find_workers(["n", "absent"]),
     "list_models": lambda registry, *_: registry.list_models(),
     "list_models_by_kind": lambda registry, *_: registry.list_models_by_kind(False),
     "list_workers": lambda registry, *_: registry.list_workers(),
@@ -141,7 +142,7 @@ CALLS: dict[str, Call] = {
     "sweep": lambda registry, *_: registry.sweep(600.0),
     "acquire_job": lambda registry, replica, _: registry.acquire_job("free", replica.name, 600.0),
 }
-READ_ONLY = ("list_models", "list_models_by_kind", "list_workers")
+READ_ONLY = ("find_workers", "list_models", "list_models_by_kind", "list_workers")
 
 # Replies that a second run changes, with the consequence. Remove a case from here once it passes.
 REPLY_CHANGES = {

@@ -166,6 +166,7 @@ async def test_callers_pass_the_arguments_listed_in_headers(
     await registry.heartbeat(reports([(A, 0)]))
     await registry.dispatch_shortest_queue(asks(["m"]))
     await registry.dispatch_lottery(asks(["m"]))
+    await registry.find_workers(["m"])
     await registry.list_workers()
     await registry.list_models()
     await registry.list_models(multimodal=True)

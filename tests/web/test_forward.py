@@ -14,7 +14,7 @@ from tests.support.workers import BadWorker, answers, bad_worker, chunks
 from tests.web.conftest import Api
 
 LOOP = 50001
-WORKER_ROUTES = [route.path for route in ROUTES if route.handler is forward.worker_call]
+WORKER_ROUTES = [route.path for route in ROUTES if route.handler in (forward.worker_generate, forward.worker_lookup)]
 
 
 @pytest.mark.parametrize("path", [*WORKER_ROUTES, "/v1/rerank", "/generate-2"])

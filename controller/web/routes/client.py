@@ -19,11 +19,20 @@ _NO_MODELS: Final = b'{"models":[]}'
 
 
 async def get_worker_address(services: Services, body: bytes) -> Answer:
-    """Choose a worker for a model and book it. With `lease`, the booking lasts until it is released or expires."""
+    """Choose a worker for a model and book it. With `lease`, the booking lasts until it is released or expires.
+
+    With `--by-way` and without `lease`, return the address of this cluster if the model has a live worker. Nothing is
+    booked until the client sends its request there.
+    """
     model, lease = schemas.parse_dispatch(body)
     if lease is not False:
         return await _lease(services, model, None if lease is True else lease)
     try:
+        if services.by_way:
+            worker, snapshot_age = await services.dispatcher.find_worker(model)
+            return Answer(
+                b'{"address":"%s"}' % (services.by_way.encode() if worker else b""), headers=degraded(snapshot_age)
+            )
         address, snapshot_age = await services.dispatcher.dispatch(model)
     except StoreError as error:
         return empty_answer(_NO_ADDRESS, error)

@@ -5,12 +5,14 @@ an `error_code` and a `text` in the body. So these fields are in our errors too,
 """
 
 import re
+from collections.abc import Awaitable, Callable
 from contextlib import aclosing
 from typing import ClassVar, Final
 
 from starlette.responses import Response, StreamingResponse
 from starlette.types import Receive, Scope, Send
 
+from controller.availability.snapshot import MaybeStale
 from controller.domain.errors import InvalidInput, LoopDetected, NoWorker, StoreError, WorkerError, WorkerRefused
 from controller.domain.headers import Headers, is_encoded, without_body, without_length
 from controller.proxy.forwarder import Forwarded
@@ -20,6 +22,7 @@ from controller.web.schemas import fastchat as schemas
 from controller.web.services import Services
 
 _UNBUFFERED: Final = (b"x-accel-buffering", b"no")  # otherwise nginx holds frames back
+_Forward = Callable[[str, str, bytes, str], Awaitable[MaybeStale[Forwarded]]]
 _PATH: Final = re.compile(r"/[A-Za-z0-9_-][A-Za-z0-9_./-]{0,126}\Z")
 
 
@@ -47,15 +50,24 @@ async def worker_generate_stream(services: Services, _: str, body: bytes, hops: 
     return (_ForwardedResponse if frames.encoded else _FrameResponse)(frames, snapshot_age)
 
 
-async def worker_call(services: Services, path: str, body: bytes, hops: str) -> Response:
-    """Forward any other request of FastChat's to a worker of its model.
+async def worker_generate(services: Services, path: str, body: bytes, hops: str) -> Response:
+    """Forward a request that its worker answers as a whole, to a worker of its model.
 
     Our errors have the status 200 too, unless a parent controller sent the request: FastChat's API server fails at any
     other status.
     """
+    return await _fastchat_call(services.forwarder.generate, path, body, hops)
+
+
+async def worker_lookup(services: Services, path: str, body: bytes, hops: str) -> Response:
+    """Forward a request that is no load to any worker of its model. Errors are as for /worker_generate."""
+    return await _fastchat_call(services.forwarder.look_up, path, body, hops)
+
+
+async def _fastchat_call(forward: _Forward, path: str, body: bytes, hops: str) -> Response:
     model = schemas.parse_model(body)
     try:
-        return await _call(services, model, path, body, hops)
+        return await _call(forward, model, path, body, hops)
     except (NoWorker, StoreError, WorkerError, LoopDetected) as error:
         return _error(error, fastchat_compatible=not hops)
 
@@ -67,7 +79,7 @@ async def other_call(services: Services, path: str, body: bytes, hops: str) -> R
     """
     try:
         model = schemas.parse_model(body) if _PATH.match(path) and ".." not in path else ""
-        return await _call(services, model, path, body, hops)
+        return await _call(services.forwarder.call, model, path, body, hops)
     except (NoWorker, InvalidInput) as error:
         if hops and isinstance(error, NoWorker):
             return _error(error)
@@ -76,9 +88,9 @@ async def other_call(services: Services, path: str, body: bytes, hops: str) -> R
         return _error(error)
 
 
-async def _call(services: Services, model: str, path: str, body: bytes, hops: str) -> Response:
+async def _call(forward: _Forward, model: str, path: str, body: bytes, hops: str) -> Response:
     try:
-        forwarded, snapshot_age = await services.forwarder.call(model, path, body, hops)
+        forwarded, snapshot_age = await forward(model, path, body, hops)
     except WorkerRefused as error:
         return _with_headers(_with_content_type(error.headers, error.status), Response(error.body, error.status))
     return _ForwardedResponse(forwarded, snapshot_age)

@@ -54,14 +54,12 @@ ROUTES: Final = (
     Route("POST", "/list_language_models", client.list_language_models, Plane.CLIENT),
     Route("POST", "/worker_generate_stream", forward.worker_generate_stream, Plane.CLIENT, ForwardEndpoint),
     *(
-        Route("POST", path, forward.worker_call, Plane.CLIENT, ForwardEndpoint)
-        for path in (
-            "/worker_generate",
-            "/worker_get_embeddings",
-            "/count_token",
-            "/worker_get_conv_template",
-            "/model_details",
-        )
+        Route("POST", path, forward.worker_generate, Plane.CLIENT, ForwardEndpoint)
+        for path in ("/worker_generate", "/worker_get_embeddings")
+    ),
+    *(
+        Route("POST", path, forward.worker_lookup, Plane.CLIENT, ForwardEndpoint)
+        for path in ("/count_token", "/worker_get_conv_template", "/model_details")
     ),
     Route("POST", "/worker_get_status", client.worker_get_status, Plane.CLIENT, HopEndpoint),
     Route("POST", "/receive_heart_beat", worker.receive_heart_beat, Plane.WORKER, HeartbeatEndpoint, hot=True),
