@@ -6,7 +6,7 @@ import logging
 import random
 import secrets
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from typing import Final
 
 from controller.availability.circuit_breaker import CircuitBreaker
@@ -30,21 +30,12 @@ class SnapshotManager:
 
     breaker: all calls of the replica to Redis go through it. Its probe reconnects, checks Redis, takes a snapshot and
         reconciles.
-    draw: returns a random number from 0 to 1.
     """
 
-    def __init__(
-        self,
-        settings: Settings,
-        registry: Registry,
-        reconciler: Reconciler,
-        metrics: Metrics,
-        draw: Callable[[], float] = random.random,
-    ) -> None:
+    def __init__(self, settings: Settings, registry: Registry, reconciler: Reconciler, metrics: Metrics) -> None:
         self._settings = settings
         self._registry = registry
         self._reconciler = reconciler
-        self._draw = draw
         self._snapshot: Snapshot | None = None
         self._listing: WorkerList | None = None  # from which the snapshot was made
         self._requested = asyncio.Event()
@@ -169,4 +160,4 @@ class SnapshotManager:
 
     def _keep(self, listing: WorkerList, taken_at: float) -> None:
         self._listing = listing
-        self._snapshot = Snapshot(listing.workers, taken_at, self._draw)
+        self._snapshot = Snapshot(listing.workers, taken_at, random.random)

@@ -170,7 +170,9 @@ async def test_prompt_with_images_is_accepted(api: Api) -> None:
 
 
 @pytest.mark.parametrize("announced", [True, False])
-async def test_limit_applies_to_a_body_in_one_piece(announced: bool) -> None:
+async def test_limit_applies_to_a_body_in_one_piece(announced: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Endpoint, "max_body", 10)
+
     async def handle(body: bytes) -> Answer:
         return Answer(b"%d" % len(body))
 
@@ -184,7 +186,7 @@ async def test_limit_applies_to_a_body_in_one_piece(announced: bool) -> None:
             sent.append(message)
 
         headers = [(b"content-length", b"%d" % size)] if announced else []
-        await Endpoint(handle, limit=10)({"type": "http", "path": "/", "headers": headers}, receive, send)
+        await Endpoint(handle)({"type": "http", "path": "/", "headers": headers}, receive, send)
         return sent
 
     start, end = await call(10)

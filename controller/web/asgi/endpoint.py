@@ -9,12 +9,13 @@ import re
 from abc import ABC, abstractmethod
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
-from typing import Final, NamedTuple, cast
+from typing import ClassVar, Final, NamedTuple, cast
 
 from starlette.responses import Response
 from starlette.types import Message, Receive, Scope, Send
 
 from controller.domain.errors import BodyTooLarge, ControllerError
+from controller.domain.headers import Headers
 from controller.domain.hops import HEADER
 from controller.web.errors import error_body, error_text, status_of
 
@@ -24,8 +25,6 @@ MAX_BODY: Final = 1024 * 1024  # enough for a registration with the most and lon
 MAX_FORWARDED_BODY: Final = 32 * 1024 * 1024  # enough for a prompt with images
 _HOPS_HEADER: Final = HEADER.encode()
 _OLD_REQUESTS: Final = re.compile(rb"python-requests/(0|1|2\.(1?\d|2[0-6]))\.")
-
-Headers = tuple[tuple[bytes, bytes], ...]
 
 
 class Answer(NamedTuple):
@@ -46,14 +45,13 @@ def degraded(snapshot_age: float | None) -> Headers:
 
 
 class _BodyEndpoint(ABC):
-    """Reads a request's body of at most `limit` bytes, and sends the response.
+    """Reads a request's body of at most `max_body` bytes, and sends the response.
 
     A ControllerError becomes an error response. Any other exception is a bug: the client gets a 500, and the log gets
     the traceback.
     """
 
-    def __init__(self, limit: int) -> None:
-        self._limit = limit
+    max_body: ClassVar[int] = MAX_BODY
 
     @abstractmethod
     async def _answer(self, scope: Scope, receive: Receive, body: bytes) -> Answer | Response | None:
@@ -62,7 +60,7 @@ class _BodyEndpoint(ABC):
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve one request."""
         try:
-            body = await read_body(scope, receive, self._limit)
+            body = await read_body(scope, receive, self.max_body)
             if body is None:
                 return None
             answer = await self._answer(scope, receive, body)
@@ -107,8 +105,7 @@ class _BodyEndpoint(ABC):
 class Endpoint(_BodyEndpoint):
     """Passes the body to `handle`."""
 
-    def __init__(self, handle: Callable[[bytes], Awaitable[Answer]], limit: int = MAX_BODY) -> None:
-        super().__init__(limit)
+    def __init__(self, handle: Callable[[bytes], Awaitable[Answer]]) -> None:
         self._handle = handle
 
     async def _answer(self, _: Scope, __: Receive, body: bytes) -> Answer:
@@ -135,7 +132,6 @@ class HopEndpoint(_BodyEndpoint):
     """Passes the body and the hop list (controller/domain/hops.py) of a request to `handle`."""
 
     def __init__(self, handle: Callable[[bytes, str], Awaitable[Answer]]) -> None:
-        super().__init__(MAX_BODY)
         self._handle = handle
 
     async def _answer(self, scope: Scope, _: Receive, body: bytes) -> Answer:
@@ -145,8 +141,9 @@ class HopEndpoint(_BodyEndpoint):
 class ForwardEndpoint(_BodyEndpoint):
     """Passes path, body and hop list of a request to `handle`. Cancels `handle` when the client disconnects."""
 
+    max_body = MAX_FORWARDED_BODY
+
     def __init__(self, handle: Callable[[str, bytes, str], Awaitable[Response]]) -> None:
-        super().__init__(MAX_FORWARDED_BODY)
         self._handle = handle
 
     async def _answer(self, scope: Scope, receive: Receive, body: bytes) -> Response | None:
