@@ -20,7 +20,7 @@ METHODS = {route.path: route.method for route in (*ROUTES, FALLBACK)}
 
 
 def test_each_example_gets_its_response(serve: Serve, work_dir: Path) -> None:
-    controller = serve()
+    controller = serve("--poll-interval", "0")  # a poll would change what GET /workers shows
     url = f"http://localhost:{free_port()}"
     flags = ["--port", url.rpartition(":")[2], "--controller-address", controller.url]
     worker = Server(url, work_dir / "worker.log", "-m", "controller.examples.worker", *flags)
