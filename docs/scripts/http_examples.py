@@ -177,7 +177,7 @@ EXAMPLES: Final = (
     Example("/refresh_all_workers"),
     Example(
         "/metrics",
-        response=Text(['controller_dispatches_total{outcome="chosen"} 8.0', "..."]),
+        response=Text(['controller_dispatches_total{outcome="chosen"} 5.0', "..."]),
         note="An excerpt. [Metrics](metrics.md) lists them all.",
     ),
     Example("/test_connection", response="success"),
