@@ -2,8 +2,11 @@
 
 import contextlib
 import errno
+import os
+import re
 import socket
 from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -101,6 +104,27 @@ def test_address_in_use_is_an_error_even_if_others_are_free(resolve: Resolve) ->
             bind_listeners("host", port)
         with bound("127.0.0.1", port):
             pass  # the error left the free address closed
+
+
+def test_port_that_needs_a_privilege_is_an_error_with_a_hint() -> None:
+    first_free = int(Path("/proc/sys/net/ipv4/ip_unprivileged_port_start").read_text())
+    if first_free <= 80:
+        pytest.skip("NOT TESTED, a port that needs a privilege: here, all users may listen on port 80")
+    reading, writing = os.pipe()
+    child = os.fork()
+    if child == 0:  # the tests may run as root, which may use all ports
+        try:
+            if os.geteuid() == 0:
+                os.setuid(65534)
+            bind_listeners("127.0.0.1", 80)
+        except BaseException as error:  # the child must not run the rest of the tests
+            os.write(writing, f"{type(error).__name__}: {error}".encode())
+        finally:
+            os._exit(0)
+    os.close(writing)
+    os.waitpid(child, 0)
+    with os.fdopen(reading) as answer:
+        assert re.match(r"SettingsError: --port 80 .* Ports below 1024 need a privilege", answer.read())
 
 
 def test_port_0_binds_a_port_that_is_free_on_all_addresses(resolve: Resolve, monkeypatch: pytest.MonkeyPatch) -> None:
