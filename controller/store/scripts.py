@@ -6,8 +6,9 @@ A line `--- @include "name"` stands for the file of that name below `include/`. 
 after its own includes.
 
 Redis creates all functions of a script each time that it runs, which takes a good part of a short script's time. So
-`--- @include "name" when called` inserts a function that creates the included one, and what that needs, when it is
-called for the first time. It is for functions that most runs do not call.
+a line `--- @include "name" when called` is for a function that most runs do not call. The function, and what it needs,
+is created when it is called for the first time. All such functions of a script are branches of one function,
+when_called(), and a call `name(...)` becomes `when_called("name")(...)`.
 """
 
 import re
@@ -19,15 +20,19 @@ from pathlib import Path
 from typing import Final
 
 _INCLUDE: Final = re.compile(r'^--- @include "(\w+)"( when called)?\n', re.MULTILINE)
-# Within `create`, the name is that of the included function. Outside, it is that of the variable that others call.
+_DECLARATION: Final = "local when_called\n"  # before all functions, which may call it
 _WHEN_CALLED: Final = """\
-local function {name}(...)
-local create = function()
-{text}return {name}
+local created = {{}}
+when_called = function(name)
+if created[name] then
+return created[name]
+{branches}end
+return created[name]
 end
-{name} = create()
-return {name}(...)
-end
+"""
+_BRANCH: Final = """\
+elseif name == "{name}" then
+{text}created.{name} = {name}
 """
 _HEADER: Final = re.compile(r"\A--\[\[.*?\]\]\n", re.DOTALL)
 _INCLUDE_FOLDER: Final = "include"
@@ -60,7 +65,7 @@ def include_files() -> dict[str, Traversable]:
 @cache
 def source(name: str) -> str:
     """Return the text of a script as Redis gets it: the included functions, then the script, without the headers."""
-    return _put_together(_text(script_files()[name]), frozenset())
+    return _put_together(_text(script_files()[name]))
 
 
 def _by_name(found: Iterable[Traversable]) -> dict[str, Traversable]:
@@ -90,20 +95,28 @@ def _include(name: str) -> str:
     return _text(include_files()[name])
 
 
-def _put_together(text: str, known: frozenset[str]) -> str:
-    """Return a text after all that it includes. Names in `known` are inserted already."""
-    order = _in_order(text, ())
-    at_once = _at_once(text) - known
-    when_called = {name for part in (text, *map(_include, at_once)) for name, later in _INCLUDE.findall(part) if later}
-    known |= at_once
-    parts = []
+def _put_together(text: str) -> str:
+    """Return a text after all that it includes."""
+    order, at_once = _in_order(text), _at_once(text)
+    when_called = {name for part in (text, *map(_include, order)) for name, later in _INCLUDE.findall(part) if later}
+    parts = [_resolve(_include(name), at_once) for name in order if name in at_once]
+    branches = []
     for name in order:
-        if name in at_once:
-            parts.append(_INCLUDE.sub("", _include(name)))
-        elif name in when_called - known:
-            parts.append(_WHEN_CALLED.format(name=name, text=_put_together(_include(name), known)))
-            known |= {name}
-    return "".join([*parts, _INCLUDE.sub("", text)])
+        if name in when_called - at_once:
+            known = at_once | _at_once(_include(name)) | {name}
+            created = [_resolve(_include(each), known) for each in order if each in known - at_once]
+            branches.append(_BRANCH.format(name=name, text="".join(created)))
+    if branches:
+        parts = [_DECLARATION, *parts, _WHEN_CALLED.format(branches="".join(branches))]
+    return "".join([*parts, _resolve(text, at_once)])
+
+
+def _resolve(text: str, known: frozenset[str]) -> str:
+    """Return a text without its include lines. It gets the functions that are not in `known` from when_called()."""
+    for name, later in _INCLUDE.findall(text):
+        if later and name not in known:
+            text = re.sub(rf"\b{name}\(", f'when_called("{name}")(', text)
+    return _INCLUDE.sub("", text)
 
 
 def _at_once(text: str) -> frozenset[str]:
@@ -112,7 +125,7 @@ def _at_once(text: str) -> frozenset[str]:
     return frozenset(names).union(*(_at_once(_include(name)) for name in names))
 
 
-def _in_order(text: str, within: tuple[str, ...]) -> list[str]:
+def _in_order(text: str, within: tuple[str, ...] = ()) -> list[str]:
     """Return the names of all includes of a text, each after its own includes."""
     order: dict[str, None] = {}
     for name, _ in _INCLUDE.findall(text):

@@ -240,11 +240,21 @@ def test_lazy_include_creates_its_function_when_called(written: Path) -> None:
         "subject/y": '--- @include "a"\n--- @include "d"\na()\nd()\n',
     })  # fmt: skip
     b, d, c = "local function b() end\n", "local function d() end\n", "local function c() b() d() end\n"
-    a = "local function a() if b() then c() end end\n"
-    before = "local function c(...)\nlocal create = function()\n"
-    after = "return c\nend\nc = create()\nreturn c(...)\nend\n"
-    assert scripts.source("x") == b + before + d + c + after + a + "a()\n"
-    assert scripts.source("y") == b + d + before + c + after + a + "a()\nd()\n"
+    a = 'local function a() if b() then when_called("c")() end end\n'
+    created = "local created = {}\nwhen_called = function(name)\nif created[name] then\nreturn created[name]\n"
+    create_c = 'elseif name == "c" then\n'
+    end = "created.c = c\nend\nreturn created[name]\nend\n"
+    assert scripts.source("x") == "local when_called\n" + b + a + created + create_c + d + c + end + "a()\n"
+    assert scripts.source("y") == "local when_called\n" + b + d + a + created + create_c + c + end + "a()\nd()\n"
+
+
+def test_lazy_include_is_called_directly_if_another_include_needs_it_at_once(written: Path) -> None:
+    write(written, {
+        "subject/x": '--- @include "a"\n--- @include "b" when called\na()\nb()\n',
+        "include/a": '--- @include "b"\nlocal function a() b() end\n',
+        "include/b": "local function b() end\n",
+    })  # fmt: skip
+    assert scripts.source("x") == "local function b() end\nlocal function a() b() end\na()\nb()\n"
 
 
 def test_recursive_include_is_rejected(written: Path) -> None:
