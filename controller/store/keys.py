@@ -26,7 +26,7 @@ def worker(name: str, worker_name: str) -> str:
 
 
 def checkpoints(name: str, worker_name: str) -> str:
-    """LIST: how many requests were dispatched to a worker between its last report and each of some times."""
+    """STRING: how many requests were dispatched to a worker between its last report and each of some times."""
     return f"{{{name}}}:checkpoints:{worker_name}"
 
 

@@ -16,7 +16,7 @@
   Keys:
     workers                 ZSET    w
     worker:<name>           HASH    rw
-    checkpoints:<name>      LIST    rw
+    checkpoints:<name>      STRING  rw
     heartbeat:<name>        STRING  rw
     models                  SET     w
     pools:<model>           STRING  rw

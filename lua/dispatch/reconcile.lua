@@ -10,7 +10,7 @@
 
   Keys:
     worker:<name>       HASH    rw
-    checkpoints:<name>  LIST    rw
+    checkpoints:<name>  STRING  rw
     heartbeat:<name>    STRING  r
     cost_index:<pool>   ZSET    rw
     decay_index:<pool>  ZSET    rw

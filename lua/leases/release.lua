@@ -3,7 +3,7 @@
 
   Keys:
     worker:<name>       HASH    rw
-    checkpoints:<name>  LIST    rw
+    checkpoints:<name>  STRING  rw
     cost_index:<pool>   ZSET    rw
     cost_heads          HASH    w
     decay:<pool>        STRING  r

@@ -4,7 +4,7 @@
   Keys:
     workers                 ZSET    w
     worker:<name>           HASH    rw
-    checkpoints:<name>      LIST    w
+    checkpoints:<name>      STRING  w
     heartbeat:<name>        STRING  rw
     draining:<name>         STRING  w
     models                  SET     w

@@ -8,7 +8,7 @@
   Keys:
     workers                 ZSET    w
     worker:<name>           HASH    rw
-    checkpoints:<name>      LIST    rw
+    checkpoints:<name>      STRING  rw
     heartbeat:<name>        STRING  rw
     draining:<name>         STRING  w
     models                  SET     w

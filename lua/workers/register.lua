@@ -7,7 +7,7 @@
   Keys:
     workers                 ZSET    w
     worker:<name>           HASH    rw
-    checkpoints:<name>      LIST    w
+    checkpoints:<name>      STRING  w
     heartbeat:<name>        STRING  rw
     removed:<name>          STRING  w
     draining:<name>         STRING  w

@@ -7,7 +7,7 @@
   Keys:
     workers                 ZSET    rw
     worker:<name>           HASH    rw
-    checkpoints:<name>      LIST    rw
+    checkpoints:<name>      STRING  rw
     heartbeat:<name>        STRING  rw
     draining:<name>         STRING  w
     models                  SET     w

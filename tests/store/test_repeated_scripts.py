@@ -31,7 +31,6 @@ READERS: dict[str, Callable[[Any, str], Any]] = {
     "string": lambda client, key: client.get(key),
     "hash": lambda client, key: client.hgetall(key),
     "set": lambda client, key: client.smembers(key),
-    "list": lambda client, key: client.lrange(key, 0, -1),
     "zset": lambda client, key: client.zrange(key, 0, -1, withscores=True),
 }
 

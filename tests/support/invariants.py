@@ -47,7 +47,7 @@ async def whole_state(client: Client, namespace: str) -> WholeState:
         elif kind == "heartbeat":
             state.heartbeats.add(rest)
         elif kind == "checkpoints":
-            state.checkpoints[rest] = await client.lrange(key, 0, -1)
+            state.checkpoints[rest] = (await client.get(key))[-8 * 36 :].split(";")[:-1]
         elif key == f"{{{namespace}}}:workers":
             state.workers = dict(await client.zrange(key, 0, -1, withscores=True))
         elif key == f"{{{namespace}}}:models":

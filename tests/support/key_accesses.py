@@ -30,10 +30,10 @@ local redis = (function(redis)
   return recording
 end)(redis)
 """
-_READS: Final = {"EXISTS", "GET", "HGET", "HMGET", "INCR", "INCRBY", "LINDEX", "LRANGE", "MGET", "PTTL", "RPUSH",
-                 "SSCAN", "ZCARD", "ZCOUNT", "ZRANGE", "ZRANGEBYSCORE", "ZSCAN", "ZSCORE"}  # fmt: skip
-_WRITES: Final = {"DEL", "HDEL", "HSET", "INCR", "INCRBY", "LPOP", "PEXPIRE", "RPUSH", "SADD", "SET", "SREM", "ZADD",
-                  "ZREM", "ZREMRANGEBYSCORE"}  # fmt: skip
+_READS: Final = {"APPEND", "EXISTS", "GET", "GETRANGE", "HGET", "HMGET", "INCR", "INCRBY", "MGET", "PTTL", "SSCAN",
+                 "ZCARD", "ZCOUNT", "ZRANGE", "ZRANGEBYSCORE", "ZSCAN", "ZSCORE"}  # fmt: skip
+_WRITES: Final = {"APPEND", "DEL", "HDEL", "HSET", "INCR", "INCRBY", "PEXPIRE", "SADD", "SET", "SREM", "ZADD", "ZREM",
+                  "ZREMRANGEBYSCORE"}  # fmt: skip
 
 
 def record_accesses(monkeypatch: pytest.MonkeyPatch) -> None:

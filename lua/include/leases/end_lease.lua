@@ -35,8 +35,8 @@ local function end_lease(lease, time, decays, expired)
   end
   -- A later report must not count this request as in flight. If the clock was set back in between, an earlier report
   -- may have acknowledged it already, and no count may drop below 0.
-  local oldest = redis.call("LINDEX", key("checkpoints", name), 0)
-  local in_flight_from = oldest and math.min(reported_at, tonumber(oldest:match("^%d+"))) or reported_at
+  local oldest = redis.call("GETRANGE", key("checkpoints", name), -8 * 36, -1):match("^%d+")
+  local in_flight_from = math.min(reported_at, oldest or reported_at)
   if leased_at >= in_flight_from and load.leased_since_report > 0 then
     load.leased_since_report = load.leased_since_report - 1
     load.released_since_report = load.released_since_report + 1

@@ -1,28 +1,25 @@
 --[[
-  Change the checkpoints of a worker.
+  Change the checkpoints of a worker, which include/load/add_checkpoint.lua describes.
 
   Input:
     name    the worker's name
     change  a function that gets the time and the two counts of a checkpoint, and returns the new counts, or nil to drop
             the checkpoint
 ]]
---- @include "checkpoint"
 --- @include "key"
 local function map_checkpoints(name, change)
   local checkpoints = key("checkpoints", name)
-  local kept, is_changed = {}, false
-  for _, old in ipairs(redis.call("LRANGE", checkpoints, 0, -1)) do
-    local at, dispatched, leased = old:match("^(%d+):(%d+):(%d+)$")
-    at = tonumber(at)
-    dispatched, leased = change(at, tonumber(dispatched), tonumber(leased))
-    local new = dispatched and checkpoint(at, dispatched, leased)
-    kept[#kept + 1] = new or nil
-    is_changed = is_changed or new ~= old
+  local old = redis.call("GETRANGE", checkpoints, -8 * 36, -1)
+  local new = ""
+  for at, dispatched, leased in old:gmatch("(%d+):(%d+):(%d+);") do
+    dispatched, leased = change(tonumber(at), tonumber(dispatched), tonumber(leased))
+    if dispatched then
+      new = new .. string.format("%s:%010d:%010d;", at, dispatched, leased)
+    end
   end
-  if is_changed then
+  if new == "" then
     redis.call("DEL", checkpoints)
-  end
-  if is_changed and kept[1] then
-    redis.call("RPUSH", checkpoints, unpack(kept))
+  elseif new ~= old then
+    redis.call("SET", checkpoints, new)
   end
 end
