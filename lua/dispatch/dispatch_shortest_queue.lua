@@ -49,24 +49,21 @@
       lease   the name of the lease; '' for a request without one; nil if worker is nil
     error 'INVALID …' if an argument is invalid; nothing was done
 ]]
+--- @include "best_of_pools" when called
 --- @include "book"
 --- @include "cost_of" when called
 --- @include "decay_clock"
---- @include "decay_clock_of"
 --- @include "expire_leases" when called
 --- @include "grant_lease" when called
---- @include "index_member" when called
 --- @include "is_alive"
 --- @include "key"
 --- @include "leave_pools" when called
---- @include "name_in_member" when called
 --- @include "now"
 --- @include "pools_of" when called
 --- @include "purge_worker" when called
 --- @include "read_load"
 --- @include "read_requests"
 --- @include "run_batch"
---- @include "spend"
 --- @include "update_head"
 --- @include "whole_number"
 local CANDIDATES_PER_INDEX = 8
@@ -103,32 +100,23 @@ else
   pools_by_model[first_model] = { first_model }
 end
 
-local function pools_for(model)
-  local pools = pools_by_model[model]
-  if not pools then
-    pools = pools_of(model)
-    pools_by_model[model] = pools
-  end
-  return pools
-end
-
--- The best worker of each pool, for models with several pools: { cost, seq, load }. Without a load, the worker is not
--- known yet, and costs at least so much. There is one table for each of the two indexes that a request can start from.
-local best_by_pool = { cost_index = {}, decay_index = {} }
+-- For models with several pools: what include/dispatch/best_of_pools.lua knows of the best worker of each pool. There
+-- is one table for each of the two indexes that a request can start from.
+local best_by_pool
 
 -- Return a worker's load if it can be chosen. Otherwise purge the worker, or its index entry. member: its member in the
 -- cost index if it was found there. is_known_alive: true if its heartbeat was read already.
 local function candidate(model, pool, name, member, is_known_alive)
   local load = read_load(name, decay_time, pool)
-  local is_indexed = load and not load.draining and (not member or index_member(load.index_seq, name) == member)
+  local seq = member and tonumber(member:sub(1, 16)) or 0 -- as include/indexes/index_member.lua writes it
+  local is_indexed = load and not load.draining and (not member or tonumber(load.index_seq) == seq)
   local has_heartbeat = is_known_alive or is_alive(name)
   if is_indexed and has_heartbeat then
     return load
   elseif purged >= MAX_PURGED then
     return nil
   end
-  best_by_pool = { cost_index = {}, decay_index = {} }
-  pools_by_model = {}
+  best_by_pool, pools_by_model = nil, {}
   if load and has_heartbeat then
     -- Its hash does not agree with this entry, so a booking would not move the entry.
     local index = member and "cost_index" or "decay_index"
@@ -137,22 +125,9 @@ local function candidate(model, pool, name, member, is_known_alive)
     purged = purged + 1
   else
     purged = purged + purge_worker(name)
-    local seq = member and tonumber(member:sub(1, 16)) or 0
     leave_pools(name, seq, { pool }, { model }) -- purge_worker() does not find this entry if the hash is gone
   end
   return nil
-end
-
--- Return true if no worker of the pool can cost less than `first`, the first one of an index.
-local function is_lowest(first, index, pool, cost)
-  if index == "decay_index" then
-    return first.leased == first.finished and cost < 1e9
-  elseif first.untracked > 0 then
-    return false
-  end
-  -- For a worker with a capacity, the cost index has the cost as of its last change. If its bookings have decayed
-  -- since, it costs less now. So if the first one is full, others count only if no worker has untracked load.
-  return cost < 1e9 or tonumber(redis.call("ZRANGE", key("decay_index", pool), -1, -1, "WITHSCORES")[2] or 0) <= -1e9
 end
 
 -- Return the load of the best worker of a pool; false if the pool has no worker; nil if an entry was purged and the
@@ -163,21 +138,30 @@ local function best_of_pool(model, pool, index, limit, head, is_known_alive)
     return false
   end
   local member = index == "cost_index" and head or nil
-  local best = candidate(model, pool, member and name_in_member(head) or head, member, is_known_alive)
+  local best = candidate(model, pool, member and head:sub(17) or head, member, is_known_alive)
   if not best or not decays then
     return best
-  elseif not member and best.leased == best.finished and not best.capacity and not best.failing then
+  end
+  -- If the first worker of an index has no load of the other kind, no worker of the pool costs less.
+  local is_lowest = member and best.untracked == 0 or not member and best.leased == best.finished
+  if is_lowest and not best.capacity and not best.failing then
     return best -- the common case, which needs no cost
   end
   local lowest = cost_of(best, best.untracked, best.untracked_own_rate)
-  if is_lowest(best, index, pool, lowest) then
+  if is_lowest and lowest >= 1e9 then
+    -- For a worker with a capacity, the cost index has the cost as of its last change. If its bookings have decayed
+    -- since, it costs less now. So if the first one is full, others count only if no worker has untracked load.
+    local last = member and redis.call("ZRANGE", key("decay_index", pool), -1, -1, "WITHSCORES")[2]
+    is_lowest = member and tonumber(last or 0) <= -1e9
+  end
+  if is_lowest then
     return best
   end
   local is_seen = { [best.name] = true }
   for _, each in ipairs({ "cost_index", "decay_index" }) do
     for _, entry in ipairs(redis.call("ZRANGE", key(each, pool), 0, limit - 1)) do
       member = each == "cost_index" and entry or nil
-      local name = member and name_in_member(entry) or entry
+      local name = member and entry:sub(17) or entry
       if not is_seen[name] then
         is_seen[name] = true
         local load = candidate(model, pool, name, member)
@@ -194,88 +178,6 @@ local function best_of_pool(model, pool, index, limit, head, is_known_alive)
   return best
 end
 
--- Return the lowest cost and sequence number that a worker of a pool can have, as an entry of best_by_pool. score, seq:
--- those of the first member of its index.
-local function bound_of(pool, index, score, seq)
-  if index == "cost_index" then
-    return { score, seq, nil }
-  end
-  local failing = 0
-  if score >= 9007199254740992 then -- these bands are those of include/indexes/update_decay_index.lua
-    score, failing = score - 18014398509481984, 1e12
-  end
-  if score <= -1e9 then
-    return { failing, score + 9007199254740992, nil }
-  end
-  local lowest = math.exp(score / 1e6 - decay_clock(decay_clock_of({ pool }), time))
-  return { failing + math.min(lowest, 999999999), -1, nil } -- as include/load/cost_of.lua limits it
-end
-
--- Fill best_by_pool for all of the pools, with false for a pool without workers.
-local function read_heads(pools, index)
-  local known = best_by_pool[index]
-  local missing = {}
-  for _, pool in ipairs(pools) do
-    if known[pool] == nil then
-      missing[#missing + 1] = pool
-    end
-  end
-  if not missing[1] then
-    return
-  end
-  spend(#missing)
-  local heads = index == "cost_index" and key("cost_heads") or key("decay_heads")
-  for i, head in ipairs(redis.call("HMGET", heads, unpack(missing))) do
-    local pool = missing[i]
-    local score, seq = head, nil
-    if head and index == "cost_index" then
-      score, seq = head:match("(%S+) (%S+)")
-    elseif not head and pool:byte() ~= 30 then -- include/indexes/update_head.lua does not keep it
-      local entry = redis.call("ZRANGE", key(index, pool), 0, 0, "WITHSCORES")
-      score, seq = entry[2], index == "cost_index" and entry[1] and entry[1]:sub(1, 16)
-    end
-    known[pool] = score and bound_of(pool, index, tonumber(score), tonumber(seq or 0)) or false
-  end
-end
-
--- Return the best worker of several pools, as best_of_pool(). It reads the head of each pool, but the workers of a pool
--- only if no other pool is known to have a better one, and those of at most CANDIDATES_PER_INDEX pools.
-local function best_of_pools(model, pools, index)
-  read_heads(pools, index)
-  local known = best_by_pool[index]
-  local limit = math.max(1, math.ceil(CANDIDATES_PER_INDEX / #pools)) -- as many workers in all
-  local pools_read = 0
-  while true do
-    local best, best_pool
-    for _, pool in ipairs(pools) do
-      local this = known[pool]
-      if this and pools_read == CANDIDATES_PER_INDEX and not this[3] then
-        this = nil
-      end
-      if this and (not best or this[1] < best[1] or (this[1] == best[1] and this[2] < best[2])) then
-        best, best_pool = this, pool
-      end
-    end
-    if not best then
-      return false
-    elseif best[3] then
-      return best[3]
-    end
-    local load = best_of_pool(model, best_pool, index, limit)
-    if load == nil then
-      return nil
-    elseif load then
-      -- With clients of both kinds, the sequence numbers would order only workers that were read: all pools would be.
-      local seq = index == "cost_index" and decays and -1 or tonumber(load.seq)
-      pools_read = pools_read + 1
-      known[best_pool] = { cost_of(load, load.untracked, load.untracked_own_rate), seq, load }
-    else
-      update_head(index, best_pool) -- the index was deleted by hand
-      known[best_pool] = false
-    end
-  end
-end
-
 local has_expired_leases = has_leases
 
 local function choose(request, seq)
@@ -287,11 +189,13 @@ local function choose(request, seq)
   local index = (is_leased or not decays) and "cost_index" or "decay_index"
   local best
   repeat
-    local pools = pools_for(request.model)
+    local pools = pools_by_model[request.model] or pools_of(request.model)
+    pools_by_model[request.model] = pools
     if #pools == 1 then
       best = best_of_pool(request.model, pools[1], index, CANDIDATES_PER_INDEX, head, head_is_alive)
     else
-      best = best_of_pools(request.model, pools, index)
+      best_by_pool = best_by_pool or { cost_index = {}, decay_index = {} }
+      best = best_of_pools(request.model, pools, index, best_by_pool[index], best_of_pool, time, decays)
     end
     head, head_is_alive = nil, nil -- they are of the first request, before anything was purged
   until best ~= nil or purged >= MAX_PURGED
@@ -302,8 +206,10 @@ local function choose(request, seq)
   end
   local lease = is_leased and grant_lease(best, request.lease_ttl, seq, time) or ""
   book(best, seq, time, decays, is_leased)
-  for _, pool in ipairs(best.pools) do
-    best_by_pool.cost_index[pool], best_by_pool.decay_index[pool] = nil, nil
+  if best_by_pool then
+    for _, pool in ipairs(best.pools) do
+      best_by_pool.cost_index[pool], best_by_pool.decay_index[pool] = nil, nil
+    end
   end
   return best.name, lease
 end

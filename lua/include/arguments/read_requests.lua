@@ -8,15 +8,14 @@
   Output: an array of tables with these names, of which lease_ttl and draw are numbers; nil if an argument is invalid,
   or if there is no request.
 ]]
---- @include "finite_number"
 --- @include "whole_number"
 local function read_requests(first, names)
   local size, has_draws = #names, #names == 3
   local requests = {}
   for i = first, #ARGV, size do
     local lease_ttl = ARGV[i + 1] == "0" and 0 or whole_number(ARGV[i + 1], 0)
-    local draw = has_draws and finite_number(ARGV[i + 2])
-    if not lease_ttl or (has_draws and not (draw and draw < 1)) then
+    local draw = has_draws and tonumber(ARGV[i + 2])
+    if not lease_ttl or (has_draws and not (draw and draw >= 0 and draw < 1)) then
       return nil
     end
     requests[#requests + 1] = { model = ARGV[i], lease_ttl = lease_ttl, draw = draw }
