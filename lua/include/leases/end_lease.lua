@@ -23,21 +23,23 @@ local function end_lease(lease, time, decays, expired)
     return false
   end
   local leased_at, incarnation, name = lease:match("^(%d+)%-[^@]*%-(%d+)@(.*)$")
-  local known = redis.call("HMGET", key("worker", name), "incarnation", "reported_at")
-  if known[1] ~= incarnation then
+  local load = read_load(name, decays and time)
+  if not load or load.incarnation ~= incarnation then
     return false
   end
   leased_at = tonumber(leased_at)
-  local reported_at = tonumber(known[2])
-  local load = read_load(name, decays and time)
+  local reported_at = tonumber(load.reported_at)
   if load.finished > 0 and leased_at < reported_at and (expired or time < reported_at + 1000) then
     load.finished = load.finished - 1
   end
   -- A later report must not count this request as in flight. If the clock was set back in between, an earlier report
   -- may have acknowledged it already, and no count may drop below 0.
-  local oldest = redis.call("GETRANGE", key("checkpoints", name), -8 * 36, -1):match("^%d+")
-  local in_flight_from = math.min(reported_at, oldest or reported_at)
-  if leased_at >= in_flight_from and load.leased_since_report > 0 then
+  local is_in_flight = leased_at >= reported_at
+  if not is_in_flight then
+    local oldest = redis.call("GETRANGE", key("checkpoints", name), -8 * 36, -1):match("^%d+")
+    is_in_flight = oldest and leased_at >= tonumber(oldest)
+  end
+  if is_in_flight and load.leased_since_report > 0 then
     load.leased_since_report = load.leased_since_report - 1
     load.released_since_report = load.released_since_report + 1
     map_checkpoints(name, function(at, dispatched, leased)

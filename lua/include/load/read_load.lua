@@ -18,6 +18,8 @@
     failing                'request' or 'polls' if it is failing, otherwise ''
     draining               '1' if it is draining, otherwise '0'
     extended               '1' if include/load/is_extended.lua says so, otherwise '0'
+    incarnation            the number of its registration, which its leases name
+    reported_at            the time of its last report
 
   The reference model is Load in tests/model/load.py.
 
@@ -27,8 +29,9 @@
     pool  a pool of the worker, if the caller knows one: most workers have no other
 
   Output: a table with these parts and with `name` and `worker`, the key of its hash; nil if there is no such worker.
-  capacity, untracked_own_rate, failing and draining are nil where they do not apply. decayed_at, seq, index_seq,
-  dispatched, checkpoint_at and speed may be text, so use tonumber() before a comparison.
+  capacity, untracked_own_rate, failing and draining are nil where they do not apply. incarnation and reported_at are
+  nil if the worker is not extended. decayed_at, seq, index_seq, dispatched, checkpoint_at, speed and reported_at may be
+  text, so use tonumber() before a comparison.
 ]]
 --- @include "decay_clock"
 --- @include "decay_clock_of"
@@ -85,7 +88,7 @@ local function read_load(name, time, pool)
   }
   if fields[9] == "1" then
     fields = redis.call("HMGET", worker, "leased", "finished", "leased_since_report", "released_since_report",
-      "capacity", "untracked_own_rate", "failing", "draining")
+      "capacity", "untracked_own_rate", "failing", "draining", "incarnation", "reported_at")
     load.leased, load.finished = fields[1] + 0, fields[2] + 0
     load.leased_since_report, load.released_since_report = fields[3] + 0, fields[4] + 0
     if fields[5] ~= "" then
@@ -93,7 +96,8 @@ local function read_load(name, time, pool)
       load.untracked_own_rate = fields[6] * math.exp(decay * rate * load.speed)
     end
     load.failing = fields[7] ~= "" and fields[7] or nil
-    load.draining = fields[8] == "1"
+    load.draining = fields[8] == "1" or nil
+    load.incarnation, load.reported_at = fields[9], fields[10]
   end
   return load
 end
