@@ -94,16 +94,14 @@ local function apply(report)
   end
   local was_failing = load.failing
   if is_poll then
-    redis.call("HSET", load.worker, "polled", "1")
     clear_failure(load)
   else
     local expires = redis.call("HGET", load.worker, "check_heart_beat") == "1"
-    redis.call("HSET", load.worker, "heartbeat_at", time)
     refresh_heartbeat(name, time, expires and heartbeat_ttl or nil)
     load.failing = nil
   end
   apply_report(load, report.queue_length, time - report.age, in_flight_window, time, decays)
-  write_load(load)
+  write_load(load, is_poll and "polled" or "heartbeat_at", is_poll and 1 or time)
   update_cost_index(load, decays)
   update_decay_index(load, decays and time)
   if was_failing and not load.failing then

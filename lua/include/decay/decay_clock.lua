@@ -13,7 +13,9 @@
   convert a number to text takes Lua longer than most of what a dispatch does.
 ]]
 --- @include "key"
-local readings = {} -- by name, because a batch needs them again; include/decay/learn_decay.lua deletes changed ones
+-- The readings and what was written, by name, because a batch needs them again. include/decay/learn_decay.lua uses them
+-- too, and deletes changed ones.
+local readings = {}
 
 local function decay_clock(name, time, written)
   local known = name and readings[name]
@@ -25,7 +27,7 @@ local function decay_clock(name, time, written)
     local reading, read_at, time_constant, rate = written:match("(%S+) (%S+) (%S+) (%S+)")
     local elapsed = math.max(0, time - read_at) -- the clock of Redis may have been set back
     reading = reading + elapsed / time_constant
-    known = { reading, tonumber(rate), tostring(reading) }
+    known = { reading, tonumber(rate), tostring(reading), written }
     readings[name] = known
   end
   return known[1], known[2], known[3]

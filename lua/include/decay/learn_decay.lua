@@ -23,7 +23,8 @@
 --- @include "decay_clock"
 --- @include "key"
 local function learn_decay(clock, time, speed, work, finished)
-  local written = redis.call("GET", key("decay", clock)) or "0 0 10000 1 10 100000 100000 0 0 0 0"
+  local known = readings[clock]
+  local written = known and known[4] or redis.call("GET", key("decay", clock)) or "0 0 10000 1 10 100000 100000 0 0 0 0"
   local learned = written:match("^%S+ %S+ (.*)$")
   if finished > 0 then
     local constant, rate, all, all_work, all_by_speed, block = learned:match("^(%S+) (%S+) (%S+) (%S+) (%S+) ?(.*)$")

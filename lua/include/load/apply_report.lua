@@ -21,7 +21,7 @@
 ]]
 --- @include "decay_clock"
 --- @include "decay_clock_of"
---- @include "learn_decay" when called
+--- @include "learn_decay"
 --- @include "map_checkpoints"
 local function apply_report(load, queue_length, written_at, in_flight_window, time, decays)
   local last = redis.call("HMGET", load.worker, "reported_at", "own", "work", "dispatched_by_lottery")

@@ -9,7 +9,7 @@
     decays  true if bookings decay
     leased  true if the request has a lease
 ]]
---- @include "add_checkpoint" when called
+--- @include "add_checkpoint"
 --- @include "update_cost_index" when called
 --- @include "update_decay_index"
 --- @include "write_untracked" when called

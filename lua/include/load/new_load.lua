@@ -29,9 +29,9 @@ local function new_load(registration, before, number, time)
   redis.call("DEL", key("checkpoints", registration.name))
   return load, {
     "incarnation", number,
-    "polled", registration.polled or "0",
-    "reported", registration.queue_length,
     "reported_at", time,
+    "reported", registration.queue_length,
+    "polled", registration.polled or "0",
     "dispatched_by_lottery", 0,
     "own", 0,
     "work", 0,

@@ -6,9 +6,10 @@
 
   Input:
     load  as include/load/read_load.lua returns it
+    ...   further fields of the worker's hash, as arguments of HSET
 ]]
 --- @include "is_extended"
-local function write_load(load)
+local function write_load(load, ...)
   redis.call("HSET", load.worker,
     "untracked", load.untracked,
     "untracked_own_rate", load.capacity and load.untracked_own_rate or "",
@@ -23,5 +24,6 @@ local function write_load(load)
     "leased_since_report", load.leased_since_report,
     "released_since_report", load.released_since_report,
     "failing", load.failing or "",
-    "draining", load.draining and "1" or "0")
+    "draining", load.draining and "1" or "0",
+    ...)
 end

@@ -22,7 +22,7 @@
 --- @include "key"
 --- @include "learn_decay"
 --- @include "leave_overflow"
---- @include "leave_pools"
+--- @include "leave_pools" when called
 --- @include "purge_worker" when called
 --- @include "read_load"
 --- @include "refresh_heartbeat"
@@ -69,11 +69,11 @@ local function enroll(registration, time, decays, is_allowed, make_load)
   load.capacity = registration.capacity
   load.untracked_own_rate = load.untracked_own_rate or load.untracked
   load.draining = draining
-  redis.call("HSET", worker, "pools", table.concat(pools, "\n"), "speed", registration.speed) -- the first fields
-  write_load(load)
-  redis.call("HSET", worker,
-    "models", registration.models_json,
+  write_load(load,
+    "pools", table.concat(pools, "\n"),
+    "speed", registration.speed,
     "capacity", registration.capacity or "",
+    "models", registration.models_json,
     "multimodal", registration.multimodal,
     "check_heart_beat", registration.heartbeat_ttl and "1" or "0",
     "registration", number,
