@@ -100,6 +100,7 @@ class Calls:
         await registry.report_failure(A)
         await registry.report_failure(B, of_polls=True)
         await registry.dispatch_lottery(asks(["n"]))
+        await registry.find_workers(["n", "m"])
         await registry.dispatch_shortest_queue(asks(["n", "m"]))
         await registry.heartbeat(reports([(A, 2), (B, 2)]))
         await registry.drain(A)

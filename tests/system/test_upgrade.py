@@ -23,7 +23,13 @@ pytestmark = pytest.mark.system
 
 ROOT = Path(__file__).parents[2]
 OTHER_LAYOUT = "db9b310"  # the last commit with key layout 3
-LAYOUT_FILES = ["lua/include/key.lua", "lua/include/load/read_load.lua"]  # the keys, and the fields of a worker
+# The keys, the fields and checkpoints of a worker, and the replies that are kept.
+LAYOUT_FILES = [
+    "lua/include/key.lua",
+    "lua/include/load/read_load.lua",
+    "lua/include/load/add_checkpoint.lua",
+    "lua/include/dispatch/run_batch.lua",
+]
 NAMES = {f"http://127.0.0.1:1/w{i}" for i in range(4)}
 
 
