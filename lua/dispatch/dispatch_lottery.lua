@@ -47,6 +47,7 @@
       worker  the name of the drawn worker; '' if no live worker serves the model; nil if the budget of this call did
               not suffice: repeat the request, with another id
       lease   the name of the lease; '' for a request without one; nil if worker is nil
+    an empty array: reconcile.lua has taken this call back, and nothing was done
     error 'INVALID …' if an argument is invalid; nothing was done
 ]]
 --- @include "book_lease" when called
@@ -198,7 +199,6 @@ end
 local untracked = {} -- the number of requests without a lease, by worker
 
 local function choose(request, seq)
-  spend(1)
   local name = draw_from("lottery", request.model, request.draw)
   if name == "" then
     name = draw_from("lottery_failing", request.model, request.draw)

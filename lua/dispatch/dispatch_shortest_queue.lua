@@ -6,9 +6,9 @@
 
   Each pool has two indexes: one by the part of the cost that does not change while time passes, one by the untracked
   load, which decays. If all clients are of one kind, with leases or without, the best worker is the first one of one
-  index. Otherwise it is the best of the first CANDIDATES_PER_INDEX workers of both (docs/dispatch.md says what that
-  misses). For a model with several pools, the best workers of the pools are compared by cost and sequence number.
-  The reference model is tests/model/choose.py.
+  index. Otherwise it is the best of the first CANDIDATES_PER_INDEX workers of both. docs/concepts/dispatch.md says what
+  that misses. For a model with several pools, the best workers of the pools are compared by cost and sequence number.
+  The reference model is tests/model/shortest_queue.py.
 
   Expired workers found on the way are purged, at most about MAX_PURGED index entries per call, so that one call cannot
   block Redis for long. Requests for other models in the batch are answered nevertheless.
@@ -47,6 +47,7 @@
       worker  the name of the chosen worker; '' if no live worker serves the model; nil if the budget of this call did
               not suffice: repeat the request, with another id
       lease   the name of the lease; '' for a request without one; nil if worker is nil
+    an empty array: reconcile.lua has taken this call back, and nothing was done
     error 'INVALID …' if an argument is invalid; nothing was done
 ]]
 --- @include "best_of_pools" when called

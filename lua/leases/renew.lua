@@ -19,11 +19,12 @@
 --- @include "is_alive"
 --- @include "key"
 --- @include "now"
+--- @include "parse_lease"
 local leases = argument_groups(1, { "lease" })
 local time = now()
 
 local function renew(lease)
-  local lease_ttl, incarnation, name = lease:match("^%d+%-(%d+)%-%d+%-(%d+)@(.*)$")
+  local _, lease_ttl, incarnation, name = parse_lease(lease)
   local expires_at = redis.call("ZSCORE", key("leases"), lease)
   if not expires_at or tonumber(expires_at) <= time then
     return 0

@@ -16,6 +16,7 @@
 ]]
 --- @include "key"
 --- @include "now"
+--- @include "parse_lease"
 --- @include "whole_number"
 local cursor, count = ARGV[1], whole_number(ARGV[2], 1)
 if not cursor:match("^%d+$") or not count then
@@ -27,7 +28,8 @@ local step = redis.call("ZSCAN", key("leases"), cursor, "COUNT", count)
 local entries = step[2] -- each lease is followed by the time at which it expires
 for i = 1, #entries, 2 do
   local lease, expires_at = entries[i], tonumber(entries[i + 1])
-  local latest = time + lease:match("^%d+%-(%d+)%-") -- as include/leases/grant_lease.lua writes it
+  local _, lease_ttl = parse_lease(lease)
+  local latest = time + lease_ttl
   if expires_at > latest then
     redis.call("ZADD", key("leases"), latest, lease)
   end

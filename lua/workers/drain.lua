@@ -79,7 +79,7 @@ local function set_draining(call)
   local is_registered = load and is_alive(name)
   if not drain then
     if not is_registered then
-      purge_worker(name) -- or it would drain again when it registers
+      spend(purge_worker(name)) -- or it would drain again when it registers
     end
     redis.call("DEL", key("draining", name))
   end

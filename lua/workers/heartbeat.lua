@@ -54,6 +54,7 @@
 --- @include "purge_worker" when called
 --- @include "read_load"
 --- @include "refresh_heartbeat"
+--- @include "spend"
 --- @include "update_cost_index"
 --- @include "update_decay_index"
 --- @include "update_lottery" when called
@@ -112,9 +113,12 @@ end
 
 local results = handle_each(reports, apply)
 expire_leases(time, decays, 64)
--- Last: if Redis's memory is full, it rejects all heartbeats or none, but not what frees memory.
+-- Last: a deletion before the heartbeats would make Redis accept them even if its memory is full.
 for _, name in ipairs(expired) do
-  purge_worker(name)
+  if spend(0) then
+    break -- the sweep purges the others
+  end
+  spend(purge_worker(name))
 end
-redis.pcall("SET", reply, cjson.encode(results), "PX", reply_ttl) -- may be rejected too
+redis.call("SET", reply, cjson.encode(results), "PX", reply_ttl)
 return results

@@ -64,7 +64,7 @@ local function remove(call)
     return 0
   end
   local was_alive = is_alive(name)
-  spend(purge_worker(name)) -- first: if Redis's memory is full, it rejects what follows, but not what frees memory
+  spend(purge_worker(name)) -- first: after a deletion, Redis accepts all writes, even if its memory is full
   if call.registration == "" then
     redis.call("DEL", key("draining", name))
   end
@@ -76,5 +76,5 @@ local function remove(call)
 end
 
 local results = handle_each(calls, remove)
-redis.pcall("SET", reply, cjson.encode(results), "PX", reply_ttl) -- Redis rejects this if its memory is full
+redis.call("SET", reply, cjson.encode(results), "PX", reply_ttl)
 return results

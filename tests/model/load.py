@@ -1,7 +1,7 @@
 """Reference model of the load of a worker: bookings, leases and reports, as functions of what happened when.
 
 The scripts in `lua/` do the same, and tests/store/test_oracle.py compares them. Times are in milliseconds of Redis's
-clock, readings are those of a DecayClock. docs/dispatch.md explains the rules.
+clock, readings are those of a DecayClock. docs/concepts/dispatch.md explains the rules.
 """
 
 import math

@@ -282,3 +282,10 @@ def test_documented_redis_user_may_run_all_commands_of_the_scripts() -> None:
     }
     assert len(called) > 15
     assert called <= rights
+
+
+@every_file
+def test_paths_in_headers_exist(path: Path) -> None:
+    header_text = path.read_text().partition("]]")[0]
+    for named in re.findall(r"\b(?:docs|tests|controller|include|deploy)/[\w/.-]+\.\w+", header_text):
+        assert (ROOT / named).exists() or (ROOT / "lua" / named).exists(), named

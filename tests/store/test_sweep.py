@@ -8,7 +8,7 @@ from controller.store.registry import Registry
 from tests.conftest import Store
 from tests.support.budget import small_budget
 from tests.support.invariants import check_invariants
-from tests.support.samples import A, B, C, worker
+from tests.support.samples import A, B, C, reports, worker
 from tests.support.waiting import wait_until
 
 
@@ -40,6 +40,21 @@ async def test_sweep_removes_no_more_than_its_budget(store: Store, monkeypatch: 
     assert (unfinished, len(removed)) == (1, 1)
     assert len(await registry.sweep(60.0)) == 4, "the registry calls the script again for the rest"
     assert await registry._run("sweep", 60_000, 0) == [0, []]
+
+
+async def test_heartbeats_of_expired_workers_purge_no_more_than_the_budget(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    small_budget(monkeypatch, 12)
+    registry = store.registry()
+    names = [f"http://w{i}:1" for i in range(5)]
+    for name in names:
+        await registry.register(worker(name, "m", "n"))
+        await store.expire_heartbeat(name)
+    assert await registry.heartbeat(reports([(name, 0) for name in names])) == [False] * 5
+    left = len((await check_invariants(store.client, store.namespace)).hashes)
+    assert 0 < left < 5
+    assert len(await registry.sweep(60.0)) == left
 
 
 async def test_only_one_replica_sweeps_in_each_interval(store: Store) -> None:

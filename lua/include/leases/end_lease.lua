@@ -15,6 +15,7 @@
 --- @include "is_extended"
 --- @include "key"
 --- @include "map_checkpoints"
+--- @include "parse_lease"
 --- @include "read_load"
 --- @include "update_cost_index"
 --- @include "write_untracked" when called
@@ -22,7 +23,7 @@ local function end_lease(lease, time, decays, expired)
   if redis.call("ZREM", key("leases"), lease) == 0 then
     return false
   end
-  local leased_at, incarnation, name = lease:match("^(%d+)%-[^@]*%-(%d+)@(.*)$")
+  local leased_at, _, incarnation, name = parse_lease(lease)
   local load = read_load(name, decays and time)
   if not load or load.incarnation ~= incarnation then
     return false

@@ -14,7 +14,7 @@
     finished               those of them that have finished by its last report
     leased_since_report    active leases that were granted since its last report
     released_since_report  leases that were granted since its last report and have ended
-    checkpoint_at          the time of the last checkpoint (include/load/checkpoint.lua)
+    checkpoint_at          the time of the last checkpoint (include/load/add_checkpoint.lua)
     failing                'request' or 'polls' if it is failing, otherwise ''
     draining               '1' if it is draining, otherwise '0'
     extended               '1' if include/load/is_extended.lua says so, otherwise '0'

@@ -46,7 +46,7 @@ local function enroll(registration, time, decays, is_allowed, make_load)
   -- If Redis's memory is full, it rejects this write, and so the script stops before it has changed anything.
   local number = redis.call("INCR", key("sequence"))
   if not was_alive then
-    purge_worker(name)
+    spend(purge_worker(name))
     redis.call("DEL", key("removed", name))
   end
   local before = read_load(name, decays and time)

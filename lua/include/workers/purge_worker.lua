@@ -15,11 +15,11 @@ local function purge_worker(name)
     local is_json, models = pcall(cjson.decode, redis.call("HGET", load.worker, "models"))
     work = work + leave_pools(name, load.index_seq, load.pools, is_json and models or {})
     leave_overflow(name)
-    if load.draining then
-      redis.pcall("SET", key("draining", name), "1", "PX", 3600000) -- Redis rejects this if its memory is full
-    end
   end
   redis.call("DEL", key("worker", name), key("heartbeat", name), key("checkpoints", name))
   redis.call("ZREM", key("workers"), name)
+  if load and load.draining then -- last: after a deletion, Redis accepts this even if its memory is full
+    redis.call("SET", key("draining", name), "1", "PX", 3600000)
+  end
   return work
 end
