@@ -83,10 +83,13 @@ def test_files_switches_and_addresses_are_read_from_flags_and_variables(served: 
     with_password = ("serve", "--redis-url", "redis://h", "--redis-password-file", str(tmp_path / "password"))
     assert run(*with_password).exit_code == 0
     assert served[2].store_url().password_file == tmp_path / "password"
-    assert run("serve", "--parent", "http://top:1,http://Other:1/", "--advertise", "http://lb:1").exit_code == 0
+    addresses = ("--parent", "http://top:1,http://Other:1/", "--advertise", "http://lb:1")
+    assert run("serve", *addresses).exit_code == 0
+    assert run("serve", *addresses, CONTROLLER_BY_WAY="true").exit_code == 0
+    assert [settings.by_way for settings in served[3:]] == [False, True]
     assert served[3].parents == ("http://top:1", "http://other:1")
     named = set(VALUES) | {"ssl", "ssl_keyfile", "ssl_certfile", "data_dir", "redis_password_file"}
-    named |= {"parent", "advertise"}
+    named |= {"parent", "advertise", "by_way"}
     assert named == {setting.name for setting in all_settings()}
 
 
