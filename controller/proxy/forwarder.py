@@ -37,7 +37,7 @@ class Forwarded:
     The caller must close it, which ends the request and releases its lease.
 
     first: first piece of the body.
-    on_end: called once with the outcome.
+    on_end: called once with the outcome, or with "" if it was counted already.
     read_on: called with this response if it is closed before its end and the worker goes on with the request anyway.
         It has to call finish().
     """
@@ -72,7 +72,11 @@ class Forwarded:
             self._outcome = "broken"
             logger.warning("A forwarded response failed, and its client gets an error: %s", error)
             raise
-        self._outcome = "complete"
+        else:
+            self._outcome = "complete"
+        finally:
+            if self._read_on is None:
+                await self._rest.aclose()
 
     def close(self) -> None:
         """Close the response. Synchronous on purpose: a cancelled caller could be cancelled again at any `await`."""
@@ -84,8 +88,13 @@ class Forwarded:
         else:
             self._end()
 
-    async def finish(self) -> None:
-        """Read the rest of the body and drop it, after close(). Then end the request."""
+    async def finish(self, counted: bool = False) -> None:
+        """Read the rest of the body and drop it. Then end the request.
+
+        counted: the outcome of the request was counted already.
+        """
+        if counted:
+            self._outcome = ""
         try:
             with contextlib.suppress(WorkerError):
                 async for _ in self._rest:
@@ -235,7 +244,8 @@ class Forwarder:
         frames = request.frames  # the closure must not keep the request in memory, whose body may be large
 
         def on_end(outcome: str) -> None:
-            self._count(frames, outcome)
+            if outcome:
+                self._count(frames, outcome)
             self._end(leased)
 
         return Forwarded(response, first, pieces, on_end, self._read_on if request.runs_on else None)
@@ -330,7 +340,7 @@ async def _finish(exchange: "asyncio.Task[Forwarded]") -> None:
     """Wait for the response to a request whose client has left, and read it to its end."""
     with contextlib.suppress(WorkerError):
         forwarded = await exchange
-        await forwarded.finish()
+        await forwarded.finish(counted=True)
 
 
 class _Request(NamedTuple):

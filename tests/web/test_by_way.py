@@ -100,6 +100,9 @@ async def test_generation_stays_booked_after_its_client_has_left_until_the_worke
         await wait_until(lambda: ended, "the worker has done its work")
         await wait_until(lambda: not api.replica.forwarder._background, "the lease is released")
         assert await booked(api) == (0, 0)
+        counted = (await api.http.get("/metrics")).text
+        assert 'controller_calls_total{outcome="client_gone"} 1' in counted
+        assert 'controller_calls_total{outcome="complete"} 0' in counted
 
 
 async def test_generation_whose_client_leaves_during_the_answer_is_read_to_its_end(api: Api) -> None:
