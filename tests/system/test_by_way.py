@@ -83,6 +83,25 @@ async def test_each_generation_of_the_stock_api_server_is_booked_while_it_runs(
         assert shown["queue_length"] == 0
 
 
+async def test_region_under_a_parent_counts_each_request_once_on_each_level(serve: Serve, work_dir: Path) -> None:
+    top = serve_by_way(serve, data="top")
+    region = serve_by_way(serve, "--parent", top.url, "--parent-interval", "0.5", data="region")
+    with stock_worker(work_dir, region.url, "--delay", "0.1"):
+        await wait_until(lambda: top.names() == [region.url], "the region is registered at its parent")
+        await wait_until(lambda: top.dispatch("echo") == top.url, "the parent lists the models of the region")
+        levels: list[tuple[int, int]] = []
+        request = {"model": "echo", "prompt": "one two three four five"}
+        for path in ("/worker_generate", "/worker_generate_stream"):
+            running = asyncio.create_task(asyncio.to_thread(request_frames, top.url + path, request))
+            while not running.done():
+                levels.append((leased(top), leased(region)))
+                await asyncio.sleep(0.01)
+            await running
+            await wait_until(lambda: (leased(top), leased(region)) == (0, 0), "the leases of both levels are released")
+        assert max(top for top, _ in levels) == max(region for _, region in levels) == 1
+        assert call(f"{top.url}/count_token", {"model": "echo", "prompt": "a b c"}) == {"count": 3, "error_code": 0}
+
+
 async def leaving_client(port: int, rng: random.Random) -> None:
     """Send a request and leave at any point: before its end, before the answer, or within it."""
     path, prompt = rng.choice(["/worker_generate_stream", "/worker_generate", "/count_token"]), "word " * 6
