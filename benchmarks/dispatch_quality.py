@@ -5,13 +5,15 @@
     python benchmarks/dispatch_quality.py --plots docs/images         wait against load, heartbeats and replicas
     python benchmarks/dispatch_quality.py --bursts --loads 0.7 --seeds 10 --json results.json
     python benchmarks/dispatch_quality.py --fast-share 0 --best-guess
+    python benchmarks/dispatch_quality.py --rows "ours, defaults" "ours, by way"
 
 The rows "ours" run the rules of controller/domain, and tests compare the Lua scripts with these rules. The other rows
 are stock FastChat, its lottery, round robin, the power of two choices with each router's own counts, and one ideal
 queue in front of all slots, which no real system has. Each wait includes the delay to the worker, 0.11 s on average.
 
 Variants of ours: "no polls" and "leases" have no polls. "defaults" has polls and no leases. "half lease" has polls, and
-a share of --lease-share of the clients use leases. With "capacity reported", workers report their number of slots.
+a share of --lease-share of the clients use leases. "by way" has polls. No client uses a lease, but all requests pass
+through a replica, which holds one. With "capacity reported", workers report their number of slots.
 """
 
 import argparse
@@ -29,7 +31,19 @@ from typing import Any
 from rich.console import Console
 from rich.progress import Progress
 from rich.table import Table
-from simulation import SERVICES, Fleet, Ideal, Lottery, Ours, Policy, RoundRobin, Simulation, Stock, TwoChoices
+from simulation import (
+    SERVICES,
+    Fleet,
+    Ideal,
+    Lottery,
+    Ours,
+    OursByWay,
+    Policy,
+    RoundRobin,
+    Simulation,
+    Stock,
+    TwoChoices,
+)
 
 
 def bare(fleet: Fleet) -> Fleet:
@@ -76,6 +90,8 @@ CASES: dict[str, tuple[Callable[[Fleet], Fleet], Callable[[Fleet], Policy]]] = {
     "ours, leases": (leased, Ours),
     "ours, leases, capacity reported": (leased, partial(Ours, capacity_reported=True)),
     "ours, leases, polls, capacity reported": (leased_and_polled, partial(Ours, capacity_reported=True)),
+    "ours, by way": (leased_and_polled, OursByWay),
+    "ours, by way, capacity reported": (leased_and_polled, partial(OursByWay, capacity_reported=True)),
     BEST_GUESS: (bare, best_guess),
     "one ideal queue": (bare, Ideal),
 }
@@ -127,10 +143,13 @@ def questions(arguments: argparse.Namespace) -> dict[str, Question]:
     intervals, counts = arguments.heartbeat_intervals, arguments.replica_counts
     deaths = arguments.deaths or min(DEATHS, arguments.workers - 2)
     cases = tuple(case for case in CASES if case != BEST_GUESS or arguments.best_guess)
+    plotted: Sequence[str] = PLOTTED
+    if arguments.rows:
+        cases = plotted = tuple(case for case in CASES if case in arguments.rows)
     return {
         "load": Question("load", "load", loads, cases),
-        "heartbeats": Question("time between heartbeats, s", "heartbeat_interval", intervals, PLOTTED, True),
-        "replicas": Question("replicas, or routers", "routers", counts, PLOTTED, True),
+        "heartbeats": Question("time between heartbeats, s", "heartbeat_interval", intervals, plotted, True),
+        "replicas": Question("replicas, or routers", "routers", counts, plotted, True),
         "deaths": Question("workers that crash", "deaths", [deaths], cases),
     }
 
@@ -255,6 +274,7 @@ def parse() -> argparse.Namespace:
     add("--at-load", type=float, default=0.85, help="load for all other questions (default: 0.85)")
     add("--seeds", type=int, default=5, help="runs for each figure, with different random numbers (default: 5)")
     add("--jobs", type=int, default=1, help="number of processes that run simulations (default: 1)")
+    group.add_argument("--rows", nargs="+", metavar="ROW", choices=CASES, help="run only these rows")
     group.add_argument(
         "--best-guess",
         action="store_true",
@@ -267,6 +287,8 @@ def parse() -> argparse.Namespace:
         if parameter.metadata:
             add_flag(parameters, parameter)
     arguments = parser.parse_args()
+    if arguments.rows and arguments.plots:
+        parser.error("--plots needs all rows: remove --rows.")
     if min(*(arguments.loads or LOADS), arguments.at_load) <= 0:
         parser.error("a load must be more than 0.")
     if arguments.workers < 3:

@@ -5,7 +5,8 @@ which tests compare the scripts. A worker runs `slots` requests at a time, in or
 worker `delay` seconds after the choice.
 
 Our replicas choose in Redis when their call arrives there. They share one state, so their number changes nothing in the
-simulation. In practice it changes how many dispatches share a call.
+simulation. In practice it changes how many dispatches share a call. With `--by-way`, the request itself comes to a
+replica after its delay. The replica chooses a worker, holds a lease, and forwards the request.
 """
 
 import heapq
@@ -66,6 +67,9 @@ class Fleet:
         default=(0.001, 0.05), metadata={"help": "one-way delay of heartbeats, polls, releases"}
     )
     store_latency: Range = field(default=(0.0002, 0.001), metadata={"help": "one-way delay between replica and store"})
+    forward_delay: Range = field(
+        default=(0.0005, 0.002), metadata={"help": "time from a replica to the worker, in rows by way"}
+    )
     deaths: int = field(default=0, metadata={"help": "workers that crash in the middle half of a run"})
     health_interval: float = field(default=10.0, metadata={"help": "time between health checks of a router"})
     retry_delay: float = field(default=0.5, metadata={"help": "delay before a refused client tries again"})
@@ -196,6 +200,7 @@ class ChosenAt(Enum):
 
     ROUTER = auto()
     STORE = auto()
+    ON_THE_WAY = auto()  # a replica chooses in the store when the request itself arrives, and forwards it
     CENTRAL_QUEUE = auto()  # one queue in front of all workers
 
 
@@ -390,6 +395,12 @@ class Ours:
             self.index(self.workers[worker], now)
 
 
+class OursByWay(Ours):
+    """Ours with `--by-way`: requests pass through a replica, which holds a lease from the choice to the end."""
+
+    chosen_at = ChosenAt.ON_THE_WAY
+
+
 class Simulation:
     """One run of a fleet under a policy.
 
@@ -401,6 +412,7 @@ class Simulation:
         self.policy = policy
         self.first_heartbeats = first_heartbeats
         self.store_delays = fleet.stream("ways to the store")
+        self.forward_delays = fleet.stream("forwarding")
         self.reports = fleet.stream("reports")
         self.crashes = fleet.stream("deaths")
         self.workers = [Worker(fleet.slots, speed) for speed in fleet.speeds()]
@@ -442,10 +454,18 @@ class Simulation:
         if self.policy.chosen_at is ChosenAt.CENTRAL_QUEUE:
             self.at(now + request.delay, self.queue, request)
         elif self.policy.chosen_at is ChosenAt.STORE:
-            call_delay, reply_delay = (self.store_delays.uniform(*self.fleet.store_latency) for _ in range(2))
-            self.at(now + call_delay, self.send, request, reply_delay + request.delay)
+            self.choose_in_store(now, request, request.delay)
+        elif self.policy.chosen_at is ChosenAt.ON_THE_WAY:
+            self.at(now + request.delay, self.forward, request)
         else:
             self.send(now, request, request.delay)
+
+    def choose_in_store(self, now: float, request: Request, delay: float) -> None:
+        call_delay, reply_delay = (self.store_delays.uniform(*self.fleet.store_latency) for _ in range(2))
+        self.at(now + call_delay, self.send, request, reply_delay + delay)
+
+    def forward(self, now: float, request: Request) -> None:
+        self.choose_in_store(now, request, self.forward_delays.uniform(*self.fleet.forward_delay))
 
     def queue(self, now: float, request: Request) -> None:
         if not self.send(now, request, 0.0):
@@ -541,10 +561,18 @@ class Simulation:
 
     def refuse(self, now: float, request: Request) -> None:
         self.result.refused += 1
-        self.report_end(now, request, refused=True)
+        forwarded = self.policy.chosen_at is ChosenAt.ON_THE_WAY
+        if forwarded:
+            self.handle_end(now, request, refused=True)  # the replica reports it before it chooses again
+        else:
+            self.report_end(now, request, refused=True)
         if request.tries < TRIES:
-            # A new object, because handle_end() of the first attempt is still scheduled.
-            self.at(now + self.fleet.retry_delay, self.arrive, replace(request, tries=request.tries + 1))
+            # A new object, because handle_end() of the first attempt may still be scheduled.
+            again = replace(request, tries=request.tries + 1)
+            if forwarded:
+                self.forward(now, again)
+            else:
+                self.at(now + self.fleet.retry_delay, self.arrive, again)
         else:
             self.left -= 1
             self.result.lost_refused += 1
