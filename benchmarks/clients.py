@@ -3,8 +3,9 @@
     python benchmarks/clients.py plan.json results.json
 
 benchmarks/confirmation.py writes the plan and reads the results. Each client requests a worker's address, with a lease
-if the plan says so. It sends its request there, reads the response, and releases the lease. The run ends when every
-request has a slot, and running requests are cancelled.
+if the plan says so. It sends its request there, reads the response, and releases the lease. The address is the
+controller's own with `--by-way`, and the request then passes through the controller. The run ends when every request
+has a slot, and running requests are cancelled.
 """
 
 import argparse
@@ -41,14 +42,20 @@ class PlannedRequest:
 class Results:
     """The results of a run.
 
-    waits: seconds from the planned arrival to a slot, without the delay to the worker, in order of arrival.
+    waits: seconds from the planned arrival to a slot, without the delay from the client to the worker, in order of
+        arrival. With `--by-way`, the delay from the client to the worker is included, because the dispatch is a part
+        of it.
+    dispatch_times: seconds from the planned arrival to the response with the address. With `--by-way`, to the arrival
+        of the request at the worker.
     degraded: number of dispatches from a snapshot.
+    forwarded: number of requests that passed through the controller.
     """
 
     waits: list[float] = field(default_factory=list)
     dispatch_times: list[float] = field(default_factory=list)
     failed: list[str] = field(default_factory=list)
     degraded: int = 0
+    forwarded: int = 0
     largest_lag: float = 0.0  # largest delay of the clients' event loop
     cpu_share: float = 0.0  # processor time as a share of one core
 
@@ -92,10 +99,16 @@ class Clients:
     async def _use_worker(self, number: int, request: PlannedRequest, due: float) -> None:
         address, lease = await self._dispatch(request.leased)
         dispatched_in = asyncio.get_running_loop().time() - due
-        self._results.dispatch_times.append(dispatched_in)
+        by_way = address == self._controller
         body = {"model": MODEL, "prompt": "", "service": request.service}
+        sent = time.monotonic()
         async with self._http.post(f"{address}/worker_generate_stream", json=body) as response:
             frame = json.loads((await response.content.readuntil(b"\0"))[:-1])
+            if by_way:
+                dispatched_in += frame["arrived"] - sent
+                self._results.forwarded += 1
+                self._results.degraded += "X-Controller-Degraded" in response.headers
+            self._results.dispatch_times.append(dispatched_in)
             self._waits[number] = dispatched_in + frame["waited"]
             self._finish_one()
             await response.content.read()

@@ -14,6 +14,9 @@ same arrivals, service times and first heartbeats, because the waits depend on w
 time of the dispatch plus the time from the arrival at the worker to a slot. Requests that arrive in the first heartbeat
 interval do not count. In the simulation a dispatch takes 1 to 5 ms.
 
+In the rows "by way", clients get the address of HAProxy and send their requests there (`--by-way`). The dispatch of
+such a request ends when it arrives at its worker. So it includes the way through HAProxy and a replica.
+
 A row is marked "!" if the clients' event loop was late by more than 50 ms, or if a replica dispatched from a snapshot
 because the store was slow. Then run it again on a machine with less load. The exit status is 1 if a row is marked or a
 request failed.
@@ -48,7 +51,7 @@ from ports import free_port
 from rich.console import Console
 from rich.progress import Progress
 from rich.table import Table
-from simulation import Fleet, Ours, Policy, Simulation, Stock
+from simulation import Fleet, Ours, OursByWay, Policy, Simulation, Stock
 from sleeping_workers import MODEL
 
 from controller.domain.errors import EmbeddedStoreError
@@ -65,12 +68,13 @@ BENCHMARKS = Path(__file__).parent
 HAPROXY = shutil.which("haproxy", path=f"{os.environ.get('PATH', '')}{os.pathsep}/usr/sbin")
 HAPROXY_CONFIGURATION = """
 global
-  maxconn 1000
+  maxconn 4000 # with --by-way, each running request is a connection
 defaults
   mode http
   timeout connect 1s
-  timeout client 1m
-  timeout server 1m
+  # The longest time without data. As in deploy/: a stream of `--by-way` may be silent for up to --worker-timeout.
+  timeout client 1h
+  timeout server 200s
 listen controller
   bind 127.0.0.1:{port}
   balance roundrobin
@@ -79,6 +83,8 @@ listen controller
   option redispatch 1
   retries 3
   retry-on conn-failure empty-response
+  # A worker may have begun to process a forwarded request.
+  http-request disable-l7-retry if {{ path_beg /worker_ }}
 """
 
 
@@ -88,7 +94,11 @@ class ProcessFailed(Exception):
 
 @dataclass(frozen=True)
 class Row:
-    """One configuration of controller, clients and workers. `lease_share` is the share of clients that use leases."""
+    """One configuration of controller, clients and workers.
+
+    lease_share: the share of clients that use leases.
+    by_way: requests pass through a replica, which holds a lease for each. The clients use none.
+    """
 
     name: str
     stock: bool = False
@@ -96,6 +106,7 @@ class Row:
     polls: bool = True
     lease_share: float = 0.0
     reports_capacity: bool = False
+    by_way: bool = False
 
     def fleet(self, fleet: Fleet) -> Fleet:
         """Return the fleet with the polls and leases of this row."""
@@ -104,7 +115,9 @@ class Row:
 
     def policy(self, fleet: Fleet) -> Policy:
         """Return the policy of the simulation for this row."""
-        return Stock(fleet) if self.stock else Ours(fleet, self.reports_capacity, decay=self.decay)
+        if self.stock:
+            return Stock(fleet)
+        return (OursByWay if self.by_way else Ours)(fleet, self.reports_capacity, decay=self.decay)
 
 
 STOCK = Row("FastChat", stock=True)
@@ -114,7 +127,19 @@ DEFAULTS = Row("ours, defaults")
 HALF_LEASE = Row("ours, half lease", lease_share=0.5)
 LEASES = Row("ours, leases", lease_share=1.0)
 LEASES_AND_CAPACITY = Row("ours, leases, capacity reported", lease_share=1.0, reports_capacity=True)
-ROWS = [STOCK, NO_DECAY, NO_POLLS, DEFAULTS, HALF_LEASE, LEASES, LEASES_AND_CAPACITY]
+BY_WAY = Row("ours, by way", by_way=True)
+BY_WAY_AND_CAPACITY = Row("ours, by way, capacity reported", by_way=True, reports_capacity=True)
+ROWS = [
+    STOCK,
+    NO_DECAY,
+    NO_POLLS,
+    DEFAULTS,
+    HALF_LEASE,
+    LEASES,
+    LEASES_AND_CAPACITY,
+    BY_WAY,
+    BY_WAY_AND_CAPACITY,
+]
 
 
 @dataclass(frozen=True)
@@ -144,6 +169,7 @@ class Result:
     requests: int
     failed: list[str]
     degraded: int
+    forwarded: int
     largest_lag: float
     cpu_share: float
 
@@ -241,10 +267,11 @@ def start_replicas(processes: Processes, store: str, ports: Sequence[int], *flag
     return urls
 
 
-def start_ours(processes: Processes, store: str, directory: Path, *flags: str) -> str:
+def start_ours(processes: Processes, store: str, directory: Path, row: Row, fleet: Fleet) -> str:
     """Start four replicas behind HAProxy, or one controller with four replicas without HAProxy. Return the URL."""
     balanced, *ports = (free_port() for _ in range(1 + REPLICAS))
     url = f"http://127.0.0.1:{balanced}"
+    flags = controller_flags(row, fleet, url)
     if HAPROXY is None:
         start_replicas(processes, store, [balanced], "--replicas", str(REPLICAS), *flags)
         return url
@@ -277,8 +304,9 @@ def start_workers(processes: Processes, controller: str, row: Row, fleet: Fleet)
         worker.wait_until(partial(worker.has_logged, "ready"))
 
 
-def controller_flags(row: Row, fleet: Fleet) -> list[str]:
+def controller_flags(row: Row, fleet: Fleet, url: str) -> list[str]:
     return [
+        *(("--by-way", "--advertise", url) if row.by_way else ()),
         *("--booking-decay", "on" if row.decay else "off"),
         *("--booking-delay", str(fleet.booking_delay)),
         *("--poll-interval", str(fleet.poll_interval)),
@@ -304,6 +332,8 @@ def run_clients(
 
 
 def simulate(row: Row, fleet: Fleet) -> Waits:
+    if row.by_way:
+        fleet = replace(fleet, lease_share=1.0)  # the replicas hold the leases
     return Waits.of(Simulation(fleet, row.policy(fleet), first_heartbeats(fleet)).run().waits, fleet)
 
 
@@ -317,7 +347,7 @@ def run(row: Row, fleet: Fleet, progress: Callable[[float], None] = lambda _: No
         if store is None:
             controller = start_stock(processes)
         else:
-            controller = start_ours(processes, store.url, directory, *controller_flags(row, fleet))
+            controller = start_ours(processes, store.url, directory, row, fleet)
         start_workers(processes, controller, row, fleet)
         results = run_clients(processes, directory, controller, fleet, progress)
     return Result(
@@ -329,6 +359,7 @@ def run(row: Row, fleet: Fleet, progress: Callable[[float], None] = lambda _: No
         requests=fleet.requests,
         failed=results.failed,
         degraded=results.degraded,
+        forwarded=results.forwarded,
         largest_lag=results.largest_lag,
         cpu_share=results.cpu_share,
     )
@@ -345,6 +376,7 @@ def compressed_fleet(load: float, seconds: float, compression: float, seed: int)
         poll_interval=Fleet.poll_interval / compression,
         booking_delay=Fleet.booking_delay / compression,
         delay=(0.001, 0.005),  # time of a dispatch on loopback, for the simulation
+        forward_delay=(0.001, 0.005),
         report_delay=(0.0001, 0.005),
         seed=seed,
     )

@@ -3,9 +3,9 @@
     python benchmarks/sleeping_workers.py --controller-address http://localhost:21001 --speeds 1 1 2 --slots 8
 
 benchmarks/confirmation.py uses it. A request has its service time at speed 1 (`service`, in seconds). Requests wait for
-a slot in order of arrival. The first frame of a response has the time that the request waited, and the second ends the
-response. Each worker registers and sends heartbeats as FastChat's workers do. The process prints "ready" when all are
-registered.
+a slot in order of arrival. The first frame of a response has the time of the request's arrival, by the monotonic clock
+that all processes of a machine share, and the time that the request waited. The second frame ends the response. Each
+worker registers and sends heartbeats as FastChat's workers do. The process prints "ready" when all are registered.
 """
 
 import argparse
@@ -68,15 +68,15 @@ class SleepingWorker:
         return web.json_response(self.status)
 
     async def _generate_stream(self, request: web.Request) -> web.StreamResponse:
-        arrived = time.perf_counter()
+        arrived = time.monotonic()
         service = (await request.json())["service"]
         self._queue_length += 1
         try:
             async with self._slots:
-                waited = time.perf_counter() - arrived
+                waited = time.monotonic() - arrived
                 response = web.StreamResponse()
                 await response.prepare(request)
-                await response.write(_frame(waited=waited))
+                await response.write(_frame(arrived=arrived, waited=waited))
                 await asyncio.sleep(service / self._speed)
         finally:
             self._queue_length -= 1

@@ -7,7 +7,16 @@ It compares the waits of the same requests in the simulation.
 import asyncio
 
 import pytest
-from confirmation import COMPRESSION, DEFAULTS, LEASES_AND_CAPACITY, NO_DECAY, burst, compressed_fleet, run
+from confirmation import (
+    BY_WAY_AND_CAPACITY,
+    COMPRESSION,
+    DEFAULTS,
+    LEASES_AND_CAPACITY,
+    NO_DECAY,
+    burst,
+    compressed_fleet,
+    run,
+)
 
 from tests.conftest import Figure
 
@@ -20,15 +29,17 @@ SECONDS = 8.0
 @pytest.mark.slow
 def test_each_rule_shortens_the_waits(figure: Figure) -> None:
     fleet = compressed_fleet(LOAD, SECONDS, COMPRESSION, seed=0)
-    results = [run(row, fleet) for row in (NO_DECAY, DEFAULTS, LEASES_AND_CAPACITY)]
+    results = [run(row, fleet) for row in (NO_DECAY, DEFAULTS, LEASES_AND_CAPACITY, BY_WAY_AND_CAPACITY)]
     for result in results:
         assert result.failed == []
         note = "" if result.sound else " (the machine was too busy)"
         waits = f"mean {1000 * result.real.mean:.0f} ms, p99 {1000 * result.real.p99:.0f} ms"
         figure(f"waits, {result.name}", f"{waits}{note}")
-    no_decay, defaults, exact = (result.simulated.mean for result in results)
+    assert [result.forwarded for result in results] == [0, 0, 0, results[-1].requests]
+    no_decay, defaults, leases, by_way = (result.simulated.mean for result in results)
     assert defaults < no_decay / 2
-    assert exact < defaults / 2
+    assert leases < defaults / 2
+    assert by_way < defaults / 2
 
 
 def test_a_burst_on_four_replicas_is_spread_evenly() -> None:
