@@ -156,6 +156,8 @@ class Replicas:
     def replica_of(self, port: int) -> int:
         """Return the number of the replica that has a connection with this local port."""
         for number, process in enumerate(self.processes):
+            if process.popen.poll() is not None:
+                continue
             if any(c.laddr.port == port for c in psutil.Process(process.popen.pid).net_connections("tcp") if c.laddr):
                 return number
         raise AssertionError(f"no replica has a connection from port {port}")

@@ -4,6 +4,7 @@ import re
 
 import pytest
 
+from controller.settings import Settings
 from controller.web.asgi.endpoint import ForwardEndpoint
 from controller.web.routes.table import ROUTES
 from tests.deploy.compose import ROOT
@@ -40,6 +41,26 @@ def test_nginx_and_caddy_list_quick_and_waiting_routes(file: str) -> None:
     quick, waits = re.findall(r"\^/\((?:\?<own>)?([a-z_|]+)\)\$", (ROOT / "deploy" / file).read_text())
     assert {f"/{route}" for route in waits.split("|")} == WAITS
     assert {f"/{route}" for route in quick.split("|")} == own_routes() - WAITS
+
+
+@pytest.mark.parametrize(
+    ("file", "timeout", "times"),
+    [
+        ("haproxy/haproxy.cfg", r"(?m)^  timeout server (\d+)s", 1),
+        ("haproxy/fixed-addresses.cfg", r"(?m)^  timeout server (\d+)s", 1),
+        ("nginx/nginx.conf", r"proxy_read_timeout (\d+)s", 3),
+        ("caddy/Caddyfile", r"response_header_timeout (\d+)s", 3),
+    ],
+)
+def test_forwarded_requests_may_be_silent_for_longer_than_the_worker_timeout(
+    file: str, timeout: str, times: int
+) -> None:
+    """A worker may be silent for --worker-timeout and then return a 5xx. The next worker has as much time."""
+    settings = Settings()
+    found = [int(seconds) for seconds in re.findall(timeout, (ROOT / "deploy" / file).read_text())]
+    assert len(found) == times
+    assert found[-1] >= settings.worker_timeout * settings.forward_tries
+    assert found[-1] > settings.register_timeout
 
 
 @pytest.mark.parametrize(

@@ -4,6 +4,7 @@ The tests use the schemas of kubernetes-validate, so they need no cluster. If ku
 output of `kubectl kustomize`.
 """
 
+import re
 import shutil
 import subprocess
 from collections.abc import Iterator
@@ -87,6 +88,10 @@ def environment(container: Document) -> dict[str, str]:
 @pytest.fixture
 def settings(environment: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Settings:
     """Return the settings that `controller` reads from the arguments and variables of the container."""
+    return parse(environment, tmp_path, monkeypatch)
+
+
+def parse(environment: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Settings:
     parsed: list[Settings] = []
     monkeypatch.setattr(server, "serve", lambda settings, _: parsed.append(settings))
     password = tmp_path / "password"
@@ -230,6 +235,17 @@ def test_every_variable_is_a_setting(environment: dict[str, str], settings: Sett
     assert {"CONTROLLER_HOST", "CONTROLLER_REDIS_URL", "CONTROLLER_REDIS_PASSWORD_FILE"} < environment.keys()
     assert settings.host == "0.0.0.0"
     assert settings.replicas == 1  # Kubernetes manages the replicas
+
+
+def test_requests_by_way_are_turned_on_by_the_commented_variables(
+    environment: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    commented = dict(re.findall(r"# - (CONTROLLER_\w+)=(\S+)", (FOLDER / KUSTOMIZATION).read_text()))
+    assert commented.keys() == {"CONTROLLER_BY_WAY", "CONTROLLER_ADVERTISE"}
+    settings = parse(environment | commented, tmp_path, monkeypatch)
+    service = manifest("Service")
+    assert settings.by_way
+    assert settings.advertise == f"http://{service['metadata']['name']}:{settings.port}"
 
 
 def test_the_service_does_not_override_settings(pod: Document) -> None:

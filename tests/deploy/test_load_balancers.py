@@ -11,6 +11,8 @@ from pathlib import Path
 import httpx
 import pytest
 
+from controller.web.asgi.endpoint import ForwardEndpoint
+from controller.web.routes.table import ROUTES
 from tests.conftest import Figure
 from tests.deploy.balancers import FRAMES, REGISTRATION, Balancer, Outcome, Replicas, installed, load, running
 from tests.support.waiting import wait_until
@@ -22,6 +24,8 @@ pytestmark = [pytest.mark.deploy, pytest.mark.timeout(300)]
 
 BALANCERS = installed()
 _namespaces = itertools.count()
+FORWARDED = [route.path for route in ROUTES if route.endpoint is ForwardEndpoint]
+LONGER_THAN_OWN_ROUTES = 3.0  # seconds. Balancers retry a request to the controller's own routes after 2 s
 TERMINATED, KILLED, STOPPED = signal.SIGTERM, signal.SIGKILL, signal.SIGSTOP
 
 
@@ -177,13 +181,31 @@ async def test_a_large_body_is_forwarded(url: str) -> None:
         await asyncio.to_thread(call, f"{url}/remove_worker", {"worker_name": worker.address})
 
 
+async def test_slow_responses_of_all_forwarded_routes_arrive(url: str) -> None:
+    async def respond_late(worker: BadWorker, writer: asyncio.StreamWriter, body: bytes) -> None:
+        await asyncio.sleep(LONGER_THAN_OWN_ROUTES)
+        await answers(b'{"text": "done", "error_code": 0}\0')(worker, writer, body)
+
+    async with (
+        bad_worker(**{path[1:]: respond_late for path in FORWARDED}) as worker,
+        httpx.AsyncClient(timeout=60.0) as http,
+    ):
+        await asyncio.to_thread(register, url, worker)
+        responses = await asyncio.gather(*(http.post(url + path, json={"model": "m"}) for path in FORWARDED))
+        assert [response.content for response in responses] == [b'{"text": "done", "error_code": 0}\0'] * len(FORWARDED)
+        assert len(worker.requests) == len(FORWARDED)
+        await asyncio.to_thread(call, f"{url}/remove_worker", {"worker_name": worker.address})
+
+
 @pytest.mark.parametrize(
     "paths",
     [
         ["/worker_generate_stream", "/x/../get_worker_address", "/worker_generate"],
+        ["/worker_get_embeddings", "/count_token"],
+        ["/model_details", "/worker_get_conv_template"],
         ["/GET_WORKER_ADDRESS", "/a/list_models"],
     ],
-    ids=["worker routes", "similar to own routes"],
+    ids=["generation", "embeddings and tokens", "look-ups", "similar to own routes"],
 )
 async def test_a_forwarded_request_is_never_sent_twice(url: str, replicas: Replicas, paths: list[str]) -> None:
     """A replica is killed while the worker has the request. The balancer must not retry on another replica."""
@@ -193,7 +215,7 @@ async def test_a_forwarded_request_is_never_sent_twice(url: str, replicas: Repli
         client_ports.append(writer.get_extra_info("peername")[1])
         await asyncio.Event().wait()
 
-    names = ("worker_generate_stream", "worker_generate", "GET_WORKER_ADDRESS", "get_worker_address", "list_models")
+    names = (*(path[1:] for path in FORWARDED), "GET_WORKER_ADDRESS", "get_worker_address", "list_models")
     async with bad_worker(**dict.fromkeys(names, hang_after_recording)) as worker:
         await asyncio.to_thread(register, url, worker)
         for path in paths:
@@ -204,8 +226,10 @@ async def test_a_forwarded_request_is_never_sent_twice(url: str, replicas: Repli
                 assert await sending in (200, 404), path
                 assert client_ports == [], path
             else:
-                replicas.send_signal(replicas.replica_of(client_ports[0]), KILLED)
+                serving = replicas.replica_of(client_ports[0])
+                replicas.send_signal(serving, KILLED)
                 assert await sending != 200, path
+                await replicas.wait_for_end(serving)
                 assert len(client_ports) == 1, path
         await asyncio.to_thread(call, f"{url}/remove_worker", {"worker_name": worker.address})
 
