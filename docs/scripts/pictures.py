@@ -1,4 +1,4 @@
-"""Draw the pictures of the documentation: the architecture, the badges of the README, and dark variants of the plots.
+"""Draw the pictures of the documentation: two diagrams, the badges of the README, and dark variants of the plots.
 
     python docs/scripts/pictures.py
 
@@ -120,6 +120,39 @@ def architecture(scheme: Scheme) -> str:
     return str(drawing)
 
 
+def by_way(scheme: Scheme) -> str:
+    """Return the picture of direct requests beside requests by way of the cluster."""
+    title = "Direct: the client gets the address of a worker. By way: it gets the address of the cluster"
+    drawing = Drawing(860, 404, title, scheme)
+    for left, heading in ((20, "Direct (default)"), (450, "By way of the cluster (--by-way)")):
+        drawing.text(left, 30, heading, bold=True, size=15, anchor="start")
+        drawing.box(left, 46, 390, 44, scheme.client)
+        drawing.text(left + 195, 73, "Client", bold=True)
+        drawing.box(left, 338, 390, 44, scheme.worker)
+        drawing.text(left + 195, 365, "Workers", bold=True)
+        drawing.arrow(left + 40, 90, left + 40, 178, both=True)
+        drawing.text(left + 54, 122, "1. which worker?", size=13, anchor="start")
+        drawing.arrow(left + 40, 338, left + 40, 250)
+        drawing.text(left + 54, 299, "heartbeats, polls", size=13, faint=True, anchor="start")
+    drawing.text(74, 142, "its address", size=13, faint=True, anchor="start")
+    drawing.text(504, 142, "the cluster's address", size=13, faint=True, anchor="start")
+    drawing.box(20, 178, 220, 72, scheme.replica)
+    drawing.text(130, 208, "Load balancer, replicas", bold=True)
+    drawing.text(130, 230, "the load is estimated", size=13, faint=True)
+    drawing.arrow(325, 90, 325, 338, both=True)
+    drawing.text(339, 208, "2. request,", size=13, anchor="start")
+    drawing.text(339, 226, "response", size=13, anchor="start")
+    drawing.box(450, 178, 390, 72, scheme.replica)
+    drawing.text(645, 208, "Load balancer, replicas", bold=True)
+    drawing.text(645, 230, "a lease from start to end: the load is exact", size=13, faint=True)
+    drawing.arrow(690, 90, 690, 178, both=True)
+    drawing.text(704, 122, "2. request,", size=13, anchor="start")
+    drawing.text(704, 140, "response", size=13, anchor="start")
+    drawing.arrow(690, 250, 690, 338, both=True)
+    drawing.text(704, 299, "forwarded", size=13, anchor="start")
+    return str(drawing)
+
+
 def badge(label: str, value: str, colour: str) -> str:
     """Return a badge."""
     left, right = (8 + 6.6 * len(text) + 8 for text in (label, value))
@@ -159,6 +192,7 @@ _DARK_PLOT: Final[Mapping[str, str]] = {
     "#d55e00": "#ff8c42",
     "#009e73": "#3fd0a4",
     "#cc79a7": "#e39ac4",
+    "#7f7f7f": "#b0b8c0",
 }
 
 
@@ -173,6 +207,8 @@ def pictures() -> Iterator[tuple[str, str]]:
     """Yield the name and the text of each picture."""
     yield "architecture-light.svg", architecture(LIGHT)
     yield "architecture-dark.svg", architecture(DARK)
+    yield "by-way-light.svg", by_way(LIGHT)
+    yield "by-way-dark.svg", by_way(DARK)
     for name, text in badges():
         yield f"badge-{name}.svg", text
     for path in sorted(IMAGES.glob("wait-by-*.svg")):
