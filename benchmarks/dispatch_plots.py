@@ -9,9 +9,9 @@ import matplotlib as mpl
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
 
-# Okabe and Ito's palette, which colour-blind readers can distinguish. Each line also has its own marker.
-COLOURS = ("#D55E00", "#E69F00", "#CC79A7", "#56B4E9", "#009E73", "#0072B2", "#000000")
-MARKERS = ("s", "D", "v", "^", "P", "o", "")
+# Okabe and Ito's palette, which colour-blind readers can distinguish, with a grey. Each line also has its own marker.
+COLOURS = ("#D55E00", "#E69F00", "#CC79A7", "#56B4E9", "#7F7F7F", "#009E73", "#0072B2", "#000000")
+MARKERS = ("s", "D", "v", "^", "X", "P", "o", "")
 LEAST_GAP = 0.055  # smallest distance of labels, as a share of the height of the plot
 
 

@@ -100,6 +100,7 @@ PLOTTED = (
     "two choices",
     "ours, no polls",
     "ours, defaults",
+    "ours, by way",
     "ours, half lease, capacity reported",
     "ours, leases, capacity reported",
     "one ideal queue",
