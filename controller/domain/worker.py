@@ -32,6 +32,9 @@ _NAT64: Final = ip_network("64:ff9b::/96")
 _NUMERIC_LABEL: Final = re.compile(r"([0-9]+|0[xX][0-9a-fA-F]*)\Z")
 # Control characters could change a log line. An unpaired surrogate cannot be encoded for Redis.
 _NOT_IN_MODEL_NAMES: Final = re.compile(r"[\x00-\x1f\x7f\ud800-\udfff]")
+_MODEL_NAME_RULE: Final = (
+    f"must have 1 to {MAX_MODEL_NAME_LENGTH} characters, without control characters and unpaired surrogates"
+)
 
 
 @lru_cache(maxsize=10_000)  # each heartbeat repeats its worker's name, and checking a name takes 5 microseconds
@@ -116,12 +119,8 @@ class WorkerStatus:
                 "model_names", f"has {len(self.model_names)} entries, but at most {MAX_MODELS} are allowed"
             )
         for name in self.model_names:
-            if not 1 <= len(name) <= MAX_MODEL_NAME_LENGTH or _NOT_IN_MODEL_NAMES.search(name):
-                raise InvalidInput(
-                    "model_names",
-                    f"each name must have 1 to {MAX_MODEL_NAME_LENGTH} characters, without control characters and "
-                    "unpaired surrogates",
-                )
+            if not _is_model_name(name):
+                raise InvalidInput("model_names", f"each name {_MODEL_NAME_RULE}")
         without_workers = not self.model_names and self.speed == 0
         if not without_workers and not MIN_SPEED <= self.speed <= MAX_SPEED:  # also rejects NaN
             raise InvalidInput("speed", f"must be a number from {MIN_SPEED:g} to {MAX_SPEED:g}")
@@ -129,6 +128,17 @@ class WorkerStatus:
         if self.capacity is not None and not 1 <= self.capacity <= MAX_CAPACITY:
             raise InvalidInput("capacity", f"must be a whole number from 1 to {MAX_CAPACITY}, or be left out")
         object.__setattr__(self, "model_names", tuple(dict.fromkeys(self.model_names)))
+
+
+def model_name(text: str) -> str:
+    """Return the name of a model. Raises InvalidInput if no worker can register it."""
+    if not _is_model_name(text):
+        raise InvalidInput("model", _MODEL_NAME_RULE)
+    return text
+
+
+def _is_model_name(text: str) -> bool:
+    return 1 <= len(text) <= MAX_MODEL_NAME_LENGTH and not _NOT_IN_MODEL_NAMES.search(text)
 
 
 def whole_queue_length(queue_length: float) -> int:
@@ -157,7 +167,8 @@ class Registration:
 class Worker:
     """A registered, live worker in the registry.
 
-    status: as registered, except that status.queue_length is the estimated queue length now.
+    status: as registered, with two exceptions. status.queue_length is the estimated queue length now, and
+        status.capacity is the capacity that dispatches use.
     registration: sequence number of the worker's latest registration. A new registration gets a new number.
     heartbeat_age: in seconds.
     expires_in: seconds until the heartbeat expires. None for a worker that sends no heartbeats.
@@ -167,6 +178,8 @@ class Worker:
     polled: the worker has answered a status poll.
     reported: queue length in the worker's last report.
     booked: number of requests without a lease that were dispatched to the worker since that report.
+    capacity_source: "reported", "configured", or "" if the capacity is unknown.
+    reported_capacity: the capacity that the worker reports. None if it reports none.
     """
 
     name: str
@@ -182,6 +195,8 @@ class Worker:
     polled: bool = False
     reported: int = 0
     booked: int = 0
+    capacity_source: str = ""
+    reported_capacity: int | None = None
 
     @property
     def drained(self) -> bool:
@@ -202,7 +217,7 @@ class WorkerStatusTotal:
 def total_status(workers: Iterable[Worker]) -> WorkerStatusTotal:
     """Return the status of all workers as one, for a parent controller (FastChat: `Controller.worker_api_get_status`).
 
-    The total has a capacity only if all workers report theirs. Otherwise, the number of slots is unknown.
+    The total has a capacity only if those of all workers are known. Otherwise, the number of slots is unknown.
     """
     models: set[str] = set()
     speed: float = 0
@@ -214,6 +229,6 @@ def total_status(workers: Iterable[Worker]) -> WorkerStatusTotal:
             speed += worker.status.speed
             capacities.append(worker.status.capacity)
         queue_length += worker.status.queue_length
-    reported = [capacity for capacity in capacities if capacity is not None]
-    capacity = sum(reported) if reported and len(reported) == len(capacities) else None
+    known = [capacity for capacity in capacities if capacity is not None]
+    capacity = sum(known) if known and len(known) == len(capacities) else None
     return WorkerStatusTotal(tuple(sorted(models)), speed, queue_length, capacity)
