@@ -4,6 +4,7 @@ import random
 from collections.abc import Callable, Iterable, Sequence
 from typing import Final, NamedTuple, assert_never
 
+from controller.domain.capacity import DefaultCapacities
 from controller.domain.dispatch import DispatchMethod
 from controller.store.connection import StoreClient
 from controller.store.reconciliation import Reconciliation
@@ -42,8 +43,11 @@ class DispatchStore(ScriptRunner):
         booking_decay: bool = True,
         booking_delay: float = 0.2,
         draw: Callable[[], float] = random.random,
+        default_capacities: DefaultCapacities | None = None,
     ) -> None:
-        super().__init__(client, namespace, heartbeat_expiration, deadline, booking_decay, booking_delay)
+        super().__init__(
+            client, namespace, heartbeat_expiration, deadline, booking_decay, booking_delay, default_capacities
+        )
         self._draw = draw
         self.on_unanswered: Callable[[str], None] = lambda _: None
 

@@ -45,6 +45,11 @@ def draining(name: str, worker_name: str) -> str:
     return f"{{{name}}}:draining:{worker_name}"
 
 
+def capacities(name: str) -> str:
+    """HASH: the capacities that were set, by `worker:<worker name>` and `model:<model name>`, and their `version`."""
+    return f"{{{name}}}:capacities"
+
+
 def models(name: str) -> str:
     """SET: the models that have a pool with workers."""
     return f"{{{name}}}:models"

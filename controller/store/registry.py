@@ -9,6 +9,7 @@ from redis.exceptions import NoPermissionError
 
 from controller.domain.errors import StoreIncompatible, StoreUnavailable
 from controller.store import keys
+from controller.store.capacities import CapacityStore
 from controller.store.connection import close, reconnect
 from controller.store.coordination import CoordinationStore
 from controller.store.dispatches import Choice, DispatchStore, Request
@@ -42,7 +43,7 @@ __all__ = [
 SCHEMA: Final = "4"  # version of the key layout. Scripts of another version must not touch these keys.
 
 
-class Registry(DispatchStore, WorkerStore, LeaseStore, CoordinationStore):
+class Registry(DispatchStore, WorkerStore, CapacityStore, LeaseStore, CoordinationStore):
     """The registry of one namespace, shared by any number of replicas.
 
     Each method raises StoreUnavailable if Redis does not answer or cannot serve. Whether the operation took place is

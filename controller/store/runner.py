@@ -7,6 +7,7 @@ from typing import Any, Final, TypeVar
 from redis.asyncio import RedisCluster
 from redis.commands.core import AsyncScript
 
+from controller.domain.capacity import DefaultCapacities
 from controller.store import keys, scripts
 from controller.store.client import StoreCalls
 from controller.store.connection import StoreClient
@@ -27,7 +28,7 @@ class ScriptRunner:
 
     heartbeat_expiration: in seconds.
     deadline: in seconds, see StoreCalls.
-    booking_decay, booking_delay: as in the settings.
+    booking_decay, booking_delay, default_capacities: as in the settings.
     """
 
     def __init__(
@@ -38,6 +39,7 @@ class ScriptRunner:
         deadline: float = 5.0,
         booking_decay: bool = True,
         booking_delay: float = 0.2,
+        default_capacities: DefaultCapacities | None = None,
     ) -> None:
         self._client = client
         self._namespace = namespace
@@ -45,6 +47,7 @@ class ScriptRunner:
         self._expiration_ms = max(1, round(heartbeat_expiration * 1000))
         self._decays = int(booking_decay)
         self._in_flight_window_ms = round(booking_delay * 1000)
+        self._default_capacities = default_capacities or DefaultCapacities()
         self._calls = StoreCalls(self._ping, deadline)
         # Replies are kept for repeated calls and for the reconciler. Both may come as late as a replica takes to find
         # Redis again.
@@ -59,6 +62,11 @@ class ScriptRunner:
         A repeated call with the same id gets the first reply and changes nothing.
         """
         return new_id(), self._reply_ttl_ms
+
+    def _default_capacity(self, models: Sequence[str]) -> str | int:
+        """Return the script argument for the capacity that the settings give to a worker of these models."""
+        capacity = self._default_capacities.of(models)
+        return "" if capacity is None else capacity
 
     async def _run_each(
         self,

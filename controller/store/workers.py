@@ -62,12 +62,14 @@ class WorkerList(NamedTuple):
     epoch: random id of the data in Redis. A lower sequence or a different epoch means that Redis lost data since the
     last listing.
     clock: a reading of Redis's clock.
+    capacities_version: as in CapacityList.
     """
 
     workers: list[Worker]
     sequence: int
     epoch: str
     clock: ClockReading
+    capacities_version: int
 
 
 class WorkerStore(ScriptRunner):
@@ -143,6 +145,7 @@ class WorkerStore(ScriptRunner):
             json.dumps(status.model_names, ensure_ascii=False),
             digest_of(status.model_names),
             "" if status.capacity is None else status.capacity,
+            self._default_capacity(status.model_names),
         )
 
     async def heartbeat(self, reports: Sequence[Report], *, of_polls: bool = False) -> list[bool]:
@@ -214,15 +217,16 @@ class WorkerStore(ScriptRunner):
         for _ in range(_MAX_LISTINGS):
             found: dict[str, Worker] = {}
             sent_at = time.monotonic()
-            cursor, sequence, epoch, time_ms, workers = await self._run("list_workers", "0", _PAGE, self._decays)
+            reply = await self._run("list_workers", "0", _PAGE, self._decays)
+            cursor, sequence, epoch, time_ms, workers, capacities_version = reply
             clock = ClockReading.between(sent_at, time_ms / 1000, time.monotonic())
             first = sequence, epoch
             found.update((fields[0], _worker(fields)) for fields in workers)
             while cursor != "0" and epoch == first[1] and sequence >= first[0]:
-                cursor, sequence, epoch, _, workers = await self._run("list_workers", cursor, _PAGE, self._decays)
+                cursor, sequence, epoch, _, workers, _ = await self._run("list_workers", cursor, _PAGE, self._decays)
                 found.update((fields[0], _worker(fields)) for fields in workers)
             if epoch == first[1] and sequence >= first[0]:
-                return WorkerList([found[name] for name in sorted(found)], *first, clock)
+                return WorkerList([found[name] for name in sorted(found)], *first, clock, capacities_version)
         raise StoreUnavailable(
             f"Redis lost data during each of {_MAX_LISTINGS} attempts to list the workers. Check its persistence and "
             "its log."
@@ -291,7 +295,7 @@ def _age_ms(written_at: float | None) -> int:
 
 def _worker(fields: Sequence[Any]) -> Worker:
     name, models, speed, queue_length, multimodal, check_heart_beat, registration, age_ms, expires_in_ms = fields[:9]
-    leased, capacity, draining, failing, polled, reported, booked = fields[9:]
+    leased, capacity, draining, failing, polled, reported, booked, capacity_source, reported_capacity = fields[9:]
     try:
         status = WorkerStatus(
             tuple(json.loads(models)), _number(speed), int(queue_length), int(capacity) if capacity else None
@@ -315,6 +319,8 @@ def _worker(fields: Sequence[Any]) -> Worker:
         polled=polled == "1",
         reported=reported,
         booked=booked,
+        capacity_source=capacity_source if capacity else "",
+        reported_capacity=int(reported_capacity) if reported_capacity else None,
     )
 
 

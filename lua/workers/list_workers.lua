@@ -6,6 +6,7 @@
     workers           ZSET    r
     worker:<name>     HASH    r
     heartbeat:<name>  STRING  r
+    capacities        HASH    r
     decay:<pool>      STRING  r
     sequence          STRING  r
     epoch             STRING  r
@@ -33,12 +34,15 @@
              [8]  the age of its last heartbeat or registration in milliseconds
              [9]  the milliseconds until its heartbeat expires; -1 for a worker that sends no heartbeats
              [10] the number of active leases
-             [11] its capacity; '' if it does not report it
+             [11] its capacity; '' if it is unknown
              [12] '1' if it is draining, otherwise '0'
              [13] 'request' or 'polls' if it is failing, as in report_failure.lua, otherwise ''
              [14] '1' if it has answered a status poll, otherwise '0'
              [15] the queue length that it last reported
              [16] the number of requests that were dispatched to it since, without a lease
+             [17] the source of its capacity: 'reported', 'configured', or '' if the capacity is unknown
+             [18] the capacity that it reports; '' if it reports none
+      [6]  the version of the capacities that were set, as in list_capacities.lua
     error 'INVALID …' if an argument is invalid
 ]]
 --- @include "key"
@@ -61,18 +65,21 @@ for i = 1, #members, 2 do
   local load = read_load(name, decays and time)
   if ttl ~= -2 and load then
     local fields = redis.call("HMGET", load.worker, "models", "speed", "multimodal", "check_heart_beat", "registration",
-      "capacity", "polled", "heartbeat_at", "reported", "dispatched_by_lottery")
+      "capacity", "polled", "heartbeat_at", "reported", "dispatched_by_lottery", "capacity_source", "reported_capacity")
     local models, speed, multimodal, check_heart_beat, registration, capacity, polled = unpack(fields, 1, 7)
-    local heartbeat_at, reported, by_lottery = unpack(fields, 8, 10)
+    local heartbeat_at, reported, by_lottery, capacity_source, reported_capacity = unpack(fields, 8, 12)
+    -- A worker that an older version of the controller has registered lacks the last two fields.
+    capacity_source = capacity_source or (capacity ~= "" and "reported" or "")
     -- Bookings come on top of what the worker reported, which may be the maximum.
     local estimate = load.leased - load.finished + (load.untracked_own_rate or load.untracked)
     local queue_length = string.format("%.0f", math.min(1e9, math.floor(estimate + 0.5)))
     workers[#workers + 1] = {
       name, models, speed, queue_length, multimodal, check_heart_beat, registration,
       math.max(0, time - heartbeat_at), ttl, load.leased, capacity, load.draining and "1" or "0", load.failing or "",
-      polled, tonumber(reported), load.dispatched + by_lottery,
+      polled, tonumber(reported), load.dispatched + by_lottery, capacity_source, reported_capacity or capacity,
     }
   end
 end
 local sequence = tonumber(redis.call("GET", key("sequence")) or 0)
-return { tostring(step[1]), sequence, redis.call("GET", key("epoch")) or "", time, workers }
+local version = tonumber(redis.call("HGET", key("capacities"), "version") or 0)
+return { tostring(step[1]), sequence, redis.call("GET", key("epoch")) or "", time, workers, version }

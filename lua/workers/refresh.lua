@@ -9,6 +9,7 @@
     checkpoints:<name>      STRING  rw
     heartbeat:<name>        STRING  rw
     draining:<name>         STRING  w
+    capacities              HASH    r
     models                  SET     w
     pools:<model>           STRING  rw
     overflow                SET     rw

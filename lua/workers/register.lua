@@ -11,6 +11,7 @@
     heartbeat:<name>        STRING  rw
     removed:<name>          STRING  w
     draining:<name>         STRING  w
+    capacities              HASH    r
     models                  SET     w
     pools:<model>           STRING  rw
     overflow                SET     rw

@@ -8,6 +8,7 @@
     heartbeat:<name>        STRING  rw
     removed:<name>          STRING  rw
     draining:<name>         STRING  w
+    capacities              HASH    r
     models                  SET     w
     pools:<model>           STRING  rw
     overflow                SET     rw

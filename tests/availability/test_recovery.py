@@ -335,7 +335,7 @@ async def test_data_loss_during_a_listing_restarts_it(store: Store, monkeypatch:
 
     with monkeypatch.context() as patch:
         patch.setattr(Registry, "_run", lose)
-        workers, sequence, epoch, _ = await registry.list_workers()
+        workers, sequence, epoch, *_ = await registry.list_workers()
     assert ([known.name for known in workers], sequence, epoch) == ([B], 1, "")
 
 

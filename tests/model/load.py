@@ -22,7 +22,7 @@ class Load:
     The estimate has two parts. *Leased* requests are known exactly: they start with a lease and end with its release.
     *Untracked* requests have no end event, so each counts for exp(-age / time constant), the chance that it still runs.
 
-    capacity: how many requests it runs at once. None if it does not report that.
+    capacity: how many requests it runs at once. None if that is unknown.
     leased: active leases.
     finished: those of them whose requests had finished by the last report.
     untracked: decayed number of requests without a lease, as of reading `decayed_at`. The workers of a pool are ordered

@@ -7,6 +7,7 @@ from collections.abc import AsyncIterator
 
 import pytest
 
+from controller.domain.capacity import CapacityTarget
 from controller.store import keys
 from controller.store.connection import connect
 from controller.store.reconciliation import split
@@ -116,6 +117,7 @@ class Calls:
         known = {each.name: each for each in (await registry.list_workers()).workers}
         await registry.refresh(worker(B, "m"), known[B].registration)
         await registry.register(worker(B, "m", "n"))
+        await self.set_capacities()
         await registry.register(worker(B, "p"))
         await registry.restore(worker(C, "m", "n"))
         await registry.remove(C)
@@ -133,6 +135,14 @@ class Calls:
             await client.zadd(keys.leases(self.namespace), {lease: NOW})
             await client.delete(keys.sweep(self.namespace))
             await call()
+
+    async def set_capacities(self) -> None:
+        registry = self.registry
+        await registry.set_capacity(CapacityTarget(model="m"), 3)
+        await registry.apply_capacities((await registry.list_workers()).workers)
+        capacities = await registry.list_capacities()
+        await registry.restore_capacities(capacities._replace(version=capacities.version + 1))
+        await registry.set_capacity(CapacityTarget(model="m"), None)
 
     async def coordinate(self) -> None:
         registry = self.registry

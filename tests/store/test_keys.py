@@ -26,6 +26,7 @@ NAMES: dict[Callable[..., str], tuple[str, ...]] = {
     keys.leases: ("{ns}:leases",),
     keys.replicas: ("{ns}:replicas",),
     keys.draining: ("{ns}:draining:http://a:1", "http://a:1"),
+    keys.capacities: ("{ns}:capacities",),
     keys.pools: ("{ns}:pools:m", "m"),
     keys.overflow: ("{ns}:overflow",),
     keys.cost_heads: ("{ns}:cost_heads",),

@@ -18,6 +18,7 @@ from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule, run_state_machine_as_test
 
+from controller.domain.capacity import CapacityTarget, DefaultCapacities
 from controller.domain.checkpoints import CHECKPOINT_MS
 from controller.domain.worker import Registration, WorkerStatus
 from controller.store import keys
@@ -25,6 +26,7 @@ from controller.store.connection import connect
 from controller.store.reconciliation import split
 from controller.store.registry import Choice, Registry, Request
 from tests.conftest import CLOCK, STORES
+from tests.model.capacity import effective_capacity
 from tests.model.decay import DecayClock
 from tests.model.load import Load
 from tests.model.lottery import Candidate, lottery
@@ -42,10 +44,14 @@ MODELS = ["m", "n", "o"]
 IN_FLIGHT_WINDOW = 200
 LEASE_TTL = 5_000
 NOW = 1_800_000_000_000
+DEFAULT_CAPACITIES = DefaultCapacities({"n": 3, "o": 2})
 _namespaces = itertools.count()
 _request_ids = itertools.count()
 
 names = st.sampled_from([*NAMES[:3], *NAMES])
+targets = names.map(lambda name: CapacityTarget(worker_name=name)) | st.sampled_from(MODELS).map(
+    lambda model: CapacityTarget(model=model)
+)
 queues = st.integers(0, 8)
 ages = st.sampled_from([0, 0, 0, 30, 150, 400, 3_000])
 models = st.sampled_from(["m", "m", "n", "n", "o", "absent"])
@@ -71,6 +77,7 @@ class Known:
         self.draining = False
         self.polled = False
         self.failure = ""
+        self.capacity_source = ""
         self.leases: dict[str, float] = {}  # when granted, by lease
 
     def set_pools(self, pools: list[str]) -> None:
@@ -90,7 +97,14 @@ class RegistryMachine(RuleBasedStateMachine):
         self.namespace = f"oracle-{kind}-{next(_namespaces)}"
         self.draws: Iterator[float] = iter(())
         self.registry = Registry(
-            self.client, self.namespace, 90.0, 10.0, decays, IN_FLIGHT_WINDOW / 1000, draw=lambda: next(self.draws)
+            self.client,
+            self.namespace,
+            90.0,
+            10.0,
+            decays,
+            IN_FLIGHT_WINDOW / 1000,
+            draw=lambda: next(self.draws),
+            default_capacities=DEFAULT_CAPACITIES,
         )
         self.decays = decays
         self.pools = Pools(max_sets)
@@ -102,6 +116,7 @@ class RegistryMachine(RuleBasedStateMachine):
         self.ended: list[str] = []
         self.removed: set[str] = set()
         self.drained: set[str] = set()  # purged while they were draining
+        self.capacities: dict[CapacityTarget, int] = {}
         self.tick(0)
 
     def run(self, call: Any) -> Any:
@@ -141,6 +156,16 @@ class RegistryMachine(RuleBasedStateMachine):
     def decay(self, known: Known) -> None:
         known.load.decay(self.reading(known), self.rate(known))
 
+    def decide_capacity(self, known: Known) -> None:
+        status = known.registration.status
+        known.load.capacity, known.capacity_source = effective_capacity(
+            known.registration.name,
+            known.models,
+            status.capacity,
+            self.capacities,
+            DEFAULT_CAPACITIES.of(status.model_names),
+        )
+
     def report(self, known: Known, queue_length: int, age: int) -> None:
         self.decay(known)
         learned = known.load.report(queue_length, self.now - age, self.now, self.reading(known), IN_FLIGHT_WINDOW)
@@ -157,13 +182,13 @@ class RegistryMachine(RuleBasedStateMachine):
         queue = status.queue_length
         load = Load(
             status.speed,
-            status.capacity,
             untracked=queue,
             untracked_own_rate=queue,
             reported=queue,
             reported_at=self.now,
         )
         known = Known(registration, self.pools.assign(status.model_names), load, seq, index_seq)
+        self.decide_capacity(known)
         known.draining = draining or name in self.drained or (before is not None and before.draining)
         self.drained.discard(name)
         self.pools.put(name, [] if known.draining else known.pools, known.models)
@@ -319,6 +344,7 @@ class RegistryMachine(RuleBasedStateMachine):
         new_clock, known.clock = known.clock, old_clock
         self.report(known, queue_length, age)
         known.clock = new_clock
+        self.decide_capacity(known)
         if new_clock != old_clock:
             known.load.decayed_at = self.reading(known)
         self.pools.put(name, [] if known.draining else pools, known.models)
@@ -449,6 +475,31 @@ class RegistryMachine(RuleBasedStateMachine):
             known.load.decayed_at = self.reading(known)
         self.index(known)
 
+    @rule(
+        name=targets,
+        capacity=st.sampled_from([None, 1, 2, 4]),
+        applied_to=st.sampled_from(["covered", "covered", "all", "none"]),
+    )
+    def set_capacity(self, name: CapacityTarget, capacity: int | None, applied_to: str) -> None:
+        """Set a capacity. If it is not applied, workers keep theirs until they register or are refreshed."""
+        assert self.run(self.registry.set_capacity(name, capacity)) == self.capacities.get(name)
+        if capacity is None:
+            self.capacities.pop(name, None)
+        else:
+            self.capacities[name] = capacity
+        assert dict(self.run(self.registry.list_capacities()).by_target) == self.capacities
+        listed = self.run(self.registry.list_workers()).workers if applied_to != "none" else []
+        covered = [worker for worker in listed if applied_to == "all" or name.covers(worker)]
+        assert self.run(self.registry.apply_capacities(covered)) == len(covered)
+        for known in (self.known[worker.name] for worker in covered):
+            before = copy(known.load)
+            self.decide_capacity(known)
+            if known.load.capacity != before.capacity:
+                known.load.capacity = before.capacity
+                self.decay(known)
+                self.decide_capacity(known)
+                self.index(known)
+
     @rule(name=names, polls=st.booleans())
     def report_failure(self, name: str, polls: bool) -> None:
         known = self.known.get(name)
@@ -528,6 +579,9 @@ class RegistryMachine(RuleBasedStateMachine):
             assert getattr(load, fact) == getattr(known.load, fact), (name, fact, load, known.load)
         assert math.isclose(load.untracked_at(reading), known.load.untracked_at(reading), rel_tol=1e-6, abs_tol=1e-9)
         assert math.isclose(load.queue(reading, rate), known.load.queue(reading, rate), rel_tol=1e-6, abs_tol=1e-9)
+        reported_capacity = known.registration.status.capacity
+        assert fields["reported_capacity"] == ("" if reported_capacity is None else str(reported_capacity))
+        assert fields["capacity_source"] == known.capacity_source
         assert (int(fields["seq"]), int(fields["index_seq"])) == (known.indexed.seq, known.indexed.index_seq)
         assert pools_of(fields) == known.pools
         for pool in known.pools if self.decays and not known.draining else []:
@@ -542,7 +596,11 @@ class RegistryMachine(RuleBasedStateMachine):
             worker, load = listed[name], known.load
             queue = load.queue(self.reading(known), self.rate(known))
             assert abs(worker.status.queue_length - queue) <= 0.5 + 1e-6
-            assert replace(worker.status, queue_length=0) == replace(known.registration.status, queue_length=0)
+            assert replace(worker.status, queue_length=0) == replace(
+                known.registration.status, queue_length=0, capacity=load.capacity
+            )
+            assert worker.reported_capacity == known.registration.status.capacity
+            assert worker.capacity_source == known.capacity_source
             assert worker.multimodal == known.registration.multimodal
             assert (worker.leased, worker.draining, worker.failing) == (load.leased, known.draining, known.failure)
             assert (worker.polled, worker.reported) == (known.polled, load.reported)

@@ -328,7 +328,7 @@ async def test_list_workers_reads_many_workers_in_parts(store: Store, monkeypatc
 
     with monkeypatch.context() as patch:
         patch.setattr(Registry, "_run", counting)
-        workers, sequence, epoch, _ = await registry.list_workers()
+        workers, sequence, epoch, *_ = await registry.list_workers()
     assert [known.name for known in workers] == names
     assert (sequence, epoch) == (900, ""), "no replica has set an epoch"
     assert max(parts) < 500

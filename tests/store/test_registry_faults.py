@@ -183,6 +183,8 @@ INVALID_REGISTRATIONS = [  # each replaces arguments of a valid registration
     {"models": '["m","n"]'},
     {"capacity": "0"},
     {"capacity": "1.5"},
+    {"default_capacity": "0"},
+    {"default_capacity": "x"},
     {"reply_ttl": "0"},
 ]
 
@@ -190,7 +192,8 @@ INVALID_REGISTRATIONS = [  # each replaces arguments of a valid registration
 def registration(**changed: str) -> list[str]:
     """Return the arguments of a valid registration with the given changes."""
     valid = {"request_id": "id", "reply_ttl": "1", "name": A, "heartbeat_ttl": "1", "speed": "1", "queue_length": "0",
-             "multimodal": "0", "models": "[]", "models_digest": "", "capacity": ""}  # fmt: skip
+             "multimodal": "0", "models": "[]", "models_digest": "", "capacity": "",
+             "default_capacity": ""}  # fmt: skip
     return list({**valid, **changed}.values())
 
 
@@ -262,6 +265,21 @@ INVALID = [
     ("reconcile", ["id", "1", "0", "0", A, "-1"]),
     ("reconcile", ["id", "1", "0", "0", A, "1", B, "0.5"]),
     ("sweep", ["0", "0"]),
+    ("set_capacity", ["id", "0", "1", "model:m", "1"]),
+    ("set_capacity", ["id", "1", "0", "model:m", "1"]),
+    ("set_capacity", ["id", "1", "1", "version", "1"]),
+    ("set_capacity", ["id", "1", "1", "worker:", "1"]),
+    ("set_capacity", ["id", "1", "1", "model:m", "0"]),
+    ("apply_capacities", ["id", "1", "0"]),
+    ("apply_capacities", ["id", "0", "0", A, "1", ""]),
+    ("apply_capacities", ["id", "1", "0", A, "1", "0.5"]),
+    ("apply_capacities", ["id", "1", "0", A, "1"]),
+    ("list_capacities", ["x", "1"]),
+    ("list_capacities", ["0", "0"]),
+    ("restore_capacities", ["0"]),
+    ("restore_capacities", ["1", "model:m"]),
+    ("restore_capacities", ["1", "model:m", "1", "version", "1"]),
+    ("restore_capacities", ["1", "model:m", "1", "model:n", "x"]),
 ]
 
 

@@ -12,6 +12,8 @@ from typing import Any
 import pytest
 from redis.asyncio import Redis
 
+from controller.domain.capacity import CapacityList, CapacityTarget
+from controller.domain.worker import Worker
 from controller.store import keys, scripts
 from controller.store.connection import connect
 from controller.store.reconciliation import split
@@ -54,6 +56,7 @@ class Fleet:
     binary: Client  # reads the binary output of DUMP
     leases: list[str] = field(default_factory=list)
     registration: int = 0  # of worker A
+    workers: list[Worker] = field(default_factory=list)
     saved: dict[bytes, tuple[int, bytes]] = field(default_factory=dict)
     request_ids: "itertools.count[int]" = field(default_factory=itertools.count)
     draws: "itertools.count[int]" = field(default_factory=itertools.count)
@@ -139,9 +142,16 @@ CALLS: dict[str, Call] = {
     "reconcile": lambda registry, *_: reconcile(registry),
     "shorten_leases": lambda registry, *_: registry.shorten_leases(),
     "sweep": lambda registry, *_: registry.sweep(600.0),
+    "set_capacity": lambda registry, *_: registry.set_capacity(CapacityTarget(model="m"), 2),
+    "set_capacity, to remove": lambda registry, *_: registry.set_capacity(CapacityTarget(worker_name=B), None),
+    "apply_capacities": lambda registry, _, fleet: registry.apply_capacities(fleet.workers),
+    "list_capacities": lambda registry, *_: registry.list_capacities(),
+    "restore_capacities": lambda registry, *_: registry.restore_capacities(
+        CapacityList(9, {CapacityTarget(model="m"): 4})
+    ),
     "acquire_job": lambda registry, replica, _: registry.acquire_job("free", replica.name, 600.0),
 }
-READ_ONLY = ("find_workers", "list_models", "list_models_by_kind", "list_workers")
+READ_ONLY = ("find_workers", "list_capacities", "list_models", "list_models_by_kind", "list_workers")
 
 # Replies that a second run changes, with the consequence. Remove a case from here once it passes.
 REPLY_CHANGES = {
@@ -193,6 +203,7 @@ async def fill(fleet: Fleet) -> None:
         await registry.register(worker(name, *models))
     await registry.drain(C)
     await registry.heartbeat(reports([(A, 1)]), of_polls=True)
+    await registry.set_capacity(CapacityTarget(worker_name=B), 3)  # not applied yet
     await fleet.client.incrby(CLOCK, 1_000)
     fleet.leases = leases_of(await registry.dispatch_shortest_queue(asks(["n", "n"], LEASE_MS)))
     await registry.dispatch_shortest_queue(asks(["m"] * 4))
@@ -200,6 +211,7 @@ async def fill(fleet: Fleet) -> None:
     await registry.join_replicas(fleet.second.name, 600.0)
     await fleet.client.delete(keys.heartbeat(NAMESPACE, EXPIRED))
     await fleet.client.zadd(keys.workers(NAMESPACE), {EXPIRED: 1.0})
+    fleet.workers = (await registry.list_workers()).workers
     fleet.registration = int(await fleet.client.hget(keys.worker(NAMESPACE, A), "registration"))
     await fleet.client.incrby(CLOCK, 100)
 

@@ -27,7 +27,7 @@ async def test_sequence_numbers_keep_all_digits(store: Store) -> None:
     assert await registry.release(leases) == [True] * 6
     assert workers_of(await registry.dispatch_shortest_queue(asks(["m"] * 3))) == [B, C, A]
     assert [fields["seq"] for fields in await all_fields(store)] == [str(first + 12), str(first + 10), str(first + 11)]
-    workers, sequence, _, _ = await registry.list_workers()
+    workers, sequence, *_ = await registry.list_workers()
     assert sequence == first + 12
     assert [known.registration for known in workers] == [first + 3, first + 1, first + 2]
     for reconciliation in split({}, [], first + 100):

@@ -3,7 +3,8 @@
 
   A worker's hash has a field for each part of the load:
     pools                  the names of its pools, with a line break between them
-    speed, capacity        as registered; capacity is '' if the worker does not report it
+    speed                  as registered
+    capacity               how many requests it runs at once; '' if that is unknown (decide_capacity.lua)
     untracked              requests without a lease, decayed at the rate of its decay clock
     untracked_own_rate     the same, decayed at the worker's own rate; '' without a capacity
     decayed_at             the reading of the decay clock at which both had these values

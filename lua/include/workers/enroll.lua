@@ -17,6 +17,7 @@
 --- @include "assign_pools"
 --- @include "decay_clock"
 --- @include "decay_clock_of"
+--- @include "decide_capacity"
 --- @include "is_alive"
 --- @include "join_pools"
 --- @include "key"
@@ -66,18 +67,22 @@ local function enroll(registration, time, decays, is_allowed, make_load)
   end
   load.pools = pools
   load.speed = registration.speed
-  load.capacity = registration.capacity
+  local capacity, capacity_source = decide_capacity(name, registration.models, registration.capacity,
+    registration.default_capacity)
+  load.capacity = capacity
   load.untracked_own_rate = load.untracked_own_rate or load.untracked
   load.draining = draining
   write_load(load,
     "pools", table.concat(pools, "\n"),
     "speed", registration.speed,
-    "capacity", registration.capacity or "",
+    "capacity", capacity or "",
     "models", registration.models_json,
     "multimodal", registration.multimodal,
     "check_heart_beat", registration.heartbeat_ttl and "1" or "0",
     "registration", number,
     "heartbeat_at", time,
+    "capacity_source", capacity_source,
+    "reported_capacity", registration.capacity or "",
     unpack(other_fields or {}))
   refresh_heartbeat(name, time, registration.heartbeat_ttl)
 
