@@ -4,8 +4,10 @@ import asyncio
 import logging
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Final
 
+from controller.domain.capacity import CapacityList
 from controller.domain.errors import InvalidInput
 from controller.domain.worker import Registration, Worker, worker_name
 from controller.metrics import Metrics
@@ -43,6 +45,19 @@ class Recovery:
         jump, noticed_at = self._last_jump
         age = time.monotonic() - noticed_at
         return (jump, age) if age <= self._heartbeat_expiration else None
+
+    async def restore_capacities(self, before: CapacityList, now: WorkerList) -> bool:
+        """Restore the capacities that were set if Redis lost them, and apply them to the workers that it has.
+
+        Call this before repair(), so that the restored workers get these capacities. Return True if something was
+        restored. Raises StoreError.
+        """
+        if now.capacities_version >= before.version:
+            return False
+        logger.warning("Redis lost capacities: setting %d of them again.", len(before.by_target))
+        await self._registry.restore_capacities(before)
+        await self._registry.apply_capacities(now.workers)
+        return True
 
     async def repair(self, before: WorkerList, age: float, now: WorkerList) -> bool:
         """Compare two listings and repair Redis. Return True if something was repaired. Raises StoreError.
@@ -192,7 +207,8 @@ class Recovery:
 
 
 def _registration(worker: Worker, name: str) -> Registration:
-    return Registration(name, worker.status, worker.check_heart_beat, worker.multimodal)
+    status = replace(worker.status, capacity=worker.reported_capacity)  # the registration decides the capacity again
+    return Registration(name, status, worker.check_heart_beat, worker.multimodal)
 
 
 def _canonical_name(name: str) -> str:

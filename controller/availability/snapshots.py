@@ -13,6 +13,7 @@ from controller.availability.circuit_breaker import CircuitBreaker
 from controller.availability.reconciler import Reconciler
 from controller.availability.recovery import Recovery
 from controller.availability.snapshot import Snapshot
+from controller.domain.capacity import CapacityList
 from controller.domain.errors import StoreError, StoreIncompatible, StoreRejection, StoreUnavailable
 from controller.domain.worker import Worker
 from controller.metrics import Metrics
@@ -38,6 +39,7 @@ class SnapshotManager:
         self._reconciler = reconciler
         self._snapshot: Snapshot | None = None
         self._listing: WorkerList | None = None  # from which the snapshot was made
+        self._capacities = CapacityList()
         self._requested = asyncio.Event()
         self._replica_id = secrets.token_hex(8)
         # Taking a snapshot may restore lost data and reconcile. Two of these at once would do it twice.
@@ -100,6 +102,11 @@ class SnapshotManager:
         """Return the live workers of the last snapshot."""
         return self._listing.workers if self._listing is not None else ()
 
+    @property
+    def capacities(self) -> CapacityList:
+        """The capacities that were set at the time of the last snapshot."""
+        return self._capacities
+
     def models(self, multimodal: bool | None) -> list[str]:
         """Return the models of the last snapshot, as Registry.list_models()."""
         return self._snapshot.list_models(multimodal) if self._snapshot is not None else []
@@ -147,13 +154,18 @@ class SnapshotManager:
         taken_at = time.monotonic()
         listing = await self._registry.list_workers()
         before = self._listing
+        repaired = await self._recovery.restore_capacities(self._capacities, listing)
         if before is None or self._snapshot is None:
             await self._recovery.correct_overlong_heartbeats(listing)
         elif await self._recovery.repair(before, taken_at - self._snapshot.taken_at, listing):
             if listing.epoch != before.epoch or listing.sequence < before.sequence:
                 await self._reconciler.reconcile(before.sequence)
+            repaired = True
+        if repaired:
             listing = await self._registry.list_workers()
-        self._keep(listing, taken_at)  # before the rename, which may fail
+        self._keep(listing, taken_at)  # before the next calls, which may fail
+        if listing.capacities_version != self._capacities.version:
+            self._capacities = await self._registry.list_capacities()
         if await self._recovery.rename(listing.workers):
             taken_at = time.monotonic()
             self._keep(await self._registry.list_workers(), taken_at)
