@@ -7,11 +7,12 @@ from pathlib import Path
 from ssl import PROTOCOL_TLS_SERVER, SSLContext
 from typing import Any, Final
 
+from controller.domain.capacity import DefaultCapacities, check_capacity
 from controller.domain.checkpoints import MAX_IN_FLIGHT_WINDOW
 from controller.domain.dispatch import DispatchMethod
 from controller.domain.errors import InvalidInput, SettingsError
 from controller.domain.lease import MAX_LEASE_TIME
-from controller.domain.worker import worker_name
+from controller.domain.worker import MAX_CAPACITY, model_name, worker_name
 from controller.store_url import StoreKind, StoreUrl, parse_store_url, read_password_file
 
 _NAMESPACE: Final = re.compile(r"[A-Za-z0-9._:-]{1,64}\Z")
@@ -57,6 +58,25 @@ def _check_address(name: str, text: str) -> None:
         worker_name(text)
     except InvalidInput as error:
         raise SettingsError(f"--{name} must be an address such as http://top:21001: {error.problem}.") from error
+
+
+def _read_capacities(text: str) -> dict[str, int]:
+    """Return the capacities in the value of --capacity, by model. Raises SettingsError."""
+    capacities: dict[str, int] = {}
+    for part in text.split(",") if text else ():
+        model, _, number = part.strip().rpartition("=")
+        try:
+            model_name(model)
+            capacity = check_capacity(int(number))
+        except (ValueError, InvalidInput) as error:
+            raise SettingsError(
+                f"--capacity must be MODEL=N, or several of these with commas, such as vicuna-7b=5,vicuna-13b=3. N is "
+                f"from 1 to {MAX_CAPACITY}. This part is wrong: {part.strip()!r}."
+            ) from error
+        if model in capacities:
+            raise SettingsError(f"--capacity has two values for the model {model!r}. Remove one of them.")
+        capacities[model] = capacity
+    return capacities
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -127,6 +147,16 @@ class Settings:
     poll_interval: float = _setting(
         5.0, "How often each worker is polled for its queue length, by one of the replicas. 0 turns polling off."
     )
+    default_capacity: int = _setting(
+        0,
+        "How many requests a worker runs at once, if neither the worker nor --capacity says so. 0 means unknown. "
+        "FastChat's workers do not report their --limit-worker-concurrency, which is 5 by default.",
+    )
+    capacity: str | None = _setting(
+        None,
+        "How many requests each worker of a model runs at once, if the worker does not report it: MODEL=N. Separate "
+        "several with commas.",
+    )
     parent: str | None = _setting(
         None,
         "Address of a parent controller, ours or FastChat's, at which this cluster registers as one worker: "
@@ -177,6 +207,11 @@ class Settings:
         """Addresses of the parent controllers."""
         return tuple(worker_name(parent) for parent in self.parent.split(",")) if self.parent else ()
 
+    @property
+    def default_capacities(self) -> DefaultCapacities:
+        """The capacities of --capacity and --default-capacity. Raises SettingsError if they are wrong."""
+        return DefaultCapacities(_read_capacities(self.capacity or ""), self.default_capacity or None)
+
     def __post_init__(self) -> None:
         for name in _POSITIVE:
             if not 0.001 <= getattr(self, name) <= 10**7:
@@ -199,6 +234,11 @@ class Settings:
         for name in ("register_timeout", "booking_delay", "poll_interval", "shutdown_delay", "shutdown_timeout"):
             if not 0 <= getattr(self, name) <= 10**7:
                 raise SettingsError(f"{flag(name)} must be 0 or more seconds, not {getattr(self, name)}.")
+        if not 0 <= self.default_capacity <= MAX_CAPACITY:
+            raise SettingsError(
+                f"--default-capacity must be 0, for unknown, or at most {MAX_CAPACITY}, not {self.default_capacity}."
+            )
+        _ = self.default_capacities
         if self.parent and not self.advertise:
             raise SettingsError("--parent needs --advertise: the address at which the parent reaches this cluster.")
         if self.by_way and not self.advertise:

@@ -51,6 +51,13 @@ def test_every_setting_has_a_flag_a_variable_and_a_help_text() -> None:
         ({"namespace": ""}, "--namespace must have"),
         ({"namespace": "a}b"}, "--namespace must have"),
         ({"namespace": "a b"}, "--namespace must have"),
+        ({"default_capacity": -1}, "--default-capacity must be 0, for unknown, or at most 1000000, not -1"),
+        ({"default_capacity": 1_000_001}, "--default-capacity"),
+        *(
+            ({"capacity": capacity}, "--capacity must be MODEL=N, .* such as vicuna-7b=5,vicuna-13b=3")
+            for capacity in ("m", "m=", "=5", "m=0", "m=-1", "m=1.5", "m=1000001", "m=5,", "m=five", "m=5,n")
+        ),
+        ({"capacity": "m=5,m=6"}, "--capacity has two values for the model 'm'"),
         ({"log_level": "loud"}, "--log-level must be one of"),
         ({"ssl": True}, "--ssl needs --ssl-keyfile .* SSL_KEYFILE"),
         ({"ssl": True, "ssl_keyfile": Path("/nowhere"), "ssl_certfile": Path("/nowhere")}, "is not a file: /nowhere"),
@@ -131,3 +138,10 @@ def test_redis_password_is_read_from_a_file(tmp_path: Path) -> None:
     assert store.password_file == path
     assert read_password_file(path) == "se/cr:et@ "
     assert "se/cr" not in repr(store)
+
+
+def test_capacities_are_split_at_commas_and_at_the_last_equals_sign() -> None:
+    defaults = Settings(capacity="m=5, a=b/c=1000000", default_capacity=7).default_capacities
+    assert defaults.by_model == {"m": 5, "a=b/c": 1_000_000}
+    assert defaults.default == 7
+    assert Settings().default_capacities.of(["m"]) is None
