@@ -11,6 +11,7 @@ from controller.availability.reconciler import Reconciler
 from controller.availability.snapshots import SnapshotManager
 from controller.dispatch.dispatcher import Dispatcher
 from controller.domain.worker import worker_name
+from controller.fleet.capacities import Capacities
 from controller.fleet.membership import Membership
 from controller.fleet.parents import Parents
 from controller.fleet.poller import Poller
@@ -46,6 +47,7 @@ class Replica:
         self.readiness = Readiness(self.batches, self.snapshots)
         self.dispatcher = Dispatcher(settings, registry, self.batches, self.snapshots, self.degraded, metrics)
         self.membership = Membership(settings, self.batches, self.snapshots, workers, metrics)
+        self.capacities = Capacities(self.breaker, registry, self.snapshots)
         self.refresher = Refresher(self.breaker, registry, workers, metrics, settings.probe_timeout)
         self.sweeper = Sweeper(self.breaker, registry, metrics, settings.sweep_interval)
         self.poller = Poller(
@@ -72,6 +74,7 @@ class Replica:
             self.dispatcher,
             self.forwarder,
             self.membership,
+            self.capacities,
             metrics,
             self.readiness,
             self.refresher,
@@ -84,7 +87,7 @@ class Replica:
 
     def background(self) -> Sequence[Callable[[], Awaitable[None]]]:
         """Return the background tasks: functions that run until cancelled."""
-        return (self.sweeper.run, self.snapshots.run, self.poller.run, self.parents.run)
+        return (self.sweeper.run, self.snapshots.run, self.poller.run, self.parents.run, self.capacities.run)
 
     def begin_shutdown(self) -> None:
         """Become unready. The replica keeps serving."""
@@ -120,6 +123,7 @@ def create_registry(settings: Settings, store: StoreUrl) -> Registry:
         booking_decay=decays,
         # Without decay, a report replaces all bookings, as FastChat does.
         booking_delay=settings.booking_delay if decays else 0.0,
+        default_capacities=settings.default_capacities,
     )
 
 

@@ -4,6 +4,7 @@ from dataclasses import dataclass
 
 from controller.availability.readiness import Readiness
 from controller.dispatch.dispatcher import Dispatcher
+from controller.fleet.capacities import Capacities
 from controller.fleet.membership import Membership
 from controller.fleet.refresh import Refresher
 from controller.metrics import Metrics
@@ -20,6 +21,7 @@ class Services:
     dispatcher: Dispatcher
     forwarder: Forwarder
     membership: Membership
+    capacities: Capacities
     metrics: Metrics
     readiness: Readiness
     refresher: Refresher

@@ -149,6 +149,8 @@ EXAMPLES: Final = (
     ),
     Example("/worker_get_status", response={"model_names": ["echo"], "speed": 1, "queue_length": 1}),
     Example("/report_failure", _NAME, {"exist": True}),
+    Example("/set_capacity", {"model": "echo", "capacity": 4}, {"previous": None, "workers": 1}),
+    Example("/capacities", response={"capacities": [{"model": "echo", "capacity": 4}]}),
     Example("/drain_worker", _NAME, {"exist": True}),
     Example(
         "/workers",
@@ -160,7 +162,8 @@ EXAMPLES: Final = (
                     "speed": 1,
                     "queue_length": 1,
                     "leased": 0,
-                    "capacity": None,
+                    "capacity": 4,
+                    "capacity_source": "configured",
                     "draining": True,
                     "drained": False,
                     "failing": "request",

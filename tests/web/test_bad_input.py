@@ -30,6 +30,7 @@ GOOD: dict[str, dict[str, Any]] = {
     "/renew_lease": {"lease": f"1800000000000-1000-1-1@{A}"},
     "/get_worker_address": {"model": "m"},
     "/worker_generate_stream": {"model": "m"},
+    "/set_capacity": {"worker_name": A, "capacity": 1},
 }
 REQUIRED = {
     "/register_worker": ["worker_name", "check_heart_beat"],
@@ -78,6 +79,7 @@ WRONG: dict[str, list[bytes]] = {
         b'"1800000000000-1-1-1@http://a:1\\n"',
         b'"\\ud800"',
     ],
+    "capacity": [b"0", b"-1", b"true", b"1.5", b'"1"', b"NaN", b"Infinity", b"1e309", b"1000001", b"[]"],
     "worker_status": [b"1", b'"x"', b"[]", b"[1]", b'{"speed": 1}', b"true"],
     "worker_status.model_names": [b"1", b'"m"', b"[1]", b"[null]", b'[""]', b'["a\\nb"]', b'["a\\udfff"]', b"null"],
     "worker_status.speed": [b"0", b"-1", b"true", b'"1"', b"NaN", b"1e309", b"null", b"9" * 5000],

@@ -1,8 +1,9 @@
-"""The routes of operators: draining, removing, listing and probing workers, and metrics."""
+"""The routes of operators: draining, removing, listing and probing workers, their capacities, and metrics."""
 
 from controller.domain.errors import StoreError
 from controller.web.asgi.endpoint import Answer, degraded
 from controller.web.routes.answers import EXISTS, NULL, UNKNOWN, empty_answer
+from controller.web.schemas import admin
 from controller.web.schemas import fastchat as schemas
 from controller.web.services import Services
 
@@ -39,6 +40,22 @@ async def workers(services: Services, _: bytes) -> Answer:
     found, snapshot_age = await services.membership.list_workers()
     body = schemas.encode({"workers": [schemas.worker_body(worker) for worker in found]})
     return Answer(body, headers=degraded(snapshot_age))
+
+
+async def set_capacity(services: Services, body: bytes) -> Answer:
+    """Set how many requests a worker, or each worker of a model, runs at once.
+
+    `capacity: null` removes what was set. The next dispatch uses the new capacity. A worker need not be registered. The
+    setting is kept until it is removed.
+    """
+    change = await services.capacities.set(*admin.parse_capacity(body))
+    return Answer(schemas.encode(admin.capacity_change_body(change)))
+
+
+async def capacities(services: Services, _: bytes) -> Answer:
+    """List the capacities that were set for workers and models."""
+    found, snapshot_age = await services.capacities.list()
+    return Answer(schemas.encode(admin.capacities_body(found)), headers=degraded(snapshot_age))
 
 
 async def metrics(services: Services, _: bytes) -> Answer:

@@ -68,6 +68,8 @@ ROUTES: Final = (
     Route("POST", "/resume_worker", admin.resume_worker, Plane.ADMIN),
     Route("POST", "/remove_worker", admin.remove_worker, Plane.ADMIN),
     Route("POST", "/refresh_all_workers", admin.refresh_all_workers, Plane.ADMIN),
+    Route("POST", "/set_capacity", admin.set_capacity, Plane.ADMIN),
+    Route("GET", "/capacities", admin.capacities, Plane.ADMIN),
     Route("GET", "/workers", admin.workers, Plane.ADMIN),
     Route("GET", "/metrics", admin.metrics, Plane.ADMIN),
     Route("GET", "/test_connection", public.test_connection, Plane.PUBLIC),

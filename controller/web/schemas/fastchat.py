@@ -142,6 +142,7 @@ def worker_body(worker: Worker) -> dict[str, Any]:
         "queue_length": worker.status.queue_length,
         "leased": worker.leased,
         "capacity": worker.status.capacity,
+        "capacity_source": worker.capacity_source or None,
         "draining": worker.draining,
         "drained": worker.drained,
         "failing": worker.failing or None,

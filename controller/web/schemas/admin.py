@@ -1,0 +1,51 @@
+"""The bodies of the routes for operators that FastChat's controller does not have."""
+
+from typing import Any, Final
+
+import msgspec
+
+from controller.domain.capacity import CapacityList, CapacityTarget, check_capacity
+from controller.domain.errors import InvalidInput
+from controller.domain.worker import model_name, worker_name
+from controller.fleet.capacities import CapacityChange
+from controller.json_bodies import JsonBody
+
+
+class _CapacityBody(msgspec.Struct):
+    capacity: int | float | None  # required, because a misspelt name must not remove a capacity
+    worker_name: str | None = None
+    model: str | None = None
+
+
+_capacity: Final = JsonBody(_CapacityBody, "body", "Send capacity, which may be null, and either worker_name or model.")
+
+
+def parse_capacity(body: bytes) -> tuple[CapacityTarget, int | None]:
+    """Return the target of a request to set a capacity, and the capacity. None removes it."""
+    request = _capacity.read(body)
+    if request.worker_name is not None and request.model is not None:
+        raise InvalidInput("model", "must be left out if there is a worker_name. Send two requests to set both")
+    if request.worker_name is not None:
+        target = CapacityTarget(worker_name=worker_name(request.worker_name))
+    elif request.model is not None:
+        target = CapacityTarget(model=model_name(request.model))
+    else:
+        raise InvalidInput("worker_name", "is missing, and so is model. Send one of the two")
+    return target, None if request.capacity is None else check_capacity(request.capacity)
+
+
+def capacity_change_body(change: CapacityChange) -> dict[str, Any]:
+    """Return the response body of `/set_capacity`."""
+    return {"previous": change.before, "workers": change.workers}
+
+
+def capacities_body(capacities: CapacityList) -> dict[str, Any]:
+    """Return the response body of GET `/capacities`: first those of models, then those of workers."""
+    return {
+        "capacities": [
+            {"worker_name": target.worker_name, "capacity": capacity}
+            if target.worker_name
+            else {"model": target.model, "capacity": capacity}
+            for target, capacity in sorted(capacities.by_target.items())
+        ]
+    }
