@@ -1,12 +1,11 @@
 """The command `controller`."""
 
-import asyncio
-
 import click
 
 from controller import __version__
+from controller.cli.capacity import capacity
+from controller.cli.options import controller_address, run
 from controller.cli.serve import serve
-from controller.domain.errors import ControllerError
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
@@ -21,26 +20,23 @@ def main() -> None:
         python -m fastchat.serve.model_worker --controller-address http://localhost:21001 ...
     Show the live workers:
         controller workers
+    Set how many requests they run at once:
+        controller capacity --help
     """
 
 
 main.add_command(serve)
+main.add_command(capacity)
 
 
 @main.command()
-@click.option(
-    "--controller-address",
-    default="http://localhost:21001",
-    show_default=True,
-    envvar="CONTROLLER_ADDRESS",
-    show_envvar=True,
-    help="Address of the controller.",
-)
+@controller_address
 def workers(controller_address: str) -> None:
-    """Show the live workers of a running controller as a table."""
+    """Show the live workers of a running controller as a table.
+
+    The column slots has the number of requests that a worker runs at once. "5" is what the worker reports, and "5 set"
+    is configured. It is empty if the number is unknown.
+    """
     from controller.cli.workers import show_workers  # imported late, so that --help stays fast
 
-    try:
-        asyncio.run(show_workers(controller_address))
-    except ControllerError as error:
-        raise click.ClickException(str(error)) from error
+    run(show_workers(controller_address))

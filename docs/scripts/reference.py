@@ -53,7 +53,8 @@ def settings() -> str:
     for setting in all_settings():
         default = setting.default
         text, _, described = setting.metadata["help"].partition("  [default: ")
-        shown = f"{default:g} s" if isinstance(default, float) else "" if default in (None, False) else str(default)
+        has_none = default is None or default is False
+        shown = f"{default:g} s" if isinstance(default, float) else "" if has_none else str(default)
         shown = described.removesuffix("]") or shown
         meaning = _sentences(text)
         if setting.metadata["choices"]:
@@ -203,10 +204,15 @@ def _imported(path: Path) -> set[str]:
 
 
 def commands() -> str:
-    """Return a section for each command."""
+    """Return a section for each command, and one for each command of a group."""
     sections = []
-    for name, command in sorted(command_line.commands.items()):
+    for name, command in _commands(command_line):
         text = inspect.cleandoc(command.help or "").replace("\b\n", "")
+        arguments = "".join(
+            f" {argument.metavar or str(argument.name).upper()}"
+            for argument in command.params
+            if isinstance(argument, click.Argument)
+        )
         rows = []
         if name != "serve":
             for option in command.params:
@@ -217,13 +223,22 @@ def commands() -> str:
         options = table("Flag | Environment variable | Default | Meaning", rows) if rows else ""
         if name == "serve":
             options = "[Settings](settings.md) lists the flags.\n"
-        sections.append(f"## controller {name}\n\n{_indented(text)}\n\n{options}")
+        heading = f"{'##' if ' ' not in name else '###'} controller {name}{arguments}"
+        sections.append(f"{heading}\n\n{_indented(text)}\n" + (f"\n{options}" if options else ""))
     return "\n".join(sections)
+
+
+def _commands(group: click.Group, prefix: str = "") -> Iterator[tuple[str, click.Command]]:
+    """Yield each command with its name. The commands of a group follow the group."""
+    for name, command in sorted(group.commands.items()):
+        yield prefix + name, command
+        if isinstance(command, click.Group):
+            yield from _commands(command, f"{prefix}{name} ")
 
 
 def _indented(text: str) -> str:
     """Put a blank line before lines of code in a help text: Markdown needs one."""
-    return re.sub(r"(?m)(?<=\S)\n(?=    \S)", "\n\n", text)
+    return re.sub(r"(?m)^((?!    ).*\S)\n(?=    \S)", r"\1\n\n", text)
 
 
 # The routes of FastChat's controller and of its workers. The others are additions of this project.

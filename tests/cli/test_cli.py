@@ -1,13 +1,16 @@
 """The command line: flags, environment variables, help and errors."""
 
+import io
 from pathlib import Path
 from typing import Any
 
 import pytest
 import trustme
 from click.testing import CliRunner, Result
+from rich.console import Console
 
 from controller import __version__
+from controller.cli.capacities import capacities_table
 from controller.cli.main import main
 from controller.domain.errors import EmbeddedStoreError
 from controller.server import run as server
@@ -46,6 +49,8 @@ VALUES: dict[str, tuple[str, Any]] = {
     "booking_delay": ("0.1", 0.1),
     "lease_time": ("60", 60.0),
     "poll_interval": ("0", 0.0),
+    "default_capacity": ("5", 5),
+    "capacity": ("m=5,n=3", "m=5,n=3"),
     "parent_interval": ("10", 10.0),
     "redis_timeout": ("0.5", 0.5),
     "register_timeout": ("10", 10.0),
@@ -196,3 +201,29 @@ def test_workers_fails_if_no_controller_listens() -> None:
     refused = run("workers", "--controller-address", "http://127.0.0.1:1")
     assert refused.exit_code == 1
     assert "Is the controller running, and is --controller-address right?" in " ".join(refused.stderr.split())
+
+
+@pytest.mark.parametrize("arguments", [["list"], ["set", "m", "5"], ["unset", "m"]])
+def test_capacity_fails_if_no_controller_listens(arguments: list[str]) -> None:
+    refused = run("capacity", *arguments, "--controller-address", "http://127.0.0.1:1")
+    assert refused.exit_code == 1
+    assert "Is the controller running, and is --controller-address right?" in " ".join(refused.stderr.split())
+
+
+def test_help_of_capacity_shows_how_to_set_one() -> None:
+    assert "controller capacity set vicuna-7b 5" in run("capacity", "--help").stdout
+    text = run("capacity", "set", "--help").stdout
+    assert "TARGET is the URL of a worker" in " ".join(text.split())
+    assert "5. the one of `controller serve --default-capacity`" in text
+
+
+def test_table_of_capacities_fits_80_columns() -> None:
+    names = [f"http://worker-{'x' * 80}:21002", "a-model-with-a-long-name-" * 4]
+    listed = [{"worker_name": names[0], "capacity": 1_000_000}, {"model": names[1], "capacity": 5}]
+    printed = io.StringIO()
+    Console(width=80, file=printed).print(capacities_table(listed))
+    lines = printed.getvalue().splitlines()
+    assert max(map(len, lines)) <= 80
+    assert "1000000" in "".join(lines)
+    cells = [line.split("│")[2].strip() for line in lines if line.startswith("│")]
+    assert "".join(cells) == "".join(names)

@@ -1,0 +1,73 @@
+"""The commands `controller capacity ...`: how many requests the workers run at once."""
+
+import click
+
+from controller.cli.options import controller_address, run
+from controller.domain.worker import MAX_CAPACITY
+
+
+@click.group()
+def capacity() -> None:
+    """Show or set how many requests the workers run at once.
+
+    A worker with a free slot gets a request before a worker without one. Workers of FastChat do not report their
+    number of slots, which is their --limit-worker-concurrency, 5 by default.
+
+    \b
+    Set it for each worker of a model, or for one worker:
+        controller capacity set vicuna-7b 5
+        controller capacity set http://10.0.0.5:21002 8
+
+    \b
+    Show what is set, and remove it:
+        controller capacity list
+        controller capacity unset vicuna-7b
+    """
+
+
+@capacity.command("list")
+@controller_address
+def list_capacities(controller_address: str) -> None:
+    """Show the capacities that were set, as a table.
+
+    `controller workers` shows which capacity each live worker has.
+    """
+    from controller.cli.capacities import show_capacities  # imported late, so that --help stays fast
+
+    run(show_capacities(controller_address))
+
+
+@capacity.command("set")
+@click.argument("target")
+@click.argument("slots", metavar="N", type=click.IntRange(1, MAX_CAPACITY))
+@controller_address
+def set_(target: str, slots: int, controller_address: str) -> None:
+    """Set the capacity of a worker or of a model to N requests at once.
+
+    TARGET is the URL of a worker, if it begins with http:// or https://, and otherwise a model. The capacity applies to
+    live workers at once, and is kept until it is removed. The worker need not be registered.
+
+    \b
+    The first of these that exists is the capacity of a worker:
+        1. the one that was set for the worker
+        2. the one that the worker reports
+        3. the smallest one that was set for its models
+        4. the smallest one of `controller serve --capacity` for its models
+        5. the one of `controller serve --default-capacity`
+    """
+    from controller.cli.capacities import set_capacity  # imported late, so that --help stays fast
+
+    click.echo(run(set_capacity(controller_address, target, slots)))
+
+
+@capacity.command()
+@click.argument("target")
+@controller_address
+def unset(target: str, controller_address: str) -> None:
+    """Remove the capacity that was set for a worker or for a model.
+
+    TARGET is the URL of a worker, if it begins with http:// or https://, and otherwise a model.
+    """
+    from controller.cli.capacities import set_capacity  # imported late, so that --help stays fast
+
+    click.echo(run(set_capacity(controller_address, target, None)))
