@@ -50,3 +50,11 @@ def test_requests_by_way_are_turned_on_by_two_variables(monkeypatch: pytest.Monk
     settings = parse(controller["environment"], monkeypatch)
     assert (settings.by_way, settings.advertise) == (True, address)
     assert controller["stop_grace_period"] == "125s"
+
+
+def test_capacities_are_set_by_variables(monkeypatch: pytest.MonkeyPatch) -> None:
+    controller = service(CONTROLLER_CAPACITY="m=5,n=3", CONTROLLER_DEFAULT_CAPACITY="4")
+    defaults = parse(controller["environment"], monkeypatch).default_capacities
+    assert [defaults.of([model]) for model in "mno"] == [5, 3, 4]
+    unset = parse(service()["environment"], monkeypatch).default_capacities
+    assert unset.of(["m"]) is None
