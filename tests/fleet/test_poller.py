@@ -3,7 +3,6 @@
 import asyncio
 import contextlib
 import json
-import math
 import time
 from collections import Counter
 from collections.abc import AsyncIterator, Callable, Sequence
@@ -223,9 +222,8 @@ async def test_number_of_concurrent_polls_is_limited(
         await wait_until(lambda: engine.polls == 3, "three workers are polled")
         await asyncio.sleep(2 * INTERVAL)
         assert engine.polls == 3
-        await controller.poller._share_workers()  # no other call of it is in progress afterwards
-        controller.poller._joined_at = math.inf
-        controller.poller._due.clear()  # as if all workers had moved to another replica
+        monkeypatch.setattr(controller.poller, "_workers", list)  # as if all workers had moved to another replica
+        controller.poller._due.clear()
         engine.goes_on.set()
         await wait_until(lambda: not controller.poller._polls, "all polls have ended")
         assert engine.polls == 3, "workers of another replica are not polled"
