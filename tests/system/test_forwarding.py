@@ -11,7 +11,7 @@ import httpx
 import pytest
 
 from tests.support.waiting import wait_until
-from tests.support.workers import BadWorker, bad_worker, chunks, hangs
+from tests.support.workers import BadWorker, answers, bad_worker, chunks, hangs
 from tests.system.conftest import Serve
 from tests.system.processes import ControllerProcess
 
@@ -96,7 +96,7 @@ async def test_disconnected_clients_leave_no_leases_and_no_connections(serve: Se
         await wait_until(lambda: sockets(controller) < 20, "the connections are closed")
 
 
-@pytest.mark.parametrize("path", ["/worker_generate_stream", "/worker_generate", "/v1/other"])
+@pytest.mark.parametrize("path", ["/worker_generate_stream", "/v1/other"])
 async def test_clients_that_disconnect_before_the_response(serve: Serve, path: str) -> None:
     """Clients disconnect at once or while the worker is busy. Requests are cancelled and leases released."""
     controller = serve("--poll-interval", "0")
@@ -113,6 +113,31 @@ async def test_clients_that_disconnect_before_the_response(serve: Serve, path: s
         for _, writer in clients:
             await disconnect(writer)
         await wait_until(lambda: worker.open == 0, "no request remains")
+        await wait_until(lambda: controller.workers()[0]["leased"] == 0, "no lease remains")
+        await wait_until(lambda: sockets(controller) < 20, "the connections are closed")
+    assert "because of a bug" not in controller.log
+    assert "Exception" not in controller.log
+
+
+async def test_generations_whose_clients_have_left_are_booked_until_the_worker_answers(serve: Serve) -> None:
+    controller = serve("--poll-interval", "0")
+    gate = asyncio.Event()
+
+    async def respond_after_gate(worker: BadWorker, writer: asyncio.StreamWriter, body: bytes) -> None:
+        await gate.wait()
+        await answers(b'{"text": "done"}')(worker, writer, body)
+
+    async with bad_worker(worker_generate=respond_after_gate) as worker:
+        controller.register(worker.address, check=False)
+        clients = [await send_request(controller, "/worker_generate") for _ in range(100)]
+        await wait_until(lambda: len(worker.requests) == 100, "all requests have reached the worker")
+        for _, writer in clients:
+            await disconnect(writer)
+        await wait_until(lambda: sockets(controller) < 120, "the connections of the clients are closed")
+        assert worker.open == 100
+        assert controller.workers()[0]["leased"] == 100
+        gate.set()
+        await wait_until(lambda: worker.open == 0, "the worker has answered all")
         await wait_until(lambda: controller.workers()[0]["leased"] == 0, "no lease remains")
         await wait_until(lambda: sockets(controller) < 20, "the connections are closed")
     assert "because of a bug" not in controller.log
