@@ -86,7 +86,7 @@ class Replica:
         return build_app(self.services, [*self.background(), *background], self.close)
 
     def background(self) -> Sequence[Callable[[], Awaitable[None]]]:
-        """Return the background tasks: functions that run until cancelled."""
+        """Return the background tasks: functions that run until they return, or are cancelled."""
         return (self.sweeper.run, self.snapshots.run, self.poller.run, self.parents.run, self.capacities.run)
 
     def begin_shutdown(self) -> None:
@@ -103,7 +103,7 @@ class Replica:
 
     async def close(self) -> None:
         """Finish the background work and close all connections."""
-        await self.forwarder.close(self._settings.redis_timeout)
+        await self.forwarder.close(self._settings.redis_timeout, self._settings.shutdown_timeout)
         await self.refresher.close()
         await self.poller.close()
         await self.parents.close()

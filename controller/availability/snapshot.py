@@ -2,7 +2,7 @@
 
 import heapq
 from bisect import bisect
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import replace
 from itertools import accumulate
 from typing import Generic, NamedTuple, TypeVar
@@ -85,6 +85,15 @@ class Snapshot:
             self._odds[model] = names, list(accumulate(self._workers[name].status.speed for name in names))
         names, odds = self._odds[model]
         return names[min(bisect(odds, self._draw() * odds[-1]), len(names) - 1)]
+
+    def find(self, model: str, excluded: Collection[str]) -> str:
+        """Find a worker at random, and book nothing. Return "" if the model has no worker that is not excluded.
+
+        Failing workers are found only if there are no others.
+        """
+        names = [name for name in self._serving.get(model, ()) if name not in excluded]
+        names = [name for name in names if not self._workers[name].failing] or names
+        return names[int(self._draw() * len(names)) % len(names)] if names else ""
 
     def list_models(self, multimodal: bool | None = None) -> list[str]:
         """Return the models as Registry.list_models() does."""

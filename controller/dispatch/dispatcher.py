@@ -12,7 +12,7 @@ from controller.domain.errors import StoreError
 from controller.domain.worker import MAX_MODEL_NAME_LENGTH
 from controller.metrics import Metrics
 from controller.settings import Settings
-from controller.store.registry import Choice, FailureCall, Registry, Request
+from controller.store.registry import Choice, FailureCall, Find, Registry, Request
 
 
 class Leased(NamedTuple):
@@ -47,7 +47,7 @@ class Dispatcher:
         self._degraded = degraded
         self._metrics = metrics
         self._dispatches: Coalescer[Request, MaybeStale[Choice]] = Coalescer(self._dispatch_all)
-        self._finds: Coalescer[str, MaybeStale[str]] = Coalescer(self._find_all)
+        self._finds: Coalescer[Find, MaybeStale[str]] = Coalescer(self._find_all)
         self._model_lists: Coalescer[bool | None, MaybeStale[list[str]]] = Coalescer(self._list_models_all)
 
     async def dispatch(self, model: str) -> MaybeStale[str]:
@@ -70,14 +70,16 @@ class Dispatcher:
         choice, snapshot_age = await self._dispatches.submit(Request(model, lease_ms))
         return MaybeStale(Leased(*choice), snapshot_age)
 
-    async def find_worker(self, model: str) -> MaybeStale[str]:
+    async def find_worker(self, model: str, excluded: frozenset[str] = frozenset()) -> MaybeStale[str]:
         """Find a live worker of a model at random, and book nothing. Return "" if the model has no live worker.
 
         It is for requests that are no load, and for the question whether a model has a live worker.
+
+        excluded: names of workers that are not to be found.
         """
         if len(model) > MAX_MODEL_NAME_LENGTH:
             return MaybeStale("")
-        return await self._finds.submit(model)
+        return await self._finds.submit(Find(model, excluded))
 
     async def release(self, lease: str) -> bool:
         """Release a lease: its request has ended. Return True if the lease was active."""
@@ -154,15 +156,15 @@ class Dispatcher:
         self._metrics.dispatches_degraded.inc(len(models))
         return [MaybeStale(Choice(address), age) for address in addresses]
 
-    async def _find_all(self, models: Sequence[str]) -> list[MaybeStale[str]]:
+    async def _find_all(self, finds: Sequence[Find]) -> list[MaybeStale[str]]:
         try:
-            found = await self._breaker.call(self._registry.find_workers, models)
-            missing = [model for model, worker in zip(models, found, strict=True) if not worker]
+            found = await self._breaker.call(self._registry.find_workers, finds)
+            missing = [find.model for find, worker in zip(finds, found, strict=True) if not (worker or find.excluded)]
             if missing and await self._snapshots.verify_missing(missing):
-                found = await self._breaker.call(self._registry.find_workers, models)
+                found = await self._breaker.call(self._registry.find_workers, finds)
         except StoreError as error:
             snapshot, age = self._snapshots.get(error)
-            return [MaybeStale(snapshot.lottery(model), age) for model in models]
+            return [MaybeStale(snapshot.find(find.model, find.excluded), age) for find in finds]
         return [MaybeStale(worker) for worker in found]
 
     async def _list_models_all(self, kinds: Sequence[bool | None]) -> list[MaybeStale[list[str]]]:

@@ -19,6 +19,7 @@ from controller.domain.errors import (
 )
 from controller.domain.hops import hop_headers
 from controller.metrics import Metrics
+from controller.tasks import end
 from controller.upstream.client import WorkerClient
 from controller.upstream.response import WorkerResponse
 
@@ -29,6 +30,8 @@ _MAX_DISPATCHES: Final = 16
 
 # Seconds. If a replica is killed, what it forwarded stays booked for at most this time.
 _MAX_LEASE_TIME: Final = 60.0
+# Of the bodies of requests whose clients have left. A request beyond that is ended, and its lease released too early.
+_MAX_LEFT_BYTES: Final = 256 * 1024 * 1024
 
 
 class Forwarded:
@@ -97,7 +100,7 @@ class Forwarded:
             self._outcome = ""
         try:
             with contextlib.suppress(WorkerError):
-                async for _ in self._rest:
+                async for _ in self._response.pieces():  # a cancelled read has ended self._rest
                     pass
         finally:
             self._end()
@@ -137,6 +140,7 @@ class Forwarder:
         self._renew_after = self._lease_time / 3  # one renewal may fail
         self._renewals: dict[str, asyncio.TimerHandle] = {}  # by lease
         self._background: set[asyncio.Task[None]] = set()
+        self._left: dict[asyncio.Task[None], int] = {}  # see _go_on()
 
     async def stream(self, model: str, body: bytes, hops: str = "") -> MaybeStale[Forwarded]:
         """Forward a request for a stream of frames. Each piece is one or more whole frames, unless they are encoded.
@@ -168,8 +172,15 @@ class Forwarder:
         """
         return await self._forward(_Request(model, path, body, self._headers(hops)))
 
-    async def close(self, time_limit: float) -> None:
-        """Wait until the leases of ended requests are released, for at most `time_limit` seconds."""
+    async def close(self, time_limit: float, time_limit_of_left: float) -> None:
+        """Wait until the leases of ended requests are released, for at most `time_limit` seconds.
+
+        Before that, wait for the answers to requests whose clients have left, for at most `time_limit_of_left` seconds.
+        end_streams() ends this sooner.
+        """
+        if self._left:
+            await asyncio.wait(self._left, timeout=time_limit_of_left)
+        await end(list(self._left))
         if self._background:
             await asyncio.wait(self._background, timeout=time_limit)
 
@@ -221,7 +232,11 @@ class Forwarder:
         try:
             return await asyncio.shield(exchange)
         except asyncio.CancelledError:
-            self._start(_finish(exchange))
+            size = len(request.body)
+            if size + sum(self._left.values()) > _MAX_LEFT_BYTES:
+                exchange.cancel()  # which releases the lease
+            else:
+                self._go_on(_finish(exchange), size)
             raise
 
     async def _exchange(self, request: "_Request", leased: Leased) -> Forwarded:
@@ -251,7 +266,16 @@ class Forwarder:
         return Forwarded(response, first, pieces, on_end, self._read_on if request.runs_on else None)
 
     def _read_on(self, forwarded: Forwarded) -> None:
-        self._start(forwarded.finish())
+        self._go_on(forwarded.finish())
+
+    def _go_on(self, coroutine: Coroutine[None, None, None], size: int = 0) -> None:
+        """Wait for the answer to a request whose client has left.
+
+        size: of its body, which stays in memory, in bytes.
+        """
+        task = asyncio.create_task(coroutine)
+        self._left[task] = size
+        task.add_done_callback(self._left.pop)
 
     def _may_retry(self, error: WorkerError) -> bool:
         if self._workers.streams_ended:  # this replica ended the request itself
@@ -263,6 +287,13 @@ class Forwarder:
         surplus: list[Leased] = []
         try:
             while len(tried) < self._tries and len(surplus) < _MAX_DISPATCHES:
+                if not request.is_load or not surplus:  # most often, the model has no other worker
+                    address, _ = await self._dispatcher.find_worker(request.model, frozenset(tried))
+                    if not address:
+                        return None
+                    if not request.is_load:
+                        tried.add(address)
+                        return Leased(address, "")
                 another, _ = await self._choose(request)
                 if not another.address:
                     return None

@@ -68,5 +68,6 @@ class CapacityStore(ScriptRunner):
         items = [(target.key, capacity) for target, capacity in capacities.by_target.items()]
         for first in range(0, max(1, len(items)), _PAGE):
             page = (argument for item in items[first : first + _PAGE] for argument in item)
-            if not await self._run("restore_capacities", capacities.version, *page):
+            is_first, is_last = first == 0, first + _PAGE >= len(items)
+            if not await self._run("restore_capacities", capacities.version, int(is_first), int(is_last), *page):
                 return

@@ -27,6 +27,16 @@ class Choice(NamedTuple):
     lease: str = ""
 
 
+class Find(NamedTuple):
+    """A search for any live worker of a model.
+
+    excluded: names of workers that are not to be found.
+    """
+
+    model: str
+    excluded: frozenset[str] = frozenset()
+
+
 class DispatchStore(ScriptRunner):
     """Chooses workers and books them.
 
@@ -66,21 +76,24 @@ class DispatchStore(ScriptRunner):
         """
         return await self._dispatch(method, new_id(), requests)
 
-    async def find_workers(self, models: Sequence[str]) -> list[str]:
-        """Find a live worker at random for each model, and book nothing. Returns "" if a model has no live worker.
+    async def find_workers(self, finds: Sequence[Find]) -> list[str]:
+        """Find a live worker at random for each model, and book nothing. Returns "" if a model has no such worker.
 
         Failing workers are found only if the model has no others.
         """
-        found = [""] * len(models)
-        left = list(range(len(models)))
+        found = [""] * len(finds)
+        left = list(range(len(finds)))
         for _ in range(_MAX_FINDS):
-            answers = await self._run_each("find_workers", tuple, left, lambda i: (models[i], repr(self._draw())))
+            answers = await self._run_each("find_workers", tuple, left, lambda i: self._find_arguments(finds[i]))
             for i, answer in zip(left, answers, strict=True):
                 found[i] = answer or ""
             left = [i for i, answer in zip(left, answers, strict=True) if answer is None]
             if not left:
                 break
         return found
+
+    def _find_arguments(self, find: Find) -> tuple[str, str, str]:
+        return find.model, repr(self._draw()), "\n".join(find.excluded)
 
     async def _dispatch_all(self, method: DispatchMethod, requests: Sequence[Request]) -> list[Choice]:
         call_ids = [new_id()]

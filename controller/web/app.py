@@ -27,7 +27,8 @@ def build_app(
 ) -> ASGIApp:
     """Return the ASGI application of a replica.
 
-    background: functions that run until cancelled, from the start of the application to its end.
+    background: functions that run from the start of the application until they return, or until its end. One that
+        fails is started again.
     close: called at the end, after the background tasks.
     """
     endpoints = [route.build(services) for route in ROUTES]
@@ -67,7 +68,7 @@ def _posts(endpoint: ASGIApp, others: ASGIApp) -> ASGIApp:
 async def _restart(run: Callable[[], Awaitable[None]]) -> None:
     while True:
         try:
-            await run()
+            return await run()
         except Exception:  # a bug in one task must not stop the replica
             logger.exception("A background task failed because of a bug. Restarting it in %g s.", _RESTART_PAUSE)
         await asyncio.sleep(_RESTART_PAUSE)

@@ -65,15 +65,19 @@ local function apply(call)
   if not load or not is_alive(call.name) then
     return 0
   end
-  local fields = redis.call("HMGET", load.worker, "registration", "models", "reported_capacity", "capacity")
-  local registration, models, reported, before = unpack(fields, 1, 4)
+  local fields = redis.call("HMGET", load.worker, "registration", "models", "reported_capacity", "capacity",
+    "capacity_source")
+  local registration, models, reported, before, source_before = unpack(fields, 1, 5)
   if registration ~= call.registration then
     return 0
   end
-  -- A worker that an older version of the controller has registered lacks the field reported_capacity.
+  -- A worker that an older version of the controller has registered lacks the last two fields.
+  local is_complete = reported and true
   reported = tonumber(reported or before)
   local capacity, source = decide_capacity(call.name, cjson.decode(models), reported, call.default_capacity)
-  redis.call("HSET", load.worker, "capacity_source", source, "reported_capacity", reported or "")
+  if source ~= source_before or not is_complete then
+    redis.call("HSET", load.worker, "capacity_source", source, "reported_capacity", reported or "")
+  end
   if capacity ~= load.capacity then
     load.untracked_own_rate = load.untracked_own_rate or load.untracked
     load.capacity = capacity

@@ -1,25 +1,30 @@
 --[[
   Restore the capacities that were set, after Redis lost them. They replace what Redis has, unless that is newer.
 
+  The last call of a restoration writes the version. So if one fails, the next snapshot of any replica begins again.
+
   Keys:
     capacities  HASH    rw
 
   Input:
     KEYS[1]   {<namespace>}
     ARGV[1]   version: the version of these capacities, as in list_capacities.lua
-    ARGV[2…]  for each capacity: target, capacity
+    ARGV[2]   is_first: '1' in the first call of a restoration, otherwise '0'
+    ARGV[3]   is_last: '1' in the last call, otherwise '0'
+    ARGV[4…]  for each capacity: target, capacity
                 target: 'worker:<name>' or 'model:<name>'
                 capacity: as in set_capacity.lua
 
   Output:
-    1  they were restored; call again with the same version if there are more of them
+    1  they were restored
     0  the capacities in Redis have a later version; nothing was done
     error 'INVALID …' if an argument is invalid; nothing was done
 ]]
 --- @include "argument_groups"
 --- @include "key"
 --- @include "whole_number"
-local version, restored = whole_number(ARGV[1], 1), argument_groups(2, { "target", "capacity" })
+local version, is_first, is_last = whole_number(ARGV[1], 1), ARGV[2] == "1", ARGV[3] == "1"
+local restored = argument_groups(4, { "target", "capacity" })
 if not version or not restored then
   return redis.error_reply("INVALID arguments")
 end
@@ -35,11 +40,13 @@ local capacities = key("capacities")
 local found = tonumber(redis.call("HGET", capacities, "version") or 0)
 if found > version then
   return 0
-elseif found < version then
+elseif found < version and is_first then
   redis.call("DEL", capacities)
 end
-redis.call("HSET", capacities, "version", version)
 for _, each in ipairs(restored) do
   redis.call("HSET", capacities, each.target, each.capacity)
+end
+if is_last then
+  redis.call("HSET", capacities, "version", version)
 end
 return 1

@@ -10,9 +10,10 @@
 
   Input:
     KEYS[1]   {<namespace>}
-    ARGV[1…]  for each request: model, draw
+    ARGV[1…]  for each request: model, draw, excluded
                 model: the name of the model
                 draw: a random number from [0, 1)
+                excluded: the names of workers that are not to be found, with a line break between them
 
   Output:
     an array with one entry for each request, in order; if there are fewer, call again for the rest
@@ -31,7 +32,7 @@
 local CHUNK = 16
 local MAX_EXPIRED = 512 -- per request, so that one call cannot block Redis for long; the sweep purges them
 
-local requests = argument_groups(1, { "model", "draw" })
+local requests = argument_groups(1, { "model", "draw", "excluded" })
 if not requests or not requests[1] then
   return redis.error_reply("INVALID arguments")
 end
@@ -40,9 +41,15 @@ for _, request in ipairs(requests) do
   if not request.draw or request.draw >= 1 then
     return redis.error_reply("INVALID draw")
   end
+  local is_excluded = {}
+  for name in request.excluded:gmatch("[^\n]+") do
+    is_excluded[name] = true
+  end
+  request.is_excluded = is_excluded
 end
 
 local expired -- the number of expired workers that were read for this request
+local is_excluded
 
 -- Return the first live worker in a range of positions of an index, or nil.
 local function first_live(index, first, last)
@@ -52,7 +59,7 @@ local function first_live(index, first, last)
     end
     local names = redis.call("ZRANGE", index, begin, math.min(begin + CHUNK - 1, last))
     for i, name in ipairs(names) do
-      if is_alive(name) then
+      if not is_excluded[name] and is_alive(name) then
         spend(i)
         return name
       end
@@ -63,28 +70,38 @@ local function first_live(index, first, last)
   return nil
 end
 
-local function find(request)
-  expired = 0
-  local pools = pools_of(request.model)
-  local first_pool = math.floor(request.draw * #pools)
-  local within = request.draw * #pools - first_pool
-  local indexes = {}
-  for i = 1, #pools do
-    local pool = pools[(first_pool + i - 1) % #pools + 1]
-    indexes[i], indexes[#pools + i] = key("lottery", pool), key("lottery_failing", pool)
+-- Return a live worker of some indexes, or nil. Each of their workers is equally likely to be looked at first.
+local function find_in(indexes, draw)
+  local sizes, total = {}, 0
+  for i, index in ipairs(indexes) do
+    sizes[i] = redis.call("ZCARD", index)
+    total = total + sizes[i]
   end
-  for _, index in ipairs(indexes) do
-    local size = redis.call("ZCARD", index)
-    local first = math.floor(within * size)
-    local name = first_live(index, first, size - 1) or first_live(index, 0, first - 1)
-    spend(1)
+  spend(#indexes)
+  local position, begin = math.floor(draw * total), 1
+  while begin < #indexes and position >= sizes[begin] do
+    position, begin = position - sizes[begin], begin + 1
+  end
+  for i = 0, #indexes do -- the first index comes twice: from the position on, and up to it
+    local number = (begin + i - 1) % #indexes + 1
+    local first = i == 0 and position or 0
+    local last = i == #indexes and position - 1 or sizes[number] - 1
+    local name = first_live(indexes[number], first, last)
     if name then
       return name
-    elseif expired >= MAX_EXPIRED then
-      return false -- which is nil in the answer of Redis
     end
   end
-  return ""
+  return nil
+end
+
+local function find(request)
+  expired, is_excluded = 0, request.is_excluded
+  local serving, failing = {}, {}
+  for i, pool in ipairs(pools_of(request.model)) do
+    serving[i], failing[i] = key("lottery", pool), key("lottery_failing", pool)
+  end
+  local name = find_in(serving, request.draw) or find_in(failing, request.draw)
+  return name or (expired < MAX_EXPIRED and "") -- false is nil in the answer of Redis
 end
 
 return handle_each(requests, find)

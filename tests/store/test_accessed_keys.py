@@ -11,7 +11,7 @@ from controller.domain.capacity import CapacityTarget
 from controller.store import keys
 from controller.store.connection import connect
 from controller.store.reconciliation import split
-from controller.store.registry import Registry
+from controller.store.registry import Find, Registry
 from tests.conftest import CLOCK
 from tests.support.clients import Client
 from tests.support.dispatches import leases_of
@@ -101,7 +101,7 @@ class Calls:
         await registry.report_failure(A)
         await registry.report_failure(B, of_polls=True)
         await registry.dispatch_lottery(asks(["n"]))
-        await registry.find_workers(["n", "m"])
+        await registry.find_workers([Find("n"), Find("m")])
         await registry.dispatch_shortest_queue(asks(["n", "m"]))
         await registry.heartbeat(reports([(A, 2), (B, 2)]))
         await registry.drain(A)

@@ -1,9 +1,11 @@
 """Configured capacities in the store: where a worker's capacity comes from, and when a change takes effect."""
 
+from typing import Any
+
 import pytest
 
 from controller.domain.capacity import CapacityList, CapacityTarget, DefaultCapacities
-from controller.domain.errors import InvalidInput
+from controller.domain.errors import InvalidInput, StoreUnavailable
 from controller.store import capacities, keys
 from controller.store.registry import Registry
 from tests.conftest import Store
@@ -170,6 +172,29 @@ async def test_listing_and_restoring_take_several_calls(store: Store, registry: 
     await registry.set_capacity(OF_M, 1)
     assert (await registry.list_capacities()).version == 10
     assert (await registry.list_workers()).capacities_version == 10
+
+
+async def test_restoration_that_failed_between_two_calls_begins_again(
+    registry: Registry,
+) -> None:
+    many = {CapacityTarget(model=f"m{i}"): i for i in range(1, 700)}
+    run = registry._run
+    calls = 0
+
+    async def fail_in_the_second_call(script: str, *arguments: str | int) -> Any:
+        nonlocal calls
+        calls += 1
+        if calls == 2:
+            raise StoreUnavailable("Redis is away.")
+        return await run(script, *arguments)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(registry, "_run", fail_in_the_second_call)
+        with pytest.raises(StoreUnavailable):
+            await registry.restore_capacities(CapacityList(9, many))
+    assert (await registry.list_workers()).capacities_version < 9, "so that a replica restores them again"
+    await registry.restore_capacities(CapacityList(9, many))
+    assert await registry.list_capacities() == (9, many)
 
 
 async def test_restored_capacities_replace_earlier_ones_and_no_later_ones(registry: Registry) -> None:

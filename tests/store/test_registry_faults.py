@@ -230,8 +230,9 @@ INVALID = [
     ("dispatch_lottery", ["id", "1", "0", "m", "0", "0.5", "m", "x", "0.5"]),
     ("find_workers", []),
     ("find_workers", ["m"]),
-    ("find_workers", ["m", "1"]),
-    ("find_workers", ["m", "x"]),
+    ("find_workers", ["m", "0.5"]),
+    ("find_workers", ["m", "1", ""]),
+    ("find_workers", ["m", "x", ""]),
     ("report_failure", ["id", "1", "0", A, "unknown"]),
     ("report_failure", ["id", "0", "0", A, "polls"]),
     ("report_failure", ["id", "1", "0", A]),
@@ -276,10 +277,10 @@ INVALID = [
     ("apply_capacities", ["id", "1", "0", A, "1"]),
     ("list_capacities", ["x", "1"]),
     ("list_capacities", ["0", "0"]),
-    ("restore_capacities", ["0"]),
-    ("restore_capacities", ["1", "model:m"]),
-    ("restore_capacities", ["1", "model:m", "1", "version", "1"]),
-    ("restore_capacities", ["1", "model:m", "1", "model:n", "x"]),
+    ("restore_capacities", ["0", "1", "1"]),
+    ("restore_capacities", ["1", "1", "1", "model:m"]),
+    ("restore_capacities", ["1", "1", "1", "model:m", "1", "version", "1"]),
+    ("restore_capacities", ["1", "1", "1", "model:m", "1", "model:n", "x"]),
 ]
 
 

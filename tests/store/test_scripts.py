@@ -11,7 +11,7 @@ import pytest
 from controller.domain.capacity import CapacityTarget
 from controller.store import keys, scripts
 from controller.store.reconciliation import split
-from controller.store.registry import Registry
+from controller.store.registry import Find, Registry
 from tests.conftest import Store
 from tests.support.headers import Header, body_of, header_of
 from tests.support.samples import A, asks, reports, worker
@@ -167,7 +167,7 @@ async def test_callers_pass_the_arguments_listed_in_headers(
     await registry.heartbeat(reports([(A, 0)]))
     await registry.dispatch_shortest_queue(asks(["m"]))
     await registry.dispatch_lottery(asks(["m"]))
-    await registry.find_workers(["m"])
+    await registry.find_workers([Find("m")])
     await registry.list_workers()
     await registry.list_models()
     await registry.list_models(multimodal=True)

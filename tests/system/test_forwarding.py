@@ -99,10 +99,11 @@ async def test_disconnected_clients_leave_no_leases_and_no_connections(serve: Se
 @pytest.mark.parametrize("path", ["/worker_generate_stream", "/v1/other"])
 async def test_clients_that_disconnect_before_the_response(serve: Serve, path: str) -> None:
     """Clients disconnect at once or while the worker is busy. Requests are cancelled and leases released."""
-    controller = serve("--poll-interval", "0")
+    controller = serve("--poll-interval", "0", "--redis-timeout", "30")
     async with bad_worker(**{path.rpartition("/")[2]: hangs}) as worker:
         controller.register(worker.address, check=False)
         clients = [await send_request(controller, path) for _ in range(50)]
+        await wait_until(lambda: worker.open == 50, "the requests of these clients have reached the worker")
         for i in range(200):
             _, writer = await send_request(controller, path)
             if i % 2:

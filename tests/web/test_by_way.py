@@ -1,6 +1,7 @@
 """Clients get the address of the cluster, and their requests pass through it."""
 
 import asyncio
+import gc
 import json
 from collections.abc import AsyncIterator
 from typing import Any
@@ -11,7 +12,7 @@ from tests.conftest import Store
 from tests.support.outage import Link
 from tests.support.samples import A
 from tests.support.waiting import wait_until
-from tests.support.workers import BadWorker, Behaviour, answers, bad_worker, chunks
+from tests.support.workers import BadWorker, Behaviour, answers, bad_worker, chunks, hangs
 from tests.web.conftest import Api, open_api
 
 CLUSTER = "http://cluster:21001"
@@ -98,6 +99,7 @@ async def test_generation_stays_booked_after_its_client_has_left_until_the_worke
         assert healthy.open == 1
         gate.set()
         await wait_until(lambda: ended, "the worker has done its work")
+        await wait_until(lambda: not api.replica.forwarder._left, "the answer is read")
         await wait_until(lambda: not api.replica.forwarder._background, "the lease is released")
         assert await booked(api) == (0, 0)
         counted = (await api.http.get("/metrics")).text
@@ -105,18 +107,99 @@ async def test_generation_stays_booked_after_its_client_has_left_until_the_worke
         assert 'controller_calls_total{outcome="complete"} 0' in counted
 
 
-async def test_generation_whose_client_leaves_during_the_answer_is_read_to_its_end(api: Api) -> None:
+async def all_of(pieces: AsyncIterator[bytes]) -> bytes:
+    return b"".join([piece async for piece in pieces])
+
+
+@pytest.mark.parametrize("while_reading", [True, False])
+async def test_generation_whose_client_leaves_during_the_answer_is_read_to_its_end(
+    api: Api, while_reading: bool
+) -> None:
     async with bad_worker(worker_generate=chunks(*[b"a" * 1000] * 20, pause=0.01)) as healthy:
         await api.register(healthy.address)
         forwarded = (await api.replica.forwarder.generate("m", "/worker_generate", b'{"model": "m"}')).value
         pieces = forwarded.pieces()
         await anext(pieces)
+        if while_reading:
+            reading = asyncio.create_task(all_of(pieces))
+            await asyncio.sleep(0)
+            reading.cancel()
+            await asyncio.wait([reading])
         await pieces.aclose()
         forwarded.close()
         assert await booked(api) == (1, 1)
+        assert healthy.open == 1
+        await wait_until(lambda: not api.replica.forwarder._left, "the answer is read")
         await wait_until(lambda: not api.replica.forwarder._background, "the lease is released")
         assert await booked(api) == (0, 0)
         assert 'controller_calls_total{outcome="client_gone"} 1' in (await api.http.get("/metrics")).text
+
+
+async def leave(api: Api, healthy: BadWorker, number: int = 1, body: str = "") -> None:
+    """Send generations, and leave when they have reached the worker."""
+    calls = [asyncio.create_task(api.post("/worker_generate", {"model": "m", "x": body})) for _ in range(number)]
+    await wait_until(lambda: len(healthy.requests) == number, "the worker has all requests")
+    for call in calls:
+        call.cancel()
+    await asyncio.wait(calls)
+
+
+async def test_generation_that_fails_after_its_client_has_left_is_released(
+    api: Api, caplog: pytest.LogCaptureFixture
+) -> None:
+    gate = asyncio.Event()
+
+    async def break_off(_: BadWorker, writer: asyncio.StreamWriter, __: bytes) -> None:
+        await gate.wait()
+        writer.transport.abort()
+
+    async with bad_worker(worker_generate=break_off) as healthy:
+        await api.register(healthy.address)
+        await leave(api, healthy)
+        gate.set()
+        await wait_until(lambda: not api.replica.forwarder._left, "the request has ended")
+        await wait_until(lambda: not api.replica.forwarder._background, "the lease is released")
+        assert await booked(api) == (0, 0)
+    gc.collect()
+    assert "never retrieved" not in caplog.text
+
+
+async def test_shutdown_waits_for_the_answers_to_clients_that_have_left(api: Api) -> None:
+    gate, ended = asyncio.Event(), list[str]()
+    async with bad_worker(worker_generate=waits_for(gate, ended)) as healthy:
+        await api.register(healthy.address)
+        await leave(api, healthy)
+        closing = asyncio.create_task(api.replica.forwarder.close(60.0, 60.0))
+        await asyncio.sleep(0.05)
+        assert await booked(api) == (1, 1)
+        gate.set()
+        await closing
+        assert ended == ["m"]
+        assert await booked(api) == (0, 0)
+
+
+@pytest.mark.parametrize("by", ["the time limit", "end_streams"])
+async def test_shutdown_ends_the_wait_for_answers_and_releases_the_leases(api: Api, by: str) -> None:
+    async with bad_worker(worker_generate=hangs) as healthy:
+        await api.register(healthy.address)
+        await leave(api, healthy, 3)
+        assert await booked(api) == (3, 3)
+        if by == "end_streams":
+            api.replica.end_streams()
+        await api.replica.forwarder.close(60.0, 60.0 if by == "end_streams" else 0.01)
+        assert await booked(api) == (0, 0)
+
+
+async def test_requests_whose_clients_have_left_use_a_bounded_amount_of_memory(
+    api: Api, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("controller.proxy.forwarder._MAX_LEFT_BYTES", 25_000)
+    async with bad_worker(worker_generate=hangs) as healthy:
+        await api.register(healthy.address)
+        await leave(api, healthy, 4, body="a" * 10_000)
+        await wait_until(lambda: healthy.open == 2, "two of them are ended")
+        await wait_until(lambda: not api.replica.forwarder._background, "their leases are released")
+        assert await booked(api) == (2, 2)
 
 
 @pytest.mark.parametrize("path", ["/count_token", "/model_details", "/worker_get_conv_template"])
@@ -143,6 +226,16 @@ async def test_lookup_is_retried_on_another_worker(api: Api, fault: Behaviour) -
         for _ in range(12):
             assert (await api.post("/count_token", {"model": "m", "prompt": "x"})).json() == {"count": 3}
         assert bad.requests
+
+
+async def test_failed_request_is_not_dispatched_again_if_the_model_has_no_other_worker(api: Api) -> None:
+    refusal = answers(b"{}", "500 Error")
+    async with bad_worker(count_token=refusal, worker_generate=refusal) as bad:
+        await api.register(bad.address)
+        await api.post("/worker_generate", {"model": "m"})
+        await api.post("/count_token", {"model": "m"})
+        assert [path for path, _ in bad.requests] == ["worker_generate", "count_token"]
+        assert 'controller_dispatches_total{outcome="chosen"} 1' in (await api.http.get("/metrics")).text
 
 
 async def test_error_of_a_lookup_is_as_for_other_requests(api: Api) -> None:
