@@ -23,7 +23,7 @@ from tests.conftest import Figure
 pytestmark = pytest.mark.system
 
 LOAD = 0.85
-SECONDS = 8.0
+SECONDS = 5.0
 
 
 @pytest.mark.slow
