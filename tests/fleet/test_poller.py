@@ -317,16 +317,19 @@ async def test_no_worker_is_polled_while_the_store_is_away(
     await wait_until(lambda: controller.poller._due, "the replica has its worker again after the outage")
 
 
-async def test_replica_that_shuts_down_leaves_the_membership_at_once(
-    store: Store, polling: Callable[..., Replica]
-) -> None:
-    controller = polling()
-    await wait_until(lambda: controller.poller._replicas, "the replica has joined")
-    assert controller.poller._replica_id in await store.registry().join_replicas("another", 60.0)
+async def test_replica_that_shuts_down_leaves_the_membership_at_once(store: Store, replica: Open) -> None:
+    controller = replica(poll_interval=INTERVAL)
+    running = asyncio.create_task(controller.poller.run())
+
+    async def has_joined() -> bool:
+        return controller.poller._replica_id in await store.registry().join_replicas("another", 60.0)
+
+    await wait_until(has_joined, "the replica has joined")
     member_until = await store.client.zscore(keys.replicas(store.namespace), controller.poller._replica_id)
     seconds, microseconds = await store.client.time()
     left = member_until / 1000 - (seconds + microseconds / 1e6)
     assert left <= 3.0, "if it dies, others take over its workers within seconds"
+    await end([running])
     await controller.poller.close()
     assert await store.registry().join_replicas("another", 60.0) == ["another"]
 
