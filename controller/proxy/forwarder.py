@@ -233,7 +233,7 @@ class Forwarder:
             return await asyncio.shield(exchange)
         except asyncio.CancelledError:
             size = len(request.body)
-            if size + sum(self._left.values()) > _MAX_LEFT_BYTES:
+            if not exchange.done() and size + sum(self._left.values()) > _MAX_LEFT_BYTES:
                 exchange.cancel()  # which releases the lease
             else:
                 self._go_on(_finish(exchange), size)
