@@ -48,12 +48,12 @@ def set_(target: str, slots: int, controller_address: str) -> None:
     live workers at once, and is kept until it is removed. The worker need not be registered.
 
     \b
-    The first of these that exists is the capacity of a worker:
-        1. the one that was set for the worker
-        2. the one that the worker reports
-        3. the smallest one that was set for its models
-        4. the smallest one of `controller serve --capacity` for its models
-        5. the one of `controller serve --default-capacity`
+    A worker has the first of these capacities that is known:
+        1. set for the worker by this command
+        2. reported by the worker
+        3. set for its models by this command: the smallest
+        4. `controller serve --capacity` for its models: the smallest
+        5. `controller serve --default-capacity`
     """
     from controller.cli.capacities import set_capacity  # imported late, so that --help stays fast
 

@@ -26,7 +26,7 @@ class CapacityStore(ScriptRunner):
         if before == -1:
             raise InvalidInput(
                 "worker_name" if target.worker_name else "model",
-                f"capacities are set for {MAX_CAPACITIES} workers and models already. Remove one that is not needed",
+                f"{MAX_CAPACITIES} capacities are set already, which is the limit. Remove one, and try again",
             )
         return int(before) if before else None
 

@@ -27,8 +27,7 @@ def build_app(
 ) -> ASGIApp:
     """Return the ASGI application of a replica.
 
-    background: functions that run from the start of the application until they return, or until its end. One that
-        fails is started again.
+    background: functions that run until they return or the application ends. If one fails, it is started again.
     close: called at the end, after the background tasks.
     """
     endpoints = [route.build(services) for route in ROUTES]

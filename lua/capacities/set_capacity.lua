@@ -1,7 +1,7 @@
 --[[
   Set the capacity of a worker, or of the workers of a model, or remove what was set. A worker need not be registered.
 
-  Workers that register later have the capacity. apply_capacities.lua gives it to those that are registered.
+  A worker gets the capacity when it registers. apply_capacities.lua changes the capacities of registered workers.
 
   Keys:
     capacities          HASH    rw

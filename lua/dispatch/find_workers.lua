@@ -19,7 +19,7 @@
     an array with one entry for each request, in order; if there are fewer, call again for the rest
       the name of a worker
       ''   no live worker serves the model
-      nil  it has hundreds of expired workers, and none of those that were read is alive: repeat it with another draw
+      nil  the script read hundreds of expired workers of the model, and no live one: call again with another draw
     error 'INVALID …' if an argument is invalid
 ]]
 --- @include "argument_groups"

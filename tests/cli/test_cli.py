@@ -214,7 +214,7 @@ def test_help_of_capacity_shows_how_to_set_one() -> None:
     assert "controller capacity set vicuna-7b 5" in run("capacity", "--help").stdout
     text = run("capacity", "set", "--help").stdout
     assert "TARGET is the URL of a worker" in " ".join(text.split())
-    assert "5. the one of `controller serve --default-capacity`" in text
+    assert "5. `controller serve --default-capacity`" in text
 
 
 def test_table_of_capacities_fits_80_columns() -> None:

@@ -14,7 +14,7 @@ def effective_capacity(
 ) -> tuple[int | None, str]:
     """Return the capacity of a worker and its source.
 
-    capacities: those that operators have set.
+    capacities: set by operators.
     default: the capacity for its models according to the settings.
     """
     of_worker = capacities.get(CapacityTarget(worker_name=name))

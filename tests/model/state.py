@@ -85,8 +85,7 @@ class State:
 
     now: monotonic clock of the replicas, in seconds.
     clock: clock of the store, in milliseconds.
-    leases: expiration times of all leases in the store, also of those that are inactive because they belong to an
-        earlier incarnation of their worker.
+    leases: expiration times of all leases in the store. A lease of an earlier incarnation of its worker is inactive.
     orphans: leases of expired workers. The store may have deleted these workers or not.
     drained: when draining workers expired, or were removed by a refresh. -inf if the store may have lost the flag.
     unreconciled: for each replica.

@@ -154,9 +154,9 @@ async def test_number_of_capacities_is_limited(registry: Registry, monkeypatch: 
     monkeypatch.setattr(capacities, "MAX_CAPACITIES", 2)
     await registry.set_capacity(OF_M, 1)
     await registry.set_capacity(OF_A, 2)
-    with pytest.raises(InvalidInput, match="model: capacities are set for 2 workers and models already"):
+    with pytest.raises(InvalidInput, match="model: 2 capacities are set already"):
         await registry.set_capacity(OF_N, 3)
-    with pytest.raises(InvalidInput, match="worker_name: capacities are set for 2"):
+    with pytest.raises(InvalidInput, match="worker_name: 2 capacities are set already"):
         await registry.set_capacity(CapacityTarget(worker_name=B), 3)
     await registry.set_capacity(OF_M, 4)
     assert (await registry.list_capacities()).by_target == {OF_M: 4, OF_A: 2}

@@ -75,7 +75,7 @@ async def test_too_many_capacities_are_400(api: Api, monkeypatch: pytest.MonkeyP
     await api.post("/set_capacity", {"model": "m", "capacity": 5})
     response = await api.post("/set_capacity", {"model": "n", "capacity": 5})
     assert response.status_code == 400
-    assert response.json()["error"]["message"].startswith("model: capacities are set for 1 workers and models already")
+    assert response.json()["error"]["message"].startswith("model: 1 capacities are set already")
 
 
 async def test_during_an_outage_capacities_are_listed_but_not_set(api: Api, link: Link) -> None:
