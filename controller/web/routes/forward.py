@@ -15,7 +15,7 @@ from starlette.types import Receive, Scope, Send
 from controller.availability.snapshot import MaybeStale
 from controller.domain.errors import InvalidInput, LoopDetected, NoWorker, StoreError, WorkerError, WorkerRefused
 from controller.domain.headers import Headers, is_encoded, without_body, without_length
-from controller.proxy.forwarder import Forwarded
+from controller.proxy.forwarded import Forwarded
 from controller.web.asgi.endpoint import degraded
 from controller.web.errors import error_body, status_of
 from controller.web.schemas import fastchat as schemas

@@ -1,0 +1,86 @@
+"""A worker's response on its way to the client."""
+
+import contextlib
+import logging
+from collections.abc import AsyncGenerator, Callable
+
+from controller.domain.errors import WorkerError
+from controller.upstream.response import WorkerResponse
+
+logger = logging.getLogger("controller")
+
+
+class Forwarded:
+    """A worker's response, of which the head has arrived.
+
+    The caller must close it, which ends the request and releases its lease.
+
+    first: first piece of the body.
+    on_end: called once with the outcome, or with "" if it was counted already.
+    read_on: called with this response if it is closed before its end and the worker goes on with the request anyway.
+        It has to call finish().
+    """
+
+    def __init__(
+        self,
+        response: WorkerResponse,
+        first: bytes,
+        rest: AsyncGenerator[bytes],
+        on_end: Callable[[str], None],
+        read_on: Callable[["Forwarded"], object] | None,
+    ) -> None:
+        self.status = response.status
+        self.headers = response.headers
+        self.encoded = response.encoded
+        self._response = response
+        self._first = first
+        self._rest = rest
+        self._on_end = on_end
+        self._read_on = read_on
+        self._outcome = "client_gone"
+        self._closed = False
+
+    async def pieces(self) -> AsyncGenerator[bytes]:
+        """Yield the body as it arrives. Call this once. Raises WorkerError if the response is incomplete."""
+        try:
+            if self._first:
+                yield self._first
+            async for piece in self._rest:
+                yield piece
+        except WorkerError as error:
+            self._outcome = "broken"
+            logger.warning("A forwarded response failed, and its client gets an error: %s", error)
+            raise
+        else:
+            self._outcome = "complete"
+        finally:
+            if self._read_on is None:
+                await self._rest.aclose()
+
+    def close(self) -> None:
+        """Close the response. Synchronous on purpose: a cancelled caller could be cancelled again at any `await`."""
+        if self._closed:
+            return
+        self._closed = True
+        if self._outcome == "client_gone" and self._read_on is not None:
+            self._read_on(self)
+        else:
+            self._end()
+
+    async def finish(self, counted: bool = False) -> None:
+        """Read the rest of the body and drop it. Then end the request.
+
+        counted: the outcome of the request was counted already.
+        """
+        if counted:
+            self._outcome = ""
+        try:
+            with contextlib.suppress(WorkerError):
+                async for _ in self._response.pieces():  # a cancelled read has ended self._rest
+                    pass
+        finally:
+            self._end()
+
+    def _end(self) -> None:
+        self._response.close()
+        self._on_end(self._outcome)
