@@ -48,7 +48,6 @@
 --- @include "clear_failure" when called
 --- @include "expire_leases"
 --- @include "handle_each"
---- @include "is_alive"
 --- @include "key"
 --- @include "now"
 --- @include "purge_worker" when called
@@ -89,7 +88,8 @@ local expired = {}
 local function apply(report)
   local name = report.name
   local load = read_load(name, decays and time)
-  if not load or not is_alive(name) then
+  local ttl = redis.call("PTTL", key("heartbeat", name)) -- -2: there is no such key; -1: it does not expire
+  if not load or ttl == -2 then
     expired[#expired + 1] = name
     return 0
   end
@@ -97,12 +97,11 @@ local function apply(report)
   if is_poll then
     clear_failure(load)
   else
-    local expires = redis.call("HGET", load.worker, "check_heart_beat") == "1"
-    refresh_heartbeat(name, time, expires and heartbeat_ttl or nil)
+    refresh_heartbeat(name, time, ttl ~= -1 and heartbeat_ttl or nil)
     load.failing = nil
   end
-  apply_report(load, report.queue_length, time - report.age, in_flight_window, time, decays)
-  write_load(load, is_poll and "polled" or "heartbeat_at", is_poll and 1 or time)
+  local reported = apply_report(load, report.queue_length, time - report.age, in_flight_window, time, decays)
+  write_load(load, is_poll and "polled" or "heartbeat_at", is_poll and 1 or time, unpack(reported))
   update_cost_index(load, decays)
   update_decay_index(load, decays and time)
   if was_failing and not load.failing then

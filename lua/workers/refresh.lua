@@ -59,8 +59,7 @@ end
 
 local function updated_load(registration, load)
   clear_failure(load)
-  apply_report(load, registration.queue_length, time - registration.age, in_flight_window, time, decays)
-  return load
+  return load, apply_report(load, registration.queue_length, time - registration.age, in_flight_window, time, decays)
 end
 
 return handle_each(registrations, function(registration)

@@ -93,11 +93,13 @@ def load_of(fields: dict[str, str], checkpoints: Sequence[str] = ()) -> Load:
     """Return the load of a worker from its hash and its checkpoints."""
     parsed = [checkpoint.split(":") for checkpoint in checkpoints]
     assert (fields["untracked_own_rate"] == "") == (fields["capacity"] == "")
+    leases = [int(count) for count in (fields["leases"] or "0 0 0 0").split(" ")]
+    leased, finished, leased_since_report, released_since_report = leases
     return Load(
         speed=float(fields["speed"]),
         capacity=int(fields["capacity"]) if fields["capacity"] else None,
-        leased=int(fields["leased"]),
-        finished=int(fields["finished"]),
+        leased=leased,
+        finished=finished,
         untracked=float(fields["untracked"]),
         untracked_own_rate=float(fields["untracked_own_rate"] or fields["untracked"]),
         decayed_at=float(fields["decayed_at"]),
@@ -108,8 +110,8 @@ def load_of(fields: dict[str, str], checkpoints: Sequence[str] = ()) -> Load:
         work=float(fields["work"]),
         dispatched=int(fields["dispatched"]),
         dispatched_by_lottery=int(fields["dispatched_by_lottery"]),
-        leased_since_report=int(fields["leased_since_report"]),
-        released_since_report=int(fields["released_since_report"]),
+        leased_since_report=leased_since_report,
+        released_since_report=released_since_report,
         checkpoint_at=float(fields["checkpoint_at"]),
         checkpoints=[(float(at), int(dispatched), int(leased)) for at, dispatched, leased in parsed],
     )
@@ -152,8 +154,8 @@ async def check_invariants(
         )
         is_draining = fields["draining"] == "1"
         needs_extension = bool(load.capacity or load.failing or is_draining)
-        has_leases = load.leased + load.leased_since_report + load.released_since_report > 0
-        assert (fields["extended"] == "1") == (needs_extension or has_leases), f"the flag of {name} is wrong"
+        assert (fields["extended"] == "1") == needs_extension, f"the flag of {name} is wrong"
+        assert fields["leases"] != "0 0 0 0"
         pools = [] if is_draining else pools_of(fields)
         for model in json.loads(fields["models"]) if pools else []:
             serving.setdefault(model, set()).update(pools if len(pools) == 1 else {pools[0][0] + model})

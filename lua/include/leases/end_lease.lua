@@ -12,8 +12,8 @@
 
   Output: true if the lease was active. It was not if the worker has registered again since, which ends its leases.
 ]]
---- @include "is_extended"
 --- @include "key"
+--- @include "lease_counts"
 --- @include "map_checkpoints"
 --- @include "parse_lease"
 --- @include "read_load"
@@ -25,11 +25,12 @@ local function end_lease(lease, time, decays, expired)
   end
   local leased_at, _, incarnation, name = parse_lease(lease)
   local load = read_load(name, decays and time)
-  if not load or load.incarnation ~= incarnation then
+  local fields = redis.call("HMGET", key("worker", name), "incarnation", "reported_at")
+  if not load or fields[1] ~= incarnation then
     return false
   end
+  local reported_at = tonumber(fields[2])
   leased_at = tonumber(leased_at)
-  local reported_at = tonumber(load.reported_at)
   if load.finished > 0 and leased_at < reported_at and (expired or time < reported_at + 1000) then
     load.finished = load.finished - 1
   end
@@ -48,14 +49,9 @@ local function end_lease(lease, time, decays, expired)
       return dispatched, math.min(leased, load.leased_since_report)
     end)
   end
-  load.leased = load.leased - 1
+  load.leased = math.max(0, load.leased - 1)
   load.finished = math.min(load.finished, load.leased)
-  redis.call("HSET", load.worker,
-    "leased", load.leased,
-    "finished", load.finished,
-    "leased_since_report", load.leased_since_report,
-    "released_since_report", load.released_since_report,
-    "extended", is_extended(load) and "1" or "0")
+  redis.call("HSET", load.worker, "leases", lease_counts(load))
   if load.capacity then
     write_untracked(load)
   end

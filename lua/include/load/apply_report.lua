@@ -16,8 +16,8 @@
     time              the time
     decays            true if bookings decay
 
-  Output: nothing. The load is changed and the report is in the hash; the caller writes the load and updates the
-  indexes.
+  Output: further fields of the worker's hash, as arguments of HSET. The load is changed. The caller writes both and
+  updates the indexes.
 ]]
 --- @include "decay_clock"
 --- @include "decay_clock_of"
@@ -27,7 +27,7 @@ local function apply_report(load, queue_length, written_at, in_flight_window, ti
   local last = redis.call("HMGET", load.worker, "reported_at", "own", "work", "dispatched_by_lottery")
   local last_at, last_own, last_work, by_lottery = tonumber(last[1]), last[2], last[3], last[4]
   if written_at < last_at and last_at <= time then
-    return
+    return {}
   end
   local acknowledged, acknowledged_leases -- the counts of the first checkpoint that is in flight
   map_checkpoints(load.name, function(at, dispatched, leased)
@@ -58,13 +58,14 @@ local function apply_report(load, queue_length, written_at, in_flight_window, ti
   if decays then
     load.decayed_at = decay_clock(clock, time)
   end
-  redis.call("HSET", load.worker,
+  if decays and not load.draining and clock then
+    learn_decay(clock, time, load.speed, work, finished)
+  end
+  return {
     "reported", queue_length,
     "reported_at", written_at,
     "own", own,
     "work", finished > 0 and 0 or work,
-    "dispatched_by_lottery", 0)
-  if decays and not load.draining and clock then
-    learn_decay(clock, time, load.speed, work, finished)
-  end
+    "dispatched_by_lottery", 0,
+  }
 end

@@ -10,6 +10,7 @@
     leased  true if the request has a lease
 ]]
 --- @include "add_checkpoint"
+--- @include "lease_counts" when called
 --- @include "update_cost_index" when called
 --- @include "update_decay_index"
 --- @include "write_untracked" when called
@@ -26,8 +27,8 @@ local function book(load, seq, time, decays, leased)
   if leased then
     load.leased = load.leased + 1
     load.leased_since_report = load.leased_since_report + 1
-    redis.call("HSET", load.worker, "seq", seq, "index_seq", seq, "checkpoint_at", load.checkpoint_at, "extended", "1",
-      "leased", load.leased, "leased_since_report", load.leased_since_report)
+    redis.call("HSET", load.worker, "seq", seq, "index_seq", seq, "checkpoint_at", load.checkpoint_at,
+      "leases", lease_counts(load))
     if load.capacity then
       write_untracked(load)
     end

@@ -11,16 +11,15 @@
     seq                    the sequence number of the last dispatch to it, or of its registration
     index_seq              the sequence number in its member of the cost index
     dispatched             requests dispatched without a lease since its last report
-    leased                 active leases
-    finished               those of them that have finished by its last report
-    leased_since_report    active leases that were granted since its last report
-    released_since_report  leases that were granted since its last report and have ended
     checkpoint_at          the time of the last checkpoint (include/load/add_checkpoint.lua)
     failing                'request' or 'polls' if it is failing, otherwise ''
     draining               '1' if it is draining, otherwise '0'
     extended               '1' if include/load/is_extended.lua says so, otherwise '0'
-    incarnation            the number of its registration, which its leases name
-    reported_at            the time of its last report
+    leases                 these four counts, as include/leases/lease_counts.lua writes them:
+      leased                 active leases
+      finished               those of them that have finished by its last report
+      leased_since_report    active leases that were granted since its last report
+      released_since_report  leases that were granted since its last report and have ended
 
   The reference model is Load in tests/model/load.py.
 
@@ -30,9 +29,8 @@
     pool  a pool of the worker, if the caller knows one: most workers have no other
 
   Output: a table with these parts and with `name` and `worker`, the key of its hash; nil if there is no such worker.
-  capacity, untracked_own_rate, failing and draining are nil where they do not apply. incarnation and reported_at are
-  nil if the worker is not extended. decayed_at, seq, index_seq, dispatched, checkpoint_at, speed and reported_at may be
-  text, so use tonumber() before a comparison.
+  capacity, untracked_own_rate, failing and draining are nil where they do not apply. decayed_at, seq, index_seq,
+  dispatched, checkpoint_at and speed may be text, so use tonumber() before a comparison.
 ]]
 --- @include "decay_clock"
 --- @include "decay_clock_of"
@@ -44,7 +42,7 @@ local function read_load(name, time, pool)
   local worker = key("worker", name)
   spend(3)
   local fields = redis.call("HMGET", worker, "pools", "untracked", "decayed_at", "seq", "index_seq", "dispatched",
-    "checkpoint_at", "speed", "extended")
+    "checkpoint_at", "speed", "leases", "extended")
   local text, untracked, reading = fields[1], fields[2], fields[3]
   if not untracked then
     return nil
@@ -87,18 +85,19 @@ local function read_load(name, time, pool)
     leased_since_report = 0,
     released_since_report = 0,
   }
-  if fields[9] == "1" then
-    fields = redis.call("HMGET", worker, "leased", "finished", "leased_since_report", "released_since_report",
-      "capacity", "untracked_own_rate", "failing", "draining", "incarnation", "reported_at")
-    load.leased, load.finished = fields[1] + 0, fields[2] + 0
-    load.leased_since_report, load.released_since_report = fields[3] + 0, fields[4] + 0
-    if fields[5] ~= "" then
-      load.capacity = fields[5] + 0
-      load.untracked_own_rate = fields[6] * math.exp(decay * rate * load.speed)
+  if fields[9] ~= "" then
+    local leased, finished, leased_since, released_since = fields[9]:match("(%d+) (%d+) (%d+) (%d+)")
+    load.leased, load.finished = leased + 0, finished + 0
+    load.leased_since_report, load.released_since_report = leased_since + 0, released_since + 0
+  end
+  if fields[10] == "1" then
+    fields = redis.call("HMGET", worker, "capacity", "untracked_own_rate", "failing", "draining")
+    if fields[1] ~= "" then
+      load.capacity = fields[1] + 0
+      load.untracked_own_rate = fields[2] * math.exp(decay * rate * load.speed)
     end
-    load.failing = fields[7] ~= "" and fields[7] or nil
-    load.draining = fields[8] == "1" or nil
-    load.incarnation, load.reported_at = fields[9], fields[10]
+    load.failing = fields[3] ~= "" and fields[3] or nil
+    load.draining = fields[4] == "1" or nil
   end
   return load
 end

@@ -9,6 +9,7 @@
     ...   further fields of the worker's hash, as arguments of HSET
 ]]
 --- @include "is_extended"
+--- @include "lease_counts"
 local function write_load(load, ...)
   redis.call("HSET", load.worker,
     "untracked", load.untracked,
@@ -18,11 +19,8 @@ local function write_load(load, ...)
     "index_seq", load.index_seq,
     "dispatched", load.dispatched,
     "checkpoint_at", load.checkpoint_at,
+    "leases", lease_counts(load),
     "extended", is_extended(load) and "1" or "0",
-    "leased", load.leased,
-    "finished", load.finished,
-    "leased_since_report", load.leased_since_report,
-    "released_since_report", load.released_since_report,
     "failing", load.failing or "",
     "draining", load.draining and "1" or "0",
     ...)

@@ -51,7 +51,6 @@ local function enroll(registration, time, decays, is_allowed, make_load)
     redis.call("DEL", key("removed", name))
   end
   local before = read_load(name, decays and time)
-  local models_before = before and redis.call("HGET", worker, "models")
   local pools_before = before and before.pools or {}
   local was_draining = redis.call("DEL", key("draining", name)) == 1 or (before and before.draining)
   local draining = was_draining or registration.draining
@@ -72,6 +71,15 @@ local function enroll(registration, time, decays, is_allowed, make_load)
   load.capacity = capacity
   load.untracked_own_rate = load.untracked_own_rate or load.untracked
   load.draining = draining
+
+  local is_joined, left = {}, {}
+  for _, pool in ipairs(pools) do
+    is_joined[pool] = true
+  end
+  for _, pool in ipairs(pools_before) do
+    left[#left + 1] = not is_joined[pool] and pool or nil
+  end
+  local models_before = left[1] and redis.call("HGET", worker, "models")
   write_load(load,
     "pools", table.concat(pools, "\n"),
     "speed", registration.speed,
@@ -85,14 +93,6 @@ local function enroll(registration, time, decays, is_allowed, make_load)
     "reported_capacity", registration.capacity or "",
     unpack(other_fields or {}))
   refresh_heartbeat(name, time, registration.heartbeat_ttl)
-
-  local is_joined, left = {}, {}
-  for _, pool in ipairs(pools) do
-    is_joined[pool] = true
-  end
-  for _, pool in ipairs(pools_before) do
-    left[#left + 1] = not is_joined[pool] and pool or nil
-  end
   if left[1] then
     spend(leave_pools(name, load.index_seq, left, cjson.decode(models_before)))
   end
