@@ -45,9 +45,10 @@ async def test_timeout_excludes_event_loop_delay(server: EmbeddedStore) -> None:
 async def test_timeout_excludes_the_wait_for_a_permit(server: EmbeddedStore, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "_MAX_CALLS", 1)
     client = connect(server.url, timeout=60.0)
-    calls = StoreCalls(client.ping, 1.0)
-    results = await asyncio.gather(*(calls.run(lambda: client.blpop("nothing", 0.4)) for _ in range(5)))
-    assert results == [None] * 5
+    calls = StoreCalls(client.ping, 4.0)
+    results = await asyncio.gather(*(calls.run(lambda: client.blpop("nothing", 0.4)) for _ in range(12)))
+    assert results == [None] * 12, "the last one has waited longer than the timeout"
+    await calls.close()
     await client.aclose()
 
 

@@ -65,7 +65,7 @@ async def test_booking_counts_for_all_models_of_the_worker(registry: Registry) -
 
 async def test_batch_makes_the_same_choices_as_single_calls(store: Store) -> None:
     one = store.registry()
-    many = Registry(store.client, store.namespace + "-many", 90.0, booking_decay=False, booking_delay=0.0)
+    many = store.registry("-many")
     draw = random.Random(7)
     models = [draw.choice(["m", "n", "absent"]) for _ in range(60)]
     for registry in (one, many):
@@ -258,7 +258,7 @@ async def test_dispatch_compares_the_fronts_of_both_indexes_when_only_some_reque
     store: Store, capacity: int | None
 ) -> None:
     namespace = f"{store.namespace}-decaying"
-    registry = Registry(store.client, namespace, 90.0, 60.0, booking_decay=True, booking_delay=0.2)
+    registry = store.registry("-decaying", deadline=60.0, booking_decay=True, booking_delay=0.2)
     now = 1_800_000_000_000
     await store.client.set(CLOCK, now)
     for i in range(20):

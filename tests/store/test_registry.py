@@ -266,7 +266,7 @@ async def test_speeds_keep_their_value_and_type(registry: Registry) -> None:
 
 
 async def test_namespaces_are_isolated(store: Store, registry: Registry) -> None:
-    other = Registry(store.client, store.namespace + "-other", 90.0, booking_decay=False, booking_delay=0.0)
+    other = store.registry("-other")
     await registry.register(worker(A))
     assert (await other.list_workers()).workers == []
     assert workers_of(await other.dispatch_shortest_queue(asks(["m"]))) == [""]
