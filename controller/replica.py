@@ -17,8 +17,11 @@ from controller.fleet.parents import Parents
 from controller.fleet.poller import Poller
 from controller.fleet.refresh import Refresher
 from controller.fleet.sweeper import Sweeper
+from controller.fleet.tokens import Tokens
 from controller.metrics import Metrics
 from controller.proxy.forwarder import Forwarder
+from controller.security.access import Access
+from controller.security.audit import Audit
 from controller.settings import Settings
 from controller.store.connection import connect
 from controller.store.registry import Registry
@@ -39,6 +42,8 @@ class Replica:
         self.registry = registry
         self.workers = workers
         self.metrics = metrics
+        self.audit = Audit()
+        self.access = Access(settings.access_rules, self.audit)
         self.reconciler = Reconciler(registry)
         self.snapshots = SnapshotManager(settings, registry, self.reconciler, metrics)
         self.breaker = self.snapshots.breaker
@@ -46,9 +51,10 @@ class Replica:
         self.batches = Batches(self.breaker, registry, metrics, self.reconciler)
         self.readiness = Readiness(self.batches, self.snapshots)
         self.dispatcher = Dispatcher(settings, registry, self.batches, self.snapshots, self.degraded, metrics)
-        self.membership = Membership(settings, self.batches, self.snapshots, workers, metrics)
-        self.capacities = Capacities(self.breaker, registry, self.snapshots)
-        self.refresher = Refresher(self.breaker, registry, workers, metrics, settings.probe_timeout)
+        self.membership = Membership(settings, self.batches, self.snapshots, workers, metrics, self.audit)
+        self.capacities = Capacities(self.breaker, registry, self.snapshots, self.audit)
+        self.tokens = Tokens(self.breaker, registry, self.access, self.audit, settings.tokens_file)
+        self.refresher = Refresher(self.breaker, registry, workers, metrics, settings.probe_timeout, self.access)
         self.sweeper = Sweeper(self.breaker, registry, metrics, settings.sweep_interval)
         self.poller = Poller(
             self.breaker,
@@ -78,6 +84,8 @@ class Replica:
             metrics,
             self.readiness,
             self.refresher,
+            self.access,
+            self.tokens,
             by_way=worker_name(settings.advertise) if settings.by_way and settings.advertise else "",
         )
 
@@ -87,7 +95,14 @@ class Replica:
 
     def background(self) -> Sequence[Callable[[], Awaitable[None]]]:
         """Return the background tasks: functions that run until they return, or are cancelled."""
-        return (self.sweeper.run, self.snapshots.run, self.poller.run, self.parents.run, self.capacities.run)
+        return (
+            self.sweeper.run,
+            self.snapshots.run,
+            self.poller.run,
+            self.parents.run,
+            self.capacities.run,
+            self.tokens.run,
+        )
 
     def begin_shutdown(self) -> None:
         """Become unready. The replica keeps serving."""

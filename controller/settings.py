@@ -13,6 +13,9 @@ from controller.domain.dispatch import DispatchMethod
 from controller.domain.errors import InvalidInput, SettingsError
 from controller.domain.lease import MAX_LEASE_TIME
 from controller.domain.worker import MAX_CAPACITY, model_name, worker_name
+from controller.security.access import AccessRules
+from controller.security.networks import Networks
+from controller.security.tokens import TOKEN_PLANES, Token, parse_file, parse_list
 from controller.store_url import StoreKind, StoreUrl, parse_store_url, read_password_file
 
 _NAMESPACE: Final = re.compile(r"[A-Za-z0-9._:-]{1,64}\Z")
@@ -38,18 +41,32 @@ def environment_variable(name: str) -> str:
 
 
 def _setting(
-    default: Any, text: str, *, also: Sequence[str] = (), choices: Sequence[str] = (), old_name: str | None = None
+    default: Any,
+    text: str,
+    *,
+    also: Sequence[str] = (),
+    choices: Sequence[str] = (),
+    old_name: str | None = None,
+    secret: bool = False,
 ) -> Any:
     """Declare a setting.
 
     also: FastChat's environment variables for the same setting.
     old_name: a deprecated name. Its flag and environment variable still work, and `controller serve` logs a warning.
+    secret: it has no flag, because all users of a machine can read command lines.
     """
     if old_name:
         also = [*also, environment_variable(old_name)]
     return field(
         default=default,
-        metadata={"help": text, "also": tuple(also), "choices": tuple(choices), "old_name": old_name},
+        repr=not secret,
+        metadata={
+            "help": text,
+            "also": tuple(also),
+            "choices": tuple(choices),
+            "old_name": old_name,
+            "secret": secret,
+        },
     )
 
 
@@ -173,6 +190,47 @@ class Settings:
         "controller. Then each request is counted from its start to its end. Otherwise clients send their requests to "
         "the workers, and their load is estimated.",
     )
+    worker_tokens: str | None = _setting(
+        None,
+        "Tokens with which workers may register and send heartbeats: name=token. Separate several with commas. If any "
+        "token or network is set, requests without the right to a route are refused.",
+        secret=True,
+    )
+    client_tokens: str | None = _setting(
+        None, "Tokens with which clients may request workers and forward requests: name=token, as above.", secret=True
+    )
+    admin_tokens: str | None = _setting(
+        None, "Tokens with which everything is allowed: name=token, as above.", secret=True
+    )
+    tokens_file: Path | None = _setting(
+        None,
+        "File with more tokens, one per line: worker|client|admin NAME TOKEN [workers=PATTERN,...] "
+        "[models=PATTERN,...]. With patterns, a worker token is only valid for these workers and models. A changed "
+        "file is read again.",
+    )
+    worker_networks: str | None = _setting(
+        None, "Networks from which workers may register without a token, such as 10.0.0.0/8. Separate with commas."
+    )
+    client_networks: str | None = _setting(None, "The same for clients, which request workers and forward requests.")
+    admin_networks: str | None = _setting(None, "The same for operators, who may do everything.")
+    satisfy: str = _setting(
+        "any",
+        "Whether a token or a listed network is enough (any), or callers need both (all).",
+        choices=("any", "all"),
+    )
+    trusted_proxies: str | None = _setting(
+        None,
+        "Networks of load balancers whose header X-Forwarded-For is believed. Without it, their own address counts.",
+    )
+    insecure: bool = _setting(
+        False,
+        "Serve other machines without tokens and networks. Everybody who reaches the port may then do everything.",
+    )
+    published_host: str | None = _setting(
+        None,
+        "Address at which a container engine or a load balancer publishes the port, such as 127.0.0.1:21001, if other "
+        "machines reach it by no other way. If it is a loopback address, --insecure is not needed.",
+    )
     parent_interval: float = _setting(
         45.0,
         "How often one of the replicas sends a heartbeat to each --parent.",
@@ -211,6 +269,45 @@ class Settings:
     def default_capacities(self) -> DefaultCapacities:
         """The capacities of --capacity and --default-capacity. Raises SettingsError if they are wrong."""
         return DefaultCapacities(_read_capacities(self.capacity or ""), self.default_capacity or None)
+
+    @property
+    def access_rules(self) -> AccessRules:
+        """Who may do what. Raises SettingsError if a token or a network is wrong."""
+        tokens: list[Token] = []
+        for plane in TOKEN_PLANES:
+            try:
+                tokens += parse_list(getattr(self, f"{plane}_tokens") or "", plane)
+            except InvalidInput as error:
+                variable = environment_variable(f"{plane}_tokens")
+                raise SettingsError(f"{variable} is wrong: {error}. No token is shown here.") from error
+        if len({token.name for token in tokens}) < len(tokens) or len({token.digest for token in tokens}) < len(tokens):
+            raise SettingsError("Two tokens have the same name or the same secret. Each needs its own.")
+        networks = {plane: self._networks(f"{plane}_networks") for plane in TOKEN_PLANES}
+        networks = {plane: listed for plane, listed in networks.items() if listed}
+        return AccessRules(
+            tokens,
+            networks,
+            needs_both=self.satisfy == "all",
+            proxies=self._networks("trusted_proxies"),
+            is_closed=bool(tokens or networks or self.tokens_file),
+        )
+
+    def _networks(self, name: str) -> Networks:
+        try:
+            return Networks(getattr(self, name) or "")
+        except InvalidInput as error:
+            message = f"{flag(name)} must be networks such as 10.0.0.0/8,fd00::/8: {error.problem}."
+            raise SettingsError(message) from error
+
+    def _check_access(self) -> None:
+        if self.satisfy not in ("any", "all"):
+            raise SettingsError(f"--satisfy must be any or all, not {self.satisfy}.")
+        if self.tokens_file is not None:
+            try:
+                parse_file(self.tokens_file.read_text())
+            except (OSError, UnicodeDecodeError, InvalidInput) as error:
+                raise SettingsError(f"--tokens-file {self.tokens_file} cannot be used: {error}") from error
+        _ = self.access_rules
 
     def __post_init__(self) -> None:
         for name in _POSITIVE:
@@ -267,6 +364,7 @@ class Settings:
             )
         if self.log_level not in _LOG_LEVELS:
             raise SettingsError(f"--log-level must be one of {', '.join(_LOG_LEVELS)}.")
+        self._check_access()
         self._check_ssl()
         self._check_store()
 

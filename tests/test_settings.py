@@ -31,6 +31,7 @@ def test_every_setting_has_a_flag_a_variable_and_a_help_text() -> None:
         assert flag(setting.name).startswith("--")
         assert environment_variables(setting)[0] == f"CONTROLLER_{setting.name.upper()}"
         assert setting.metadata["help"].count(".") >= 1
+        assert setting.repr is not setting.metadata["secret"]
 
 
 @pytest.mark.parametrize(

@@ -2,7 +2,9 @@
 
 import contextlib
 import json
+from base64 import b64encode
 from typing import Any, Final
+from urllib.parse import unquote, urlsplit
 
 import aiohttp
 
@@ -20,15 +22,17 @@ async def request(controller_address: str, path: str, expected: str, body: objec
     Raises ControllerUnreachable if the response is an error or lacks the field. The message has the controller's words.
     """
     if not controller_address.lower().startswith(("http://", "https://")):
-        raise ControllerUnreachable(f"--controller-address must begin with http:// or https://: {controller_address}")
-    url = f"{controller_address.rstrip('/')}{path}"
+        shown = controller_address.rpartition("@")[2]
+        raise ControllerUnreachable(f"--controller-address must begin with http:// or https://: {shown}")
+    address, headers = _without_credentials(controller_address)
+    url = f"{address.rstrip('/')}{path}"
     if url.lower().startswith("https:"):
         warn_of_bundle()
     method = "GET" if body is None else "POST"
     try:
         async with (
             aiohttp.ClientSession(connector=aiohttp.TCPConnector(ssl=trusted()), timeout=_TIMEOUT) as session,
-            session.request(method, url, json=body) as response,
+            session.request(method, url, json=body, headers=headers) as response,
         ):
             if response.status >= 400:
                 _raise_refusal(url, response.status, await response.read())
@@ -40,6 +44,22 @@ async def request(controller_address: str, path: str, expected: str, body: objec
             f"{url} did not return {expected}: {error or type(error).__name__}. Is the controller running, and is "
             "--controller-address right?"
         ) from error
+
+
+def _without_credentials(controller_address: str) -> tuple[str, dict[str, str]]:
+    """Return an address without the name and the token in it, for messages, and the header that has them.
+
+    aiohttp would read them from the URL too, but its errors would show them.
+    """
+    try:
+        parts = urlsplit(controller_address)
+    except ValueError as error:
+        raise ControllerUnreachable("--controller-address is not a URL such as http://localhost:21001.") from error
+    credentials, _, location = parts.netloc.rpartition("@")
+    if not credentials:
+        return controller_address, {}
+    header = f"Basic {b64encode(unquote(credentials).encode()).decode()}"
+    return parts._replace(netloc=location).geturl(), {"Authorization": header}
 
 
 def _raise_refusal(url: str, status: int, body: bytes) -> None:

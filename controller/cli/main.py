@@ -6,6 +6,7 @@ from controller import __version__
 from controller.cli.capacity import capacity
 from controller.cli.options import controller_address, run
 from controller.cli.serve import serve
+from controller.cli.token import token
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
@@ -22,11 +23,14 @@ def main() -> None:
         controller workers
     Set how many requests they run at once:
         controller capacity --help
+    Let only those in who have a token:
+        controller token --help
     """
 
 
 main.add_command(serve)
 main.add_command(capacity)
+main.add_command(token)
 
 
 @main.command()

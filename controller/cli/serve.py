@@ -24,6 +24,9 @@ def _options(setting: "Field[Any]") -> Iterator[click.Option]:
         kind = click.Path(path_type=Path)
     else:
         kind = {int: click.INT, float: click.FLOAT}.get(type(setting.default), click.STRING)
+    if setting.metadata["secret"]:
+        yield _SecretOption(setting)
+        return
     yield click.Option(
         [flag(setting.name)],
         type=click.BOOL if setting.default is False else kind,
@@ -36,6 +39,25 @@ def _options(setting: "Field[Any]") -> Iterator[click.Option]:
     )
     if old_name:
         yield click.Option([flag(old_name)], type=kind, hidden=True)
+
+
+class _SecretOption(click.Option):
+    """A setting that only the environment can set, because all users of a machine can read command lines.
+
+    `--help` describes it with the name of its environment variable.
+    """
+
+    def __init__(self, setting: "Field[Any]") -> None:
+        [self._variable] = environment_variables(setting)
+        self._text = " ".join(setting.metadata["help"].split())
+        super().__init__([flag(setting.name)], envvar=self._variable, expose_value=True, help=self._text)
+
+    def add_to_parser(self, _parser: Any, _: click.Context) -> None:
+        """Add no flag to the parser, which rejects it then."""
+
+    def get_help_record(self, _: click.Context) -> tuple[str, str]:
+        """Return the line for `--help`."""
+        return self._variable, f"{self._text} An environment variable only: it has no flag."
 
 
 def _serve(**values: Any) -> None:

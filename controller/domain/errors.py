@@ -3,6 +3,8 @@
     ControllerError
     ├── InvalidInput            a request has an invalid value
     ├── BodyTooLarge            a request has a body that is too large
+    ├── Unauthorized            a request has no valid token, and its address is not listed
+    ├── Forbidden               a request's token does not allow it
     ├── SettingsError           the controller cannot start with these settings
     ├── StoreError              a call to Redis failed
     │   ├── StoreUnavailable    Redis does not respond, or cannot serve now
@@ -55,6 +57,18 @@ class BodyTooLarge(ControllerError):
     """A request has a longer body than its route accepts."""
 
     code = "body_too_large"
+
+
+class Unauthorized(ControllerError):
+    """A request has no valid token, and its address is not on the allow-list of the route."""
+
+    code = "unauthorized"
+
+
+class Forbidden(ControllerError):
+    """The token of a request does not allow what the request asks for."""
+
+    code = "forbidden"
 
 
 class SettingsError(ControllerError):

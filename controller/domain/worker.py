@@ -153,6 +153,7 @@ class Registration:
     """A worker's request to be registered.
 
     check_heart_beat: False for a worker that sends no heartbeats. It is alive until it is removed.
+    registered_by: name of the token that registered it. "" if it needed none.
     request_id: identifies the request, so that a repetition after a lost answer is not a second registration.
     """
 
@@ -160,6 +161,7 @@ class Registration:
     status: WorkerStatus
     check_heart_beat: bool
     multimodal: bool
+    registered_by: str = ""
     request_id: str = field(default_factory=lambda: secrets.token_hex(12), compare=False)
 
 
@@ -180,6 +182,7 @@ class Worker:
     booked: number of requests without a lease that were dispatched to the worker since that report.
     capacity_source: "reported", "configured", or "" if the capacity is unknown.
     reported_capacity: the capacity that the worker reports. None if it reports none.
+    registered_by: as in Registration.
     """
 
     name: str
@@ -197,6 +200,7 @@ class Worker:
     booked: int = 0
     capacity_source: str = ""
     reported_capacity: int | None = None
+    registered_by: str = ""
 
     @property
     def drained(self) -> bool:

@@ -12,6 +12,8 @@ from controller.availability.snapshots import SnapshotManager
 from controller.domain.capacity import CapacityList, CapacityTarget
 from controller.domain.errors import StoreError
 from controller.domain.worker import Worker
+from controller.security.access import Caller
+from controller.security.audit import Audit, AuditEvent
 from controller.store.registry import Registry
 
 logger = logging.getLogger("controller")
@@ -33,10 +35,11 @@ class CapacityChange(NamedTuple):
 class Capacities:
     """The capacities of the workers, on one replica."""
 
-    def __init__(self, breaker: CircuitBreaker, registry: Registry, snapshots: SnapshotManager) -> None:
+    def __init__(self, breaker: CircuitBreaker, registry: Registry, snapshots: SnapshotManager, audit: Audit) -> None:
         self._breaker = breaker
         self._registry = registry
         self._snapshots = snapshots
+        self._audit = audit
 
     async def run(self) -> None:
         """Apply the settings of this replica to workers that registered before it started, then return."""
@@ -46,7 +49,7 @@ class Capacities:
                 return
             await asyncio.sleep(_RETRY_INTERVAL)
 
-    async def set(self, target: CapacityTarget, capacity: int | None) -> CapacityChange:
+    async def set(self, target: CapacityTarget, capacity: int | None, caller: Caller) -> CapacityChange:
         """Set a capacity, or remove it with None. The next dispatch uses it.
 
         A call that failed halfway can be repeated. Raises InvalidInput if capacities are set for too many targets, and
@@ -60,6 +63,9 @@ class Capacities:
         kind, name = ("worker", target.worker_name) if target.worker_name else ("model", target.model)
         value = "none" if capacity is None else capacity
         logger.info("The configured capacity of %s %s is now %s. Live workers: %d.", kind, name, value, len(covered))
+        self._audit.record(
+            AuditEvent("set_capacity", "done", caller.name, caller.address, f"{kind} {name}", f"capacity {value}")
+        )
         return CapacityChange(before, len(covered))
 
     async def list(self) -> MaybeStale[CapacityList]:

@@ -12,10 +12,12 @@ from typing import Final, TypeVar
 from controller.availability.batches import Batches
 from controller.availability.snapshot import MaybeStale
 from controller.availability.snapshots import SnapshotManager
-from controller.domain.errors import ControllerError, StoreError, StoreUnavailable
+from controller.domain.errors import ControllerError, Forbidden, StoreError, StoreUnavailable
 from controller.domain.hops import append_hop, hop_headers
 from controller.domain.worker import Registration, Worker, WorkerStatus, WorkerStatusTotal, total_status
 from controller.metrics import Metrics
+from controller.security.access import Caller
+from controller.security.audit import Audit, AuditEvent
 from controller.settings import Settings
 from controller.store.registry import DrainCall, RegisterCall, RemoveCall, Report
 from controller.upstream.client import WorkerClient
@@ -49,17 +51,26 @@ class Membership:
         snapshots: SnapshotManager,
         workers: WorkerClient,
         metrics: Metrics,
+        audit: Audit,
     ) -> None:
         self._settings = settings
         self._batches = batches
         self._snapshots = snapshots
         self._workers = workers
         self._metrics = metrics
+        self._audit = audit
         self._waiting: dict[str, _Waiting] = {}  # by worker
         self._stop_waiting = asyncio.Event()
 
     async def register(
-        self, name: str, *, check_heart_beat: bool, status: WorkerStatus | None, multimodal: bool, hops: str = ""
+        self,
+        name: str,
+        *,
+        check_heart_beat: bool,
+        status: WorkerStatus | None,
+        multimodal: bool,
+        hops: str = "",
+        caller: Caller,
     ) -> None:
         """Register a worker. If `status` is None, request the status from the worker.
 
@@ -69,19 +80,26 @@ class Membership:
         hops: hop list of the request, because the worker may be a cluster.
 
         Raises WorkerUnreachable if the worker does not return its status. Raises LoopDetected if the worker is this
-        cluster, or a cluster above it.
+        cluster, or a cluster above it. Raises Forbidden if the caller's token does not allow the worker or its models.
         """
         try:
+            caller.check_worker(name)
             append_hop(hops, self._snapshots.cluster_id)
             if status is None:
                 status = await self._workers.status(name, hop_headers("", self._snapshots.cluster_id))
-            registered, new = await self._register(name, status, check_heart_beat, multimodal)
+            caller.check_models(status.model_names)
+            registered, new = await self._register(name, status, check_heart_beat, multimodal, caller.name)
+        except Forbidden:
+            self._metrics.registrations.labels("failed").inc()
+            raise  # the audit log has it
         except ControllerError as error:
             self._metrics.registrations.labels("failed").inc()
             logger.warning("Registration of worker %s failed. It has to register again: %s", name, error)
             raise
         self._snapshots.request()
         self._metrics.registrations.labels("new" if new else "again").inc()
+        if caller.token is not None:
+            self._audit.registered(name, caller.name, caller.address)
         logger.info(
             "Registered %s worker %s: models %s, speed %s, queue length %s",
             "new" if new else "known",
@@ -92,10 +110,10 @@ class Membership:
         )
 
     async def _register(
-        self, name: str, status: WorkerStatus, check_heart_beat: bool, multimodal: bool
+        self, name: str, status: WorkerStatus, check_heart_beat: bool, multimodal: bool, token: str
     ) -> tuple[WorkerStatus, bool]:
         """Register a worker as soon as Redis is available. Return the registered status and whether it is new."""
-        registration = Registration(name, status, check_heart_beat, multimodal)
+        registration = Registration(name, status, check_heart_beat, multimodal, token)
         call = RegisterCall(registration, repeatable_for=self._settings.register_timeout)
         waiting = self._waiting.setdefault(name, _Waiting(call))
         waiting.latest = call
@@ -114,22 +132,27 @@ class Membership:
         """Record a heartbeat. Return True if the worker is registered. Otherwise the worker should register again."""
         return await self._batches.heartbeat(Report(name, queue_length, time.monotonic()))
 
-    async def drain(self, name: str, drain: bool = True) -> bool:
+    async def drain(self, name: str, drain: bool = True, *, caller: Caller) -> bool:
         """Stop dispatching to a worker, or resume. Return True if the worker is alive."""
         exists = await self._batches.drain(DrainCall(name, drain))
         if exists:
             self._snapshots.request()
             logger.info("Worker %s is draining." if drain else "Worker %s serves again.", name)
+            self._record("drain_worker" if drain else "resume_worker", name, caller)
         return exists
 
-    async def remove(self, name: str) -> bool:
+    async def remove(self, name: str, *, caller: Caller) -> bool:
         """Remove a worker. Return True if it was registered."""
         removed = await self._batches.remove(RemoveCall(name))
         if removed:
             self._snapshots.request()  # a recovery must not restore the worker from an old snapshot
             self._metrics.removals.labels("request").inc()
             logger.info("Removed worker %s on request.", name)
+            self._record("remove_worker", name, caller)
         return removed
+
+    def _record(self, action: str, name: str, caller: Caller) -> None:
+        self._audit.record(AuditEvent(action, "done", caller.name, caller.address, name))
 
     async def list_workers(self) -> MaybeStale[list[Worker]]:
         """Return all live workers, sorted by name. While Redis is unavailable, they come from the snapshot."""

@@ -10,6 +10,7 @@ from controller.availability.circuit_breaker import CircuitBreaker
 from controller.domain.errors import StoreError, WorkerError
 from controller.domain.worker import Registration, Worker, WorkerStatus
 from controller.metrics import Metrics
+from controller.security.access import Access
 from controller.store.registry import Registry
 from controller.tasks import end
 from controller.upstream.client import WorkerClient
@@ -19,6 +20,7 @@ logger = logging.getLogger("controller")
 _MAX_PROBES: Final = 256  # at once
 _PROBE_PAUSE: Final = 0.25
 _LOCK_CHECK_INTERVAL: Final = 0.05
+_REQUEST_INTERVAL: Final = 10.0  # seconds
 
 
 class _Answer(NamedTuple):
@@ -35,21 +37,43 @@ class Refresher:
     """
 
     def __init__(
-        self, breaker: CircuitBreaker, registry: Registry, client: WorkerClient, metrics: Metrics, probe_timeout: float
+        self,
+        breaker: CircuitBreaker,
+        registry: Registry,
+        client: WorkerClient,
+        metrics: Metrics,
+        probe_timeout: float,
+        access: Access,
     ) -> None:
         self._breaker = breaker
         self._registry = registry
         self._client = client
         self._metrics = metrics
+        self._access = access
+        self._requested_at = float("-inf")
+        self._removes = False  # the running refresh removes workers
         self._time_limit = 2 * probe_timeout + _PROBE_PAUSE + 1.0
         self._refreshing: asyncio.Task[None] | None = None
 
     async def refresh(self) -> None:
         """Return when all workers were probed, or the time limit has passed. Raises StoreUnavailable."""
-        if self._refreshing is None:
-            self._refreshing = asyncio.create_task(self._refresh())
-            self._refreshing.add_done_callback(self._refreshed)
-        await asyncio.shield(self._refreshing)
+        if self._refreshing is not None and not self._removes:
+            with contextlib.suppress(StoreError):
+                await asyncio.shield(self._refreshing)
+        await asyncio.shield(self._refreshing or self._start(removes=True))
+
+    def request(self) -> None:
+        """Start a refresh that removes no worker, unless one was requested a short while ago. Do not wait for it."""
+        now = time.monotonic()
+        if self._refreshing is None and now >= self._requested_at + _REQUEST_INTERVAL:
+            self._requested_at = now
+            self._start(removes=False)
+
+    def _start(self, *, removes: bool) -> "asyncio.Task[None]":
+        self._removes = removes
+        self._refreshing = asyncio.create_task(self._refresh())
+        self._refreshing.add_done_callback(self._refreshed)
+        return self._refreshing
 
     async def close(self) -> None:
         """End the refresh that is running."""
@@ -102,11 +126,23 @@ class Refresher:
     async def _apply(self, worker: Worker, answer: _Answer | None) -> None:
         """Apply the result of a probe, unless the worker has registered again since."""
         if answer is None:
-            if await self._registry.remove(worker.name, only_if=worker.registration):
+            if self._removes and await self._registry.remove(worker.name, only_if=worker.registration):
                 self._metrics.removals.labels("refresh").inc()
                 logger.warning("Removed worker %s: it failed two probes.", worker.name)
             return
-        registration = Registration(worker.name, answer.status, worker.check_heart_beat, worker.multimodal)
+        status, token = answer.status, self._access.token_named(worker.registered_by)
+        forbidden = token.forbidden_models(status.model_names) if token else []
+        if forbidden:
+            logger.warning(
+                "Worker %s reports the model %s, which the token %s does not allow. Its registration stays as it was.",
+                worker.name,
+                forbidden[0],
+                worker.registered_by,
+            )
+            return
+        registration = Registration(
+            worker.name, status, worker.check_heart_beat, worker.multimodal, worker.registered_by
+        )
         await self._registry.refresh(registration, worker.registration, written_at=answer.sent_at)
 
     async def _probe(self, name: str, permits: asyncio.Semaphore) -> _Answer | None:

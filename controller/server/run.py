@@ -18,10 +18,12 @@ from starlette.types import ASGIApp
 from uvicorn.config import STARTUP_FAILURE
 
 from controller import __version__
-from controller.domain.errors import StoreError, StoreIncompatible
+from controller.domain.errors import SettingsError, StoreError, StoreIncompatible
 from controller.logs import logging_config
 from controller.metrics import CounterMemory, Metrics
 from controller.replica import create_registry, create_replica
+from controller.security.networks import is_loopback, published_host
+from controller.security.tokens import TOKEN_PLANES
 from controller.server.certificate import Certificate
 from controller.server.shutdown import GracefulShutdown
 from controller.server.signals import IGNORED, EndSignals
@@ -54,6 +56,7 @@ def serve(settings: Settings, deprecated: Iterable[tuple[str, str]] = ()) -> Non
     _set_signal_handlers()
     with contextlib.ExitStack() as resources:
         listeners = [resources.enter_context(listener) for listener in bind_listeners(settings.host, settings.port)]
+        check_exposure(settings, [str(listener.getsockname()[0]) for listener in listeners])
         store, description = _store(settings, resources)
         resources.callback(_ignore_end_signals)  # they must not interrupt the clean-up
         asyncio.run(_check_layout(settings, store))
@@ -69,6 +72,28 @@ def serve(settings: Settings, deprecated: Iterable[tuple[str, str]] = ()) -> Non
         address = url("https" if settings.ssl else "http", settings.host, listeners)
         logger.info("Listening on %s (Press CTRL+C to quit)", address)
         _run(settings, store, listeners)
+
+
+def check_exposure(settings: Settings, addresses: Iterable[str]) -> None:
+    """Raise SettingsError if other machines could use the controller without a token or a listed address.
+
+    addresses: those that the controller listens on.
+    """
+    rules = settings.access_rules
+    if rules.is_closed:
+        for plane in TOKEN_PLANES:
+            if settings.tokens_file is None and not rules.opens(plane):
+                logger.info("Only admin tokens open the routes of the plane %s: it has no token or network.", plane)
+        return
+    exposed = [published_host(settings.published_host)] if settings.published_host else list(addresses)
+    if settings.insecure or all(is_loopback(address) for address in exposed):
+        return
+    raise SettingsError(
+        f"Other machines can reach {', '.join(exposed)}, and everybody there could register workers, read prompts and "
+        "remove workers. Set CONTROLLER_WORKER_TOKENS, CONTROLLER_CLIENT_TOKENS and CONTROLLER_ADMIN_TOKENS "
+        "(name=token; `openssl rand -hex 32` prints a token), or --tokens-file, or allow networks, for example "
+        "--worker-networks 10.0.0.0/8. Or listen on --host localhost. --insecure serves everybody nevertheless."
+    )
 
 
 def create_app(

@@ -50,6 +50,11 @@ def capacities(name: str) -> str:
     return f"{{{name}}}:capacities"
 
 
+def tokens(name: str) -> str:
+    """HASH: the tokens that were created, by `token:<name>`, their `version` and their latest `change`."""
+    return f"{{{name}}}:tokens"
+
+
 def models(name: str) -> str:
     """SET: the models that have a pool with workers."""
     return f"{{{name}}}:models"

@@ -15,6 +15,7 @@ from controller.store.coordination import CoordinationStore
 from controller.store.dispatches import Choice, DispatchStore, Find, Request
 from controller.store.errors import FAILURES, store_error
 from controller.store.leases import LeaseStore
+from controller.store.tokens import TokenStore
 from controller.store.workers import (
     DrainCall,
     FailureCall,
@@ -44,7 +45,7 @@ __all__ = [
 SCHEMA: Final = "4"  # version of the key layout. Scripts of another version must not touch these keys.
 
 
-class Registry(DispatchStore, WorkerStore, CapacityStore, LeaseStore, CoordinationStore):
+class Registry(DispatchStore, WorkerStore, CapacityStore, LeaseStore, CoordinationStore, TokenStore):
     """The registry of one namespace, shared by any number of replicas.
 
     Each method raises StoreUnavailable if Redis does not answer or cannot serve. Whether the operation took place is

@@ -146,6 +146,7 @@ class WorkerStore(ScriptRunner):
             digest_of(status.model_names),
             "" if status.capacity is None else status.capacity,
             self._default_capacity(status.model_names),
+            registration.registered_by,
         )
 
     async def heartbeat(self, reports: Sequence[Report], *, of_polls: bool = False) -> list[bool]:
@@ -295,7 +296,7 @@ def _age_ms(written_at: float | None) -> int:
 
 def _worker(fields: Sequence[Any]) -> Worker:
     name, models, speed, queue_length, multimodal, check_heart_beat, registration, age_ms, expires_in_ms = fields[:9]
-    leased, capacity, draining, failing, polled, reported, booked, capacity_source, reported_capacity = fields[9:]
+    leased, capacity, draining, failing, polled, reported, booked, capacity_source, reported_capacity = fields[9:18]
     try:
         status = WorkerStatus(
             tuple(json.loads(models)), _number(speed), int(queue_length), int(capacity) if capacity else None
@@ -321,6 +322,7 @@ def _worker(fields: Sequence[Any]) -> Worker:
         booked=booked,
         capacity_source=capacity_source if capacity else "",
         reported_capacity=int(reported_capacity) if reported_capacity else None,
+        registered_by=fields[18],
     )
 
 

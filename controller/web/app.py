@@ -49,6 +49,7 @@ def build_app(
         exception_handlers={HTTPException: http_exception},
         lifespan=lifespan,
     )
+    app.router.redirect_slashes = False  # the target of a redirect would come from the header Host
     app.router.default = _posts(FALLBACK.build(services), app.router.default)
     hot = {route.path: endpoint for route, endpoint in zip(ROUTES, endpoints, strict=True) if route.hot}
     return HotPath(hot, app, services.readiness)

@@ -10,17 +10,21 @@ from starlette.responses import Response
 from controller.domain.errors import (
     BodyTooLarge,
     ControllerError,
+    Forbidden,
     InvalidInput,
     LoopDetected,
     ReplicaBusy,
     ShuttingDown,
     StoreUnavailable,
+    Unauthorized,
     WorkerUnreachable,
 )
 from controller.web.schemas.fastchat import encode
 
 _STATUS: Final[Mapping[type[ControllerError], int]] = {
     InvalidInput: 400,
+    Unauthorized: 401,
+    Forbidden: 403,
     BodyTooLarge: 413,
     WorkerUnreachable: 502,
     StoreUnavailable: 503,

@@ -7,8 +7,10 @@ from controller.dispatch.dispatcher import Dispatcher
 from controller.fleet.capacities import Capacities
 from controller.fleet.membership import Membership
 from controller.fleet.refresh import Refresher
+from controller.fleet.tokens import Tokens
 from controller.metrics import Metrics
 from controller.proxy.forwarder import Forwarder
+from controller.security.access import Access
 
 
 @dataclass(frozen=True)
@@ -25,4 +27,6 @@ class Services:
     metrics: Metrics
     readiness: Readiness
     refresher: Refresher
+    access: Access
+    tokens: Tokens
     by_way: str = ""

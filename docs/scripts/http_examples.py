@@ -11,7 +11,7 @@ CONTROLLER: Final = "http://localhost:21001"
 WORKER: Final = "http://localhost:21002"
 LEASE: Final = f"1795699720693-30000-4-2@{WORKER}"
 # Fields whose values differ from run to run. The test compares their types.
-VARIABLE: Final = {"expires_in", "heartbeat_age", "lease", "queue_length"}
+VARIABLE: Final = {"expires_in", "heartbeat_age", "lease", "queue_length", "token"}
 _LINE: Final = 88  # characters of a line that fit into the page
 
 
@@ -32,6 +32,7 @@ class Example(NamedTuple):
 
     sent_to: the path itself, if the table has a pattern.
     note: what the reader should know before reading.
+    by_admin: sent with an admin token, to a controller that has one.
     """
 
     path: str
@@ -40,6 +41,7 @@ class Example(NamedTuple):
     status: int = 200
     sent_to: str = ""
     note: str = ""
+    by_admin: bool = False
 
     @property
     def url_path(self) -> str:
@@ -63,12 +65,13 @@ def shown(value: Any, indent: str = "", taken: int = 0) -> str:
 
 def as_console(example: Example, method: str) -> str:
     """Return the example as a curl command and its output."""
+    credentials = "-u ops:$TOKEN " if example.by_admin else ""
     if example.body is not None:
-        command = f"curl {CONTROLLER}{example.url_path} -d"
+        command = f"curl {credentials}{CONTROLLER}{example.url_path} -d"
         command = f"{command} '{shown(example.body, taken=len(command) + 5)}'"
     else:
         flag = "" if method == "GET" else f"-X {method} "
-        command = f"curl {flag}{CONTROLLER}{example.url_path}"
+        command = f"curl {credentials}{flag}{CONTROLLER}{example.url_path}"
     if isinstance(example.response, Frames):
         lines = [json.dumps(frame) for frame in example.response.frames]
     elif isinstance(example.response, Text):
@@ -151,6 +154,30 @@ EXAMPLES: Final = (
     Example("/report_failure", _NAME, {"exist": True}),
     Example("/set_capacity", {"model": "echo", "capacity": 4}, {"previous": None, "workers": 1}),
     Example("/capacities", response={"capacities": [{"model": "echo", "capacity": 4}]}),
+    Example(
+        "/create_token",
+        {"plane": "worker", "name": "gpu-rack-1", "workers": ["10.0.1.0/24"], "models": ["vicuna-*"]},
+        {"token": "WmhWi8Dmzq4d6Z0mXaFqRj0rjWkRUOPgbqkqwR4xWAo"},
+        by_admin=True,
+        note="With an admin token, see the [guide](../guides/access.md):",
+    ),
+    Example(
+        "/tokens",
+        response={
+            "tokens": [
+                {"name": "ops", "plane": "admin", "source": "environment", "workers": [], "models": []},
+                {
+                    "name": "gpu-rack-1",
+                    "plane": "worker",
+                    "source": "store",
+                    "workers": ["10.0.1.0/24"],
+                    "models": ["vicuna-*"],
+                },
+            ]
+        },
+        by_admin=True,
+    ),
+    Example("/revoke_token", {"name": "gpu-rack-1"}, {"exist": True}, by_admin=True),
     Example("/drain_worker", _NAME, {"exist": True}),
     Example(
         "/workers",
@@ -172,6 +199,7 @@ EXAMPLES: Final = (
                     "check_heart_beat": True,
                     "heartbeat_age": 12.408,
                     "expires_in": 77.592,
+                    "registered_by": None,
                 }
             ]
         },

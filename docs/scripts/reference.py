@@ -60,7 +60,8 @@ def settings() -> str:
         if setting.metadata["choices"]:
             meaning += " One of " + ", ".join(code(str(choice)) for choice in setting.metadata["choices"]) + "."
         variables = "<br>".join(code(variable) for variable in environment_variables(setting))
-        rows.append((code(flag(setting.name)), variables, code(shown), meaning))
+        name = "" if setting.metadata["secret"] else flag(setting.name)
+        rows.append((code(name), variables, code(shown), meaning))
     return table("Flag | Environment variable | Default | Meaning", rows)
 
 

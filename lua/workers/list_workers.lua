@@ -42,6 +42,7 @@
              [16] the number of requests that were dispatched to it since, without a lease
              [17] the source of its capacity: 'reported', 'configured', or '' if the capacity is unknown
              [18] the capacity that it reports; '' if it reports none
+             [19] the name of the token that registered it; '' without a token
       [6]  the version of the capacities that were set, as in list_capacities.lua
     error 'INVALID …' if an argument is invalid
 ]]
@@ -65,10 +66,11 @@ for i = 1, #members, 2 do
   local load = read_load(name, decays and time)
   if ttl ~= -2 and load then
     local fields = redis.call("HMGET", load.worker, "models", "speed", "multimodal", "check_heart_beat", "registration",
-      "capacity", "polled", "heartbeat_at", "reported", "dispatched_by_lottery", "capacity_source", "reported_capacity")
+      "capacity", "polled", "heartbeat_at", "reported", "dispatched_by_lottery", "capacity_source", "reported_capacity",
+      "registered_by")
     local models, speed, multimodal, check_heart_beat, registration, capacity, polled = unpack(fields, 1, 7)
     local heartbeat_at, reported, by_lottery, capacity_source, reported_capacity = unpack(fields, 8, 12)
-    -- A worker that an older version of the controller has registered lacks the last two fields.
+    -- A worker that an older version of the controller has registered lacks the last three fields.
     capacity_source = capacity_source or (capacity ~= "" and "reported" or "")
     -- Bookings come on top of what the worker reported, which may be the maximum.
     local estimate = load.leased - load.finished + (load.untracked_own_rate or load.untracked)
@@ -77,6 +79,7 @@ for i = 1, #members, 2 do
       name, models, speed, queue_length, multimodal, check_heart_beat, registration,
       math.max(0, time - heartbeat_at), ttl, load.leased, capacity, load.draining and "1" or "0", load.failing or "",
       polled, tonumber(reported), load.dispatched + by_lottery, capacity_source, reported_capacity or capacity,
+      fields[13] or "",
     }
   end
 end

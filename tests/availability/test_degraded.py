@@ -13,7 +13,7 @@ from controller.domain.worker import WorkerStatus
 from controller.replica import Replica
 from tests.conftest import Open, Store
 from tests.support.outage import Link, queue_lengths, wait_for_recovery
-from tests.support.samples import A, B, worker
+from tests.support.samples import OPERATOR, A, B, worker
 from tests.support.waiting import cancelled, wait_until
 
 
@@ -43,7 +43,7 @@ async def test_reads_use_the_snapshot_and_writes_fail(controller: Replica, link:
         with pytest.raises(StoreUnavailable):
             await controller.membership.heartbeat(A, 0)
         with pytest.raises(StoreUnavailable):
-            await controller.membership.remove(A)
+            await controller.membership.remove(A, caller=OPERATOR)
         with pytest.raises(StoreUnavailable):
             await controller.refresher.refresh()
 
@@ -105,7 +105,7 @@ async def test_each_registration_causes_one_snapshot(store: Store, link: Link, r
     await wait_until(lambda: "list_workers" in link.delivered, "the snapshot loop has begun")
     for name in (A, B):
         await controller.membership.register(
-            name, check_heart_beat=True, status=WorkerStatus(("m",), 1, 0), multimodal=False
+            name, check_heart_beat=True, status=WorkerStatus(("m",), 1, 0), multimodal=False, caller=OPERATOR
         )
         await wait_until(
             partial(in_snapshot, controller, name),
@@ -170,6 +170,8 @@ async def test_registered_worker_is_in_the_snapshot_before_the_next_interval(
     controller = replica(snapshot_interval=60.0)
     snapshot_loop = asyncio.create_task(controller.snapshots.run())
     await wait_until(lambda: link.delivered.count("list_workers") == 2, "the first snapshots are taken")
-    await controller.membership.register(A, check_heart_beat=True, status=WorkerStatus(("m",), 1, 0), multimodal=False)
+    await controller.membership.register(
+        A, check_heart_beat=True, status=WorkerStatus(("m",), 1, 0), multimodal=False, caller=OPERATOR
+    )
     await wait_until(lambda: in_snapshot(controller, A), "the worker is in the snapshot")
     await cancelled(snapshot_loop)

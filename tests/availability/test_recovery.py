@@ -16,7 +16,7 @@ from controller.store import keys
 from controller.store.registry import SCHEMA, Registry, Report
 from tests.conftest import Open, Store
 from tests.support.outage import Link, queue_lengths, wait_for_recovery
-from tests.support.samples import A, B, C, asks, worker
+from tests.support.samples import OPERATOR, A, B, C, asks, worker
 from tests.support.waiting import wait_until
 
 
@@ -53,7 +53,7 @@ async def test_workers_are_restored_after_a_data_loss(
 async def test_draining_worker_drains_after_a_data_loss(
     controller: Replica, link: Link, store: Store, registers_first: bool
 ) -> None:
-    assert await controller.membership.drain(B)
+    assert await controller.membership.drain(B, caller=OPERATOR)
     await controller.snapshots._take_if_stale()
     with link.broken():
         await controller.dispatcher.dispatch("n")
@@ -78,9 +78,9 @@ async def test_operator_actions_lost_in_a_failover_are_repeated(
     other = replica()
     await other.readiness.check()
     await save(store)
-    assert await controller.membership.drain(A)
-    assert await controller.membership.drain(B, drain=False)
-    assert await controller.membership.remove(C)
+    assert await controller.membership.drain(A, caller=OPERATOR)
+    assert await controller.membership.drain(B, drain=False, caller=OPERATOR)
+    assert await controller.membership.remove(C, caller=OPERATOR)
     for each in (controller, other):
         await each.snapshots.refresh()
     await restore(store)
@@ -262,7 +262,7 @@ async def test_worker_removed_after_a_recovery_is_not_restored_by_another_replic
     await wipe(store)
     await controller.snapshots._take_if_stale()
     assert set(await queue_lengths(store)) == {A, B}
-    assert await controller.membership.remove(A) is True
+    assert await controller.membership.remove(A, caller=OPERATOR) is True
     await other.snapshots._take_if_stale()
     assert set(await queue_lengths(store)) == {B}
     registry = store.registry()

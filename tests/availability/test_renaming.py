@@ -10,7 +10,7 @@ from controller.store import keys
 from controller.store.registry import Report
 from tests.conftest import Open, Store
 from tests.support.outage import Link
-from tests.support.samples import A, worker
+from tests.support.samples import OPERATOR, A, worker
 
 PORT_80, IPV6, FINAL_DOT = "http://127.0.0.1:80", "http://[0:0:0:0:0:0:0:1]:5", "http://h.:7"
 CANONICAL = {PORT_80: "http://127.0.0.1", IPV6: "http://[::1]:5", FINAL_DOT: "http://h:7"}
@@ -47,9 +47,9 @@ async def test_old_name_is_replaced_by_the_canonical_name(
     assert f"Renamed worker {old} to {new}" in caplog.text
     assert await controller.membership.heartbeat(worker_name(old), 1) is True
     assert (await controller.dispatcher.dispatch("m")).value == new
-    assert await controller.membership.drain(worker_name(old)) is True
+    assert await controller.membership.drain(worker_name(old), caller=OPERATOR) is True
     assert (await controller.dispatcher.dispatch("m")).value == ""
-    assert await controller.membership.remove(worker_name(old)) is True
+    assert await controller.membership.remove(worker_name(old), caller=OPERATOR) is True
     await refresh(controller)
     assert await names(store) == []
 
@@ -156,7 +156,7 @@ async def test_recently_removed_worker_keeps_its_old_name_for_a_while(store: Sto
     registry = store.registry()
     controller = replica()
     await registry.register(worker(CANONICAL[PORT_80]))
-    assert await controller.membership.remove(CANONICAL[PORT_80]) is True
+    assert await controller.membership.remove(CANONICAL[PORT_80], caller=OPERATOR) is True
     await registry.register(worker(PORT_80))
     await refresh(controller)
     assert await names(store) == [PORT_80]

@@ -51,6 +51,12 @@ VALUES: dict[str, tuple[str, Any]] = {
     "poll_interval": ("0", 0.0),
     "default_capacity": ("5", 5),
     "capacity": ("m=5,n=3", "m=5,n=3"),
+    "worker_networks": ("10.0.0.0/8", "10.0.0.0/8"),
+    "client_networks": ("10.0.0.0/8,::1", "10.0.0.0/8,::1"),
+    "admin_networks": ("127.0.0.1", "127.0.0.1"),
+    "satisfy": ("all", "all"),
+    "trusted_proxies": ("10.1.0.0/16", "10.1.0.0/16"),
+    "published_host": ("127.0.0.1", "127.0.0.1"),
     "parent_interval": ("10", 10.0),
     "redis_timeout": ("0.5", 0.5),
     "register_timeout": ("10", 10.0),
@@ -94,7 +100,17 @@ def test_files_switches_and_addresses_are_read_from_flags_and_variables(served: 
     assert [settings.by_way for settings in served[3:]] == [False, True]
     assert served[3].parents == ("http://top:1", "http://other:1")
     named = set(VALUES) | {"ssl", "ssl_keyfile", "ssl_certfile", "data_dir", "redis_password_file"}
-    named |= {"parent", "advertise", "by_way"}
+    tokens = {
+        f"CONTROLLER_{plane}_TOKENS": f"{plane}=0123456789abcdef-{plane}" for plane in ("WORKER", "CLIENT", "ADMIN")
+    }
+    (tmp_path / "tokens").write_text("worker w another-secret-of-16\n")
+    assert run("serve", "--tokens-file", str(tmp_path / "tokens"), "--insecure", **tokens).exit_code == 0
+    assert served[5].insecure
+    assert served[5].tokens_file == tmp_path / "tokens"
+    assert [token.name for token in served[5].access_rules.tokens] == ["WORKER", "CLIENT", "ADMIN"]
+    assert "0123456789abcdef" not in repr(served[5])
+    named |= {"parent", "advertise", "by_way", "insecure", "tokens_file"}
+    named |= {"worker_tokens", "client_tokens", "admin_tokens"}
     assert named == {setting.name for setting in all_settings()}
 
 
@@ -181,7 +197,7 @@ def test_help_shows_examples_and_all_settings() -> None:
     assert "--controller-address http://localhost:21001" in top
     text = run("serve", "--help").stdout
     for setting in all_settings():
-        assert flag(setting.name) in text
+        assert (flag(setting.name) in text) is not setting.metadata["secret"]
         assert environment_variables(setting)[0] in "".join(text.split())
     assert "default: 21001" in text
 

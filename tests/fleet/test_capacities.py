@@ -12,7 +12,7 @@ from controller.store import keys
 from controller.store.registry import Registry
 from tests.conftest import Open, Store
 from tests.support.outage import Link, wait_for_recovery
-from tests.support.samples import A, B, worker
+from tests.support.samples import OPERATOR, A, B, worker
 from tests.support.waiting import wait_until
 from tests.support.workers import bad_worker, status
 
@@ -40,11 +40,14 @@ async def test_settings_of_a_new_replica_apply_to_registered_workers(
 
 
 async def test_set_returns_the_previous_capacity_and_the_number_of_workers(controller: Replica) -> None:
-    assert await controller.capacities.set(OF_M, 5) == (None, 2)
-    assert await controller.capacities.set(OF_N, 4) == (None, 1)
-    assert await controller.capacities.set(CapacityTarget(worker_name="http://absent:1"), 4) == (None, 0)
+    assert await controller.capacities.set(OF_M, 5, caller=OPERATOR) == (None, 2)
+    assert await controller.capacities.set(OF_N, 4, caller=OPERATOR) == (None, 1)
+    assert await controller.capacities.set(CapacityTarget(worker_name="http://absent:1"), 4, caller=OPERATOR) == (
+        None,
+        0,
+    )
     assert await capacities_of(controller) == {A: (4, "configured"), B: (5, "configured")}
-    assert await controller.capacities.set(OF_N, None) == (4, 1)
+    assert await controller.capacities.set(OF_N, None, caller=OPERATOR) == (4, 1)
     assert await capacities_of(controller) == {A: (5, "configured"), B: (5, "configured")}
 
 
@@ -54,9 +57,9 @@ async def test_call_that_failed_halfway_can_be_repeated(
     controller: Replica, link: Link, script: str, when: str
 ) -> None:
     with link.broken(when, script), pytest.raises(StoreUnavailable):
-        await controller.capacities.set(OF_M, 5)
+        await controller.capacities.set(OF_M, 5, caller=OPERATOR)
     await wait_for_recovery(controller)
-    await controller.capacities.set(OF_M, 5)
+    await controller.capacities.set(OF_M, 5, caller=OPERATOR)
     assert await capacities_of(controller) == {A: (5, "configured"), B: (5, "configured")}
 
 
@@ -64,8 +67,8 @@ async def test_refresh_decides_the_capacity_again(replica: Open, registry: Regis
     controller = replica()
     async with bad_worker(worker_get_status=status("n")) as healthy:
         await registry.register(worker(healthy.address, "m", capacity=7))
-        await controller.capacities.set(OF_M, 5)
-        await controller.capacities.set(OF_N, 6)
+        await controller.capacities.set(OF_M, 5, caller=OPERATOR)
+        await controller.capacities.set(OF_N, 6, caller=OPERATOR)
         assert await capacities_of(controller) == {healthy.address: (7, "reported")}
         await controller.refresher.refresh()
         assert await capacities_of(controller) == {healthy.address: (6, "configured")}
@@ -76,8 +79,8 @@ async def test_capacities_are_restored_after_a_data_loss(
 ) -> None:
     """The restored worker keeps what it reports apart from what was set for it."""
     await registry.register(worker(B, "m", capacity=8))
-    await controller.capacities.set(OF_B, 3)
-    await controller.capacities.set(OF_M, 5)
+    await controller.capacities.set(OF_B, 3, caller=OPERATOR)
+    await controller.capacities.set(OF_M, 5, caller=OPERATOR)
     await controller.snapshots.refresh()
     assert controller.snapshots.capacities.by_target == {OF_B: 3, OF_M: 5}
     other = replica()
@@ -95,8 +98,8 @@ async def test_capacities_are_restored_after_a_data_loss(
     await other.snapshots.refresh()
     assert caplog.text.count("Redis lost capacities: setting 2 of them again.") == 1
     assert await capacities_of(other) == expected
-    await other.capacities.set(OF_B, None)
-    await other.capacities.set(OF_M, None)
+    await other.capacities.set(OF_B, None, caller=OPERATOR)
+    await other.capacities.set(OF_M, None, caller=OPERATOR)
     assert await capacities_of(other) == {A: (None, ""), B: (8, "reported")}
     assert (await controller.capacities.list()).value.by_target == {}
     await store.test_client.delete("unrelated")
@@ -105,7 +108,7 @@ async def test_capacities_are_restored_after_a_data_loss(
 async def test_worker_that_registered_after_a_data_loss_gets_the_restored_capacity(
     controller: Replica, store: Store, registry: Registry
 ) -> None:
-    await controller.capacities.set(OF_M, 5)
+    await controller.capacities.set(OF_M, 5, caller=OPERATOR)
     await controller.snapshots.refresh()
     await store.test_client.delete(keys.capacities(store.namespace))
     await registry.register(worker(A, "m"))
@@ -116,7 +119,7 @@ async def test_worker_that_registered_after_a_data_loss_gets_the_restored_capaci
 
 
 async def test_snapshot_lists_capacities_only_after_a_change(controller: Replica, link: Link) -> None:
-    await controller.capacities.set(OF_M, 5)
+    await controller.capacities.set(OF_M, 5, caller=OPERATOR)
     await controller.snapshots.refresh()
     listings = link.delivered.count("list_capacities")
     for _ in range(3):
@@ -129,7 +132,7 @@ async def test_parent_gets_the_sum_of_configured_and_reported_capacities(
 ) -> None:
     await registry.register(worker(B, "m", capacity=8))
     assert (await controller.membership.status()).value.capacity is None
-    await controller.capacities.set(OF_M, 5)
+    await controller.capacities.set(OF_M, 5, caller=OPERATOR)
     assert (await controller.membership.status()).value.capacity == 13
 
 
@@ -138,8 +141,8 @@ async def test_dispatch_from_the_snapshot_uses_configured_capacities(
 ) -> None:
     for name in (A, B):
         await registry.register(worker(name, "m", queue_length=3 if name == A else 4))
-    await controller.capacities.set(OF_M, 9)
-    await controller.capacities.set(CapacityTarget(worker_name=A), 3)
+    await controller.capacities.set(OF_M, 9, caller=OPERATOR)
+    await controller.capacities.set(CapacityTarget(worker_name=A), 3, caller=OPERATOR)
     await controller.snapshots.refresh()
     with link.broken():
         assert [(await controller.dispatcher.dispatch("m")).value for _ in range(3)] == [B, B, B]

@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import functools
 import time
 from collections.abc import Iterator, Sequence
 
@@ -23,7 +24,7 @@ from controller.store import keys
 from controller.store.registry import Registry, Report
 from tests.conftest import Open, Store
 from tests.support.outage import served_by_store
-from tests.support.samples import A, B, worker
+from tests.support.samples import OPERATOR, A, B, worker
 from tests.support.streams import streamed
 from tests.support.waiting import cancelled, wait_until
 from tests.support.workers import answers, bad_worker, chunks, hangs
@@ -70,7 +71,7 @@ async def test_registration_waits_for_the_store(
     with failing(registry, monkeypatch, after=True):
         call = asyncio.create_task(
             controller.membership.register(
-                A, check_heart_beat=True, status=WorkerStatus(("m",), 1, 0), multimodal=False
+                A, check_heart_beat=True, status=WorkerStatus(("m",), 1, 0), multimodal=False, caller=OPERATOR
             )
         )
         await wait_until(lambda: "Redis is away" in caplog.text, "the first attempt has failed")
@@ -111,14 +112,14 @@ async def test_registration_fails_after_the_register_timeout(
     controller = replica(register_timeout=0.3)
     with failing(registry, monkeypatch), pytest.raises(StoreUnavailable):
         await controller.membership.register(
-            A, check_heart_beat=True, status=WorkerStatus(("m",), 1, 0), multimodal=False
+            A, check_heart_beat=True, status=WorkerStatus(("m",), 1, 0), multimodal=False, caller=OPERATOR
         )
 
 
 async def test_failed_registration_is_logged_and_counted(replica: Open, caplog: pytest.LogCaptureFixture) -> None:
     controller = replica()
     with pytest.raises(WorkerUnreachable):
-        await controller.membership.register(A, check_heart_beat=True, status=None, multimodal=False)
+        await controller.membership.register(A, check_heart_beat=True, status=None, multimodal=False, caller=OPERATOR)
     [record] = [record for record in caplog.records if record.levelname == "WARNING"]
     assert record.getMessage().startswith(f"Registration of worker {A} failed. It has to register again: {A}")
     assert 'controller_registrations_total{outcome="failed"} 1.0' in controller.metrics.render().decode()
@@ -133,7 +134,11 @@ async def test_one_failed_call_counts_once_however_many_registrations_waited_for
     with failing(registry, monkeypatch):
         registrations = [
             controller.membership.register(
-                f"http://127.0.0.1:1/{i}", check_heart_beat=True, status=WorkerStatus(("m",), 1, 0), multimodal=False
+                f"http://127.0.0.1:1/{i}",
+                check_heart_beat=True,
+                status=WorkerStatus(("m",), 1, 0),
+                multimodal=False,
+                caller=OPERATOR,
             )
             for i in range(10)
         ]
@@ -284,7 +289,9 @@ async def test_waiting_registrations_of_one_worker_register_the_latest_status(
         calls = []
         for model in ("old", "new"):
             status = WorkerStatus((model,), 1, 0)
-            call = controller.membership.register(A, check_heart_beat=True, status=status, multimodal=False)
+            call = controller.membership.register(
+                A, check_heart_beat=True, status=status, multimodal=False, caller=OPERATOR
+            )
             calls.append(asyncio.create_task(call))
             await wait_until(lambda: waiting_calls(controller) == len(calls), "the call waits")
     for ended in asyncio.as_completed(calls):
@@ -304,7 +311,8 @@ async def test_drain_and_failure_report_request_a_snapshot(replica: Open, regist
     controller = replica()
     await registry.register(worker(A))
     requested = controller.snapshots._requested
-    for change in (controller.membership.drain, controller.dispatcher.report_failure):
+    drain = functools.partial(controller.membership.drain, caller=OPERATOR)
+    for change in (drain, controller.dispatcher.report_failure):
         requested.clear()
         assert await change(A)
         assert requested.is_set()

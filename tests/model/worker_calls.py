@@ -9,6 +9,7 @@ from controller.replica import Replica
 from controller.store.registry import Report
 from tests.model.calls import UNKNOWN, Answer, Call
 from tests.model.state import State, Worker
+from tests.support.samples import OPERATOR
 from tests.support.samples import worker as registration_of
 
 
@@ -30,6 +31,7 @@ class Register(Call):
             check_heart_beat=self.checks,
             status=WorkerStatus(self.models, 1, self.queue),
             multimodal=self.multimodal,
+            caller=OPERATOR,
         )
 
     def run(self, state: State, answer: Answer, leases: dict[str, int]) -> Iterator[State]:
@@ -140,7 +142,7 @@ class Drain(Call):
     resends_undo_others = True
 
     async def make(self, controller: Replica) -> Answer:
-        return await controller.membership.drain(self.name, self.drain)
+        return await controller.membership.drain(self.name, self.drain, caller=OPERATOR)
 
     def run(self, state: State, answer: Answer, leases: dict[str, int]) -> Iterator[State]:
         if answer is not UNKNOWN and answer != (self.name in state.workers):
@@ -162,7 +164,7 @@ class Remove(Call):
 
     async def make(self, controller: Replica) -> Answer:
         if self.registration is None:
-            return await controller.membership.remove(self.name)
+            return await controller.membership.remove(self.name, caller=OPERATOR)
         return await controller.breaker.call(controller.registry.remove, self.name, self.registration)
 
     def run(self, state: State, answer: Answer, leases: dict[str, int]) -> Iterator[State]:

@@ -8,6 +8,7 @@ from collections.abc import AsyncIterator
 import pytest
 
 from controller.domain.capacity import CapacityTarget
+from controller.security.tokens import Plane, TokenList, token_of
 from controller.store import keys
 from controller.store.connection import connect
 from controller.store.reconciliation import split
@@ -118,6 +119,11 @@ class Calls:
         await registry.refresh(worker(B, "m"), known[B].registration)
         await registry.register(worker(B, "m", "n"))
         await self.set_capacities()
+        token = token_of("ops", Plane.ADMIN, "0123456789abcdef")
+        await registry.set_token("ops", token)
+        await registry.restore_tokens(await registry.list_tokens(TokenList()))
+        await registry.restore_tokens(TokenList(9, "change", (token,)))
+        await registry.set_token("ops", None)
         await registry.register(worker(B, "p"))
         await registry.restore(worker(C, "m", "n"))
         await registry.remove(C)

@@ -281,6 +281,16 @@ INVALID = [
     ("restore_capacities", ["1", "1", "1", "model:m"]),
     ("restore_capacities", ["1", "1", "1", "model:m", "1", "version", "1"]),
     ("restore_capacities", ["1", "1", "1", "model:m", "1", "model:n", "x"]),
+    ("set_token", ["id", "0", "1", "ops", "{}"]),
+    ("set_token", ["id", "1", "0", "ops", "{}"]),
+    ("set_token", ["id", "1", "1", "ops"]),
+    ("set_token", ["id", "1", "1", "", "{}"]),
+    ("set_token", ["id", "1", "1", "a:b", "{}"]),
+    ("restore_tokens", ["0", "change"]),
+    ("restore_tokens", ["1"]),
+    ("restore_tokens", ["1", "change", "ops"]),
+    ("restore_tokens", ["1", "change", "ops", "{}", "a:b", "{}"]),
+    ("restore_tokens", ["1", "change", "ops", "{}", "web", ""]),
 ]
 
 

@@ -14,6 +14,7 @@ from redis.asyncio import Redis
 
 from controller.domain.capacity import CapacityList, CapacityTarget
 from controller.domain.worker import Worker
+from controller.security.tokens import Plane, TokenList, token_of
 from controller.store import keys, scripts
 from controller.store.connection import connect
 from controller.store.reconciliation import split
@@ -101,6 +102,7 @@ class Fleet:
         return found
 
 
+TOKEN = token_of("ops", Plane.ADMIN, "0123456789abcdef")
 Call = Callable[[Registry, Replica, Fleet], Awaitable[Any]]
 
 
@@ -151,9 +153,13 @@ CALLS: dict[str, Call] = {
     "restore_capacities": lambda registry, *_: registry.restore_capacities(
         CapacityList(9, {CapacityTarget(model="m"): 4})
     ),
+    "set_token": lambda registry, *_: registry.set_token("web", TOKEN),
+    "set_token, to revoke": lambda registry, *_: registry.set_token(TOKEN.name, None),
+    "list_tokens": lambda registry, *_: registry.list_tokens(TokenList()),
+    "restore_tokens": lambda registry, *_: registry.restore_tokens(TokenList(9, "change", (TOKEN,))),
     "acquire_job": lambda registry, replica, _: registry.acquire_job("free", replica.name, 600.0),
 }
-READ_ONLY = ("find_workers", "list_capacities", "list_models", "list_models_by_kind", "list_workers")
+READ_ONLY = ("find_workers", "list_capacities", "list_models", "list_models_by_kind", "list_tokens", "list_workers")
 
 # Replies that a second run changes, with the consequence. Remove a case from here once it passes.
 REPLY_CHANGES = {
@@ -206,6 +212,7 @@ async def fill(fleet: Fleet) -> None:
     await registry.drain(C)
     await registry.heartbeat(reports([(A, 1)]), of_polls=True)
     await registry.set_capacity(CapacityTarget(worker_name=B), 3)  # not applied yet
+    await registry.set_token(TOKEN.name, TOKEN)
     await fleet.client.incrby(CLOCK, 1_000)
     fleet.leases = leases_of(await registry.dispatch_shortest_queue(asks(["n", "n"], LEASE_MS)))
     await registry.dispatch_shortest_queue(asks(["m"] * 4))

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from controller.domain.capacity import CapacityTarget
+from controller.security.tokens import Plane, TokenList, token_of
 from controller.store import keys, scripts
 from controller.store.reconciliation import split
 from controller.store.registry import Find, Registry
@@ -182,6 +183,8 @@ async def test_callers_pass_the_arguments_listed_in_headers(
     await registry.set_capacity(CapacityTarget(model="m"), 1)
     await registry.apply_capacities((await registry.list_workers()).workers)
     await registry.restore_capacities(await registry.list_capacities())
+    await registry.set_token("ops", token_of("ops", Plane.ADMIN, "0123456789abcdef"))
+    await registry.restore_tokens(await registry.list_tokens(TokenList()))
     await registry.join_replicas("replica", 1.0)
     await registry.acquire_job("job", "replica", 1.0)
     await registry.complete_job("job", "replica", 1.0, "result", 1.0)

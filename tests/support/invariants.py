@@ -33,6 +33,7 @@ class WholeState:
     checkpoints: dict[str, list[str]] = field(default_factory=dict)
     overflow: set[str] = field(default_factory=set)
     capacities: dict[str, int] = field(default_factory=dict)
+    tokens: dict[str, str] = field(default_factory=dict)
     heads: dict[str, dict[str, str]] = field(default_factory=dict)
     odds: dict[str, str] = field(default_factory=dict, compare=False)  # a cache of the lotteries
     leases: list[str] = field(default_factory=list, compare=False)  # those of removed workers expire
@@ -75,6 +76,8 @@ async def whole_state(client: Client, namespace: str) -> WholeState:
             state.heads[kind] = await client.hgetall(key)
         elif key == f"{{{namespace}}}:capacities":
             state.capacities = {target: int(capacity) for target, capacity in (await client.hgetall(key)).items()}
+        elif key == f"{{{namespace}}}:tokens":
+            state.tokens = await client.hgetall(key)
         elif kind == "odds":
             state.odds[rest] = await client.get(key)
         elif kind in TTL_KINDS:
@@ -223,6 +226,6 @@ async def check_invariants(
 async def check_nothing_leaks(client: Client, namespace: str) -> None:
     """Assert that without workers a namespace keeps nothing but the sequence and what expires."""
     state = await whole_state(client, namespace)
-    state.capacities = {}  # they are kept until they are removed
+    state.capacities, state.tokens = {}, {}  # they are kept until they are removed
     assert state == WholeState({}, set(), {}, set(), {}, {}, {}, {})
     assert state.odds == {}

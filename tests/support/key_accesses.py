@@ -30,7 +30,7 @@ local redis = (function(redis)
   return recording
 end)(redis)
 """
-_READS: Final = {"APPEND", "EXISTS", "GET", "GETRANGE", "HGET", "HLEN", "HMGET", "HSCAN", "INCR", "INCRBY",
+_READS: Final = {"APPEND", "EXISTS", "GET", "GETRANGE", "HGET", "HGETALL", "HLEN", "HMGET", "HSCAN", "INCR", "INCRBY",
                  "MGET", "PTTL", "SSCAN", "ZCARD", "ZCOUNT", "ZRANGE", "ZRANGEBYSCORE", "ZSCAN", "ZSCORE"}  # fmt: skip
 _WRITES: Final = {"APPEND", "DEL", "HDEL", "HSET", "INCR", "INCRBY", "PEXPIRE", "SADD", "SET", "SREM", "ZADD", "ZREM",
                   "ZREMRANGEBYSCORE"}  # fmt: skip

@@ -81,6 +81,7 @@ WHAT = {
     "fleet": "membership, polls, refresh, parents",
     "project": "docs, packaging, settings, metrics",
     "proxy": "forwarding with leases and retries",
+    "security": "tokens, networks, attacks",
     "server": "sockets and certificates",
     "store": "Lua scripts, the reference model, connections",
     "system": "real processes, the real FastChat, kills and signals",

@@ -1,11 +1,14 @@
-"""Workers to register."""
+"""Workers to register, and who registers them."""
 
 from collections.abc import Iterable
 
 from controller.domain.worker import Registration, WorkerStatus
+from controller.security.access import Caller
+from controller.security.tokens import Plane
 from controller.store.registry import Report, Request
 
 A, B, C = (f"http://127.0.0.1:1/{name}" for name in "abc")  # no server listens there
+OPERATOR = Caller(Plane.ADMIN, "127.0.0.1")
 
 
 def worker(

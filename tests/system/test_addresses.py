@@ -65,7 +65,7 @@ def test_the_controller_listens_on_each_address_of_the_host(
     serve: Serve, network: tuple[str, ...], number: int, host: str, with_ipv6: bool, expected: dict[str, bool]
 ) -> None:
     wrap = (*network, "true" if with_ipv6 else WITHOUT_IPV6)
-    controller = serve("--host", host, "--replicas", str(number), wrap=wrap, ready=False)
+    controller = serve("--host", host, "--insecure", "--replicas", str(number), wrap=wrap, ready=False)
     controller.wait_for(
         lambda: "Listening on" in controller.log and any(answering(controller.popen.pid, controller.port).values()),
         "the controller answers",

@@ -16,6 +16,7 @@ from tests.system.processes import ControllerProcess, Server
 
 pytestmark = [pytest.mark.system, pytest.mark.smoke]
 
+TOKEN = "a-token-for-this-test"
 METHODS = {route.path: route.method for route in (*ROUTES, FALLBACK)}
 
 
@@ -27,8 +28,9 @@ def test_each_example_gets_its_response(serve: Serve, work_dir: Path) -> None:
     try:
         worker.wait_for(lambda: url in controller.names(), "the worker is registered")
         actual = {WORKER: url, CONTROLLER: controller.url}
+        closed = serve(data="closed", CONTROLLER_ADMIN_TOKENS=f"ops={TOKEN}")
         for example in EXAMPLES:
-            status, body = send(controller, example, actual)
+            status, body = send(closed if example.by_admin else controller, example, actual)
             assert status == example.status, (example, body)
             compare(example, body, actual)
     finally:
@@ -40,7 +42,8 @@ def send(controller: ControllerProcess, example: Example, actual: dict[str, str]
     sent = None if example.body is None else replaced(json.dumps(example.body), actual)
     connection = http.client.HTTPConnection("127.0.0.1", controller.port, timeout=20)
     try:
-        connection.request(METHODS[example.path], example.url_path, sent)
+        headers = {"Authorization": f"Bearer {TOKEN}"} if example.by_admin else {}
+        connection.request(METHODS[example.path], example.url_path, sent, headers)
         response = connection.getresponse()
         return response.status, response.read().decode()
     finally:

@@ -8,6 +8,7 @@ import requests
 import uvicorn
 
 from controller.domain.errors import InvalidInput, ShuttingDown, StoreRejection, StoreUnavailable
+from controller.security.access import Caller
 from controller.web.asgi.endpoint import MAX_BODY, Answer, HeartbeatEndpoint
 from controller.web.asgi.protocol import BoundedProtocol
 from tests.support.waiting import wait_until
@@ -20,7 +21,7 @@ class Failing:
         self.error = Exception()
         self.url = ""
 
-    async def handle(self, _: bytes) -> Answer:
+    async def handle(self, _: bytes, __: Caller) -> Answer:
         raise self.error
 
 

@@ -2,8 +2,9 @@
 
 from collections import Counter
 
+from controller.security.tokens import Plane
 from controller.web.asgi.endpoint import ForwardEndpoint
-from controller.web.routes.table import ROUTES, Plane
+from controller.web.routes.table import ROUTES
 
 
 def test_each_method_and_path_appears_once() -> None:

@@ -14,15 +14,20 @@ from typing import ClassVar, Final, NamedTuple, cast
 from starlette.responses import Response
 from starlette.types import Message, Receive, Scope, Send
 
-from controller.domain.errors import BodyTooLarge, ControllerError
+from controller.domain.errors import BodyTooLarge, ControllerError, Forbidden, Unauthorized
 from controller.domain.headers import Headers
 from controller.domain.hops import HEADER
+from controller.security.access import Caller, Guard
+from controller.security.networks import Networks, caller_address
+from controller.security.tokens import Plane
 from controller.web.errors import error_body, error_text, status_of
 
 logger = logging.getLogger("controller.web")
 
 MAX_BODY: Final = 1024 * 1024  # enough for a registration with the most and longest model names that are allowed
 MAX_FORWARDED_BODY: Final = 32 * 1024 * 1024  # enough for a prompt with images
+_CHALLENGE: Final = (b"www-authenticate", b'Basic realm="controller", charset="UTF-8"')
+_NO_PROXIES: Final = Networks()
 _HOPS_HEADER: Final = HEADER.encode()
 _OLD_REQUESTS: Final = re.compile(rb"python-requests/(0|1|2\.(1?\d|2[0-6]))\.")
 
@@ -44,14 +49,17 @@ def degraded(snapshot_age: float | None) -> Headers:
     return () if snapshot_age is None else ((b"x-controller-degraded", b"%.1f" % snapshot_age),)
 
 
-class _BodyEndpoint(ABC):
+class BodyEndpoint(ABC):
     """Reads a request's body of at most `max_body` bytes, and sends the response.
+
+    guard: is asked before the body is read. None if everybody may use the route.
 
     A ControllerError becomes an error response. Any other exception is a bug: the client gets a 500, and the log gets
     the traceback.
     """
 
     max_body: ClassVar[int] = MAX_BODY
+    guard: Guard | None = None
 
     @abstractmethod
     async def _answer(self, scope: Scope, receive: Receive, body: bytes) -> Answer | Response | None:
@@ -60,6 +68,8 @@ class _BodyEndpoint(ABC):
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve one request."""
         try:
+            if self.guard is not None:
+                scope["caller"] = self.guard(scope)
             body = await read_body(scope, receive, self.max_body)
             if body is None:
                 return None
@@ -69,8 +79,13 @@ class _BodyEndpoint(ABC):
             # On a kept-alive connection, uvicorn discards the rest of the body so that the client reads the response.
             # With `Expect: 100-continue` the body never arrives, and the next request would be parsed as the body, so
             # close the connection instead.
-            expects = isinstance(error, BodyTooLarge) and any(name == b"expect" for name, _ in scope["headers"])
+            unread = isinstance(error, BodyTooLarge | Unauthorized | Forbidden)
+            expects = unread and any(name == b"expect" for name, _ in scope["headers"])
             headers = ((b"connection", b"close"),) if expects else ()
+            if isinstance(error, Unauthorized):
+                headers = (*headers, _CHALLENGE)
+            if isinstance(error, Unauthorized | Forbidden) and self.guard is not None:
+                self.guard.record_refusal(scope, error)
             answer = self._error(scope, error.code, str(error), status_of(error), headers)
         except Exception:
             logger.exception("A request to %s failed because of a bug. The client gets a 500.", scope["path"])
@@ -102,7 +117,7 @@ class _BodyEndpoint(ABC):
         return Answer(error_body(code, message), status, headers)
 
 
-class Endpoint(_BodyEndpoint):
+class Endpoint(BodyEndpoint):
     """Passes the body to `handle`."""
 
     def __init__(self, handle: Callable[[bytes], Awaitable[Answer]]) -> None:
@@ -112,8 +127,20 @@ class Endpoint(_BodyEndpoint):
         return await self._handle(body)
 
 
-class HeartbeatEndpoint(Endpoint):
-    """Passes the body to `handle`. Errors are plain text, because JSON without `exist` ends the heartbeats of workers.
+class CallerEndpoint(BodyEndpoint):
+    """Passes the body and the caller to `handle`."""
+
+    def __init__(self, handle: Callable[[bytes, Caller], Awaitable[Answer]]) -> None:
+        self._handle = handle
+
+    async def _answer(self, scope: Scope, _: Receive, body: bytes) -> Answer:
+        return await self._handle(body, _caller(scope))
+
+
+class HeartbeatEndpoint(CallerEndpoint):
+    """Passes the body and the caller to `handle`. Errors are plain text.
+
+    JSON without `exist` ends the heartbeats of workers.
 
     LLaVA's worker and FastChat's up to 0.2.20 catch only `requests.exceptions.RequestException`, and no KeyError. Plain
     text makes `requests` raise JSONDecodeError, which is a RequestException since requests 2.27. Older versions of
@@ -128,7 +155,7 @@ class HeartbeatEndpoint(Endpoint):
         return Answer(error_text(code, message), status, headers, b"text/plain; charset=utf-8")
 
 
-class HopEndpoint(_BodyEndpoint):
+class HopEndpoint(BodyEndpoint):
     """Passes the body and the hop list (controller/domain/hops.py) of a request to `handle`."""
 
     def __init__(self, handle: Callable[[bytes, str], Awaitable[Answer]]) -> None:
@@ -138,7 +165,17 @@ class HopEndpoint(_BodyEndpoint):
         return await self._handle(body, _hops(scope))
 
 
-class ForwardEndpoint(_BodyEndpoint):
+class RegistrationEndpoint(BodyEndpoint):
+    """Passes the body, the hop list and the caller of a request to `handle`."""
+
+    def __init__(self, handle: Callable[[bytes, str, Caller], Awaitable[Answer]]) -> None:
+        self._handle = handle
+
+    async def _answer(self, scope: Scope, _: Receive, body: bytes) -> Answer:
+        return await self._handle(body, _hops(scope), _caller(scope))
+
+
+class ForwardEndpoint(BodyEndpoint):
     """Passes path, body and hop list of a request to `handle`. Cancels `handle` when the client disconnects."""
 
     max_body = MAX_FORWARDED_BODY
@@ -173,6 +210,12 @@ async def _while_connected(receive: Receive) -> AsyncIterator[None]:
             raise
     finally:
         listener.cancel()
+
+
+def _caller(scope: Scope) -> Caller:
+    """Return the caller that the guard has found. Without a guard, everybody may do everything."""
+    caller: Caller | None = scope.get("caller")
+    return caller if caller is not None else Caller(Plane.ADMIN, caller_address(scope, _NO_PROXIES))
 
 
 def _hops(scope: Scope) -> str:

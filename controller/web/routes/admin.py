@@ -1,6 +1,8 @@
-"""The routes of operators: draining, removing, listing and probing workers, their capacities, and metrics."""
+"""The routes of operators: draining, removing, listing and probing workers, their capacities, tokens and metrics."""
 
 from controller.domain.errors import StoreError
+from controller.security.access import Caller
+from controller.security.tokens import Plane
 from controller.web.asgi.endpoint import Answer, degraded
 from controller.web.routes.answers import EXISTS, NULL, UNKNOWN, empty_answer
 from controller.web.schemas import admin
@@ -8,26 +10,36 @@ from controller.web.schemas import fastchat as schemas
 from controller.web.services import Services
 
 
-async def drain_worker(services: Services, body: bytes) -> Answer:
-    """Stop dispatching to a worker. The requests that it has go on."""
-    return EXISTS if await services.membership.drain(schemas.parse_name(body)) else UNKNOWN
+async def drain_worker(services: Services, body: bytes, caller: Caller) -> Answer:
+    """Stop dispatching to a worker. The requests that it has go on. A bound worker token may drain its own workers."""
+    name = schemas.parse_name(body)
+    caller.check_own_worker(name)
+    return EXISTS if await services.membership.drain(name, caller=caller) else UNKNOWN
 
 
-async def resume_worker(services: Services, body: bytes) -> Answer:
-    """Dispatch to a draining worker again."""
-    return EXISTS if await services.membership.drain(schemas.parse_name(body), drain=False) else UNKNOWN
+async def resume_worker(services: Services, body: bytes, caller: Caller) -> Answer:
+    """Dispatch to a draining worker again. A bound worker token may resume its own workers."""
+    name = schemas.parse_name(body)
+    caller.check_own_worker(name)
+    return EXISTS if await services.membership.drain(name, drain=False, caller=caller) else UNKNOWN
 
 
-async def remove_worker(services: Services, body: bytes) -> Answer:
-    """Remove a worker."""
-    return EXISTS if await services.membership.remove(schemas.parse_name(body)) else UNKNOWN
+async def remove_worker(services: Services, body: bytes, caller: Caller) -> Answer:
+    """Remove a worker. A bound worker token may remove its own workers."""
+    name = schemas.parse_name(body)
+    caller.check_own_worker(name)
+    return EXISTS if await services.membership.remove(name, caller=caller) else UNKNOWN
 
 
-async def refresh_all_workers(services: Services, _: bytes) -> Answer:
+async def refresh_all_workers(services: Services, _: bytes, caller: Caller) -> Answer:
     """Probe all workers. A worker that answers is updated. A worker that fails two probes is removed.
 
-    FastChat's API server calls this each time that one of its clients lists the models.
+    FastChat's API server calls this each time that one of its clients lists the models. With a client token it returns
+    at once and removes no worker. Each replica starts such a refresh at most every 10 s.
     """
+    if caller.plane is Plane.CLIENT:
+        services.refresher.request()
+        return NULL
     try:
         await services.refresher.refresh()
     except StoreError as error:
@@ -42,13 +54,13 @@ async def workers(services: Services, _: bytes) -> Answer:
     return Answer(body, headers=degraded(snapshot_age))
 
 
-async def set_capacity(services: Services, body: bytes) -> Answer:
+async def set_capacity(services: Services, body: bytes, caller: Caller) -> Answer:
     """Set how many requests a worker, or each worker of a model, runs at once.
 
     `capacity: null` removes what was set. The next dispatch uses the new capacity. A worker need not be registered. The
     setting is kept until it is removed.
     """
-    change = await services.capacities.set(*admin.parse_capacity(body))
+    change = await services.capacities.set(*admin.parse_capacity(body), caller)
     return Answer(schemas.encode(admin.capacity_change_body(change)))
 
 
@@ -56,6 +68,26 @@ async def capacities(services: Services, _: bytes) -> Answer:
     """List the capacities that were set for workers and models."""
     found, snapshot_age = await services.capacities.list()
     return Answer(schemas.encode(admin.capacities_body(found)), headers=degraded(snapshot_age))
+
+
+async def create_token(services: Services, body: bytes, caller: Caller) -> Answer:
+    """Create a token for a plane. The response has the secret, which is shown only this once.
+
+    With `workers` or `models`, which are lists of patterns, a worker token is bound to these. All replicas that reach
+    Redis know the token when the response arrives. 400 if there is a token with this name.
+    """
+    secret = await services.tokens.create(*admin.parse_token(body), caller)
+    return Answer(schemas.encode({"token": secret}))
+
+
+async def revoke_token(services: Services, body: bytes, caller: Caller) -> Answer:
+    """Revoke a token that was created at runtime. All replicas that reach Redis refuse it when the response arrives."""
+    return EXISTS if await services.tokens.revoke(admin.parse_token_name(body), caller) else UNKNOWN
+
+
+async def tokens(services: Services, _: bytes) -> Answer:
+    """List the tokens, without their secrets, and where each comes from."""
+    return Answer(schemas.encode(admin.tokens_body(services.access.tokens())))
 
 
 async def metrics(services: Services, _: bytes) -> Answer:

@@ -4,30 +4,32 @@ The router, the hot path and the reference page of the docs are built from it.
 """
 
 from collections.abc import Awaitable, Callable
-from enum import StrEnum
 from functools import partial
 from typing import Any, Final, NamedTuple
 
 from starlette.types import ASGIApp
 
-from controller.web.asgi.endpoint import Endpoint, ForwardEndpoint, HeartbeatEndpoint, HopEndpoint
+from controller.security.access import Guard
+from controller.security.tokens import Plane
+from controller.web.asgi.endpoint import (
+    BodyEndpoint,
+    CallerEndpoint,
+    Endpoint,
+    ForwardEndpoint,
+    HeartbeatEndpoint,
+    HopEndpoint,
+    RegistrationEndpoint,
+)
 from controller.web.routes import admin, client, forward, public, worker
 from controller.web.services import Services
-
-
-class Plane(StrEnum):
-    """Who calls a route."""
-
-    PUBLIC = "public"
-    WORKER = "worker"
-    CLIENT = "client"
-    ADMIN = "admin"
 
 
 class Route(NamedTuple):
     """One route.
 
     handler: takes the Services and the parts of a request that the endpoint reads. Its docstring describes the route.
+    plane: whose callers may use the route.
+    others: further planes whose callers may use it, for less. The handler says what.
     endpoint: the ASGI application that reads requests for the handler.
     hot: requests bypass Starlette's router.
     """
@@ -36,12 +38,16 @@ class Route(NamedTuple):
     path: str
     handler: Callable[..., Awaitable[Any]]
     plane: Plane
-    endpoint: Callable[..., ASGIApp] = Endpoint
+    endpoint: Callable[..., BodyEndpoint] = Endpoint
     hot: bool = False
+    others: tuple[Plane, ...] = ()
 
     def build(self, services: Services) -> ASGIApp:
         """Return the ASGI application of the route."""
-        return self.endpoint(partial(self.handler, services))
+        endpoint = self.endpoint(partial(self.handler, services))
+        if self.plane is not Plane.PUBLIC and services.access.is_closed:
+            endpoint.guard = Guard(services.access, self.plane, self.others)
+        return endpoint
 
 
 ROUTES: Final = (
@@ -63,12 +69,27 @@ ROUTES: Final = (
     ),
     Route("POST", "/worker_get_status", client.worker_get_status, Plane.CLIENT, HopEndpoint),
     Route("POST", "/receive_heart_beat", worker.receive_heart_beat, Plane.WORKER, HeartbeatEndpoint, hot=True),
-    Route("POST", "/register_worker", worker.register_worker, Plane.WORKER, HopEndpoint),
-    Route("POST", "/drain_worker", admin.drain_worker, Plane.ADMIN),
-    Route("POST", "/resume_worker", admin.resume_worker, Plane.ADMIN),
-    Route("POST", "/remove_worker", admin.remove_worker, Plane.ADMIN),
-    Route("POST", "/refresh_all_workers", admin.refresh_all_workers, Plane.ADMIN),
-    Route("POST", "/set_capacity", admin.set_capacity, Plane.ADMIN),
+    Route("POST", "/register_worker", worker.register_worker, Plane.WORKER, RegistrationEndpoint),
+    *(
+        Route("POST", path, handler, Plane.ADMIN, CallerEndpoint, others=(Plane.WORKER,))
+        for path, handler in (
+            ("/drain_worker", admin.drain_worker),
+            ("/resume_worker", admin.resume_worker),
+            ("/remove_worker", admin.remove_worker),
+        )
+    ),
+    Route(
+        "POST",
+        "/refresh_all_workers",
+        admin.refresh_all_workers,
+        Plane.ADMIN,
+        CallerEndpoint,
+        others=(Plane.CLIENT,),
+    ),
+    Route("POST", "/set_capacity", admin.set_capacity, Plane.ADMIN, CallerEndpoint),
+    Route("POST", "/create_token", admin.create_token, Plane.ADMIN, CallerEndpoint),
+    Route("POST", "/revoke_token", admin.revoke_token, Plane.ADMIN, CallerEndpoint),
+    Route("GET", "/tokens", admin.tokens, Plane.ADMIN),
     Route("GET", "/capacities", admin.capacities, Plane.ADMIN),
     Route("GET", "/workers", admin.workers, Plane.ADMIN),
     Route("GET", "/metrics", admin.metrics, Plane.ADMIN),

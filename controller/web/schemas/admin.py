@@ -1,6 +1,7 @@
 """The bodies of the routes for operators that FastChat's controller does not have."""
 
-from typing import Any, Final
+from collections.abc import Sequence
+from typing import Any, Final, NamedTuple
 
 import msgspec
 
@@ -9,6 +10,7 @@ from controller.domain.errors import InvalidInput
 from controller.domain.worker import model_name, worker_name
 from controller.fleet.capacities import CapacityChange
 from controller.json_bodies import JsonBody
+from controller.security.tokens import Plane, Token, parse_plane
 
 
 class _CapacityBody(msgspec.Struct):
@@ -17,7 +19,58 @@ class _CapacityBody(msgspec.Struct):
     model: str | None = None
 
 
+class _TokenBody(msgspec.Struct):
+    plane: str
+    name: str
+    workers: list[str] = []
+    models: list[str] = []
+
+
+class _TokenNameBody(msgspec.Struct):
+    name: str
+
+
+class NewToken(NamedTuple):
+    """A request to create a token. Its secret is not known yet."""
+
+    plane: Plane
+    name: str
+    workers: Sequence[str]
+    models: Sequence[str]
+
+
 _capacity: Final = JsonBody(_CapacityBody, "body", "Send capacity, which may be null, and either worker_name or model.")
+
+
+_token: Final = JsonBody(_TokenBody, "body", "Send plane and name, and for a worker token workers and models.")
+_token_name: Final = JsonBody(_TokenNameBody, "body", "Send the name of the token.")
+
+
+def parse_token(body: bytes) -> NewToken:
+    """Return a request to create a token."""
+    request = _token.read(body)
+    return NewToken(parse_plane(request.plane), request.name, request.workers, request.models)
+
+
+def parse_token_name(body: bytes) -> str:
+    """Return the name in a request to revoke a token."""
+    return _token_name.read(body).name
+
+
+def tokens_body(tokens: Sequence[tuple[str, Token]]) -> dict[str, Any]:
+    """Return the response body of GET `/tokens`. tokens: each with its source."""
+    return {
+        "tokens": [
+            {
+                "name": token.name,
+                "plane": token.plane,
+                "source": source,
+                "workers": list(token.workers),
+                "models": list(token.models),
+            }
+            for source, token in sorted(tokens, key=lambda each: (each[1].plane, each[1].name))
+        ]
+    }
 
 
 def parse_capacity(body: bytes) -> tuple[CapacityTarget, int | None]:

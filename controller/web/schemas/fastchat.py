@@ -151,6 +151,7 @@ def worker_body(worker: Worker) -> dict[str, Any]:
         "check_heart_beat": worker.check_heart_beat,
         "heartbeat_age": worker.heartbeat_age,
         "expires_in": worker.expires_in,
+        "registered_by": worker.registered_by or None,
     }
 
 

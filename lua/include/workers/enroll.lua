@@ -90,6 +90,7 @@ local function enroll(registration, time, decays, is_allowed, make_load)
     "registration", number,
     "heartbeat_at", time,
     "capacity_source", capacity_source,
+    "registered_by", registration.registered_by,
     "reported_capacity", registration.capacity or "",
     unpack(other_fields or {}))
   refresh_heartbeat(name, time, registration.heartbeat_ttl)

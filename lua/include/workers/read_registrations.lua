@@ -13,6 +13,7 @@
     models_digest     a digest of the set of its models; '' if there are fewer than two
     capacity          how many requests it runs at once; '' if it does not report that
     default_capacity  the capacity for its models according to the settings; '' if there is none
+    registered_by     the name of the token that registers it; '' without a token
   A script may add others, which are checked here as well:
     registration      the number of a registration
     age               the milliseconds since the worker reported its state
@@ -32,7 +33,7 @@
 --- @include "whole_number"
 local function read_registrations(first, added)
   local names = { "request_id", "reply_ttl", "name", "heartbeat_ttl", "speed", "queue_length", "multimodal", "models",
-    "models_digest", "capacity", "default_capacity", unpack(added) }
+    "models_digest", "capacity", "default_capacity", "registered_by", unpack(added) }
 
   local function check(registration)
     local this = registration

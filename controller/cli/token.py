@@ -1,0 +1,75 @@
+"""The commands `controller token create`, `list` and `revoke`."""
+
+import click
+
+from controller.cli.options import controller_address, run
+
+
+@click.group()
+def token() -> None:
+    """Create, list or revoke tokens of a running controller.
+
+    A controller with tokens refuses requests without one. Tokens are for a plane: workers register and send heartbeats,
+    clients request workers, and admins may do everything.
+
+    \b
+    Start the controller with an admin token, and create the others with it:
+        export CONTROLLER_ADMIN_TOKENS=ops=$(openssl rand -hex 32)
+        controller serve
+        export CONTROLLER_ADDRESS=http://ops:${CONTROLLER_ADMIN_TOKENS#ops=}@localhost:21001
+        controller token create --plane worker --name gpu-rack-1
+
+    \b
+    FastChat's programs send a token that is in the address of the controller:
+        python -m fastchat.serve.model_worker --controller-address http://gpu-rack-1:TOKEN@localhost:21001 ...
+    """
+
+
+@token.command()
+@click.option("--plane", type=click.Choice(["worker", "client", "admin"]), required=True, help="What it is for.")
+@click.option("--name", required=True, help="Its name, which appears in logs.")
+@click.option(
+    "--workers",
+    multiple=True,
+    metavar="PATTERN",
+    help="Workers that a worker token may speak for: '*.rack1.example', 10.0.1.0/24 or 10.0.1.7:21002-21009. Repeat "
+    "for several.  [default: all]",
+)
+@click.option(
+    "--models",
+    multiple=True,
+    metavar="PATTERN",
+    help="Models that these workers may serve, such as 'vicuna-*'. Repeat for several.  [default: all]",
+)
+@controller_address
+def create(plane: str, name: str, workers: tuple[str, ...], models: tuple[str, ...], controller_address: str) -> None:
+    """Create a token and print it. It is shown only this once: Redis keeps its hash.
+
+    All replicas know it when the command ends. In patterns of models, * stands for any characters and ? for one.
+    """
+    from controller.cli.tokens import create_token  # imported late, so that --help stays fast
+
+    secret = run(create_token(controller_address, plane, name, workers, models))
+    click.echo(secret)
+    click.echo(
+        f"This is the token {name}. It is not shown again. In an address: http://{name}:TOKEN@host:port", err=True
+    )
+
+
+@token.command("list")
+@controller_address
+def list_tokens(controller_address: str) -> None:
+    """Show the tokens as a table, without their secrets."""
+    from controller.cli.tokens import show_tokens  # imported late, so that --help stays fast
+
+    run(show_tokens(controller_address))
+
+
+@token.command()
+@click.argument("name")
+@controller_address
+def revoke(name: str, controller_address: str) -> None:
+    """Revoke a token that was created with `controller token create`. All replicas refuse it when the command ends."""
+    from controller.cli.tokens import revoke_token  # imported late, so that --help stays fast
+
+    click.echo(run(revoke_token(controller_address, name)))

@@ -1,0 +1,210 @@
+"""Decides whether a request may use a route: by its token, by its address, or by both."""
+
+import hashlib
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from hmac import compare_digest
+from typing import Any, Final, NamedTuple
+
+from controller.domain.errors import Forbidden, Unauthorized
+from controller.security.audit import Audit, AuditEvent
+from controller.security.credentials import secret_of
+from controller.security.networks import Networks, caller_address
+from controller.security.tokens import Plane, Token, digest_of
+
+_AUTHORIZATION: Final = b"authorization"
+_MAX_KNOWN_HEADERS: Final = 4_096
+
+
+class Caller(NamedTuple):
+    """Who sent a request.
+
+    plane: what it may do. ADMIN if the controller is open to everybody.
+    address: IP address. "" if it is unknown.
+    token: None if the request needed none.
+    """
+
+    plane: Plane
+    address: str
+    token: Token | None = None
+
+    @property
+    def name(self) -> str:
+        """The name of the token. "" without a token."""
+        return self.token.name if self.token else ""
+
+    def may_speak_for(self, worker: str) -> bool:
+        """Return True if the caller may act for a worker."""
+        return self.token is None or self.token.may_speak_for(worker)
+
+    def check_worker(self, worker: str) -> None:
+        """Raise Forbidden if the caller may not act for a worker."""
+        if not self.may_speak_for(worker):
+            raise Forbidden(
+                f"The token {self.name} may not act for the worker {worker}. Its patterns of workers are: "
+                f"{', '.join(self.token.workers if self.token else ())}. Nothing was done."
+            )
+
+    def check_own_worker(self, worker: str) -> None:
+        """Raise Forbidden unless the caller is an admin, or its token is bound to workers and this is one of them."""
+        if self.plane is Plane.ADMIN:
+            return
+        if self.token is None or not self.token.workers:
+            raise Forbidden(
+                "This route needs an admin token, or a worker token that is bound to this worker by a pattern. "
+                "Nothing was done."
+            )
+        self.check_worker(worker)
+
+    def check_models(self, models: Iterable[str]) -> None:
+        """Raise Forbidden if workers of the caller may not serve one of the models."""
+        forbidden = self.token.forbidden_models(models) if self.token else []
+        if forbidden:
+            raise Forbidden(
+                f"The token {self.name} does not allow workers to serve the model {forbidden[0]}. Its patterns of "
+                f"models are: {', '.join(self.token.models if self.token else ())}. Nothing was done."
+            )
+
+
+@dataclass(frozen=True)
+class AccessRules:
+    """What the settings say about access.
+
+    tokens: from the environment.
+    networks: for the planes that have an allow-list.
+    needs_both: True if a plane with an allow-list needs a token, too. Otherwise one of the two is enough.
+    proxies: whose X-Forwarded-For is believed.
+    is_closed: True if requests without a token and from unlisted addresses are refused.
+    """
+
+    tokens: Sequence[Token] = ()
+    networks: Mapping[Plane, Networks] = field(default_factory=dict)
+    needs_both: bool = False
+    proxies: Networks = field(default_factory=Networks)
+    is_closed: bool = False
+
+    def opens(self, plane: Plane) -> bool:
+        """Return True if a token of the environment, which is no admin token, or a network opens the plane."""
+        return plane in self.networks or any(token.plane is plane for token in self.tokens)
+
+
+class Access:
+    """Decides who may use which plane, on one replica.
+
+    The path of a request is not read here. Each route passes its own planes, so no spelling of a path gets around it.
+    """
+
+    def __init__(self, rules: AccessRules, audit: Audit) -> None:
+        self._rules = rules
+        self._audit = audit
+        self._sources: dict[str, Sequence[Token]] = {"environment": rules.tokens}
+        self._tokens: dict[str, Token] = {}  # by digest
+        # Tokens of headers that were accepted, by the SHA-256 of the header: decoding takes longer than hashing.
+        self._known: dict[bytes, Token] = {}
+        self._index()
+
+    @property
+    def is_closed(self) -> bool:
+        """True if requests need a token or a listed address."""
+        return self._rules.is_closed
+
+    def replace(self, source: str, tokens: Sequence[Token]) -> None:
+        """Replace the tokens of a source: "file" or "store"."""
+        self._sources[source] = tuple(tokens)
+        self._index()
+
+    def token_named(self, name: str) -> Token | None:
+        """Return the token with a name. None if there is none any more."""
+        return next((token for token in self._tokens.values() if token.name == name), None)
+
+    def tokens(self) -> list[tuple[str, Token]]:
+        """Return all tokens, each with its source."""
+        return [(source, token) for source, tokens in self._sources.items() for token in tokens]
+
+    def authorize(self, scope: Any, plane: Plane, others: Sequence[Plane] = ()) -> Caller:
+        """Return the caller of a request for a route of `plane`.
+
+        others: further planes whose callers the route accepts. Its handler limits what they can do.
+
+        Raises Unauthorized without valid credentials, and Forbidden if they are for another plane.
+        """
+        address = caller_address(scope, self._rules.proxies)
+        token = self._token(scope)
+        for each in (plane, *others):
+            listed = address in self._rules.networks.get(each, _NO_NETWORKS)
+            has_token = token is not None and token.allows(each)
+            if has_token and (listed or not self._rules.needs_both or each not in self._rules.networks):
+                return Caller(token.plane if token else each, address, token)
+            if listed and not self._rules.needs_both:
+                return Caller(each, address)
+        raise _refusal(plane, token)
+
+    def _token(self, scope: Any) -> Token | None:
+        for name, value in scope["headers"]:
+            if name == _AUTHORIZATION:
+                key = hashlib.sha256(value).digest()
+                token = self._known.get(key)
+                return token if token is not None else self._look_up(value, key)
+        return None
+
+    def _look_up(self, header: bytes, key: bytes) -> Token | None:
+        secret = secret_of(header)
+        if secret is None:
+            return None
+        digest = digest_of(secret)
+        token = self._tokens.get(digest)
+        if token is None or not compare_digest(token.digest, digest):
+            return None
+        if len(self._known) >= _MAX_KNOWN_HEADERS:
+            self._known.clear()
+        self._known[key] = token
+        return token
+
+    def _index(self) -> None:
+        tokens = (token for _, source in sorted(self._sources.items(), reverse=True) for token in source)
+        self._tokens = {token.digest: token for token in tokens}
+        self._known.clear()
+
+    def record_refusal(self, scope: Any, error: Unauthorized | Forbidden) -> None:
+        """Record in the audit log that a request was refused."""
+        token = self._token(scope)
+        address = caller_address(scope, self._rules.proxies)
+        action = scope["path"].lstrip("/")[:100]
+        self._audit.refuse(AuditEvent(action, "refused", token.name if token else "", address, detail=str(error)))
+
+
+class Guard:
+    """Decides who may use one route, as Access.authorize()."""
+
+    def __init__(self, access: Access, plane: Plane, others: Sequence[Plane] = ()) -> None:
+        self._access = access
+        self._plane = plane
+        self._others = others
+
+    def __call__(self, scope: Any) -> Caller:
+        """Return the caller of a request. Raises Unauthorized or Forbidden."""
+        return self._access.authorize(scope, self._plane, self._others)
+
+    def record_refusal(self, scope: Any, error: Unauthorized | Forbidden) -> None:
+        """Record in the audit log that the guard or the handler of the route has refused a request."""
+        self._access.record_refusal(scope, error)
+
+
+def _refusal(plane: Plane, token: Token | None) -> Unauthorized | Forbidden:
+    if token is None:
+        return Unauthorized(
+            f"This route needs a token of the plane {plane}, or an address that is allowed. Send the token as "
+            "`Authorization: Bearer TOKEN`, or in the URL: http://name:TOKEN@host:port. Nothing was done."
+        )
+    if token.allows(plane):
+        return Forbidden(
+            f"The token {token.name} may be used from listed addresses only, and this one is not listed. Nothing was "
+            "done."
+        )
+    return Forbidden(
+        f"The token {token.name} is of the plane {token.plane}, and this route needs one of the plane {plane}. Nothing "
+        "was done."
+    )
+
+
+_NO_NETWORKS: Final = Networks()

@@ -1,0 +1,90 @@
+"""The audit log: what operators did, who was refused, and which tokens registered workers."""
+
+import logging
+import time
+from collections import OrderedDict
+from collections.abc import Callable, Sequence
+from typing import Final, NamedTuple
+
+logger = logging.getLogger("controller.audit")
+
+_QUIET: Final = 60.0  # seconds between two events about refused requests from one address
+_MAX_ADDRESSES: Final = 1_000  # that are remembered
+_MAX_REGISTRANTS: Final = 20_000  # workers whose last token is remembered
+
+
+class AuditEvent(NamedTuple):
+    """One event of the audit log.
+
+    action: the path of the route, without the slash: "drain_worker".
+    outcome: "done", "refused" or "failed".
+    token: name of the caller's token. "" if it had none.
+    address: IP address of the caller. "" if it is unknown.
+    target: what the action was about, such as a worker. "" if it was about nothing in particular.
+    detail: more about it, for people.
+    """
+
+    action: str
+    outcome: str
+    token: str
+    address: str
+    target: str = ""
+    detail: str = ""
+
+
+Sink = Callable[[AuditEvent], None]
+
+
+def log_event(event: AuditEvent) -> None:
+    """Write an event to the log, on one line."""
+    who = f"token {event.token}" if event.token else "no token"
+    parts = [f"{event.outcome}: {event.action}", event.target, f"by {who} from {event.address or 'unknown'}"]
+    text = " ".join(part for part in parts if part)
+    text = f"{text}: {event.detail}" if event.detail else text
+    level = logging.INFO if event.outcome == "done" else logging.WARNING
+    logger.log(level, "%s", _one_line(text))
+
+
+def _one_line(text: str) -> str:
+    """Return text without control characters, which could forge lines of the log."""
+    return "".join(character if character.isprintable() else "?" for character in text)
+
+
+class Audit:
+    """Passes events to its sinks. Refused requests are limited to one event per address and minute.
+
+    sinks: functions that get each event. They must not raise.
+    """
+
+    def __init__(self, sinks: Sequence[Sink] = (log_event,), clock: Callable[[], float] = time.monotonic) -> None:
+        self._sinks = sinks
+        self._clock = clock
+        self._refused: OrderedDict[str, tuple[float, int]] = OrderedDict()  # last event and requests since, by address
+        self._registrants: OrderedDict[str, str] = OrderedDict()  # the name of the last token, by worker
+
+    def record(self, event: AuditEvent) -> None:
+        """Record an event."""
+        for sink in self._sinks:
+            sink(event)
+
+    def refuse(self, event: AuditEvent) -> None:
+        """Record that a request was refused, unless its address had such an event within a minute."""
+        now = self._clock()
+        last, skipped = self._refused.pop(event.address, (float("-inf"), 0))
+        if now < last + _QUIET:
+            self._refused[event.address] = last, skipped + 1
+            return
+        if skipped:
+            event = event._replace(detail=f"{event.detail} {skipped} more requests were refused since the last line.")
+        self._refused[event.address] = now, 0
+        if len(self._refused) > _MAX_ADDRESSES:
+            self._refused.popitem(last=False)
+        self.record(event)
+
+    def registered(self, worker: str, token: str, address: str) -> None:
+        """Record a registration, if the worker's last one was with another token, or is not known."""
+        if self._registrants.pop(worker, None) != token:
+            self.record(AuditEvent("register_worker", "done", token, address, worker))
+        self._registrants[worker] = token
+        if len(self._registrants) > _MAX_REGISTRANTS:
+            self._registrants.popitem(last=False)

@@ -1,0 +1,54 @@
+"""The audit log."""
+
+import logging
+
+import pytest
+
+from controller.security import audit as module
+from controller.security.audit import Audit, AuditEvent, log_event
+
+REFUSED = AuditEvent("drain_worker", "refused", "", "203.0.113.5", detail="unauthorized.")
+
+
+def test_events_are_one_line_even_with_hostile_names(caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level(logging.INFO, "controller.audit"):
+        log_event(AuditEvent("remove_worker", "done", "ops", "10.0.0.1", "http://w:1", "on request"))
+        log_event(AuditEvent("x\r\n2026 INFO forged", "refused", "", "", "a\x1b[2Jb\u2028c"))
+    assert caplog.messages == [
+        "done: remove_worker http://w:1 by token ops from 10.0.0.1: on request",
+        "refused: x??2026 INFO forged a?[2Jb?c by no token from unknown",
+    ]
+    assert [record.levelname for record in caplog.records] == ["INFO", "WARNING"]
+
+
+def test_refusals_of_one_address_are_limited_and_counted() -> None:
+    now = 0.0
+    events: list[AuditEvent] = []
+    audit = Audit([events.append], clock=lambda: now)
+    for _ in range(1_000):
+        audit.refuse(REFUSED)
+    audit.refuse(REFUSED._replace(address="203.0.113.6"))
+    assert [event.address for event in events] == ["203.0.113.5", "203.0.113.6"]
+    now = 61.0
+    audit.refuse(REFUSED)
+    assert events[-1].detail == "unauthorized. 999 more requests were refused since the last line."
+    audit.refuse(REFUSED)
+    assert len(events) == 3
+
+
+def test_the_memory_for_addresses_and_workers_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "_MAX_ADDRESSES", 3)
+    monkeypatch.setattr(module, "_MAX_REGISTRANTS", 3)
+    audit = Audit([])
+    for i in range(10):
+        audit.refuse(REFUSED._replace(address=f"203.0.113.{i}"))
+        audit.registered(f"http://w{i}:1", "t", "10.0.0.1")
+    assert len(audit._refused) == len(audit._registrants) == 3
+
+
+def test_registrations_are_recorded_when_their_token_changes() -> None:
+    events: list[AuditEvent] = []
+    audit = Audit([events.append])
+    for token in ("old", "old", "new", "new", "old"):
+        audit.registered("http://w:1", token, "10.0.0.1")
+    assert [event.token for event in events] == ["old", "new", "old"]

@@ -1,0 +1,321 @@
+"""Who may use which route of one replica, with tokens, with networks and with both."""
+
+import asyncio
+import logging
+from base64 import b64encode
+from collections.abc import AsyncIterator, Callable
+from pathlib import Path
+
+import httpx
+import pytest
+
+from controller.domain.errors import WorkerUnreachable
+from controller.domain.worker import WorkerStatus
+from controller.fleet import tokens as fleet_tokens
+from controller.security.tokens import Plane
+from controller.tasks import end
+from controller.web.routes.table import FALLBACK, ROUTES, Route
+from tests.conftest import Store
+from tests.support.samples import A
+from tests.support.waiting import wait_until
+from tests.web.conftest import Api, open_api
+
+TOKENS = {plane: f"{plane}-0123456789abcdef" for plane in ("worker", "client", "admin")}
+BOUND = "bound-0123456789abcdef"
+GUARDED = [route for route in (*ROUTES, FALLBACK) if route.plane is not Plane.PUBLIC]
+SETTINGS = {f"{plane}_tokens": f"{plane}={secret}" for plane, secret in TOKENS.items()}
+
+pytestmark = pytest.mark.usefixtures("quick_look")
+
+
+@pytest.fixture
+def quick_look(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(fleet_tokens, "_INTERVAL", 0.02)
+
+
+@pytest.fixture
+async def closed(store: Store) -> AsyncIterator[Api]:
+    """A replica with a token for each plane."""
+    async for opened in open_api(store.registry(), **SETTINGS):
+        yield opened
+
+
+@pytest.fixture
+async def background() -> AsyncIterator[Callable[[Api], None]]:
+    """Return a function that lets a replica look for changed tokens."""
+    tasks: list[asyncio.Task[None]] = []
+    yield lambda api: tasks.append(asyncio.create_task(api.replica.tokens.run()))
+    await end(tasks)
+
+
+def bearer(secret: str) -> dict[str, str]:
+    return {"Authorization": f"Bearer {secret}"}
+
+
+def basic(secret: str, name: str = "anybody") -> dict[str, str]:
+    return {"Authorization": f"Basic {b64encode(f'{name}:{secret}'.encode()).decode()}"}
+
+
+async def send(api: Api, route: Route, headers: dict[str, str] | None = None, body: object = None) -> httpx.Response:
+    path = "/v1/rerank" if route.path == "*" else route.path
+    return await api.http.request(route.method, path, json={} if body is None else body, headers=headers or {})
+
+
+def opens(route: Route, plane: str) -> bool:
+    return plane in (route.plane, "admin", *route.others)
+
+
+async def test_each_route_opens_for_its_planes_only(closed: Api) -> None:
+    for route in GUARDED:
+        for plane, secret in TOKENS.items():
+            for headers in (bearer(secret), basic(secret)):
+                status = (await send(closed, route, headers)).status_code
+                assert (status not in (401, 403)) is opens(route, plane) or (
+                    # A worker token that is bound to no worker cannot act as an operator.
+                    route.plane is Plane.ADMIN and plane == "worker" and status in (400, 403)
+                ), (route.path, plane, status)
+
+
+async def test_without_a_valid_token_no_route_does_anything(closed: Api) -> None:
+    wrong = [{}, bearer("wrong"), basic("wrong"), bearer(TOKENS["admin"][:-1]), bearer(TOKENS["admin"].upper())]
+    wrong += [{"Authorization": TOKENS["admin"]}, basic("", TOKENS["admin"]), {"X-Api-Key": TOKENS["admin"]}]
+    bodies = {"/register_worker": {"worker_name": A, "check_heart_beat": True}}
+    for route in GUARDED:
+        for headers in wrong:
+            refused = await send(closed, route, headers, bodies.get(route.path))
+            assert refused.status_code == 401, (route.path, headers)
+            assert refused.headers["www-authenticate"].startswith("Basic")
+            if route.path == "/receive_heart_beat":
+                assert refused.headers["content-type"] == "text/plain; charset=utf-8"
+                assert refused.text.startswith("unauthorized: ")
+            else:
+                assert refused.json()["error"]["code"] == "unauthorized"
+            assert TOKENS["admin"] not in refused.text
+    assert (await closed.registry.list_workers()).workers == []
+
+
+async def test_public_routes_need_no_token(closed: Api) -> None:
+    for route in ROUTES:
+        if route.plane is Plane.PUBLIC:
+            assert (await send(closed, route)).status_code == 200
+
+
+async def test_an_open_controller_creates_no_tokens(api: Api) -> None:
+    refused = await api.post("/create_token", {"plane": "worker", "name": "w"})
+    assert refused.status_code == 400
+    assert "would protect nothing" in refused.json()["error"]["message"]
+    assert (await api.http.get("/tokens")).json() == {"tokens": []}
+
+
+async def register(api: Api, secret: str, name: str, *models: str) -> httpx.Response:
+    status = {"model_names": models or ("m",), "speed": 1, "queue_length": 0}
+    body = {"worker_name": name, "check_heart_beat": True, "worker_status": status}
+    return await api.http.post("/register_worker", json=body, headers=bearer(secret))
+
+
+@pytest.fixture
+async def bound(store: Store, tmp_path: Path) -> AsyncIterator[Api]:
+    """A replica with a worker token that is bound to 127.0.0.1 and to models, and one that is not."""
+    file = tmp_path / "tokens"
+    file.write_text(f"worker gpu {BOUND} workers=127.0.0.1,own.example models=m*\n")
+    async for opened in open_api(store.registry(), tokens_file=file, **SETTINGS):
+        yield opened
+
+
+async def test_a_bound_token_registers_only_its_workers_and_models(bound: Api) -> None:
+    assert (await register(bound, BOUND, A)).status_code == 200
+    for name, model in (("http://10.0.0.7:1", "m"), ("http://127.0.0.1.other.example:1", "m"), (A, "gpt")):
+        refused = await register(bound, BOUND, name, "m", model)
+        assert (refused.status_code, refused.json()["error"]["code"]) == (403, "forbidden")
+        assert "Its patterns of" in refused.json()["error"]["message"]
+    [known] = (await bound.registry.list_workers()).workers
+    assert (known.name, known.status.model_names, known.registered_by) == (A, ("m",), "gpu")
+
+
+async def test_a_bound_token_speaks_for_no_other_worker(bound: Api) -> None:
+    other = "http://127.0.0.2:1/other"
+    assert (await register(bound, TOKENS["worker"], other, "m")).status_code == 200
+    assert (await register(bound, BOUND, A)).status_code == 200
+    heartbeat = {"worker_name": other, "queue_length": 9}
+    refused = await bound.http.post("/receive_heart_beat", json=heartbeat, headers=bearer(BOUND))
+    assert (refused.status_code, refused.text[:9]) == (403, "forbidden")
+    for path in ("/drain_worker", "/resume_worker", "/remove_worker"):
+        for secret in (BOUND, TOKENS["worker"]):  # a token that is bound to no worker is no operator
+            refused = await bound.http.post(path, json={"worker_name": other}, headers=bearer(secret))
+            assert refused.status_code == 403, path
+        own = await bound.http.post(path, json={"worker_name": A}, headers=bearer(BOUND))
+        assert own.json() == {"exist": True}, path
+    known = {worker.name: worker for worker in (await bound.registry.list_workers()).workers}
+    assert known.keys() == {other}
+    assert (known[other].reported, known[other].draining) == (0, False)
+
+
+async def test_a_client_token_starts_refreshes_but_does_not_wait_for_them(
+    closed: Api, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    probed: list[str] = []
+
+    async def fails(name: str, *_: object) -> object:
+        probed.append(name)
+        raise WorkerUnreachable("It does not answer.")
+
+    monkeypatch.setattr(closed.replica.workers, "status", fails)
+    monkeypatch.setattr("controller.fleet.refresh._PROBE_PAUSE", 0.01)
+    assert (await register(closed, TOKENS["worker"], A)).status_code == 200
+    for _ in range(5):
+        answer = await closed.http.post("/refresh_all_workers", headers=bearer(TOKENS["client"]))
+        assert (answer.status_code, answer.json()) == (200, None)
+    await wait_until(lambda: closed.replica.refresher._refreshing is None, "the refresh has ended")
+    assert probed == [A, A], "one refresh, with two probes"
+    assert [worker.name for worker in (await closed.registry.list_workers()).workers] == [A], "it removed no worker"
+    await closed.http.post("/refresh_all_workers", headers=bearer(TOKENS["client"]))
+    await closed.http.post("/refresh_all_workers", headers=bearer(TOKENS["admin"]))
+    assert (await closed.registry.list_workers()).workers == []
+
+
+@pytest.mark.parametrize("satisfy", ["any", "all"])
+async def test_networks_stand_in_for_tokens_or_are_needed_too(store: Store, satisfy: str) -> None:
+    settings = {**SETTINGS, "client_networks": "192.0.2.0/24", "trusted_proxies": "127.0.0.1", "satisfy": satisfy}
+    async for api in open_api(store.registry(), **settings):
+        expected = {
+            ("192.0.2.5", None): 200 if satisfy == "any" else 401,
+            ("192.0.2.5", "client"): 200,
+            ("198.51.100.1", None): 401,
+            ("198.51.100.1", "client"): 200 if satisfy == "any" else 403,
+            ("198.51.100.1, 192.0.2.5", None): 200 if satisfy == "any" else 401,
+            ("192.0.2.5, 198.51.100.1", None): 401,  # the caller wrote the listed address itself
+        }
+        for (address, plane), status in expected.items():
+            headers = {"X-Forwarded-For": address, **(bearer(TOKENS[plane]) if plane else {})}
+            answer = await api.http.post("/get_worker_address", json={"model": "m"}, headers=headers)
+            assert answer.status_code == status, (address, plane)
+            admin = await api.http.get("/workers", headers={"X-Forwarded-For": address})
+            assert admin.status_code == 401, "a network opens its own plane only"
+
+
+async def test_networks_alone_close_the_other_planes(store: Store) -> None:
+    async for api in open_api(store.registry(), worker_networks="127.0.0.0/8"):
+        await api.register(A)
+        assert (await api.post("/get_worker_address", {"model": "m"})).status_code == 401
+
+
+async def test_created_tokens_open_their_plane_until_they_are_revoked(store: Store) -> None:
+    apis = [open_api(store.registry(), **SETTINGS) for _ in range(2)]
+    first, second = [await anext(api) for api in apis]
+    admin = bearer(TOKENS["admin"])
+    body = {"plane": "worker", "name": "gpu", "workers": ["127.0.0.1"], "models": ["m*"]}
+    secret = (await first.http.post("/create_token", json=body, headers=admin)).json()["token"]
+    for api in (first, second):
+        await api.replica.tokens.update()
+        assert (await register(api, secret, A)).status_code == 200
+        assert (await register(api, secret, A, "gpt")).status_code == 403
+        assert (await api.http.get("/workers", headers=bearer(secret))).status_code == 403
+    again = await second.http.post("/create_token", json=body, headers=admin)
+    assert (again.status_code, again.json()["error"]["code"]) == (400, "invalid_input")
+    listed = (await second.http.get("/tokens", headers=admin)).json()["tokens"]
+    assert [(each["name"], each["source"]) for each in listed] == [
+        ("admin", "environment"),
+        ("client", "environment"),
+        ("gpu", "store"),
+        ("worker", "environment"),
+    ]
+    stored = str(await store.test_client.hgetall(f"{{{store.namespace}}}:tokens"))
+    assert secret not in stored
+    revoked = await first.http.post("/revoke_token", json={"name": "gpu"}, headers=admin)
+    assert revoked.json() == {"exist": True}
+    await second.replica.tokens.update()
+    for api in (first, second):
+        assert (await register(api, secret, A)).status_code == 401
+    assert (await first.http.post("/revoke_token", json={"name": "gpu"}, headers=admin)).json() == {"exist": False}
+    from_environment = await first.http.post("/revoke_token", json={"name": "client"}, headers=admin)
+    assert from_environment.status_code == 400
+    for opened in apis:
+        async for _ in opened:
+            pass
+
+
+async def test_tokens_survive_that_redis_loses_them(store: Store) -> None:
+    async for api in open_api(store.registry(), **SETTINGS):
+        body = {"plane": "client", "name": "web"}
+        secret = (await api.http.post("/create_token", json=body, headers=bearer(TOKENS["admin"]))).json()["token"]
+        await store.test_client.delete(f"{{{store.namespace}}}:tokens")
+        await api.replica.tokens.update()
+        assert (await api.http.post("/list_models", headers=bearer(secret))).status_code == 200
+        assert await store.test_client.hget(f"{{{store.namespace}}}:tokens", "token:web")
+
+
+async def test_a_changed_tokens_file_is_read_again(
+    store: Store, tmp_path: Path, caplog: pytest.LogCaptureFixture, background: Callable[[Api], None]
+) -> None:
+    file = tmp_path / "tokens"
+    file.write_text(f"client web {TOKENS['client']}\n")
+    opening = open_api(store.registry(), tokens_file=file)
+    api = await anext(opening)
+    background(api)
+
+    async def status(secret: str) -> int:
+        return (await api.http.post("/list_models", headers=bearer(secret))).status_code
+
+    assert [await status(TOKENS["client"]), await status(TOKENS["admin"])] == [200, 401]
+    replaced = tmp_path / "new"
+    replaced.write_text(f"client web {TOKENS['client']}x\nadmin ops {TOKENS['admin']}\n")
+    replaced.replace(file)
+    await wait_until(lambda: api.replica.access.token_named("ops"), "the new file is read")
+    assert [await status(TOKENS["client"]), await status(TOKENS["admin"])] == [401, 200]
+    caplog.clear()
+    with caplog.at_level(logging.ERROR):
+        file.write_text(f"root ops {TOKENS['client']}\n")
+        await wait_until(lambda: caplog.messages, "the wrong file is logged")
+        assert await status(TOKENS["admin"]) == 200, "the tokens stay as they were"
+    assert len(caplog.messages) == 1
+    assert TOKENS["client"] not in caplog.text
+    async for _ in opening:
+        pass
+
+
+async def test_refusals_and_acts_are_in_the_audit_log_without_secrets(
+    closed: Api, caplog: pytest.LogCaptureFixture
+) -> None:
+    with caplog.at_level(logging.INFO, "controller.audit"):
+        for _ in range(3):
+            await closed.http.post("/remove_worker", json={"worker_name": A}, headers=bearer("wrong-secret"))
+        await register(closed, TOKENS["worker"], A)
+        await register(closed, TOKENS["worker"], A)
+        for path in ("/drain_worker", "/resume_worker", "/remove_worker", "/remove_worker"):
+            await closed.http.post(path, json={"worker_name": A}, headers=bearer(TOKENS["admin"]))
+        await closed.http.post("/set_capacity", json={"model": "m", "capacity": 3}, headers=bearer(TOKENS["admin"]))
+        body = {"plane": "worker", "name": "gpu", "workers": ["10.0.0.0/8"]}
+        secret = (await closed.http.post("/create_token", json=body, headers=bearer(TOKENS["admin"]))).json()["token"]
+        await closed.http.post("/revoke_token", json={"name": "gpu"}, headers=bearer(TOKENS["admin"]))
+    logged = [message for message in caplog.messages if " by " in message]
+    assert [message.partition(": This")[0] for message in logged] == [
+        "refused: remove_worker by no token from 127.0.0.1",
+        f"done: register_worker {A} by token worker from 127.0.0.1",
+        f"done: drain_worker {A} by token admin from 127.0.0.1",
+        f"done: resume_worker {A} by token admin from 127.0.0.1",
+        f"done: remove_worker {A} by token admin from 127.0.0.1",
+        "done: set_capacity model m by token admin from 127.0.0.1: capacity 3",
+        "done: create_token gpu by token admin from 127.0.0.1: plane worker, workers=10.0.0.0/8",
+        "done: revoke_token gpu by token admin from 127.0.0.1",
+    ]
+    assert not any(each in caplog.text for each in (*TOKENS.values(), secret, "wrong-secret"))
+
+
+async def test_a_probed_worker_cannot_take_over_models_that_its_token_forbids(
+    bound: Api, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A worker registers what it may, and reports another model when it is probed."""
+    assert (await register(bound, BOUND, A, "m1")).status_code == 200
+    answers: dict[str, tuple[str, ...]] = {A: ("gpt",)}
+
+    async def status(name: str, *_: object) -> object:
+        return WorkerStatus(answers[name], 1, 0)
+
+    monkeypatch.setattr(bound.replica.workers, "status", status)
+    refresh = await bound.http.post("/refresh_all_workers", headers=bearer(TOKENS["admin"]))
+    assert refresh.status_code == 200
+    assert (await bound.registry.list_workers()).workers[0].status.model_names == ("m1",)
+    answers[A] = ("m1", "m2")
+    await bound.http.post("/refresh_all_workers", headers=bearer(TOKENS["admin"]))
+    [known] = (await bound.registry.list_workers()).workers
+    assert (known.status.model_names, known.registered_by) == (("m1", "m2"), "gpu")
