@@ -26,7 +26,7 @@ from controller.security.networks import is_loopback, published_host
 from controller.security.tokens import TOKEN_PLANES
 from controller.server.certificate import Certificate
 from controller.server.shutdown import GracefulShutdown
-from controller.server.signals import IGNORED, EndSignals
+from controller.server.signals import IGNORED, EndSignals, accept_reloads
 from controller.server.sockets import BACKLOG, bind_listeners, listen, url
 from controller.server.supervisor import ReplicaArguments, Supervisor
 from controller.settings import DEFAULT_DATA_DIR, Settings
@@ -42,7 +42,7 @@ _KILL_AFTER: Final = 5.0  # seconds after all time limits until a replica is kil
 
 
 def serve(settings: Settings, deprecated: Iterable[tuple[str, str]] = ()) -> None:
-    """Serve until SIGTERM, SIGINT, SIGHUP or SIGQUIT.
+    """Serve until SIGTERM, SIGINT, SIGQUIT, or SIGHUP of a closed terminal.
 
     deprecated: names of settings that the user has used and that are deprecated, each with its new name.
 
@@ -149,6 +149,7 @@ def _set_signal_handlers() -> None:
         signal.signal(number, signal.SIG_IGN)
     for number in EndSignals.handled():
         signal.signal(number, _exit)
+    accept_reloads()
 
 
 def _ignore_end_signals() -> None:

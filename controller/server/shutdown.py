@@ -9,7 +9,7 @@ from types import FrameType
 from typing import Any
 
 from controller.replica import Replica
-from controller.server.signals import EndSignals, Stage, unblock_signals
+from controller.server.signals import EndSignals, Stage, accept_reloads, unblock_signals
 from controller.settings import Settings
 
 logger = logging.getLogger("controller.server")
@@ -32,6 +32,7 @@ class GracefulShutdown:
         self._stop_server = signal.getsignal(signal.SIGTERM)
         for number in EndSignals.handled():
             signal.signal(number, self._on_signal)
+        accept_reloads()
         unblock_signals()
 
     def follow(self, orders: "Connection[Any, int]") -> None:

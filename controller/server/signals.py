@@ -1,8 +1,11 @@
 """The signals that end a process, and the stages of its shutdown."""
 
+import contextlib
+import os
 import signal
 from collections import Counter
 from enum import IntEnum
+from functools import cache
 from typing import Final
 
 # Signals of the terminal's job control, and signals that other programs use for features that we lack.
@@ -28,6 +31,15 @@ _STAGES: Final = {
 }
 
 
+@cache
+def has_terminal() -> bool:
+    """Return True if a terminal controls this process, so that SIGHUP says that it was closed."""
+    with contextlib.suppress(OSError):
+        os.close(os.open("/dev/tty", os.O_RDONLY | os.O_NOCTTY | os.O_NONBLOCK))
+        return True
+    return False
+
+
 class EndSignals:
     """Maps signals to stages: one for the first signal of a kind, and one for each further one."""
 
@@ -38,16 +50,24 @@ class EndSignals:
     def handled() -> list[signal.Signals]:
         """Return the signals that end the process.
 
-        A signal that was ignored when the program started stays ignored: under `nohup`, SIGHUP ends nothing.
+        A signal that was ignored when the program started stays ignored: under `nohup`, SIGHUP ends nothing. Without a
+        terminal, SIGHUP asks a service to read its files again.
         """
         ignorable = (signal.SIGHUP, signal.SIGQUIT)
-        return [number for number in _STAGES if number not in ignorable or signal.getsignal(number) != signal.SIG_IGN]
+        numbers = [number for number in _STAGES if number is not signal.SIGHUP or has_terminal()]
+        return [number for number in numbers if number not in ignorable or signal.getsignal(number) != signal.SIG_IGN]
 
     def stage(self, number: int) -> Stage:
         """Return the stage that this signal leads to."""
         self._seen[number] += 1
         first, again = _STAGES[signal.Signals(number)]
         return first if self._seen[number] == 1 else again
+
+
+def accept_reloads() -> None:
+    """Let SIGHUP have no effect without a terminal: replicas read changed files again without a signal."""
+    if not has_terminal() and signal.getsignal(signal.SIGHUP) != signal.SIG_IGN:
+        signal.signal(signal.SIGHUP, lambda _number, _frame: None)  # not SIG_IGN, which child processes would inherit
 
 
 def unblock_signals() -> None:

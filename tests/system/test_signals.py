@@ -5,6 +5,7 @@ import os
 import pty
 import signal
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -40,10 +41,21 @@ def send_to_all(controller: ControllerProcess, number: signal.Signals) -> None:
     os.killpg(controller.popen.pid, number)
 
 
+@pytest.fixture
+def terminal() -> Iterator[tuple[str, ...]]:
+    """Yield a wrapper of a command that gives it a controlling terminal. Its output goes elsewhere."""
+    ours, theirs = pty.openpty()
+    yield ("sh", "-c", ': <"$0"; exec "$@"', os.ttyname(theirs))
+    os.close(ours)
+    os.close(theirs)
+
+
 @NUMBERS
 @pytest.mark.parametrize("sent", [signal.SIGHUP, signal.SIGQUIT, signal.SIGINT])
-async def test_terminal_signals_shut_down_cleanly(serve: Serve, number: int, sent: signal.Signals) -> None:
-    controller = await start(serve, number, "--shutdown-delay", "600")
+async def test_terminal_signals_shut_down_cleanly(
+    serve: Serve, terminal: tuple[str, ...], number: int, sent: signal.Signals
+) -> None:
+    controller = await start(serve, number, "--shutdown-delay", "600", wrap=terminal)
     processes = [psutil.Process(pid) for pid in children(controller)]
     send_to_all(controller, sent)
     assert controller.popen.wait(120) == 0
@@ -55,8 +67,10 @@ async def test_terminal_signals_shut_down_cleanly(serve: Serve, number: int, sen
 
 
 @pytest.mark.parametrize("sent", [signal.SIGHUP, signal.SIGQUIT, signal.SIGINT])
-async def test_the_supervisor_forwards_signals_to_its_replicas(serve: Serve, sent: signal.Signals) -> None:
-    controller = await start(serve, 2, "--shutdown-delay", "600")
+async def test_the_supervisor_forwards_signals_to_its_replicas(
+    serve: Serve, terminal: tuple[str, ...], sent: signal.Signals
+) -> None:
+    controller = await start(serve, 2, "--shutdown-delay", "600", wrap=terminal)
     os.kill(controller.popen.pid, sent)
     assert controller.popen.wait(120) == 0
     assert "serving for another 600 s" not in controller.log
@@ -114,8 +128,10 @@ async def test_closing_the_terminal_ends_the_controller(serve: Serve, number: in
 
 
 @NUMBERS
-async def test_under_nohup_closing_the_terminal_has_no_effect(serve: Serve, number: int) -> None:
-    controller = await start(serve, number, wrap=("sh", "-c", """trap '' HUP; exec "$@\"""", "sh"))
+async def test_under_nohup_closing_the_terminal_has_no_effect(
+    serve: Serve, terminal: tuple[str, ...], number: int
+) -> None:
+    controller = await start(serve, number, wrap=(*terminal, "sh", "-c", """trap '' HUP; exec "$@\"""", "sh"))
     before = replicas(controller)
     send_to_all(controller, signal.SIGHUP)
     if sys.platform == "linux":
@@ -201,8 +217,21 @@ async def test_replicas_are_replaced_after_the_working_directory_is_deleted(serv
     await wait_until(lambda: serves(controller.url), "the replicas serve")
 
 
-async def test_sighup_finishes_a_running_stream(serve: Serve, work_dir: Path) -> None:
-    controller = await start(serve, 2, "--shutdown-timeout", "30")
+@NUMBERS
+async def test_sighup_does_not_end_a_service(serve: Serve, number: int) -> None:
+    """Without a terminal it asks to read files again, which happens without a signal."""
+    controller = await start(serve, number)
+    before = replicas(controller)
+    send_to_all(controller, signal.SIGHUP)
+    os.kill(controller.popen.pid, signal.SIGHUP)
+    assert serves(controller.url)
+    assert replicas(controller) == before
+    assert controller.stop() == 0
+    assert started(controller) == number, "no replica was replaced"
+
+
+async def test_sighup_finishes_a_running_stream(serve: Serve, terminal: tuple[str, ...], work_dir: Path) -> None:
+    controller = await start(serve, 2, "--shutdown-timeout", "30", wrap=terminal)
     with stock_worker(work_dir, controller.url, *MODEL, "--delay", "0.1", interval=60):
         task = await start_stream(controller, 20)
         send_to_all(controller, signal.SIGHUP)
