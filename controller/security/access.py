@@ -128,18 +128,26 @@ class Access:
 
         Raises Unauthorized without valid credentials, and Forbidden if they are for another plane.
         """
-        address = caller_address(scope, self._rules.proxies)
-        token = self._token(scope)
+        address = self.address(scope)
+        token = self.token(scope)
         for each in (plane, *others):
             listed = address in self._rules.networks.get(each, _NO_NETWORKS)
-            has_token = token is not None and token.allows(each)
-            if has_token and (listed or not self._rules.needs_both or each not in self._rules.networks):
-                return Caller(token.plane if token else each, address, token)
+            if token is not None and token.allows(each) and (listed or self.is_token_enough(each)):
+                return Caller(token.plane, address, token)
             if listed and not self._rules.needs_both:
                 return Caller(each, address)
         raise _refusal(plane, token)
 
-    def _token(self, scope: Any) -> Token | None:
+    def is_token_enough(self, plane: Plane) -> bool:
+        """Return True if a token opens a plane from every address."""
+        return not self._rules.needs_both or plane not in self._rules.networks
+
+    def address(self, scope: Any) -> str:
+        """Return the IP address of the caller of a request. "" if it is unknown."""
+        return caller_address(scope, self._rules.proxies)
+
+    def token(self, scope: Any) -> Token | None:
+        """Return the token of a request. None if it has none that is valid."""
         for name, value in scope["headers"]:
             if name == _AUTHORIZATION:
                 key = hashlib.sha256(value).digest()
@@ -167,8 +175,7 @@ class Access:
 
     def record_refusal(self, scope: Any, error: Unauthorized | Forbidden) -> None:
         """Record in the audit log that a request was refused."""
-        token = self._token(scope)
-        address = caller_address(scope, self._rules.proxies)
+        token, address = self.token(scope), self.address(scope)
         action = scope["path"].lstrip("/")[:100]
         self._audit.refuse(AuditEvent(action, "refused", token.name if token else "", address, detail=str(error)))
 
@@ -180,10 +187,24 @@ class Guard:
         self._access = access
         self._plane = plane
         self._others = others
+        opened = {each for each in (plane, *others) if access.is_token_enough(each)}
+        self._by_token = frozenset(opened | {Plane.ADMIN} if plane in opened else opened)
 
-    def __call__(self, scope: Any) -> Caller:
-        """Return the caller of a request. Raises Unauthorized or Forbidden."""
-        return self._access.authorize(scope, self._plane, self._others)
+    def admit(self, scope: Any) -> None:
+        """Let a request pass, or raise Unauthorized or Forbidden. The dispatch path: most requests have a token."""
+        token = self._access.token(scope)
+        if token is not None and token.plane in self._by_token:
+            scope["token"] = token
+        else:
+            scope["caller"] = self._access.authorize(scope, self._plane, self._others)
+
+    def caller(self, scope: Any) -> Caller:
+        """Return the caller of an admitted request."""
+        token: Token | None = scope.get("token")
+        if token is None:
+            caller: Caller = scope["caller"]
+            return caller
+        return Caller(token.plane, self._access.address(scope), token)
 
     def record_refusal(self, scope: Any, error: Unauthorized | Forbidden) -> None:
         """Record in the audit log that the guard or the handler of the route has refused a request."""

@@ -69,7 +69,7 @@ class BodyEndpoint(ABC):
         """Serve one request."""
         try:
             if self.guard is not None:
-                scope["caller"] = self.guard(scope)
+                self.guard.admit(scope)
             body = await read_body(scope, receive, self.max_body)
             if body is None:
                 return None
@@ -113,6 +113,10 @@ class BodyEndpoint(ABC):
         await send({"type": "http.response.body", "body": answer.body})
         return None
 
+    def _caller(self, scope: Scope) -> Caller:
+        """Return the caller of a request. Without a guard, everybody may do everything."""
+        return self.guard.caller(scope) if self.guard else Caller(Plane.ADMIN, caller_address(scope, _NO_PROXIES))
+
     def _error(self, _: Scope, code: str, message: str, status: int, headers: Headers = ()) -> Answer:
         return Answer(error_body(code, message), status, headers)
 
@@ -134,7 +138,7 @@ class CallerEndpoint(BodyEndpoint):
         self._handle = handle
 
     async def _answer(self, scope: Scope, _: Receive, body: bytes) -> Answer:
-        return await self._handle(body, _caller(scope))
+        return await self._handle(body, self._caller(scope))
 
 
 class HeartbeatEndpoint(CallerEndpoint):
@@ -172,7 +176,7 @@ class RegistrationEndpoint(BodyEndpoint):
         self._handle = handle
 
     async def _answer(self, scope: Scope, _: Receive, body: bytes) -> Answer:
-        return await self._handle(body, _hops(scope), _caller(scope))
+        return await self._handle(body, _hops(scope), self._caller(scope))
 
 
 class ForwardEndpoint(BodyEndpoint):
@@ -210,12 +214,6 @@ async def _while_connected(receive: Receive) -> AsyncIterator[None]:
             raise
     finally:
         listener.cancel()
-
-
-def _caller(scope: Scope) -> Caller:
-    """Return the caller that the guard has found. Without a guard, everybody may do everything."""
-    caller: Caller | None = scope.get("caller")
-    return caller if caller is not None else Caller(Plane.ADMIN, caller_address(scope, _NO_PROXIES))
 
 
 def _hops(scope: Scope) -> str:

@@ -1,0 +1,111 @@
+"""Measure what tokens cost a dispatch over HTTP: processor time of a replica with tokens and of one without, by turns.
+
+    python benchmarks/tokens.py [--rounds 12] [--requests 8000]
+
+Each replica is a process with an embedded store. Clients keep their connections, and send what FastChat's clients send.
+The processor time of the replica is measured, because other load of the machine changes it less than the time on the
+clock. The result is the median of the ratios of the rounds.
+"""
+
+import argparse
+import asyncio
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+from base64 import b64encode
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+
+import psutil
+from ports import free_port
+from rich.progress import track
+
+SECRET = "0123456789abcdef0123456789abcdef"  # noqa: S105 - of this run only
+CONNECTIONS = 16
+WORKER = (
+    b'{"worker_name":"http://127.0.0.1:1","check_heart_beat":false,'
+    b'"worker_status":{"model_names":["m"],"speed":1,"queue_length":0}}'
+)
+DISPATCH = b'{"model":"m"}'
+
+
+class Subject:
+    """A replica, and the header with which its clients authenticate."""
+
+    def __init__(self, process: psutil.Process, port: int, secret: str) -> None:
+        self.process = process
+        self.port = port
+        self.header = f"Authorization: Basic {b64encode(f'web:{secret}'.encode()).decode()}\r\n" if secret else ""
+
+    async def send(self, path: str, body: bytes, number: int) -> None:
+        """Send a request `number` times on one connection."""
+        head = (
+            f"POST {path} HTTP/1.1\r\nHost: localhost\r\nUser-Agent: python-requests/2.32.3\r\nAccept: */*\r\n"
+            f"Accept-Encoding: gzip, deflate\r\n{self.header}Content-Length: {len(body)}\r\n\r\n"
+        )
+        reader, writer = await asyncio.open_connection("127.0.0.1", self.port)
+        for _ in range(number):
+            writer.write(head.encode() + body)
+            answer = (await reader.readuntil(b"\r\n\r\n")).lower()
+            if not answer.startswith(b"http/1.1 200"):
+                raise RuntimeError(f"{path} was refused: {answer.decode()}")
+            await reader.readexactly(int(answer.partition(b"content-length: ")[2].partition(b"\r\n")[0]))
+        writer.close()
+
+    async def cost(self, requests: int) -> float:
+        """Return the processor time of the replica for a dispatch, in microseconds."""
+        before = sum(self.process.cpu_times()[:2])
+        number = requests // CONNECTIONS
+        await asyncio.gather(*(self.send("/get_worker_address", DISPATCH, number) for _ in range(CONNECTIONS)))
+        return (sum(self.process.cpu_times()[:2]) - before) / (number * CONNECTIONS) * 1e6
+
+
+@contextmanager
+def replica(secret: str) -> Iterator[Subject]:
+    port = free_port()
+    tokens = {"CONTROLLER_ADMIN_TOKENS": f"ops={secret}"} if secret else {}
+    with tempfile.TemporaryDirectory(prefix="cb-") as directory:
+        address = ["--host", "127.0.0.1", "--port", str(port), "--data-dir", f"{directory}/data"]
+        command = [sys.executable, "-m", "controller", "serve", *address, "--poll-interval", "0"]
+        process = subprocess.Popen(command, env={**os.environ, **tokens}, stderr=subprocess.DEVNULL)
+        try:
+            yield Subject(psutil.Process(process.pid), port, secret)
+        finally:
+            process.terminate()
+            process.wait()
+
+
+async def ready(subject: Subject) -> None:
+    while True:
+        try:
+            return await subject.send("/register_worker", WORKER, 1)
+        except OSError:
+            await asyncio.sleep(0.1)
+
+
+async def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--rounds", type=int, default=12)
+    parser.add_argument("--requests", type=int, default=8_000)
+    arguments = parser.parse_args()
+    with ExitStack() as stack:
+        subjects = [stack.enter_context(replica(secret)) for secret in ("", SECRET)]
+        for subject in subjects:
+            await ready(subject)
+            await subject.cost(arguments.requests)
+        costs: list[tuple[float, float]] = []
+        for number in track(range(arguments.rounds), "measuring"):
+            order = (0, 1) if number % 2 else (1, 0)
+            found = {which: await subjects[which].cost(arguments.requests) for which in order}
+            costs.append((found[0], found[1]))
+    without, with_tokens = (statistics.median(column) for column in zip(*costs, strict=True))
+    ratios = sorted(each[0] / each[1] for each in costs)
+    print(f"processor time of a dispatch: {without:.1f} us without tokens, {with_tokens:.1f} us with tokens (medians)")
+    share = f"{statistics.median(ratios):.3f} of those without; rounds {ratios[0]:.3f} to {ratios[-1]:.3f}"
+    print(f"dispatches with tokens: {share}")
+
+
+if __name__ == "__main__":
+    asyncio.run(main())
