@@ -57,12 +57,7 @@ class Token:
     models: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
-        if not _NAME.match(self.name):
-            raise InvalidInput(
-                "name",
-                "must have 1 to 64 characters: letters, digits, dots, dashes and underscores, and begin with a letter "
-                "or a digit",
-            )
+        token_name(self.name)
         if self.plane not in TOKEN_PLANES:
             raise InvalidInput("plane", "must be worker, client or admin")
         for field, patterns in (("workers", self.workers), ("models", self.models)):
@@ -96,6 +91,17 @@ class Token:
         if not self.models:
             return []
         return [model for model in models if not any(fnmatchcase(model, pattern) for pattern in self.models)]
+
+
+def token_name(text: str) -> str:
+    """Return the name of a token. Raises InvalidInput if no token can have it."""
+    if not _NAME.match(text):
+        raise InvalidInput(
+            "name",
+            "must have 1 to 64 characters: letters, digits, dots, dashes and underscores, and begin with a letter or a "
+            "digit",
+        )
+    return text
 
 
 @lru_cache(maxsize=20_000)  # each heartbeat repeats its worker's name

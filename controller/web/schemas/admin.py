@@ -10,7 +10,7 @@ from controller.domain.errors import InvalidInput
 from controller.domain.worker import model_name, worker_name
 from controller.fleet.capacities import CapacityChange
 from controller.json_bodies import JsonBody
-from controller.security.tokens import Plane, Token, parse_plane
+from controller.security.tokens import Plane, Token, parse_plane, token_name
 
 
 class _CapacityBody(msgspec.Struct):
@@ -54,7 +54,7 @@ def parse_token(body: bytes) -> NewToken:
 
 def parse_token_name(body: bytes) -> str:
     """Return the name in a request to revoke a token."""
-    return _token_name.read(body).name
+    return token_name(_token_name.read(body).name)
 
 
 def tokens_body(tokens: Sequence[tuple[str, Token]]) -> dict[str, Any]:
