@@ -30,7 +30,7 @@ from controller.store.connection import connect
 from controller.store.embedded.store import EmbeddedStore
 from controller.store.registry import Registry
 from controller.upstream.client import WorkerClient
-from tests.support import certificates, lifeline, network, parts
+from tests.support import certificates, lifeline, longest_scripts, network, parts
 from tests.support.clients import Client
 from tests.support.invariants import check_invariants, check_nothing_leaks
 from tests.support.outage import Link
@@ -81,6 +81,11 @@ def pytest_report_header() -> str:
     return "stores: fakeredis, embedded. NOT TESTED: redis-server, which is not on PATH"
 
 
+@pytest.hookimpl(optionalhook=True)
+def pytest_testnodedown(node: object) -> None:
+    longest_scripts.collect_from(node)
+
+
 Figure = Callable[[str, object], None]
 
 
@@ -93,7 +98,10 @@ def figure(record_property: Callable[[str, object], None]) -> Figure:
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
     reports = [report for kind in ("passed", "failed") for report in terminalreporter.stats.get(kind, [])]
     sections = {
-        "figures": [value for report in reports for name, value in report.user_properties if name == "figure"],
+        "figures": [
+            *(value for report in reports for name, value in report.user_properties if name == "figure"),
+            *longest_scripts.summary(terminalreporter.config),
+        ],
         "what was exercised": parts.summary(terminalreporter.stats.get("passed", [])),
     }
     for title, lines in sections.items():
@@ -124,13 +132,15 @@ def short_dir() -> Iterator[Path]:
 
 
 @pytest.fixture(scope="session")
-def embedded_url(short_dir: Path) -> Iterator[str]:
+def embedded_url(short_dir: Path, request: pytest.FixtureRequest) -> Iterator[str]:
     with EmbeddedStore(short_dir / "embedded") as store:
+        longest_scripts.record(store.url)
         yield store.url
+        longest_scripts.collect(request.config, store.url, "embedded")
 
 
 @pytest.fixture(scope="session")
-def redis_server_url(short_dir: Path) -> Iterator[str]:
+def redis_server_url(short_dir: Path, request: pytest.FixtureRequest) -> Iterator[str]:
     """Start redis-server on a socket and without persistence."""
     path = short_dir / "redis.sock"
     options = ["--port", "0", "--unixsocket", str(path), "--save", "", "--dir", str(short_dir), *NO_PROC_TITLE]
@@ -139,7 +149,10 @@ def redis_server_url(short_dir: Path) -> Iterator[str]:
             while probe.connect_ex(str(path)):
                 assert process.poll() is None, "redis-server ended"
                 time.sleep(0.01)
-        yield f"unix://{path}"
+        url = f"unix://{path}"
+        longest_scripts.record(url)
+        yield url
+        longest_scripts.collect(request.config, url, "redis-server")
         process.terminate()
 
 
