@@ -39,7 +39,7 @@ def workers(controller_address: str) -> None:
     """Show the live workers of a running controller as a table.
 
     The column slots has the number of requests that a worker runs at once. "5" is what the worker reports, and "5 set"
-    is configured. It is empty if the number is unknown.
+    is configured. It is empty if the number is unknown. A terminal that is too narrow does not show the last columns.
     """
     from controller.cli.workers import show_workers  # imported late, so that --help stays fast
 

@@ -3,7 +3,9 @@
 import io
 import sys
 
+from rich.box import HEAVY_HEAD, Box
 from rich.console import Console
+from rich.padding import PaddingDimensions
 from rich.table import Table
 from rich.text import Text
 
@@ -18,9 +20,9 @@ def create_console() -> Console:
     return console
 
 
-def create_table(title: str) -> Table:
-    """Return a table without columns."""
-    return Table(title=title, title_justify="left")
+def create_table(title: str, box: Box = HEAVY_HEAD, padding: PaddingDimensions = (0, 1)) -> Table:
+    """Return a table without columns. box, padding: as in rich.table.Table."""
+    return Table(title=title, title_justify="left", box=box, padding=padding)
 
 
 def cell(text: str, encoding: str) -> Text:
