@@ -16,6 +16,7 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
+from controller.domain.dispatch import DispatchMethod
 from controller.domain.worker import Registration, WorkerStatus
 from controller.store.connection import StoreClient, connect
 from controller.store.embedded.store import EmbeddedStore
@@ -66,15 +67,16 @@ async def measure(url: str, fleet: str, workers: int, models: int, calls: int) -
     leases: list[str] = []
 
     async def lease(_: int) -> None:
-        leases.extend(each.lease for each in (await registry.dispatch_shortest_queue([Request("m", 600_000)])))
+        choices = await registry.dispatch_some(DispatchMethod.SHORTEST_QUEUE, [Request("m", 600_000)])
+        leases.extend(choice.lease for choice in choices if choice)
 
     operations: list[Callable[[int], Awaitable[object]]] = [
-        lambda _: registry.dispatch_shortest_queue([Request("m")]),
+        lambda _: registry.dispatch_some(DispatchMethod.SHORTEST_QUEUE, [Request("m")]),
         lease,
         lambda i: registry.release([leases[i]]),
         lambda i: registry.heartbeat([Report(name(i % workers), 1)]),
         lambda i: registry.heartbeat([Report(name(i % workers), 1)], of_polls=True),
-        lambda _: registry.dispatch_lottery([Request("m")]),
+        lambda _: registry.dispatch_some(DispatchMethod.LOTTERY, [Request("m")]),
     ]
     times += [await mean(client, calls, operation) for operation in operations]
     await registry.close()

@@ -17,19 +17,20 @@ import tempfile
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from redis.asyncio import Redis, RedisCluster
 from rich.console import Console
 from rich.progress import Progress
 from rich.table import Table
 
+from controller.domain.dispatch import DispatchMethod
 from controller.domain.worker import Registration, WorkerStatus
 from controller.store.connection import connect
 from controller.store.registry import Registry, Report, Request
 
 HERE = Path(__file__).resolve()
 BATCH = 32
+SHORTEST_QUEUE, LOTTERY = DispatchMethod.SHORTEST_QUEUE, DispatchMethod.LOTTERY
 LEASED = "n"  # the model whose requests all have a lease
 
 
@@ -53,8 +54,8 @@ class Subject:
             await self.registry.register(registration(i, LEASED))
 
     async def lease(self, number: int) -> None:
-        choices: list[Any] = await self.registry.dispatch_shortest_queue([Request(LEASED, 60_000)] * number)
-        self.leases += [getattr(choice, "lease", choice) for choice in choices]
+        choices = await self.registry.dispatch_some(SHORTEST_QUEUE, [Request(LEASED, 60_000)] * number)
+        self.leases += [choice.lease for choice in choices if choice]
 
     async def heartbeat(self, i: int) -> None:
         await self.registry.heartbeat([Report(registration(i % self.workers).name, i % 7)])
@@ -91,17 +92,17 @@ class Case:
 
 ONE, MANY = [Request("m")], [Request("m")] * BATCH
 CASES = {
-    "dispatch_shortest_queue": Case(lambda s, _: s.registry.dispatch_shortest_queue(ONE)),
+    "dispatch_shortest_queue": Case(lambda s, _: s.registry.dispatch_some(SHORTEST_QUEUE, ONE)),
     f"dispatch_shortest_queue, {BATCH} in a call, each": Case(
-        lambda s, _: s.registry.dispatch_shortest_queue(MANY), BATCH, BATCH // 4
+        lambda s, _: s.registry.dispatch_some(SHORTEST_QUEUE, MANY), BATCH, BATCH // 4
     ),
     "dispatch_shortest_queue with a lease": Case(lambda s, _: s.lease(1)),
     f"dispatch_shortest_queue with leases, {BATCH} in a call, each": Case(lambda s, _: s.lease(BATCH), BATCH, BATCH),
     "release": Case(lambda s, _: s.release()),
     f"release, {BATCH} in a call, each": Case(lambda s, _: s.release(BATCH), BATCH, BATCH),
-    "dispatch_lottery": Case(lambda s, _: s.registry.dispatch_lottery(ONE)),
+    "dispatch_lottery": Case(lambda s, _: s.registry.dispatch_some(LOTTERY, ONE)),
     f"dispatch_lottery, {BATCH} in a call, each": Case(
-        lambda s, _: s.registry.dispatch_lottery(MANY), BATCH, BATCH // 4
+        lambda s, _: s.registry.dispatch_some(LOTTERY, MANY), BATCH, BATCH // 4
     ),
     "heartbeat": Case(Subject.heartbeat),
     "register": Case(lambda s, i: s.registry.register(registration(i % s.workers))),

@@ -8,7 +8,7 @@ from controller.domain.capacity import DefaultCapacities
 from controller.domain.dispatch import DispatchMethod
 from controller.store.connection import StoreClient
 from controller.store.reconciliation import Reconciliation
-from controller.store.runner import ScriptRunner, new_id
+from controller.store.runner import ScriptRunner
 
 _MAX_FINDS: Final = 8  # calls for a model with hundreds of expired workers, which the sweep has yet to purge
 
@@ -61,20 +61,29 @@ class DispatchStore(ScriptRunner):
         self._draw = draw
         self.on_unanswered: Callable[[str], None] = lambda _: None
 
-    async def dispatch_shortest_queue(self, requests: Sequence[Request]) -> list[Choice]:
-        """Choose the worker with the lowest cost for each request, and book it."""
-        return await self._dispatch_all(DispatchMethod.SHORTEST_QUEUE, requests)
-
-    async def dispatch_lottery(self, requests: Sequence[Request]) -> list[Choice]:
-        """Draw a worker for each request, with odds proportional to speed."""
-        return await self._dispatch_all(DispatchMethod.LOTTERY, requests)
-
     async def dispatch_some(self, method: DispatchMethod, requests: Sequence[Request]) -> list[Choice | None]:
-        """Dispatch as many requests as one call of bounded work allows.
+        """Choose a worker for as many requests as one call of bounded work allows, and book them.
 
         Returns None for each request that is left. Call again for these.
         """
-        return await self._dispatch(method, new_id(), requests)
+        arguments: Iterable[str | int]
+        match method:
+            case DispatchMethod.SHORTEST_QUEUE:
+                script = "dispatch_shortest_queue"
+                arguments = (argument for request in requests for argument in request)
+            case DispatchMethod.LOTTERY:
+                script = "dispatch_lottery"
+                arguments = (a for model, lease_ms in requests for a in (model, lease_ms, repr(self._draw())))
+            case _:
+                assert_never(method)
+        call_id, reply_ttl_ms = self._repeatable()
+        try:
+            answers = await self._run(script, call_id, reply_ttl_ms, self._decays, *arguments)
+        except BaseException:  # also when cancelled
+            self.on_unanswered(call_id)
+            raise
+        pairs = zip(answers[::2], answers[1::2], strict=True)
+        return [None if worker is None else Choice(worker, lease) for worker, lease in pairs]
 
     async def find_workers(self, finds: Sequence[Find]) -> list[str]:
         """Find a live worker at random for each model, and book nothing. Returns "" if a model has no such worker.
@@ -94,40 +103,6 @@ class DispatchStore(ScriptRunner):
 
     def _find_arguments(self, find: Find) -> tuple[str, str, str]:
         return find.model, repr(self._draw()), "\n".join(find.excluded)
-
-    async def _dispatch_all(self, method: DispatchMethod, requests: Sequence[Request]) -> list[Choice]:
-        call_ids = [new_id()]
-        choices = await self._dispatch(method, call_ids[0], requests)
-        try:
-            while left := [i for i, choice in enumerate(choices) if choice is None]:
-                call_ids.append(new_id())
-                more = await self._dispatch(method, call_ids[-1], [requests[i] for i in left])
-                for i, choice in zip(left, more, strict=True):
-                    choices[i] = choice
-        except BaseException:  # also when cancelled
-            for call_id in call_ids[:-1]:
-                self.on_unanswered(call_id)  # the caller gets no answer to these either
-            raise
-        return [choice or Choice() for choice in choices]
-
-    async def _dispatch(self, method: DispatchMethod, call_id: str, requests: Sequence[Request]) -> list[Choice | None]:
-        arguments: Iterable[str | int]
-        match method:
-            case DispatchMethod.SHORTEST_QUEUE:
-                script = "dispatch_shortest_queue"
-                arguments = (argument for request in requests for argument in request)
-            case DispatchMethod.LOTTERY:
-                script = "dispatch_lottery"
-                arguments = (a for model, lease_ms in requests for a in (model, lease_ms, repr(self._draw())))
-            case _:
-                assert_never(method)
-        try:
-            answers = await self._run(script, call_id, self._reply_ttl_ms, self._decays, *arguments)
-        except BaseException:  # also when cancelled
-            self.on_unanswered(call_id)
-            raise
-        pairs = zip(answers[::2], answers[1::2], strict=True)
-        return [None if worker is None else Choice(worker, lease) for worker, lease in pairs]
 
     async def reconcile(self, reconciliation: Reconciliation) -> None:
         """Correct the bookings after an outage. A repeated report counts once."""

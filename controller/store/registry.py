@@ -1,4 +1,7 @@
-"""The registry in Redis: one method for each Lua script, with the same name."""
+"""The registry in Redis: one method for each Lua script, with the same name.
+
+The scripts of the dispatch methods are the exception: they share dispatch_some().
+"""
 
 import asyncio
 import contextlib

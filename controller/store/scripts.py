@@ -45,7 +45,7 @@ def folder() -> Traversable:
 
 
 def names() -> list[str]:
-    """Return the names of all scripts, which are the names of the registry's methods."""
+    """Return the names of all scripts. All but those of dispatch methods are names of the registry's methods."""
     return sorted(script_files())
 
 

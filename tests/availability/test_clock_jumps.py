@@ -12,7 +12,7 @@ from controller.store import keys
 from controller.store.registry import Registry
 from controller.web.routes import public
 from tests.conftest import Open, Store
-from tests.support.dispatches import leases_of
+from tests.support.dispatches import dispatch_shortest_queue, leases_of
 from tests.support.samples import A, B, C, asks, worker
 
 Jump = Callable[[float], None]
@@ -131,7 +131,7 @@ async def test_leases_expire_in_time_after_the_clock_was_set_back(
 ) -> None:
     registry = store.registry()
     leases = leases_of(
-        await registry.dispatch_shortest_queue(asks(["m"] * 300, lease_ms=60_000) + asks(["m"], lease_ms=5_000_000))
+        await dispatch_shortest_queue(registry, asks(["m"] * 300, lease_ms=60_000) + asks(["m"], lease_ms=5_000_000))
     )
     key = keys.leases(store.namespace)
     for lease, ends_at in await store.test_client.zrange(key, 0, -1, withscores=True):

@@ -12,7 +12,7 @@ from controller.store import keys
 from controller.store.reconciliation import split
 from controller.store.registry import Registry
 from tests.conftest import Store
-from tests.support.dispatches import workers_of
+from tests.support.dispatches import dispatch_shortest_queue, workers_of
 from tests.support.invariants import load_of
 from tests.support.outage import Link, queue_lengths, wait_for_recovery
 from tests.support.samples import A, B, C, asks, reports, worker
@@ -101,7 +101,7 @@ async def test_reconciliation_counts_once_if_it_is_sent_repeatedly(store: Store)
     for _ in range(3):
         await registry.reconcile(reconciliation)
     assert await queue_lengths(store) == {A: 3, B: 4}
-    assert workers_of(await registry.dispatch_shortest_queue(asks(["m"]))) == [A], "the indexes are up to date"
+    assert workers_of(await dispatch_shortest_queue(registry, asks(["m"]))) == [A], "the indexes are up to date"
 
 
 async def test_rejected_reconciliation_is_dropped(store: Store) -> None:
@@ -194,9 +194,9 @@ async def test_heartbeat_after_a_reconciliation_leaves_no_negative_count(store: 
     with link.broken("after", "dispatch_shortest_queue"):
         for _ in range(5):
             with pytest.raises(StoreUnavailable):
-                await registry.dispatch_shortest_queue(asks(["m"]))
+                await dispatch_shortest_queue(registry, asks(["m"]))
     await asyncio.sleep(0.06)  # later bookings get another checkpoint
-    assert workers_of(await registry.dispatch_shortest_queue(asks(["m"]))) == [A]
+    assert workers_of(await dispatch_shortest_queue(registry, asks(["m"]))) == [A]
     for reconciliation in split({}, unanswered, 0):
         await registry.reconcile(reconciliation)
     await asyncio.sleep(0.06)

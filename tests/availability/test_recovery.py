@@ -15,6 +15,7 @@ from controller.replica import Replica
 from controller.store import keys
 from controller.store.registry import SCHEMA, Registry, Report
 from tests.conftest import Open, Store
+from tests.support.dispatches import dispatch_shortest_queue
 from tests.support.outage import Link, queue_lengths, wait_for_recovery
 from tests.support.samples import OPERATOR, A, B, C, asks, worker
 from tests.support.waiting import wait_until
@@ -95,7 +96,7 @@ async def test_worker_that_registers_after_a_failover_is_kept(controller: Replic
     registry = store.registry()
     await save(store)
     for _ in range(5):
-        await registry.dispatch_shortest_queue(asks(["m"]))
+        await dispatch_shortest_queue(registry, asks(["m"]))
     await controller.snapshots.refresh()
     await restore(store)
     await registry.register(worker(C))

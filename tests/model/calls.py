@@ -7,7 +7,7 @@ from typing import Any, ClassVar, Final, NamedTuple
 from controller.replica import Replica
 from controller.store.registry import Request
 from tests.model.state import Lost, State
-from tests.support.dispatches import texts_of, worker_of, worker_of_lease
+from tests.support.dispatches import dispatch_lottery, dispatch_shortest_queue, texts_of, worker_of, worker_of_lease
 
 
 class Unknown:
@@ -68,9 +68,9 @@ class Dispatch(Call):
 
     async def make(self, controller: Replica) -> Answer:
         if self.lottery or self.direct:
-            registry = controller.registry
-            method = registry.dispatch_lottery if self.lottery else registry.dispatch_shortest_queue
-            [chosen] = texts_of(await controller.breaker.call(method, [Request(self.model, self.lease_ms)]))
+            method = dispatch_lottery if self.lottery else dispatch_shortest_queue
+            requests = [Request(self.model, self.lease_ms)]
+            [chosen] = texts_of(await controller.breaker.call(method, controller.registry, requests))
             return chosen
         if not self.lease_ms:
             address, age = await controller.dispatcher.dispatch(self.model)

@@ -8,6 +8,7 @@ from collections.abc import AsyncIterator
 import pytest
 
 from controller.domain.capacity import CapacityTarget
+from controller.domain.dispatch import DispatchMethod
 from controller.security.tokens import Plane, TokenList, token_of
 from controller.store import keys
 from controller.store.connection import connect
@@ -15,7 +16,7 @@ from controller.store.reconciliation import split
 from controller.store.registry import Find, Registry
 from tests.conftest import CLOCK
 from tests.support.clients import Client
-from tests.support.dispatches import leases_of
+from tests.support.dispatches import dispatch, dispatch_lottery, dispatch_shortest_queue, leases_of
 from tests.support.headers import listed_accesses
 from tests.support.key_accesses import record_accesses, recorded_accesses
 from tests.support.pools import allow_sets
@@ -45,7 +46,7 @@ class Calls:
     async def expired(self, name: str, *models: str) -> None:
         """Register a worker that was drawn once, and let its heartbeat expire."""
         await self.registry.register(worker(name, *models))
-        await self.registry.dispatch_lottery(asks(models[:1]))
+        await dispatch_lottery(self.registry, asks(models[:1]))
         await self.client.delete(keys.heartbeat(self.namespace, name))
 
     async def drained(self, name: str, *models: str) -> None:
@@ -59,9 +60,9 @@ class Calls:
         registry = self.registry
         for models in (["m"], ["m", "n"]):
             await self.expired(A, *models)
-            await registry.dispatch_shortest_queue(asks(["m"]))
+            await dispatch_shortest_queue(registry, asks(["m"]))
             await self.expired(A, *models)
-            await registry.dispatch_lottery(asks(["m"]))
+            await dispatch_lottery(registry, asks(["m"]))
             await self.expired(A, *models)
             await registry.heartbeat(reports([(A, 1)]))
             await self.expired(A, *models)
@@ -92,24 +93,24 @@ class Calls:
         await registry.register(worker(B, "m", capacity=4))
         await registry.heartbeat(reports([(A, 0), (B, 0)]), of_polls=True)
         leases = []
-        for dispatch in (registry.dispatch_shortest_queue, registry.dispatch_lottery):
+        for method in DispatchMethod:
             for _ in range(4):
-                leases += leases_of(await dispatch(asks(["m", "n"], LEASE_MS)))
-                await dispatch(asks(["m", "m", "n", "absent"]))
+                leases += leases_of(await dispatch(registry, method, asks(["m", "n"], LEASE_MS)))
+                await dispatch(registry, method, asks(["m", "m", "n", "absent"]))
                 await client.incrby(CLOCK, 60)
         await registry.renew(leases[0])
         await registry.release(leases[:6])
         await registry.report_failure(A)
         await registry.report_failure(B, of_polls=True)
-        await registry.dispatch_lottery(asks(["n"]))
+        await dispatch_lottery(registry, asks(["n"]))
         await registry.find_workers([Find("n"), Find("m")])
-        await registry.dispatch_shortest_queue(asks(["n", "m"]))
+        await dispatch_shortest_queue(registry, asks(["n", "m"]))
         await registry.heartbeat(reports([(A, 2), (B, 2)]))
         await registry.drain(A)
         await registry.drain(A, False)
         await registry._run("dispatch_shortest_queue", "unanswered", 60_000, 1, "m", LEASE_MS, "m", 0)
         await client.incrby(CLOCK, 60)
-        await registry.dispatch_shortest_queue(asks(["m"] * 3))
+        await dispatch_shortest_queue(registry, asks(["m"] * 3))
         for part in split({A: 1}, ["unanswered"], 1_000_000):
             await registry.reconcile(part)
         known = {each.name: each for each in (await registry.list_workers()).workers}
@@ -132,12 +133,12 @@ class Calls:
         await registry.list_models(multimodal=False)
         await client.zadd(keys.leases(self.namespace), dict.fromkeys(leases, NOW))
         for call in (
-            lambda: registry.dispatch_shortest_queue(asks(["p"], LEASE_MS)),
-            lambda: registry.dispatch_lottery(asks(["p"], LEASE_MS)),
+            lambda: dispatch_shortest_queue(registry, asks(["p"], LEASE_MS)),
+            lambda: dispatch_lottery(registry, asks(["p"], LEASE_MS)),
             lambda: registry.heartbeat(reports([(B, 1)])),
             lambda: registry.sweep(0.001),
         ):
-            [lease] = leases_of(await registry.dispatch_shortest_queue(asks(["p"], LEASE_MS)))
+            [lease] = leases_of(await dispatch_shortest_queue(registry, asks(["p"], LEASE_MS)))
             await client.zadd(keys.leases(self.namespace), {lease: NOW})
             await client.delete(keys.sweep(self.namespace))
             await call()
@@ -156,7 +157,7 @@ class Calls:
         await registry.correct_heartbeats({A: 1_000.0})
         await self.client.pexpire(keys.heartbeat(self.namespace, A), 1_000)
         await registry.correct_heartbeats({A: 30.0})
-        await registry.dispatch_shortest_queue(asks(["p"], LEASE_MS))
+        await dispatch_shortest_queue(registry, asks(["p"], LEASE_MS))
         await self.client.incrby(CLOCK, -10_000)
         await registry.shorten_leases()
         for ttl in (60.0, 0.0):

@@ -13,7 +13,7 @@ from controller.store import keys
 from controller.store.registry import Registry
 from tests.conftest import CLOCK, Store
 from tests.model.decay import CLOCK_PERIOD
-from tests.support.dispatches import workers_of
+from tests.support.dispatches import dispatch_shortest_queue, workers_of
 from tests.support.invariants import check_invariants
 from tests.support.samples import A, B, C, asks, reports, worker
 
@@ -67,7 +67,7 @@ async def test_dispatch_chooses_a_worker_of_the_lowest_band(
         await registry.register(worker(name, check_heart_beat=False, **status))
         if each.fails:
             await registry.report_failure(name)
-    [chosen] = await registry.dispatch_shortest_queue(asks(["m"], 60_000 * leased))
+    [chosen] = await dispatch_shortest_queue(registry, asks(["m"], 60_000 * leased))
     assert workers[chosen.worker].band == min(each.band for each in worker_cases)
     await check_invariants(store.client, store.namespace, decays)
     for name in workers:
@@ -80,7 +80,7 @@ async def test_sequence_breaks_ties_at_the_upper_bound_of_a_band(store: Store, l
     registry = store.registry(booking_decay=True)
     for name in NAMES:
         await registry.register(worker(name, speed=MIN_SPEED, capacity=1, queue_length=MAX_QUEUE_LENGTH))
-    chosen = await registry.dispatch_shortest_queue(asks(["m"] * 6, lease_ms))
+    chosen = await dispatch_shortest_queue(registry, asks(["m"] * 6, lease_ms))
     assert workers_of(chosen) == NAMES * 2 if lease_ms else set(workers_of(chosen)) == set(NAMES)
 
 
@@ -133,9 +133,9 @@ async def test_bookings_decay_after_the_decay_clock_wraps(lab: Lab) -> None:
     await lab.tick(2_000)
     await registry.heartbeat(reports([(A, 0)]))
     assert await lab.reading() == pytest.approx(10)
-    assert workers_of(await registry.dispatch_shortest_queue(asks(["m"]))) == [A]
+    assert workers_of(await dispatch_shortest_queue(registry, asks(["m"]))) == [A]
     await registry.heartbeat(reports([(B, 4)]))
-    assert workers_of(await registry.dispatch_shortest_queue(asks(["m"]))) == [A], "B has a longer queue"
+    assert workers_of(await dispatch_shortest_queue(registry, asks(["m"]))) == [A], "B has a longer queue"
     await lab.tick(5_000)
     lengths = {known.name: known.status.queue_length for known in (await registry.list_workers()).workers}
     assert lengths == {A: 0, B: 0}, "all bookings have decayed"
@@ -149,7 +149,7 @@ async def test_bookings_decay_on_a_worker_without_a_report_since_the_decay_clock
     await lab.tick(2_000)
     await registry.heartbeat(reports([(A, 0)]))
     await registry.drain(A)
-    assert workers_of(await registry.dispatch_shortest_queue(asks(["m"]))) == [B]
+    assert workers_of(await dispatch_shortest_queue(registry, asks(["m"]))) == [B]
     await lab.tick(5_000)
     lengths = {known.name: known.status.queue_length for known in (await registry.list_workers()).workers}
     assert lengths == {A: 0, B: 0}

@@ -9,7 +9,7 @@ from controller.domain.errors import InvalidInput, StoreUnavailable
 from controller.store import capacities, keys
 from controller.store.registry import Registry
 from tests.conftest import Store
-from tests.support.dispatches import workers_of
+from tests.support.dispatches import dispatch_shortest_queue, workers_of
 from tests.support.samples import A, B, C, asks, reports, worker
 
 OF_A, OF_M, OF_N = CapacityTarget(worker_name=A), CapacityTarget(model="m"), CapacityTarget(model="n")
@@ -56,14 +56,14 @@ async def test_next_dispatch_uses_a_capacity_that_was_set_or_removed(registry: R
     for name in (A, B):
         await registry.register(worker(name, queue_length=3 if name == A else 4))
     await set_and_apply(registry, OF_M, 9)
-    assert workers_of(await registry.dispatch_shortest_queue(asks(["m"]))) == [A]
+    assert workers_of(await dispatch_shortest_queue(registry, asks(["m"]))) == [A]
     await set_and_apply(registry, OF_A, 4)
-    assert workers_of(await registry.dispatch_shortest_queue(asks(["m"] * 3))) == [B, B, B], "A has no free slot"
+    assert workers_of(await dispatch_shortest_queue(registry, asks(["m"] * 3))) == [B, B, B], "A has no free slot"
     await set_and_apply(registry, OF_A, None)
-    assert workers_of(await registry.dispatch_shortest_queue(asks(["m"] * 3))) == [A, A, A]
+    assert workers_of(await dispatch_shortest_queue(registry, asks(["m"] * 3))) == [A, A, A]
     await set_and_apply(registry, OF_M, None)
     assert await known_capacities(registry) == {A: (None, ""), B: (None, "")}
-    assert sorted(workers_of(await registry.dispatch_shortest_queue(asks(["m"] * 2)))) == [A, B]
+    assert sorted(workers_of(await dispatch_shortest_queue(registry, asks(["m"] * 2)))) == [A, B]
 
 
 @pytest.mark.parametrize("decays", [True, False])
@@ -85,7 +85,7 @@ async def test_capacity_survives_reports_registrations_and_refreshes(store: Stor
     await set_and_apply(registry, OF_A, None)
     assert await capacity_of(registry) == (6, "reported"), "a draining worker is covered, too"
     await registry.drain(A, False)
-    assert workers_of(await registry.dispatch_shortest_queue(asks(["n"]))) == [A]
+    assert workers_of(await dispatch_shortest_queue(registry, asks(["n"]))) == [A]
 
 
 async def test_removed_worker_keeps_what_was_set_for_it(registry: Registry) -> None:

@@ -20,7 +20,7 @@ from controller.store.registry import Registry
 from controller.store_url import StoreKind, StoreUrl, parse_store_url
 from controller.web.errors import error_body
 from tests.support.clients import Client
-from tests.support.dispatches import workers_of
+from tests.support.dispatches import dispatch_shortest_queue, workers_of
 from tests.support.faults import proxy
 from tests.support.invariants import check_invariants
 from tests.support.samples import A, B, C, asks, reports, worker
@@ -104,7 +104,9 @@ async def test_lost_replies_do_not_book_twice(embedded_url: str, short_dir: Path
         registry = Registry(client, "lost-replies", 3_600.0, 60.0, booking_decay=False, booking_delay=0.0)
         for name in (A, B, C):
             await registry.register(worker(name))
-        chosen = [name for _ in range(2000) for name in workers_of(await registry.dispatch_shortest_queue(asks(["m"])))]
+        chosen = [
+            name for _ in range(2000) for name in workers_of(await dispatch_shortest_queue(registry, asks(["m"])))
+        ]
         assert lossy.lost > 30
         assert len([name for name in chosen if name]) == 2000
         assert sum(w.status.queue_length for w in (await registry.list_workers()).workers) == 2000
@@ -122,7 +124,7 @@ async def test_reply_outlives_all_retries_of_its_call(embedded_url: str) -> None
         assert registry._reply_ttl_ms == 1000 * kept
         registry._calls.deadline = 60.0
         await registry.register(worker(A))
-        await registry.dispatch_shortest_queue(asks(["m"]))
+        await dispatch_shortest_queue(registry, asks(["m"]))
         replies = await client.keys("{kept}:reply:*")
         assert len(replies) == 2
         for reply in replies:
@@ -139,7 +141,7 @@ async def test_calls_time_out_when_redis_hangs(short_dir: Path) -> None:
         os.kill(server.pid, signal.SIGSTOP)
         try:
             calls = [
-                registry.dispatch_shortest_queue(asks(["m"])),
+                dispatch_shortest_queue(registry, asks(["m"])),
                 registry.heartbeat(reports([(A, 0)])),
                 registry.list_workers(),
             ]
@@ -184,7 +186,7 @@ async def test_scripts_are_reloaded_after_a_flush(embedded_url: str) -> None:
     registry = Registry(client, "flush", 90.0, booking_decay=False, booking_delay=0.0)
     await registry.register(worker(A))
     await client.script_flush()
-    assert workers_of(await registry.dispatch_shortest_queue(asks(["m"]))) == [A]
+    assert workers_of(await dispatch_shortest_queue(registry, asks(["m"]))) == [A]
     await registry.remove(A)
     await client.delete(*await client.keys("{flush}*"))
     await client.aclose()

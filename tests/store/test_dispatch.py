@@ -7,6 +7,7 @@ from collections import Counter
 
 import pytest
 
+from controller.domain.dispatch import DispatchMethod
 from controller.domain.errors import StoreUnavailable
 from controller.store import keys
 from controller.store.connection import connect
@@ -14,7 +15,7 @@ from controller.store.reconciliation import split
 from controller.store.registry import Registry
 from tests.conftest import CLOCK, Store
 from tests.model.shortest_queue import Indexed, least_cost
-from tests.support.dispatches import workers_of
+from tests.support.dispatches import dispatch, dispatch_lottery, dispatch_shortest_queue, workers_of
 from tests.support.invariants import load_of, whole_state
 from tests.support.samples import A, B, C, asks, reports, worker
 
@@ -24,36 +25,36 @@ async def queues(registry: Registry) -> list[int]:
 
 
 async def test_dispatch_returns_no_worker_when_none_is_registered(registry: Registry) -> None:
-    assert workers_of(await registry.dispatch_shortest_queue(asks(["m"]))) == [""]
-    assert workers_of(await registry.dispatch_lottery(asks(["m"]))) == [""]
+    assert workers_of(await dispatch_shortest_queue(registry, asks(["m"]))) == [""]
+    assert workers_of(await dispatch_lottery(registry, asks(["m"]))) == [""]
 
 
 async def test_dispatch_chooses_and_books_the_shortest_queue_per_speed(registry: Registry) -> None:
     await registry.register(worker(A, speed=1, queue_length=3))
     await registry.register(worker(B, speed=4, queue_length=8))
     await registry.register(worker(C, speed=1, queue_length=9))
-    assert workers_of(await registry.dispatch_shortest_queue(asks(["m"] * 6))) == [B, B, B, B, A, B]
+    assert workers_of(await dispatch_shortest_queue(registry, asks(["m"] * 6))) == [B, B, B, B, A, B]
     assert await queues(registry) == [4, 13, 9]
 
 
 async def test_dispatch_rotates_equal_workers_in_registration_order(registry: Registry) -> None:
     for name in (B, C, A):
         await registry.register(worker(name))
-    assert workers_of(await registry.dispatch_shortest_queue(asks(["m"] * 7))) == [B, C, A, B, C, A, B]
+    assert workers_of(await dispatch_shortest_queue(registry, asks(["m"] * 7))) == [B, C, A, B, C, A, B]
 
 
 async def test_heartbeat_does_not_change_the_rotation(registry: Registry) -> None:
     for name in (A, B, C):
         await registry.register(worker(name))
-    assert workers_of(await registry.dispatch_shortest_queue(asks(["m"]))) == [A]
+    assert workers_of(await dispatch_shortest_queue(registry, asks(["m"]))) == [A]
     await registry.heartbeat(reports([(A, 0), (B, 0), (C, 0)]))
-    assert workers_of(await registry.dispatch_shortest_queue(asks(["m", "m", "m"]))) == [B, C, A]
+    assert workers_of(await dispatch_shortest_queue(registry, asks(["m", "m", "m"]))) == [B, C, A]
 
 
 async def test_booking_counts_for_all_models_of_the_worker(registry: Registry) -> None:
     await registry.register(worker(A, "m", "n"))
     await registry.register(worker(B, "n"))
-    assert workers_of(await registry.dispatch_shortest_queue(asks(["m", "m", "n", "n", "n", "m"]))) == [
+    assert workers_of(await dispatch_shortest_queue(registry, asks(["m", "m", "n", "n", "n", "m"]))) == [
         A,
         A,
         B,
@@ -71,8 +72,8 @@ async def test_batch_makes_the_same_choices_as_single_calls(store: Store) -> Non
     for registry in (one, many):
         for i in range(6):
             await registry.register(worker(f"http://w{i}:1", *["m", "n"][i % 2 :], speed=1 + i % 3, queue_length=i))
-    assert workers_of(await one.dispatch_shortest_queue(asks(models))) == [
-        (workers_of(await many.dispatch_shortest_queue(asks([m]))))[0] for m in models
+    assert workers_of(await dispatch_shortest_queue(one, asks(models))) == [
+        (workers_of(await dispatch_shortest_queue(many, asks([m]))))[0] for m in models
     ]
     assert await queues(one) == await queues(many)
 
@@ -93,7 +94,7 @@ async def test_repeated_call_returns_the_same_reply_and_books_nothing(
 
 async def test_lottery_books_nothing(registry: Registry) -> None:
     await registry.register(worker(A, queue_length=2))
-    assert workers_of(await registry.dispatch_lottery(asks(["m"] * 5))) == [A] * 5
+    assert workers_of(await dispatch_lottery(registry, asks(["m"] * 5))) == [A] * 5
     assert await queues(registry) == [2]
 
 
@@ -106,12 +107,12 @@ async def test_lottery_is_proportional_to_speed(store: Store) -> None:
         if speed != 4:
             await registry.register(worker(name, speed=speed))
     await registry.register(worker("http://dead:1", speed=50))
-    await registry.dispatch_lottery(asks(["m"] * 250))
+    await dispatch_lottery(registry, asks(["m"] * 250))
     await store.expire_heartbeat("http://dead:1")
     await registry.register(worker("http://w4:1", speed=4))
     drawn: Counter[str] = Counter()
     for _ in range(draws // 250):
-        drawn.update(workers_of(await registry.dispatch_lottery(asks(["m"] * 250))))
+        drawn.update(workers_of(await dispatch_lottery(registry, asks(["m"] * 250))))
     total = sum(speeds.values())
     chi_square = sum((drawn[name] - draws * s / total) ** 2 / (draws * s / total) for name, s in speeds.items())
     assert set(drawn) == set(speeds)
@@ -125,7 +126,7 @@ async def test_lottery_draws_do_not_depend_on_each_other(store: Store) -> None:
     await registry.register(worker(A))
     await registry.register(worker(B))
     winners = [
-        name for _ in range(draws // 250) for name in workers_of(await registry.dispatch_lottery(asks(["m"] * 250)))
+        name for _ in range(draws // 250) for name in workers_of(await dispatch_lottery(registry, asks(["m"] * 250)))
     ]
     pairs = Counter(zip(winners[::2], winners[1::2], strict=True))
     expected = draws / 2 / 4
@@ -136,10 +137,10 @@ async def test_lottery_follows_a_change_of_speed(store: Store) -> None:
     registry = store.registry(draw=random.Random(3).random)
     await registry.register(worker(A, speed=1000))
     await registry.register(worker(B, speed=1))
-    await registry.dispatch_lottery(asks(["m"] * 200))
+    await dispatch_lottery(registry, asks(["m"] * 200))
     await registry.register(worker(A, speed=1e-6))
-    await registry.dispatch_lottery(asks(["m"]))
-    assert Counter(workers_of(await registry.dispatch_lottery(asks(["m"] * 200))))[B] == 200
+    await dispatch_lottery(registry, asks(["m"]))
+    assert Counter(workers_of(await dispatch_lottery(registry, asks(["m"] * 200))))[B] == 200
 
 
 async def test_dispatch_removes_an_index_entry_without_a_hash(store: Store, registry: Registry) -> None:
@@ -149,12 +150,12 @@ async def test_dispatch_removes_an_index_entry_without_a_hash(store: Store, regi
     for lost in ([f"{key}:worker:{A}"], [f"{key}:worker:{A}", f"{key}:heartbeat:{A}"]):
         await registry.register(worker(A))
         await store.client.delete(*lost)
-        assert workers_of(await registry.dispatch_shortest_queue(asks(["m", "m"]))) == [B, B]
+        assert workers_of(await dispatch_shortest_queue(registry, asks(["m", "m"]))) == [B, B]
         await registry.register(worker(A))
         await store.client.delete(*lost)
-        assert set(workers_of(await registry.dispatch_lottery(asks(["m"] * 20)))) == {B}
+        assert set(workers_of(await dispatch_lottery(registry, asks(["m"] * 20)))) == {B}
         await registry.heartbeat(reports([(A, 0)]))
-        assert workers_of(await registry.dispatch_shortest_queue(asks(["m"]))) == [B]
+        assert workers_of(await dispatch_shortest_queue(registry, asks(["m"]))) == [B]
     assert [known.name for known in (await registry.list_workers()).workers] == [B]
     await store.client.delete(*await store.client.keys(f"{key}*"))
 
@@ -169,14 +170,14 @@ async def test_dispatch_skips_a_draining_worker_that_an_index_lists(store: Store
     seq = int(await store.client.hget(keys.worker(store.namespace, A), "index_seq"))
     await store.client.zadd(keys.cost_index(store.namespace, "m"), {f"{seq:016d}{A}": -1.0})
     await store.client.zadd(keys.decay_index(store.namespace, "m"), {A: -(2**53)})
-    assert workers_of(await registry.dispatch_shortest_queue(asks(["m", "m"], lease_ms))) == [B, B]
+    assert workers_of(await dispatch_shortest_queue(registry, asks(["m", "m"], lease_ms))) == [B, B]
     await store.client.zrem(keys.cost_index(store.namespace, "m"), f"{seq:016d}{A}")
     await store.client.zrem(keys.decay_index(store.namespace, "m"), A)
 
 
-@pytest.mark.parametrize("operation", ["dispatch_shortest_queue", "dispatch_lottery"])
+@pytest.mark.parametrize("method", DispatchMethod)
 async def test_dispatch_purges_many_expired_workers_in_several_calls(
-    store: Store, registry: Registry, operation: str, monkeypatch: pytest.MonkeyPatch
+    store: Store, registry: Registry, method: DispatchMethod, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Each call blocks Redis only briefly. Together the calls return the result of a single one."""
     dead = [f"http://dead{i}:1" for i in range(100)]
@@ -192,52 +193,51 @@ async def test_dispatch_purges_many_expired_workers_in_several_calls(
         return await run(self, script, *arguments)
 
     monkeypatch.setattr(Registry, "_run", counting)
-    assert workers_of(await getattr(registry, operation)(asks(["absent", "m", "m"]))) == ["", A, A]
+    assert workers_of(await dispatch(registry, method, asks(["absent", "m", "m"]))) == ["", A, A]
     assert len(calls) == len(set(calls)) == 1 + 100 * 6 // 256, "each call has its own request ID"
     assert [known.name for known in (await registry.list_workers()).workers] == [A]
 
 
-@pytest.mark.parametrize("operation", ["dispatch_shortest_queue", "dispatch_lottery"])
+@pytest.mark.parametrize("method", DispatchMethod)
 async def test_remaining_requests_receive_their_own_replies_after_a_retry(
-    store: Store, registry: Registry, operation: str
+    store: Store, registry: Registry, method: DispatchMethod
 ) -> None:
     for i in range(60):
         await registry.register(worker(f"http://dead{i}:1", "m", "n", *(f"m{j}" for j in range(8))))
         await store.expire_heartbeat(f"http://dead{i}:1")
     for name, model in ((A, "m"), (B, "n"), (C, "o")):
         await registry.register(worker(name, model, queue_length=1000, speed=0.001))
-    choices = await getattr(registry, operation)(asks(["o", "m", "n", "m", "o", "absent", "n"]))
+    choices = await dispatch(registry, method, asks(["o", "m", "n", "m", "o", "absent", "n"]))
     assert workers_of(choices) == [C, A, B, A, C, "", B]
 
 
-async def test_reconciliation_undoes_all_parts_of_a_failed_dispatch(
+async def test_reconciliation_undoes_only_the_call_that_failed(
     store: Store, registry: Registry, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """Requests that an earlier call has answered stay booked, because their clients have got the answers."""
     for i in range(60):
         await registry.register(worker(f"http://dead{i}:1", "m", *(f"m{j}" for j in range(9))))
         await store.expire_heartbeat(f"http://dead{i}:1")
-    await registry.register(worker(A, "o"))
-    run = Registry._run
-    calls: list[str | int] = []
+    await registry.register(worker(A, "m", "o"))
     unanswered: list[str] = []
     registry.on_unanswered = unanswered.append
+    first = await registry.dispatch_some(DispatchMethod.SHORTEST_QUEUE, asks(["o", "m", "o"]))
+    assert [choice and choice.worker for choice in first] == [A, None, A]
+    run = Registry._run
 
-    async def once(self: Registry, script: str, *arguments: str | int) -> object:
-        calls.append(script)
-        if len(calls) > 1:
-            raise StoreUnavailable("Redis is unavailable.")
-        return await run(self, script, *arguments)
+    async def unanswered_run(self: Registry, script: str, *arguments: str | int) -> object:
+        await run(self, script, *arguments)
+        raise StoreUnavailable("The reply was lost.")
 
     with monkeypatch.context() as patch:
-        patch.setattr(Registry, "_run", once)
+        patch.setattr(Registry, "_run", unanswered_run)
         with pytest.raises(StoreUnavailable):
-            await registry.dispatch_shortest_queue(asks(["o", "m", "o"]))
-    assert len(calls) == 2
-    assert await queues(registry) == [2]
+            await registry.dispatch_some(DispatchMethod.SHORTEST_QUEUE, asks(["o"]))
+    assert await queues(registry) == [3]
     [reconciliation] = split({}, unanswered, 0)
-    assert len(reconciliation.unanswered) == 2
+    assert len(reconciliation.unanswered) == 1
     await registry.reconcile(reconciliation)
-    assert await queues(registry) == [0]
+    assert await queues(registry) == [2]
 
 
 async def fleet(store: Store, namespace: str) -> dict[str, Indexed]:
@@ -269,7 +269,7 @@ async def test_dispatch_compares_the_fronts_of_both_indexes_when_only_some_reque
         await store.client.set(CLOCK, now)
         workers = await fleet(store, namespace)
         leased = order.random() < 0.5
-        [chosen] = await registry.dispatch_shortest_queue(asks(["m"], 60_000 * leased))
+        [chosen] = await dispatch_shortest_queue(registry, asks(["m"], 60_000 * leased))
         reading, read_at, time_constant = map(float, (await store.client.get(keys.decay(namespace, "m"))).split()[:3])
         reading += (now - read_at) / time_constant
         best = least_cost(workers.values(), leased=leased, decays=True, reading=reading, rate=1.0)
@@ -286,9 +286,9 @@ async def test_sequence_breaks_ties_between_leased_and_untracked_load(store: Sto
     registry = store.registry(booking_decay=True)
     for name in (A, B):
         await registry.register(worker(name, check_heart_beat=False))
-    assert workers_of(await registry.dispatch_shortest_queue(asks(["m"]))) == [A]
-    assert workers_of(await registry.dispatch_shortest_queue(asks(["m"], 60_000))) == [B]
-    assert workers_of(await registry.dispatch_shortest_queue(asks(["m"]))) == [A]
+    assert workers_of(await dispatch_shortest_queue(registry, asks(["m"]))) == [A]
+    assert workers_of(await dispatch_shortest_queue(registry, asks(["m"], 60_000))) == [B]
+    assert workers_of(await dispatch_shortest_queue(registry, asks(["m"]))) == [A]
     await store.client.delete(CLOCK)
 
 
@@ -298,7 +298,7 @@ async def test_lottery_does_not_treat_a_decayed_booking_as_a_failure(store: Stor
         await registry.register(worker(name))
     key = keys.worker(store.namespace, A)
     await store.client.hset(key, "untracked", "1e-07")
-    drawn = Counter(workers_of(await registry.dispatch_lottery(asks(["m"] * 1000))))
+    drawn = Counter(workers_of(await dispatch_lottery(registry, asks(["m"] * 1000))))
     assert 400 < drawn[A] < 600
 
 
@@ -306,10 +306,10 @@ async def test_lottery_stays_exact_when_fast_workers_join_a_slow_one(store: Stor
     """Use the lowest and the highest speed."""
     registry = store.registry(draw=random.Random(2).random)
     await registry.register(worker(A, speed=1e-6))
-    await registry.dispatch_lottery(asks(["m"] * 250))
+    await dispatch_lottery(registry, asks(["m"] * 250))
     for name in (B, C):
         await registry.register(worker(name, speed=1e9))
-    drawn = Counter(workers_of(await registry.dispatch_lottery(asks(["m"] * 1000))))
+    drawn = Counter(workers_of(await dispatch_lottery(registry, asks(["m"] * 1000))))
     assert set(drawn) == {B, C}
     assert 400 < drawn[B] < 600
 
@@ -321,7 +321,7 @@ def dispatch_many(url: str, namespace: str, times: int) -> None:
         client = connect(url, timeout=60.0)
         registry = Registry(client, namespace, 90.0, 60.0, booking_decay=False, booking_delay=0.0)
         for _ in range(times):
-            [name] = workers_of(await registry.dispatch_shortest_queue(asks(["m"])))
+            [name] = workers_of(await dispatch_shortest_queue(registry, asks(["m"])))
             assert name
         await client.aclose()
 

@@ -6,11 +6,12 @@ from collections import Counter
 
 import pytest
 
+from controller.domain.dispatch import DispatchMethod
 from controller.store import keys
 from controller.store.reconciliation import split
 from controller.store.registry import Registry
 from tests.conftest import CLOCK, Store
-from tests.support.dispatches import leases_of, workers_of
+from tests.support.dispatches import dispatch, dispatch_lottery, dispatch_shortest_queue, leases_of, workers_of
 from tests.support.invariants import check_invariants
 from tests.support.samples import A, B, C, asks, reports, worker
 from tests.support.waiting import wait_until
@@ -28,18 +29,18 @@ async def test_dispatch_skips_many_failing_workers(store: Store, decays: bool, l
     for name in FAILING:
         assert await registry.report_failure(name)
     await check_invariants(store.client, store.namespace, decays)
-    chosen = await registry.dispatch_shortest_queue(asks(["m"] * 36, lease_ms))
+    chosen = await dispatch_shortest_queue(registry, asks(["m"] * 36, lease_ms))
     assert Counter(workers_of(chosen)) == dict.fromkeys(SERVING, 3)
     await check_invariants(store.client, store.namespace, decays)
 
 
-@pytest.mark.parametrize("operation", ["dispatch_shortest_queue", "dispatch_lottery"])
-async def test_failing_workers_are_chosen_when_all_fail(store: Store, operation: str) -> None:
+@pytest.mark.parametrize("method", DispatchMethod)
+async def test_failing_workers_are_chosen_when_all_fail(store: Store, method: DispatchMethod) -> None:
     registry = store.registry(booking_decay=True, draw=random.Random(2).random)
     for name in FAILING:
         await registry.register(worker(name))
         await registry.report_failure(name)
-    chosen = Counter(workers_of(await getattr(registry, operation)(asks(["m"] * 360))))
+    chosen = Counter(workers_of(await dispatch(registry, method, asks(["m"] * 360))))
     assert set(chosen) == set(FAILING)
 
 
@@ -49,12 +50,12 @@ async def test_lottery_skips_a_fast_failing_worker_while_another_serves(store: S
     await registry.register(worker(B, speed=10_000))
     await registry.register(worker(C, speed=3))
     await registry.report_failure(B)
-    drawn = Counter(workers_of(await registry.dispatch_lottery(asks(["m"] * 1000))))
+    drawn = Counter(workers_of(await dispatch_lottery(registry, asks(["m"] * 1000))))
     assert drawn.keys() == {A, C}
     assert 650 < drawn[C] < 850, "the odds of the other workers are unchanged"
     await check_invariants(store.client, store.namespace)
     await registry.heartbeat(reports([(B, 0)]))
-    assert Counter(workers_of(await registry.dispatch_lottery(asks(["m"] * 100))))[B] > 90
+    assert Counter(workers_of(await dispatch_lottery(registry, asks(["m"] * 100))))[B] > 90
 
 
 async def failing(registry: Registry) -> dict[str, str]:
@@ -108,35 +109,35 @@ async def test_leased_dispatch_finds_capacity_freed_by_decay(store: Store) -> No
     registry = store.registry(booking_decay=True)
     await registry.register(worker(A, capacity=2))
     await registry.register(worker(B, capacity=2, queue_length=3))
-    assert set(workers_of(await registry.dispatch_shortest_queue(asks(["m", "m"], 60_000)))) == {A}
+    assert set(workers_of(await dispatch_shortest_queue(registry, asks(["m", "m"], 60_000)))) == {A}
     index = keys.cost_index(store.namespace, "m")
     decay_key = keys.decay(store.namespace, "m")
     reading, rest = (await store.client.get(decay_key)).split(" ", 1)
     await store.client.set(decay_key, f"{float(reading) + 20} {rest}")  # simulate elapsed time
     scores = {member[16:]: score for member, score in await store.client.zrange(index, 0, -1, withscores=True)}
     assert 1e9 < scores[A] < scores[B], "A has no untracked load and is first"
-    [chosen] = await registry.dispatch_shortest_queue(asks(["m"], 60_000))
+    [chosen] = await dispatch_shortest_queue(registry, asks(["m"], 60_000))
     assert chosen.worker == B
 
 
 async def test_restore_keeps_a_worker_draining(registry: Registry) -> None:
     assert await registry.restore(worker(A), draining=True)
-    assert workers_of(await registry.dispatch_shortest_queue(asks(["m"]))) == [""]
+    assert workers_of(await dispatch_shortest_queue(registry, asks(["m"]))) == [""]
     await registry.register(worker(A))
     assert [known.draining for known in (await registry.list_workers()).workers] == [True]
     assert await registry.drain(A, False)
-    assert workers_of(await registry.dispatch_shortest_queue(asks(["m"]))) == [A]
+    assert workers_of(await dispatch_shortest_queue(registry, asks(["m"]))) == [A]
 
 
 async def test_worker_is_not_drained_when_drawn_since_its_last_report(registry: Registry) -> None:
     await registry.register(worker(A))
-    assert workers_of(await registry.dispatch_lottery(asks(["m"]))) == [A]
+    assert workers_of(await dispatch_lottery(registry, asks(["m"]))) == [A]
     await registry.drain(A)
     assert [known.drained for known in (await registry.list_workers()).workers] == [False]
     await registry.heartbeat(reports([(A, 0)]))
     assert [known.drained for known in (await registry.list_workers()).workers] == [True]
     await registry.drain(A, False)
-    await registry.dispatch_lottery(asks(["m"]))
+    await dispatch_lottery(registry, asks(["m"]))
     await registry.register(worker(A))
     await registry.drain(A)
     assert [known.drained for known in (await registry.list_workers()).workers] == [True], (
@@ -150,7 +151,7 @@ async def test_bookings_decay_after_a_resume_without_a_decay_key(store: Store) -
     await registry.drain(A)
     await store.client.delete(keys.decay(store.namespace, "m"))  # as if it had expired after an hour
     await registry.drain(A, False)
-    assert workers_of(await registry.dispatch_shortest_queue(asks(["m"]))) == [A]
+    assert workers_of(await dispatch_shortest_queue(registry, asks(["m"]))) == [A]
     assert await store.client.exists(keys.decay(store.namespace, "m"))
 
 
@@ -165,7 +166,7 @@ async def test_bookings_decay_by_the_new_decay_clock_after_a_resume(store: Store
     await registry.drain(A)
     await store.client.delete(keys.decay(store.namespace, "m"))  # as if it had expired after an hour
     await registry.drain(A, False)
-    assert workers_of(await registry.dispatch_shortest_queue(asks(["m"]))) == [A]
+    assert workers_of(await dispatch_shortest_queue(registry, asks(["m"]))) == [A]
     await store.client.incrby(CLOCK, 100_000)
     assert [known.status.queue_length for known in (await registry.list_workers()).workers] == [0]
     await store.client.delete(CLOCK)
@@ -175,7 +176,7 @@ async def test_draining_state_lasts_an_hour_after_expiry(store: Store, registry:
     await registry.register(worker(A))
     await registry.drain(A)
     await store.expire_heartbeat(A)
-    assert workers_of(await registry.dispatch_shortest_queue(asks(["m"]))) == [""]
+    assert workers_of(await dispatch_shortest_queue(registry, asks(["m"]))) == [""]
     assert await registry.heartbeat(reports([(A, 0)])) == [False]
     assert 3_500_000 < await store.client.pttl(keys.draining(store.namespace, A)) <= 3_600_000
     await registry.register(worker(A))
@@ -193,7 +194,7 @@ async def test_worker_resumed_while_expired_serves_after_registration(
         assert await registry.sweep(60.0) == [A]
     assert not await registry.drain(A, False)
     await registry.register(worker(A))
-    assert workers_of(await registry.dispatch_shortest_queue(asks(["m"]))) == [A]
+    assert workers_of(await dispatch_shortest_queue(registry, asks(["m"]))) == [A]
 
 
 async def test_registration_resets_whether_a_worker_answered_a_poll(registry: Registry) -> None:
@@ -205,28 +206,28 @@ async def test_registration_resets_whether_a_worker_answered_a_poll(registry: Re
     assert await registry.report_failure(B, of_polls=True)
 
 
-@pytest.mark.parametrize("operation", ["dispatch_shortest_queue", "dispatch_lottery"])
-async def test_dispatch_ends_expired_leases(store: Store, registry: Registry, operation: str) -> None:
+@pytest.mark.parametrize("method", DispatchMethod)
+async def test_dispatch_ends_expired_leases(store: Store, registry: Registry, method: DispatchMethod) -> None:
     await registry.register(worker(A))
-    await getattr(registry, operation)(asks(["m", "m"], 1))
-    await getattr(registry, operation)(asks(["m"], 60_000))
-    await wait_until(lambda: is_only_the_new_lease_counted(registry, operation), "the first two leases have ended")
+    await dispatch(registry, method, asks(["m", "m"], 1))
+    await dispatch(registry, method, asks(["m"], 60_000))
+    await wait_until(lambda: is_only_the_new_lease_counted(registry, method), "the first two leases have ended")
 
 
-@pytest.mark.parametrize("operation", ["dispatch_shortest_queue", "dispatch_lottery"])
-async def test_unreleased_leases_do_not_accumulate(registry: Registry, operation: str) -> None:
+@pytest.mark.parametrize("method", DispatchMethod)
+async def test_unreleased_leases_do_not_accumulate(registry: Registry, method: DispatchMethod) -> None:
     """A client may rely on the lease duration instead of releasing. Leases end without a sweep."""
     await registry.register(worker(A))
     for _ in range(4):
-        await getattr(registry, operation)(asks(["m"] * 256, 1))
+        await dispatch(registry, method, asks(["m"] * 256, 1))
         await asyncio.sleep(0.01)
-    await getattr(registry, operation)(asks(["m"], 60_000))
+    await dispatch(registry, method, asks(["m"], 60_000))
     [known] = (await registry.list_workers()).workers
     assert known.leased <= 256, "each call ends more leases than it grants"
 
 
-async def is_only_the_new_lease_counted(registry: Registry, operation: str) -> bool:
-    [lease] = leases_of(await getattr(registry, operation)(asks(["m"], 60_000)))
+async def is_only_the_new_lease_counted(registry: Registry, method: DispatchMethod) -> bool:
+    [lease] = leases_of(await dispatch(registry, method, asks(["m"], 60_000)))
     await registry.release([lease])
     return [known.leased for known in (await registry.list_workers()).workers] == [1]
 
@@ -234,7 +235,7 @@ async def is_only_the_new_lease_counted(registry: Registry, operation: str) -> b
 async def test_release_after_a_report_does_not_make_the_count_negative(store: Store) -> None:
     registry = store.registry(booking_decay=True)
     await registry.register(worker(A))
-    leases = leases_of(await registry.dispatch_shortest_queue(asks(["m", "m"], 60_000)))
+    leases = leases_of(await dispatch_shortest_queue(registry, asks(["m", "m"], 60_000)))
     await asyncio.sleep(0.01)  # Redis stores times in whole milliseconds
     await registry.heartbeat(reports([(A, 0)]))  # both requests have ended
     key = keys.worker(store.namespace, A)

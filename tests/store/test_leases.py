@@ -6,7 +6,7 @@ from controller.store import keys
 from controller.store.registry import Registry
 from tests.conftest import CLOCK, Store
 from tests.model.load import LATE_RELEASE_MS
-from tests.support.dispatches import leases_of
+from tests.support.dispatches import dispatch_shortest_queue, leases_of
 from tests.support.samples import A, asks, reports, worker
 
 
@@ -14,7 +14,7 @@ from tests.support.samples import A, asks, reports, worker
 async def expired_lease(store: Store, registry: Registry) -> str:
     """Return a lease that has expired but is still counted."""
     await registry.register(worker(A))
-    [lease] = leases_of(await registry.dispatch_shortest_queue(asks(["m"], 60_000)))
+    [lease] = leases_of(await dispatch_shortest_queue(registry, asks(["m"], 60_000)))
     await store.client.zadd(keys.leases(store.namespace), {lease: 1})
     return lease
 
@@ -54,7 +54,7 @@ async def test_lease_expires_at_its_time(store: Store) -> None:
     await store.client.set(CLOCK, now)
     registry = store.registry()
     await registry.register(worker(A))
-    leases = leases_of(await registry.dispatch_shortest_queue(asks(["m"] * 2, 60_000)))
+    leases = leases_of(await dispatch_shortest_queue(registry, asks(["m"] * 2, 60_000)))
     await store.client.set(CLOCK, now + 59_999)
     assert await registry.renew(leases[0])
     await store.client.set(CLOCK, now + 60_000)
@@ -63,7 +63,7 @@ async def test_lease_expires_at_its_time(store: Store) -> None:
 
 async def test_renew_restarts_the_full_duration_of_a_lease(store: Store, registry: Registry) -> None:
     await registry.register(worker(A))
-    [lease] = leases_of(await registry.dispatch_shortest_queue(asks(["m"], 60_000)))
+    [lease] = leases_of(await dispatch_shortest_queue(registry, asks(["m"], 60_000)))
     leases = keys.leases(store.namespace)
     assert await store.client.pttl(leases) > 86_400_000, "longer than any lease"
     ends_at = await store.client.zscore(leases, lease)
@@ -75,7 +75,7 @@ async def test_renew_restarts_the_full_duration_of_a_lease(store: Store, registr
 
 async def test_renew_rejects_a_lease_on_an_expired_worker(store: Store, registry: Registry) -> None:
     await registry.register(worker(A))
-    [lease] = leases_of(await registry.dispatch_shortest_queue(asks(["m"], 60_000)))
+    [lease] = leases_of(await dispatch_shortest_queue(registry, asks(["m"], 60_000)))
     await store.expire_heartbeat(A)
     assert not await registry.renew(lease), "before the sweep"
     await registry.sweep(60.0)
@@ -88,10 +88,10 @@ async def test_expiry_of_abandoned_leases_does_not_free_capacity(store: Store) -
     await store.client.set(CLOCK, 1_800_000_000_000)
     registry = store.registry()
     await registry.register(worker(A, capacity=8, check_heart_beat=False))
-    await registry.dispatch_shortest_queue(asks(["m"] * 5, 60_000))
+    await dispatch_shortest_queue(registry, asks(["m"] * 5, 60_000))
     await store.client.incrby(CLOCK, 5_000)
     await registry.heartbeat(reports([(A, 0)]))
-    held = leases_of(await registry.dispatch_shortest_queue(asks(["m"] * 8, 120_000)))
+    held = leases_of(await dispatch_shortest_queue(registry, asks(["m"] * 8, 120_000)))
     await store.client.incrby(CLOCK, 60_000)
     await registry.sweep(60.0)
     [known] = (await registry.list_workers()).workers
@@ -107,7 +107,7 @@ async def test_release_shortly_after_a_report_is_not_counted_twice(store: Store,
     await store.client.set(CLOCK, 1_800_000_000_000)
     registry = store.registry()
     await registry.register(worker(A, check_heart_beat=False))
-    leases = leases_of(await registry.dispatch_shortest_queue(asks(["m"] * 2, 60_000)))
+    leases = leases_of(await dispatch_shortest_queue(registry, asks(["m"] * 2, 60_000)))
     await store.client.incrby(CLOCK, 5_000)
     await registry.heartbeat(reports([(A, 1)]))
     await store.client.incrby(CLOCK, late)

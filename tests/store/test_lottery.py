@@ -9,7 +9,7 @@ import pytest
 from controller.store import keys
 from controller.store.registry import Registry
 from tests.conftest import Store
-from tests.support.dispatches import workers_of
+from tests.support.dispatches import dispatch_lottery, workers_of
 from tests.support.invariants import check_invariants
 from tests.support.samples import A, B, C, asks, reports, worker
 
@@ -27,7 +27,7 @@ def chi_square(drawn: Mapping[str, int], speeds: Mapping[str, float]) -> float:
 async def draws(registry: Registry, number: int) -> Counter[str]:
     drawn: Counter[str] = Counter()
     for _ in range(number // 250):
-        drawn.update(workers_of(await registry.dispatch_lottery(asks(["m"] * 250))))
+        drawn.update(workers_of(await dispatch_lottery(registry, asks(["m"] * 250))))
     return drawn
 
 
@@ -67,7 +67,7 @@ async def test_failing_worker_is_drawn_when_all_others_have_expired(store: Store
     await registry.report_failure(A)
     for name in (B, C):
         await store.expire_heartbeat(name)
-    assert workers_of(await registry.dispatch_lottery(asks(["m"] * 3))) == [A] * 3
+    assert workers_of(await dispatch_lottery(registry, asks(["m"] * 3))) == [A] * 3
 
 
 @pytest.mark.parametrize("loses", ["heartbeats", "hashes"])
@@ -82,7 +82,7 @@ async def test_lottery_finds_the_only_live_worker_among_many_expired_ones(store:
             await store.expire_heartbeat(name)
         else:
             await store.client.delete(keys.worker(store.namespace, name))
-    assert workers_of(await registry.dispatch_lottery(asks(["m", "n"] * 20))) == [A] * 40
+    assert workers_of(await dispatch_lottery(registry, asks(["m", "n"] * 20))) == [A] * 40
     if loses == "hashes":
         await store.client.delete(*await store.client.keys(f"{{{store.namespace}}}*"))
 
@@ -114,10 +114,10 @@ async def test_odds_stay_exact_when_workers_repeatedly_fail_and_recover(
     for _ in range(400 if store.kind != "fakeredis" else 150):
         for name in flapping:
             await registry.report_failure(name)
-        assert not set(workers_of(await registry.dispatch_lottery(asks(["m"] * 2)))) & set(flapping)
+        assert not set(workers_of(await dispatch_lottery(registry, asks(["m"] * 2)))) & set(flapping)
         for name in flapping:
             await clear_failure(registry, name, SPEEDS[name])  # type: ignore[misc]
-        drawn.update(workers_of(await registry.dispatch_lottery(asks(["m"] * 10))))
+        drawn.update(workers_of(await dispatch_lottery(registry, asks(["m"] * 10))))
     assert chi_square(drawn, SPEEDS) < CHI_SQUARE_4, drawn
 
 
@@ -125,24 +125,24 @@ async def test_lottery_skips_a_failing_worker_in_all_of_its_models(store: Store,
     await registry.register(worker(A, "m", "n", "only-a"))
     await registry.register(worker(B, "m", "n"))
     both = asks(["m", "n"] * 20)
-    await registry.dispatch_lottery(both)
+    await dispatch_lottery(registry, both)
     await registry.report_failure(A)
-    assert set(workers_of(await registry.dispatch_lottery(both))) == {B}
-    assert workers_of(await registry.dispatch_lottery(asks(["only-a"]))) == [A]
+    assert set(workers_of(await dispatch_lottery(registry, both))) == {B}
+    assert workers_of(await dispatch_lottery(registry, asks(["only-a"]))) == [A]
     await registry.drain(A)
-    assert workers_of(await registry.dispatch_lottery(asks(["only-a", "m"]))) == ["", B]
+    assert workers_of(await dispatch_lottery(registry, asks(["only-a", "m"]))) == ["", B]
     await check_invariants(store.client, store.namespace)
     await registry.drain(A, False)
-    assert set(workers_of(await registry.dispatch_lottery(both))) == {B}, "A fails until its next report"
+    assert set(workers_of(await dispatch_lottery(registry, both))) == {B}, "A fails until its next report"
     await registry.refresh(worker(A, "n", "new"), (await registry.list_workers()).workers[0].registration)
     await check_invariants(store.client, store.namespace)
-    assert set(workers_of(await registry.dispatch_lottery(asks(["n"] * 20)))) == {B}
+    assert set(workers_of(await dispatch_lottery(registry, asks(["n"] * 20)))) == {B}
     await registry.heartbeat(reports([(A, 0)]))
-    assert set(workers_of(await registry.dispatch_lottery(asks(["n"] * 40)))) == {A, B}
-    assert workers_of(await registry.dispatch_lottery(asks(["new", "only-a"]))) == [A, ""]
+    assert set(workers_of(await dispatch_lottery(registry, asks(["n"] * 40)))) == {A, B}
+    assert workers_of(await dispatch_lottery(registry, asks(["new", "only-a"]))) == [A, ""]
 
 
 async def test_draw_for_a_model_without_workers_creates_no_lasting_key(store: Store, registry: Registry) -> None:
-    await registry.dispatch_lottery(asks(["absent"]))
+    await dispatch_lottery(registry, asks(["absent"]))
     kinds = {key.split(":")[1] for key in await store.client.keys(f"{{{store.namespace}}}*")}
     assert kinds <= {"reply", "sequence"}

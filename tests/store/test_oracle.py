@@ -32,7 +32,7 @@ from tests.model.load import Load
 from tests.model.lottery import Candidate, lottery
 from tests.model.shortest_queue import Indexed, least_cost_of_pools
 from tests.support.clients import Client
-from tests.support.dispatches import worker_of_lease
+from tests.support.dispatches import dispatch_lottery, dispatch_shortest_queue, worker_of_lease
 from tests.support.headers import listed_accesses
 from tests.support.invariants import OVERFLOW, WholeState, check_invariants, load_of, pools_of
 from tests.support.key_accesses import record_accesses, recorded_accesses
@@ -366,8 +366,8 @@ class RegistryMachine(RuleBasedStateMachine):
 
     @rule(requested=requests)
     def dispatch(self, requested: list[tuple[str, bool]]) -> None:
-        call = self.registry.dispatch_shortest_queue(
-            [Request(model, LEASE_TTL * leased) for model, leased in requested]
+        call = dispatch_shortest_queue(
+            self.registry, [Request(model, LEASE_TTL * leased) for model, leased in requested]
         )
         self.check_dispatches(requested, self.run(call))
 
@@ -378,7 +378,7 @@ class RegistryMachine(RuleBasedStateMachine):
 
     def draw(self, requested: list[tuple[str, bool]], draws: list[float]) -> list[Choice]:
         self.draws = iter(draws)
-        call = self.registry.dispatch_lottery([Request(model, LEASE_TTL * leased) for model, leased in requested])
+        call = dispatch_lottery(self.registry, [Request(model, LEASE_TTL * leased) for model, leased in requested])
         choices: list[Choice] = self.run(call)
         return choices
 

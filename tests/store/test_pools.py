@@ -6,7 +6,7 @@ import pytest
 
 from controller.store.registry import Registry
 from tests.conftest import Store
-from tests.support.dispatches import leases_of, workers_of
+from tests.support.dispatches import dispatch_lottery, dispatch_shortest_queue, leases_of, workers_of
 from tests.support.invariants import OVERFLOW, check_invariants
 from tests.support.pools import allow_sets
 from tests.support.samples import A, B, C, asks, reports, worker
@@ -25,7 +25,7 @@ async def test_pool_does_not_depend_on_the_order_of_models(store: Store, registr
     pools = await pool_names(store)
     assert pools["n"] == pools["m"][:1]
     assert pools["m"][1:] == ["m"]
-    assert workers_of(await registry.dispatch_shortest_queue(asks(["n", "n", "m"]))) == [A, B, C]
+    assert workers_of(await dispatch_shortest_queue(registry, asks(["n", "n", "m"]))) == [A, B, C]
 
 
 @pytest.mark.parametrize("batch", [1, 7])
@@ -36,7 +36,7 @@ async def test_dispatch_finds_the_shortest_queue_in_any_pool(store: Store, regis
         queues[name], seqs[name] = (i * 7) % 5, i
         await registry.register(worker(name, "m", *([f"own-{i // 2}"] if i < 38 else []), queue_length=queues[name]))
     for call in range(70 // batch):
-        for position, chosen in enumerate(workers_of(await registry.dispatch_shortest_queue(asks(["m"] * batch)))):
+        for position, chosen in enumerate(workers_of(await dispatch_shortest_queue(registry, asks(["m"] * batch)))):
             assert chosen == min(queues, key=lambda name: (queues[name], seqs[name]))
             queues[chosen] += 1
             seqs[chosen] = 1_000 + batch * call + position
@@ -47,19 +47,19 @@ async def test_lottery_draws_from_all_pools_of_a_model(store: Store, registry: R
     await registry.register(worker(B, "m", "n", speed=2))
     await registry.register(worker(C, "m", "o", speed=3))
     drawn = Counter(
-        [name for _ in range(24) for name in workers_of(await registry.dispatch_lottery(asks(["m"] * 250)))]
+        [name for _ in range(24) for name in workers_of(await dispatch_lottery(registry, asks(["m"] * 250)))]
     )
     assert 850 < drawn[A] < 1150
     assert 1800 < drawn[B] < 2200
     await registry.report_failure(C)
     drawn = Counter(
-        [name for _ in range(12) for name in workers_of(await registry.dispatch_lottery(asks(["m"] * 250)))]
+        [name for _ in range(12) for name in workers_of(await dispatch_lottery(registry, asks(["m"] * 250)))]
     )
     assert drawn[C] == 0
     assert 900 < drawn[A] < 1100
     for name in (A, B):
         await registry.drain(name)
-    assert set(workers_of(await registry.dispatch_lottery(asks(["m"] * 20)))) == {C}
+    assert set(workers_of(await dispatch_lottery(registry, asks(["m"] * 20)))) == {C}
 
 
 async def test_registration_with_other_models_changes_the_pool(store: Store, registry: Registry) -> None:
@@ -67,12 +67,12 @@ async def test_registration_with_other_models_changes_the_pool(store: Store, reg
     await registry.register(worker(B, "m", "n"))
     await registry.register(worker(A, "n", "o"))
     assert await registry.list_models() == ["m", "n", "o"]
-    assert workers_of(await registry.dispatch_shortest_queue(asks(["m", "o", "n"]))) == [B, A, B]
+    assert workers_of(await dispatch_shortest_queue(registry, asks(["m", "o", "n"]))) == [B, A, B]
     await registry.register(worker(A, "o"))
     await registry.remove(B)
     assert await registry.list_models() == ["o"]
     assert await pool_names(store) == {}
-    assert workers_of(await registry.dispatch_shortest_queue(asks(["m", "n", "o"]))) == ["", "", A]
+    assert workers_of(await dispatch_shortest_queue(registry, asks(["m", "n", "o"]))) == ["", "", A]
 
 
 async def test_model_with_too_many_pools_indexes_further_workers_itself(
@@ -88,7 +88,7 @@ async def test_model_with_too_many_pools_indexes_further_workers_itself(
     assert len(state.pools["m"]) == 3
     assert f"{OVERFLOW}m" in state.pools["m"]
     assert state.pools["own-5"] == [f"{OVERFLOW}own-5"]
-    assert workers_of(await registry.dispatch_shortest_queue(asks(["m", "m", "own-5", "m"]))) == [
+    assert workers_of(await dispatch_shortest_queue(registry, asks(["m", "m", "own-5", "m"]))) == [
         names[5],
         names[4],
         names[5],
@@ -96,7 +96,7 @@ async def test_model_with_too_many_pools_indexes_further_workers_itself(
     ]
     await registry.heartbeat(reports([(name, 0) for name in names[3:]]))
     await registry.drain(names[5])
-    assert set(workers_of(await registry.dispatch_shortest_queue(asks(["m"] * 4)))) == set(names[3:5])
+    assert set(workers_of(await dispatch_shortest_queue(registry, asks(["m"] * 4)))) == set(names[3:5])
     for name in names[:2]:
         await registry.remove(name)
     await registry.register(worker(names[2], "m", "own-2"))
@@ -119,14 +119,14 @@ async def test_operations_use_no_more_commands_with_more_models(
         for name in (A, B, C):
             await registry.register(worker(name, *models, capacity=4))
         await store.client.config_resetstat()
-        [lease] = leases_of(await registry.dispatch_shortest_queue(asks(models[:1], 60_000)))
-        await registry.dispatch_shortest_queue(asks(models[:1] * 3))
+        [lease] = leases_of(await dispatch_shortest_queue(registry, asks(models[:1], 60_000)))
+        await dispatch_shortest_queue(registry, asks(models[:1] * 3))
         await registry.heartbeat(reports([(A, 1), (B, 2)]))
         await registry.heartbeat(reports([(A, 1), (C, 2)]), of_polls=True)
         await registry.report_failure(A)
         await registry.heartbeat(reports([(A, 1)]))
         await registry.release([lease])
-        await registry.dispatch_lottery(asks(models[:1]))
+        await dispatch_lottery(registry, asks(models[:1]))
         stats = await store.client.info("commandstats")
         counted = sum(
             each["calls"] for name, each in stats.items() if not name.startswith(("cmdstat_evalsha", "cmdstat_info"))

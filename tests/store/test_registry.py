@@ -2,11 +2,12 @@
 
 import pytest
 
+from controller.domain.dispatch import DispatchMethod
 from controller.domain.worker import MAX_QUEUE_LENGTH, Registration, WorkerStatus
 from controller.store import keys
 from controller.store.registry import Registry
 from tests.conftest import Store
-from tests.support.dispatches import workers_of
+from tests.support.dispatches import dispatch, dispatch_lottery, dispatch_shortest_queue, workers_of
 from tests.support.invariants import check_invariants, whole_state
 from tests.support.samples import A, B, C, asks, reports, worker
 from tests.support.waiting import wait_until
@@ -20,7 +21,7 @@ async def test_list_workers_caps_a_queue_of_the_maximum_length(registry: Registr
     """Bookings are added to the reported queue length."""
     await registry.register(worker(A, queue_length=MAX_QUEUE_LENGTH))
     await registry.register(worker(B, "n"))
-    assert workers_of(await registry.dispatch_shortest_queue(asks(["m"]))) == [A]
+    assert workers_of(await dispatch_shortest_queue(registry, asks(["m"]))) == [A]
     lengths = {known.name: known.status.queue_length for known in (await registry.list_workers()).workers}
     assert lengths == {A: MAX_QUEUE_LENGTH, B: 0}
 
@@ -72,8 +73,8 @@ async def test_registration_replaces_the_models(store: Store, registry: Registry
     await registry.register(worker(A, "old", "both"))
     await registry.register(worker(A, "both", "new"))
     assert await registry.list_models() == ["both", "new"]
-    assert workers_of(await registry.dispatch_shortest_queue(asks(["old", "both", "new"]))) == ["", A, A]
-    assert workers_of(await registry.dispatch_lottery(asks(["old", "both", "new"]))) == ["", A, A]
+    assert workers_of(await dispatch_shortest_queue(registry, asks(["old", "both", "new"]))) == ["", A, A]
+    assert workers_of(await dispatch_lottery(registry, asks(["old", "both", "new"]))) == ["", A, A]
     state = await check_invariants(store.client, store.namespace)
     assert state.models == {"both", "new"}
 
@@ -109,7 +110,7 @@ async def test_worker_that_registers_again_is_last_among_equal_loads(store: Stor
         await registry.register(worker(name))
     await store.expire_heartbeat(A)
     await registry.register(worker(A))
-    assert workers_of(await registry.dispatch_shortest_queue(asks(["m", "m"]))) == [B, A]
+    assert workers_of(await dispatch_shortest_queue(registry, asks(["m", "m"]))) == [B, A]
 
 
 async def test_refresh_does_nothing_after_a_newer_registration(store: Store, registry: Registry) -> None:
@@ -151,7 +152,7 @@ async def test_heartbeat_key_without_a_hash_is_not_listed(store: Store, registry
     assert (await registry.list_workers()).workers == []
     assert await registry.heartbeat(reports([(A, 0)])) == [False]
     assert not await store.client.exists(keys.heartbeat(store.namespace, A))
-    assert workers_of(await registry.dispatch_shortest_queue(asks(["m"]))) == [""]
+    assert workers_of(await dispatch_shortest_queue(registry, asks(["m"]))) == [""]
     await store.client.delete(*await store.client.keys(f"{keys.namespace(store.namespace)}*"))
 
 
@@ -173,18 +174,18 @@ async def test_expired_worker_is_not_returned_before_a_sweep(store: Store) -> No
     await wait_until(expired, "the heartbeat expires")
     assert (await registry.list_workers()).workers == []
     assert await registry.list_models() == []
-    assert workers_of(await registry.dispatch_shortest_queue(asks(["m"]))) == [""]
+    assert workers_of(await dispatch_shortest_queue(registry, asks(["m"]))) == [""]
     assert await registry.heartbeat(reports([(A, 0)])) == [False]
     assert await registry.remove(A) is False
 
 
-@pytest.mark.parametrize("operation", ["dispatch_shortest_queue", "dispatch_lottery"])
-async def test_dispatch_purges_an_expired_worker_and_chooses_the_next(store: Store, operation: str) -> None:
+@pytest.mark.parametrize("method", DispatchMethod)
+async def test_dispatch_purges_an_expired_worker_and_chooses_the_next(store: Store, method: DispatchMethod) -> None:
     registry = store.registry(draw=lambda: 0.5)
     await registry.register(worker(A, "m", "only-a", speed=9))
     await registry.register(worker(B, queue_length=5))
     await store.expire_heartbeat(A)
-    assert workers_of(await getattr(registry, operation)(asks(["m"]))) == [B]
+    assert workers_of(await dispatch(registry, method, asks(["m"]))) == [B]
     state = await check_invariants(store.client, store.namespace)
     assert set(state.hashes) == {B}
     assert state.models == {"m"}
@@ -269,7 +270,7 @@ async def test_namespaces_are_isolated(store: Store, registry: Registry) -> None
     other = store.registry("-other")
     await registry.register(worker(A))
     assert (await other.list_workers()).workers == []
-    assert workers_of(await other.dispatch_shortest_queue(asks(["m"]))) == [""]
+    assert workers_of(await dispatch_shortest_queue(other, asks(["m"]))) == [""]
     assert await other.heartbeat(reports([(A, 0)])) == [False]
     assert await other.remove(A) is False
     assert await names(registry) == [A]
@@ -281,7 +282,7 @@ async def test_namespaces_are_isolated(store: Store, registry: Registry) -> None
 async def test_worker_names_cannot_address_other_keys(store: Store, registry: Registry, name: str) -> None:
     await registry.register(worker(A))
     await registry.register(worker(name, name))
-    assert workers_of(await registry.dispatch_shortest_queue(asks([name, "m"]))) == [name, A]
+    assert workers_of(await dispatch_shortest_queue(registry, asks([name, "m"]))) == [name, A]
     assert sorted(await names(registry)) == sorted([A, name])
 
 
@@ -302,7 +303,7 @@ async def test_worker_without_models_may_have_speed_zero(registry: Registry) -> 
         [known] = (await registry.list_workers()).workers
         assert (known.status.model_names, known.status.queue_length) == (models, 2)
         assert await registry.list_models() == list(models)
-        assert workers_of(await registry.dispatch_lottery(asks(["m"]))) == [A if models else ""]
+        assert workers_of(await dispatch_lottery(registry, asks(["m"]))) == [A if models else ""]
         assert await registry.drain(A)
         assert await registry.drain(A, drain=False)
 

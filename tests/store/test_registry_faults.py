@@ -11,6 +11,7 @@ from controller.store.connection import connect
 from controller.store.errors import FAILURES, store_error
 from controller.store.registry import SCHEMA, Registry
 from tests.conftest import Store
+from tests.support.dispatches import dispatch_shortest_queue
 from tests.support.invariants import whole_state
 from tests.support.samples import A, B, C, asks, reports, worker
 
@@ -54,7 +55,7 @@ async def test_full_store_rejects_writes_without_partial_changes_and_still_purge
             registry.register(worker("http://new:1")),
             registry.heartbeat(reports([(A, 1), (C, 1)])),
             registry.heartbeat(reports([(C, 1), (A, 1)])),
-            registry.dispatch_shortest_queue(asks(["m"])),
+            dispatch_shortest_queue(registry, asks(["m"])),
         ):
             with pytest.raises(StoreUnavailable, match="OutOfMemory"):
                 await refused

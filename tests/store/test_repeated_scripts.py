@@ -21,7 +21,7 @@ from controller.store.reconciliation import split
 from controller.store.registry import Find, Registry
 from tests.conftest import CLOCK, REDIS_SERVER
 from tests.support.clients import Client
-from tests.support.dispatches import leases_of
+from tests.support.dispatches import dispatch_lottery, dispatch_shortest_queue, leases_of
 from tests.support.replies import Replies
 from tests.support.samples import A, B, C, asks, reports, worker
 
@@ -115,10 +115,10 @@ async def reconcile(registry: Registry) -> None:
 CALLS: dict[str, Call] = {
     "check": lambda registry, *_: registry.check(),
     "correct_heartbeats": lambda registry, *_: registry.correct_heartbeats({A: 70.0, B: 800.0}),
-    "dispatch_lottery": lambda registry, *_: registry.dispatch_lottery(asks(["m", "m", "n"])),
-    "dispatch_lottery, leased": lambda registry, *_: registry.dispatch_lottery(asks(["m", "n"], LEASE_MS)),
-    "dispatch_shortest_queue": lambda registry, *_: registry.dispatch_shortest_queue(asks(["m", "m", "n"])),
-    "dispatch_shortest_queue, leased": lambda r, *_: r.dispatch_shortest_queue(asks(["m", "n"], LEASE_MS)),
+    "dispatch_lottery": lambda registry, *_: dispatch_lottery(registry, asks(["m", "m", "n"])),
+    "dispatch_lottery, leased": lambda registry, *_: dispatch_lottery(registry, asks(["m", "n"], LEASE_MS)),
+    "dispatch_shortest_queue": lambda registry, *_: dispatch_shortest_queue(registry, asks(["m", "m", "n"])),
+    "dispatch_shortest_queue, leased": lambda r, *_: dispatch_shortest_queue(r, asks(["m", "n"], LEASE_MS)),
     "drain": lambda registry, *_: registry.drain(A),
     "drain, to resume": lambda registry, *_: registry.drain(A, drain=False),
     "complete_job": lambda registry, replica, _: registry.complete_job("held", replica.name, 600.0, "sent", 6_000.0),
@@ -214,8 +214,8 @@ async def fill(fleet: Fleet) -> None:
     await registry.set_capacity(CapacityTarget(worker_name=B), 3)  # not applied yet
     await registry.set_token(TOKEN.name, TOKEN)
     await fleet.client.incrby(CLOCK, 1_000)
-    fleet.leases = leases_of(await registry.dispatch_shortest_queue(asks(["n", "n"], LEASE_MS)))
-    await registry.dispatch_shortest_queue(asks(["m"] * 4))
+    fleet.leases = leases_of(await dispatch_shortest_queue(registry, asks(["n", "n"], LEASE_MS)))
+    await dispatch_shortest_queue(registry, asks(["m"] * 4))
     await registry.acquire_job("held", fleet.first.name, 600.0)
     await registry.join_replicas(fleet.second.name, 600.0)
     await fleet.client.delete(keys.heartbeat(NAMESPACE, EXPIRED))

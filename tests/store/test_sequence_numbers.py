@@ -5,7 +5,7 @@ import pytest
 from controller.store import keys
 from controller.store.reconciliation import split
 from tests.conftest import Store
-from tests.support.dispatches import leases_of, worker_of_lease, workers_of
+from tests.support.dispatches import dispatch_shortest_queue, leases_of, worker_of_lease, workers_of
 from tests.support.samples import A, B, C, asks, worker
 
 NAMES = [A, B, C]
@@ -19,13 +19,13 @@ async def test_sequence_numbers_keep_all_digits(store: Store) -> None:
     for name in (B, C, A):
         await registry.register(worker(name))
     assert [fields["seq"] for fields in await all_fields(store)] == [str(first + 3), str(first + 1), str(first + 2)]
-    leases = leases_of(await registry.dispatch_shortest_queue(asks(["m"] * 6, 60_000)))
+    leases = leases_of(await dispatch_shortest_queue(registry, asks(["m"] * 6, 60_000)))
     assert list(map(worker_of_lease, leases)) == [B, C, A] * 2
     assert [int(lease.split("-")[2]) for lease in leases] == [first + 4 + i for i in range(6)]
     for part in ("seq", "index_seq"):
         assert [fields[part] for fields in await all_fields(store)] == [str(first + 9), str(first + 7), str(first + 8)]
     assert await registry.release(leases) == [True] * 6
-    assert workers_of(await registry.dispatch_shortest_queue(asks(["m"] * 3))) == [B, C, A]
+    assert workers_of(await dispatch_shortest_queue(registry, asks(["m"] * 3))) == [B, C, A]
     assert [fields["seq"] for fields in await all_fields(store)] == [str(first + 12), str(first + 10), str(first + 11)]
     workers, sequence, *_ = await registry.list_workers()
     assert sequence == first + 12
@@ -46,7 +46,7 @@ async def test_idle_workers_rotate_at_any_sequence_number(store: Store, decays: 
         for name in (B, A):
             await registry.remove(name)
             await registry.register(worker(name))
-        chosen = await registry.dispatch_shortest_queue(asks(["m"] * 2, lease_ms))
+        chosen = await dispatch_shortest_queue(registry, asks(["m"] * 2, lease_ms))
         assert workers_of(chosen) == [B, A]
 
 

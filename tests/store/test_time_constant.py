@@ -8,7 +8,7 @@ import pytest
 from controller.store import keys
 from controller.store.registry import Registry
 from tests.conftest import CLOCK, Store
-from tests.support.dispatches import leases_of, workers_of
+from tests.support.dispatches import dispatch_lottery, dispatch_shortest_queue, leases_of, workers_of
 from tests.support.samples import A, asks, reports, worker
 
 FIRST = 10_000  # milliseconds, the initial time constant
@@ -30,7 +30,7 @@ class Lab:
         await self.store.client.set(CLOCK, self.now)
 
     async def send(self, takes: int) -> None:
-        assert workers_of(await self.registry.dispatch_shortest_queue(asks(["m"]))) == [A]
+        assert workers_of(await dispatch_shortest_queue(self.registry, asks(["m"]))) == [A]
         self.ends.append(self.now + takes)
 
     async def poll(self) -> None:
@@ -144,8 +144,8 @@ async def test_time_constant_survives_the_last_worker_of_a_model(lab: Lab, goes:
 async def test_time_constant_is_learned_from_lottery_draws(lab: Lab) -> None:
     """Requests take half a second, and half of them are leased. No request may be counted twice."""
     for _ in range(50):
-        leases = leases_of(await lab.registry.dispatch_lottery(asks(["m"] * 5, 60_000)))
-        await lab.registry.dispatch_lottery(asks(["m"] * 5))
+        leases = leases_of(await dispatch_lottery(lab.registry, asks(["m"] * 5, 60_000)))
+        await dispatch_lottery(lab.registry, asks(["m"] * 5))
         await lab.tick(POLL)
         lab.foreign = 1
         await lab.poll()
