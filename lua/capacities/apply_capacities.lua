@@ -33,9 +33,9 @@
 --- @include "decide_capacity"
 --- @include "handle_each"
 --- @include "is_alive"
---- @include "key"
 --- @include "now"
 --- @include "read_load"
+--- @include "run_once"
 --- @include "update_cost_index"
 --- @include "update_decay_index"
 --- @include "whole_number"
@@ -53,11 +53,6 @@ for _, call in ipairs(calls) do
   end
 end
 
-local reply = key("reply", request_id)
-local earlier = redis.call("GET", reply)
-if earlier then
-  return cjson.decode(earlier)
-end
 local time = now()
 
 local function apply(call)
@@ -88,6 +83,6 @@ local function apply(call)
   return 1
 end
 
-local results = handle_each(calls, apply)
-redis.call("SET", reply, cjson.encode(results), "PX", reply_ttl)
-return results
+return run_once(request_id, reply_ttl, function()
+  return handle_each(calls, apply)
+end)

@@ -49,6 +49,7 @@
 --- @include "now"
 --- @include "purge_worker" when called
 --- @include "read_load"
+--- @include "run_once"
 --- @include "spend"
 --- @include "update_cost_index"
 --- @include "update_decay_index"
@@ -66,11 +67,6 @@ for _, call in ipairs(calls) do
   end
 end
 
-local reply = key("reply", request_id)
-local earlier = redis.call("GET", reply)
-if earlier then
-  return cjson.decode(earlier)
-end
 local time = now()
 
 local function set_draining(call)
@@ -111,6 +107,6 @@ local function set_draining(call)
   return 1
 end
 
-local results = handle_each(calls, set_draining)
-redis.call("SET", reply, cjson.encode(results), "PX", reply_ttl)
-return results
+return run_once(request_id, reply_ttl, function()
+  return handle_each(calls, set_draining)
+end)

@@ -53,6 +53,7 @@
 --- @include "purge_worker" when called
 --- @include "read_load"
 --- @include "refresh_heartbeat"
+--- @include "run_once"
 --- @include "spend"
 --- @include "update_cost_index"
 --- @include "update_decay_index"
@@ -74,12 +75,6 @@ for _, report in ipairs(reports) do
   if not report.queue_length or not report.age then
     return redis.error_reply("INVALID report")
   end
-end
-
-local reply = key("reply", request_id)
-local earlier = redis.call("GET", reply)
-if earlier then
-  return cjson.decode(earlier)
 end
 
 local time = now()
@@ -110,14 +105,15 @@ local function apply(report)
   return 1
 end
 
-local results = handle_each(reports, apply)
-expire_leases(time, decays, 64)
--- Last: a deletion before the heartbeats would make Redis accept them even if its memory is full.
-for _, name in ipairs(expired) do
-  if spend(0) then
-    break -- the sweep purges the others
+return run_once(request_id, reply_ttl, function()
+  local results = handle_each(reports, apply)
+  expire_leases(time, decays, 64)
+  -- Last: a deletion before the heartbeats would make Redis accept them even if its memory is full.
+  for _, name in ipairs(expired) do
+    if spend(0) then
+      break -- the sweep purges the others
+    end
+    spend(purge_worker(name))
   end
-  spend(purge_worker(name))
-end
-redis.call("SET", reply, cjson.encode(results), "PX", reply_ttl)
-return results
+  return results
+end)

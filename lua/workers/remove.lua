@@ -43,18 +43,13 @@
 --- @include "is_alive"
 --- @include "key"
 --- @include "purge_worker" when called
+--- @include "run_once"
 --- @include "spend"
 --- @include "whole_number"
 local request_id, reply_ttl, removed_ttl = ARGV[1], whole_number(ARGV[2], 1), whole_number(ARGV[3], 1)
 local calls = argument_groups(4, { "name", "registration" })
 if not reply_ttl or not removed_ttl or not calls or not calls[1] then
   return redis.error_reply("INVALID arguments")
-end
-
-local reply = key("reply", request_id)
-local earlier = redis.call("GET", reply)
-if earlier then -- the worker may have registered again since
-  return cjson.decode(earlier)
 end
 
 local function remove(call)
@@ -75,6 +70,7 @@ local function remove(call)
   return was_alive and 1 or 0
 end
 
-local results = handle_each(calls, remove)
-redis.call("SET", reply, cjson.encode(results), "PX", reply_ttl)
-return results
+-- A repeated call removes nothing: the worker may have registered again since.
+return run_once(request_id, reply_ttl, function()
+  return handle_each(calls, remove)
+end)

@@ -34,9 +34,9 @@
 --- @include "argument_groups"
 --- @include "handle_each"
 --- @include "is_alive"
---- @include "key"
 --- @include "now"
 --- @include "read_load"
+--- @include "run_once"
 --- @include "update_cost_index"
 --- @include "update_decay_index"
 --- @include "update_lottery"
@@ -53,11 +53,6 @@ for _, call in ipairs(calls) do
   end
 end
 
-local reply = key("reply", request_id)
-local earlier = redis.call("GET", reply)
-if earlier then
-  return cjson.decode(earlier)
-end
 local time = decays and now()
 
 local function set_failing(call)
@@ -76,6 +71,6 @@ local function set_failing(call)
   return 1
 end
 
-local results = handle_each(calls, set_failing)
-redis.call("SET", reply, cjson.encode(results), "PX", reply_ttl)
-return results
+return run_once(request_id, reply_ttl, function()
+  return handle_each(calls, set_failing)
+end)
