@@ -3,7 +3,8 @@
 The scripts lie in folders by subject. The name of a script is the name of its file, without the folder.
 
 A line `--- @include "name"` stands for the file of that name below `include/`. Each included file is inserted once,
-after its own includes.
+after its own includes. The file constants.lua has numbers instead of a function. The loader replaces their names by the
+numbers.
 
 Redis creates all functions of a script each time that it runs, which takes a good part of a short script's time. So
 a line `--- @include "name" when called` is for a function that most runs do not call. The function, and what it needs,
@@ -36,6 +37,8 @@ elseif name == "{name}" then
 """
 _HEADER: Final = re.compile(r"\A--\[\[.*?\]\]\n", re.DOTALL)
 _INCLUDE_FOLDER: Final = "include"
+_CONSTANTS: Final = "constants"
+_CONSTANT: Final = re.compile(r"^local ([A-Z_]+) = (\S+)$", re.MULTILINE)
 
 
 def folder() -> Traversable:
@@ -65,7 +68,7 @@ def include_files() -> dict[str, Traversable]:
 @cache
 def source(name: str) -> str:
     """Return the text of a script as Redis gets it: the included functions, then the script, without the headers."""
-    return _put_together(_text(script_files()[name]))
+    return _replace_constants(_put_together(_text(script_files()[name])))
 
 
 def _by_name(found: Iterable[Traversable]) -> dict[str, Traversable]:
@@ -109,6 +112,15 @@ def _put_together(text: str) -> str:
     if branches:
         parts = [_DECLARATION, *parts, _WHEN_CALLED.format(branches="".join(branches))]
     return "".join([*parts, _resolve(text, at_once)])
+
+
+def _replace_constants(text: str) -> str:
+    """Replace the names of constants by their numbers. A local variable would cost time whenever a script runs."""
+    if _CONSTANTS not in include_files():
+        return text
+    numbers = dict(_CONSTANT.findall(_include(_CONSTANTS)))
+    text = text.replace(_include(_CONSTANTS), "")
+    return re.sub(rf"\b({'|'.join(numbers)})\b", lambda name: numbers[name[0]], text)
 
 
 def _resolve(text: str, known: frozenset[str]) -> str:

@@ -52,6 +52,7 @@
 ]]
 --- @include "best_of_pools" when called
 --- @include "book"
+--- @include "constants"
 --- @include "cost_of" when called
 --- @include "decay_clock"
 --- @include "expire_leases" when called
@@ -149,11 +150,11 @@ local function best_of_pool(model, pool, index, limit, head, is_known_alive)
     return best -- the common case, which needs no cost
   end
   local lowest = cost_of(best, best.untracked, best.untracked_own_rate)
-  if is_lowest and lowest >= 1e9 then
+  if is_lowest and lowest >= FULL then
     -- For a worker with a capacity, the cost index has the cost as of its last change. If its bookings have decayed
     -- since, it costs less now. So if the first one is full, others count only if no worker has untracked load.
     local last = member and redis.call("ZRANGE", key("decay_index", pool), -1, -1, "WITHSCORES")[2]
-    is_lowest = member and tonumber(last or 0) <= -1e9
+    is_lowest = member and tonumber(last or 0) <= MAX_WITHOUT_LOAD
   end
   if is_lowest then
     return best

@@ -16,6 +16,7 @@
       0  it was released, it has expired, or its worker is not alive or has registered again
 ]]
 --- @include "argument_groups"
+--- @include "constants"
 --- @include "is_alive"
 --- @include "key"
 --- @include "now"
@@ -40,5 +41,5 @@ local renewed = {}
 for i, item in ipairs(leases) do
   renewed[i] = renew(item.lease)
 end
-redis.call("PEXPIRE", key("leases"), 172800000) -- 2 days: longer than any lease
+redis.call("PEXPIRE", key("leases"), LEASES_TTL)
 return renewed

@@ -50,6 +50,8 @@
 --- @include "now"
 --- @include "read_load"
 --- @include "whole_number"
+local MAX_QUEUE_LENGTH = 10^9 -- as in controller/domain/worker.py
+
 local cursor, count, decays = ARGV[1], whole_number(ARGV[2], 1), ARGV[3] == "1"
 if not cursor:match("^%d+$") or not count then
   return redis.error_reply("INVALID arguments")
@@ -74,7 +76,7 @@ for i = 1, #members, 2 do
     capacity_source = capacity_source or (capacity ~= "" and "reported" or "")
     -- Bookings come on top of what the worker reported, which may be the maximum.
     local estimate = load.leased - load.finished + (load.untracked_own_rate or load.untracked)
-    local queue_length = string.format("%.0f", math.min(1e9, math.floor(estimate + 0.5)))
+    local queue_length = string.format("%.0f", math.min(MAX_QUEUE_LENGTH, math.floor(estimate + 0.5)))
     workers[#workers + 1] = {
       name, models, speed, queue_length, multimodal, check_heart_beat, registration,
       math.max(0, time - heartbeat_at), ttl, load.leased, capacity, load.draining and "1" or "0", load.failing or "",

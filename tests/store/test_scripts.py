@@ -8,8 +8,10 @@ from pathlib import Path
 
 import pytest
 
+from controller.domain import cost
 from controller.domain.capacity import CapacityTarget
 from controller.domain.dispatch import DispatchMethod
+from controller.domain.lease import MAX_LEASE_TIME
 from controller.security.tokens import Plane, TokenList, token_of
 from controller.store import keys, scripts
 from controller.store.reconciliation import split
@@ -20,6 +22,7 @@ from tests.support.samples import A, asks, reports, worker
 
 SCRIPTS = {name: Path(str(file)) for name, file in sorted(scripts.script_files().items())}
 INCLUDES = {name: Path(str(file)) for name, file in sorted(scripts.include_files().items())}
+CONSTANTS = dict(re.findall(r"^local ([A-Z_]+) = (\S+)$", INCLUDES["constants"].read_text(), re.MULTILINE))
 ROOT = Path(str(scripts.folder())).parent
 INCLUDE_LINE = re.compile(r'^--- @include "(\w+)"(?: when called)?$', re.MULTILINE)
 GROUPS = re.compile(r"(argument_groups|read_requests|read_registrations)\((\d+), \{([^}]*)\}\)")
@@ -110,10 +113,32 @@ def test_files_include_exactly_the_functions_they_use(path: Path) -> None:
     assert included == sorted(set(included))
     assert body.startswith("--- @include") or not included, "includes must be at the top"
     code = re.sub(r'--.*$|"[^"]*"', "", body, flags=re.MULTILINE)
-    assert set(included) == {name for name in set(INCLUDES) - {path.stem} if re.search(rf"\b{name}\b", code)}
+    used = {name for name in set(INCLUDES) - {path.stem} if re.search(rf"\b{name}\b", code)}
+    if path.stem != "constants" and any(re.search(rf"\b{constant}\b", code) for constant in CONSTANTS):
+        used.add("constants")
+    assert set(included) == used
 
 
-@pytest.mark.parametrize("name", INCLUDES)
+@every_file
+def test_shared_numbers_have_names(path: Path) -> None:
+    code = re.sub(r"--.*", "", body_of(path))
+    numbers = [number for number in re.findall(r"(?<![\w.])-?\d[\d.e+]*", code) if number in CONSTANTS.values()]
+    assert numbers == (list(CONSTANTS.values()) if path.stem == "constants" else [])
+
+
+def test_constants_are_those_of_the_domain_and_cost_nothing_in_a_script() -> None:
+    costs = {name: float(CONSTANTS[name]) for name in ("FULL", "FAILING", "MAX_SERVING", "MAX_FULL")}
+    assert costs == {name: getattr(cost, name) for name in costs}
+    assert int(CONSTANTS["MAX_WHOLE_NUMBER"]) == 2**53
+    assert int(CONSTANTS["FAILING_OFFSET"]) == 2**54
+    assert int(CONSTANTS["LEASES_TTL"]) > 1000 * MAX_LEASE_TIME
+    used = "".join(re.sub(r"--.*", "", scripts.source(name)) for name in SCRIPTS)
+    for name, number in CONSTANTS.items():
+        assert not re.search(rf"\b{name}\b", used)
+        assert number in used
+
+
+@pytest.mark.parametrize("name", [name for name in INCLUDES if name != "constants"])
 def test_include_defines_one_function_named_like_its_file(name: str) -> None:
     [(function, parameters)] = re.findall(r"^local function (\w+)\(([^)]*)\)", body_of(INCLUDES[name]), re.MULTILINE)
     assert function == name
@@ -228,6 +253,15 @@ def written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
 def write(folder: Path, files: dict[str, str]) -> None:
     for name, text in files.items():
         (folder / f"{name}.lua").write_text(text)
+
+
+def test_names_of_constants_are_replaced_by_their_numbers(written: Path) -> None:
+    write(written, {
+        "subject/x": '--- @include "a"\n--- @include "constants"\nreturn a() + LOW + LOWER\n',
+        "include/a": '--- @include "constants"\nlocal function a() return LOW end\n',
+        "include/constants": "--[[\n  C.\n]]\n-- A number.\nlocal LOW = -1e9\nlocal HIGH = 2\n",
+    })  # fmt: skip
+    assert scripts.source("x") == "local function a() return -1e9 end\nreturn a() + -1e9 + LOWER\n"
 
 
 def test_source_contains_each_include_once_and_before_its_use(written: Path) -> None:

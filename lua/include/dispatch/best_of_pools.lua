@@ -17,6 +17,7 @@
   Output: the load of the best worker; false if the pools have no worker; nil if an entry was purged and the caller must
   try again.
 ]]
+--- @include "constants"
 --- @include "cost_of"
 --- @include "decay_clock"
 --- @include "decay_clock_of"
@@ -33,14 +34,14 @@ local function best_of_pools(model, pools, index, known, best_of_pool, time, dec
       return { score, seq, nil }
     end
     local failing = 0
-    if score >= 9007199254740992 then -- these bands are those of include/indexes/update_decay_index.lua
-      score, failing = score - 18014398509481984, 1e12
+    if score >= MAX_WHOLE_NUMBER then -- the bands are those of include/indexes/update_decay_index.lua
+      score, failing = score - FAILING_OFFSET, FAILING
     end
-    if score <= -1e9 then
-      return { failing, score + 9007199254740992, nil }
+    if score <= MAX_WITHOUT_LOAD then
+      return { failing, score + MAX_WHOLE_NUMBER, nil }
     end
     local lowest = math.exp(score / 1e6 - decay_clock(decay_clock_of({ pool }), time))
-    return { failing + math.min(lowest, 999999999), -1, nil } -- as include/load/cost_of.lua limits it
+    return { failing + math.min(lowest, MAX_SERVING), -1, nil } -- as include/load/cost_of.lua limits it
   end
 
   -- Fill `known` for all of the pools, with false for a pool without workers.

@@ -15,6 +15,7 @@
     load  as include/load/read_load.lua returns it
     time  the time; nil or false if bookings do not decay
 ]]
+--- @include "constants"
 --- @include "key"
 --- @include "spend"
 --- @include "update_head"
@@ -22,12 +23,12 @@ local function update_decay_index(load, time)
   if load.draining then
     return
   end
-  local score = math.min(load.seq - 9007199254740992, -1e9)
+  local score = math.min(load.seq - MAX_WHOLE_NUMBER, MAX_WITHOUT_LOAD)
   if time and load.untracked > 0 then
     score = math.floor(1e6 * (math.log(load.untracked / load.speed) + load.decayed_at))
   end
   if load.failing then
-    score = score + 18014398509481984
+    score = score + FAILING_OFFSET
   end
   spend(#load.pools)
   for _, pool in ipairs(load.pools) do

@@ -10,11 +10,12 @@
 
   Output: the lease.
 ]]
+--- @include "constants"
 --- @include "key"
 local function grant_lease(load, lease_ttl, seq, time)
   local incarnation = redis.call("HGET", load.worker, "incarnation")
   local lease = string.format("%.0f-%.0f-%.0f-%s@%s", time, lease_ttl, seq, incarnation, load.name)
   redis.call("ZADD", key("leases"), time + lease_ttl, lease)
-  redis.call("PEXPIRE", key("leases"), 172800000) -- 2 days: longer than any lease
+  redis.call("PEXPIRE", key("leases"), LEASES_TTL)
   return lease
 end

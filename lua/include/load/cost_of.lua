@@ -12,14 +12,15 @@
     untracked_own_rate  the untracked load at the worker's own decay rate, which is compared with its slots:
                         load.untracked_own_rate, or 0; ignored without a known capacity
 ]]
+--- @include "constants"
 local function cost_of(load, untracked, untracked_own_rate)
   local leased = load.leased - load.finished
-  local cost = math.min((leased + untracked) / load.speed, 999999999)
+  local cost = math.min((leased + untracked) / load.speed, MAX_SERVING)
   if load.capacity then
     local missing = leased + untracked_own_rate + 1 - load.capacity
     if missing > 0 then
-      cost = math.min(1e9 + missing / (load.capacity * load.speed), 999999999999)
+      cost = math.min(FULL + missing / (load.capacity * load.speed), MAX_FULL)
     end
   end
-  return load.failing and cost + 1e12 or cost
+  return load.failing and cost + FAILING or cost
 end
