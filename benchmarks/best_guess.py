@@ -10,7 +10,8 @@ numpy.
 from typing import Any
 
 import numpy as np
-from simulation import ChosenAt, Fleet, Notice, Request
+from policies import ChosenAt, Notice
+from simulated_fleet import Fleet, Request
 
 DRAWS = 300
 LOOK_AHEAD = 4

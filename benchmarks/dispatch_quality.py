@@ -28,22 +28,12 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
+from policies import Ideal, Lottery, Ours, OursByWay, Policy, RoundRobin, Stock, TwoChoices
 from rich.console import Console
 from rich.progress import Progress
 from rich.table import Table
-from simulation import (
-    SERVICES,
-    Fleet,
-    Ideal,
-    Lottery,
-    Ours,
-    OursByWay,
-    Policy,
-    RoundRobin,
-    Simulation,
-    Stock,
-    TwoChoices,
-)
+from simulated_fleet import SERVICES, Fleet
+from simulation import Simulation
 
 
 def bare(fleet: Fleet) -> Fleet:

@@ -13,7 +13,9 @@ from statistics import fmean
 import pytest
 from best_guess import BestGuess
 from dispatch_quality import CASES, QUESTIONS, main, simulate
-from simulation import SERVICES, Fleet, Ideal, Notice, Ours, OursByWay, Policy, Request, Simulation, Stock, TwoChoices
+from policies import Ideal, Notice, Ours, OursByWay, Policy, Stock, TwoChoices
+from simulated_fleet import SERVICES, Fleet, Request
+from simulation import Simulation
 
 from tests.conftest import Figure
 
@@ -169,7 +171,7 @@ def test_best_guess_agrees_with_the_reported_queue_length(service: str) -> None:
 MEANS = """
 import json, sys
 from dispatch_quality import simulate
-from simulation import Fleet
+from simulated_fleet import Fleet
 load, cases = json.loads(sys.argv[1])
 print(json.dumps({case: simulate(case, Fleet(load=load, seed=0)).mean for case in cases}))
 """

@@ -7,16 +7,8 @@ It compares the waits of the same requests in the simulation.
 import asyncio
 
 import pytest
-from confirmation import (
-    BY_WAY_AND_CAPACITY,
-    COMPRESSION,
-    DEFAULTS,
-    LEASES_AND_CAPACITY,
-    NO_DECAY,
-    burst,
-    compressed_fleet,
-    run,
-)
+from confirmation import COMPRESSION, burst, compressed_fleet, run
+from confirmation_rows import BY_WAY_AND_CAPACITY, DEFAULTS, LEASES_AND_CAPACITY, NO_DECAY
 
 from tests.conftest import Figure
 
