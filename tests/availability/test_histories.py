@@ -26,6 +26,7 @@ STEPS = 400
 async def test_history_agrees_with_the_model(
     request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch, figure: Figure, number: int
 ) -> None:
+    """History.run() fails at the first step after which the store and the model disagree."""
     seed = random.SystemRandom().randrange(10**9) if SEED == "random" else int(SEED or 1_000 + number)
     figure(f"history {number}", f"HISTORY_SEED={seed}")
     random.seed(seed)  # the replicas draw from the global generator

@@ -109,6 +109,7 @@ def parse(environment: dict[str, str], tmp_path: Path, monkeypatch: pytest.Monke
 @pytest.mark.parametrize("version", VERSIONS)
 @pytest.mark.parametrize("path", files(), ids=lambda path: path.name)
 def test_kubernetes_knows_every_field(path: Path, version: str) -> None:
+    """check() fails for a file that does not match the schema. The next test shows that it does."""
     check(path.read_text(), version)
 
 

@@ -125,6 +125,7 @@ def test_output_that_cannot_be_written(serve: Serve) -> None:
 def test_values_that_are_not_text_are_rejected_with_one_line(
     words: tuple[str | bytes, ...], env: dict[str, str]
 ) -> None:
+    """error_of() checks the exit status and the line."""
     error_of(shell('exec "$@"', *words, **env))
 
 
