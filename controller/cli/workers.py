@@ -16,7 +16,7 @@ from controller.cli.tables import cell, create_console, create_table
 _COLUMNS: Final = ("worker", "state", "queue", "slots", "models", "leased", "heartbeat", "expires in", "speed")
 _ALWAYS_SHOWN: Final = 5
 _HEADINGS: Final[dict[str, Text | str]] = {column: column for column in _COLUMNS}
-_GAP: Final = 2  # between two columns: the padding, and a space in the place of a line
+_GAP: Final = 2  # between two columns: the padding, and a space instead of a line
 
 
 async def show_workers(controller_address: str) -> None:
