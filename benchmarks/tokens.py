@@ -1,4 +1,4 @@
-"""Measure what tokens cost a dispatch over HTTP: processor time of a replica with tokens and of one without, by turns.
+"""Measure what tokens cost a dispatch over HTTP: processor time of a replica with tokens, and of one without, in turns.
 
     python benchmarks/tokens.py [--rounds 12] [--requests 8000]
 
