@@ -68,7 +68,7 @@ class SnapshotManager:
         while True:
             self._requested.clear()
             with contextlib.suppress(StoreError):  # the circuit breaker has logged it
-                await self.breaker.call(self._take_if_stale)
+                await self.breaker.call(self._take_and_release)
             # The pause depends on the number of workers, not on the duration of the last snapshot. Otherwise one busy
             # moment of the machine could delay the next snapshot for too long.
             workers = len(self._snapshot) if self._snapshot is not None else 0
@@ -149,6 +149,11 @@ class SnapshotManager:
         async with self._lock:
             if since is None or self._snapshot is since:
                 await self._take()
+
+    async def _take_and_release(self) -> None:
+        await self._take_if_stale()
+        # A lease may have ended after _return_to_redis() released the others, and before the breaker closed.
+        await self._reconciler.release_leases()
 
     async def _take(self) -> None:
         taken_at = time.monotonic()

@@ -16,7 +16,7 @@ from tests.support.dispatches import dispatch_shortest_queue, workers_of
 from tests.support.invariants import load_of
 from tests.support.outage import Link, queue_lengths, wait_for_recovery
 from tests.support.samples import A, B, C, asks, reports, worker
-from tests.support.waiting import wait_until
+from tests.support.waiting import cancelled, wait_until
 
 
 async def test_dispatches_from_the_snapshot_are_booked_after_the_outage(
@@ -205,3 +205,31 @@ async def test_heartbeat_after_a_reconciliation_leaves_no_negative_count(store: 
     assert load.dispatched >= 0
     assert load.untracked >= 0
     await registry.list_workers()
+
+
+async def test_a_lease_that_ends_while_the_replica_reconciles_is_released_later(
+    controller: Replica, link: Link, store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The replica has released the other leases by then, and its circuit breaker is still open."""
+    lease = (await controller.dispatcher.dispatch_with_lease("m")).value.lease
+    answers: list[object] = []
+    run = Registry._run
+
+    async def end_a_lease_first(self: Registry, script: str, *arguments: str | int) -> object:
+        if script == "reconcile" and not answers:
+            answers.extend(await asyncio.gather(controller.dispatcher.release(lease), return_exceptions=True))
+        return await run(self, script, *arguments)
+
+    monkeypatch.setattr(Registry, "_run", end_a_lease_first)
+    with link.broken():
+        await controller.dispatcher.dispatch("m")
+    await wait_for_recovery(controller)
+    assert isinstance(answers[0], StoreUnavailable)
+    assert await store.client.zrange(keys.leases(store.namespace), 0, -1) == [lease]
+    snapshots = asyncio.create_task(controller.snapshots.run())
+
+    async def is_released() -> bool:
+        return not await store.client.zrange(keys.leases(store.namespace), 0, -1)
+
+    await wait_until(is_released, "the lease is released")
+    await cancelled(snapshots)
