@@ -13,6 +13,9 @@ from tests.support.dispatches import dispatch_lottery, dispatch_shortest_queue, 
 class Unknown:
     """The answer of a call that was cancelled or failed. It is not known whether the call ran."""
 
+    def __reduce__(self) -> str:
+        return "UNKNOWN"  # there is only one instance, also after pickling
+
 
 class Degraded(NamedTuple):
     """The answer of a dispatch from a snapshot. The store may have booked the request as well."""

@@ -4,7 +4,7 @@ from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from math import inf
-from typing import NamedTuple
+from typing import NamedTuple, Self
 
 from controller.domain import worker as domain
 from tests.support.dispatches import worker_of, worker_of_lease
@@ -34,6 +34,9 @@ class Worker:
     drawn: int = 0
     leases: set[str] = field(default_factory=set)
     registration: int | None = None
+
+    def copy(self) -> Self:
+        return replace(self, leases=set(self.leases))
 
     def book(self, number: int) -> None:
         self.booked = max(0, self.booked[0] + number), max(0, self.booked[1] + number)
@@ -107,7 +110,7 @@ class State:
         return State(
             self.now,
             self.clock,
-            {name: replace(worker, leases=set(worker.leases)) for name, worker in self.workers.items()},
+            {name: worker.copy() for name, worker in self.workers.items()},
             dict(self.leases),
             set(self.orphans),
             dict(self.drained),
@@ -123,9 +126,13 @@ class State:
         self.now += seconds
         self.clock += round(1000 * seconds)
         for name in [name for name, worker in self.workers.items() if worker.expires_at <= self.now]:
-            if self.workers[name].draining:
-                self.drained[name] = self.now
-            self.orphans |= self.workers.pop(name).leases
+            self.expire(name)
+
+    def expire(self, name: str) -> None:
+        """Expire the heartbeat of a worker."""
+        if self.workers[name].draining:
+            self.drained[name] = self.now
+        self.orphans |= self.workers.pop(name).leases
 
     def serving(self, model: str) -> list[str]:
         return [name for name, worker in self.workers.items() if model in worker.models and not worker.draining]

@@ -23,13 +23,14 @@ class Register(Call):
     checks: bool
     multimodal: bool
     expiration: float
+    speed: float = 1
     resends_undo_others = True
 
     async def make(self, controller: Replica) -> Answer:
         await controller.membership.register(
             self.name,
             check_heart_beat=self.checks,
-            status=WorkerStatus(self.models, 1, self.queue),
+            status=WorkerStatus(self.models, self.speed, self.queue),
             multimodal=self.multimodal,
             caller=OPERATOR,
         )

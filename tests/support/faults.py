@@ -35,6 +35,11 @@ class Proxy:
     def hanging(self) -> bool:
         return not self._open.is_set()
 
+    @property
+    def connections(self) -> int:
+        """Number of open sockets on both sides."""
+        return len(self._writers)
+
     def hang_after(self, reply: bytes) -> None:
         self._hang_after = reply
 
@@ -103,6 +108,14 @@ class TcpProxy(Proxy):
         super().__init__(Path(), "")
         self.url = f"http://127.0.0.1:{port}"
         self._ports = port, target
+
+    @property
+    def port(self) -> int:
+        return self._ports[0]
+
+    def retarget(self, target: int) -> None:
+        """Connect to another port from now on. Connections to the previous one stay open until cut()."""
+        self._ports = self._ports[0], target
 
     async def listen(self) -> asyncio.Server:
         return await asyncio.start_server(self._serve, "127.0.0.1", self._ports[0])
