@@ -14,7 +14,7 @@ install = { [ -x $(BIN)/uv ] && $(UV) $(1) 2>/dev/null; } \
 PYTEST_OPTIONS := -q -n 4 --dist loadfile --no-loadscope-reorder
 
 .DEFAULT_GOAL := help
-.PHONY: help serve test test-all check demo format docs docs-serve docs-reference bench simulate clean
+.PHONY: help serve test test-all history soak check demo format docs docs-serve docs-reference bench simulate clean
 
 help:  ## List the targets.
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 16
@@ -30,6 +30,12 @@ test: $(VENV)/.test  ## Run the quick tests, in about three minutes. ARGS="tests
 
 test-all: $(VENV)/.test  ## Run the rest of the tests: long ones, containers, and those on redis-server.
 	@$(BIN)/python -m pytest --part rest $(PYTEST_OPTIONS) $(ARGS)
+
+history: $(VENV)/.test  ## Check a long history of calls and faults. ARGS="--seconds 1800 --seed 7"
+	@PYTHONPATH=benchmarks exec $(BIN)/python -m tests.history $(ARGS)
+
+soak: $(VENV)/.test  ## Let 500 workers come and go for half an hour, with faults. ARGS="--seconds 600"
+	@PYTHONPATH=benchmarks exec $(BIN)/python -m tests.soak $(ARGS)
 
 check: $(VENV)/.check  ## Check lint rules, format, types and layers, without changing anything.
 	$(BIN)/ruff check .
