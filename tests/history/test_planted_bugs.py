@@ -38,6 +38,16 @@ BUGS = {
         ["none"],
         "no order explains this call: .*Dispatch|state at the end differs",
     ),
+    "reconciliation": (
+        [Change("controller/availability/reconciler.py", "self._bookings.update(workers)", "pass")],
+        ["Redis stopped"],
+        "requests without leases, but",
+    ),
+    "drain check of a snapshot": (
+        [Change("controller/availability/snapshot.py", "if worker.draining:", "if False:")],
+        ["Redis stopped"],
+        "was chosen from a snapshot, but it was expired, removed or draining",
+    ),
     "removal marker": (
         [Change("lua/workers/remove.lua", 'redis.call("SET", key("removed", name), "1", "PX", removed_ttl)', "")],
         [LOSSY_FAILOVER],
