@@ -6,6 +6,7 @@ from typing import Any, Final, TypeVar
 
 from redis.asyncio import RedisCluster
 from redis.commands.core import AsyncScript
+from redis.exceptions import NoScriptError
 
 from controller.domain.capacity import DefaultCapacities
 from controller.store import keys, scripts
@@ -16,6 +17,7 @@ from controller.store.errors import FAILURES, store_error
 Item = TypeVar("Item")
 
 _MIN_REPLY_TTL_MS: Final = 6_000
+_MAX_FLUSHES: Final = 3  # of Redis's scripts during one call
 
 
 def new_id() -> str:
@@ -88,9 +90,18 @@ class ScriptRunner:
 
     async def _run(self, script: str, *arguments: str | int) -> Any:
         try:
-            return await self._calls.run(lambda: self._scripts[script](keys=self._keys, args=arguments))
+            return await self._calls.run(lambda: self._evaluate(script, arguments))
         except FAILURES as error:
             raise store_error(error) from error
+
+    async def _evaluate(self, script: str, arguments: Sequence[str | int]) -> Any:
+        """Run a script. redis-py loads it if Redis does not know it, but a flush may follow before it runs."""
+        for _ in range(_MAX_FLUSHES):
+            try:
+                return await self._scripts[script](keys=self._keys, args=arguments)
+            except NoScriptError:
+                continue
+        return await self._scripts[script](keys=self._keys, args=arguments)
 
     async def _ping(self) -> object:
         return await self._client.ping(**self._own_node())

@@ -181,12 +181,24 @@ async def test_error_body_encodes_a_path_that_is_not_utf_8(short_dir: Path) -> N
     await client.aclose()
 
 
-async def test_scripts_are_reloaded_after_a_flush(embedded_url: str) -> None:
+async def test_scripts_are_reloaded_after_a_flush(embedded_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
     client = connect(embedded_url, timeout=60.0)
     registry = Registry(client, "flush", 90.0, booking_decay=False, booking_delay=0.0)
     await registry.register(worker(A))
     await client.script_flush()
     assert workers_of(await dispatch_shortest_queue(registry, asks(["m"]))) == [A]
+    load, flushes = client.script_load, iter(range(2))
+
+    async def load_before_a_flush(script: str) -> str:
+        digest = str(await load(script))
+        if next(flushes, None) is not None:
+            await client.script_flush()
+        return digest
+
+    monkeypatch.setattr(client, "script_load", load_before_a_flush)
+    await client.script_flush()
+    assert workers_of(await dispatch_shortest_queue(registry, asks(["m"]))) == [A]
+    assert next(flushes, None) is None
     await registry.remove(A)
     await client.delete(*await client.keys("{flush}*"))
     await client.aclose()
