@@ -235,7 +235,8 @@ async def open_store(request: pytest.FixtureRequest, kind: str) -> AsyncIterator
     store = Store(kind, client, test_client, namespace)
     try:
         yield store
-        state = await check_invariants(client, namespace, store.decays)
+        slack = 10_000.0 if kind == "fakeredis" else 1_000.0  # its scripts see time pass, much of it on a busy machine
+        state = await check_invariants(client, namespace, store.decays, slack=slack)
         registry = store.registry()
         for name in state.hashes:
             await registry.remove(name)

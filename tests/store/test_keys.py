@@ -27,6 +27,7 @@ NAMES: dict[Callable[..., str], tuple[str, ...]] = {
     keys.replicas: ("{ns}:replicas",),
     keys.draining: ("{ns}:draining:http://a:1", "http://a:1"),
     keys.capacities: ("{ns}:capacities",),
+    keys.tokens: ("{ns}:tokens",),
     keys.pools: ("{ns}:pools:m", "m"),
     keys.overflow: ("{ns}:overflow",),
     keys.cost_heads: ("{ns}:cost_heads",),
