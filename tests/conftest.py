@@ -1,11 +1,14 @@
 """Stores to test on: fakeredis, the embedded server, and redis-server where it is installed.
 
+The tests of the store also run on redis-server as the restricted user of deploy/redis/users.acl ("redis-server-acl").
+
 A test that takes `store` runs once on each store. It fails if it leaves inconsistent indexes, or keys that would never
 expire.
 """
 
 import contextlib
 import itertools
+import re
 import shutil
 import signal
 import socket
@@ -29,8 +32,9 @@ from controller.store import keys, scripts
 from controller.store.connection import connect
 from controller.store.embedded.store import EmbeddedStore
 from controller.store.registry import Registry
+from controller.store_url import StoreUrl, parse_store_url
 from controller.upstream.client import WorkerClient
-from tests.support import certificates, lifeline, longest_scripts, network, parts
+from tests.support import certificates, lifeline, longest_scripts, network, parts, rights
 from tests.support.clients import Client
 from tests.support.invariants import check_invariants, check_nothing_leaks
 from tests.support.outage import Link
@@ -41,6 +45,7 @@ REDIS_SERVER = shutil.which("redis-server")
 # A process title would overwrite the mark in the environment, by which tests/support/lifeline.py finds the server.
 NO_PROC_TITLE = ["--set-proc-title", "no"]
 STORES = ["fakeredis", "embedded", *(["redis-server"] if REDIS_SERVER else [])]
+STORES_AND_RIGHTS = [*STORES, *(["redis-server-acl"] if REDIS_SERVER else [])]  # for tests/store
 _namespaces = itertools.count()
 
 # No deadline: the time that an example takes depends on how busy the machine is.
@@ -139,21 +144,44 @@ def embedded_url(short_dir: Path, request: pytest.FixtureRequest) -> Iterator[st
         longest_scripts.collect(request.config, store.url, "embedded")
 
 
-@pytest.fixture(scope="session")
-def redis_server_url(short_dir: Path, request: pytest.FixtureRequest) -> Iterator[str]:
+@contextlib.contextmanager
+def redis_server(path: Path, *options: str) -> Iterator[str]:
     """Start redis-server on a socket and without persistence."""
-    path = short_dir / "redis.sock"
-    options = ["--port", "0", "--unixsocket", str(path), "--save", "", "--dir", str(short_dir), *NO_PROC_TITLE]
-    with subprocess.Popen([str(REDIS_SERVER), *options], stdout=subprocess.DEVNULL) as process:
+    command = [str(REDIS_SERVER), "--port", "0", "--unixsocket", str(path), "--save", "", "--dir", str(path.parent)]
+    with subprocess.Popen([*command, *NO_PROC_TITLE, *options], stdout=subprocess.DEVNULL) as process:
         with socket.socket(socket.AF_UNIX) as probe:
             while probe.connect_ex(str(path)):
                 assert process.poll() is None, "redis-server ended"
                 time.sleep(0.01)
-        url = f"unix://{path}"
+        yield f"unix://{path}"
+        process.terminate()
+
+
+@pytest.fixture(scope="session")
+def redis_server_url(short_dir: Path, request: pytest.FixtureRequest) -> Iterator[str]:
+    with redis_server(short_dir / "redis.sock") as url:
         longest_scripts.record(url)
         yield url
         longest_scripts.collect(request.config, url, "redis-server")
-        process.terminate()
+
+
+def redis_version() -> tuple[int, ...]:
+    """Return the version of redis-server, such as (7, 0, 15)."""
+    version = subprocess.run([str(REDIS_SERVER), "--version"], capture_output=True, text=True, check=True).stdout
+    match = re.search(r"v=(\d+)\.(\d+)\.(\d+)", version)
+    assert match, version
+    return tuple(map(int, match.groups()))
+
+
+@pytest.fixture(scope="session")
+def redis_server_acl_url(short_dir: Path) -> Iterator[str]:
+    """Start redis-server with the users of deploy/redis/users.acl.
+
+    The user `controller` may access the namespaces of all tests, and the key from which scripts read the time.
+    """
+    rights.write_users(short_dir / "users.acl", redis_version(), "{*}*", CLOCK)
+    with redis_server(short_dir / "acl.sock", "--aclfile", str(short_dir / "users.acl")) as url:
+        yield url
 
 
 # Without decay, a dispatch depends only on the calls before it, not on the time between them. The deadline is long
@@ -186,8 +214,9 @@ def store_clock(monkeypatch: pytest.MonkeyPatch) -> None:
 class Store:
     """A server to test on, with a namespace for one test.
 
-    client: the registry's client.
+    client: the registry's client, which also has the rights that a test needs.
     test_client: the test's own client. It stays connected when a replica drops its connections.
+    restricted_client: the registry's client instead, if the replicas have a user with few rights.
     decays: True if a registry with decaying bookings was opened.
     registries: those that were opened.
     """
@@ -196,6 +225,7 @@ class Store:
     client: Client
     test_client: Client
     namespace: str
+    restricted_client: Client | None = None
     decays: bool = False
     registries: list[Registry] = field(default_factory=list)
 
@@ -204,13 +234,20 @@ class Store:
         """Return the URL of a real server."""
         return f"unix://{self.client.connection_pool.connection_kwargs['path']}"
 
+    @property
+    def replica_url(self) -> StoreUrl:
+        """Return the URL of a real server as a replica gets it, with its user."""
+        return rights.as_user(self.url, "controller") if self.restricted_client else parse_store_url(self.url)
+
     def registry(self, suffix: str = "", **options: Any) -> Registry:
         """Open a registry as a replica does. Any number of registries may share the store.
 
         suffix: appended to the namespace, whose keys are not checked after the test then.
         """
         self.decays = self.decays or bool(options.get("booking_decay") and not suffix)
-        opened = Registry(self.client, self.namespace + suffix, **{**WITHOUT_DECAY, **options})
+        opened = Registry(
+            self.restricted_client or self.client, self.namespace + suffix, **{**WITHOUT_DECAY, **options}
+        )
         self.registries.append(opened)
         return opened
 
@@ -225,14 +262,19 @@ async def open_store(request: pytest.FixtureRequest, kind: str) -> AsyncIterator
     namespace = f"test-{next(_namespaces)}"
     client: Client
     test_client: Client
+    restricted_client: Client = None
     if kind == "fakeredis":
         server = fakeredis.FakeServer()
         client, test_client = (fakeredis.FakeAsyncRedis(server=server, decode_responses=True) for _ in range(2))
+    elif kind == "redis-server-acl":
+        url = request.getfixturevalue("redis_server_acl_url")
+        client, test_client = (connect(rights.as_user(url, "admin"), timeout=60.0) for _ in range(2))
+        restricted_client = connect(rights.as_user(url, "controller"), timeout=60.0)
     else:
         url = request.getfixturevalue(f"{kind.replace('-', '_')}_url")
         client, test_client = (connect(url, timeout=60.0) for _ in range(2))
     await wait_until(lambda: answers(client), f"{kind} responds")
-    store = Store(kind, client, test_client, namespace)
+    store = Store(kind, client, test_client, namespace, restricted_client)
     try:
         yield store
         slack = 10_000.0 if kind == "fakeredis" else 1_000.0  # its scripts see time pass, much of it on a busy machine
@@ -244,8 +286,9 @@ async def open_store(request: pytest.FixtureRequest, kind: str) -> AsyncIterator
     finally:
         for registry in store.registries:
             await registry.close()  # a call that took long on a slow machine may have started a ping
-        await client.aclose()
-        await test_client.aclose()
+        for each in (client, test_client, restricted_client):
+            if each is not None:
+                await each.aclose()
 
 
 async def answers(client: Client) -> bool:

@@ -20,6 +20,7 @@ from controller.store.reconciliation import split
 from controller.store.registry import Choice, Registry, Request
 from tests.conftest import CLOCK
 from tests.model.oracle import DEFAULT_CAPACITIES, IN_FLIGHT_WINDOW, LEASE_TTL, Oracle
+from tests.support import rights
 from tests.support.clients import Client
 from tests.support.dispatches import dispatch_lottery, dispatch_shortest_queue, worker_of_lease
 from tests.support.invariants import check_invariants
@@ -54,13 +55,19 @@ class RegistryMachine(Oracle, RuleBasedStateMachine):
         Oracle.__init__(self, decays, max_sets, NOW)
         RuleBasedStateMachine.__init__(self)
         self.runner = asyncio.Runner()
-        self.client: Client = (
-            fakeredis.FakeAsyncRedis(decode_responses=True) if kind == "fakeredis" else connect(url, 10.0)
-        )
+        self.client: Client
+        self.replica_client: Client
+        if kind == "fakeredis":
+            self.client = self.replica_client = fakeredis.FakeAsyncRedis(decode_responses=True)
+        elif kind == "redis-server-acl":
+            self.client = connect(rights.as_user(url, "admin"), 10.0)
+            self.replica_client = connect(rights.as_user(url, "controller"), 10.0)
+        else:
+            self.client = self.replica_client = connect(url, 10.0)
         self.namespace = f"oracle-{kind}-{next(_namespaces)}"
         self.draws: Iterator[float] = iter(())
         self.registry = Registry(
-            self.client,
+            self.replica_client,
             self.namespace,
             90.0,
             10.0,
@@ -77,6 +84,7 @@ class RegistryMachine(Oracle, RuleBasedStateMachine):
     def teardown(self) -> None:
         self.run(self.client.delete(CLOCK, *self.run(self.client.keys(f"{{{self.namespace}}}*"))))
         self.run(self.client.aclose())
+        self.run(self.replica_client.aclose())
         self.runner.close()
 
     def tick(self, by: int) -> None:

@@ -13,6 +13,7 @@ from controller.store import keys
 from controller.store.connection import connect
 from controller.store.reconciliation import split
 from controller.store.registry import Registry
+from controller.store_url import StoreUrl
 from tests.conftest import CLOCK, Store
 from tests.model.shortest_queue import Indexed, least_cost
 from tests.support.dispatches import dispatch, dispatch_lottery, dispatch_shortest_queue, workers_of
@@ -314,7 +315,7 @@ async def test_lottery_stays_exact_when_fast_workers_join_a_slow_one(store: Stor
     assert 400 < drawn[B] < 600
 
 
-def dispatch_many(url: str, namespace: str, times: int) -> None:
+def dispatch_many(url: StoreUrl, namespace: str, times: int) -> None:
     """Dispatch requests one after the other. Runs in a separate process."""
 
     async def run() -> None:
@@ -336,7 +337,9 @@ async def test_four_concurrent_processes_dispatch_evenly(store: Store) -> None:
     for i in range(10):
         await registry.register(worker(f"http://w{i}:1"))
     context = multiprocessing.get_context("spawn")
-    processes = [context.Process(target=dispatch_many, args=(store.url, store.namespace, 500)) for _ in range(4)]
+    processes = [
+        context.Process(target=dispatch_many, args=(store.replica_url, store.namespace, 500)) for _ in range(4)
+    ]
     for process in processes:
         process.start()
     for process in processes:

@@ -19,7 +19,8 @@ from controller.store import keys, scripts
 from controller.store.connection import connect
 from controller.store.reconciliation import split
 from controller.store.registry import Find, Registry
-from tests.conftest import CLOCK, REDIS_SERVER
+from tests.conftest import CLOCK, STORES_AND_RIGHTS
+from tests.support import rights
 from tests.support.clients import Client
 from tests.support.dispatches import dispatch_lottery, dispatch_shortest_queue, leases_of
 from tests.support.replies import Replies
@@ -29,7 +30,7 @@ NOW = 1_800_000_000_000
 LEASE_MS = 60_000
 NAMESPACE = "repeated"
 NEW, EXPIRED = "http://127.0.0.1:1/new", "http://127.0.0.1:1/expired"
-SERVERS = ["embedded", *(["redis-server"] if REDIS_SERVER else [])]
+SERVERS = [store for store in STORES_AND_RIGHTS if store != "fakeredis"]
 READERS: dict[str, Callable[[Any, str], Any]] = {
     "string": lambda client, key: client.get(key),
     "hash": lambda client, key: client.hgetall(key),
@@ -183,12 +184,15 @@ async def fleet(
     request: pytest.FixtureRequest, store_clock: None, monkeypatch: pytest.MonkeyPatch
 ) -> AsyncIterator[Fleet]:
     url = request.getfixturevalue(f"{request.param.replace('-', '_')}_url")
-    clients: list[Client] = [connect(url, timeout=60.0) for _ in range(3)]
+    has_users = request.param == "redis-server-acl"
+    replica, admin = (rights.as_user(url, user) if has_users else url for user in ("controller", "admin"))
+    clients: list[Client] = [connect(each, timeout=60.0) for each in (replica, replica, admin)]
 
     def registry(client: Client) -> Registry:
         return Registry(client, NAMESPACE, 80.0, 60.0, True, 0.2, lambda: next(made.draws) % 10 / 10)
 
-    binary = Redis(unix_socket_path=clients[2].connection_pool.connection_kwargs["path"])
+    options = clients[2].connection_pool.connection_kwargs
+    binary = Redis(unix_socket_path=options["path"], username=options["username"], password=options["password"])
     replicas = Replica(registry(clients[0]), "first"), Replica(registry(clients[1]), "second")
     made = Fleet(*replicas, Replies(clients[0]), clients[2], binary)
     monkeypatch.setattr("secrets.token_hex", lambda size: f"{next(made.request_ids):0{2 * size}x}")

@@ -318,17 +318,6 @@ def test_two_files_with_one_name_are_rejected(written: Path) -> None:
         scripts.include_files()
 
 
-def test_documented_redis_user_may_run_all_commands_of_the_scripts() -> None:
-    rights = set(re.findall(r" \+([a-z]+)", (ROOT / "deploy/redis/users.acl").read_text()))
-    called = {
-        name.lower()
-        for path in [*SCRIPTS.values(), *INCLUDES.values()]
-        for name in re.findall(r'redis\.p?call\("(\w+)', path.read_text())
-    }
-    assert len(called) > 15
-    assert called <= rights
-
-
 @every_file
 def test_paths_in_headers_exist(path: Path) -> None:
     header_text = path.read_text().partition("]]")[0]

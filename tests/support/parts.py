@@ -62,7 +62,7 @@ def summary(reports: Iterable[pytest.TestReport]) -> list[str]:
         directory = file[1] if len(file) > 2 else "project"
         passed[directory] += 1
         seconds[directory] += report.duration
-        for store in ("fakeredis", "embedded", "redis-server"):
+        for store in ("fakeredis", "embedded", "redis-server", "redis-server-acl"):
             if store in report.nodeid:
                 stores.setdefault(directory, set()).add(store)
     return [
