@@ -14,7 +14,8 @@ install = { [ -x $(BIN)/uv ] && $(UV) $(1) 2>/dev/null; } \
 PYTEST_OPTIONS := -q -n 4 --dist loadfile --no-loadscope-reorder
 
 .DEFAULT_GOAL := help
-.PHONY: help serve test test-all history soak check demo format docs docs-serve docs-reference bench simulate clean
+.PHONY: help serve test test-all history soak check demo format docs docs-serve docs-reference bench simulate sbom \
+	audit clean
 
 help:  ## List the targets.
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 16
@@ -37,12 +38,13 @@ history: $(VENV)/.test  ## Check a long history of calls and faults. ARGS="--sec
 soak: $(VENV)/.test  ## Let 500 workers come and go for half an hour, with faults. ARGS="--seconds 600"
 	@PYTHONPATH=benchmarks exec $(BIN)/python -m tests.soak $(ARGS)
 
-check: $(VENV)/.check  ## Check lint rules, format, types and layers, without changing anything.
+check: $(VENV)/.check  ## Check lint rules, format, types, layers and licences, without changing anything.
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 	$(BIN)/codespell
+	$(BIN)/python supply/dependencies.py
 
 format: $(VENV)/.check  ## Format the code and fix what the linter can fix.
 	$(BIN)/ruff check --fix .
@@ -63,6 +65,17 @@ bench: $(VENV)/.test  ## Compare the dispatch rate with FastChat's controller. A
 
 simulate: $(VENV)/.bench  ## Simulate how long requests wait under each policy. ARGS="--plots docs/images"
 	@exec $(BIN)/python benchmarks/dispatch_quality.py $(ARGS)
+
+sbom: $(VENV)/.supply  ## Write sbom.json: the packages of an installation and their licences, in the CycloneDX format.
+	@$(PYTHON) -m venv --clear --without-pip $(VENV)/installation
+	@$(BIN)/python -m pip --python $(VENV)/installation/bin/python install --quiet \
+		--disable-pip-version-check --constraint constraints.txt .
+	@$(BIN)/cyclonedx-py environment --pyproject pyproject.toml --output-reproducible --output-format JSON \
+		--output-file sbom.json $(VENV)/installation/bin/python
+	@echo "sbom.json lists the packages."
+
+audit: $(VENV)/.supply  ## Look up known vulnerabilities of all pinned packages. Says so if no service can be reached.
+	@$(BIN)/python supply/audit.py
 
 clean:  ## Remove the virtual environment.
 	rm -rf $(VENV)
@@ -89,6 +102,11 @@ $(VENV)/.test: $(VENV)/.serve
 $(VENV)/.check: $(VENV)/.test $(VENV)/.docs
 	@echo "Installing linters and the type checker ..."
 	@$(call install,--constraint constraints.txt --group check)
+	@touch $@
+
+$(VENV)/.supply: $(VENV)/.serve
+	@echo "Installing the packages of the SBOM and the audit ..."
+	@$(call install,--constraint constraints.txt --group supply)
 	@touch $@
 
 $(VENV)/.bench: $(VENV)/.serve
