@@ -38,6 +38,11 @@ def docker_problem() -> str:
     return ""
 
 
+def image() -> str:
+    """Return the name of the image of the controller."""
+    return os.environ.get("CONTROLLER_IMAGE", "controller-cluster")
+
+
 def images() -> dict[str, str]:
     """Return the images to use instead of those in the compose files, as environment variables."""
     found = {name: os.environ.get(name, "") for name in IMAGES}
@@ -96,9 +101,10 @@ class Compose:
         ]
 
     def address(self, container: str) -> str:
-        """Return the IP address of a container, which this machine can reach."""
+        """Return the IP address of a container on the network of the workers, or on its only network."""
         [state] = json.loads(docker("inspect", container))
-        [network] = state["NetworkSettings"]["Networks"].values()
+        networks = state["NetworkSettings"]["Networks"]
+        [network] = [networks[name] for name in networks if len(networks) == 1 or name.endswith("_workers")]
         return str(network["IPAddress"])
 
     def leftovers(self) -> list[str]:

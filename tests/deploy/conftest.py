@@ -5,7 +5,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from tests.deploy.compose import ROOT, Compose, docker, docker_problem, images, up
+from tests.deploy.compose import ROOT, Compose, docker, docker_problem, image, images, up
 from tests.support import network
 from tests.support.lifeline import project
 
@@ -18,6 +18,7 @@ services:
   stock-worker:
     image: controller-test-worker
     pull_policy: never
+    networks: [workers]
     init: true
     entrypoint: [sh, -c]
     command:
@@ -52,9 +53,7 @@ def built(tmp_path_factory: pytest.TempPathFactory) -> None:
         pytest.skip(f"NOT TESTED, containers: {reason}")
     arguments = [f"PYTHON_IMAGE={images()['PYTHON_IMAGE']}"] if "PYTHON_IMAGE" in images() else []
     build = [word for argument in arguments for word in ("--build-arg", argument)]
-    docker(
-        "build", "--quiet", "--tag", "controller-cluster", "--file", str(ROOT / "deploy/Dockerfile"), *build, str(ROOT)
-    )
+    docker("build", "--quiet", "--tag", image(), "--file", str(ROOT / "deploy/Dockerfile"), *build, str(ROOT))
     context = tmp_path_factory.mktemp("worker")
     for name in ("tests/deploy/worker.Dockerfile", "tests/system/stock_worker.py", "constraints.txt"):
         shutil.copy(ROOT / name, context)

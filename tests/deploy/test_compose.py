@@ -363,6 +363,16 @@ async def test_a_replica_hangs_under_load(cluster: Compose, figure: Figure) -> N
     await ready_replicas(cluster, 3)
 
 
+async def test_a_worker_cannot_reach_redis(cluster: Compose) -> None:
+    """Redis is on a network of its own. The worker can reach the load balancer with the same call."""
+    [redis], worker = cluster.containers("redis"), cluster.containers("stock-worker")[0]
+    connect_to = "import socket, sys; socket.create_connection((sys.argv[1], int(sys.argv[2])), 2)"
+    for host, port in (("redis", 6379), (cluster.address(redis), 6379)):
+        with pytest.raises(AssertionError, match=r"gaierror|TimeoutError|unreachable"):
+            docker("exec", worker, "python3", "-c", connect_to, host, str(port))
+    docker("exec", worker, "python3", "-c", connect_to, "loadbalancer", "21001")
+
+
 async def test_a_replica_has_few_privileges(cluster: Compose) -> None:
     replica = cluster.containers("controller")[0]
     [container] = json.loads(docker("inspect", replica))

@@ -1,6 +1,7 @@
-"""The environment in deploy/docker-compose.yml has settings of the controller. These tests need no containers."""
+"""What the Compose files say: settings of the controller, and few rights. These tests need no containers."""
 
 import re
+from typing import Any
 
 import pytest
 import yaml
@@ -20,6 +21,64 @@ def service(**variables: str) -> dict[str, object]:
     text = re.sub(r"\$\{(\w+):-([^}]*)\}", lambda match: variables.get(match[1]) or match[2], text)
     found: dict[str, object] = yaml.safe_load(text)["services"]["controller"]
     return found
+
+
+class Loader(yaml.SafeLoader):
+    """Reads Compose files. `!override` says how Compose merges a value, and does not change the value."""
+
+
+Loader.add_constructor(
+    "!override",
+    lambda loader, node: (
+        loader.construct_mapping(node, deep=True)
+        if isinstance(node, yaml.MappingNode)
+        else loader.construct_sequence(node)
+    ),
+)
+
+
+def services(*files: str) -> dict[str, dict[str, Any]]:
+    """Return the services of Compose files, merged by the keys that these tests look at."""
+    merged: dict[str, dict[str, Any]] = {}
+    for file in files:
+        for name, values in yaml.load((ROOT / file).read_text(), Loader)["services"].items():  # noqa: S506 - a safe one
+            merged[name] = merged.get(name, {}) | values
+    return merged
+
+
+BASE = "deploy/docker-compose.yml"
+TOPOLOGIES = [(BASE,), (BASE, "deploy/docker-compose.sentinel.yml"), (BASE, "deploy/docker-compose.cluster.yml")]
+
+
+@pytest.mark.parametrize("files", TOPOLOGIES, ids=lambda files: files[-1])
+def test_all_services_have_few_rights(files: tuple[str, ...]) -> None:
+    found = services(*files)
+    assert len(found) > 4
+    for name, each in found.items():
+        assert each["read_only"] is True, name
+        assert each["cap_drop"] == ["ALL"], name
+        assert each["security_opt"] == ["no-new-privileges:true"], name
+        assert "privileged" not in each, name
+        added = set(each.get("cap_add", []))
+        assert added <= {"CHOWN", "DAC_OVERRIDE", "FOWNER", "SETGID", "SETUID"}, name
+        assert not added or each["networks"] == ["store"], name
+
+
+@pytest.mark.parametrize("files", TOPOLOGIES, ids=lambda files: files[-1])
+def test_workers_and_clients_do_not_share_a_network_with_redis(files: tuple[str, ...]) -> None:
+    found = {name: set(each["networks"]) for name, each in services(*files).items()}
+    of_workers = {"demo-worker", "demo-load", "loadbalancer"}
+    assert {name for name, networks in found.items() if networks == {"workers"}} == of_workers
+    assert {name for name, networks in found.items() if networks == {"workers", "store"}} == {"controller"}
+    assert all(found[name] == {"store"} for name in found.keys() - of_workers - {"controller"})
+    assert yaml.safe_load((ROOT / BASE).read_text())["networks"]["store"] == {"internal": True}
+
+
+def test_one_port_is_published_and_on_loopback_only() -> None:
+    text = (ROOT / BASE).read_text()
+    defaults = re.sub(r"\$\{\w+:-([^}]*)\}", r"\1", text)
+    published = {name: each["ports"] for name, each in yaml.safe_load(defaults)["services"].items() if "ports" in each}
+    assert published == {"loadbalancer": ["127.0.0.1:21001:21001"]}
 
 
 def parse(environment: object, monkeypatch: pytest.MonkeyPatch) -> Settings:

@@ -117,9 +117,7 @@ async def restart_master_at_another_address(running: Compose) -> None:
     old_master, old_addresses = master_names(running), addresses(running)
     await asyncio.to_thread(docker, "kill", nodes(running)[old_master])
     [image] = json.loads(docker("inspect", nodes(running)[old_master], "--format", "[{{json .Config.Image}}]"))
-    occupant = docker(
-        "run", "--detach", "--rm", "--network", f"{running.project}_default", image, "sleep", "300"
-    ).strip()
+    occupant = docker("run", "--detach", "--rm", "--network", f"{running.project}_store", image, "sleep", "300").strip()
     try:
         assert running.address(occupant) == old_addresses[old_master]
         await wait_until(
