@@ -1,6 +1,7 @@
 """What the Compose files say: settings of the controller, and few rights. These tests need no containers."""
 
 import re
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -8,6 +9,7 @@ import yaml
 from click.testing import CliRunner
 
 from controller.cli.main import main
+from controller.domain.errors import SettingsError
 from controller.server import run as server
 from controller.settings import Settings, all_settings, environment_variables
 from tests.deploy.compose import ROOT
@@ -19,6 +21,7 @@ def service(**variables: str) -> dict[str, object]:
     """Return the service `controller` as Compose reads it with these variables."""
     text = (ROOT / "deploy/docker-compose.yml").read_text()
     text = re.sub(r"\$\{(\w+):-([^}]*)\}", lambda match: variables.get(match[1]) or match[2], text)
+    text = re.sub(r"\$\{(\w+):\+([^}]*)\}", lambda match: match[2] if variables.get(match[1]) else "", text)
     found: dict[str, object] = yaml.safe_load(text)["services"]["controller"]
     return found
 
@@ -81,7 +84,7 @@ def test_one_port_is_published_and_on_loopback_only() -> None:
     assert published == {"loadbalancer": ["127.0.0.1:21001:21001"]}
 
 
-def parse(environment: object, monkeypatch: pytest.MonkeyPatch) -> Settings:
+def parse(environment: object, monkeypatch: pytest.MonkeyPatch, tokens: Path | None = None) -> Settings:
     """Return the settings that `controller serve` reads from the environment."""
     assert isinstance(environment, dict)
     known = {variable for setting in all_settings() for variable in environment_variables(setting)}
@@ -90,6 +93,9 @@ def parse(environment: object, monkeypatch: pytest.MonkeyPatch) -> Settings:
     monkeypatch.setattr(server, "serve", lambda settings, _: parsed.append(settings))
     variables = {name: "" if value is None else str(value) for name, value in environment.items()}
     del variables["CONTROLLER_REDIS_PASSWORD_FILE"]  # the file is in a volume
+    if variables["CONTROLLER_TOKENS_FILE"]:
+        assert variables["CONTROLLER_TOKENS_FILE"] == "/run/secrets/tokens"  # where Compose puts the secret `tokens`
+        variables["CONTROLLER_TOKENS_FILE"] = str(tokens)
     result = CliRunner().invoke(main, ["serve"], env=variables)
     assert result.exit_code == 0, result.output
     return parsed[0]
@@ -101,6 +107,25 @@ def test_all_variables_are_settings(monkeypatch: pytest.MonkeyPatch) -> None:
     assert (settings.by_way, settings.advertise, settings.parent) == (False, None, None)
     assert controller["stop_grace_period"] == "40s"
     assert settings.shutdown_delay + settings.shutdown_timeout < 40
+
+
+def test_port_for_other_machines_needs_tokens(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """The check is that of `controller serve`, which compares the published address."""
+    file = tmp_path / "tokens"
+    file.write_text(f"worker rack {'s' * 32}\n")
+    loopback = parse(service()["environment"], monkeypatch)
+    server.check_exposure(loopback, ["0.0.0.0"])
+    for port in ("0.0.0.0:21001", "21001", "10.0.0.1:21001", "[::]:21001"):
+        exposed = parse(service(CONTROLLER_PORT=port)["environment"], monkeypatch)
+        with pytest.raises(SettingsError, match="--insecure"):
+            server.check_exposure(exposed, ["0.0.0.0"])
+        wanted = {"CONTROLLER_PORT": port, "CONTROLLER_INSECURE": "true"}
+        server.check_exposure(parse(service(**wanted)["environment"], monkeypatch), ["0.0.0.0"])
+        closed = service(CONTROLLER_PORT=port, CONTROLLER_TOKENS_FILE=str(file))
+        settings = parse(closed["environment"], monkeypatch, file)
+        server.check_exposure(settings, ["0.0.0.0"])
+        assert settings.access_rules.is_closed
+        assert closed["secrets"] == ["tokens"]
 
 
 def test_requests_by_way_are_turned_on_by_two_variables(monkeypatch: pytest.MonkeyPatch) -> None:

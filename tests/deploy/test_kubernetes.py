@@ -96,7 +96,11 @@ def parse(environment: dict[str, str], tmp_path: Path, monkeypatch: pytest.Monke
     monkeypatch.setattr(server, "serve", lambda settings, _: parsed.append(settings))
     password = tmp_path / "password"
     password.write_text("secret\n")
-    variables = environment | {"CONTROLLER_REDIS_PASSWORD_FILE": str(password)}
+    tokens = tmp_path / "tokens"
+    tokens.write_text(f"worker rack {'s' * 32}\n")
+    files = {"CONTROLLER_REDIS_PASSWORD_FILE": str(password), "CONTROLLER_TOKENS_FILE": str(tokens)}
+    assert files.keys() <= environment.keys()
+    variables = environment | files
     [container] = manifest("Deployment")["spec"]["template"]["spec"]["containers"]
     result = CliRunner().invoke(main, container["args"], env=variables)
     assert result.exit_code == 0, result.output
@@ -256,13 +260,18 @@ def test_the_service_does_not_override_settings(pod: Document) -> None:
     assert pod["spec"]["enableServiceLinks"] is False
 
 
-def test_the_password_file_is_mounted_at_the_path_of_the_setting(
-    environment: dict[str, str], pod: Document, container: Document
+@pytest.mark.parametrize(
+    ("name", "variable"),
+    [("redis", "CONTROLLER_REDIS_PASSWORD_FILE"), ("tokens", "CONTROLLER_TOKENS_FILE")],
+)
+def test_secrets_are_mounted_at_the_paths_of_the_settings(
+    environment: dict[str, str], pod: Document, container: Document, name: str, variable: str
 ) -> None:
-    [mount] = [mount for mount in container["volumeMounts"] if mount["name"] == "redis"]
-    [volume] = [volume for volume in pod["spec"]["volumes"] if volume["name"] == "redis"]
+    [mount] = [mount for mount in container["volumeMounts"] if mount["name"] == name]
+    [volume] = [volume for volume in pod["spec"]["volumes"] if volume["name"] == name]
     [item] = volume["secret"]["items"]
-    assert environment["CONTROLLER_REDIS_PASSWORD_FILE"] == f"{mount['mountPath']}/{item['path']}"
+    assert environment[variable] == f"{mount['mountPath']}/{item['path']}"
+    assert "subPath" not in mount, "a changed Secret would not reach the pods"
     assert mount["readOnly"] is True
     assert volume["secret"]["defaultMode"] == 0o440  # readable for the group, which is fsGroup
     command = f"kubectl create secret generic {volume['secret']['secretName']} --from-file={item['key']}="
@@ -298,6 +307,12 @@ def test_the_network_policy_allows_the_connections_of_a_replica(settings: Settin
 
 
 # Security and resources
+
+
+def test_pods_start_with_tokens_only(settings: Settings) -> None:
+    assert settings.access_rules.is_closed
+    assert not settings.insecure
+    assert settings.published_host is None
 
 
 def test_the_pod_meets_the_restricted_standard(pod: Document, container: Document) -> None:
