@@ -153,8 +153,10 @@ def redis_server(path: Path, *options: str) -> Iterator[str]:
             while probe.connect_ex(str(path)):
                 assert process.poll() is None, "redis-server ended"
                 time.sleep(0.01)
-        yield f"unix://{path}"
-        process.terminate()
+        try:
+            yield f"unix://{path}"
+        finally:
+            process.kill()  # a server that cannot save its data would not end by SIGTERM
 
 
 @pytest.fixture(scope="session")

@@ -2,17 +2,24 @@
 
 import asyncio
 import contextlib
+import shutil
 from collections.abc import AsyncIterator, Callable
+from pathlib import Path
 
 import pytest
-from redis.exceptions import ResponseError
+from redis.exceptions import BusyLoadingError, ResponseError
 
+from controller.metrics import Metrics
+from controller.replica import Replica
+from controller.settings import Settings
 from controller.store.connection import connect
 from controller.store.registry import Registry
-from tests.conftest import Open, Store
+from controller.upstream.client import WorkerClient
+from tests.conftest import REDIS_SERVER, WITHOUT_DECAY, Open, Store, redis_server
 from tests.support.clients import Client
+from tests.support.dispatches import dispatch_shortest_queue, workers_of
 from tests.support.outage import queue_lengths, wait_for_recovery
-from tests.support.samples import A, B, worker
+from tests.support.samples import A, B, asks, worker
 from tests.support.waiting import wait_until
 
 
@@ -105,3 +112,99 @@ async def test_dispatch_continues_during_a_fault_and_books_each_request_once(
     assert {choice.value for choice in exact + degraded} == {A, B}
     assert {choice.snapshot_age for choice in exact} == {None}
     assert sum((await queue_lengths(store)).values()) == len(exact + degraded)
+
+
+@contextlib.asynccontextmanager
+async def replica_on(url: str) -> AsyncIterator[tuple[Registry, Replica]]:
+    """Open a replica with a snapshot of one worker, on a server of the test's own."""
+    client = connect(url, timeout=60.0)
+    registry = Registry(client, "own", **{**WITHOUT_DECAY, "deadline": 5.0})
+    await registry.register(worker(A))
+    controller = Replica(Settings(probe_timeout=60.0), registry, WorkerClient(60.0, 60.0), Metrics())
+    await controller.readiness.check()
+    try:
+        yield registry, controller
+    finally:
+        await controller.close()
+        await client.aclose()
+
+
+needs_redis = pytest.mark.skipif(REDIS_SERVER is None, reason="NOT TESTED: redis-server, which is not on PATH")
+
+
+@pytest.fixture
+async def opened() -> AsyncIterator[contextlib.AsyncExitStack]:
+    """Yield a stack of what a test opens, which is closed in the reverse order."""
+    async with contextlib.AsyncExitStack() as stack:
+        yield stack
+
+
+async def client_of(url: str, opened: contextlib.AsyncExitStack) -> Client:
+    client: Client = connect(url, timeout=60.0)
+    opened.push_async_callback(client.aclose)
+    return client
+
+
+@pytest.mark.slow
+@needs_redis
+async def test_dispatch_continues_while_redis_cannot_save(short_dir: Path, opened: contextlib.AsyncExitStack) -> None:
+    """MISCONF: the directory for the snapshots of Redis is gone, so Redis refuses writes."""
+    folder = short_dir / "misconf"
+    folder.mkdir()
+    options = ("--dir", str(folder), "--save", "3600 1")
+    url = opened.enter_context(redis_server(short_dir / "misconf.sock", *options))
+    operator = await client_of(url, opened)
+    registry, controller = await opened.enter_async_context(replica_on(url))
+    shutil.rmtree(folder)
+    await operator.bgsave()
+    await wait_until(lambda: refuses_writes(operator), "Redis refuses writes")
+    degraded = [await controller.dispatcher.dispatch("m") for _ in range(5)]
+    assert [choice.value for choice in degraded] == [A] * 5
+    assert None not in {choice.snapshot_age for choice in degraded[1:]}
+    await operator.config_set("stop-writes-on-bgsave-error", "no")
+    await wait_for_recovery(controller)
+    assert (await registry.list_workers()).workers[0].status.queue_length == 5
+
+
+async def refuses_writes(client: Client) -> bool:
+    try:
+        await client.set("{own}:written", "x")
+    except ResponseError as error:
+        return "MISCONF" in str(error)
+    return False
+
+
+@pytest.mark.slow
+@needs_redis
+async def test_dispatch_continues_while_redis_loads_its_data(
+    short_dir: Path, opened: contextlib.AsyncExitStack
+) -> None:
+    """LOADING: Redis was killed and reads its data again, slowly. The registration is in these data."""
+    folder = short_dir / "loading"
+    folder.mkdir()
+    socket, file = short_dir / "loading.sock", ("--dir", str(folder))
+    slowly = ("--key-load-delay", "2000", "--loading-process-events-interval-bytes", "1024")
+    with redis_server(socket, *file) as url:
+        operator = await client_of(url, opened)
+        registry, controller = await opened.enter_async_context(replica_on(url))
+        await operator.mset({f"other-{i}": "x" * 100 for i in range(3_000)})
+        await operator.save()
+    opened.enter_context(redis_server(socket, *file, *slowly))
+    await wait_until(lambda: is_loading(operator), "Redis loads its data")
+    degraded = [await controller.dispatcher.dispatch("m") for _ in range(5)]
+    assert await is_loading(operator), "the data are too few: Redis has read them already"
+    assert [choice.value for choice in degraded] == [A] * 5
+    assert None not in {choice.snapshot_age for choice in degraded}
+    await wait_for_recovery(controller)
+    assert (await registry.list_workers()).workers[0].status.queue_length == 5
+    assert workers_of(await dispatch_shortest_queue(registry, asks(["m"]))) == [A]
+
+
+async def is_loading(client: Client) -> bool:
+    try:
+        await client.ping()
+    except BusyLoadingError:
+        return True
+    except OSError:
+        return False
+    return False

@@ -5,6 +5,7 @@ import json
 import os
 import signal
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -24,6 +25,7 @@ from tests.support.dispatches import dispatch_shortest_queue, workers_of
 from tests.support.faults import proxy
 from tests.support.invariants import check_invariants
 from tests.support.samples import A, B, C, asks, reports, worker
+from tests.support.waiting import wait_until
 
 
 @pytest.mark.parametrize("url", ["redis://u:p@h:1/2", "rediss://u:p@h", "unix:///s", "rediss+sentinel://u:p@a,b/main"])
@@ -202,6 +204,42 @@ async def test_scripts_are_reloaded_after_a_flush(embedded_url: str, monkeypatch
     await registry.remove(A)
     await client.delete(*await client.keys("{flush}*"))
     await client.aclose()
+
+
+async def test_scripts_are_flushed_under_load(embedded_url: str) -> None:
+    """A call whose script was flushed loads it and runs. No caller gets an error, and each request is booked once."""
+    client = connect(embedded_url, timeout=60.0)
+    operator: Client = connect(embedded_url, timeout=60.0)
+    registry = Registry(client, "flushed", 90.0, 60.0, booking_decay=False, booking_delay=0.0)
+    await registry.register(worker(A))
+    chosen: list[list[str | None]] = [[] for _ in range(8)]
+    flushed = 0
+
+    async def dispatch(mine: list[str | None]) -> None:
+        while flushed < 10 or len(mine) < 50:
+            mine.extend(workers_of(await dispatch_shortest_queue(registry, asks(["m"]))))
+
+    load = [asyncio.create_task(dispatch(mine)) for mine in chosen]
+    for _ in range(10):
+        before = [len(mine) for mine in chosen]
+        await operator.script_flush()
+        # All have loaded the script again. A second flush between the loading and the call would be an outage.
+        await wait_until(partial(have_grown, chosen, before), "all callers go on")
+        flushed += 1
+    await asyncio.gather(*load)
+    answers = [name for mine in chosen for name in mine]
+    assert set(answers) == {A}
+    [listed] = (await registry.list_workers()).workers
+    assert listed.status.queue_length == len(answers)
+    await registry.remove(A)
+    await operator.delete(*await operator.keys("{flushed}*"))
+    for each in (client, operator):
+        await each.aclose()
+
+
+def have_grown(lists: list[list[str | None]], sizes: list[int]) -> bool:
+    """Return True if each list has two more entries. The first may have been under way when the sizes were read."""
+    return all(len(each) > size + 1 for each, size in zip(lists, sizes, strict=True))
 
 
 async def test_release_of_an_expired_refresh_lock_does_not_raise(embedded_url: str) -> None:
