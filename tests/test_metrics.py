@@ -39,6 +39,17 @@ def test_restarted_replica_continues_the_counters_of_its_slot() -> None:
     assert count(other, "store_outages_total") == 3
 
 
+def test_no_label_comes_from_input() -> None:
+    """All values of labels are words of the code, so neither models nor workers can add series."""
+    metrics = Metrics()
+    values = re.findall(r'=\"([^"]*)\"', metrics.render().decode())
+    assert len(values) > 10
+    assert [value for value in values if not re.fullmatch(r"[a-z_]+", value)] == []
+    for model in ("m", "", "a\nb"):
+        with pytest.raises(KeyError):
+            metrics.registrations.labels(model)
+
+
 @pytest.mark.parametrize("anonymous", [True, False], ids=["memfd", "unlinked file"])
 def test_memory_has_no_file_name_and_its_space_is_reserved(anonymous: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     if not anonymous:
