@@ -99,6 +99,15 @@ def test_each_error_is_listed_with_its_status() -> None:
 
 
 @pytest.mark.parametrize("page", PAGES, ids=name)
+def test_named_tests_exist(page: Path) -> None:
+    """A page names a test as `file::test`, below tests/."""
+    for file, test in re.findall(r"`([\w./]+\.py)::(\w+)`", page.read_text()):
+        path = ROOT / "tests" / file
+        assert path.exists(), file
+        assert re.search(rf"(?m)^\s*(?:async )?def {test}\(", path.read_text()), f"{file}::{test}"
+
+
+@pytest.mark.parametrize("page", PAGES, ids=name)
 def test_links_and_files_exist(page: Path) -> None:
     text = prose(page.read_text())
     links = re.findall(r"\]\((?!https?:)([^)\s]+)\)", text) + re.findall(r'(?:src|srcset)="(?!https?:)([^"]+)"', text)
