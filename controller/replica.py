@@ -22,6 +22,7 @@ from controller.metrics import Metrics
 from controller.proxy.forwarder import Forwarder
 from controller.security.access import Access
 from controller.security.audit import Audit
+from controller.security.worker_addresses import WorkerAddresses
 from controller.settings import Settings
 from controller.store.connection import connect
 from controller.store.registry import Registry
@@ -142,7 +143,15 @@ def create_registry(settings: Settings, store: StoreUrl) -> Registry:
     )
 
 
+def create_worker_client(settings: Settings) -> WorkerClient:
+    """Return the client for workers. Call this in the running event loop."""
+    return WorkerClient(
+        settings.probe_timeout,
+        settings.worker_timeout,
+        WorkerAddresses(settings.worker_allow),
+    )
+
+
 def create_replica(settings: Settings, store: StoreUrl, metrics: Metrics) -> Replica:
     """Return a replica on the Redis that `store` names. Call this in the running event loop."""
-    workers = WorkerClient(settings.probe_timeout, settings.worker_timeout)
-    return Replica(settings, create_registry(settings, store), workers, metrics)
+    return Replica(settings, create_registry(settings, store), create_worker_client(settings), metrics)

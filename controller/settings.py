@@ -16,6 +16,7 @@ from controller.domain.worker import MAX_CAPACITY, model_name, worker_name
 from controller.security.access import AccessRules
 from controller.security.networks import Networks
 from controller.security.tokens import TOKEN_PLANES, Token, parse_file, parse_list
+from controller.security.worker_addresses import WorkerAddresses
 from controller.store_url import StoreKind, StoreUrl, parse_store_url, read_password_file
 
 _NAMESPACE: Final = re.compile(r"[A-Za-z0-9._:-]{1,64}\Z")
@@ -147,6 +148,12 @@ class Settings:
         "Largest number of workers that a forwarded request is tried on. It is retried if its worker returns a 5xx, or "
         "fails before the first whole frame of a stream or the first part of another body. A request that crashes its "
         "worker can crash this many.",
+    )
+    worker_allow: str | None = _setting(
+        None,
+        "Workers that may register and be connected to: host names such as *.gpu.internal, IP addresses or networks, "
+        "each with an optional port or range of ports, such as 10.0.0.0/8:21002-21100. Separate several with commas. "
+        "The default is all, except link-local and cloud metadata addresses, which always have to be named.",
     )
     probe_timeout: float = _setting(5.0, "Time limit for a worker to return its status.")
     booking_decay: str = _setting(
@@ -350,6 +357,7 @@ class Settings:
                 raise SettingsError(
                     "--parent and --advertise are the same address. A cluster cannot register at itself: change one."
                 )
+        WorkerAddresses(self.worker_allow)  # raises SettingsError
         if not 0 <= self.port <= 65535:
             raise SettingsError(f"--port must be from 0 to 65535, not {self.port}.")
         if not 1 <= self.replicas <= 256:

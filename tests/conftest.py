@@ -26,14 +26,13 @@ from hypothesis import HealthCheck, settings
 
 from controller.domain.errors import StoreUnavailable
 from controller.metrics import Metrics
-from controller.replica import Replica
+from controller.replica import Replica, create_worker_client
 from controller.settings import Settings
 from controller.store import keys, scripts
 from controller.store.connection import connect
 from controller.store.embedded.store import EmbeddedStore
 from controller.store.registry import Registry
 from controller.store_url import StoreUrl, parse_store_url
-from controller.upstream.client import WorkerClient
 from tests.support import certificates, lifeline, longest_scripts, network, parts, rights
 from tests.support.clients import Client
 from tests.support.invariants import check_invariants, check_nothing_leaks
@@ -325,8 +324,7 @@ async def replica(store: Store) -> AsyncIterator[Open]:
 
     def open_replica(registry: Registry | None = None, **changed: Any) -> Replica:
         settings = Settings(**{"probe_timeout": 60.0, "sweep_interval": 0.01, "register_timeout": 60.0, **changed})
-        workers = WorkerClient(settings.probe_timeout, settings.worker_timeout)
-        opened.append(Replica(settings, registry or store.registry(), workers, Metrics()))
+        opened.append(Replica(settings, registry or store.registry(), create_worker_client(settings), Metrics()))
         return opened[-1]
 
     yield open_replica

@@ -21,6 +21,7 @@
     ├── NoWorker                no live worker serves the requested model
     └── WorkerError             a call to a worker failed
         ├── WorkerUnreachable   the connection failed, or the worker returned no valid status
+        │   └── WorkerNotAllowed    the worker has an address that the controller does not connect to
         ├── WorkerRefused       the worker returned an error status
         ├── WorkerSilent        the worker sent no data within the timeout
         └── StreamBroken        the worker's response ended early
@@ -170,6 +171,12 @@ class WorkerUnreachable(WorkerError):
     """The connection to a worker failed, or the worker returned no valid status in time."""
 
     code = "worker_unreachable"
+
+
+class WorkerNotAllowed(WorkerUnreachable):
+    """A worker has an address that --worker-allow, or the rule for link-local and metadata addresses, refuses."""
+
+    code = "worker_not_allowed"
 
 
 class WorkerRefused(WorkerError):

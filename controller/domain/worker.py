@@ -6,7 +6,7 @@ import secrets
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from functools import lru_cache
-from ipaddress import IPv4Address, IPv6Address, ip_address, ip_network
+from ipaddress import IPv6Address, ip_address
 from socket import AF_INET6, inet_ntop
 from typing import Final
 from urllib.parse import urlsplit
@@ -28,7 +28,6 @@ _LABEL: Final = r"[A-Za-z0-9_][A-Za-z0-9_-]{0,62}"
 _HOST_NAME: Final = re.compile(rf"(?=.{{1,253}}\Z){_LABEL}(\.{_LABEL})*\.?\Z")
 _NETWORK_LOCATION: Final = re.compile(r"(\[[0-9a-fA-F:.]+\]|[^\[\]:]+)(:|:[1-9][0-9]*)?\Z")
 _DEFAULT_PORTS: Final = {"http": 80, "https": 443}
-_NAT64: Final = ip_network("64:ff9b::/96")
 _NUMERIC_LABEL: Final = re.compile(r"([0-9]+|0[xX][0-9a-fA-F]*)\Z")
 # Control characters could change a log line. An unpaired surrogate cannot be encoded for Redis.
 _NOT_IN_MODEL_NAMES: Final = re.compile(r"[\x00-\x1f\x7f\ud800-\udfff]")
@@ -44,8 +43,8 @@ def worker_name(text: str) -> str:
     The name is an http or https URL. Scheme and host become lower case. A trailing slash, the scheme's default port and
     the final dot of a host name are dropped. An IPv6 address is written in its shortest form (RFC 5952).
 
-    Raises InvalidInput if the text is not such a URL, or contains a query, a fragment, a user name or a password. Also
-    raises it for a link-local address, where cloud machines can read their credentials.
+    Raises InvalidInput if the text is not such a URL, or contains a query, a fragment, a user name or a password.
+    controller/security/worker_addresses.py decides which addresses may be contacted.
     """
     if len(text) > MAX_NAME_LENGTH:
         raise InvalidInput("worker_name", f"has {len(text)} characters, but at most {MAX_NAME_LENGTH} are allowed")
@@ -85,11 +84,6 @@ def _canonical_host(host: str) -> str:
         if not _HOST_NAME.match(host) or _NUMERIC_LABEL.match(host.rstrip(".").rpartition(".")[2]):
             raise InvalidInput("worker_name", "has a host that is neither a host name nor an IP address") from None
         return host.rstrip(".").lower()
-    reached = address
-    if isinstance(address, IPv6Address):
-        reached = IPv4Address(int(address) & 0xFFFFFFFF) if address in _NAT64 else address.ipv4_mapped or address
-    if reached.is_link_local:
-        raise InvalidInput("worker_name", "is a link-local address, which only machines on the same link can reach")
     # str(address) is not used: since Python 3.13, it writes IPv4-mapped addresses differently.
     return f"[{inet_ntop(AF_INET6, address.packed)}]" if isinstance(address, IPv6Address) else str(address)
 

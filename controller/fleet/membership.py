@@ -79,12 +79,14 @@ class Membership:
 
         hops: hop list of the request, because the worker may be a cluster.
 
-        Raises WorkerUnreachable if the worker does not return its status. Raises LoopDetected if the worker is this
-        cluster, or a cluster above it. Raises Forbidden if the caller's token does not allow the worker or its models.
+        Raises WorkerNotAllowed if the controller does not connect to the address of the worker. Raises
+        WorkerUnreachable if the worker does not return its status. Raises LoopDetected if the worker is this cluster,
+        or a cluster above it. Raises Forbidden if the caller's token does not allow the worker or its models.
         """
         try:
             caller.check_worker(name)
             append_hop(hops, self._snapshots.cluster_id)
+            await self._workers.check_address(name)
             if status is None:
                 status = await self._workers.status(name, hop_headers("", self._snapshots.cluster_id))
             caller.check_models(status.model_names)

@@ -13,7 +13,7 @@ from zlib import crc32
 
 from controller.availability.batches import Batches
 from controller.availability.circuit_breaker import CircuitBreaker
-from controller.domain.errors import StoreError, WorkerError
+from controller.domain.errors import StoreError, WorkerError, WorkerNotAllowed
 from controller.domain.worker import Worker
 from controller.metrics import Metrics
 from controller.store.registry import FailureCall, Registry, Report
@@ -151,9 +151,11 @@ class Poller:
         failures = self._failures[incarnation] = self._failures.get(incarnation, 0) + 1
         if failures < _MAX_FAILURES:
             return
+        # A worker with an address that is not allowed is deprioritised also if it has never answered a poll.
+        of_polls = not isinstance(error, WorkerNotAllowed)
         try:
             # Redis knows whether the worker has ever answered a poll of any replica. Our snapshot may be older.
-            deprioritised = await self._batches.report_failure(FailureCall(worker.name, of_polls=True))
+            deprioritised = await self._batches.report_failure(FailureCall(worker.name, of_polls=of_polls))
         except StoreError:
             return  # the circuit breaker has logged it
         if deprioritised is None:

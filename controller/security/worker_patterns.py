@@ -104,8 +104,8 @@ def parse_pattern(text: str) -> WorkerPattern:
     labels = tuple(host.removesuffix(".").split("."))
     if not all(map(_LABEL.match, labels)):
         raise ValueError("it is neither a host name nor an IP address or network")
-    if labels != ("*",) and ("*" in labels[-1] or _NUMERIC.match(labels[-1])):
-        raise ValueError("a wildcard in place of the end of a name or address covers strangers, too")
+    if labels != ("*",) and (_NUMERIC.match(labels[-1]) or (len(labels) > 1 and "*" in labels[-1])):
+        raise ValueError("a wildcard at the end of a name or address covers strangers, too. Networks have a prefix")
     return WorkerPattern(text, None, labels, ports)
 
 

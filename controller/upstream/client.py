@@ -11,9 +11,10 @@ import aiohttp
 from controller.domain.errors import InvalidInput, StreamBroken, WorkerUnreachable
 from controller.domain.worker import WorkerStatus
 from controller.json_bodies import read_status
+from controller.security.worker_addresses import WorkerAddresses
 from controller.upstream.decoding import CODINGS, DecodedBody
 from controller.upstream.response import GRACE_PERIOD, UNREACHABLE, WorkerResponse, one_line, upstream_errors
-from controller.upstream.session import Body, Session
+from controller.upstream.session import Body, Session, location
 
 _MAX_STATUS_BYTES: Final = 1024 * 1024
 _CONNECT_TIMEOUT: Final = 2.0  # seconds, which allow for one lost packet
@@ -25,15 +26,22 @@ class WorkerClient:
 
     probe_timeout: for a whole status call, in seconds.
     worker_timeout: for each wait for a worker, in seconds: for the head of its response, and for each read of the body.
+    addresses: the rule for the addresses of workers. By default, --worker-allow is not set.
     """
 
-    def __init__(self, probe_timeout: float, worker_timeout: float) -> None:
+    def __init__(
+        self,
+        probe_timeout: float,
+        worker_timeout: float,
+        addresses: WorkerAddresses | None = None,
+    ) -> None:
         self._probe_timeout = probe_timeout
         self._worker_timeout = worker_timeout
         self._connect_timeout = min(_CONNECT_TIMEOUT, worker_timeout)
         self._streams_ended = asyncio.Event()
         self._responses: set[WorkerResponse] = set()
-        self._session = Session()
+        self._addresses = addresses or WorkerAddresses()
+        self._session = Session(self._addresses)
 
     def end_streams(self) -> None:
         """Make all running requests raise StreamBroken, also those whose responses have not begun."""
@@ -50,11 +58,28 @@ class WorkerClient:
         """Close all connections."""
         await self._session.close()
 
+    async def check_address(self, name: str) -> None:
+        """Look up the host of a worker and check its addresses. Raises WorkerNotAllowed if one is not allowed.
+
+        With --worker-allow, a host name has to have an address, unless a pattern covers the name. Otherwise its clients
+        could find one that was never checked. Raises WorkerUnreachable if it has none.
+        """
+        try:
+            async with asyncio.timeout(self._connect_timeout):
+                await self._session.resolve(name)
+        except (*UNREACHABLE, TimeoutError) as error:
+            if not self._addresses.allows_name(*location(name)):
+                raise WorkerUnreachable(
+                    f"The host name of {name} was not found, so it cannot be compared with --worker-allow: "
+                    f"{one_line(error)}. Register again when it can be looked up from the controller, or under an "
+                    "address."
+                ) from error
+
     async def status(self, name: str, headers: Mapping[str, str] = NO_HEADERS) -> WorkerStatus:
         """Return a worker's status (FastChat: `/worker_get_status`).
 
         Raises WorkerUnreachable unless the worker returns 200 and a valid status, within the timeout and the size
-        limit. Redirects are not followed.
+        limit. Redirects are not followed. Raises WorkerNotAllowed if its address is not allowed.
         """
         url = f"{name}/worker_get_status"
         try:

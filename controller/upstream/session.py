@@ -1,5 +1,8 @@
 """HTTP sessions to other servers: keep-alive connections, limits on response heads, and workarounds for aiohttp.
 
+A session to workers connects only to addresses that --worker-allow allows. A name is looked up once for a connection.
+The addresses found are checked, and the connection uses one of them.
+
 ResponseProtocol works around three faults of aiohttp 3.14. A protocol error in a body does not reach the reader of the
 body. A reset counts as the end of a body without a length. A head is lost if it arrives together with garbage.
 """
@@ -8,19 +11,23 @@ import asyncio
 import socket
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any, Final
 
 import aiohttp
-from aiohttp.abc import AbstractStreamWriter
+from aiohttp.abc import AbstractStreamWriter, ResolveResult
 from aiohttp.client_proto import ResponseHandler
 from aiohttp.client_reqrep import ClientRequest
 from aiohttp.connector import Connection
 from aiohttp.helpers import _EXC_SENTINEL
 from aiohttp.http_exceptions import HttpProcessingError
 from aiohttp.http_parser import RawResponseMessage
+from aiohttp.tracing import Trace
+from yarl import URL
 
+from controller.domain.errors import WorkerNotAllowed
+from controller.security.worker_addresses import WorkerAddresses
 from controller.upstream.trust import trusted
 
 # Seconds. FastChat's workers close an idle connection after 5 s, and a request must not be sent at that moment.
@@ -72,18 +79,35 @@ class Body(aiohttp.payload.Payload):
             await writer.write(self._value[start : start + _PART])
 
 
-class Session:
-    """An HTTP client for JSON requests by POST. Create and close it in the running event loop."""
+def location(url: str) -> tuple[str, int]:
+    """Return the host and the port that a connection for a URL goes to. Raises ValueError if it is not a URL."""
+    parsed = URL(url)
+    return parsed.raw_host or "", parsed.port or 0
 
-    def __init__(self) -> None:
+
+class Session:
+    """An HTTP client for JSON requests by POST. Create and close it in the running event loop.
+
+    addresses: the rule for the addresses that it connects to. None allows all.
+    """
+
+    def __init__(self, addresses: WorkerAddresses | None = None) -> None:
         trust = trusted()
-        self._kept = _open(keepalive_timeout=_KEEP_ALIVE, ssl=trust)
-        self._fresh = _open(force_close=True, ssl=trust)
+        self._connector = _Connector(addresses, keepalive_timeout=_KEEP_ALIVE, ssl=trust)
+        self._kept = _open(self._connector)
+        self._fresh = _open(_Connector(addresses, force_close=True, ssl=trust))
 
     async def close(self) -> None:
         """Close all connections."""
         await self._kept.close()
         await self._fresh.close()
+
+    async def resolve(self, url: str) -> None:
+        """Look up and check the addresses of a server, as a connection does. The result is kept for some seconds.
+
+        Raises WorkerNotAllowed, and OSError or ValueError if the host has no address.
+        """
+        await self._connector.resolve(*location(url))
 
     async def post(
         self, url: str, body: Body | None, headers: Mapping[str, str], connect_timeout: float | None = None
@@ -94,6 +118,8 @@ class Session:
         The request is then sent once more, on a new connection.
 
         connect_timeout: for the name lookup and the connection, in seconds. The rest of the request has no timeout.
+
+        Raises WorkerNotAllowed if the server has an address that is not allowed. Nothing was sent then.
         """
         timeout = aiohttp.ClientTimeout(total=None, connect=connect_timeout)
         sent = headers if body is None else {**headers, **_JSON}
@@ -103,9 +129,9 @@ class Session:
             return await self._fresh.post(url, data=body, headers=sent, timeout=timeout, allow_redirects=False)
 
 
-def _open(**options: Any) -> aiohttp.ClientSession:
+def _open(connector: aiohttp.TCPConnector) -> aiohttp.ClientSession:
     return aiohttp.ClientSession(
-        connector=_Connector(limit=0, socket_factory=_socket, **options),
+        connector=connector,
         cookie_jar=aiohttp.DummyCookieJar(),
         headers=_HEADERS,
         auto_decompress=False,
@@ -210,10 +236,31 @@ class ResponseProtocol(ResponseHandler):
 
 
 class _Connector(aiohttp.TCPConnector):
-    def __init__(self, **options: Any) -> None:
-        super().__init__(**options)
+    def __init__(self, addresses: WorkerAddresses | None, **options: Any) -> None:
+        super().__init__(limit=0, socket_factory=_socket, **options)
+        self._addresses = addresses
         make: Callable[..., ResponseHandler] = ResponseProtocol
         self._factory = partial(make, loop=self._loop)
+
+    async def _resolve_host(self, host: str, port: int, traces: Sequence[Trace] | None = None) -> list[ResolveResult]:
+        """Return the addresses that a connection to a host may use. aiohttp calls this for each new connection.
+
+        A resolver would not do: aiohttp passes it no host that is an address already.
+        """
+        try:
+            return await self.resolve(host, port, traces)
+        except WorkerNotAllowed as error:
+            if self._addresses is not None:
+                self._addresses.log_refusal(host, port, error)
+            raise
+
+    async def resolve(self, host: str, port: int, traces: Sequence[Trace] | None = None) -> list[ResolveResult]:
+        """Return the addresses that a connection to a host may use. Raises WorkerNotAllowed."""
+        found = await super()._resolve_host(host, port, traces)
+        if self._addresses is None:
+            return found
+        usable = self._addresses.usable(host, port, [result["host"] for result in found])
+        return [result for result in found if result["host"] in usable]
 
 
 class _Request(ClientRequest):

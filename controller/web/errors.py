@@ -17,6 +17,7 @@ from controller.domain.errors import (
     ShuttingDown,
     StoreUnavailable,
     Unauthorized,
+    WorkerNotAllowed,
     WorkerUnreachable,
 )
 from controller.web.schemas.fastchat import encode
@@ -26,6 +27,7 @@ _STATUS: Final[Mapping[type[ControllerError], int]] = {
     Unauthorized: 401,
     Forbidden: 403,
     BodyTooLarge: 413,
+    WorkerNotAllowed: 400,
     WorkerUnreachable: 502,
     StoreUnavailable: 503,
     ReplicaBusy: 503,

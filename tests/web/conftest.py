@@ -8,10 +8,9 @@ import httpx
 import pytest
 
 from controller.metrics import Metrics
-from controller.replica import Replica
+from controller.replica import Replica, create_worker_client
 from controller.settings import Settings
 from controller.store.registry import Registry
-from controller.upstream.client import WorkerClient
 from tests.conftest import Store
 
 
@@ -44,8 +43,7 @@ async def open_api(registry: Registry, **settings: Any) -> AsyncIterator[Api]:
     defaults: dict[str, Any] = {"probe_timeout": 60.0, "worker_timeout": 60.0, "register_timeout": 0.0}
     options = Settings(**{**defaults, **settings})
     metrics = Metrics()
-    workers = WorkerClient(options.probe_timeout, options.worker_timeout)
-    replica = Replica(options, registry, workers, metrics)
+    replica = Replica(options, registry, create_worker_client(options), metrics)
     transport = httpx.ASGITransport(replica.app(), raise_app_exceptions=False)
     async with httpx.AsyncClient(transport=transport, base_url="http://controller") as http:
         yield Api(http, replica, registry, metrics)

@@ -1,0 +1,65 @@
+"""Applications on a real store, real processes, and a name server whose answers change."""
+
+import asyncio
+import contextlib
+import socket
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from typing import Any
+
+import pytest
+
+from tests.conftest import Store, open_store
+from tests.system.conftest import serve, work_dir
+from tests.web.conftest import Api, open_api
+
+__all__ = ["serve", "work_dir"]  # fixtures of the system tests
+
+OpenApi = Callable[..., contextlib.AbstractAsyncContextManager[Api]]
+
+
+@pytest.fixture
+async def store(request: pytest.FixtureRequest) -> AsyncIterator[Store]:
+    """Return one store only: these tests are about requests, and other tests are about stores."""
+    async with open_store(request, "embedded") as opened:
+        yield opened
+
+
+@pytest.fixture
+def open_guarded(store: Store) -> OpenApi:
+    """Return a function that opens an application with the given settings."""
+    return asynccontextmanager(lambda **settings: open_api(store.registry(), **settings))
+
+
+class NameServer:
+    """Answers name look-ups of this process.
+
+    answers: lists of addresses by name. Each look-up takes the next one. The last one is repeated.
+    lookups: the names that were looked up.
+    """
+
+    def __init__(self) -> None:
+        self.answers: dict[str, list[list[str]]] = {}
+        self.lookups: list[str] = []
+
+    async def getaddrinfo(self, host: str, port: int, **_: Any) -> list[Any]:
+        self.lookups.append(host)
+        await asyncio.sleep(0)
+        answers = self.answers.get(host)
+        if not answers:
+            raise socket.gaierror(socket.EAI_NONAME, "Name or service not known")
+        addresses = answers.pop(0) if len(answers) > 1 else answers[0]
+        return [
+            (socket.AF_INET6, socket.SOCK_STREAM, 6, "", (address.partition("%")[0], port, 0, 0))
+            if ":" in address
+            else (socket.AF_INET, socket.SOCK_STREAM, 6, "", (address, port))
+            for address in addresses
+        ]
+
+
+@pytest.fixture
+async def names(monkeypatch: pytest.MonkeyPatch) -> NameServer:
+    """Return the name server that all look-ups of this process go to."""
+    server = NameServer()
+    monkeypatch.setattr(asyncio.get_running_loop(), "getaddrinfo", server.getaddrinfo)
+    return server
