@@ -22,6 +22,7 @@ from controller.metrics import Metrics
 from controller.proxy.forwarder import Forwarder
 from controller.security.access import Access
 from controller.security.audit import Audit
+from controller.security.forward_paths import ForwardPaths
 from controller.security.worker_addresses import WorkerAddresses
 from controller.settings import Settings
 from controller.store.connection import connect
@@ -87,6 +88,7 @@ class Replica:
             self.refresher,
             self.access,
             self.tokens,
+            ForwardPaths(settings.forward_paths),
             by_way=worker_name(settings.advertise) if settings.by_way and settings.advertise else "",
         )
 

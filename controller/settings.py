@@ -14,6 +14,7 @@ from controller.domain.errors import InvalidInput, SettingsError
 from controller.domain.lease import MAX_LEASE_TIME
 from controller.domain.worker import MAX_CAPACITY, model_name, worker_name
 from controller.security.access import AccessRules
+from controller.security.forward_paths import ForwardPaths
 from controller.security.networks import Networks
 from controller.security.tokens import TOKEN_PLANES, Token, parse_file, parse_list
 from controller.security.worker_addresses import WorkerAddresses
@@ -148,6 +149,12 @@ class Settings:
         "Largest number of workers that a forwarded request is tried on. It is retried if its worker returns a 5xx, or "
         "fails before the first whole frame of a stream or the first part of another body. A request that crashes its "
         "worker can crash this many.",
+    )
+    forward_paths: str = _setting(
+        "default",
+        "Paths of POST requests that are forwarded to workers, besides those of FastChat's workers: exact ones, or "
+        "prefixes such as /v1/audio/*. Separate several with commas. The word default stands for the usual paths of "
+        "inference, such as /v1/chat/completions. Paths for the management of engines are never forwarded.",
     )
     worker_allow: str | None = _setting(
         None,
@@ -357,7 +364,9 @@ class Settings:
                 raise SettingsError(
                     "--parent and --advertise are the same address. A cluster cannot register at itself: change one."
                 )
-        WorkerAddresses(self.worker_allow)  # raises SettingsError
+        # These raise SettingsError if a value is wrong.
+        WorkerAddresses(self.worker_allow)
+        ForwardPaths(self.forward_paths)
         if not 0 <= self.port <= 65535:
             raise SettingsError(f"--port must be from 0 to 65535, not {self.port}.")
         if not 1 <= self.replicas <= 256:

@@ -98,6 +98,8 @@ def test_every_setting_has_a_flag_a_variable_and_a_help_text() -> None:
         ({"worker_allow": "10.0.0.1/8"}, "--worker-allow must have patterns .* This part is wrong: '10.0.0.1/8'"),
         ({"worker_allow": "a,"}, "--worker-allow must have patterns .* This part is wrong: ''"),
         ({"worker_allow": "0.0.0.0"}, "--worker-allow has 0.0.0.0, which cannot be the address of a worker"),
+        ({"forward_paths": "v1"}, "--forward-paths must have paths .* This one is wrong: 'v1'"),
+        ({"forward_paths": "default,/sleep"}, "--forward-paths has /sleep, which is for the management of an engine"),
         ({"parent_interval": 0}, "--parent-interval must be a positive number"),
         ({"redis_timeout": 61}, "--redis-timeout must be at most 60 s, not 61"),
     ],

@@ -1,1 +1,1 @@
-"""Who may do what, and which addresses are contacted: tokens, networks, workers and the audit log."""
+"""Who may do what, and which addresses and paths are contacted: tokens, networks, workers and the audit log."""

@@ -11,6 +11,7 @@ from controller.fleet.tokens import Tokens
 from controller.metrics import Metrics
 from controller.proxy.forwarder import Forwarder
 from controller.security.access import Access
+from controller.security.forward_paths import ForwardPaths
 
 
 @dataclass(frozen=True)
@@ -29,4 +30,5 @@ class Services:
     refresher: Refresher
     access: Access
     tokens: Tokens
+    forward_paths: ForwardPaths
     by_way: str = ""

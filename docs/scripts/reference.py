@@ -24,6 +24,7 @@ sys.path.insert(0, str(ROOT))
 from controller.cli.main import main as command_line  # noqa: E402
 from controller.domain import errors  # noqa: E402
 from controller.metrics import Metrics  # noqa: E402
+from controller.security.forward_paths import DEFAULT as DEFAULT_PATHS  # noqa: E402
 from controller.settings import all_settings, environment_variables, flag  # noqa: E402
 from controller.store import keys  # noqa: E402
 from controller.web.routes.table import FALLBACK, ROUTES, Route  # noqa: E402
@@ -68,6 +69,11 @@ def settings() -> str:
 def _sentences(text: str) -> str:
     """Mark flags in a help text as code."""
     return re.sub(r"(?<![\w`])(--[a-z][a-z-]+[a-z])", r"`\1`", " ".join(text.split()))
+
+
+def forward_paths() -> str:
+    """Return the paths of the default of --forward-paths."""
+    return "```\n" + "\n".join(DEFAULT_PATHS) + "\n```\n"
 
 
 def metrics() -> str:
@@ -321,6 +327,7 @@ GENERATORS: Final[Mapping[str, Callable[..., str]]] = {
     "routes": routes,
     "route": route,
     "settings": settings,
+    "forward-paths": forward_paths,
     "metrics": metrics,
     "redis-keys": redis_keys,
     "key-users": key_users,

@@ -44,6 +44,7 @@ VALUES: dict[str, tuple[str, Any]] = {
     "replicas": ("4", 4),
     "worker_timeout": ("20", 20.0),
     "forward_tries": ("3", 3),
+    "forward_paths": ("default,/x", "default,/x"),
     "worker_allow": ("10.0.0.0/8:21002", "10.0.0.0/8:21002"),
     "probe_timeout": ("2", 2.0),
     "booking_decay": ("off", "off"),

@@ -96,7 +96,7 @@ async def test_disconnected_clients_leave_no_leases_and_no_connections(serve: Se
         await wait_until(lambda: sockets(controller) < 20, "the connections are closed")
 
 
-@pytest.mark.parametrize("path", ["/worker_generate_stream", "/v1/other"])
+@pytest.mark.parametrize("path", ["/worker_generate_stream", "/v1/rerank"])
 async def test_clients_that_disconnect_before_the_response(serve: Serve, path: str) -> None:
     """Clients disconnect at once or while the worker is busy. Requests are cancelled and leases released."""
     controller = serve("--poll-interval", "0", "--redis-timeout", "30")

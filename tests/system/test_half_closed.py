@@ -120,10 +120,10 @@ async def test_a_slow_response_arrives_too(serve: Serve, path: str) -> None:
 async def test_a_disconnected_client_is_noticed(serve: Serve, version: str) -> None:
     """The client closes both halves at once, or one after the other. For HTTP/1.0, closing one half is enough."""
     controller = serve("--poll-interval", "0")
-    async with bad_worker(other=hangs) as worker:
+    async with bad_worker(rerank=hangs) as worker:
         controller.register(worker.address, check=False)
         for eof in (False, True):
-            async with connected(controller, request("/other", version), eof=False) as (reader, writer):
+            async with connected(controller, request("/v1/rerank", version), eof=False) as (reader, writer):
                 await wait_until(lambda: worker.open == 1, "the request has reached the worker")
                 if eof:
                     writer.write_eof()
@@ -157,7 +157,7 @@ async def test_under_tls_eof_counts_as_a_disconnect(serve: Serve, work_dir: Path
     files = {"SSL_KEYFILE": str(work_dir / "both.pem"), "SSL_CERTFILE": str(work_dir / "both.pem")}
     controller = serve("--ssl", "--poll-interval", "0", ready=False, scheme="https", **files)
 
-    async with bad_worker(other=hangs) as worker, httpx.AsyncClient(verify=context) as http:
+    async with bad_worker(rerank=hangs) as worker, httpx.AsyncClient(verify=context) as http:
 
         async def registered() -> bool:
             status = {"model_names": ["m"], "speed": 1, "queue_length": 0}
@@ -169,7 +169,7 @@ async def test_under_tls_eof_counts_as_a_disconnect(serve: Serve, work_dir: Path
 
         await wait_until(registered, "the worker is registered")
         _, writer = await asyncio.open_connection("127.0.0.1", controller.port, ssl=context)
-        writer.write(request("/other"))
+        writer.write(request("/v1/rerank"))
         await wait_until(lambda: worker.open == 1, "the request has reached the worker")
         writer.close()
         await wait_until(lambda: worker.open == 0, "the request to the worker is cancelled")

@@ -17,7 +17,7 @@ LOOP = 50001
 WORKER_ROUTES = [route.path for route in ROUTES if route.handler in (forward.worker_generate, forward.worker_lookup)]
 
 
-@pytest.mark.parametrize("path", [*WORKER_ROUTES, "/v1/rerank", "/generate-2"])
+@pytest.mark.parametrize("path", [*WORKER_ROUTES, "/v1/rerank", "/v1/audio/speech"])
 async def test_request_is_forwarded_to_a_worker_of_its_model(api: Api, path: str) -> None:
     name = path.rpartition("/")[2]
     async with bad_worker(**{name: answers(b'{"answer": 1}', "200 OK", "Content-Type: application/json")}) as healthy:
@@ -50,6 +50,7 @@ async def test_missing_worker_is_an_error_in_our_format_and_fastchats(api: Api, 
         ("/a%20b", {"model": "served"}),
         ("/" + "a" * 200, {"model": "served"}),
         ("//a", {"model": "served"}),
+        ("/not-listed", {"model": "served"}),
     ],
 )
 async def test_unknown_path_or_model_is_404(api: Api, path: str, body: object) -> None:
@@ -65,7 +66,7 @@ async def test_unreachable_worker_is_an_error_in_our_format_and_fastchats(api: A
     for path, headers, status in (
         ("/worker_generate", {}, 200),
         ("/worker_generate", {HEADER: "top"}, 502),
-        ("/v1/x", {}, 502),
+        ("/v1/rerank", {}, 502),
     ):
         response = await api.http.post(path, json={"model": "m"}, headers=headers)
         error = response.json()

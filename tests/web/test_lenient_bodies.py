@@ -30,9 +30,9 @@ PASSED_ON = {
 async def test_forwarded_body_is_passed_on_byte_for_byte(api: Api, body: bytes) -> None:
     assert json.loads(body)["model"] == "m", "FastChat accepts it"
     frames, answer = chunks(b'{"text": "a"}\0'), answers(b'{"text": "a"}')
-    async with bad_worker(worker_generate_stream=frames, worker_generate=answer, other=answer) as worker:
+    async with bad_worker(worker_generate_stream=frames, worker_generate=answer, rerank=answer) as worker:
         await api.register(worker.address)
-        for path in ("/worker_generate_stream", "/worker_generate", "/other"):
+        for path in ("/worker_generate_stream", "/worker_generate", "/v1/rerank"):
             response = await api.http.post(path, content=body)
             assert (response.status_code, json.loads(response.content.rstrip(b"\0"))) == (200, {"text": "a"})
         assert [sent for _, sent in worker.requests] == [body] * 3

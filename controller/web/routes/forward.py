@@ -4,7 +4,6 @@ To clients and parent controllers, the whole cluster is one worker. FastChat's w
 an `error_code` and a `text` in the body. So these fields are in our errors too, even where the status is an error.
 """
 
-import re
 from collections.abc import Awaitable, Callable
 from contextlib import aclosing
 from typing import ClassVar, Final
@@ -23,7 +22,6 @@ from controller.web.services import Services
 
 _UNBUFFERED: Final = (b"x-accel-buffering", b"no")  # otherwise nginx holds frames back
 _Forward = Callable[[str, str, bytes, str], Awaitable[MaybeStale[Forwarded]]]
-_PATH: Final = re.compile(r"/[A-Za-z0-9_-][A-Za-z0-9_./-]{0,126}\Z")
 
 
 async def worker_generate_stream(services: Services, _: str, body: bytes, hops: str) -> Response:
@@ -73,19 +71,22 @@ async def _fastchat_call(forward: _Forward, path: str, body: bytes, hops: str) -
 
 
 async def other_call(services: Services, path: str, body: bytes, hops: str) -> Response:
-    """Forward a request for a path that is not in the table, if a worker serves the model in its body. Otherwise 404.
+    """Forward a request for a path of --forward-paths, if a worker serves the model in its body. Otherwise 404.
 
     If a parent controller forwarded the request, return an error status so that it retries elsewhere.
     """
+    if not services.forward_paths.allows(path):
+        return _not_found(path)
     try:
-        model = schemas.parse_model(body) if _PATH.match(path) and ".." not in path else ""
-        return await _call(services.forwarder.call, model, path, body, hops)
+        return await _call(services.forwarder.call, schemas.parse_model(body), path, body, hops)
     except (NoWorker, InvalidInput) as error:
-        if hops and isinstance(error, NoWorker):
-            return _error(error)
-        return Response(error_body("not_found", f"There is no route {path}."), 404, media_type="application/json")
+        return _error(error) if hops and isinstance(error, NoWorker) else _not_found(path)
     except (WorkerError, LoopDetected) as error:
         return _error(error)
+
+
+def _not_found(path: str) -> Response:
+    return Response(error_body("not_found", f"There is no route {path}."), 404, media_type="application/json")
 
 
 async def _call(forward: _Forward, model: str, path: str, body: bytes, hops: str) -> Response:
