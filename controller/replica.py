@@ -23,6 +23,7 @@ from controller.proxy.forwarder import Forwarder
 from controller.security.access import Access
 from controller.security.audit import Audit
 from controller.security.forward_paths import ForwardPaths
+from controller.security.upstream_tokens import UpstreamTokens
 from controller.security.worker_addresses import WorkerAddresses
 from controller.settings import Settings
 from controller.store.connection import connect
@@ -68,7 +69,7 @@ class Replica:
             self.snapshots.workers,
         )
         self.parents = Parents(
-            registry, self.snapshots, settings.parents, settings.advertise or "", settings.parent_interval
+            registry, self.snapshots, settings.parent_addresses, settings.advertise or "", settings.parent_interval
         )
         self.forwarder = Forwarder(
             self.dispatcher,
@@ -151,6 +152,7 @@ def create_worker_client(settings: Settings) -> WorkerClient:
         settings.probe_timeout,
         settings.worker_timeout,
         WorkerAddresses(settings.worker_allow),
+        UpstreamTokens(settings.upstream_tokens_file),
     )
 
 

@@ -16,7 +16,9 @@ from controller.domain.worker import MAX_CAPACITY, model_name, worker_name
 from controller.security.access import AccessRules
 from controller.security.forward_paths import ForwardPaths
 from controller.security.networks import Networks
+from controller.security.parent_addresses import ParentAddress, parse_parent
 from controller.security.tokens import TOKEN_PLANES, Token, parse_file, parse_list
+from controller.security.upstream_tokens import UpstreamTokens
 from controller.security.worker_addresses import WorkerAddresses
 from controller.store_url import StoreKind, StoreUrl, parse_store_url, read_password_file
 
@@ -50,18 +52,20 @@ def _setting(
     choices: Sequence[str] = (),
     old_name: str | None = None,
     secret: bool = False,
+    has_password: bool = False,
 ) -> Any:
     """Declare a setting.
 
     also: FastChat's environment variables for the same setting.
     old_name: a deprecated name. Its flag and environment variable still work, and `controller serve` logs a warning.
     secret: it has no flag, because all users of a machine can read command lines.
+    has_password: the value may have a password in it.
     """
     if old_name:
         also = [*also, environment_variable(old_name)]
     return field(
         default=default,
-        repr=not secret,
+        repr=not (secret or has_password),
         metadata={
             "help": text,
             "also": tuple(also),
@@ -123,6 +127,7 @@ class Settings:
         "The Redis that holds the registry: redis://host:6379/0, rediss://..., unix:///path, "
         "redis+sentinel://h1,h2,h3/master or redis+cluster://h1,h2 (rediss+... for TLS). The default, embedded://, "
         "starts a Valkey server with its data in --data-dir. If the URL has a password, use the environment variable.",
+        has_password=True,
     )
     redis_password_file: Path | None = _setting(
         None,
@@ -162,6 +167,11 @@ class Settings:
         "each with an optional port or range of ports, such as 10.0.0.0/8:21002-21100. Separate several with commas. "
         "The default is all, except link-local and cloud metadata addresses, which always have to be named.",
     )
+    upstream_tokens_file: Path | None = _setting(
+        None,
+        "File with tokens for workers. Each line has the URL of a worker or a pattern as in --worker-allow, and the "
+        "token that is sent to these workers as Authorization: Bearer. A change needs no restart.",
+    )
     probe_timeout: float = _setting(5.0, "Time limit for a worker to return its status.")
     booking_decay: str = _setting(
         "on",
@@ -191,7 +201,9 @@ class Settings:
     parent: str | None = _setting(
         None,
         "Address of a parent controller, ours or FastChat's, at which this cluster registers as one worker: "
-        "http://host:port. Separate several with commas.",
+        "http://host:port. Separate several with commas. If the parent requires a token, write "
+        "http://name:token@host:port, and use the environment variable.",
+        has_password=True,
     )
     advertise: str | None = _setting(
         None,
@@ -276,8 +288,13 @@ class Settings:
 
     @property
     def parents(self) -> tuple[str, ...]:
-        """Addresses of the parent controllers."""
-        return tuple(worker_name(parent) for parent in self.parent.split(",")) if self.parent else ()
+        """Addresses of the parent controllers, without credentials."""
+        return tuple(parent.address for parent in self.parent_addresses)
+
+    @property
+    def parent_addresses(self) -> tuple[ParentAddress, ...]:
+        """The parent controllers, with the credentials for them. Raises SettingsError if one is wrong."""
+        return tuple(parse_parent(parent) for parent in self.parent.split(",")) if self.parent else ()
 
     @property
     def default_capacities(self) -> DefaultCapacities:
@@ -356,8 +373,7 @@ class Settings:
             raise SettingsError("--by-way needs --advertise: the address at which clients reach this cluster.")
         if self.advertise and not (self.parent or self.by_way):
             raise SettingsError("--advertise needs --parent or --by-way, because nothing else uses the address.")
-        for parent in self.parent.split(",") if self.parent else ():
-            _check_address("parent", parent)
+        _ = self.parent_addresses
         if self.advertise:
             _check_address("advertise", self.advertise)
             if worker_name(self.advertise) in self.parents:
@@ -367,6 +383,7 @@ class Settings:
         # These raise SettingsError if a value is wrong.
         WorkerAddresses(self.worker_allow)
         ForwardPaths(self.forward_paths)
+        UpstreamTokens(self.upstream_tokens_file)
         if not 0 <= self.port <= 65535:
             raise SettingsError(f"--port must be from 0 to 65535, not {self.port}.")
         if not 1 <= self.replicas <= 256:

@@ -31,7 +31,7 @@ def test_every_setting_has_a_flag_a_variable_and_a_help_text() -> None:
         assert flag(setting.name).startswith("--")
         assert environment_variables(setting)[0] == f"CONTROLLER_{setting.name.upper()}"
         assert setting.metadata["help"].count(".") >= 1
-        assert setting.repr is not setting.metadata["secret"]
+        assert not (setting.metadata["secret"] and setting.repr)
 
 
 @pytest.mark.parametrize(
@@ -95,11 +95,18 @@ def test_every_setting_has_a_flag_a_variable_and_a_help_text() -> None:
         ({"parent": "http://top:1,", "advertise": "http://lb:1"}, "--parent must be an address such as"),
         ({"parent": "top:1", "advertise": "http://lb:1"}, "--parent must be an address such as"),
         ({"parent": "http://top:1", "advertise": "lb"}, "--advertise must be an address such as"),
+        ({"parent": "http://n:secret-t0ken@", "advertise": "http://lb:1"}, "--parent must be an address such as"),
+        ({"parent": "http://n:secret/t0ken@h:1", "advertise": "http://lb:1"}, "--parent must be .* %2F for a slash"),
+        ({"parent": "http://n@h:1", "advertise": "http://lb:1"}, "--parent has an @ without a name and a token"),
+        ({"parent": "http://n:@h:1", "advertise": "http://lb:1"}, "--parent has an @ without a name and a token"),
+        ({"parent": "http://n:a%0Ab@h:1", "advertise": "http://lb:1"}, "--parent has an @ without a name and a token"),
+        ({"parent": "http://n:t@lb:1", "advertise": "http://lb:1"}, "A cluster cannot register at itself"),
         ({"worker_allow": "10.0.0.1/8"}, "--worker-allow must have patterns .* This part is wrong: '10.0.0.1/8'"),
         ({"worker_allow": "a,"}, "--worker-allow must have patterns .* This part is wrong: ''"),
         ({"worker_allow": "0.0.0.0"}, "--worker-allow has 0.0.0.0, which cannot be the address of a worker"),
         ({"forward_paths": "v1"}, "--forward-paths must have paths .* This one is wrong: 'v1'"),
         ({"forward_paths": "default,/sleep"}, "--forward-paths has /sleep, which is for the management of an engine"),
+        ({"upstream_tokens_file": Path("/nowhere")}, "--upstream-tokens-file /nowhere cannot be read"),
         ({"parent_interval": 0}, "--parent-interval must be a positive number"),
         ({"redis_timeout": 61}, "--redis-timeout must be at most 60 s, not 61"),
     ],
@@ -108,6 +115,7 @@ def test_invalid_settings_are_refused_with_a_sentence_that_names_the_flag(values
     with pytest.raises(SettingsError, match=message) as caught:
         Settings(**values)
     assert str(caught.value).endswith(".")
+    assert "t0ken" not in str(caught.value)
 
 
 def test_ssl_requires_a_certificate_and_the_key_that_belongs_to_it(tmp_path: Path) -> None:

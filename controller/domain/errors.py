@@ -17,6 +17,7 @@
     ├── ShuttingDown            this replica is shutting down
     ├── ControllerUnreachable   an address does not belong to a controller of this project
     ├── ParentUnreachable       a parent controller does not respond, or rejects a call
+    │   └── ParentRefused       a parent controller does not accept the token in --parent
     ├── LoopDetected            a request was forwarded in a loop, or through too many clusters
     ├── NoWorker                no live worker serves the requested model
     └── WorkerError             a call to a worker failed
@@ -147,6 +148,10 @@ class ParentUnreachable(ControllerError):
     """A parent controller does not respond in time, or does not accept a registration or a heartbeat."""
 
     code = "parent_unreachable"
+
+
+class ParentRefused(ParentUnreachable):
+    """A parent controller does not accept the token in --parent, or requires one."""
 
 
 class LoopDetected(ControllerError):

@@ -13,6 +13,7 @@ from controller.availability.snapshots import SnapshotManager
 from controller.domain.errors import ParentUnreachable, StoreError
 from controller.domain.hops import HEADER
 from controller.domain.worker import Worker, WorkerStatusTotal, total_status
+from controller.security.parent_addresses import ParentAddress
 from controller.store.registry import Registry
 from controller.upstream.parent import ParentClient
 
@@ -30,6 +31,7 @@ _MAX_CHECK_INTERVAL: Final = 1.0  # seconds until a parent learns of a changed s
 class Parents:
     """One replica's share of the heartbeats to the parents.
 
+    parents: each with the credentials for it, which are sent to no other.
     name: address under which the parents reach this cluster.
     interval: between heartbeats, in seconds.
 
@@ -37,18 +39,23 @@ class Parents:
     """
 
     def __init__(
-        self, registry: Registry, snapshots: SnapshotManager, parents: Sequence[str], name: str, interval: float
+        self,
+        registry: Registry,
+        snapshots: SnapshotManager,
+        parents: Sequence[ParentAddress],
+        name: str,
+        interval: float,
     ) -> None:
         self._registry = registry
         self._breaker = snapshots.breaker
         self._snapshots = snapshots
-        self._parents = parents
+        self._parents = [parent.address for parent in parents]
         self._name = name
         self._interval = interval
         self._replica_id = secrets.token_hex(8)
-        self._client = ParentClient(max(0.05, interval * _LOCK_TTL * 0.9))
+        self._client = ParentClient(max(0.05, interval * _LOCK_TTL * 0.9), parents)
         self._sent_without_lock_at: dict[str, float] = {}  # by parent
-        self._failing: set[str] = set()
+        self._failing: dict[str, set[type[ParentUnreachable]]] = {}  # the kinds of errors that were logged, by parent
         # Parents updated after our lock had expired. The update may have overwritten a newer one of another replica,
         # so it is sent again.
         self._late: set[str] = set()
@@ -132,15 +139,16 @@ class Parents:
             if register or not await self._client.heartbeat(parent, self._name, status.queue_length):
                 await self._register(parent, workers, status)
         except ParentUnreachable as error:
-            if parent not in self._failing:
+            logged = self._failing.setdefault(parent, set())
+            if type(error) not in logged:
                 logger.warning(
                     "Heartbeat to parent %s failed; retrying every %g s: %s", parent, self._interval * _RETRY, error
                 )
-            self._failing.add(parent)
+            logged.add(type(error))
             return False
         if parent in self._failing:
             logger.info("Parent %s accepts heartbeats again.", parent)
-            self._failing.discard(parent)
+            del self._failing[parent]
         return True
 
     async def _register(self, parent: str, workers: Sequence[Worker], status: WorkerStatusTotal) -> None:

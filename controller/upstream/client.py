@@ -11,6 +11,7 @@ import aiohttp
 from controller.domain.errors import InvalidInput, StreamBroken, WorkerUnreachable
 from controller.domain.worker import WorkerStatus
 from controller.json_bodies import read_status
+from controller.security.upstream_tokens import UpstreamTokens
 from controller.security.worker_addresses import WorkerAddresses
 from controller.upstream.decoding import CODINGS, DecodedBody
 from controller.upstream.response import GRACE_PERIOD, UNREACHABLE, WorkerResponse, one_line, upstream_errors
@@ -27,6 +28,7 @@ class WorkerClient:
     probe_timeout: for a whole status call, in seconds.
     worker_timeout: for each wait for a worker, in seconds: for the head of its response, and for each read of the body.
     addresses: the rule for the addresses of workers. By default, --worker-allow is not set.
+    tokens: the tokens that workers require. By default, there are none.
     """
 
     def __init__(
@@ -34,6 +36,7 @@ class WorkerClient:
         probe_timeout: float,
         worker_timeout: float,
         addresses: WorkerAddresses | None = None,
+        tokens: UpstreamTokens | None = None,
     ) -> None:
         self._probe_timeout = probe_timeout
         self._worker_timeout = worker_timeout
@@ -41,6 +44,7 @@ class WorkerClient:
         self._streams_ended = asyncio.Event()
         self._responses: set[WorkerResponse] = set()
         self._addresses = addresses or WorkerAddresses()
+        self._tokens = tokens or UpstreamTokens()
         self._session = Session(self._addresses)
 
     def end_streams(self) -> None:
@@ -75,6 +79,10 @@ class WorkerClient:
                     "address."
                 ) from error
 
+    def _with_token(self, name: str, headers: Mapping[str, str]) -> Mapping[str, str]:
+        token = self._tokens.header(name)
+        return {**headers, "Authorization": token} if token else headers
+
     async def status(self, name: str, headers: Mapping[str, str] = NO_HEADERS) -> WorkerStatus:
         """Return a worker's status (FastChat: `/worker_get_status`).
 
@@ -84,7 +92,7 @@ class WorkerClient:
         url = f"{name}/worker_get_status"
         try:
             async with asyncio.timeout(self._probe_timeout):
-                body = await self._status_body(url, headers)
+                body = await self._status_body(url, self._with_token(name, headers))
             return read_status(body)
         except TimeoutError as error:
             raise WorkerUnreachable(f"{url} did not respond within {self._probe_timeout:g} s.") from error
@@ -114,6 +122,7 @@ class WorkerClient:
         Raises WorkerUnreachable if the connection fails, and WorkerSilent or StreamBroken if no valid head arrives.
         """
         url = name + path
+        headers = self._with_token(name, headers)
         with upstream_errors(url):
             sent = Body(body)
             sent.progress_at += self._connect_timeout  # the connection has a timeout of its own

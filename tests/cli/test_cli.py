@@ -96,6 +96,9 @@ def test_files_switches_and_addresses_are_read_from_flags_and_variables(served: 
     with_password = ("serve", "--redis-url", "redis://h", "--redis-password-file", str(tmp_path / "password"))
     assert run(*with_password).exit_code == 0
     assert served[2].store_url().password_file == tmp_path / "password"
+    (tmp_path / "tokens").write_text("http://10.0.0.5:21002 t")
+    assert run("serve", "--upstream-tokens-file", str(tmp_path / "tokens")).exit_code == 0
+    assert served.pop().upstream_tokens_file == tmp_path / "tokens"
     addresses = ("--parent", "http://top:1,http://Other:1/", "--advertise", "http://lb:1")
     assert run("serve", *addresses).exit_code == 0
     assert run("serve", *addresses, CONTROLLER_BY_WAY="true").exit_code == 0
@@ -111,7 +114,7 @@ def test_files_switches_and_addresses_are_read_from_flags_and_variables(served: 
     assert served[5].tokens_file == tmp_path / "tokens"
     assert [token.name for token in served[5].access_rules.tokens] == ["WORKER", "CLIENT", "ADMIN"]
     assert "0123456789abcdef" not in repr(served[5])
-    named |= {"parent", "advertise", "by_way", "insecure", "tokens_file"}
+    named |= {"parent", "advertise", "by_way", "insecure", "tokens_file", "upstream_tokens_file"}
     named |= {"worker_tokens", "client_tokens", "admin_tokens"}
     assert named == {setting.name for setting in all_settings()}
 

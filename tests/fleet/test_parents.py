@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import logging
 import time
 from collections.abc import AsyncIterator, Callable
 from typing import Any
@@ -27,7 +28,8 @@ class Parent:
     """A controller that records registrations and heartbeats.
 
     knows: True if the cluster is registered, so that heartbeats return `exist: true`.
-    refuses: set it to True to answer every call with 500.
+    refuses: set it to True to answer every call with the status `refusal`.
+    failed: number of calls that were answered so.
     """
 
     def __init__(self) -> None:
@@ -36,18 +38,22 @@ class Parent:
         self.times: list[float] = []
         self.knows = False
         self.refuses = False
+        self.refusal = "500 Down"
+        self.failed = 0
         self.address = ""
 
     async def register(self, server: BadWorker, writer: asyncio.StreamWriter, body: bytes) -> None:
         if self.refuses:
-            return await answers(b"no", "500 Down")(server, writer, body)
+            self.failed += 1
+            return await answers(b"no", self.refusal)(server, writer, body)
         self.registrations.append(json.loads(body))
         self.knows = True
         return await answers(b"null")(server, writer, body)
 
     async def heartbeat(self, server: BadWorker, writer: asyncio.StreamWriter, body: bytes) -> None:
         if self.refuses:
-            return await answers(b"no", "500 Down")(server, writer, body)
+            self.failed += 1
+            return await answers(b"no", self.refusal)(server, writer, body)
         self.heartbeats.append(json.loads(body))
         self.times.append(time.monotonic())
         return await answers(b'{"exist": %s}' % (b"true" if self.knows else b"false"))(server, writer, body)
@@ -320,3 +326,25 @@ async def test_job_lock_belongs_to_one_replica_until_the_job_is_due_again(regist
 
     await wait_until(due, "the job is due again")
     assert await registry.acquire_job("x", "a", 1.0) == (False, ""), "the earlier result is deleted"
+
+
+async def test_refused_token_is_reported_also_after_another_failure(
+    joining: Callable[..., Replica], registry: Registry, parent: Parent, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Each kind of failure is logged once, until the parent accepts a heartbeat."""
+    caplog.set_level(logging.INFO)
+    await registry.register(worker(A, "m"))
+    parent.refuses = True
+    joining(parent=parent.address.replace("//", "//region:wrong@"))
+    await wait_until(lambda: "returned status 500" in caplog.text, "the failure is logged")
+    parent.refusal = "401 Unauthorized"
+    await wait_until(lambda: "returned status 401" in caplog.text, "the refused token is logged")
+    parent.refusal = "500 Down"
+    failed = parent.failed
+    await wait_until(lambda: parent.failed > failed + 2, "more heartbeats fail")
+    warnings = [message for message in caplog.messages if message.startswith("Heartbeat to parent")]
+    assert len(warnings) == 2
+    assert "the parent does not accept the token in --parent. Write a token" in warnings[1]
+    assert "wrong" not in caplog.text
+    parent.refuses = False
+    await wait_until(lambda: "accepts heartbeats again" in caplog.text, "the parent accepts again")

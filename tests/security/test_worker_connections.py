@@ -292,7 +292,7 @@ async def test_redirect_of_a_parent_is_not_followed(open_guarded: OpenApi, code:
         async with (
             bad_worker(register_worker=redirect, receive_heart_beat=redirect) as parent,
             open_guarded(
-                parent=parent.address,
+                parent=parent.address.replace("//", "//region:t0ken@"),
                 advertise="http://127.0.0.1:1",
                 parent_interval=0.2,
                 snapshot_interval=0.05,
