@@ -44,7 +44,7 @@ class Batches:
         self._listings = Coalescer(self._list_all, _ALL)
         self._checks = Coalescer(self._check_all, _ALL)
 
-    def register(self, call: RegisterCall) -> "Future[bool]":
+    def register(self, call: RegisterCall) -> "Future[bool | None]":
         """Register a worker, as Registry.register()."""
         return self._registrations.submit(call)
 

@@ -2,14 +2,14 @@
 
 import random
 from collections.abc import Callable, Iterable, Sequence
-from typing import Final, NamedTuple, assert_never
+from typing import Any, Final, NamedTuple, assert_never
 
-from controller.domain.capacity import DefaultCapacities
 from controller.domain.dispatch import DispatchMethod
 from controller.store.connection import StoreClient
 from controller.store.reconciliation import Reconciliation
 from controller.store.runner import ScriptRunner
 
+REFUSED: Final = "refused"  # instead of a lease, if no more leases may be granted
 _MAX_FINDS: Final = 8  # calls for a model with hundreds of expired workers, which the sweep has yet to purge
 
 
@@ -21,7 +21,10 @@ class Request(NamedTuple):
 
 
 class Choice(NamedTuple):
-    """The worker chosen for a request, "" if the model has no live worker, and its lease, "" without one."""
+    """The worker chosen for a request, "" if there is none, and its lease, "" without one.
+
+    There is none if the model has no live worker, or if the lease is REFUSED.
+    """
 
     worker: str = ""
     lease: str = ""
@@ -42,6 +45,7 @@ class DispatchStore(ScriptRunner):
 
     draw: returns a random number from [0, 1).
     on_unanswered: gets the id of each call that may have booked requests, but was not answered.
+    options: further ones of ScriptRunner.
     """
 
     def __init__(
@@ -53,11 +57,9 @@ class DispatchStore(ScriptRunner):
         booking_decay: bool = True,
         booking_delay: float = 0.2,
         draw: Callable[[], float] = random.random,
-        default_capacities: DefaultCapacities | None = None,
+        **options: Any,
     ) -> None:
-        super().__init__(
-            client, namespace, heartbeat_expiration, deadline, booking_decay, booking_delay, default_capacities
-        )
+        super().__init__(client, namespace, heartbeat_expiration, deadline, booking_decay, booking_delay, **options)
         self._draw = draw
         self.on_unanswered: Callable[[str], None] = lambda _: None
 
@@ -78,7 +80,7 @@ class DispatchStore(ScriptRunner):
                 assert_never(method)
         call_id, reply_ttl_ms = self._repeatable()
         try:
-            answers = await self._run(script, call_id, reply_ttl_ms, self._decays, *arguments)
+            answers = await self._run(script, call_id, reply_ttl_ms, self._decays, self._max_leases, *arguments)
         except BaseException:  # also when cancelled
             self.on_unanswered(call_id)
             raise

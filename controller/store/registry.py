@@ -15,7 +15,7 @@ from controller.store import keys
 from controller.store.capacities import CapacityStore
 from controller.store.connection import close, reconnect
 from controller.store.coordination import CoordinationStore
-from controller.store.dispatches import Choice, DispatchStore, Find, Request
+from controller.store.dispatches import REFUSED, Choice, DispatchStore, Find, Request
 from controller.store.errors import FAILURES, store_error
 from controller.store.leases import LeaseStore
 from controller.store.tokens import TokenStore
@@ -31,6 +31,7 @@ from controller.store.workers import (
 )
 
 __all__ = [
+    "REFUSED",
     "SCHEMA",
     "Choice",
     "DrainCall",

@@ -30,7 +30,7 @@ class ScriptRunner:
 
     heartbeat_expiration: in seconds.
     deadline: in seconds, see StoreCalls.
-    booking_decay, booking_delay, default_capacities: as in the settings.
+    booking_decay, booking_delay, default_capacities, max_workers, max_leases: as in the settings.
     """
 
     def __init__(
@@ -42,6 +42,8 @@ class ScriptRunner:
         booking_decay: bool = True,
         booking_delay: float = 0.2,
         default_capacities: DefaultCapacities | None = None,
+        max_workers: int = 0,
+        max_leases: int = 0,
     ) -> None:
         self._client = client
         self._namespace = namespace
@@ -50,6 +52,8 @@ class ScriptRunner:
         self._decays = int(booking_decay)
         self._in_flight_window_ms = round(booking_delay * 1000)
         self._default_capacities = default_capacities or DefaultCapacities()
+        self._max_workers = max_workers
+        self._max_leases = max_leases
         self._calls = StoreCalls(self._ping, deadline)
         # Replies are kept for repeated calls and for the reconciler. Both may come as late as a replica takes to find
         # Redis again.

@@ -75,22 +75,24 @@ class WorkerList(NamedTuple):
 class WorkerStore(ScriptRunner):
     """The workers of one namespace."""
 
-    async def register(self, registration: Registration, repeatable_for: float = 0.0) -> bool:
+    async def register(self, registration: Registration, repeatable_for: float = 0.0) -> bool | None:
         """Register a worker, which is alive from now on and begins with what it reports. Return True if it is new.
+
+        Returns None if it is not alive and max_workers others are. Nothing was done then.
 
         repeatable_for: seconds in which a call with the same registration changes nothing more.
         """
         return (await self.register_many([RegisterCall(registration, repeatable_for)]))[0]
 
-    async def register_many(self, calls: Sequence[RegisterCall]) -> list[bool]:
+    async def register_many(self, calls: Sequence[RegisterCall]) -> list[bool | None]:
         """As register(), for any number of workers."""
         results = await self._run_each(
             "register",
-            lambda: (self._decays,),
+            lambda: (self._decays, self._max_workers),
             calls,
             lambda call: self._registration_arguments(call.registration, repeatable_for=call.repeatable_for),
         )
-        return [bool(result) for result in results]
+        return [None if result == -1 else bool(result) for result in results]
 
     async def refresh(
         self,
@@ -121,12 +123,15 @@ class WorkerStore(ScriptRunner):
     ) -> bool:
         """Register a worker again that Redis lost. Return False if it is alive or was removed a short while ago.
 
+        Also returns False if max_workers others are alive.
+
         expires_in: as in refresh().
         draining: it is draining.
         polled: it has answered a status poll.
         """
         arguments = self._registration_arguments(registration, expires_in)
-        [result] = await self._run("restore", self._decays, *arguments, int(draining), int(polled))
+        common = self._decays, self._max_workers
+        [result] = await self._run("restore", *common, *arguments, int(draining), int(polled))
         return bool(result != -1)
 
     def _registration_arguments(

@@ -37,7 +37,8 @@
     ARGV[1]   request_id: id of the call; a repeated call with the same id gets the first reply and draws nothing
     ARGV[2]   reply_ttl: the milliseconds for which the reply is kept
     ARGV[3]   decays: '1' if bookings decay, otherwise '0'
-    ARGV[4…]  for each request: model, lease_ttl, draw
+    ARGV[4]   max_leases: how many leases may be active; 0 for any number
+    ARGV[5…]  for each request: model, lease_ttl, draw
                 model: the name of the model
                 lease_ttl: the milliseconds after which the lease expires; 0 for a request without a lease
                 draw: a random number from [0, 1)
@@ -46,7 +47,8 @@
     an array with two entries for each request, in order: worker, lease
       worker  the name of the drawn worker; '' if no live worker serves the model; nil if the budget of this call did
               not suffice: repeat the request, with another id
-      lease   the name of the lease; '' for a request without one; nil if worker is nil
+      lease   the name of the lease; '' for a request without one; nil if worker is nil; 'refused' if max_leases leases
+              are active, and then worker is ''
     an empty array: reconcile.lua has taken this call back, and nothing was done
     error 'INVALID …' if an argument is invalid; nothing was done
 ]]
@@ -65,13 +67,18 @@
 local MAX_PURGED = 256
 
 local request_id, reply_ttl, decays = ARGV[1], whole_number(ARGV[2], 1), ARGV[3] == "1"
-local requests = read_requests(4, { "model", "lease_ttl", "draw" })
+local max_leases = ARGV[4]
+local requests = read_requests(5, { "model", "lease_ttl", "draw" })
 if not reply_ttl or not requests then
   return redis.error_reply("INVALID arguments")
 end
 local has_leases = false
 for _, request in ipairs(requests) do
   has_leases = has_leases or request.lease_ttl > 0
+end
+local lease_limit = has_leases and whole_number(max_leases, 0) -- a call without leases does not need it
+if lease_limit == nil then
+  return redis.error_reply("INVALID limit")
 end
 
 -- One call reads the kept reply and what the first request needs. Most calls have only one request.
@@ -197,8 +204,12 @@ local function draw_from(kind, model, draw)
 end
 
 local untracked = {} -- the number of requests without a lease, by worker
+local free_leases = 0
 
 local function choose(request, seq)
+  if request.lease_ttl > 0 and free_leases < 1 then
+    return "", "refused"
+  end
   local name = draw_from("lottery", request.model, request.draw)
   if name == "" then
     name = draw_from("lottery_failing", request.model, request.draw)
@@ -211,11 +222,13 @@ local function choose(request, seq)
     untracked[name] = (untracked[name] or 0) + 1
     return name, ""
   end
+  free_leases = free_leases - 1
   return name, book_lease(name, request.lease_ttl, seq, time, decays)
 end
 
 if has_leases and not kept then
   expire_leases(time, decays, 64 + #requests) -- more than this call can grant
+  free_leases = lease_limit == 0 and math.huge or lease_limit - redis.call("ZCARD", key("leases"))
 end
 local choices = run_batch({
   reply = key("reply", request_id),

@@ -38,7 +38,8 @@
     ARGV[1]   request_id: id of the call; a repeated call with the same id gets the first reply and books nothing
     ARGV[2]   reply_ttl: the milliseconds for which the reply is kept
     ARGV[3]   decays: '1' if bookings decay, otherwise '0'
-    ARGV[4…]  for each request: model, lease_ttl
+    ARGV[4]   max_leases: how many leases may be active; 0 for any number
+    ARGV[5…]  for each request: model, lease_ttl
                 model: the name of the model
                 lease_ttl: the milliseconds after which the lease expires; 0 for a request without a lease
 
@@ -46,7 +47,8 @@
     an array with two entries for each request, in order: worker, lease
       worker  the name of the chosen worker; '' if no live worker serves the model; nil if the budget of this call did
               not suffice: repeat the request, with another id
-      lease   the name of the lease; '' for a request without one; nil if worker is nil
+      lease   the name of the lease; '' for a request without one; nil if worker is nil; 'refused' if max_leases leases
+              are active, and then worker is ''
     an empty array: reconcile.lua has taken this call back, and nothing was done
     error 'INVALID …' if an argument is invalid; nothing was done
 ]]
@@ -72,13 +74,18 @@ local CANDIDATES_PER_INDEX = 8
 local MAX_PURGED = 256
 
 local request_id, reply_ttl, decays = ARGV[1], whole_number(ARGV[2], 1), ARGV[3] == "1"
-local requests = read_requests(4, { "model", "lease_ttl" })
+local max_leases = ARGV[4]
+local requests = read_requests(5, { "model", "lease_ttl" })
 if not reply_ttl or not requests then
   return redis.error_reply("INVALID arguments")
 end
 local has_leases = false
 for _, request in ipairs(requests) do
   has_leases = has_leases or request.lease_ttl > 0
+end
+local lease_limit = has_leases and whole_number(max_leases, 0) -- a call without leases does not need it
+if lease_limit == nil then
+  return redis.error_reply("INVALID limit")
 end
 
 -- One call reads the kept reply and what the first request needs. Most calls have only one request.
@@ -180,13 +187,16 @@ local function best_of_pool(model, pool, index, limit, head, is_known_alive)
   return best
 end
 
-local has_expired_leases = has_leases
+local free_leases -- nil until the first request with a lease
 
 local function choose(request, seq)
   local is_leased = request.lease_ttl > 0
-  if is_leased and has_expired_leases then
+  if is_leased and not free_leases then
     expire_leases(time, decays, 64 + #requests) -- more than this call can grant
-    has_expired_leases = false
+    free_leases = lease_limit == 0 and math.huge or lease_limit - redis.call("ZCARD", key("leases"))
+  end
+  if is_leased and free_leases < 1 then
+    return "", "refused"
   end
   local index = (is_leased or not decays) and "cost_index" or "decay_index"
   local best
@@ -206,7 +216,11 @@ local function choose(request, seq)
   elseif not best then
     return nil
   end
-  local lease = is_leased and grant_lease(best, request.lease_ttl, seq, time) or ""
+  local lease = ""
+  if is_leased then
+    lease = grant_lease(best, request.lease_ttl, seq, time)
+    free_leases = free_leases - 1
+  end
   book(best, seq, time, decays, is_leased)
   if best_by_pool then
     for _, pool in ipairs(best.pools) do

@@ -5,7 +5,7 @@
   reports. It still drains if it was draining, and keeps its order among workers of the same cost.
 
   Keys:
-    workers                 ZSET    w
+    workers                 ZSET    rw
     worker:<name>           HASH    rw
     checkpoints:<name>      STRING  w
     heartbeat:<name>        STRING  rw
@@ -29,28 +29,32 @@
   Input:
     KEYS[1]   {<namespace>}
     ARGV[1]   decays: '1' if bookings decay, otherwise '0'
-    ARGV[2…]  for each worker: a registration (include/workers/read_registrations.lua)
+    ARGV[2]   max_workers: how many workers may be alive; 0 for any number
+    ARGV[3…]  for each worker: a registration (include/workers/read_registrations.lua)
 
   Output:
     an array with one entry for each worker, in order; if there are fewer, call again for the rest
-      1  the worker is new
-      0  it was registered
+      1   the worker is new
+      0   it was registered
+      -1  it is not alive, and max_workers others are: nothing was done
     error 'INVALID …' if an argument is invalid; nothing was done
 ]]
 --- @include "enroll"
 --- @include "handle_each"
+--- @include "has_room"
 --- @include "new_load"
 --- @include "now"
 --- @include "read_registrations"
-local decays = ARGV[1] == "1"
-local registrations, problem = read_registrations(2, {})
-if not registrations then
-  return redis.error_reply(problem)
+--- @include "whole_number"
+local decays, max_workers = ARGV[1] == "1", whole_number(ARGV[2], 0)
+local registrations, problem = read_registrations(3, {})
+if not registrations or not max_workers then
+  return redis.error_reply(problem or "INVALID arguments")
 end
 local time = now()
 
-local function is_allowed()
-  return true
+local function is_allowed(registration, was_alive)
+  return was_alive or has_room(max_workers, time)
 end
 
 return handle_each(registrations, function(registration)

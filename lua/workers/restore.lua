@@ -2,7 +2,7 @@
   Register workers again that Redis lost, each only if it is not alive and was not removed a short while ago.
 
   Keys:
-    workers                 ZSET    w
+    workers                 ZSET    rw
     worker:<name>           HASH    rw
     checkpoints:<name>      STRING  w
     heartbeat:<name>        STRING  rw
@@ -26,31 +26,35 @@
   Input:
     KEYS[1]   {<namespace>}
     ARGV[1]   decays: '1' if bookings decay, otherwise '0'
-    ARGV[2…]  for each worker: a registration (include/workers/read_registrations.lua), then draining, polled
+    ARGV[2]   max_workers: how many workers may be alive; 0 for any number
+    ARGV[3…]  for each worker: a registration (include/workers/read_registrations.lua), then draining, polled
                 draining: '1' if the worker is draining, otherwise '0'
                 polled: '1' if it has answered a status poll, otherwise '0'
 
   Output:
     an array with one entry for each worker, in order; if there are fewer, call again for the rest
       1   the worker was restored
-      -1  it is alive, or was removed: nothing was done
+      -1  it is alive, or was removed, or max_workers others are alive: nothing was done
     error 'INVALID …' if an argument is invalid; nothing was done
 ]]
 --- @include "enroll"
 --- @include "handle_each"
+--- @include "has_room"
 --- @include "key"
 --- @include "new_load"
 --- @include "now"
 --- @include "read_registrations"
-local decays = ARGV[1] == "1"
-local registrations, problem = read_registrations(2, { "draining", "polled" })
-if not registrations then
-  return redis.error_reply(problem)
+--- @include "whole_number"
+local decays, max_workers = ARGV[1] == "1", whole_number(ARGV[2], 0)
+local registrations, problem = read_registrations(3, { "draining", "polled" })
+if not registrations or not max_workers then
+  return redis.error_reply(problem or "INVALID arguments")
 end
 local time = now()
 
 local function is_lost(registration, was_alive)
   return not was_alive and redis.call("EXISTS", key("removed", registration.name)) == 0
+    and has_room(max_workers, time)
 end
 
 return handle_each(registrations, function(registration)

@@ -157,7 +157,7 @@ async def test_take_back_leaves_what_a_worker_has_reported_since(store: Store) -
     registry = store.registry()
     await registry.register(worker(A))
     requests: list[str | int] = ["m", 0] * 3
-    assert await registry._run("dispatch_shortest_queue", "lost", 60_000, 0, *requests) == [A, ""] * 3
+    assert await registry._run("dispatch_shortest_queue", "lost", 60_000, 0, 0, *requests) == [A, ""] * 3
     await registry.heartbeat(reports([(A, 5)]))
     for part in split({}, ["lost"], 0):
         await registry.reconcile(part)
@@ -167,7 +167,7 @@ async def test_take_back_leaves_what_a_worker_has_reported_since(store: Store) -
 async def test_bookings_taken_back_after_a_heartbeat_do_not_go_below_zero(store: Store) -> None:
     registry = store.registry()
     await registry.register(worker(A))
-    assert await registry._run("dispatch_shortest_queue", "lost", 60_000, 0, "m", 0) == [A, ""]
+    assert await registry._run("dispatch_shortest_queue", "lost", 60_000, 0, 0, "m", 0) == [A, ""]
     await registry.heartbeat(reports([(A, 0)]))
     [reconciliation] = split({}, ["lost"], 0)
     await registry.reconcile(reconciliation)

@@ -41,7 +41,9 @@ class Calls:
     def __init__(self, client: Client, namespace: str) -> None:
         self.client = client
         self.namespace = namespace
-        self.registry = Registry(client, namespace, 90.0, 60.0, booking_decay=True, draw=lambda: 0.5)
+        self.registry = Registry(
+            client, namespace, 90.0, 60.0, booking_decay=True, draw=lambda: 0.5, max_workers=99, max_leases=99
+        )
 
     async def expired(self, name: str, *models: str) -> None:
         """Register a worker that was drawn once, and let its heartbeat expire."""
@@ -108,7 +110,7 @@ class Calls:
         await registry.heartbeat(reports([(A, 2), (B, 2)]))
         await registry.drain(A)
         await registry.drain(A, False)
-        await registry._run("dispatch_shortest_queue", "unanswered", 60_000, 1, "m", LEASE_MS, "m", 0)
+        await registry._run("dispatch_shortest_queue", "unanswered", 60_000, 1, 0, "m", LEASE_MS, "m", 0)
         await client.incrby(CLOCK, 60)
         await dispatch_shortest_queue(registry, asks(["m"] * 3))
         for part in split({A: 1}, ["unanswered"], 1_000_000):

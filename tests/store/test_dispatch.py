@@ -85,7 +85,7 @@ async def test_repeated_call_returns_the_same_reply_and_books_nothing(
 ) -> None:
     for name in (A, B, C):
         await registry.register(worker(name))
-    arguments = ["the-id", "60000", "0", *["m", *draw] * 5, "absent", *draw]
+    arguments = ["the-id", "60000", "0", "0", *["m", *draw] * 5, "absent", *draw]
     first = await registry._run(script, *arguments)
     after_first = await whole_state(store.client, store.namespace)
     assert await registry._run(script, *arguments) == first

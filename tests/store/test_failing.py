@@ -251,19 +251,19 @@ async def test_reconciliation_of_a_lottery_undoes_only_its_leases(store: Store, 
     registry = store.registry()
     await registry.register(worker(A, queue_length=4))
     arguments: list[str | int] = ["m", lease_ms, "0.5"] * 2
-    choices = await registry._run("dispatch_lottery", "lost", 6_000, 0, *arguments)
+    choices = await registry._run("dispatch_lottery", "lost", 6_000, 0, 0, *arguments)
     assert len(set(choices[1::2])) == (2 if lease_ms else 1), "leases are unique"
-    assert await registry._run("dispatch_lottery", "lost", 6_000, 0, *arguments) == choices
+    assert await registry._run("dispatch_lottery", "lost", 6_000, 0, 0, *arguments) == choices
     for reconciliation in split({}, ["lost"], 0):
         await registry.reconcile(reconciliation)
     [known] = (await registry.list_workers()).workers
     assert (known.status.queue_length, known.leased) == (4, 0)
-    assert await registry._run("dispatch_lottery", "lost", 6_000, 0, *arguments) == []
+    assert await registry._run("dispatch_lottery", "lost", 6_000, 0, 0, *arguments) == []
 
 
 async def test_reconciliation_after_a_report_does_not_make_the_count_negative(registry: Registry) -> None:
     await registry.register(worker(A))
-    assert await registry._run("dispatch_shortest_queue", "lost", 6_000, 0, "m", 0) == [A, ""]
+    assert await registry._run("dispatch_shortest_queue", "lost", 6_000, 0, 0, "m", 0) == [A, ""]
     await asyncio.sleep(0.01)  # Redis stores times in whole milliseconds
     await registry.heartbeat(reports([(A, 0)]))
     for reconciliation in split({}, ["lost"], 0):
