@@ -18,6 +18,20 @@ _NOT_SHARED: Final = (
     "# These are the counts of one replica only, because the {} replicas of this controller cannot share memory.\n"
 )
 
+# The limits that docs/guides/limits.md describes.
+REFUSAL_LIMITS: Final = (
+    "connections",
+    "head_time",
+    "head_size",
+    "body_time",
+    "send_time",
+    "body_memory",
+    "forwards",
+    "workers",
+    "leases",
+    "registrations",
+)
+
 Row: TypeAlias = "memoryview[float]"
 
 
@@ -110,12 +124,13 @@ class Metrics(Collector):
         dispatches = self._labelled(
             "dispatches",
             "Requests for a worker.",
-            outcome=("chosen", "no_worker", "degraded", "store_unavailable"),
+            outcome=("chosen", "no_worker", "degraded", "store_unavailable", "refused"),
         )
         self.dispatches_chosen = dispatches.labels("chosen")
         self.dispatches_no_worker = dispatches.labels("no_worker")
         self.dispatches_degraded = dispatches.labels("degraded")
         self.dispatches_store_unavailable = dispatches.labels("store_unavailable")
+        self.dispatches_refused = dispatches.labels("refused")
         self.dispatch_batches = self._counter("dispatch_batches", "Calls to Redis that dispatched requests.")
         heartbeats = self._labelled(
             "heartbeats", "Heartbeats received.", outcome=("known", "unknown", "store_unavailable")
@@ -143,6 +158,11 @@ class Metrics(Collector):
             direction=("ahead", "back"),
         )
         self.store_outages = self._counter("store_outages", "Times that Redis became unavailable.")
+        self.refusals = self._labelled(
+            "refusals",
+            "Requests and connections that were refused because a limit was reached.",
+            limit=REFUSAL_LIMITS,
+        )
         self._registry.register(self)
 
     def _counter(self, name: str, text: str) -> Counter:

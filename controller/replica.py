@@ -31,6 +31,7 @@ from controller.store.registry import Registry
 from controller.store_url import StoreUrl
 from controller.upstream.client import WorkerClient
 from controller.web.app import build_app
+from controller.web.asgi.limits import RequestLimits
 from controller.web.services import Services
 
 
@@ -78,7 +79,9 @@ class Replica:
             lambda: self.snapshots.cluster_id,
             settings.lease_time,
             settings.forward_tries,
+            settings.max_forwards,
         )
+        self.limits = RequestLimits.of(settings, metrics)
         self.services = Services(
             self.dispatcher,
             self.forwarder,
@@ -90,6 +93,7 @@ class Replica:
             self.access,
             self.tokens,
             ForwardPaths(settings.forward_paths),
+            self.limits,
             by_way=worker_name(settings.advertise) if settings.by_way and settings.advertise else "",
         )
 
@@ -113,7 +117,8 @@ class Replica:
         self.readiness.begin_shutdown()
 
     def stop_waiting(self) -> None:
-        """Fail the registrations that wait for Redis."""
+        """Fail the registrations that wait for Redis, and do not delay others."""
+        self.limits.registrations.stop()
         self.membership.stop_waiting()
 
     def end_streams(self) -> None:
@@ -143,6 +148,8 @@ def create_registry(settings: Settings, store: StoreUrl) -> Registry:
         # Without decay, a report replaces all bookings, as FastChat does.
         booking_delay=settings.booking_delay if decays else 0.0,
         default_capacities=settings.default_capacities,
+        max_workers=settings.max_workers,
+        max_leases=settings.max_leases,
     )
 
 

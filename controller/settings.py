@@ -35,7 +35,26 @@ _POSITIVE: Final = (
     "snapshot_interval",
     "sweep_interval",
     "parent_interval",
+    "idle_timeout",
 )
+_SECONDS: Final = (
+    "register_timeout",
+    "booking_delay",
+    "poll_interval",
+    "shutdown_delay",
+    "shutdown_timeout",
+    "head_timeout",
+    "body_timeout",
+    "send_timeout",
+)
+_LIMITS: Final = {
+    "max_connections": 10**6,
+    "max_forwards": 10**6,
+    "max_body_memory": 10**6,
+    "max_workers": 10**6,
+    "max_leases": 10**8,
+    "registration_rate": 10**6,
+}
 _LOG_LEVELS: Final = ("debug", "info", "warning", "error")
 
 
@@ -284,6 +303,42 @@ class Settings:
     shutdown_timeout: float = _setting(
         30.0, "Time limit for running requests after --shutdown-delay. Then they are ended."
     )
+    head_timeout: float = _setting(
+        30.0, "Time limit for a client to send the head of a request. 0 turns the limit off."
+    )
+    body_timeout: float = _setting(
+        120.0, "Time limit for a client to send the body of a request. 0 turns the limit off."
+    )
+    send_timeout: float = _setting(
+        60.0, "Longest time that a client may read nothing of a response that waits for it. 0 turns the limit off."
+    )
+    idle_timeout: float = _setting(75.0, "How long an idle connection is kept. Longer than clients keep it is best.")
+    max_connections: int = _setting(
+        10_000, "Largest number of connections to each replica. Others get a 503. 0 turns the limit off."
+    )
+    max_forwards: int = _setting(
+        2_000, "Largest number of requests that each replica forwards at once. Others get a 503. 0 turns the limit off."
+    )
+    max_body_memory: int = _setting(
+        512,
+        "Memory of each replica for bodies that it receives or holds for a worker, in MiB. Requests with more than 16 "
+        "KiB get a 503 if it is used up. 0 turns the limit off.",
+    )
+    max_workers: int = _setting(
+        10_000,
+        "Largest number of live workers. Registrations of others get a 429. All replicas need the same number. 0 turns "
+        "the limit off.",
+    )
+    max_leases: int = _setting(
+        100_000,
+        "Largest number of active leases. Requests for others get a 429. All replicas need the same number. 0 turns "
+        "the limit off.",
+    )
+    registration_rate: float = _setting(
+        200.0,
+        "Registrations per second that a replica accepts from one address. Those beyond it are delayed, and get a 429 "
+        "if the delay would exceed --register-timeout. 0 turns the limit off.",
+    )
     log_level: str = _setting("info", "Lowest level that is logged to standard error.", choices=_LOG_LEVELS)
 
     @property
@@ -359,9 +414,14 @@ class Settings:
                 f"--poll-interval must be 0, for never, or at least {_LEAST_POLL_INTERVAL:g} s, not "
                 f"{self.poll_interval}."
             )
-        for name in ("register_timeout", "booking_delay", "poll_interval", "shutdown_delay", "shutdown_timeout"):
+        for name in _SECONDS:
             if not 0 <= getattr(self, name) <= 10**7:
                 raise SettingsError(f"{flag(name)} must be 0 or more seconds, not {getattr(self, name)}.")
+        for name, largest in _LIMITS.items():
+            if not 0 <= getattr(self, name) <= largest:
+                raise SettingsError(
+                    f"{flag(name)} must be 0, for no limit, or at most {largest}, not {getattr(self, name)}."
+                )
         if not 0 <= self.default_capacity <= MAX_CAPACITY:
             raise SettingsError(
                 f"--default-capacity must be 0, for unknown, or at most {MAX_CAPACITY}, not {self.default_capacity}."

@@ -8,11 +8,11 @@ from controller.availability.coalescer import AGAIN, Again, Coalescer
 from controller.availability.degraded import DegradedMode
 from controller.availability.snapshot import MaybeStale
 from controller.availability.snapshots import SnapshotManager
-from controller.domain.errors import StoreError
+from controller.domain.errors import StoreError, TooManyLeases
 from controller.domain.worker import MAX_MODEL_NAME_LENGTH
 from controller.metrics import Metrics
 from controller.settings import Settings
-from controller.store.registry import Choice, FailureCall, Find, Registry, Request
+from controller.store.registry import REFUSED, Choice, FailureCall, Find, Registry, Request
 
 
 class Leased(NamedTuple):
@@ -40,6 +40,7 @@ class Dispatcher:
     ) -> None:
         self._method = settings.dispatch_method
         self._lease_time = settings.lease_time
+        self._max_leases = settings.max_leases
         self._registry = registry
         self._batches = batches
         self._breaker = snapshots.breaker
@@ -63,11 +64,18 @@ class Dispatcher:
         lease_time: seconds until the lease expires. The default is the setting lease_time.
 
         While Redis is unavailable there are no leases: the lease is "" and the request counts as one without a lease.
+
+        Raises TooManyLeases if as many leases are active as the setting max_leases allows.
         """
         lease_ms = max(1, round(1000 * (self._lease_time if lease_time is None else lease_time)))
         if len(model) > MAX_MODEL_NAME_LENGTH:
             return MaybeStale(Leased(*self._no_worker()))
         choice, snapshot_age = await self._dispatches.submit(Request(model, lease_ms))
+        if choice.lease == REFUSED:
+            raise TooManyLeases(
+                f"{self._max_leases} leases are active, which is the limit --max-leases of this cluster. No lease was "
+                "granted. Release leases when their requests end, or send the request without `lease`."
+            )
         return MaybeStale(Leased(*choice), snapshot_age)
 
     async def find_worker(self, model: str, excluded: frozenset[str] = frozenset()) -> MaybeStale[str]:
@@ -117,7 +125,7 @@ class Dispatcher:
         answers: list[MaybeStale[Choice] | Again] = [
             AGAIN if choice is None else MaybeStale(choice) for choice in choices
         ]
-        missing = [i for i, choice in enumerate(choices) if choice is not None and not choice.worker]
+        missing = [i for i, choice in enumerate(choices) if choice is not None and not (choice.worker or choice.lease)]
         if missing:
             for i, answer in zip(missing, await self._verify([requests[i] for i in missing]), strict=True):
                 answers[i] = answer
@@ -125,9 +133,11 @@ class Dispatcher:
         return answers
 
     def _count(self, answers: Sequence[MaybeStale[Choice]]) -> None:
-        without = sum(not each.value.worker for each in answers)
+        refused = sum(each.value.lease == REFUSED for each in answers)
+        without = sum(not each.value.worker for each in answers) - refused
         degraded = sum(each.snapshot_age is not None for each in answers if each.value.worker)
-        self._metrics.dispatches_chosen.inc(len(answers) - without - degraded)
+        self._metrics.dispatches_chosen.inc(len(answers) - without - refused - degraded)
+        self._metrics.dispatches_refused.inc(refused)
         self._metrics.dispatches_degraded.inc(degraded)
         self._metrics.dispatches_no_worker.inc(without)
 

@@ -14,6 +14,12 @@
     │   └── EmbeddedStoreError  the embedded store cannot be started
     │       ├── ServerDoesNotStart  its server exited or timed out while starting
     │       └── DirectoryInUse      another controller uses its data directory
+    ├── LimitReached            a limit that protects the cluster is reached
+    │   ├── TooManyWorkers      as many workers are alive as may be
+    │   ├── TooManyLeases       as many leases are active as may be
+    │   ├── TooManyRegistrations    one address sends registrations too fast
+    │   ├── TooManyForwards     this replica forwards as many requests as it may
+    │   └── TooManyBodies       the bodies of requests occupy as much memory of this replica as they may
     ├── ShuttingDown            this replica is shutting down
     ├── ControllerUnreachable   an address does not belong to a controller of this project
     ├── ParentUnreachable       a parent controller does not respond, or rejects a call
@@ -130,6 +136,51 @@ class ServerDoesNotStart(EmbeddedStoreError):
 
 class DirectoryInUse(EmbeddedStoreError):
     """Another controller has locked the data directory of the embedded store."""
+
+
+class LimitReached(ControllerError):
+    """A limit that protects the cluster is reached. Nothing was done.
+
+    retry_after: seconds after which the client may try again.
+    """
+
+    code = "limit_reached"
+    retry_after = 1
+
+
+class TooManyWorkers(LimitReached):
+    """A worker was not registered, because as many others are alive as --max-workers allows."""
+
+    code = "too_many_workers"
+    retry_after = 10  # until a heartbeat of another worker may have expired
+
+
+class TooManyLeases(LimitReached):
+    """A lease was not granted, because as many are active as --max-leases allows."""
+
+    code = "too_many_leases"
+
+
+class TooManyRegistrations(LimitReached):
+    """An address sends registrations faster than --registration-rate allows, and too many of them wait already."""
+
+    code = "too_many_registrations"
+
+    def __init__(self, message: str, retry_after: int) -> None:
+        super().__init__(message)
+        self.retry_after = retry_after
+
+
+class TooManyForwards(LimitReached):
+    """A request was not forwarded, because this replica forwards as many as --max-forwards allows."""
+
+    code = "too_many_forwards"
+
+
+class TooManyBodies(LimitReached):
+    """A body was not read, because those of other requests occupy as much memory as --max-body-memory allows."""
+
+    code = "too_many_bodies"
 
 
 class ShuttingDown(ControllerError):

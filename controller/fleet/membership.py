@@ -12,7 +12,7 @@ from typing import Final, TypeVar
 from controller.availability.batches import Batches
 from controller.availability.snapshot import MaybeStale
 from controller.availability.snapshots import SnapshotManager
-from controller.domain.errors import ControllerError, Forbidden, StoreError, StoreUnavailable
+from controller.domain.errors import ControllerError, Forbidden, StoreError, StoreUnavailable, TooManyWorkers
 from controller.domain.hops import append_hop, hop_headers
 from controller.domain.worker import Registration, Worker, WorkerStatus, WorkerStatusTotal, total_status
 from controller.metrics import Metrics
@@ -79,6 +79,7 @@ class Membership:
 
         hops: hop list of the request, because the worker may be a cluster.
 
+        Raises TooManyWorkers if the worker is not alive and as many others are as the setting max_workers allows.
         Raises WorkerNotAllowed if the controller does not connect to the address of the worker. Raises
         WorkerUnreachable if the worker does not return its status. Raises LoopDetected if the worker is this cluster,
         or a cluster above it. Raises Forbidden if the caller's token does not allow the worker or its models.
@@ -128,7 +129,12 @@ class Membership:
             waiting.calls -= 1
             if not waiting.calls:
                 del self._waiting[name]
-        return registered, bool(new)
+        if new is None:
+            raise TooManyWorkers(
+                f"{self._settings.max_workers} other workers are alive, which is the limit --max-workers of this "
+                "cluster. The worker was not registered. Remove workers, or raise the limit on all replicas."
+            )
+        return registered, new
 
     async def heartbeat(self, name: str, queue_length: int) -> bool:
         """Record a heartbeat. Return True if the worker is registered. Otherwise the worker should register again."""

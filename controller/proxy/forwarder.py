@@ -12,6 +12,8 @@ from controller.domain.errors import (
     NoWorker,
     StoreError,
     StreamBroken,
+    TooManyForwards,
+    TooManyLeases,
     WorkerError,
     WorkerRefused,
     WorkerSilent,
@@ -45,6 +47,7 @@ class Forwarder:
     cluster_id: returns the id of this cluster for the hop list.
     lease_time: in seconds. The leases of longer requests are renewed.
     tries: maximum number of workers that one request is sent to.
+    max_forwards: how many requests are forwarded at once, with those whose clients have left. 0 for any number.
     """
 
     def __init__(
@@ -55,6 +58,7 @@ class Forwarder:
         cluster_id: Callable[[], str],
         lease_time: float,
         tries: int,
+        max_forwards: int = 0,
     ) -> None:
         self._dispatcher = dispatcher
         self._workers = workers
@@ -65,6 +69,8 @@ class Forwarder:
         self._renew_after = self._lease_time / 3  # one renewal may fail
         self._renewals: dict[str, asyncio.TimerHandle] = {}  # by lease
         self._background: set[asyncio.Task[None]] = set()
+        self._max_forwards = max_forwards
+        self._running: set[object] = set()  # the requests whose clients are connected
         self._left: dict[asyncio.Task[None], int] = {}  # see _go_on()
 
     async def stream(self, model: str, body: bytes, hops: str = "") -> MaybeStale[Forwarded]:
@@ -72,9 +78,9 @@ class Forwarder:
 
         hops: hop list of the request.
 
-        Returns when the first frame has arrived. Raises NoWorker if the model has no live worker, LoopDetected if the
-        request came back to this cluster, and WorkerError if no worker responds. WorkerRefused also stands for a
-        response with a status other than 200.
+        Returns when the first frame has arrived. Raises TooManyForwards at the limit, NoWorker if the model has no live
+        worker, LoopDetected if the request came back to this cluster, and WorkerError if no worker responds.
+        WorkerRefused also stands for a response with a status other than 200.
         """
         return await self._forward(_Request(model, "/worker_generate_stream", body, self._headers(hops), frames=True))
 
@@ -113,6 +119,14 @@ class Forwarder:
         return hop_headers(hops, self._cluster_id())
 
     async def _forward(self, request: "_Request") -> MaybeStale[Forwarded]:
+        if self._max_forwards and len(self._running) + len(self._left) >= self._max_forwards:
+            self._metrics.refusals.labels("forwards").inc()
+            raise TooManyForwards(
+                f"This replica forwards {self._max_forwards} requests, which is its limit --max-forwards. Send the "
+                "request again, or run more replicas."
+            )
+        request = request._replace(id=object())
+        self._running.add(request.id)
         outcome = "client_gone"
         try:
             leased, snapshot_age = await self._choose(request)
@@ -133,6 +147,7 @@ class Forwarder:
             return MaybeStale(forwarded, snapshot_age)
         finally:
             if outcome:
+                self._running.discard(request.id)
                 self._count(request.frames, outcome)
 
     async def _try_workers(self, request: "_Request", leased: Leased) -> Forwarded:
@@ -181,17 +196,20 @@ class Forwarder:
                 await asyncio.shield(ended)  # the next dispatch must not choose this worker again
             raise
 
-        frames = request.frames  # the closure must not keep the request in memory, whose body may be large
+        # The closures must not keep the request in memory, whose body may be large.
+        request_id, frames = request.id, request.frames
 
         def on_end(outcome: str) -> None:
+            self._running.discard(request_id)
             if outcome:
                 self._count(frames, outcome)
             self._end(leased)
 
-        return Forwarded(response, first, pieces, on_end, self._read_on if request.runs_on else None)
+        def read_on(forwarded: Forwarded) -> None:
+            self._running.discard(request_id)
+            self._go_on(forwarded.finish())
 
-    def _read_on(self, forwarded: Forwarded) -> None:
-        self._go_on(forwarded.finish())
+        return Forwarded(response, first, pieces, on_end, read_on if request.runs_on else None)
 
     def _go_on(self, coroutine: Coroutine[None, None, None], size: int = 0) -> None:
         """Wait for the answer to a request whose client has left.
@@ -241,6 +259,9 @@ class Forwarder:
         choice = asyncio.ensure_future(self._dispatcher.dispatch_with_lease(request.model, self._lease_time))
         try:
             return await asyncio.shield(choice)
+        except TooManyLeases:  # then the request counts as one without a lease
+            address, snapshot_age = await self._dispatcher.dispatch(request.model)
+            return MaybeStale(Leased(address, ""), snapshot_age)
         except asyncio.CancelledError:
             choice.add_done_callback(self._release_unused)
             raise
@@ -305,6 +326,7 @@ class _Request(NamedTuple):
     frames: the response is a stream of frames, and only whole frames are forwarded.
     runs_on: the worker does not end the request if its client leaves.
     is_load: it is booked with a lease.
+    id: stands for the request while it runs.
     """
 
     model: str
@@ -314,3 +336,4 @@ class _Request(NamedTuple):
     frames: bool = False
     runs_on: bool = False
     is_load: bool = True
+    id: object = None

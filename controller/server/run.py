@@ -25,6 +25,7 @@ from controller.replica import create_registry, create_replica
 from controller.security.networks import is_loopback, published_host
 from controller.security.tokens import TOKEN_PLANES
 from controller.server.certificate import Certificate
+from controller.server.open_files import fit_open_files
 from controller.server.shutdown import GracefulShutdown
 from controller.server.signals import IGNORED, EndSignals, accept_reloads
 from controller.server.sockets import BACKLOG, bind_listeners, listen, url
@@ -33,6 +34,7 @@ from controller.settings import DEFAULT_DATA_DIR, Settings
 from controller.store.embedded.store import EmbeddedStore
 from controller.store_url import StoreKind, StoreUrl, parse_store_url
 from controller.upstream.trust import warn_of_bundle
+from controller.web.asgi.connections import ConnectionLimits, ConnectionWatch
 from controller.web.asgi.protocol import BoundedProtocol
 
 logger = logging.getLogger("controller.server")
@@ -54,6 +56,7 @@ def serve(settings: Settings, deprecated: Iterable[tuple[str, str]] = ()) -> Non
         logger.warning("%s is deprecated and will be removed. Use %s instead.", old_name, new_name)
     warn_of_bundle()
     _set_signal_handlers()
+    settings = fit_open_files(settings)
     with contextlib.ExitStack() as resources:
         listeners = [resources.enter_context(listener) for listener in bind_listeners(settings.host, settings.port)]
         check_exposure(settings, [str(listener.getsockname()[0]) for listener in listeners])
@@ -159,9 +162,12 @@ def _ignore_end_signals() -> None:
 
 def uvicorn_options(settings: Settings) -> dict[str, Any]:
     """Return the options of uvicorn for a replica."""
+    limits = ConnectionLimits(
+        settings.head_timeout, settings.body_timeout, settings.send_timeout, settings.max_connections
+    )
     return {
         "loop": "uvloop",
-        "http": BoundedProtocol,
+        "http": partial(BoundedProtocol, ConnectionWatch(limits)),
         "ws": "none",
         "log_config": logging_config(settings.log_level),
         "access_log": False,  # a line for each request would cost as much as the request itself
@@ -169,7 +175,7 @@ def uvicorn_options(settings: Settings) -> dict[str, Any]:
         "date_header": False,
         "proxy_headers": False,
         "backlog": BACKLOG,
-        "timeout_keep_alive": 75,  # longer than most clients keep idle connections, so that the client closes first
+        "timeout_keep_alive": settings.idle_timeout,
         "timeout_graceful_shutdown": ceil(settings.shutdown_timeout + _FINAL_FRAME_TIME),  # uvicorn takes whole seconds
     }
 

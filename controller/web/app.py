@@ -4,7 +4,7 @@ import asyncio
 import logging
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
-from typing import Final
+from typing import Any, Final
 
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
@@ -33,10 +33,10 @@ def build_app(
     endpoints = [route.build(services) for route in ROUTES]
 
     @asynccontextmanager
-    async def lifespan(_: Starlette) -> AsyncIterator[None]:
+    async def lifespan(_: Starlette) -> AsyncIterator[Mapping[str, Any]]:
         tasks = [asyncio.create_task(_restart(run)) for run in background]
         try:
-            yield
+            yield {"refusals": services.metrics.refusals}  # for the HTTP protocol
         finally:
             await end(tasks)
             await close()

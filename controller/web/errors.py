@@ -12,14 +12,18 @@ from controller.domain.errors import (
     ControllerError,
     Forbidden,
     InvalidInput,
+    LimitReached,
     LoopDetected,
     ReplicaBusy,
     ShuttingDown,
     StoreUnavailable,
+    TooManyBodies,
+    TooManyForwards,
     Unauthorized,
     WorkerNotAllowed,
     WorkerUnreachable,
 )
+from controller.domain.headers import Headers
 from controller.web.schemas.fastchat import encode
 
 _STATUS: Final[Mapping[type[ControllerError], int]] = {
@@ -33,12 +37,20 @@ _STATUS: Final[Mapping[type[ControllerError], int]] = {
     ReplicaBusy: 503,
     LoopDetected: 508,
     ShuttingDown: 503,
+    LimitReached: 429,
+    TooManyBodies: 503,  # another replica may have room, so a load balancer should try there
+    TooManyForwards: 503,
 }
 
 
 def status_of(error: ControllerError) -> int:
     """Return the HTTP status of an error, or 500 for an error that no route should raise."""
     return next((_STATUS[kind] for kind in type(error).__mro__ if kind in _STATUS), 500)
+
+
+def retry_after(error: ControllerError) -> Headers:
+    """Return the header that says when the client may try again, if a limit was reached."""
+    return ((b"retry-after", b"%d" % error.retry_after),) if isinstance(error, LimitReached) else ()
 
 
 def error_body(code: str, message: str) -> bytes:

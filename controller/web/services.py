@@ -12,6 +12,7 @@ from controller.metrics import Metrics
 from controller.proxy.forwarder import Forwarder
 from controller.security.access import Access
 from controller.security.forward_paths import ForwardPaths
+from controller.web.asgi.limits import RequestLimits
 
 
 @dataclass(frozen=True)
@@ -31,4 +32,5 @@ class Services:
     access: Access
     tokens: Tokens
     forward_paths: ForwardPaths
+    limits: RequestLimits
     by_way: str = ""

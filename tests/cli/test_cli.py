@@ -66,6 +66,16 @@ VALUES: dict[str, tuple[str, Any]] = {
     "sweep_interval": ("5", 5.0),
     "shutdown_delay": ("0", 0.0),
     "shutdown_timeout": ("7", 7.0),
+    "head_timeout": ("3", 3.0),
+    "body_timeout": ("4", 4.0),
+    "send_timeout": ("5", 5.0),
+    "idle_timeout": ("6", 6.0),
+    "max_connections": ("100", 100),
+    "max_forwards": ("101", 101),
+    "max_body_memory": ("102", 102),
+    "max_workers": ("103", 103),
+    "max_leases": ("104", 104),
+    "registration_rate": ("0.5", 0.5),
     "log_level": ("debug", "debug"),
 }
 

@@ -82,7 +82,7 @@ WHAT = {
     "fleet": "membership, polls, refresh, parents",
     "project": "docs, packaging, settings, metrics",
     "proxy": "forwarding with leases and retries",
-    "security": "tokens, networks, worker addresses, forwarded paths, attacks",
+    "security": "tokens, networks, worker addresses, forwarded paths, limits, attacks, fuzzing",
     "server": "sockets and certificates",
     "soak": "workers that come and go, with faults",
     "store": "Lua scripts, the reference model, connections",

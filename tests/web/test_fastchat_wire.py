@@ -300,7 +300,7 @@ async def test_application_sweeps_and_closes_its_connections(store: Store) -> No
     async def send(message: Any) -> None:
         sent.append(message["type"])
 
-    running = asyncio.ensure_future(app({"type": "lifespan"}, messages.get, send))
+    running = asyncio.ensure_future(app({"type": "lifespan", "state": {}}, messages.get, send))
     messages.put_nowait({"type": "lifespan.startup"})
 
     async def swept() -> bool:

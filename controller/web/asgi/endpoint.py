@@ -14,13 +14,14 @@ from typing import ClassVar, Final, NamedTuple, cast
 from starlette.responses import Response
 from starlette.types import Message, Receive, Scope, Send
 
-from controller.domain.errors import BodyTooLarge, ControllerError, Forbidden, Unauthorized
+from controller.domain.errors import BodyTooLarge, ControllerError, Forbidden, TooManyBodies, Unauthorized
 from controller.domain.headers import Headers
 from controller.domain.hops import HEADER
 from controller.security.access import Caller, Guard
 from controller.security.networks import Networks, caller_address
 from controller.security.tokens import Plane
-from controller.web.errors import error_body, error_text, status_of
+from controller.web.asgi.limits import SMALL_BODY, BodyMemory, RequestLimits
+from controller.web.errors import error_body, error_text, retry_after, status_of
 
 logger = logging.getLogger("controller.web")
 
@@ -53,6 +54,7 @@ class BodyEndpoint(ABC):
     """Reads a request's body of at most `max_body` bytes, and sends the response.
 
     guard: is asked before the body is read. None if everybody may use the route.
+    limits: those of the replica. None if there are none.
 
     A ControllerError becomes an error response. Any other exception is a bug: the client gets a 500, and the log gets
     the traceback.
@@ -60,6 +62,7 @@ class BodyEndpoint(ABC):
 
     max_body: ClassVar[int] = MAX_BODY
     guard: Guard | None = None
+    limits: RequestLimits | None = None
 
     @abstractmethod
     async def _answer(self, scope: Scope, receive: Receive, body: bytes) -> Answer | Response | None:
@@ -70,18 +73,26 @@ class BodyEndpoint(ABC):
         try:
             if self.guard is not None:
                 self.guard.admit(scope)
-            body = await read_body(scope, receive, self.max_body)
+            limits = self.limits
+            body = await read_body(scope, receive, self.max_body, limits.bodies if limits else None)
             if body is None:
                 return None
-            answer = await self._answer(scope, receive, body)
-            del body  # sending a stream takes long, and thousands of bodies would stay in memory
+            size = len(body)
+            try:
+                answer = await self._answer(scope, receive, body)
+                del body  # sending a stream takes long, and thousands of bodies would stay in memory
+            finally:
+                if limits and size > SMALL_BODY:
+                    limits.bodies.remove(size)
         except ControllerError as error:
             # On a kept-alive connection, uvicorn discards the rest of the body so that the client reads the response.
             # With `Expect: 100-continue` the body never arrives, and the next request would be parsed as the body, so
             # close the connection instead.
-            unread = isinstance(error, BodyTooLarge | Unauthorized | Forbidden)
+            unread = isinstance(error, BodyTooLarge | TooManyBodies | Unauthorized | Forbidden)
             expects = unread and any(name == b"expect" for name, _ in scope["headers"])
-            headers = ((b"connection", b"close"),) if expects else ()
+            headers = (*retry_after(error), *(((b"connection", b"close"),) if expects else ()))
+            if self.limits:
+                self.limits.count(error)
             if isinstance(error, Unauthorized):
                 headers = (*headers, _CHALLENGE)
             if isinstance(error, Unauthorized | Forbidden) and self.guard is not None:
@@ -170,13 +181,16 @@ class HopEndpoint(BodyEndpoint):
 
 
 class RegistrationEndpoint(BodyEndpoint):
-    """Passes the body, the hop list and the caller of a request to `handle`."""
+    """Passes the body, the hop list and the caller of a request to `handle`. Limits the rate of each address."""
 
     def __init__(self, handle: Callable[[bytes, str, Caller], Awaitable[Answer]]) -> None:
         self._handle = handle
 
     async def _answer(self, scope: Scope, _: Receive, body: bytes) -> Answer:
-        return await self._handle(body, _hops(scope), self._caller(scope))
+        caller = self._caller(scope)
+        if self.limits:
+            await self.limits.registrations.admit(caller.address)
+        return await self._handle(body, _hops(scope), caller)
 
 
 class ForwardEndpoint(BodyEndpoint):
@@ -220,10 +234,13 @@ def _hops(scope: Scope) -> str:
     return ",".join(value.decode("latin-1") for name, value in scope["headers"] if name == _HOPS_HEADER)
 
 
-async def read_body(scope: Scope, receive: Receive, limit: int) -> bytes | None:
+async def read_body(scope: Scope, receive: Receive, limit: int, memory: BodyMemory | None = None) -> bytes | None:
     """Return the whole body of a request, or None if the client has disconnected.
 
-    Raises BodyTooLarge if the Content-Length is too long, before it reads, or when too many bytes have arrived.
+    If the body has more than SMALL_BODY bytes, they are counted in `memory`, and the caller removes them.
+
+    Raises BodyTooLarge if the Content-Length is too long, before it reads, or when too many bytes have arrived. Raises
+    TooManyBodies if there is no memory for the body.
     """
     for name, value in scope["headers"]:
         if name == b"content-length" and int(value) > limit:
@@ -235,20 +252,30 @@ async def read_body(scope: Scope, receive: Receive, limit: int) -> bytes | None:
         body: bytes = message.get("body", b"")
         if len(body) > limit:
             raise _too_large(limit)
+        if memory and len(body) > SMALL_BODY:
+            memory.add(len(body))
         return body
-    return await _read_in_parts(message, receive, limit)
+    return await _read_in_parts(message, receive, limit, memory or BodyMemory())
 
 
-async def _read_in_parts(message: Message, receive: Receive, limit: int) -> bytes | None:
+async def _read_in_parts(message: Message, receive: Receive, limit: int, memory: BodyMemory) -> bytes | None:
     body = bytearray()
-    while message["type"] == "http.request":
-        body += message.get("body", b"")
-        if len(body) > limit:
-            raise _too_large(limit)
-        if not message.get("more_body"):
-            return bytes(body)
-        message = await receive()
-    return None
+    counted = 0
+    try:
+        while message["type"] == "http.request":
+            body += message.get("body", b"")
+            if len(body) > limit:
+                raise _too_large(limit)
+            if len(body) > SMALL_BODY:
+                memory.add(len(body) - counted)
+                counted = len(body)
+            if not message.get("more_body"):
+                counted = 0  # the caller removes them
+                return bytes(body)
+            message = await receive()
+        return None
+    finally:
+        memory.remove(counted)
 
 
 def _too_large(limit: int) -> BodyTooLarge:

@@ -1,24 +1,35 @@
-"""uvicorn's HTTP protocol, extended in three ways.
+"""uvicorn's HTTP protocol, extended in four ways.
 
-- It limits the size of heads and the number of pipelined requests.
+- It limits the size of heads, the number of pipelined requests and the number of connections.
+- It limits the time in which a client sends a head or a body, and in which it reads nothing of a response.
 - It sends the head of a response and the first part of its body in one system call.
 - It responds to a client that shuts down the sending side of its connection after the request.
 """
 
 import asyncio
+import contextlib
 import socket
+import struct
 from collections.abc import Sized
 from typing import Any, Final
 
+from starlette.responses import Response
+from starlette.types import Receive, Scope, Send
 from uvicorn.protocols.http.flow_control import FlowControl
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
+from controller.web.asgi.connections import ConnectionLimits, ConnectionWatch
 from controller.web.errors import error_body
 
 MAX_HEAD: Final = 64 * 1024
 MAX_PIPELINED: Final = 256
 _CHECK_INTERVAL: Final = 0.1  # seconds between two checks of a half-closed connection
 _HTTP_1_0_GRACE: Final = 0.5  # seconds until a half-closed HTTP/1.0 connection counts as closed
+# Connections beyond the limit that get a response. Further ones are closed at once.
+_REFUSED_CONNECTIONS: Final = 256
+_PROBES: Final = ("/healthz", "/readyz")
+_BYTES_ACKED: Final = 120  # position of tcpi_bytes_acked in Linux's struct tcp_info
+_FIRST_HEAD: Final = ("head", None)
 _INTERIM: Final = b"HTTP/1.1 100 Continue\r\n\r\n"
 
 
@@ -82,6 +93,14 @@ class BoundedProtocol(HttpToolsProtocol):
     """
 
     _unparsed = 0
+    _in_body = False
+    _awaited: tuple[object, ...] | None = _FIRST_HEAD  # what the connection waited for at the last check
+    _since = 0.0  # since when
+
+    def __init__(self, watch: ConnectionWatch | None = None, **options: Any) -> None:
+        super().__init__(**options)
+        self._watch = watch or ConnectionWatch(ConnectionLimits())
+        self._limits = self._watch.limits
 
     # asyncio declares a BaseTransport. uvicorn and this class need the methods of a TCP transport.
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
@@ -89,6 +108,104 @@ class BoundedProtocol(HttpToolsProtocol):
         super().connection_made(transport)
         self.transport = _JoinedWrites(transport, self.loop)  # type: ignore[assignment]
         self.flow = _BoundedFlow(transport, self.pipeline)
+        self._since = self.loop.time()
+        if not self._watch.running:
+            self._watch.start(self.loop, self.connections)  # type: ignore[arg-type]  # all are ours
+        excess = len(self.connections) - self._limits.connections
+        if excess > 0 and self._limits.connections:
+            self._refuse_connection(transport, excess)
+
+    def _refuse_connection(self, transport: asyncio.Transport, excess: int) -> None:
+        """Answer the requests of a connection beyond the limit with 503, or close it if there are too many of these.
+
+        Probes are served, so that nothing restarts a replica because it is flooded.
+        """
+        self._count("connections")
+        if excess > _REFUSED_CONNECTIONS:
+            transport.abort()
+            return
+        application = self.app
+
+        async def refuse(scope: Scope, receive: Receive, send: Send) -> None:
+            if scope["path"] in _PROBES:
+                await application(scope, receive, send)
+                return
+            message = (
+                f"This replica has {self._limits.connections} connections, which is its limit --max-connections. "
+                "Connect again, or run more replicas."
+            )
+            headers = {"retry-after": "1", "connection": "close"}
+            body = error_body("too_many_connections", message)
+            await Response(body, 503, headers, "application/json")(scope, receive, send)
+
+        self.app = refuse
+
+    def _count(self, limit: str) -> None:
+        refusals = self.app_state.get("refusals")
+        if refusals is not None:
+            refusals.labels(limit).inc()
+
+    def check_progress(self, now: float) -> None:
+        """Refuse the request or close the connection if it has waited for the same progress for too long.
+
+        ConnectionWatch calls this at intervals. Two checks are compared, so that requests pay nothing.
+        """
+        awaited, limit = self._awaits()
+        if awaited is None or awaited != self._awaited:
+            self._awaited, self._since = awaited, now
+        elif limit and now - self._since >= limit:
+            self._time_out(str(awaited[0]))
+            self._since = now  # close() may wait for the client to read
+
+    def _awaits(self) -> tuple[tuple[object, ...] | None, float]:
+        """Return the progress that the connection waits for from its client, and its time limit.
+
+        Two waits are equal if there was no progress between them. None means that the client waits for this replica.
+        """
+        cycle = self.cycle
+        if self.transport.is_closing() or self.flow.write_paused:
+            return ("send", *self._sent()), self._limits.send
+        if self.pipeline or self.flow.read_paused:
+            return None, 0.0
+        if self._in_body:
+            return ("body", cycle), self._limits.body
+        if cycle is not None and not cycle.response_complete:
+            return None, 0.0
+        if self.timeout_keep_alive_task is not None and not self._head_has_begun():  # uvicorn closes the connection
+            return None, 0.0
+        return ("head", cycle), self._limits.head
+
+    def _head_has_begun(self) -> bool:
+        """Return True if the first part of a head has arrived, but not the whole head."""
+        return self.scope is not None and (self.cycle is None or self.cycle.scope is not self.scope)
+
+    def _sent(self) -> tuple[int, int]:
+        """Return the size of the write buffer, and the number of bytes that the client has acknowledged, if known.
+
+        The buffer alone shows no progress for a long time: the kernel takes the next bytes only when a large part of
+        its own buffer, which may have megabytes, is free.
+        """
+        acknowledged = 0
+        client = self.transport.get_extra_info("socket")
+        with contextlib.suppress(OSError, AttributeError, struct.error):  # not TCP, or an old kernel
+            information = client.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, _BYTES_ACKED + 8)
+            [acknowledged] = struct.unpack_from("Q", information, _BYTES_ACKED)
+        return self.transport.get_write_buffer_size(), acknowledged
+
+    def _time_out(self, awaited: str) -> None:
+        self._count(f"{awaited}_time")
+        if awaited == "send":
+            self.transport.abort()
+        elif awaited == "body" and self.cycle.response_complete:  # the rest of the body was discarded
+            self.transport.close()
+        elif awaited == "body":
+            message = f"The body of the request was not complete within {self._limits.body:g} s. Nothing was done."
+            self._refuse(b"408 Request Timeout", "body_timeout", message)
+        elif not self._head_has_begun():
+            self.transport.close()  # without a response, which the client might take for that to its next request
+        else:
+            message = f"The head of the request was not complete within {self._limits.head:g} s."
+            self._refuse(b"408 Request Timeout", "head_timeout", message)
 
     def eof_received(self) -> bool:  # type: ignore[override]
         """Keep a half-closed connection open if a complete request still waits for its response.
@@ -103,7 +220,7 @@ class BoundedProtocol(HttpToolsProtocol):
             or cycle is None
             or cycle.response_started
             or cycle.more_body
-            or cycle.scope is not self.scope  # the head of the next request has begun
+            or self._head_has_begun()
         ):
             return False
         cycle.keep_alive = False  # this request is the last one of the connection
@@ -137,6 +254,7 @@ class BoundedProtocol(HttpToolsProtocol):
         super().data_received(data)
         if self._unparsed > MAX_HEAD and not self.transport.is_closing():
             message = f"The head, a chunk header or the trailers of the request are longer than {MAX_HEAD} bytes."
+            self._count("head_size")
             self._refuse(b"431 Request Header Fields Too Large", "head_too_large", message)
 
     def send_400_response(self, msg: str) -> None:
@@ -157,6 +275,7 @@ class BoundedProtocol(HttpToolsProtocol):
     def on_headers_complete(self) -> None:
         """Handle the complete head of a request."""
         self._unparsed = 0
+        self._in_body = True
         super().on_headers_complete()
 
     def on_body(self, body: bytes) -> None:
@@ -167,6 +286,7 @@ class BoundedProtocol(HttpToolsProtocol):
     def on_message_complete(self) -> None:
         """Handle the end of a request."""
         self._unparsed = 0
+        self._in_body = False
         super().on_message_complete()
 
 

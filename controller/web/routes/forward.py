@@ -12,11 +12,19 @@ from starlette.responses import Response, StreamingResponse
 from starlette.types import Receive, Scope, Send
 
 from controller.availability.snapshot import MaybeStale
-from controller.domain.errors import InvalidInput, LoopDetected, NoWorker, StoreError, WorkerError, WorkerRefused
+from controller.domain.errors import (
+    InvalidInput,
+    LoopDetected,
+    NoWorker,
+    StoreError,
+    TooManyForwards,
+    WorkerError,
+    WorkerRefused,
+)
 from controller.domain.headers import Headers, is_encoded, without_body, without_length
 from controller.proxy.forwarded import Forwarded
 from controller.web.asgi.endpoint import degraded
-from controller.web.errors import error_body, status_of
+from controller.web.errors import error_body, retry_after, status_of
 from controller.web.schemas import fastchat as schemas
 from controller.web.services import Services
 
@@ -36,6 +44,8 @@ async def worker_generate_stream(services: Services, _: str, body: bytes, hops: 
         frames, snapshot_age = await services.forwarder.stream(model, body, hops)
     except (NoWorker, StoreError):
         return Response(schemas.error_frame(schemas.NO_WORKER), 503 if hops else 200)
+    except TooManyForwards as error:  # FastChat's clients read the frame whatever the status is
+        return _with_headers(retry_after(error), Response(schemas.error_frame(schemas.ENGINE_OVERLOADED), 503))
     except WorkerRefused as error:
         status = (error.status if error.status >= 500 else 502) if hops else 200
         if error.body.endswith(b"\0") and not is_encoded(error.headers):
@@ -66,7 +76,7 @@ async def _fastchat_call(forward: _Forward, path: str, body: bytes, hops: str) -
     model = schemas.parse_model(body)
     try:
         return await _call(forward, model, path, body, hops)
-    except (NoWorker, StoreError, WorkerError, LoopDetected) as error:
+    except (NoWorker, StoreError, TooManyForwards, WorkerError, LoopDetected) as error:
         return _error(error, fastchat_compatible=not hops)
 
 
@@ -81,7 +91,7 @@ async def other_call(services: Services, path: str, body: bytes, hops: str) -> R
         return await _call(services.forwarder.call, schemas.parse_model(body), path, body, hops)
     except (NoWorker, InvalidInput) as error:
         return _error(error) if hops and isinstance(error, NoWorker) else _not_found(path)
-    except (WorkerError, LoopDetected) as error:
+    except (TooManyForwards, WorkerError, LoopDetected) as error:
         return _error(error)
 
 
@@ -148,13 +158,18 @@ def _with_headers(headers: Headers, response: Response) -> Response:
     return response
 
 
-def _error(error: StoreError | NoWorker | WorkerError | LoopDetected, *, fastchat_compatible: bool = False) -> Response:
+def _error(
+    error: StoreError | NoWorker | TooManyForwards | WorkerError | LoopDetected, *, fastchat_compatible: bool = False
+) -> Response:
     """Return an error response with the fields of our format and of FastChat's."""
     if isinstance(error, LoopDetected):
         status, error_code = status_of(error), schemas.INTERNAL_ERROR
     elif isinstance(error, WorkerError):
         status, error_code = 502, schemas.WORKER_TIMEOUT
+    elif isinstance(error, TooManyForwards):
+        status, error_code = status_of(error), schemas.ENGINE_OVERLOADED
     else:
         status, error_code = 503, schemas.NO_WORKER
     body = schemas.worker_error(error.code, str(error), error_code)
-    return Response(body, 200 if fastchat_compatible else status, media_type="application/json")
+    response = Response(body, 200 if fastchat_compatible else status, media_type="application/json")
+    return _with_headers(retry_after(error), response)

@@ -45,6 +45,7 @@ class Route(NamedTuple):
     def build(self, services: Services) -> ASGIApp:
         """Return the ASGI application of the route."""
         endpoint = self.endpoint(partial(self.handler, services))
+        endpoint.limits = services.limits
         if self.plane is not Plane.PUBLIC and services.access.is_closed:
             endpoint.guard = Guard(services.access, self.plane, self.others)
         return endpoint

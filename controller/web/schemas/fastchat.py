@@ -13,6 +13,7 @@ from controller.domain.worker import Worker, WorkerStatus, WorkerStatusTotal, wh
 from controller.json_bodies import Fields, JsonBody, read_status
 
 # FastChat's error codes and text (fastchat/constants.py). Its web server shows the text to users.
+ENGINE_OVERLOADED: Final = 42903
 INTERNAL_ERROR: Final = 50001
 NO_WORKER: Final = 50005
 WORKER_TIMEOUT: Final = 50006
