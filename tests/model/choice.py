@@ -9,10 +9,10 @@ from tests.model.calls import Call, Dispatch
 from tests.model.cluster import EXPIRATION, REPLICAS
 from tests.model.state import State
 
-NAMES: Final = [f"http://w{number}:1" for number in range(6)]
+NAMES: Final = [f"http://127.0.0.1:1/w{number}" for number in range(6)]
 MODELS: Final = ["m", "n", "o"]
 LEASES_MS: Final = [50_000, 250_000, 450_000]
-NO_LEASE: Final = "1800000000000-1-1-1@http://w0:1"
+NO_LEASE: Final = "1800000000000-1-1-1@http://127.0.0.1:1/w0"
 
 
 def any_call(rng: random.Random, state: State, leases: Sequence[str], in_flight: bool) -> Call:

@@ -201,7 +201,7 @@ class RegistryMachine(Oracle, RuleBasedStateMachine):
         request_id = f"id-{next(_request_ids)}"
         method = "dispatch_lottery" if by_lottery else "dispatch_shortest_queue"
         arguments = ((m, LEASE_TTL * leased, "0.5")[: 3 if by_lottery else 2] for m, leased in requested)
-        call = request_id, 90_000, int(self.decays), *itertools.chain(*arguments)
+        call = request_id, 90_000, int(self.decays), 0, *itertools.chain(*arguments)
         choices: list[Choice] = []
         if runs == "before":
             reply = self.run(self.registry._run(method, *call))

@@ -8,7 +8,6 @@ from pathlib import Path
 import pytest
 
 import controller
-from controller.metrics import Metrics
 from tests.conftest import Store
 from tests.support.samples import A
 from tests.support.workers import bad_worker, hangs
@@ -101,12 +100,3 @@ async def test_models_and_workers_are_no_labels_of_metrics(api: Api) -> None:
     text = (await api.http.get("/metrics")).text
     assert "model-" not in text
     assert "127.0.0.1" not in text
-    assert {name for family in Metrics().collect() for sample in family.samples for name in sample.labels} <= {
-        "outcome",
-        "result",
-        "cause",
-        "direction",
-        "reason",
-        "kind",
-        "state",
-    }

@@ -83,14 +83,16 @@ async def test_another_forward_is_refused_in_the_form_of_its_route(store: Store,
     async def answer(_: BadWorker, writer: asyncio.StreamWriter, __: bytes) -> None:
         await gated(gate, writer)
 
-    behaviours = dict.fromkeys(("worker_generate_stream", "worker_generate", "v1"), answer)
+    behaviours = dict.fromkeys(("worker_generate_stream", "worker_generate", "tokenize"), answer)
     async with bad_worker(**behaviours) as worker, opened(store.registry(), max_forwards=3) as limited:
         await limited.register(worker.address)
 
         async def post(path: str, api: Api = limited) -> httpx.Response:
             return await api.http.post(path, json={"model": "m"}, headers=hops)
 
-        running = [asyncio.create_task(post(path)) for path in ("/worker_generate_stream", "/worker_generate", "/v1")]
+        running = [
+            asyncio.create_task(post(path)) for path in ("/worker_generate_stream", "/worker_generate", "/tokenize")
+        ]
         await wait_until(lambda: len(worker.requests) == 3, "three requests are forwarded")
         response = await post("/worker_generate_stream")
         assert (response.status_code, response.headers["retry-after"]) == (503, "1")
@@ -102,7 +104,7 @@ async def test_another_forward_is_refused_in_the_form_of_its_route(store: Store,
             OVERLOADED,
             "too_many_forwards",
         )
-        response = await post("/v1")
+        response = await post("/tokenize")
         assert error_of(response) == (503, "too_many_forwards", "1")
         gate.set()
         assert [each.status_code for each in await asyncio.gather(*running)] == [200] * 3

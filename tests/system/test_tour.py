@@ -24,7 +24,7 @@ VARIABLE = (
     (LEASE, "LEASE"),
     (re.compile(r'("address":"http://localhost:)\d+'), r"\1PORT"),
     (re.compile(r"\d+\.\d s"), "TIME"),
-    (re.compile(r"(?m)^(│ http\S+ │ echo +│ +\d │) +\d+ │ +\d │"), r"\1 QUEUE │ LEASED │"),
+    (re.compile(r"(?m)^( http\S+ +serving) +\d+( +echo) +\d+ "), r"\1 QUEUE\2 LEASED "),
     (re.compile(r"[━─]+"), "─"),
     (re.compile(r" +"), " "),
     (re.compile(r"(?m) $"), ""),
