@@ -250,6 +250,7 @@ async def test_release_after_a_report_does_not_make_the_count_negative(store: St
 async def test_reconciliation_of_a_lottery_undoes_only_its_leases(store: Store, lease_ms: int) -> None:
     registry = store.registry()
     await registry.register(worker(A, queue_length=4))
+    await dispatch_shortest_queue(registry, asks(["m"] * 3))  # the lottery has not booked these
     arguments: list[str | int] = ["m", lease_ms, "0.5"] * 2
     choices = await registry._run("dispatch_lottery", "lost", 6_000, 0, 0, *arguments)
     assert len(set(choices[1::2])) == (2 if lease_ms else 1), "leases are unique"
@@ -257,7 +258,8 @@ async def test_reconciliation_of_a_lottery_undoes_only_its_leases(store: Store, 
     for reconciliation in split({}, ["lost"], 0):
         await registry.reconcile(reconciliation)
     [known] = (await registry.list_workers()).workers
-    assert (known.status.queue_length, known.leased) == (4, 0)
+    assert (known.status.queue_length, known.leased) == (7, 0)
+    assert await store.client.hget(keys.worker(store.namespace, A), "dispatched_by_lottery") == "0"
     assert await registry._run("dispatch_lottery", "lost", 6_000, 0, 0, *arguments) == []
 
 
