@@ -107,7 +107,7 @@ local function take_back(unanswered)
   for i = 1, #batch.choices, 2 do
     local worker, lease = batch.choices[i] or "", batch.choices[i + 1] or ""
     if lease ~= "" then
-      end_lease(lease, time, decays, false)
+      end_lease(lease, time, decays, true) -- the request never ran, so a report since has counted it out
     elseif worker ~= "" then
       dispatched[worker] = (dispatched[worker] or 0) + 1
     end

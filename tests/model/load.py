@@ -129,7 +129,7 @@ class Load:
             self.dispatched += 1
 
     def release(self, leased_at: float, now: float, *, expired: bool) -> None:
-        """End an active lease: it was released, or it has expired.
+        """End an active lease: it was released, has expired, or was taken back because its request never ran.
 
         The last report may have shown that its request had finished. That is likely if the release came shortly after
         the report, or if the lease was never released.

@@ -213,13 +213,14 @@ class RegistryMachine(Oracle, RuleBasedStateMachine):
             self.tick(pause)
             if reported is not None:
                 self.reports([(name, reported, 0) for name in NAMES], polls=False)
+                self.tick(pause)
             if kept:
                 self.dispatch(kept)
         for part in split(bookings, [request_id], 0):
             for _ in range(times):
                 self.run(self.registry.reconcile(part))
         for choice in choices:
-            self.end_lease(choice.lease)
+            self.end_lease(choice.lease, expired=True)
         undone = Counter(c.worker for c in choices if c.worker and not c.lease)
         if by_lottery:
             for name in undone.keys() & self.known.keys():

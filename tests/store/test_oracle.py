@@ -66,6 +66,16 @@ def test_release_does_not_acknowledge_a_later_lease(machine: RegistryMachine) ->
     assert (load.leased_since_report, load.finished) == (1, 0)
 
 
+def test_lease_that_a_report_counted_out_is_taken_back(machine: RegistryMachine) -> None:
+    """The reply of the second dispatch was lost, so its request never ran. The worker still runs the first request."""
+    machine.register(name=NAMES[0], status=status())
+    machine.dispatch(requested=[("m", True)])
+    machine.reconcile(requested=[("m", True)], bookings={}, runs="before", pause=1_500, reported=1)
+    machine.compare_states()
+    load = machine.known[NAMES[0]].load
+    assert (load.leased, load.finished) == (1, 0)
+
+
 def test_checkpoints_count_more_than_a_million_bookings(machine: RegistryMachine) -> None:
     """A report after 10 checkpoints keeps the bookings in flight, despite a million earlier ones."""
     machine.register(name=NAMES[0], status=status())

@@ -1,5 +1,5 @@
 --[[
-  End a lease, because it was released or has expired.
+  End a lease, because it was released, has expired, or is taken back.
 
   If the worker's last report came after the request had finished, but before now, the report has counted it out
   already. The reference model is Load.release() in tests/model/load.py.
@@ -8,7 +8,7 @@
     lease    the lease
     time     the time
     decays   true if bookings decay
-    expired  true if the lease expired, false if it was released
+    expired  true if the lease expired or its request never ran, false if it was released
 
   Output: true if the lease was active. It was not if the worker has registered again since, which ends its leases.
 ]]
