@@ -62,6 +62,12 @@ def test_number_and_size_of_headers_are_limited_to_what_clients_accept() -> None
     assert [name for name, _ in large] == [b"x-b", b"x-d"]
 
 
+@pytest.mark.parametrize(("size", "kept"), [(12 * 1024, True), (12 * 1024 + 1, False)])
+def test_header_that_exceeds_the_size_of_all_headers_is_dropped(size: int, kept: bool) -> None:
+    headers = ((b"x-a", b"1" * (6_000 - 3)), (b"x-b", b"2" * (size - 6_000 - 3)))
+    assert end_to_end(headers, 200) == (headers if kept else headers[:1])
+
+
 @pytest.mark.parametrize(("size", "kept"), [(8_000, True), (8_001, False)])
 def test_header_that_clients_refuse_is_dropped_and_the_others_are_kept(size: int, kept: bool) -> None:
     headers = ((b"x-a", b"1"), (b"x-large", b"a" * (size - len("x-large"))), (b"x-b", b"2"))

@@ -109,9 +109,10 @@ def test_worker_name_rejects_invalid_text(text: str) -> None:
 
 def test_status_accepts_values_at_their_bounds() -> None:
     models = tuple(f"{i:0512d}" for i in range(512))
-    for speed, queue_length in ((1e-6, 0), (1e9, 10**9)):
-        status = WorkerStatus(models, speed, queue_length)
+    for speed, queue_length, capacity in ((1e-6, 0, 1), (1e9, 10**9, 10**6)):
+        status = WorkerStatus(models, speed, queue_length, capacity)
         assert (status.model_names, status.speed, status.queue_length) == (models, speed, queue_length)
+        assert status.capacity == capacity
 
 
 def test_status_without_models_may_have_speed_zero() -> None:
@@ -128,6 +129,7 @@ def test_status_removes_repeated_models_and_keeps_their_order() -> None:
     [
         *(({"speed": speed}, "speed") for speed in (0, -1, 1e-7, 1e10, math.inf, math.nan, 10**400)),
         *(({"queue_length": queue_length}, "queue_length") for queue_length in (-1, 10**9 + 1)),
+        *(({"capacity": capacity}, "capacity") for capacity in (0, -1, 10**6 + 1)),
         *(({"model_names": (name,)}, "model_names") for name in ("", "x" * 513, "a\nb", "\0", "\x7f")),
         ({"model_names": tuple(map(str, range(513)))}, "model_names"),
     ],
