@@ -1,6 +1,7 @@
 """Canonical worker names, and the validation of names and statuses."""
 
 import math
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -155,3 +156,20 @@ def test_total_status_adds_up_the_workers() -> None:
     one, two = WorkerStatus(("b", "a"), 1, 2), WorkerStatus(("c", "a"), 2.5, 0)
     assert total_status([worker(one), worker(two)]) == WorkerStatusTotal(("a", "b", "c"), 3.5, 2)
     assert total_status([]) == WorkerStatusTotal((), 0, 0)
+
+
+@pytest.mark.parametrize(
+    ("draining", "reported", "booked", "leased", "drained"),
+    [
+        (True, 0, 0, 0, True),
+        (True, 1, 0, 0, False),
+        (True, 0, 1, 0, False),
+        (True, 0, 0, 1, False),
+        (False, 0, 0, 0, False),
+    ],
+)
+def test_worker_is_drained_when_none_of_its_counts_shows_a_request(
+    draining: bool, reported: int, booked: int, leased: int, drained: bool
+) -> None:
+    known = Worker("a", WorkerStatus(("m",), 1, 0), True, False, 1, 0.0, 90.0, draining=draining)
+    assert replace(known, reported=reported, booked=booked, leased=leased).drained == drained
