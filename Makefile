@@ -15,7 +15,7 @@ PYTEST_OPTIONS := -q -n 4 --dist loadfile --no-loadscope-reorder
 
 .DEFAULT_GOAL := help
 .PHONY: help serve test test-all history soak check demo format docs docs-serve docs-reference bench simulate sbom \
-	audit clean
+	audit mutants clean
 
 help:  ## List the targets.
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 16
@@ -77,6 +77,9 @@ sbom: $(VENV)/.supply  ## Write sbom.json: the packages of an installation and t
 audit: $(VENV)/.supply  ## Look up known vulnerabilities of all pinned packages. Says so if no service can be reached.
 	@$(BIN)/python supply/audit.py
 
+mutants: $(VENV)/.mutants  ## Report changes of the code that no test notices. ARGS="--sample 50 lua/leases"
+	@exec nice -n 19 $(BIN)/python -m tests.mutants $(ARGS)
+
 clean:  ## Remove the virtual environment.
 	rm -rf $(VENV)
 
@@ -112,6 +115,11 @@ $(VENV)/.supply: $(VENV)/.serve
 $(VENV)/.bench: $(VENV)/.serve
 	@echo "Installing the packages of the plots ..."
 	@$(call install,--constraint constraints.txt --group bench)
+	@touch $@
+
+$(VENV)/.mutants: $(VENV)/.test
+	@echo "Installing the packages that change Python modules ..."
+	@$(call install,--constraint constraints.txt --group mutants)
 	@touch $@
 
 $(VENV)/.docs: $(VENV)/.serve

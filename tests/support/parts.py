@@ -79,6 +79,8 @@ WHAT = {
     "domain": "names, hop lists, headers, clock",
     "history": "histories of real processes with faults, checked for linearizability",
     "model": "the reference model of the Lua scripts",
+    "dispatch": "the dispatcher",
+    "mutants": "the tool that changes the code to test the tests",
     "fleet": "membership, polls, refresh, parents",
     "project": "docs, packaging, settings, metrics",
     "proxy": "forwarding with leases and retries",
