@@ -1,4 +1,4 @@
-"""The memory of accepted headers, by which a replica need not decode the same header for each request."""
+"""Which planes the rules open, and the memory of accepted headers, which are decoded only once."""
 
 import base64
 
@@ -9,7 +9,8 @@ from controller.security import access as module
 from controller.security.access import Access, AccessRules
 from controller.security.audit import Audit
 from controller.security.credentials import secret_of
-from controller.security.tokens import Plane, Token, digest_of
+from controller.security.networks import Networks
+from controller.security.tokens import TOKEN_PLANES, Plane, Token, digest_of
 
 SECRET = "0123456789abcdef"
 TOKEN = Token("web", Plane.CLIENT, digest_of(SECRET))
@@ -54,3 +55,9 @@ def test_refused_headers_are_not_kept() -> None:
         with pytest.raises(Unauthorized):
             caller(access, "a", f"wrong-secret-{i:04}")
     assert access._known == {}
+
+
+def test_rules_open_the_planes_of_their_tokens_and_networks() -> None:
+    rules = AccessRules([TOKEN], {Plane.WORKER: Networks("10.0.0.0/8")})
+    assert [plane for plane in TOKEN_PLANES if rules.opens(plane)] == [Plane.WORKER, Plane.CLIENT]
+    assert not AccessRules().opens(Plane.CLIENT)

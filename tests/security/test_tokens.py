@@ -162,3 +162,20 @@ def test_secrets_are_read_from_both_schemes(header: bytes, secret: str | None) -
     assert secret_of(header) == secret
     if secret:
         digest_of(secret)  # any text has a digest
+
+
+@pytest.mark.parametrize(("length", "accepted"), [(15, False), (16, True), (256, True), (257, False)])
+def test_secrets_have_16_to_256_characters(length: int, accepted: bool) -> None:
+    if accepted:
+        assert token_of("a", Plane.CLIENT, "s" * length).digest == digest_of("s" * length)
+    else:
+        with pytest.raises(InvalidInput, match="must have 16 to 256 printable characters"):
+            token_of("a", Plane.CLIENT, "s" * length)
+
+
+@pytest.mark.parametrize("field", ["workers", "models"])
+def test_a_token_has_at_most_64_patterns(field: str) -> None:
+    patterns = [f"h{i}" for i in range(65)]
+    assert len(getattr(token_of("a", Plane.WORKER, SECRET, **{field: patterns[:64]}), field)) == 64
+    with pytest.raises(InvalidInput, match=f"^{field}: must be at most 64 patterns"):
+        token_of("a", Plane.WORKER, SECRET, **{field: patterns})
