@@ -59,7 +59,7 @@ _ROWS: Final = (
     ),
     (
         "controller/security",
-        "security/tokens security/access security/networks security/audit security/limits web/access "
+        "security/tokens security/access security/networks security/audit web/access web/limits "
         "web/heartbeat_errors settings web/route_table cli/cli",
     ),
     ("controller/domain/headers.py", "domain/headers web/forwarded_heads upstream/client proxy/forwarder"),
@@ -91,8 +91,8 @@ _ROWS: Final = (
     ),
     (
         "controller/dispatch",
-        "dispatch/dispatcher availability/degraded availability/reconciler availability/recovery web/fastchat_wire "
-        "web/leases web/by_way proxy/forwarder availability/clock_jumps metrics",
+        "dispatch/dispatcher web/limits availability/degraded availability/reconciler availability/recovery "
+        "web/fastchat_wire web/leases web/by_way proxy/forwarder availability/clock_jumps metrics",
     ),
     (
         "controller/availability/circuit_breaker.py",
