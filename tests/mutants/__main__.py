@@ -7,6 +7,7 @@ python -m tests.mutants --sample 120 --seed 1 lua       120 places, drawn at ran
 
 import argparse
 import random
+import signal
 import sys
 import tempfile
 import time
@@ -50,6 +51,7 @@ def main() -> None:
             print(f"{mutant}\n{mutant.diff(_text(mutant.path))}")
         return
     print(f"{len(chosen)} of {len(found)} mutants, seed {arguments.seed}", flush=True)
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that no run of tests is left behind
     runs.preload()
     with tempfile.TemporaryDirectory(prefix="mutants-") as directory:
         project = runs.Project(ROOT, Path(directory))

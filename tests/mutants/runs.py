@@ -128,6 +128,7 @@ class Project:
         code = int(pytest.ExitCode.INTERNAL_ERROR)
         try:
             os.setsid()
+            signal.signal(signal.SIGTERM, signal.SIG_DFL)
             output = os.open(self._output, os.O_CREAT | os.O_TRUNC | os.O_WRONLY)
             os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
             os.dup2(output, 1)
