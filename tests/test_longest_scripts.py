@@ -21,6 +21,7 @@ from tests.support.budget import small_budget
 from tests.support.samples import A, worker
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["sets", "own-16"])
 def test_benchmark_measures_every_script_in_80_columns(short_dir: Path, name: str) -> None:
     fleet = replace(FLEETS[name], leases=40)

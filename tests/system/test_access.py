@@ -207,6 +207,7 @@ async def test_tokens_are_created_listed_and_revoked_by_command(closed: Controll
     assert secret not in closed.log
 
 
+@pytest.mark.slow
 async def test_other_machines_are_served_only_with_tokens_or_on_demand(serve: Serve, work_dir: Path) -> None:
     refused = serve("--host", "0.0.0.0", data="open", ready=False)
     assert refused.popen.wait(60) == 1
