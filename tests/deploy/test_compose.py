@@ -45,7 +45,7 @@ def heartbeating(cluster: Compose) -> set[str]:
 async def all_workers(cluster: Compose) -> set[str]:
     """Wait until all stock workers send heartbeats. Return their addresses."""
     expected = addresses(cluster)
-    await wait_until(lambda: heartbeating(cluster) == expected, "all stock workers send heartbeats", timeout=60)
+    await wait_until(lambda: heartbeating(cluster) == expected, "all stock workers send heartbeats", timeout=180)
     return expected
 
 
