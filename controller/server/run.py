@@ -80,7 +80,7 @@ def serve(settings: Settings, deprecated: Iterable[tuple[str, str]] = ()) -> Non
 def check_exposure(settings: Settings, addresses: Iterable[str]) -> None:
     """Raise SettingsError if other machines could use the controller without a token or a listed address.
 
-    addresses: those that the controller listens on.
+    addresses: the addresses on which the controller listens.
     """
     rules = settings.access_rules
     if rules.is_closed:

@@ -24,7 +24,7 @@ class ParentClient:
     """An HTTP client for parents. Create and close it in the running event loop.
 
     timeout: for a whole call, in seconds.
-    parents: those that require credentials. Others may be left out.
+    parents: the parents that require credentials. Others may be left out.
     """
 
     def __init__(self, timeout: float, parents: Sequence[ParentAddress] = ()) -> None:

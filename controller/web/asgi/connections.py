@@ -37,7 +37,7 @@ class ConnectionWatch:
     A timer for each connection would cost more than anything else that a limit costs, because FastChat's clients open
     a connection for each request.
 
-    limits: those that the connections check.
+    limits: the limits that each connection checks.
     """
 
     def __init__(self, limits: ConnectionLimits) -> None:
