@@ -130,9 +130,8 @@ class Refresher:
                 self._metrics.removals.labels("refresh").inc()
                 logger.warning("Removed worker %s: it failed two probes.", worker.name)
             return
-        status, token = answer.status, self._access.token_named(worker.registered_by)
-        forbidden = token.forbidden_models(status.model_names) if token else []
-        if forbidden:
+        status = answer.status
+        if forbidden := self._forbidden_models(worker, status):
             logger.warning(
                 "Worker %s reports the model %s, which the token %s does not allow. Its registration stays as it was.",
                 worker.name,
@@ -144,6 +143,18 @@ class Refresher:
             worker.name, status, worker.check_heart_beat, worker.multimodal, worker.registered_by
         )
         await self._registry.refresh(registration, worker.registration, written_at=answer.sent_at)
+
+    def _forbidden_models(self, worker: Worker, status: WorkerStatus) -> list[str]:
+        """Return the models that a worker reports and that the token that registered it does not allow.
+
+        If the token was revoked, its bounds are unknown, so new models are refused until the worker registers again.
+        """
+        if not worker.registered_by or not self._access.is_closed:
+            return []
+        token = self._access.token_named(worker.registered_by)
+        if token is not None:
+            return token.forbidden_models(status.model_names)
+        return [model for model in status.model_names if model not in worker.status.model_names]
 
     async def _probe(self, name: str, permits: asyncio.Semaphore) -> _Answer | None:
         """Return a worker's status, or None if it failed two probes."""

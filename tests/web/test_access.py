@@ -319,3 +319,7 @@ async def test_a_probed_worker_cannot_take_over_models_that_its_token_forbids(
     await bound.http.post("/refresh_all_workers", headers=bearer(TOKENS["admin"]))
     [known] = (await bound.registry.list_workers()).workers
     assert (known.status.model_names, known.registered_by) == (("m1", "m2"), "gpu")
+    bound.replica.access.replace("file", ())  # its token is revoked
+    answers[A] = ("m1", "gpt")
+    await bound.http.post("/refresh_all_workers", headers=bearer(TOKENS["admin"]))
+    assert (await bound.registry.list_workers()).workers[0].status.model_names == ("m1", "m2")
