@@ -38,7 +38,7 @@ async def show_tokens(controller_address: str) -> None:
 
 def tokens_table(tokens: Sequence[Mapping[str, Any]], encoding: str = "utf-8") -> Table:
     """Return a table with one row for each token that GET `/tokens` lists."""
-    table = create_table(f"{len(tokens)} tokens")
+    table = create_table("1 token" if len(tokens) == 1 else f"{len(tokens)} tokens")
     for heading in ("plane", "name", "from"):
         table.add_column(heading)
     for heading in ("workers", "models"):

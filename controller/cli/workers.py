@@ -54,7 +54,9 @@ def _width(column: str, content: Text | str) -> int:
 
 def _table(rows: Sequence[Mapping[str, Text | str]], min_widths: Mapping[str, int], wrapped: Sequence[str]) -> Table:
     """Return a table with the columns for which `min_widths` has a width. The columns in `wrapped` are wrapped."""
-    table = create_table(f"{len(rows)} live workers", box=SIMPLE_HEAD, padding=(0, 1, 0, 0))
+    table = create_table(
+        "1 live worker" if len(rows) == 1 else f"{len(rows)} live workers", box=SIMPLE_HEAD, padding=(0, 1, 0, 0)
+    )
     for column, width in min_widths.items():
         justify: JustifyMethod = "left" if column in ("worker", "state", "models") else "right"
         table.add_column(column, justify=justify, overflow="fold", no_wrap=column not in wrapped, min_width=width)
