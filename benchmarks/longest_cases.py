@@ -57,7 +57,7 @@ async def reports(s: Subject) -> None:
     with s.registry.case("256 heartbeats of failing"):
         for some in batches(s.first):
             await s.registry.heartbeat([Report(each, 0) for each in some])
-    with s.registry.case("250 in a page"):
+    with s.registry.case("100 in a page"):
         await s.registry.correct_heartbeats(dict.fromkeys(s.names, 80_000.0))
 
 
@@ -85,7 +85,7 @@ async def operations(s: Subject) -> None:
 
 
 async def listings(s: Subject) -> None:
-    with s.registry.case("250 in a page"):
+    with s.registry.case("100 in a page"):
         await s.registry.list_workers()
         await s.registry.list_models()
         for multimodal in (False, True):
@@ -97,7 +97,7 @@ async def capacities(s: Subject) -> None:
     of_models = {CapacityTarget(model=f"other-{i}"): 4 for i in range(MAX_CAPACITIES)}
     limited = dict([*of_workers.items(), *of_models.items()][: MAX_CAPACITIES - 1])
     workers = (await s.registry.list_workers()).workers
-    with s.registry.case("250 in a page"):
+    with s.registry.case("100 in a page"):
         await s.configure(limited)
         await s.registry.list_capacities()
         await s.registry.apply_capacities(workers)
@@ -149,7 +149,7 @@ async def coordination(s: Subject) -> None:
 async def expired_leases(s: Subject) -> None:
     leases, saved = keys.leases(NAMESPACE), f"{NAMESPACE}-saved"
     await s.grant(s.fleet.leases)
-    with s.registry.case("250 in a page"):
+    with s.registry.case("100 in a page"):
         await s.registry.shorten_leases()
     await s.client.zunionstore(saved, {leases: 0.5})  # half of the present time is in the past
 

@@ -14,7 +14,8 @@ from cryptography.hazmat.primitives.serialization import (
 
 from controller.domain.dispatch import DispatchMethod
 from controller.domain.errors import SettingsError
-from controller.settings import Settings, all_settings, environment_variables, flag
+from controller.settings import Settings, all_settings
+from controller.settings.declaration import environment_variables, flag
 from controller.store_url import read_password_file
 
 

@@ -1,8 +1,8 @@
-"""The command `controller serve`. Its flags are generated from controller/settings.py."""
+"""The command `controller serve`. Its flags are generated from controller/settings/."""
 
 import os
 from collections.abc import Iterator
-from dataclasses import Field
+from dataclasses import Field, fields
 from pathlib import Path
 from typing import Any, get_args
 
@@ -11,7 +11,8 @@ from click.core import ParameterSource
 
 from controller.domain.dispatch import DispatchMethod
 from controller.domain.errors import ControllerError
-from controller.settings import Settings, all_settings, environment_variable, environment_variables, flag
+from controller.settings import GROUPS, Settings, all_settings
+from controller.settings.declaration import environment_variable, environment_variables, flag
 
 
 def _options(setting: "Field[Any]") -> Iterator[click.Option]:
@@ -111,7 +112,20 @@ def _reject_unused_files(values: dict[str, Any]) -> None:
             raise click.ClickException(f"{flag(name)} has no effect without --ssl. Add --ssl, or remove it.")
 
 
-serve = click.Command(
+class _ServeCommand(click.Command):
+    """A command whose `--help` lists the options by subject."""
+
+    def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        records = {parameter.name: parameter.get_help_record(ctx) for parameter in self.get_params(ctx)}
+        for group in GROUPS:
+            names = [setting.name for setting in fields(group)]
+            with formatter.section(group.title):
+                formatter.write_dl([record for name in names if (record := records.pop(name))])
+        with formatter.section("Other options"):
+            formatter.write_dl([record for record in records.values() if record])
+
+
+serve = _ServeCommand(
     "serve",
     callback=_serve,
     params=[option for setting in all_settings() for option in _options(setting)],

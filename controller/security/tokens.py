@@ -15,7 +15,7 @@ from urllib.parse import urlsplit
 from controller.domain.errors import InvalidInput
 from controller.security.worker_patterns import FORMS, parse_address, parse_pattern
 
-MAX_STORED: Final = 1_000  # tokens that can be created at runtime
+MAX_STORED: Final = 500  # tokens that can be created at runtime
 MIN_LENGTH: Final = 16
 _MAX_LENGTH: Final = 256
 _MAX_PATTERNS: Final = 64

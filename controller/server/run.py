@@ -30,7 +30,8 @@ from controller.server.shutdown import GracefulShutdown
 from controller.server.signals import IGNORED, EndSignals, accept_reloads
 from controller.server.sockets import BACKLOG, bind_listeners, listen, url
 from controller.server.supervisor import ReplicaArguments, Supervisor
-from controller.settings import DEFAULT_DATA_DIR, Settings
+from controller.settings import Settings
+from controller.settings.store import DEFAULT_DATA_DIR
 from controller.store.embedded.store import EmbeddedStore
 from controller.store_url import StoreKind, StoreUrl, parse_store_url
 from controller.upstream.trust import warn_of_bundle

@@ -8,7 +8,7 @@ from controller.domain.errors import InvalidInput
 from controller.domain.worker import Worker
 from controller.store.runner import ScriptRunner
 
-_PAGE: Final = 250
+_PAGE: Final = 100
 
 
 class CapacityStore(ScriptRunner):

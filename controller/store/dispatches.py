@@ -2,6 +2,7 @@
 
 import random
 from collections.abc import Callable, Iterable, Sequence
+from itertools import count
 from typing import Any, Final, NamedTuple, assert_never
 
 from controller.domain.dispatch import DispatchMethod
@@ -10,7 +11,7 @@ from controller.store.reconciliation import Reconciliation
 from controller.store.runner import ScriptRunner
 
 REFUSED: Final = "refused"  # instead of a lease, if no more leases may be granted
-_MAX_FINDS: Final = 8  # calls for a model with hundreds of expired workers, which the sweep has yet to purge
+_MAX_FINDS: Final = 12  # calls for a model with hundreds of expired workers, which the sweep has yet to purge
 
 
 class Request(NamedTuple):
@@ -111,10 +112,10 @@ class DispatchStore(ScriptRunner):
         items: list[tuple[str, str | int]]
         items = [*((call_id, "") for call_id in reconciliation.unanswered), *reconciliation.bookings.items()]
         done = 0
-        while True:  # each run handles as many items as its budget allows
+        for run in count():  # each handles as many items as its budget allows, perhaps a part of one
             done += await self._run(
                 "reconcile",
-                f"{reconciliation.request_id}-{done}",  # a repeated report runs with the same ids in the same order
+                f"{reconciliation.request_id}-{run}",  # a repeated report runs with the same ids in the same order
                 max(self._reply_ttl_ms, self._expiration_ms),  # it may be repeated after a long outage
                 reconciliation.sequence,
                 self._decays,

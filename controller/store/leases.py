@@ -5,7 +5,7 @@ from typing import Final
 
 from controller.store.runner import ScriptRunner
 
-_PAGE: Final = 250
+_PAGE: Final = 100
 
 
 class LeaseStore(ScriptRunner):

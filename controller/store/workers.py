@@ -12,7 +12,7 @@ from controller.domain.errors import InvalidInput, StoreRejection, StoreUnavaila
 from controller.domain.worker import Registration, Worker, WorkerStatus
 from controller.store.runner import ScriptRunner
 
-_PAGE: Final = 250
+_PAGE: Final = 100
 _MAX_LISTINGS: Final = 3  # attempts, if Redis loses data during a listing
 
 

@@ -13,6 +13,7 @@ import re
 import sys
 import tomllib
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import Field, fields
 from pathlib import Path
 from typing import Any, Final
 
@@ -25,7 +26,8 @@ from controller.cli.main import main as command_line  # noqa: E402
 from controller.domain import errors  # noqa: E402
 from controller.metrics import Metrics  # noqa: E402
 from controller.security.forward_paths import DEFAULT as DEFAULT_PATHS  # noqa: E402
-from controller.settings import all_settings, environment_variables, flag  # noqa: E402
+from controller.settings import GROUPS  # noqa: E402
+from controller.settings.declaration import environment_variables, flag  # noqa: E402
 from controller.store import keys  # noqa: E402
 from controller.web.routes.table import FALLBACK, ROUTES, Route  # noqa: E402
 from docs.scripts.http_examples import EXAMPLES, as_console  # noqa: E402
@@ -49,21 +51,23 @@ def code(text: str) -> str:
 
 
 def settings() -> str:
-    """Return one row for each setting of `controller serve`."""
-    rows = []
-    for setting in all_settings():
-        default = setting.default
-        text, _, described = setting.metadata["help"].partition("  [default: ")
-        has_none = default is None or default is False
-        shown = f"{default:g} s" if isinstance(default, float) else "" if has_none else str(default)
-        shown = described.removesuffix("]") or shown
-        meaning = _sentences(text)
-        if setting.metadata["choices"]:
-            meaning += " One of " + ", ".join(code(str(choice)) for choice in setting.metadata["choices"]) + "."
-        variables = "<br>".join(code(variable) for variable in environment_variables(setting))
-        name = "" if setting.metadata["secret"] else flag(setting.name)
-        rows.append((code(name), variables, code(shown), meaning))
-    return table("Flag | Environment variable | Default | Meaning", rows)
+    """Return a table for each group of the settings of `controller serve`."""
+    header = "Flag | Environment variable | Default | Meaning"
+    return "\n".join(f"## {group.title}\n\n{table(header, list(map(_setting_row, fields(group))))}" for group in GROUPS)
+
+
+def _setting_row(setting: "Field[Any]") -> tuple[str, ...]:
+    default = setting.default
+    text, _, described = setting.metadata["help"].partition("  [default: ")
+    has_none = default is None or default is False
+    shown = f"{default:g} s" if isinstance(default, float) else "" if has_none else str(default)
+    shown = described.removesuffix("]") or shown
+    meaning = _sentences(text)
+    if setting.metadata["choices"]:
+        meaning += " One of " + ", ".join(code(str(choice)) for choice in setting.metadata["choices"]) + "."
+    variables = "<br>".join(code(variable) for variable in environment_variables(setting))
+    name = "" if setting.metadata["secret"] else flag(setting.name)
+    return code(name), variables, code(shown), meaning
 
 
 def _sentences(text: str) -> str:

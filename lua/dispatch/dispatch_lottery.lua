@@ -64,7 +64,7 @@
 --- @include "run_batch"
 --- @include "spend"
 --- @include "whole_number"
-local MAX_PURGED = 256
+local MAX_PURGED = 128
 
 local request_id, reply_ttl, decays = ARGV[1], whole_number(ARGV[2], 1), ARGV[3] == "1"
 local max_leases = ARGV[4]

@@ -30,7 +30,7 @@
 --- @include "pools_of"
 --- @include "spend"
 local CHUNK = 16
-local MAX_EXPIRED = 512 -- per request, so that one call cannot block Redis for long; the sweep purges them
+local MAX_EXPIRED = 384 -- per request, so that one call cannot block Redis for long; the sweep purges them
 
 local requests = argument_groups(1, { "model", "draw", "excluded" })
 if not requests or not requests[1] then

@@ -99,17 +99,26 @@ local function take_back_draws(name, number)
   end
 end
 
+-- Take back what an unanswered call dispatched. Return false if the budget does not suffice for all of it. Then the
+-- reply that is kept has the rest.
 local function take_back(unanswered)
   local unanswered_reply = key("reply", unanswered)
   local kept = redis.call("GET", unanswered_reply)
   local batch = kept and cjson.decode(kept) or { choices = {} }
-  local dispatched = {}
+  local dispatched, left = {}, {}
+  local is_over = false
   for i = 1, #batch.choices, 2 do
     local worker, lease = batch.choices[i] or "", batch.choices[i + 1] or ""
-    if lease ~= "" then
-      end_lease(lease, time, decays, true) -- the request never ran, so a report since has counted it out
-    elseif worker ~= "" then
-      dispatched[worker] = (dispatched[worker] or 0) + 1
+    if is_over then
+      left[#left + 1] = worker
+      left[#left + 1] = lease
+    else
+      if lease ~= "" then
+        end_lease(lease, time, decays, true) -- the request never ran, so a report since has counted it out
+      elseif worker ~= "" then
+        dispatched[worker] = (dispatched[worker] or 0) + 1
+      end
+      is_over = spend(1)
     end
   end
   for name, number in pairs(dispatched) do
@@ -119,17 +128,19 @@ local function take_back(unanswered)
       take_back_draws(name, number)
     end
   end
-  redis.call("SET", unanswered_reply, '{"choices":[]}', "PX", reply_ttl)
+  local rest = left[1] and cjson.encode({ choices = left, books_untracked = batch.books_untracked }) or '{"choices":[]}'
+  redis.call("SET", unanswered_reply, rest, "PX", reply_ttl)
+  return not left[1]
 end
 
 local handled = 0
 for _, item in ipairs(items) do
-  if spend(0) then
+  if spend(1) then
     break
-  elseif item.number == "" then
-    take_back(item.id)
-  else
+  elseif item.number ~= "" then
     change_dispatched(item.id, tonumber(item.number))
+  elseif not take_back(item.id) then
+    break
   end
   handled = handled + 1
 end

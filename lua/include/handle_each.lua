@@ -12,7 +12,7 @@ local function handle_each(items, handle)
   local results = {}
   for i, item in ipairs(items) do
     results[i] = handle(item)
-    if spend(0) then
+    if spend(1) then
       break
     end
   end

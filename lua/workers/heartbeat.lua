@@ -110,7 +110,7 @@ return run_once(request_id, reply_ttl, function()
   expire_leases(time, decays, 64)
   -- Last: a deletion before the heartbeats would make Redis accept them even if its memory is full.
   for _, name in ipairs(expired) do
-    if spend(0) then
+    if spend(1) then
       break -- the sweep purges the others
     end
     spend(purge_worker(name))

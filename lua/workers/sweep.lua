@@ -58,7 +58,7 @@ local time = now()
 local purged, alive = {}, {}
 local expired = redis.call("ZRANGEBYSCORE", key("workers"), "-inf", time, "LIMIT", 0, LIMIT)
 for _, name in ipairs(expired) do
-  if spend(0) then
+  if spend(1) then
     return { 1, purged }
   elseif is_alive(name) then -- the clock was set ahead and back
     alive[#alive + 1] = name

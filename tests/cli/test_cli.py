@@ -14,7 +14,8 @@ from controller.cli.capacities import capacities_table
 from controller.cli.main import main
 from controller.domain.errors import EmbeddedStoreError
 from controller.server import run as server
-from controller.settings import Settings, all_settings, environment_variables, flag
+from controller.settings import Settings, all_settings
+from controller.settings.declaration import environment_variables, flag
 
 
 @pytest.fixture

@@ -11,7 +11,8 @@ from click.testing import CliRunner
 from controller.cli.main import main
 from controller.domain.errors import SettingsError
 from controller.server import run as server
-from controller.settings import Settings, all_settings, environment_variables
+from controller.settings import Settings, all_settings
+from controller.settings.declaration import environment_variables
 from tests.deploy.compose import ROOT
 
 pytestmark = pytest.mark.deploy

@@ -19,7 +19,8 @@ from click.testing import CliRunner
 from controller import __version__
 from controller.cli.main import main
 from controller.server import run as server
-from controller.settings import Settings, all_settings, environment_variables
+from controller.settings import Settings, all_settings
+from controller.settings.declaration import environment_variables
 from controller.store_url import parse_store_url
 from controller.web.routes.table import ROUTES
 

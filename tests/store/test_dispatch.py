@@ -16,6 +16,7 @@ from controller.store.registry import Registry
 from controller.store_url import StoreUrl
 from tests.conftest import CLOCK, Store
 from tests.model.shortest_queue import Indexed, least_cost
+from tests.support.budget import no_time_limit
 from tests.support.dispatches import dispatch, dispatch_lottery, dispatch_shortest_queue, workers_of
 from tests.support.invariants import load_of, whole_state
 from tests.support.samples import A, B, C, asks, reports, worker
@@ -178,9 +179,11 @@ async def test_dispatch_skips_a_draining_worker_that_an_index_lists(store: Store
 
 @pytest.mark.parametrize("method", DispatchMethod)
 async def test_dispatch_purges_many_expired_workers_in_several_calls(
-    store: Store, registry: Registry, method: DispatchMethod, monkeypatch: pytest.MonkeyPatch
+    store: Store, method: DispatchMethod, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Each call blocks Redis only briefly. Together the calls return the result of a single one."""
+    no_time_limit(monkeypatch)
+    registry = store.registry()
     dead = [f"http://dead{i}:1" for i in range(100)]
     for name in dead:
         await registry.register(worker(name, "m", *(f"m{i}" for i in range(9))))
@@ -195,7 +198,7 @@ async def test_dispatch_purges_many_expired_workers_in_several_calls(
 
     monkeypatch.setattr(Registry, "_run", counting)
     assert workers_of(await dispatch(registry, method, asks(["absent", "m", "m"]))) == ["", A, A]
-    assert len(calls) == len(set(calls)) == 1 + 100 * 6 // 256, "each call has its own request ID"
+    assert len(calls) == len(set(calls)) == 1 + 100 * 6 // 128, "each call has its own request ID"
     assert [known.name for known in (await registry.list_workers()).workers] == [A]
 
 
@@ -212,10 +215,10 @@ async def test_remaining_requests_receive_their_own_replies_after_a_retry(
     assert workers_of(choices) == [C, A, B, A, C, "", B]
 
 
-async def test_reconciliation_undoes_only_the_call_that_failed(
-    store: Store, registry: Registry, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_reconciliation_undoes_only_the_call_that_failed(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
     """Requests that an earlier call has answered stay booked, because their clients have got the answers."""
+    no_time_limit(monkeypatch)
+    registry = store.registry()
     for i in range(60):
         await registry.register(worker(f"http://dead{i}:1", "m", *(f"m{j}" for j in range(9))))
         await store.expire_heartbeat(f"http://dead{i}:1")

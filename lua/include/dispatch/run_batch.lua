@@ -27,7 +27,7 @@ local function run_batch(call, choose)
   local choices = {}
   for i = 1, #requests do
     local worker, lease
-    if i == 1 or not spend(0) then
+    if i == 1 or not spend(1) then
       worker, lease = choose(requests[i], seq + i)
     end
     choices[2 * i - 1], choices[2 * i] = worker or false, lease or false -- false is nil in the answer of Redis

@@ -14,7 +14,7 @@
 local function expire_leases(time, decays, limit)
   local expired = redis.call("ZRANGEBYSCORE", key("leases"), "-inf", time, "LIMIT", 0, limit)
   for _, lease in ipairs(expired) do
-    if spend(0) then
+    if spend(1) then
       return true
     end
     end_lease(lease, time, decays, true)

@@ -1,0 +1,54 @@
+"""All settings in one object: flags, environment variables, defaults and checks. Each module has those of a subject."""
+
+from dataclasses import Field, dataclass, fields
+from typing import Any, Final
+
+from controller.settings.access import AccessSettings
+from controller.settings.dispatching import DispatchSettings
+from controller.settings.hierarchy import HierarchySettings
+from controller.settings.limits import LimitSettings
+from controller.settings.server import ServerSettings
+from controller.settings.store import StoreSettings
+from controller.settings.workers import WorkerSettings
+
+# In the order of --help and of the reference page.
+GROUPS: Final = (
+    ServerSettings,
+    StoreSettings,
+    WorkerSettings,
+    DispatchSettings,
+    AccessSettings,
+    LimitSettings,
+    HierarchySettings,
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Settings(
+    ServerSettings,
+    StoreSettings,
+    WorkerSettings,
+    DispatchSettings,
+    AccessSettings,
+    LimitSettings,
+    HierarchySettings,
+):
+    """The settings of `controller serve`. Times are in seconds.
+
+    Each field has the flag `--its-name` and the environment variable `CONTROLLER_ITS_NAME`. The command line is
+    generated from these declarations. Raises SettingsError with a message that says what to change.
+    """
+
+    def __post_init__(self) -> None:
+        self.check_server()
+        self.check_store()
+        self.check_workers()
+        self.check_dispatch()
+        self.check_access()
+        self.check_limits()
+        self.check_hierarchy()
+
+
+def all_settings() -> tuple["Field[Any]", ...]:
+    """Return the fields of Settings. Their metadata has `help`, `also`, `choices` and `old_name`."""
+    return tuple(setting for group in GROUPS for setting in fields(group))

@@ -1,0 +1,32 @@
+"""Checks of values that several settings share. All raise SettingsError with a message that says what to change."""
+
+from collections.abc import Collection
+from typing import Final
+
+from controller.domain.errors import SettingsError
+from controller.settings.declaration import flag
+
+_LONGEST: Final = 10**7  # seconds
+
+
+def positive_seconds(settings: object, *names: str) -> None:
+    """Check that the settings are times of at least a millisecond."""
+    for name in names:
+        value = getattr(settings, name)
+        if not 0.001 <= value <= _LONGEST:
+            raise SettingsError(f"{flag(name)} must be a positive number of seconds, not {value}.")
+
+
+def seconds(settings: object, *names: str) -> None:
+    """Check that the settings are times. 0 is allowed."""
+    for name in names:
+        value = getattr(settings, name)
+        if not 0 <= value <= _LONGEST:
+            raise SettingsError(f"{flag(name)} must be 0 or more seconds, not {value}.")
+
+
+def one_of(settings: object, name: str, choices: Collection[str]) -> None:
+    """Check that a setting is one of the choices."""
+    value = getattr(settings, name)
+    if value not in choices:
+        raise SettingsError(f"{flag(name)} must be one of {', '.join(choices)}, not {value}.")

@@ -1,0 +1,68 @@
+"""Settings of the server: its address, its certificate and its processes."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from ssl import PROTOCOL_TLS_SERVER, SSLContext
+from typing import ClassVar, Final
+
+from controller.domain.errors import SettingsError
+from controller.settings import checks
+from controller.settings.declaration import flag, setting
+
+_LOG_LEVELS: Final = ("debug", "info", "warning", "error")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ServerSettings:
+    """Where and how the controller is served. Times are in seconds."""
+
+    title: ClassVar = "Server"
+
+    host: str = setting(
+        "localhost", "Address or name to listen on. :: means all addresses, 0.0.0.0 all IPv4 addresses."
+    )
+    port: int = setting(21001, "Port to listen on. 0 picks a free one.")
+    replicas: int = setting(1, "Number of identical processes that serve the port.")
+    ssl: bool = setting(False, "Serve HTTPS. Needs --ssl-keyfile and --ssl-certfile.")
+    ssl_keyfile: Path | None = setting(None, "The private key for --ssl.", also=["SSL_KEYFILE"])
+    ssl_certfile: Path | None = setting(None, "The certificate for --ssl.", also=["SSL_CERTFILE"])
+    shutdown_delay: float = setting(
+        2.0,
+        "How long to keep serving after SIGTERM while /readyz returns 503, so that load balancers can remove the "
+        "replica.",
+    )
+    shutdown_timeout: float = setting(
+        30.0, "Time limit for running requests after --shutdown-delay. Then they are ended."
+    )
+    log_level: str = setting("info", "Lowest level that is logged to standard error.", choices=_LOG_LEVELS)
+
+    def check_server(self) -> None:
+        """Raise SettingsError if a value is wrong."""
+        if not 0 <= self.port <= 65535:
+            raise SettingsError(f"--port must be from 0 to 65535, not {self.port}.")
+        if not 1 <= self.replicas <= 256:
+            raise SettingsError(f"--replicas must be from 1 to 256, not {self.replicas}.")
+        checks.seconds(self, "shutdown_delay", "shutdown_timeout")
+        checks.one_of(self, "log_level", _LOG_LEVELS)
+        if self.ssl:
+            self._check_certificate()
+
+    def _check_certificate(self) -> None:
+        for name in ("ssl_keyfile", "ssl_certfile"):
+            path = getattr(self, name)
+            if path is None:
+                raise SettingsError(f"--ssl needs {flag(name)} (or the environment variable {name.upper()}).")
+            if not path.is_file():
+                raise SettingsError(f"{flag(name)} is not a file: {path}. --ssl needs it.")
+        try:
+            context = SSLContext(PROTOCOL_TLS_SERVER)
+            context.load_cert_chain(str(self.ssl_certfile), str(self.ssl_keyfile), password=_no_password)
+        except (OSError, ValueError) as error:
+            raise SettingsError(
+                f"--ssl cannot use --ssl-certfile {self.ssl_certfile} with --ssl-keyfile {self.ssl_keyfile}: {error}. "
+                "Both must be PEM files of one pair, and the key must have no password."
+            ) from error
+
+
+def _no_password() -> str:
+    raise ValueError("the key has a password")

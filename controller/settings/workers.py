@@ -1,0 +1,78 @@
+"""Settings of the workers: which may register, when they expire, and what is forwarded to them."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import ClassVar, Final
+
+from controller.domain.errors import SettingsError
+from controller.security.forward_paths import ForwardPaths
+from controller.security.upstream_tokens import UpstreamTokens
+from controller.security.worker_addresses import WorkerAddresses
+from controller.settings import checks
+from controller.settings.declaration import setting
+
+_MAX_FORWARD_TRIES: Final = 16
+_LEAST_POLL_INTERVAL: Final = 0.05
+
+
+@dataclass(frozen=True, kw_only=True)
+class WorkerSettings:
+    """Workers, and the requests that are forwarded to them. Times are in seconds."""
+
+    title: ClassVar = "Workers"
+
+    heartbeat_expiration: float = setting(
+        90.0,
+        "Time after its last heartbeat at which a worker expires.",
+        also=["FASTCHAT_CONTROLLER_HEART_BEAT_EXPIRATION"],
+    )
+    poll_interval: float = setting(
+        5.0, "How often each worker is polled for its queue length, by one of the replicas. 0 turns polling off."
+    )
+    probe_timeout: float = setting(5.0, "Time limit for a worker to return its status.")
+    worker_timeout: float = setting(
+        100.0,
+        "Longest time that a worker may send nothing, before or during its response to a forwarded request.",
+        also=["FASTCHAT_WORKER_API_TIMEOUT"],
+    )
+    worker_allow: str | None = setting(
+        None,
+        "Workers that may register and be connected to: host names such as *.gpu.internal, IP addresses or networks, "
+        "each with an optional port or range of ports, such as 10.0.0.0/8:21002-21100. Separate several with commas. "
+        "The default is all, except link-local and cloud metadata addresses, which always have to be named.",
+    )
+    upstream_tokens_file: Path | None = setting(
+        None,
+        "File with tokens for workers. Each line has the URL of a worker or a pattern as in --worker-allow, and the "
+        "token that is sent to these workers as Authorization: Bearer. A change needs no restart.",
+    )
+    forward_paths: str = setting(
+        "default",
+        "Paths of POST requests that are forwarded to workers, besides those of FastChat's workers: exact ones, or "
+        "prefixes such as /v1/audio/*. Separate several with commas. The word default stands for the usual paths of "
+        "inference, such as /v1/chat/completions. Paths for the management of engines are never forwarded.",
+    )
+    forward_tries: int = setting(
+        2,
+        "Largest number of workers that a forwarded request is tried on. It is retried if its worker returns a 5xx, or "
+        "fails before the first whole frame of a stream or the first part of another body. A request that crashes its "
+        "worker can crash this many.",
+    )
+
+    def check_workers(self) -> None:
+        """Raise SettingsError if a value is wrong."""
+        checks.positive_seconds(self, "heartbeat_expiration", "worker_timeout", "probe_timeout")
+        checks.seconds(self, "poll_interval")
+        if 0 < self.poll_interval < _LEAST_POLL_INTERVAL:
+            raise SettingsError(
+                f"--poll-interval must be 0, for never, or at least {_LEAST_POLL_INTERVAL:g} s, not "
+                f"{self.poll_interval}."
+            )
+        if not 1 <= self.forward_tries <= _MAX_FORWARD_TRIES:
+            raise SettingsError(
+                f"--forward-tries must be from 1 to {_MAX_FORWARD_TRIES} workers, not {self.forward_tries}."
+            )
+        # These raise SettingsError if a value is wrong.
+        WorkerAddresses(self.worker_allow)
+        ForwardPaths(self.forward_paths)
+        UpstreamTokens(self.upstream_tokens_file)
