@@ -44,7 +44,8 @@ REDIS_SERVER = shutil.which("redis-server")
 # A process title would overwrite the mark in the environment, by which tests/support/lifeline.py finds the server.
 NO_PROC_TITLE = ["--set-proc-title", "no"]
 STORES = ["fakeredis", "embedded", *(["redis-server"] if REDIS_SERVER else [])]
-STORES_AND_RIGHTS = [*STORES, *(["redis-server-acl"] if REDIS_SERVER else [])]  # for tests/store
+# For tests/store: on redis-server with the rights that deploy/redis/users.acl gives to a replica.
+STORES_WITH_RIGHTS = ["fakeredis", "embedded", *(["redis-server-acl"] if REDIS_SERVER else [])]
 _namespaces = itertools.count()
 
 # No deadline: the time that an example takes depends on how busy the machine is.

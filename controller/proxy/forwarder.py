@@ -47,7 +47,7 @@ class Forwarder:
     cluster_id: returns the id of this cluster for the hop list.
     lease_time: in seconds. The leases of longer requests are renewed.
     tries: maximum number of workers that one request is sent to.
-    max_forwards: how many requests are forwarded at once, with those whose clients have left. 0 for any number.
+    max_forwards: how many requests are forwarded at once, including requests whose clients have left. 0: no limit.
     """
 
     def __init__(

@@ -1,7 +1,7 @@
 """Decides which addresses of workers the controller connects to (`--worker-allow`).
 
-A worker's name comes from the network. Without this rule, a registration could make the controller, or a client that it
-sends there, contact a service that only machines of this network reach.
+A worker's name is an address that comes from the network. Without this check, a registration could point the controller
+and its clients at any internal service.
 """
 
 import logging
@@ -50,9 +50,9 @@ class WorkerAddresses:
 
     allowed: the value of --worker-allow. Without it, all addresses are allowed, with the exceptions below.
 
-    Link-local addresses and those of cloud metadata services need a pattern that names them: one that covers nothing
-    else. So 0.0.0.0/0 does not allow them. Unspecified, multicast and broadcast addresses are never allowed. All this
-    also holds for IPv6 addresses that contain such an IPv4 address.
+    Link-local and cloud metadata addresses need a pattern of their own, which covers nothing else: 0.0.0.0/0 does not
+    allow them. Unspecified, multicast and broadcast addresses are never allowed. The same holds for IPv6 addresses that
+    contain such an IPv4 address.
 
     Raises SettingsError if `allowed` is wrong.
     """

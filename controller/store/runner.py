@@ -17,6 +17,7 @@ from controller.store.errors import FAILURES, store_error
 Item = TypeVar("Item")
 
 _MIN_REPLY_TTL_MS: Final = 6_000
+_FIRST_ITEMS: Final = 64  # of a call for any number of items
 _MAX_FLUSHES: Final = 3  # of Redis's scripts during one call
 
 
@@ -84,12 +85,16 @@ class ScriptRunner:
         """Run a script for items, as often as it takes to reach all of them.
 
         `common` returns the arguments before those of the items. Each run handles as many items as its budget allows,
-        so that other calls run in between.
+        so that other calls run in between. A run gets about as many items as the one before it could handle, because
+        Redis reads the arguments of all items first.
         """
         results: list[Any] = []
+        size = _FIRST_ITEMS
         while len(results) < len(items):
-            left = (argument for item in items[len(results) :] for argument in arguments(item))
-            results += await self._run(script, *common(), *left)
+            some = items[len(results) : len(results) + size]
+            handled = await self._run(script, *common(), *(argument for item in some for argument in arguments(item)))
+            results += handled
+            size = 2 * size if len(handled) == len(some) else max(1, len(handled))
         return results
 
     async def _run(self, script: str, *arguments: str | int) -> Any:

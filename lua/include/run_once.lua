@@ -6,7 +6,7 @@
     reply_ttl   the milliseconds for which the reply is kept
     run         a function that makes the changes and returns the reply, an array
 
-  Output: the reply of `run`, or the one that was kept.
+  Output: the reply of `run`, or the kept reply.
 ]]
 --- @include "key"
 local function run_once(request_id, reply_ttl, run)

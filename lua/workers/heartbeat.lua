@@ -3,7 +3,8 @@
   which do not.
 
   A worker that is not alive is not revived, whether or not a sweep has purged it. It must register. A heartbeat clears
-  all failures, an answer to a poll those that include/load/clear_failure.lua names. Late reports do so too.
+  all failures. An answer to a poll clears the failures that include/load/clear_failure.lua names. Late reports do so
+  too.
 
   Keys:
     workers                 ZSET    w

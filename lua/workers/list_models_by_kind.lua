@@ -1,6 +1,6 @@
 --[[
-  List the models of live workers that are multimodal, or of those that are not. Each call looks at some workers, so
-  that it cannot block Redis for long.
+  List the models of live multimodal workers, or of the other live workers. Each call looks at some workers, so that it
+  cannot block Redis for long.
 
   Keys:
     workers           ZSET    r

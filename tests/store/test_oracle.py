@@ -13,7 +13,7 @@ from hypothesis.stateful import run_state_machine_as_test
 from controller.domain.checkpoints import CHECKPOINT_MS
 from controller.domain.worker import WorkerStatus
 from controller.store.connection import connect
-from tests.conftest import STORES_AND_RIGHTS
+from tests.conftest import STORES_WITH_RIGHTS
 from tests.model.oracle import IN_FLIGHT_WINDOW
 from tests.model.registry_machine import NAMES, RegistryMachine
 from tests.support.headers import listed_accesses
@@ -92,7 +92,7 @@ def test_checkpoints_count_more_than_a_million_bookings(machine: RegistryMachine
 @pytest.mark.deep
 @pytest.mark.usefixtures("store_clock")
 @pytest.mark.parametrize(("decays", "max_sets"), [(True, 24), (True, 0), (False, 24), (False, 1)])
-@pytest.mark.parametrize("kind", STORES_AND_RIGHTS)
+@pytest.mark.parametrize("kind", STORES_WITH_RIGHTS)
 def test_random_histories_agree_with_the_reference_model(
     request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch, kind: str, decays: bool, max_sets: int
 ) -> None:

@@ -19,7 +19,7 @@ from controller.store import keys, scripts
 from controller.store.connection import connect
 from controller.store.reconciliation import split
 from controller.store.registry import Find, Registry
-from tests.conftest import CLOCK, STORES_AND_RIGHTS
+from tests.conftest import CLOCK, STORES_WITH_RIGHTS
 from tests.support import rights
 from tests.support.clients import Client
 from tests.support.dispatches import dispatch_lottery, dispatch_shortest_queue, leases_of
@@ -30,7 +30,7 @@ NOW = 1_800_000_000_000
 LEASE_MS = 60_000
 NAMESPACE = "repeated"
 NEW, EXPIRED = "http://127.0.0.1:1/new", "http://127.0.0.1:1/expired"
-SERVERS = [store for store in STORES_AND_RIGHTS if store != "fakeredis"]
+SERVERS = [store for store in STORES_WITH_RIGHTS if store != "fakeredis"]
 READERS: dict[str, Callable[[Any, str], Any]] = {
     "string": lambda client, key: client.get(key),
     "hash": lambda client, key: client.hgetall(key),
