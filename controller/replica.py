@@ -150,6 +150,8 @@ def create_registry(settings: Settings, store: StoreUrl) -> Registry:
         default_capacities=settings.default_capacities,
         max_workers=settings.max_workers,
         max_leases=settings.max_leases,
+        max_workers_per_token=settings.max_workers_per_token,
+        max_leases_per_token=settings.max_leases_per_token,
     )
 
 

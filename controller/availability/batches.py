@@ -10,7 +10,7 @@ from controller.availability.reconciler import Reconciler
 from controller.domain.errors import StoreError, StoreUnavailable
 from controller.domain.worker import Worker
 from controller.metrics import Metrics
-from controller.store.registry import DrainCall, FailureCall, RegisterCall, Registry, RemoveCall, Report
+from controller.store.registry import DrainCall, FailureCall, Refusal, RegisterCall, Registry, RemoveCall, Report
 
 Item = TypeVar("Item")
 Answer = TypeVar("Answer")
@@ -44,7 +44,7 @@ class Batches:
         self._listings = Coalescer(self._list_all, _ALL)
         self._checks = Coalescer(self._check_all, _ALL)
 
-    def register(self, call: RegisterCall) -> "Future[bool | None]":
+    def register(self, call: RegisterCall) -> "Future[bool | Refusal]":
         """Register a worker, as Registry.register()."""
         return self._registrations.submit(call)
 

@@ -1,7 +1,7 @@
 """Chooses workers for requests: coalesces calls to Redis, falls back to degraded mode, and counts outcomes."""
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Final, NamedTuple
 
 from controller.availability.batches import Batches
 from controller.availability.coalescer import AGAIN, Again, Coalescer
@@ -12,7 +12,9 @@ from controller.domain.errors import StoreError, TooManyLeases
 from controller.domain.worker import MAX_MODEL_NAME_LENGTH
 from controller.metrics import Metrics
 from controller.settings import Settings
-from controller.store.registry import REFUSED, Choice, FailureCall, Find, Registry, Request
+from controller.store.registry import REFUSED, TOKEN_REFUSED, Choice, FailureCall, Find, Registry, Request
+
+_NO_LEASE: Final = frozenset({REFUSED, TOKEN_REFUSED})
 
 
 class Leased(NamedTuple):
@@ -41,6 +43,7 @@ class Dispatcher:
         self._method = settings.dispatch_method
         self._lease_time = settings.lease_time
         self._max_leases = settings.max_leases
+        self._max_leases_per_token = settings.max_leases_per_token
         self._registry = registry
         self._batches = batches
         self._breaker = snapshots.breaker
@@ -58,19 +61,29 @@ class Dispatcher:
         choice, snapshot_age = await self._dispatches.submit(Request(model))
         return MaybeStale(choice.worker, snapshot_age)
 
-    async def dispatch_with_lease(self, model: str, lease_time: float | None = None) -> MaybeStale[Leased]:
+    async def dispatch_with_lease(
+        self, model: str, lease_time: float | None = None, token: str = ""
+    ) -> MaybeStale[Leased]:
         """Choose a worker for one request and book it until the lease is released or expires.
 
         lease_time: seconds until the lease expires. The default is the setting lease_time.
+        token: name of the token of the request. "" if it needed none.
 
         While Redis is unavailable there are no leases: the lease is "" and the request counts as one without a lease.
 
-        Raises TooManyLeases if as many leases are active as the setting max_leases allows.
+        Raises TooManyLeases if as many leases are active as the settings max_leases and max_leases_per_token allow.
         """
         lease_ms = max(1, round(1000 * (self._lease_time if lease_time is None else lease_time)))
         if len(model) > MAX_MODEL_NAME_LENGTH:
             return MaybeStale(Leased(*self._no_worker()))
-        choice, snapshot_age = await self._dispatches.submit(Request(model, lease_ms))
+        counted = token if self._max_leases_per_token else ""
+        choice, snapshot_age = await self._dispatches.submit(Request(model, lease_ms, counted))
+        if choice.lease == TOKEN_REFUSED:
+            raise TooManyLeases(
+                f"The token {token} has {self._max_leases_per_token} active leases, which is the limit "
+                "--max-leases-per-token of this cluster. No lease was granted. Release leases when their requests end, "
+                "or send the request without `lease`."
+            )
         if choice.lease == REFUSED:
             raise TooManyLeases(
                 f"{self._max_leases} leases are active, which is the limit --max-leases of this cluster. No lease was "
@@ -133,7 +146,7 @@ class Dispatcher:
         return answers
 
     def _count(self, answers: Sequence[MaybeStale[Choice]]) -> None:
-        refused = sum(each.value.lease == REFUSED for each in answers)
+        refused = sum(each.value.lease in _NO_LEASE for each in answers)
         without = sum(not each.value.worker for each in answers) - refused
         degraded = sum(each.snapshot_age is not None for each in answers if each.value.worker)
         self._metrics.dispatches_chosen.inc(len(answers) - without - refused - degraded)

@@ -149,14 +149,14 @@ class LimitReached(ControllerError):
 
 
 class TooManyWorkers(LimitReached):
-    """A worker was not registered, because as many others are alive as --max-workers allows."""
+    """A worker was not registered, because as many others are alive as the limits allow, in all or of its token."""
 
     code = "too_many_workers"
     retry_after = 10  # until a heartbeat of another worker may have expired
 
 
 class TooManyLeases(LimitReached):
-    """A lease was not granted, because as many are active as --max-leases allows."""
+    """A lease was not granted, because as many are active as the limits allow, in all or of the client's token."""
 
     code = "too_many_leases"
 

@@ -19,7 +19,7 @@ from controller.metrics import Metrics
 from controller.security.access import Caller
 from controller.security.audit import Audit, AuditEvent
 from controller.settings import Settings
-from controller.store.registry import DrainCall, RegisterCall, RemoveCall, Report
+from controller.store.registry import DrainCall, Refusal, RegisterCall, RemoveCall, Report
 from controller.upstream.client import WorkerClient
 
 logger = logging.getLogger("controller")
@@ -79,7 +79,8 @@ class Membership:
 
         hops: hop list of the request, because the worker may be a cluster.
 
-        Raises TooManyWorkers if the worker is not alive and as many others are as the setting max_workers allows.
+        Raises TooManyWorkers if as many other workers are alive as the settings max_workers and max_workers_per_token
+        allow.
         Raises WorkerNotAllowed if the controller does not connect to the address of the worker. Raises
         WorkerUnreachable if the worker does not return its status. Raises LoopDetected if the worker is this cluster,
         or a cluster above it. Raises Forbidden if the caller's token does not allow the worker or its models.
@@ -129,7 +130,13 @@ class Membership:
             waiting.calls -= 1
             if not waiting.calls:
                 del self._waiting[name]
-        if new is None:
+        if new is Refusal.TOKEN_WORKERS:
+            raise TooManyWorkers(
+                f"The token {token} has registered {self._settings.max_workers_per_token} workers, which is the limit "
+                "--max-workers-per-token of this cluster. The worker was not registered. Remove workers of this token, "
+                "use another token, or raise the limit on all replicas."
+            )
+        if new is Refusal.WORKERS:
             raise TooManyWorkers(
                 f"{self._settings.max_workers} other workers are alive, which is the limit --max-workers of this "
                 "cluster. The worker was not registered. Remove workers, or raise the limit on all replicas."

@@ -206,6 +206,11 @@ class Guard:
             return caller
         return Caller(token.plane, self._access.address(scope), token)
 
+    def token_name(self, scope: Any) -> str:
+        """Return the name of the token of an admitted request. "" without a token."""
+        token: Token | None = scope.get("token")
+        return token.name if token is not None else self.caller(scope).name
+
     def record_refusal(self, scope: Any, error: Unauthorized | Forbidden) -> None:
         """Record in the audit log that the guard or the handler of the route has refused a request."""
         self._access.record_refusal(scope, error)

@@ -13,6 +13,8 @@ _LIMITS: Final = {
     "max_body_memory": 10**6,
     "max_workers": 10**6,
     "max_leases": 10**8,
+    "max_workers_per_token": 10**6,
+    "max_leases_per_token": 10**8,
     "registration_rate": 10**6,
 }
 
@@ -50,6 +52,16 @@ class LimitSettings:
     max_leases: int = setting(
         100_000,
         "Largest number of active leases. Requests for others get a 429. All replicas need the same number. 0 turns "
+        "the limit off.",
+    )
+    max_workers_per_token: int = setting(
+        0,
+        "Largest number of workers that are registered with one token. Registrations of others get a 429. 0 turns the "
+        "limit off.",
+    )
+    max_leases_per_token: int = setting(
+        0,
+        "Largest number of active leases that were requested with one token. Requests for others get a 429. 0 turns "
         "the limit off.",
     )
     registration_rate: float = setting(

@@ -10,21 +10,28 @@ from controller.store.connection import StoreClient
 from controller.store.reconciliation import Reconciliation
 from controller.store.runner import ScriptRunner
 
-REFUSED: Final = "refused"  # instead of a lease, if no more leases may be granted
+# Instead of a lease, if no more leases may be granted at all, or for the token of the request.
+REFUSED: Final = "refused"
+TOKEN_REFUSED: Final = "token_refused"  # noqa: S105 (no password)
 _MAX_FINDS: Final = 12  # calls for a model with hundreds of expired workers, which the sweep has yet to purge
 
 
 class Request(NamedTuple):
-    """A request for a worker. lease_ms: milliseconds until its lease expires, 0 for a request without a lease."""
+    """A request for a worker.
+
+    lease_ms: milliseconds until its lease expires, 0 for a request without a lease.
+    token: name of the token whose leases are limited. "" if the lease counts for none.
+    """
 
     model: str
     lease_ms: int = 0
+    token: str = ""
 
 
 class Choice(NamedTuple):
     """The worker chosen for a request, "" if there is none, and its lease, "" without one.
 
-    There is none if the model has no live worker, or if the lease is REFUSED.
+    There is none if the model has no live worker, or if the lease is REFUSED or TOKEN_REFUSED.
     """
 
     worker: str = ""
@@ -73,10 +80,14 @@ class DispatchStore(ScriptRunner):
         match method:
             case DispatchMethod.SHORTEST_QUEUE:
                 script = "dispatch_shortest_queue"
-                arguments = (argument for request in requests for argument in request)
+                arguments = (a for model, lease_ms, token in requests for a in (model, self._lease(lease_ms, token)))
             case DispatchMethod.LOTTERY:
                 script = "dispatch_lottery"
-                arguments = (a for model, lease_ms in requests for a in (model, lease_ms, repr(self._draw())))
+                arguments = (
+                    a
+                    for model, lease_ms, token in requests
+                    for a in (model, self._lease(lease_ms, token), repr(self._draw()))
+                )
             case _:
                 assert_never(method)
         call_id, reply_ttl_ms = self._repeatable()
@@ -87,6 +98,9 @@ class DispatchStore(ScriptRunner):
             raise
         pairs = zip(answers[::2], answers[1::2], strict=True)
         return [None if worker is None else Choice(worker, lease) for worker, lease in pairs]
+
+    def _lease(self, lease_ms: int, token: str) -> int | str:
+        return f"{lease_ms}@{token}@{self._max_leases_per_token}" if token else lease_ms
 
     async def find_workers(self, finds: Sequence[Find]) -> list[str]:
         """Find a live worker at random for each model, and book nothing. Returns "" if a model has no such worker.

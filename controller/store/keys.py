@@ -115,6 +115,16 @@ def leases(name: str) -> str:
     return f"{{{name}}}:leases"
 
 
+def token_leases(name: str) -> str:
+    """HASH: the number of active leases by token, of tokens whose leases are limited."""
+    return f"{{{name}}}:token_leases"
+
+
+def token_workers(name: str) -> str:
+    """HASH: the number of registered workers by the token that registered them."""
+    return f"{{{name}}}:token_workers"
+
+
 def replicas(name: str) -> str:
     """ZSET with a TTL: the ids of the live replicas, by the time in ms at which their membership expires."""
     return f"{{{name}}}:replicas"

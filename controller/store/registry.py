@@ -15,13 +15,14 @@ from controller.store import keys
 from controller.store.capacities import CapacityStore
 from controller.store.connection import close, reconnect
 from controller.store.coordination import CoordinationStore
-from controller.store.dispatches import REFUSED, Choice, DispatchStore, Find, Request
+from controller.store.dispatches import REFUSED, TOKEN_REFUSED, Choice, DispatchStore, Find, Request
 from controller.store.errors import FAILURES, store_error
 from controller.store.leases import LeaseStore
 from controller.store.tokens import TokenStore
 from controller.store.workers import (
     DrainCall,
     FailureCall,
+    Refusal,
     RegisterCall,
     RemoveCall,
     Report,
@@ -33,10 +34,12 @@ from controller.store.workers import (
 __all__ = [
     "REFUSED",
     "SCHEMA",
+    "TOKEN_REFUSED",
     "Choice",
     "DrainCall",
     "FailureCall",
     "Find",
+    "Refusal",
     "RegisterCall",
     "Registry",
     "RemoveCall",

@@ -31,7 +31,8 @@ class ScriptRunner:
 
     heartbeat_expiration: in seconds.
     deadline: in seconds, see StoreCalls.
-    booking_decay, booking_delay, default_capacities, max_workers, max_leases: as in the settings.
+    booking_decay, booking_delay, default_capacities, max_workers, max_leases, max_workers_per_token,
+    max_leases_per_token: as in the settings.
     """
 
     def __init__(
@@ -45,6 +46,8 @@ class ScriptRunner:
         default_capacities: DefaultCapacities | None = None,
         max_workers: int = 0,
         max_leases: int = 0,
+        max_workers_per_token: int = 0,
+        max_leases_per_token: int = 0,
     ) -> None:
         self._client = client
         self._namespace = namespace
@@ -55,6 +58,8 @@ class ScriptRunner:
         self._default_capacities = default_capacities or DefaultCapacities()
         self._max_workers = max_workers
         self._max_leases = max_leases
+        self._max_workers_per_token = max_workers_per_token
+        self._max_leases_per_token = max_leases_per_token
         self._calls = StoreCalls(self._ping, deadline)
         # Replies are kept for repeated calls and for the reconciler. Both may come as late as a replica takes to find
         # Redis again.

@@ -3,6 +3,7 @@
 import json
 import time
 from collections.abc import Mapping, Sequence
+from enum import Enum
 from functools import lru_cache
 from hashlib import blake2b
 from typing import Any, Final, NamedTuple
@@ -25,6 +26,13 @@ class Report(NamedTuple):
     name: str
     queue_length: int
     written_at: float | None = None
+
+
+class Refusal(Enum):
+    """Why a worker was not registered. The values are those of `register.lua`."""
+
+    WORKERS = -1  # it is not alive, and max_workers others are
+    TOKEN_WORKERS = -2  # it is not a worker of its token, and max_workers_per_token others are
 
 
 class RegisterCall(NamedTuple):
@@ -75,24 +83,24 @@ class WorkerList(NamedTuple):
 class WorkerStore(ScriptRunner):
     """The workers of one namespace."""
 
-    async def register(self, registration: Registration, repeatable_for: float = 0.0) -> bool | None:
+    async def register(self, registration: Registration, repeatable_for: float = 0.0) -> bool | Refusal:
         """Register a worker, which is alive from now on and begins with what it reports. Return True if it is new.
 
-        Returns None if it is not alive and max_workers others are. Nothing was done then.
+        If a Refusal is returned, nothing was done.
 
         repeatable_for: seconds in which a call with the same registration changes nothing more.
         """
         return (await self.register_many([RegisterCall(registration, repeatable_for)]))[0]
 
-    async def register_many(self, calls: Sequence[RegisterCall]) -> list[bool | None]:
+    async def register_many(self, calls: Sequence[RegisterCall]) -> list[bool | Refusal]:
         """As register(), for any number of workers."""
         results = await self._run_each(
             "register",
-            lambda: (self._decays, self._max_workers),
+            lambda: (self._decays, self._max_workers, self._max_workers_per_token),
             calls,
             lambda call: self._registration_arguments(call.registration, repeatable_for=call.repeatable_for),
         )
-        return [None if result == -1 else bool(result) for result in results]
+        return [Refusal(result) if result < 0 else bool(result) for result in results]
 
     async def refresh(
         self,

@@ -65,8 +65,8 @@ class WorkerClient:
     async def check_address(self, name: str) -> None:
         """Look up the host of a worker and check its addresses. Raises WorkerNotAllowed if one is not allowed.
 
-        With --worker-allow, raises WorkerUnreachable if the host name has no address and no pattern covers the name. The
-        clients of the worker might later resolve the name to an address that was never checked.
+        With --worker-allow, raises WorkerUnreachable if the host name has no address and no pattern covers the name.
+        The worker's clients might later resolve the name to an address that was never checked.
         """
         try:
             async with asyncio.timeout(self._connect_timeout):

@@ -29,6 +29,8 @@
     lottery_failing:<pool>  ZSET    rw
     odds:<pool>             STRING  rw
     leases                  ZSET    rw
+    token_leases            HASH    rw
+    token_workers           HASH    rw
     sequence                STRING  rw
     reply:<request_id>      STRING  rw
 
@@ -40,7 +42,8 @@
     ARGV[4]   max_leases: how many leases may be active; 0 for any number
     ARGV[5…]  for each request: model, lease_ttl, draw
                 model: the name of the model
-                lease_ttl: the milliseconds after which the lease expires; 0 for a request without a lease
+                lease_ttl: the milliseconds after which the lease expires; 0 for a request without a lease; followed
+                by '@', the name of a token, '@' and a number, if at most so many leases of the token may be active
                 draw: a random number from [0, 1)
 
   Output:
@@ -48,7 +51,7 @@
       worker  the name of the drawn worker; '' if no live worker serves the model; nil if the budget of this call did
               not suffice: repeat the request, with another id
       lease   the name of the lease; '' for a request without one; nil if worker is nil; 'refused' if max_leases leases
-              are active, and then worker is ''
+              are active, 'token_refused' if the token has as many as it may; then worker is ''
     an empty array: reconcile.lua has taken this call back, and nothing was done
     error 'INVALID …' if an argument is invalid; nothing was done
 ]]
@@ -57,6 +60,7 @@
 --- @include "expire_leases" when called
 --- @include "key"
 --- @include "leave_lottery" when called
+--- @include "may_lease" when called
 --- @include "now"
 --- @include "pools_of" when called
 --- @include "purge_worker" when called
@@ -209,6 +213,8 @@ local free_leases = 0
 local function choose(request, seq)
   if request.lease_ttl > 0 and free_leases < 1 then
     return "", "refused"
+  elseif request.token and not may_lease(request.token, request.token_limit) then
+    return "", "token_refused"
   end
   local name = draw_from("lottery", request.model, request.draw)
   if name == "" then
@@ -223,7 +229,7 @@ local function choose(request, seq)
     return name, ""
   end
   free_leases = free_leases - 1
-  return name, book_lease(name, request.lease_ttl, seq, time, decays)
+  return name, book_lease(name, request, seq, time, decays)
 end
 
 if has_leases and not kept then

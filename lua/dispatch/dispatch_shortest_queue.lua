@@ -30,6 +30,8 @@
     lottery_failing:<pool>  ZSET    w
     odds:<pool>             STRING  w
     leases                  ZSET    rw
+    token_leases            HASH    rw
+    token_workers           HASH    rw
     sequence                STRING  rw
     reply:<request_id>      STRING  rw
 
@@ -41,14 +43,15 @@
     ARGV[4]   max_leases: how many leases may be active; 0 for any number
     ARGV[5…]  for each request: model, lease_ttl
                 model: the name of the model
-                lease_ttl: the milliseconds after which the lease expires; 0 for a request without a lease
+                lease_ttl: the milliseconds after which the lease expires; 0 for a request without a lease; followed
+                by '@', the name of a token, '@' and a number, if at most so many leases of the token may be active
 
   Output:
     an array with two entries for each request, in order: worker, lease
       worker  the name of the chosen worker; '' if no live worker serves the model; nil if the budget of this call did
               not suffice: repeat the request, with another id
       lease   the name of the lease; '' for a request without one; nil if worker is nil; 'refused' if max_leases leases
-              are active, and then worker is ''
+              are active, 'token_refused' if the token has as many as it may; then worker is ''
     an empty array: reconcile.lua has taken this call back, and nothing was done
     error 'INVALID …' if an argument is invalid; nothing was done
 ]]
@@ -62,6 +65,7 @@
 --- @include "is_alive"
 --- @include "key"
 --- @include "leave_pools" when called
+--- @include "may_lease" when called
 --- @include "now"
 --- @include "pools_of" when called
 --- @include "purge_worker" when called
@@ -197,6 +201,8 @@ local function choose(request, seq)
   end
   if is_leased and free_leases < 1 then
     return "", "refused"
+  elseif request.token and not may_lease(request.token, request.token_limit) then
+    return "", "token_refused"
   end
   local index = (is_leased or not decays) and "cost_index" or "decay_index"
   local best
@@ -218,7 +224,7 @@ local function choose(request, seq)
   end
   local lease = ""
   if is_leased then
-    lease = grant_lease(best, request.lease_ttl, seq, time)
+    lease = grant_lease(best, request, seq, time)
     free_leases = free_leases - 1
   end
   book(best, seq, time, decays, is_leased)

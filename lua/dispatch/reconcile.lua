@@ -18,6 +18,7 @@
     decay_heads         HASH    w
     decay:<pool>        STRING  r
     leases              ZSET    w
+    token_leases        HASH    rw
     sequence            STRING  rw
     reply:<request_id>  STRING  rw
 

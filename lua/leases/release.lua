@@ -8,6 +8,7 @@
     cost_heads          HASH    w
     decay:<pool>        STRING  r
     leases              ZSET    rw
+    token_leases        HASH    rw
 
   Input:
     KEYS[1]   {<namespace>}

@@ -21,6 +21,7 @@
     lottery:<pool>          ZSET    w
     lottery_failing:<pool>  ZSET    w
     odds:<pool>             STRING  w
+    token_workers           HASH    rw
     sequence                STRING  rw
     reply:<request_id>      STRING  rw
 
@@ -53,8 +54,9 @@ if not registrations or not in_flight_window then
 end
 local time = now()
 
-local function is_unchanged(registration, was_alive)
-  return was_alive and redis.call("HGET", key("worker", registration.name), "registration") == registration.registration
+local function refusal_of(registration, was_alive)
+  local number = was_alive and redis.call("HGET", key("worker", registration.name), "registration")
+  return number ~= registration.registration and -1 or nil
 end
 
 local function updated_load(registration, load)
@@ -63,5 +65,5 @@ local function updated_load(registration, load)
 end
 
 return handle_each(registrations, function(registration)
-  return enroll(registration, time, decays, is_unchanged, updated_load)
+  return enroll(registration, time, decays, refusal_of, updated_load)
 end)

@@ -23,6 +23,7 @@
     lottery:<pool>          ZSET    w
     lottery_failing:<pool>  ZSET    w
     odds:<pool>             STRING  w
+    token_workers           HASH    rw
     sequence                STRING  rw
     reply:<request_id>      STRING  rw
 
@@ -30,33 +31,44 @@
     KEYS[1]   {<namespace>}
     ARGV[1]   decays: '1' if bookings decay, otherwise '0'
     ARGV[2]   max_workers: how many workers may be alive; 0 for any number
-    ARGV[3…]  for each worker: a registration (include/workers/read_registrations.lua)
+    ARGV[3]   max_token_workers: how many workers may be registered by one token; 0 for any number
+    ARGV[4…]  for each worker: a registration (include/workers/read_registrations.lua)
 
   Output:
     an array with one entry for each worker, in order; if there are fewer, call again for the rest
       1   the worker is new
       0   it was registered
       -1  it is not alive, and max_workers others are: nothing was done
+      -2  it is not a worker of its token, and max_token_workers others are: nothing was done
     error 'INVALID …' if an argument is invalid; nothing was done
 ]]
 --- @include "enroll"
 --- @include "handle_each"
 --- @include "has_room"
+--- @include "key"
 --- @include "new_load"
 --- @include "now"
 --- @include "read_registrations"
 --- @include "whole_number"
-local decays, max_workers = ARGV[1] == "1", whole_number(ARGV[2], 0)
-local registrations, problem = read_registrations(3, {})
-if not registrations or not max_workers then
+local decays, max_workers, max_token_workers = ARGV[1] == "1", whole_number(ARGV[2], 0), whole_number(ARGV[3], 0)
+local registrations, problem = read_registrations(4, {})
+if not registrations or not max_workers or not max_token_workers then
   return redis.error_reply(problem or "INVALID arguments")
 end
 local time = now()
 
-local function is_allowed(registration, was_alive)
-  return was_alive or has_room(max_workers, time)
+local function refusal_of(registration, was_alive)
+  local token = registration.registered_by
+  if not was_alive and not has_room(max_workers, time) then
+    return -1
+  elseif token == "" or max_token_workers == 0 then
+    return nil
+  end
+  local is_known = redis.call("HGET", key("worker", registration.name), "registered_by") == token
+  local number = tonumber(redis.call("HGET", key("token_workers"), token) or 0)
+  return not is_known and number >= max_token_workers and -2 or nil
 end
 
 return handle_each(registrations, function(registration)
-  return enroll(registration, time, decays, is_allowed, new_load)
+  return enroll(registration, time, decays, refusal_of, new_load)
 end)

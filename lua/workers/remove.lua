@@ -19,6 +19,7 @@
     lottery:<pool>          ZSET    w
     lottery_failing:<pool>  ZSET    w
     odds:<pool>             STRING  w
+    token_workers           HASH    rw
     sequence                STRING  rw
     reply:<request_id>      STRING  rw
 

@@ -20,6 +20,7 @@
     lottery:<pool>          ZSET    w
     lottery_failing:<pool>  ZSET    w
     odds:<pool>             STRING  w
+    token_workers           HASH    rw
     sequence                STRING  rw
     reply:<request_id>      STRING  rw
 
@@ -52,11 +53,11 @@ if not registrations or not max_workers then
 end
 local time = now()
 
-local function is_lost(registration, was_alive)
-  return not was_alive and redis.call("EXISTS", key("removed", registration.name)) == 0
-    and has_room(max_workers, time)
+local function refusal_of(registration, was_alive)
+  local is_lost = not was_alive and redis.call("EXISTS", key("removed", registration.name)) == 0
+  return not (is_lost and has_room(max_workers, time)) and -1 or nil
 end
 
 return handle_each(registrations, function(registration)
-  return enroll(registration, time, decays, is_lost, new_load)
+  return enroll(registration, time, decays, refusal_of, new_load)
 end)

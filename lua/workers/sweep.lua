@@ -22,6 +22,8 @@
     lottery_failing:<pool>  ZSET    w
     odds:<pool>             STRING  w
     leases                  ZSET    rw
+    token_leases            HASH    rw
+    token_workers           HASH    rw
     sweep                   STRING  rw
 
   Input:

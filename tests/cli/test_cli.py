@@ -76,6 +76,8 @@ VALUES: dict[str, tuple[str, Any]] = {
     "max_body_memory": ("102", 102),
     "max_workers": ("103", 103),
     "max_leases": ("104", 104),
+    "max_workers_per_token": ("105", 105),
+    "max_leases_per_token": ("106", 106),
     "registration_rate": ("0.5", 0.5),
     "log_level": ("debug", "debug"),
 }

@@ -84,6 +84,12 @@ def files(controller: ControllerProcess) -> int:
     return int(process(controller).num_fds())
 
 
+def clients(controller: ControllerProcess) -> int:
+    """Return how many connections of clients a controller has open."""
+    connections = process(controller).net_connections("tcp")
+    return sum(each.laddr.port == controller.port and each.status != psutil.CONN_LISTEN for each in connections)
+
+
 def peak_memory(controller: ControllerProcess) -> int:
     """Return the largest amount of memory that a controller has occupied, in bytes."""
     status = Path(f"/proc/{controller.popen.pid}/status").read_text()

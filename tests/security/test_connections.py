@@ -8,7 +8,7 @@ import resource
 import pytest
 
 from tests.conftest import Figure
-from tests.security.connections import DISPATCH, MIB, POST, Connection, Serve, connect, files, peak_memory, refusals
+from tests.security.connections import DISPATCH, MIB, POST, Connection, Serve, clients, connect, peak_memory, refusals
 from tests.support.waiting import wait_until
 from tests.system.processes import ControllerProcess
 from tests.system.test_serve import A
@@ -36,9 +36,9 @@ async def test_connections_beyond_the_limit_get_a_503_and_probes_are_served(serv
     controller = serve("--max-connections", "20", "--head-timeout", "60")
     controller.register(A)
     async with contextlib.AsyncExitStack() as opened:
-        before = files(controller)
+        await wait_until(lambda: clients(controller) == 0, "the connection of the registration is closed")
         await open_many(controller, 20, b"", opened)
-        await wait_until(lambda: files(controller) >= before + 20, "the connections are accepted")
+        await wait_until(lambda: clients(controller) == 20, "the connections are accepted")
         async with connect(controller) as connection:
             connection.send(DISPATCH)
             status, headers, _ = await connection.response()
@@ -51,7 +51,7 @@ async def test_connections_beyond_the_limit_get_a_503_and_probes_are_served(serv
         further = await open_many(controller, 400, b"", opened)
         ended = await asyncio.gather(*(each.rest(1.0) for each in further), return_exceptions=True)
         assert ended.count(b"") == 400 - 256, "only some of these connections are kept for a response"
-    await wait_until(lambda: files(controller) <= before, "all connections are closed")
+    await wait_until(lambda: clients(controller) == 0, "all connections are closed")
     assert controller.dispatch() == A
     assert refusals(controller)["connections"] >= 403
     assert "Traceback" not in controller.log
@@ -70,17 +70,18 @@ async def test_thousands_of_slow_connections_do_not_harm_a_replica(serve: Serve,
         controller = serve(*limits, wrap=start)
         controller.register(A)
         controller.dispatch()
-        before, memory = files(controller), peak_memory(controller)
+        memory = peak_memory(controller)
         async with contextlib.AsyncExitStack() as opened:
+            await wait_until(lambda: clients(controller) == 0, "the connections of earlier requests are closed")
             connections = await open_many(controller, SLOW_CONNECTIONS, POST, opened)
-            await wait_until(lambda: files(controller) >= before + SLOW_CONNECTIONS, "all are accepted")
+            await wait_until(lambda: clients(controller) == SLOW_CONNECTIONS, "all are accepted")
             assert controller.dispatch() == A
             grown = peak_memory(controller) - memory
             figure(f"memory of a replica with {SLOW_CONNECTIONS} slow connections", f"{grown / MIB:.0f} MiB more")
             assert grown < SLOW_CONNECTIONS * 32 * 1024
             results = await asyncio.gather(*(each.error() for each in connections), return_exceptions=True)
             assert results.count((408, "head_timeout")) == SLOW_CONNECTIONS
-        await wait_until(lambda: files(controller) <= before, "all connections are closed")
+        await wait_until(lambda: clients(controller) == 0, "all connections are closed")
         assert controller.dispatch() == A
         assert "Traceback" not in controller.log
     finally:

@@ -6,7 +6,7 @@ import json
 
 import pytest
 
-from tests.security.connections import DISPATCH, MIB, POST, STREAM, Serve, connect, files, peak_memory
+from tests.security.connections import DISPATCH, MIB, POST, STREAM, Serve, clients, connect, peak_memory
 from tests.support.waiting import wait_until
 from tests.support.workers import BadWorker, answers, bad_worker
 from tests.system.processes import ControllerProcess
@@ -197,7 +197,7 @@ async def test_a_body_of_200_megabytes_is_refused_and_memory_stays_flat(
 ) -> None:
     controller = serve()
     controller.register(A)
-    memory, before = peak_memory(controller), files(controller)
+    memory = peak_memory(controller)
     head = POST.replace(b"/get_worker_address", path.encode())
     async with connect(controller) as connection:
         connection.send(head + (length(200 * MIB) if announced else CHUNKED) + b"\r\n")
@@ -212,7 +212,7 @@ async def test_a_body_of_200_megabytes_is_refused_and_memory_stays_flat(
         status, _, body = await answered
         assert (status, json.loads(body)["error"]["code"]) == (413, "body_too_large")
     assert peak_memory(controller) - memory < (90 if "worker_gen" in path or "any" in path else 12) * MIB
-    await wait_until(lambda: files(controller) <= before, "the connection is closed")
+    await wait_until(lambda: clients(controller) == 0, "the connection is closed")
     assert controller.dispatch() == A
 
 
@@ -228,13 +228,12 @@ async def test_clients_that_disconnect_at_any_point_leave_nothing_behind(serve: 
 
     async with bad_worker(worker_generate_stream=answer) as worker:
         await asyncio.to_thread(controller.register, worker.address)
-        before = files(controller)
         stream = STREAM + DISPATCH.partition(b"Host: x\r\n")[2]
         await asyncio.gather(
             *(leave(controller, request, number) for request in (DISPATCH, stream) for number in range(150))
         )
         await wait_until(lambda: not worker.open, "all requests of the worker have ended")
-        await wait_until(lambda: files(controller) <= before, "all connections are closed")
+        await wait_until(lambda: clients(controller) == 0, "all connections are closed")
         await wait_until(lambda: controller.workers()[0]["leased"] == 0, "all leases are released")
     assert "Traceback" not in controller.log
 

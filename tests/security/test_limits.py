@@ -11,7 +11,7 @@ import pytest
 
 from tests.conftest import Store
 from tests.security.connections import DISPATCH, MIB, STREAM, Serve, connect, peak_memory, refusals
-from tests.support.samples import A, B
+from tests.support.samples import A, B, worker
 from tests.support.waiting import wait_until
 from tests.support.workers import BadWorker, bad_worker
 from tests.system.processes import ControllerProcess
@@ -53,6 +53,37 @@ async def test_another_lease_is_refused_with_429_and_requests_without_one_are_se
         assert 'controller_dispatches_total{outcome="refused"} 1.0' in text
         assert 'controller_dispatches_total{outcome="no_worker"} 0.0' in text
         assert 'controller_refusals_total{limit="leases"} 1.0' in text
+
+
+CHAT, BATCH, RACK, RACK_2 = "secret-of-chat-0123", "secret-of-batch-012", "secret-of-rack-0123", "secret-of-rack-2-01"
+TOKENS = {"client_tokens": f"chat={CHAT},batch={BATCH}", "worker_tokens": f"rack={RACK},rack-2={RACK_2}"}
+
+
+async def test_another_lease_of_a_token_is_refused_with_429(store: Store) -> None:
+    async with opened(store.registry(max_leases_per_token=1), max_leases_per_token=1, **TOKENS) as api:
+        await store.registry().register(worker(A))
+        body = {"model": "m", "lease": True}
+        leased = await api.post("/get_worker_address", body, CHAT)
+        refused = await api.post("/get_worker_address", body, CHAT)
+        assert error_of(refused) == (429, "too_many_leases", "1")
+        assert "The token chat has 1 active leases" in refused.json()["error"]["message"]
+        assert (await api.post("/get_worker_address", body, BATCH)).json()["address"] == A
+        release = await api.post("/release_worker", {"lease": leased.json()["lease"]}, BATCH)
+        assert release.json() == {"released": True}, leased.json()
+        assert (await api.post("/get_worker_address", body, CHAT)).json()["address"] == A
+
+
+async def test_another_worker_of_a_token_is_refused_with_429(store: Store) -> None:
+    async with opened(store.registry(max_workers_per_token=1), max_workers_per_token=1, **TOKENS) as api:
+
+        async def register(name: str, token: str) -> httpx.Response:
+            body = {"worker_name": name, "check_heart_beat": True, "worker_status": status()}
+            return await api.post("/register_worker", body, token)
+
+        assert (await register(A, RACK)).status_code == 200
+        assert error_of(await register(B, RACK)) == (429, "too_many_workers", "10")
+        assert (await register(B, RACK_2)).status_code == 200
+        assert (await register(A, RACK)).status_code == 200
 
 
 async def gated(gate: asyncio.Event, writer: asyncio.StreamWriter) -> None:

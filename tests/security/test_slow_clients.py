@@ -5,7 +5,7 @@ import time
 
 import pytest
 
-from tests.security.connections import DISPATCH, MIB, POST, STREAM, Connection, Serve, connect, files, refusals
+from tests.security.connections import DISPATCH, MIB, POST, STREAM, Connection, Serve, clients, connect, refusals
 from tests.support.waiting import wait_until
 from tests.support.workers import BadWorker, answers, bad_worker
 from tests.system.processes import ControllerProcess
@@ -37,7 +37,6 @@ async def trickled(controller: ControllerProcess, first: bytes, then: bytes) -> 
 async def test_slow_heads_and_bodies_get_a_408(serve: Serve) -> None:
     controller = serve(*LIMITS)
     controller.register(A)
-    before = files(controller)
     assert await trickled(controller, b"", POST) == (408, "head_timeout")
     assert await trickled(controller, POST, b"X: " + b"a" * 1000) == (408, "head_timeout")
     assert await trickled(controller, POST + b"Content-Length: 500\r\n\r\n", b" " * 500) == (408, "body_timeout")
@@ -50,7 +49,7 @@ async def test_slow_heads_and_bodies_get_a_408(serve: Serve) -> None:
         assert (await connection.response())[0] == 200
         assert await connection.error() == (408, "head_timeout")
     assert refusals(controller) == {"head_time": 3, "body_time": 4}
-    await wait_until(lambda: files(controller) <= before, "all connections are closed")
+    await wait_until(lambda: clients(controller) == 0, "all connections are closed")
     assert controller.dispatch() == A
     assert "Traceback" not in controller.log
 
@@ -126,13 +125,12 @@ async def test_a_client_that_reads_nothing_is_disconnected_and_its_lease_release
     controller = serve(*LIMITS)
     async with bad_worker(worker_generate_stream=endless) as worker:
         await asyncio.to_thread(controller.register, worker.address)
-        before = files(controller)
         async with connect(controller) as connection:
             connection.writer.transport.pause_reading()  # type: ignore[attr-defined]
             connection.send(DISPATCH.replace(b"/get_worker_address", b"/worker_generate_stream"))
             await wait_until(lambda: refusals(controller).get("send_time"), "the client is disconnected")
             await wait_until(lambda: not worker.open, "the worker's request has ended")
-        await wait_until(lambda: files(controller) <= before, "all connections are closed")
+        await wait_until(lambda: clients(controller) == 0, "all connections are closed")
         await wait_until(lambda: controller.workers()[0]["leased"] == 0, "the lease is released")
 
 
@@ -155,10 +153,9 @@ async def test_a_response_that_is_not_read_does_not_keep_its_connection(serve: S
     body = b"a" * (8 * MIB)
     async with bad_worker(worker_generate=answers(body)) as worker:
         await asyncio.to_thread(controller.register, worker.address)
-        before = files(controller)
         async with connect(controller) as connection:
             connection.writer.transport.pause_reading()  # type: ignore[attr-defined]
             request = DISPATCH.replace(b"/get_worker_address", b"/worker_generate")
             connection.send(request.replace(b"Host: x", b"Host: x\r\nConnection: close"))
             await wait_until(lambda: refusals(controller).get("send_time"), "the client is disconnected")
-            await wait_until(lambda: files(controller) <= before, "its connection is closed")
+            await wait_until(lambda: clients(controller) == 0, "its connection is closed")

@@ -3,24 +3,26 @@
 The calls below reach the rare paths of all scripts. test_oracle.py checks the other paths.
 """
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterable
+from dataclasses import replace
 
 import pytest
 
 from controller.domain.capacity import CapacityTarget
 from controller.domain.dispatch import DispatchMethod
+from controller.domain.worker import Registration
 from controller.security.tokens import Plane, TokenList, token_of
 from controller.store import keys
 from controller.store.connection import connect
 from controller.store.reconciliation import split
-from controller.store.registry import Find, Registry
+from controller.store.registry import Find, Registry, Request
 from tests.conftest import CLOCK
 from tests.support.clients import Client
 from tests.support.dispatches import dispatch, dispatch_lottery, dispatch_shortest_queue, leases_of
 from tests.support.headers import listed_accesses
 from tests.support.key_accesses import record_accesses, recorded_accesses
 from tests.support.pools import allow_sets
-from tests.support.samples import A, B, C, asks, reports, worker
+from tests.support.samples import A, B, C, reports, worker
 
 NOW = 1_800_000_000_000
 LEASE_MS = 60_000
@@ -35,6 +37,15 @@ async def client(embedded_url: str) -> AsyncIterator[Client]:
     await client.aclose()
 
 
+def of_token(name: str, *models: str) -> Registration:
+    return replace(worker(name, *models), registered_by="rack-1")
+
+
+def asks(models: Iterable[str], lease_ms: int = 0) -> list[Request]:
+    """Return a request for each model. Those with a lease count for a token."""
+    return [Request(model, lease_ms, "chat" if lease_ms else "") for model in models]
+
+
 class Calls:
     """A registry and its namespace, in which the test lets workers expire."""
 
@@ -42,12 +53,21 @@ class Calls:
         self.client = client
         self.namespace = namespace
         self.registry = Registry(
-            client, namespace, 90.0, 60.0, booking_decay=True, draw=lambda: 0.5, max_workers=99, max_leases=99
+            client,
+            namespace,
+            90.0,
+            60.0,
+            booking_decay=True,
+            draw=lambda: 0.5,
+            max_workers=99,
+            max_leases=99,
+            max_workers_per_token=99,
+            max_leases_per_token=99,
         )
 
     async def expired(self, name: str, *models: str) -> None:
         """Register a worker that was drawn once, and let its heartbeat expire."""
-        await self.registry.register(worker(name, *models))
+        await self.registry.register(of_token(name, *models))
         await dispatch_lottery(self.registry, asks(models[:1]))
         await self.client.delete(keys.heartbeat(self.namespace, name))
 
@@ -76,7 +96,7 @@ class Calls:
             await registry.sweep(0.001)
             for purge in (
                 lambda: registry.heartbeat(reports([(A, 1)])),
-                lambda: registry.register(worker(A)),
+                lambda: registry.register(of_token(A)),
                 lambda: registry.restore(worker(A)),
                 lambda: registry.remove(A),
                 lambda: self.client.zadd(keys.workers(self.namespace), {A: 0}),
@@ -110,14 +130,14 @@ class Calls:
         await registry.heartbeat(reports([(A, 2), (B, 2)]))
         await registry.drain(A)
         await registry.drain(A, False)
-        await registry._run("dispatch_shortest_queue", "unanswered", 60_000, 1, 0, "m", LEASE_MS, "m", 0)
+        await registry._run("dispatch_shortest_queue", "unanswered", 60_000, 1, 0, "m", f"{LEASE_MS}@chat@99", "m", 0)
         await client.incrby(CLOCK, 60)
         await dispatch_shortest_queue(registry, asks(["m"] * 3))
         for part in split({A: 1}, ["unanswered"], 1_000_000):
             await registry.reconcile(part)
         known = {each.name: each for each in (await registry.list_workers()).workers}
         for name, models in ((A, ["o"]), (B, ["m", "n"])):
-            await registry.refresh(worker(name, *models), known[name].registration)
+            await registry.refresh(of_token(name, *models), known[name].registration)
         known = {each.name: each for each in (await registry.list_workers()).workers}
         await registry.refresh(worker(B, "m"), known[B].registration)
         await registry.register(worker(B, "m", "n"))
@@ -128,7 +148,7 @@ class Calls:
         await registry.restore_tokens(TokenList(9, "change", (token,)))
         await registry.set_token("ops", None)
         await registry.register(worker(B, "p"))
-        await registry.restore(worker(C, "m", "n"))
+        await registry.restore(of_token(C, "m", "n"))
         await registry.remove(C)
         await registry.restore(worker(C))
         await registry.list_models()

@@ -24,6 +24,8 @@ NAMES: dict[Callable[..., str], tuple[str, ...]] = {
     keys.heartbeat: ("{ns}:heartbeat:http://a:1", "http://a:1"),
     keys.removed: ("{ns}:removed:http://a:1", "http://a:1"),
     keys.leases: ("{ns}:leases",),
+    keys.token_leases: ("{ns}:token_leases",),
+    keys.token_workers: ("{ns}:token_workers",),
     keys.replicas: ("{ns}:replicas",),
     keys.draining: ("{ns}:draining:http://a:1", "http://a:1"),
     keys.capacities: ("{ns}:capacities",),

@@ -1,12 +1,14 @@
 """Test the limits that the scripts check: how many workers are alive, and how many leases are active."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 
 import pytest
 
 from controller.domain.dispatch import DispatchMethod
+from controller.domain.worker import Registration
 from controller.store import keys
-from controller.store.registry import REFUSED, RegisterCall
+from controller.store.registry import REFUSED, TOKEN_REFUSED, Refusal, RegisterCall, Request
 from tests.conftest import CLOCK, Store
 from tests.support.dispatches import dispatch, leases_of, workers_of
 from tests.support.invariants import whole_state
@@ -24,7 +26,7 @@ async def test_another_worker_than_max_workers_is_refused_and_nothing_is_written
     assert await registry.register(worker(A)) is True
     assert await registry.register(worker(B)) is True
     before = await whole_state(store.client, store.namespace)
-    assert await registry.register(worker(C)) is None
+    assert await registry.register(worker(C)) is Refusal.WORKERS
     assert not await registry.restore(worker(C))
     assert await whole_state(store.client, store.namespace) == before
     assert await names(store) == [A, B]
@@ -33,15 +35,15 @@ async def test_another_worker_than_max_workers_is_refused_and_nothing_is_written
 async def test_registered_workers_register_again_at_the_limit(store: Store) -> None:
     registry = store.registry(max_workers=2)
     for name in (A, B, A, B):
-        assert await registry.register(worker(name)) is not None
+        assert await registry.register(worker(name)) is not Refusal.WORKERS
     calls = [RegisterCall(worker(name, "n")) for name in (C, A, B)]
-    assert await registry.register_many(calls) == [None, False, False]
+    assert await registry.register_many(calls) == [Refusal.WORKERS, False, False]
 
 
 async def test_a_batch_reaches_the_limit_in_order(store: Store) -> None:
     registry = store.registry(max_workers=2)
     calls = [RegisterCall(worker(name)) for name in (B, C, A)]
-    assert await registry.register_many(calls) == [True, True, None]
+    assert await registry.register_many(calls) == [True, True, Refusal.WORKERS]
     assert await names(store) == [B, C]
 
 
@@ -52,19 +54,19 @@ async def test_removed_and_expired_workers_do_not_count(store: Store) -> None:
     assert await registry.register(worker(B)) is True
     await store.expire_heartbeat(B)
     assert await registry.register(worker(C)) is True, "B is in the set of workers until the sweep purges it"
-    assert await registry.register(worker(B)) is None, "an expired worker competes with the others"
+    assert await registry.register(worker(B)) is Refusal.WORKERS, "an expired worker competes with the others"
 
 
 async def test_workers_without_heartbeats_count(store: Store) -> None:
     registry = store.registry(max_workers=1)
     await registry.register(worker(A, check_heart_beat=False))
-    assert await registry.register(worker(B)) is None
+    assert await registry.register(worker(B)) is Refusal.WORKERS
 
 
 async def test_all_registries_of_a_namespace_share_the_number(store: Store) -> None:
     first, second = store.registry(max_workers=1), store.registry(max_workers=1)
     assert await first.register(worker(A)) is True
-    assert await second.register(worker(B)) is None
+    assert await second.register(worker(B)) is Refusal.WORKERS
 
 
 async def test_without_limits_there_are_none(store: Store) -> None:
@@ -124,3 +126,84 @@ async def test_a_refusal_is_repeated_to_a_repeated_call_and_can_be_taken_back(
     first = await registry._run(script, *arguments)
     assert first[2:] == ["", REFUSED]
     assert await registry._run(script, *arguments) == first
+
+
+def of_token(name: str, token: str) -> Registration:
+    return replace(worker(name), registered_by=token)
+
+
+async def counts(store: Store, key: Callable[[str], str]) -> dict[str, str]:
+    counted: dict[str, str] = await store.client.hgetall(key(store.namespace))
+    return counted
+
+
+async def test_a_token_registers_no_more_workers_than_it_may(store: Store) -> None:
+    registry = store.registry(max_workers_per_token=2)
+    for name in (A, B, A):
+        assert await registry.register(of_token(name, "rack-1")) is not Refusal.TOKEN_WORKERS
+    before = await whole_state(store.client, store.namespace)
+    assert await registry.register(of_token(C, "rack-1")) is Refusal.TOKEN_WORKERS
+    assert await whole_state(store.client, store.namespace) == before
+    assert await registry.register(of_token(C, "rack-2")) is True, "each token has a limit of its own"
+    assert await registry.register(worker("http://w4:1")) is True, "a worker without a token has none"
+    assert await counts(store, keys.token_workers) == {"rack-1": "2", "rack-2": "1"}
+    await registry.remove(A)
+    await store.expire_heartbeat(B)
+    await registry.sweep(0.001)
+    assert await counts(store, keys.token_workers) == {"rack-2": "1"}
+    assert await registry.register(of_token(A, "rack-1")) is True
+
+
+async def test_a_worker_that_registers_with_another_token_counts_for_that(store: Store) -> None:
+    registry = store.registry(max_workers_per_token=1)
+    await registry.register(of_token(A, "rack-1"))
+    await registry.register(of_token(B, "rack-2"))
+    assert await registry.register(of_token(A, "rack-2")) is Refusal.TOKEN_WORKERS, "rack-2 has a worker"
+    await registry.remove(B)
+    assert await registry.register(of_token(A, "rack-2")) is False
+    assert await counts(store, keys.token_workers) == {"rack-2": "1"}
+    assert await registry.register(worker(A)) is False
+    assert await counts(store, keys.token_workers) == {}
+
+
+async def test_a_lost_worker_is_restored_beyond_the_limit_of_its_token(store: Store) -> None:
+    registry = store.registry(max_workers_per_token=1)
+    await registry.register(of_token(A, "rack-1"))
+    assert await registry.restore(of_token(B, "rack-1"))
+    assert await counts(store, keys.token_workers) == {"rack-1": "2"}
+
+
+@every_method
+async def test_a_token_gets_no_more_leases_than_it_may(store: Store, method: DispatchMethod) -> None:
+    registry = store.registry(max_leases_per_token=2)
+    await registry.register(worker(A))
+    mine, others = [Request("m", 60_000, "chat")] * 3, [Request("m", 60_000, "batch"), Request("m", 60_000)]
+    choices = await dispatch(registry, method, [*mine, *others, Request("m")])
+    assert workers_of(choices) == [A, A, "", A, A, A]
+    assert choices[2].lease == TOKEN_REFUSED
+    assert await counts(store, keys.token_leases) == {"chat": "2", "batch": "1"}
+    assert await registry.renew(leases_of(choices)[0])
+    assert await registry.release(leases_of(choices)[:1]) == [True]
+    assert TOKEN_REFUSED not in leases_of(await dispatch(registry, method, mine[:1]))
+    assert leases_of(await dispatch(registry, method, mine[:1])) == [TOKEN_REFUSED]
+
+
+@every_method
+@pytest.mark.usefixtures("store_clock")
+async def test_leases_of_a_token_that_end_without_a_release_make_room(store: Store, method: DispatchMethod) -> None:
+    seconds, _ = await store.client.time()
+    now = 1000 * seconds
+    await store.client.set(CLOCK, now)
+    registry = store.registry(max_leases_per_token=2)
+    await registry.register(worker(A, check_heart_beat=False))
+    mine = [Request("m", 60_000, "chat")] * 3
+    assert leases_of(await dispatch(registry, method, mine)).count(TOKEN_REFUSED) == 1
+    await store.client.set(CLOCK, now + 60_000)
+    assert leases_of(await dispatch(registry, method, mine)).count(TOKEN_REFUSED) == 1, "the others have expired"
+    await registry.remove(A)
+    await registry.register(worker(A, check_heart_beat=False))
+    await store.client.set(CLOCK, now + 120_000)
+    assert leases_of(await dispatch(registry, method, mine)).count(TOKEN_REFUSED) == 1, (
+        "so have those of the removed one"
+    )
+    assert await counts(store, keys.token_leases) == {"chat": "2"}

@@ -2,6 +2,8 @@
 
 import json
 import math
+import re
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -13,6 +15,7 @@ from tests.model.lottery import speed_bands
 from tests.support.clients import Client
 
 OVERFLOW = "\x1f"
+_TOKEN_OF_LEASE = re.compile(r"(?:\d+-){3}\d+-([^@]+)@")
 TTL_KINDS = {"reply", "removed", "draining", "sweep", "refresh", "check", "replicas", "job", "job_result"}
 
 
@@ -34,6 +37,7 @@ class WholeState:
     overflow: set[str] = field(default_factory=set)
     capacities: dict[str, int] = field(default_factory=dict)
     tokens: dict[str, str] = field(default_factory=dict)
+    token_counts: dict[str, dict[str, str]] = field(default_factory=dict, compare=False)
     heads: dict[str, dict[str, str]] = field(default_factory=dict)
     odds: dict[str, str] = field(default_factory=dict, compare=False)  # a cache of the lotteries
     leases: list[str] = field(default_factory=list, compare=False)  # those of removed workers expire
@@ -78,6 +82,9 @@ async def whole_state(client: Client, namespace: str) -> WholeState:
             state.capacities = {target: int(capacity) for target, capacity in (await client.hgetall(key)).items()}
         elif key == f"{{{namespace}}}:tokens":
             state.tokens = await client.hgetall(key)
+        elif kind in ("token_leases", "token_workers"):
+            assert (await client.pttl(key) == -1) == (kind == "token_workers"), f"{key} has a wrong TTL"
+            state.token_counts[kind] = await client.hgetall(key)
         elif kind == "odds":
             state.odds[rest] = await client.get(key)
         elif kind in TTL_KINDS:
@@ -147,7 +154,8 @@ async def check_invariants(
     lotteries: dict[bool, dict[str, dict[str, float]]] = {False: {}, True: {}}  # by whether the workers are failing
     for name, fields in state.hashes.items():
         load = load_of(fields, state.checkpoints.get(name, []))
-        leases = [lease for lease in state.leases if lease.endswith(f"-{fields['incarnation']}@{name}")]
+        lease_of_worker = re.compile(rf"(\d+-){{3}}{fields['incarnation']}(-[^@]+)?@{re.escape(name)}")
+        leases = [lease for lease in state.leases if lease_of_worker.fullmatch(lease)]
         assert load.leased == len(leases), f"{name} has {load.leased} leases, and these are active: {leases}"
         assert 0 <= load.finished <= load.leased
         assert load.leased_since_report >= 0
@@ -193,6 +201,10 @@ async def check_invariants(
             else:
                 due = state.workers[name] - (now if clock is None else clock)
                 assert abs(due - ttl) < slack, f"{name} expires in {ttl} ms, and the sweep looks for it in {due} ms"
+    tokens = Counter(fields["registered_by"] for fields in state.hashes.values() if fields["registered_by"])
+    assert {token: int(count) for token, count in state.token_counts.get("token_workers", {}).items()} == tokens
+    holders = Counter(lease[1] for lease in map(_TOKEN_OF_LEASE.match, state.leases) if lease)
+    assert {token: int(count) for token, count in state.token_counts.get("token_leases", {}).items()} == holders
     assert set(state.workers) == set(state.hashes)
     assert state.heartbeats <= set(state.hashes)
     assert state.checkpoints.keys() <= state.hashes.keys()

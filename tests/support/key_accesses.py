@@ -30,10 +30,14 @@ local redis = (function(redis)
   return recording
 end)(redis)
 """
-_READS: Final = {"APPEND", "EXISTS", "GET", "GETRANGE", "HGET", "HGETALL", "HLEN", "HMGET", "HSCAN", "INCR", "INCRBY",
-                 "MGET", "PTTL", "SSCAN", "ZCARD", "ZCOUNT", "ZRANGE", "ZRANGEBYSCORE", "ZSCAN", "ZSCORE"}  # fmt: skip
-_WRITES: Final = {"APPEND", "DEL", "HDEL", "HSET", "INCR", "INCRBY", "PEXPIRE", "SADD", "SET", "SREM", "ZADD", "ZREM",
-                  "ZREMRANGEBYSCORE"}  # fmt: skip
+_READS: Final = {
+    *("APPEND", "EXISTS", "GET", "GETRANGE", "HGET", "HGETALL", "HINCRBY", "HLEN", "HMGET", "HSCAN", "INCR", "INCRBY"),
+    *("MGET", "PTTL", "SSCAN", "ZCARD", "ZCOUNT", "ZRANGE", "ZRANGEBYSCORE", "ZSCAN", "ZSCORE"),
+}
+_WRITES: Final = {
+    *("APPEND", "DEL", "HDEL", "HINCRBY", "HSET", "INCR", "INCRBY", "PEXPIRE", "SADD", "SET", "SREM", "ZADD", "ZREM"),
+    "ZREMRANGEBYSCORE",
+}
 
 
 def record_accesses(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -23,8 +23,9 @@ class Api:
     registry: Registry
     metrics: Metrics
 
-    async def post(self, path: str, body: object = None) -> httpx.Response:
-        return await self.http.post(path, json=body)
+    async def post(self, path: str, body: object = None, token: str = "") -> httpx.Response:
+        headers = {"authorization": f"Bearer {token}"} if token else {}
+        return await self.http.post(path, json=body, headers=headers)
 
     async def register(self, name: str, *models: str, **changed: object) -> None:
         status = {"model_names": models or ("m",), "speed": 1, "queue_length": 0}

@@ -142,6 +142,16 @@ class Endpoint(BodyEndpoint):
         return await self._handle(body)
 
 
+class TokenEndpoint(BodyEndpoint):
+    """Passes the body and the name of the caller's token to `handle`. The name is "" without a token."""
+
+    def __init__(self, handle: Callable[[bytes, str], Awaitable[Answer]]) -> None:
+        self._handle = handle
+
+    async def _answer(self, scope: Scope, _: Receive, body: bytes) -> Answer:
+        return await self._handle(body, self.guard.token_name(scope) if self.guard else "")
+
+
 class CallerEndpoint(BodyEndpoint):
     """Passes the body and the caller to `handle`."""
 

@@ -18,7 +18,7 @@ _NO_LEASE: Final = b'{"address":"","lease":""}'
 _NO_MODELS: Final = b'{"models":[]}'
 
 
-async def get_worker_address(services: Services, body: bytes) -> Answer:
+async def get_worker_address(services: Services, body: bytes, token: str) -> Answer:
     """Choose a worker for a model and book it. With `lease`, the booking lasts until it is released or expires.
 
     With `--by-way` and without `lease`, return the address of this cluster if the model has a live worker. Nothing is
@@ -26,7 +26,7 @@ async def get_worker_address(services: Services, body: bytes) -> Answer:
     """
     model, lease = schemas.parse_dispatch(body)
     if lease is not False:
-        return await _lease(services, model, None if lease is True else lease)
+        return await _lease(services, model, None if lease is True else lease, token)
     try:
         if services.by_way:
             worker, snapshot_age = await services.dispatcher.find_worker(model)
@@ -39,9 +39,9 @@ async def get_worker_address(services: Services, body: bytes) -> Answer:
     return Answer(b'{"address":"%s"}' % address.encode(), headers=degraded(snapshot_age))  # a URL needs no escaping
 
 
-async def _lease(services: Services, model: str, lease_time: float | None) -> Answer:
+async def _lease(services: Services, model: str, lease_time: float | None, token: str) -> Answer:
     try:
-        leased, snapshot_age = await services.dispatcher.dispatch_with_lease(model, lease_time)
+        leased, snapshot_age = await services.dispatcher.dispatch_with_lease(model, lease_time, token)
     except StoreError as error:
         return empty_answer(_NO_LEASE, error)
     return Answer(schemas.encode(leased._asdict()), headers=degraded(snapshot_age))

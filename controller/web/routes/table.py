@@ -19,6 +19,7 @@ from controller.web.asgi.endpoint import (
     HeartbeatEndpoint,
     HopEndpoint,
     RegistrationEndpoint,
+    TokenEndpoint,
 )
 from controller.web.routes import admin, client, forward, public, worker
 from controller.web.services import Services
@@ -52,7 +53,7 @@ class Route(NamedTuple):
 
 
 ROUTES: Final = (
-    Route("POST", "/get_worker_address", client.get_worker_address, Plane.CLIENT, hot=True),
+    Route("POST", "/get_worker_address", client.get_worker_address, Plane.CLIENT, TokenEndpoint, hot=True),
     Route("POST", "/release_worker", client.release_worker, Plane.CLIENT, hot=True),
     Route("POST", "/renew_lease", client.renew_lease, Plane.CLIENT),
     Route("POST", "/report_failure", client.report_failure, Plane.CLIENT),

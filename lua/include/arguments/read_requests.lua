@@ -5,8 +5,11 @@
     first  the number of the first argument
     names  the names of the arguments of a request: 'model', 'lease_ttl', and 'draw' for the lottery
 
-  Output: an array of tables with these names, of which lease_ttl and draw are numbers; nil if an argument is invalid,
-  or if there is no request.
+  The argument for lease_ttl is a number of milliseconds, 0 for no lease. If the leases of a token are limited, '@', its
+  name, '@' and the limit follow.
+
+  Output: an array of tables with these names, `token` and `token_limit`, which are nil without a limit. lease_ttl, draw
+  and token_limit are numbers. nil if an argument is invalid, or if there is no request.
 ]]
 --- @include "whole_number"
 local function read_requests(first, names)
@@ -14,11 +17,18 @@ local function read_requests(first, names)
   local requests = {}
   for i = first, #ARGV, size do
     local lease_ttl = ARGV[i + 1] == "0" and 0 or whole_number(ARGV[i + 1], 0)
+    local token, token_limit
+    if not lease_ttl then
+      lease_ttl, token, token_limit = (ARGV[i + 1] or ""):match("^(%d+)@([%w._-]+)@(%d+)$")
+      lease_ttl, token_limit = lease_ttl and whole_number(lease_ttl, 1), tonumber(token_limit)
+    end
     local draw = has_draws and tonumber(ARGV[i + 2])
     if not lease_ttl or (has_draws and not (draw and draw >= 0 and draw < 1)) then
       return nil
     end
-    requests[#requests + 1] = { model = ARGV[i], lease_ttl = lease_ttl, draw = draw }
+    requests[#requests + 1] = {
+      model = ARGV[i], lease_ttl = lease_ttl, draw = draw, token = token, token_limit = token_limit,
+    }
   end
   return requests[1] and requests
 end

@@ -12,6 +12,7 @@
 
   Output: true if the lease was active. It was not if the worker has registered again since, which ends its leases.
 ]]
+--- @include "count_for_token" when called
 --- @include "key"
 --- @include "lease_counts"
 --- @include "map_checkpoints"
@@ -23,7 +24,10 @@ local function end_lease(lease, time, decays, expired)
   if redis.call("ZREM", key("leases"), lease) == 0 then
     return false
   end
-  local leased_at, _, incarnation, name = parse_lease(lease)
+  local leased_at, _, incarnation, name, token = parse_lease(lease)
+  if token ~= "" then
+    count_for_token(key("token_leases"), token, -1)
+  end
   local load = read_load(name, decays and time)
   local fields = redis.call("HMGET", key("worker", name), "incarnation", "reported_at")
   if not load or fields[1] ~= incarnation then

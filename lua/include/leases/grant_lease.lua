@@ -1,21 +1,29 @@
 --[[
-  Grant a lease: '<time>-<ttl in ms>-<sequence number>-<incarnation of the worker>@<name of the worker>'. Leases are
-  unique, because each dispatch has a sequence number of its own.
+  Grant a lease: '<time>-<ttl in ms>-<sequence number>-<incarnation of the worker>@<name of the worker>'. If it counts
+  for a token, '-<name of the token>' stands before the '@'. Leases are unique, because each dispatch has a sequence
+  number of its own.
 
   Input:
-    load       the worker's load, as include/load/read_load.lua returns it
-    lease_ttl  the milliseconds after which the lease expires
-    seq        the sequence number of the dispatch
-    time       the time
+    load     the worker's load, as include/load/read_load.lua returns it
+    request  the request, as include/arguments/read_requests.lua returns it
+    seq      the sequence number of the dispatch
+    time     the time
 
   Output: the lease.
 ]]
 --- @include "constants"
+--- @include "count_for_token" when called
 --- @include "key"
-local function grant_lease(load, lease_ttl, seq, time)
+local function grant_lease(load, request, seq, time)
   local incarnation = redis.call("HGET", load.worker, "incarnation")
-  local lease = string.format("%.0f-%.0f-%.0f-%s@%s", time, lease_ttl, seq, incarnation, load.name)
+  local lease_ttl, token = request.lease_ttl, request.token
+  local suffix = token and "-" .. token or ""
+  local lease = string.format("%.0f-%.0f-%.0f-%s%s@%s", time, lease_ttl, seq, incarnation, suffix, load.name)
   redis.call("ZADD", key("leases"), time + lease_ttl, lease)
   redis.call("PEXPIRE", key("leases"), LEASES_TTL)
+  if token then
+    count_for_token(key("token_leases"), token, 1)
+    redis.call("PEXPIRE", key("token_leases"), LEASES_TTL)
+  end
   return lease
 end

@@ -6,15 +6,17 @@
     registration  as include/workers/read_registrations.lua returns it
     time          the time
     decays        true if bookings decay
-    is_allowed    a function that gets the registration, and true if the worker is alive, and returns true if the
-                  registration may take place
+    refusal_of    a function that gets the registration, and true if the worker is alive, and returns nil if the
+                  registration may take place, otherwise a negative number
     make_load     a function that gets the registration, the worker's load until now or nil, the number of the
                   registration and the time, and returns the worker's load, which may lack what the registration says,
                   and other fields of the worker's hash as arguments of HSET, or nil
 
-  Output: 1 if the worker is new, 0 if it was registered, -1 if the registration was not allowed and changed nothing.
+  Output: 1 if the worker is new, 0 if it was registered, the negative number if the registration was refused and
+  changed nothing.
 ]]
 --- @include "assign_pools"
+--- @include "count_for_token" when called
 --- @include "decay_clock"
 --- @include "decay_clock_of"
 --- @include "decide_capacity"
@@ -32,7 +34,7 @@
 --- @include "update_decay_index"
 --- @include "update_lottery"
 --- @include "write_load"
-local function enroll(registration, time, decays, is_allowed, make_load)
+local function enroll(registration, time, decays, refusal_of, make_load)
   local reply = key("reply", registration.request_id)
   local earlier = redis.call("GET", reply)
   if earlier then
@@ -40,8 +42,9 @@ local function enroll(registration, time, decays, is_allowed, make_load)
   end
   local name, worker = registration.name, key("worker", registration.name)
   local was_alive = is_alive(name)
-  if not is_allowed(registration, was_alive) then
-    return -1
+  local refusal = refusal_of(registration, was_alive)
+  if refusal then
+    return refusal
   end
 
   -- If Redis's memory is full, it rejects this write, and so the script stops before it has changed anything.
@@ -80,6 +83,15 @@ local function enroll(registration, time, decays, is_allowed, make_load)
     left[#left + 1] = not is_joined[pool] and pool or nil
   end
   local models_before = left[1] and redis.call("HGET", worker, "models")
+  local token_before = before and redis.call("HGET", worker, "registered_by") or ""
+  if token_before ~= registration.registered_by then
+    if token_before ~= "" then
+      count_for_token(key("token_workers"), token_before, -1)
+    end
+    if registration.registered_by ~= "" then
+      count_for_token(key("token_workers"), registration.registered_by, 1)
+    end
+  end
   write_load(load,
     "pools", table.concat(pools, "\n"),
     "speed", registration.speed,

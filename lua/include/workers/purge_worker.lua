@@ -4,6 +4,7 @@
 
   Output: the amount of work, in units of include/spend.lua.
 ]]
+--- @include "count_for_token" when called
 --- @include "key"
 --- @include "leave_overflow"
 --- @include "leave_pools"
@@ -12,7 +13,11 @@ local function purge_worker(name)
   local work = 2
   local load = read_load(name)
   if load then
-    local is_json, models = pcall(cjson.decode, redis.call("HGET", load.worker, "models"))
+    local models_json, token = unpack(redis.call("HMGET", load.worker, "models", "registered_by"), 1, 2)
+    if token and token ~= "" then
+      count_for_token(key("token_workers"), token, -1)
+    end
+    local is_json, models = pcall(cjson.decode, models_json)
     work = work + leave_pools(name, load.index_seq, load.pools, is_json and models or {})
     leave_overflow(name)
   end
