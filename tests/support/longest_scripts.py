@@ -4,7 +4,6 @@ Scripts that a test has changed are left out, such as those with another clock o
 """
 
 from collections.abc import Iterator, Sequence
-from functools import cache
 from hashlib import sha1
 from typing import Any, Final, NamedTuple
 
@@ -15,6 +14,10 @@ from controller.store import scripts
 
 # Redis logs the commands of a script, too. If it logged the short ones, each run would take several times as long.
 _RECORD_SLOW: Final = {"slowlog-log-slower-than": 500, "slowlog-max-len": 10_000}  # microseconds
+# The name of each script by the hash with which a replica calls it. It is computed before a test changes a script.
+_NAMES: Final = {
+    sha1(scripts.source(name).encode(), usedforsecurity=False).hexdigest().encode(): name for name in scripts.names()
+}
 RUNS: Final = "longest_scripts"  # the key of what a process of pytest-xdist sends to the main one
 
 
@@ -32,20 +35,12 @@ _found: Final = pytest.StashKey[list[ScriptRun]]()
 def script_runs(slowlog: Sequence[Any], server: str) -> Iterator[ScriptRun]:
     """Yield the runs of our scripts in a reply to SLOWLOG GET, which is not decoded: it has arguments of any bytes."""
     for _, _, microseconds, command, *_ in slowlog:
-        if command[0].upper() == b"EVALSHA" and command[1] in _names():
-            yield ScriptRun(microseconds / 1000, _names()[command[1]], server)
-
-
-@cache
-def _names() -> dict[bytes, str]:
-    """Return the name of each script by the hash with which a replica calls it."""
-    hashes = {name: sha1(scripts.source(name).encode(), usedforsecurity=False) for name in scripts.names()}
-    return {script_hash.hexdigest().encode(): name for name, script_hash in hashes.items()}
+        if command[0].upper() == b"EVALSHA" and command[1] in _NAMES:
+            yield ScriptRun(microseconds / 1000, _NAMES[command[1]], server)
 
 
 def record(url: str) -> None:
     """Let a server record slow scripts."""
-    _names()  # before a test changes a script
     with Redis.from_url(url) as client:
         client.config_set(*(part for setting in _RECORD_SLOW.items() for part in setting))
 

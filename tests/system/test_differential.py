@@ -83,13 +83,13 @@ def test_both_controllers_give_the_same_answers(serve: Serve, work_dir: Path, se
 
 @pytest.mark.slow
 def test_the_number_of_replicas_does_not_change_the_answers(serve: Serve) -> None:
-    steps = history(seed=4, length=400)
+    steps = history(seed=4, length=200)
     answers = []
-    for replicas in (1, 2, 4):
+    for replicas in (1, 4):
         controller = serve("--replicas", str(replicas), data=f"replicas-{replicas}")
         answers.append([send(controller.url, *step) for step in steps])
         controller.stop()
-    assert answers[0] == answers[1] == answers[2]
+    assert answers[0] == answers[1]
 
 
 @dataclass
