@@ -43,7 +43,7 @@
     ARGV[5…]  for each request: model, lease_ttl, draw
                 model: the name of the model
                 lease_ttl: the milliseconds after which the lease expires; 0 for a request without a lease; followed
-                by '@', the name of a token, '@' and a number, if at most so many leases of the token may be active
+                by '@', the name of a token, '@' and a number, if only that many leases of the token may be active
                 draw: a random number from [0, 1)
 
   Output:

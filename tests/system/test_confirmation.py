@@ -15,7 +15,7 @@ from tests.conftest import Figure
 pytestmark = pytest.mark.system
 
 LOAD = 0.85
-SECONDS = 3.0
+SECONDS = 5.0
 
 
 @pytest.mark.slow
