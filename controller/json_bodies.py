@@ -11,7 +11,7 @@ from typing import Final, Generic, TypeVar
 import msgspec
 
 from controller.domain.errors import InvalidInput
-from controller.domain.worker import WorkerStatus, whole_queue_length
+from controller.domain.worker import MAX_MODEL_NAMES_LENGTH, WorkerStatus, whole_queue_length
 
 # `json.loads` creates an object of up to 100 bytes for each value, also for values that are not needed.
 _MAX_VALUES: Final = 1_000_000
@@ -92,4 +92,9 @@ def read_status(body: bytes) -> WorkerStatus:
         if not capacity.is_integer():  # also rejects NaN and infinity
             raise InvalidInput("capacity", "must be a whole number, or be left out")
         capacity = int(capacity)
+    length = sum(map(len, status.model_names))
+    if length > MAX_MODEL_NAMES_LENGTH:
+        raise InvalidInput(
+            "model_names", f"has {length} characters in all, but at most {MAX_MODEL_NAMES_LENGTH} are allowed"
+        )
     return WorkerStatus(tuple(status.model_names), status.speed, whole_queue_length(status.queue_length), capacity)

@@ -16,6 +16,7 @@ from controller.domain.errors import InvalidInput
 MAX_NAME_LENGTH: Final = 1024
 MAX_MODELS: Final = 512
 MAX_MODEL_NAME_LENGTH: Final = 512
+MAX_MODEL_NAMES_LENGTH: Final = 65_536  # of all names of a worker together
 MAX_QUEUE_LENGTH: Final = 10**9
 MAX_CAPACITY: Final = 10**6
 MIN_SPEED: Final = 1e-6
