@@ -254,13 +254,10 @@ class WorkerStore(ScriptRunner):
         models: set[str] = set()
         cursor = "0"
         unfinished: list[str] = []
-        while True:
+        while cursor or unfinished:
             cursor, found, unfinished = await self._run("list_models", cursor, _PAGE, *unfinished)
             models.update(found)
-            if cursor == "0":
-                if not unfinished:
-                    return sorted(models)
-                cursor = ""  # check the unfinished models only
+        return sorted(models)
 
     async def list_models_by_kind(self, multimodal: bool) -> list[str]:
         """Return the models of all multimodal live workers, or of all others, sorted."""

@@ -1,6 +1,7 @@
 --[[
-  List the models that have a live worker. Each call checks some of them, so that it cannot block Redis for long. A
-  model that has a live worker during the whole listing is found.
+  List the models that have a live worker. Each call checks some of them, so that it cannot block Redis for long. It
+  checks the unfinished models of the previous call, or else further ones. A model that has a live worker during the
+  whole listing is found.
 
   Keys:
     heartbeat:<name>        STRING  r
@@ -11,8 +12,7 @@
 
   Input:
     KEYS[1]   {<namespace>}
-    ARGV[1]   cursor: '0' to begin, then the cursor that the previous call returned; '' if that was '0' and there are
-                unfinished models
+    ARGV[1]   cursor: '0' to begin, then the cursor that the previous call returned
     ARGV[2]   count: about how many models to check
     ARGV[3…]  for each unfinished model of the previous call: model, position
                 model: its name
@@ -20,7 +20,7 @@
 
   Output:
     an array:
-      [1]  the cursor for the next call; '0' if all models were checked
+      [1]  the cursor for the next call; '' if all models but the unfinished ones were checked
       [2]  an array of the models that were found, in no order; a model may be found twice
       [3]  an array of the unfinished models: model and position of each. They have too many expired workers for the
            budget of one call
@@ -36,7 +36,8 @@ local STEP = 64
 
 local cursor, count = ARGV[1], whole_number(ARGV[2], 1)
 local unfinished_before = argument_groups(3, { "model", "position" })
-if not cursor:match("^%d*$") or not count or not unfinished_before then
+local is_valid = cursor:match("^%d+$") or (cursor == "" and unfinished_before and unfinished_before[1])
+if not is_valid or not count or not unfinished_before then
   return redis.error_reply("INVALID arguments")
 end
 for _, each in ipairs(unfinished_before) do
@@ -70,21 +71,23 @@ local found, unfinished = {}, {}
 local has_begun = false
 
 local function check(model, position)
-  local pools = pools_of(model)
-  while not has_begun or not spend(2) do
+  if not has_begun or not spend(1) then
     has_begun = true
-    local names = workers_of(pools, position)
-    for _, name in ipairs(names) do
-      spend(1)
-      if is_alive(name) then
-        found[#found + 1] = model
+    local pools = pools_of(model)
+    repeat
+      local names = workers_of(pools, position)
+      for _, name in ipairs(names) do
+        spend(1)
+        if is_alive(name) then
+          found[#found + 1] = model
+          return
+        end
+      end
+      position = position + #names
+      if #names < STEP then
         return
       end
-    end
-    position = position + #names
-    if #names < STEP then
-      return
-    end
+    until spend(1)
   end
   unfinished[#unfinished + 1] = model
   unfinished[#unfinished + 1] = tostring(position)
@@ -93,11 +96,11 @@ end
 for _, each in ipairs(unfinished_before) do
   check(each.model, each.position)
 end
-if cursor ~= "" then
+if not unfinished_before[1] then
   local step = redis.call("SSCAN", key("models"), cursor, "COUNT", count)
-  cursor = tostring(step[1])
+  cursor = tostring(step[1]) ~= "0" and tostring(step[1]) or ""
   for _, model in ipairs(step[2]) do
     check(model, 0)
   end
 end
-return { cursor == "" and "0" or cursor, found, unfinished }
+return { cursor, found, unfinished }
