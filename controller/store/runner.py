@@ -86,15 +86,16 @@ class ScriptRunner:
         common: Callable[[], Sequence[str | int]],
         items: Sequence[Item],
         arguments: Callable[[Item], Sequence[str | int]],
+        first_items: int = _FIRST_ITEMS,
     ) -> list[Any]:
         """Run a script for items, as often as it takes to reach all of them.
 
         `common` returns the arguments before those of the items. Each run handles as many items as its budget allows,
-        so that other calls run in between. A run gets about as many items as the one before it could handle, because
-        Redis reads the arguments of all items first.
+        so that other calls run in between. A run gets about as many items as the one before it could handle, the first
+        one `first_items`, because Redis reads the arguments of all items first.
         """
         results: list[Any] = []
-        size = _FIRST_ITEMS
+        size = first_items
         while len(results) < len(items):
             some = items[len(results) : len(results) + size]
             handled = await self._run(script, *common(), *(argument for item in some for argument in arguments(item)))

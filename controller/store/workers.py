@@ -14,6 +14,7 @@ from controller.domain.worker import Registration, Worker, WorkerStatus
 from controller.store.runner import ScriptRunner
 
 _PAGE: Final = 100
+_FIRST_MODELS: Final = 64  # in the first call for several registrations
 _MAX_LISTINGS: Final = 3  # attempts, if Redis loses data during a listing
 
 
@@ -99,6 +100,7 @@ class WorkerStore(ScriptRunner):
             lambda: (self._decays, self._max_workers, self._max_workers_per_token),
             calls,
             lambda call: self._registration_arguments(call.registration, repeatable_for=call.repeatable_for),
+            first_items=max(1, _FIRST_MODELS // max(len(call.registration.status.model_names) or 1 for call in calls)),
         )
         return [Refusal(result) if result < 0 else bool(result) for result in results]
 
