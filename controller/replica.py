@@ -19,7 +19,7 @@ from controller.fleet.refresh import Refresher
 from controller.fleet.sweeper import Sweeper
 from controller.fleet.tokens import Tokens
 from controller.metrics import Metrics
-from controller.proxy.forwarder import Forwarder
+from controller.proxy.forwarder import MIB, Forwarder
 from controller.security.access import Access
 from controller.security.audit import Audit
 from controller.security.forward_paths import ForwardPaths
@@ -80,6 +80,7 @@ class Replica:
             settings.lease_time,
             settings.forward_tries,
             settings.max_forwards,
+            (settings.max_body_memory or 512) * MIB // 2,
         )
         self.limits = RequestLimits.of(settings, metrics)
         self.services = Services(

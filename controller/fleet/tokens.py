@@ -87,12 +87,12 @@ class Tokens:
 
     async def revoke(self, name: str, caller: Caller) -> bool:
         """Revoke a token that was created at runtime. Return False if there is none. Raises StoreUnavailable."""
-        if any(token.name == name and source != "store" for source, token in self._access.tokens()):
+        revoked = await self._breaker.call(self._registry.set_token, name, None)
+        if not revoked and any(token.name == name for _, token in self._access.tokens()):
             raise InvalidInput(
                 "name",
                 f"{name!r} comes from the environment or from the file of --tokens-file. Remove it there",
             )
-        revoked = await self._breaker.call(self._registry.set_token, name, None)
         if revoked:
             await self._spread()
             self._record("revoke_token", name, "", caller)

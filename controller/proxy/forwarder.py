@@ -33,8 +33,7 @@ _MAX_DISPATCHES: Final = 16
 
 # Seconds. If a replica is killed, what it forwarded stays booked for at most this time.
 _MAX_LEASE_TIME: Final = 60.0
-# Of the bodies of requests whose clients have left. A request beyond that is ended, and its lease released too early.
-_MAX_LEFT_BYTES: Final = 256 * 1024 * 1024
+MIB: Final = 1024 * 1024
 
 
 class Forwarder:
@@ -48,6 +47,8 @@ class Forwarder:
     lease_time: in seconds. The leases of longer requests are renewed.
     tries: maximum number of workers that one request is sent to.
     max_forwards: how many requests are forwarded at once, including requests whose clients have left. 0: no limit.
+    max_left: memory for the bodies of requests whose clients have left, in bytes. A request beyond it is ended, and its
+    lease is released too early.
     """
 
     def __init__(
@@ -59,6 +60,7 @@ class Forwarder:
         lease_time: float,
         tries: int,
         max_forwards: int = 0,
+        max_left: int = 256 * MIB,
     ) -> None:
         self._dispatcher = dispatcher
         self._workers = workers
@@ -70,6 +72,7 @@ class Forwarder:
         self._renewals: dict[str, asyncio.TimerHandle] = {}  # by lease
         self._background: set[asyncio.Task[None]] = set()
         self._max_forwards = max_forwards
+        self._max_left = max_left
         self._running: set[object] = set()  # the requests whose clients are connected
         self._left: dict[asyncio.Task[None], int] = {}  # see _go_on()
 
@@ -173,7 +176,7 @@ class Forwarder:
             return await asyncio.shield(exchange)
         except asyncio.CancelledError:
             size = len(request.body)
-            if not exchange.done() and size + sum(self._left.values()) > _MAX_LEFT_BYTES:
+            if not exchange.done() and size + sum(self._left.values()) > self._max_left:
                 exchange.cancel()  # which releases the lease
             else:
                 self._go_on(_finish(exchange), size)

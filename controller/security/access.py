@@ -132,7 +132,9 @@ class Access:
         token = self.token(scope)
         for each in (plane, *others):
             listed = address in self._rules.networks.get(each, _NO_NETWORKS)
-            if token is not None and token.allows(each) and (listed or self.is_token_enough(each)):
+            # On a route of admins, an admin token must not pass as a token of another plane, which needs less.
+            allows = token is not None and (token.allows(each) if each is plane else token.plane is each)
+            if token is not None and allows and (listed or self.is_token_enough(each)):
                 return Caller(token.plane, address, token)
             if listed and not self._rules.needs_both:
                 return Caller(each, address)

@@ -6,10 +6,13 @@ from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from typing import Final, NamedTuple
 
+from controller.security.networks import network_of
+
 logger = logging.getLogger("controller.audit")
 
 _QUIET: Final = 60.0  # seconds between two events about refused requests from one address
 _MAX_ADDRESSES: Final = 1_000  # that are remembered
+_MAX_LINES: Final = 100  # about refused requests in a minute
 _MAX_REGISTRANTS: Final = 20_000  # workers whose last token is remembered
 
 
@@ -59,7 +62,8 @@ class Audit:
     def __init__(self, sinks: Sequence[Sink] = (log_event,), clock: Callable[[], float] = time.monotonic) -> None:
         self._sinks = sinks
         self._clock = clock
-        self._refused: OrderedDict[str, tuple[float, int]] = OrderedDict()  # last event and requests since, by address
+        self._refused: OrderedDict[str, tuple[float, int]] = OrderedDict()  # last event and requests since, by network
+        self._minute, self._lines = float("-inf"), 0  # when the current minute began, and events of refusals in it
         self._registrants: OrderedDict[str, str] = OrderedDict()  # the name of the last token, by worker
 
     def record(self, event: AuditEvent) -> None:
@@ -68,18 +72,23 @@ class Audit:
             sink(event)
 
     def refuse(self, event: AuditEvent) -> None:
-        """Record that a request was refused, unless its address had such an event within a minute."""
+        """Record that a request was refused, unless there was such an event of its network, or many, within a minute."""
         now = self._clock()
-        last, skipped = self._refused.pop(event.address, (float("-inf"), 0))
-        if now < last + _QUIET:
-            self._refused[event.address] = last, skipped + 1
-            return
-        if skipped:
-            event = event._replace(detail=f"{event.detail} {skipped} more requests were refused since the last line.")
-        self._refused[event.address] = now, 0
+        caller = network_of(event.address)
+        last, skipped = self._refused.pop(caller, (float("-inf"), 0))
+        if now >= self._minute + _QUIET:
+            self._minute, self._lines = now, 0
+        if now < last + _QUIET or self._lines >= _MAX_LINES:
+            self._refused[caller] = last, skipped + 1
+        else:
+            if skipped:
+                more = f"{skipped} more requests were refused since the last line."
+                event = event._replace(detail=f"{event.detail} {more}")
+            self._refused[caller] = now, 0
+            self._lines += 1
+            self.record(event)
         if len(self._refused) > _MAX_ADDRESSES:
             self._refused.popitem(last=False)
-        self.record(event)
 
     def registered(self, worker: str, token: str, address: str) -> None:
         """Record a registration, if the worker's last one was with another token, or is not known."""

@@ -51,6 +51,12 @@ def _parse(address: str) -> IPv4Address | IPv6Address | None:
     return mapped or parsed
 
 
+def network_of(address: str) -> str:
+    """Return what counts as one caller: an IPv4 address, or the network /64 of an IPv6 address."""
+    parsed = _parse(address)
+    return str(ip_network((parsed, 64), strict=False)) if isinstance(parsed, IPv6Address) else str(parsed or address)
+
+
 def is_loopback(host: str) -> bool:
     """Return True if only this machine can reach a host: an IP address, or the name localhost."""
     parsed = _parse(host.strip("[]"))

@@ -138,11 +138,14 @@ def digest_of(secret: str) -> str:
 
 
 def token_of(name: str, plane: Plane, secret: str, workers: Iterable[str] = (), models: Iterable[str] = ()) -> Token:
-    """Return the token of a secret that a user has chosen. Raises InvalidInput, which does not quote the secret."""
+    """Return the token of a secret that a user has chosen.
+
+    Raises InvalidInput, which quotes neither the secret nor the name: users may have swapped them.
+    """
     if not MIN_LENGTH <= len(secret) <= _MAX_LENGTH or not _SECRET.match(secret):
         raise InvalidInput(
             "token",
-            f"of {name!r} must have {MIN_LENGTH} to {_MAX_LENGTH} printable characters, without spaces and commas. "
+            f"must have {MIN_LENGTH} to {_MAX_LENGTH} printable characters, without spaces and commas. "
             "`openssl rand -hex 32` prints a good one",
         )
     return Token(name, plane, digest_of(secret), tuple(workers), tuple(models))
@@ -151,11 +154,14 @@ def token_of(name: str, plane: Plane, secret: str, workers: Iterable[str] = (), 
 def parse_list(text: str, plane: Plane) -> list[Token]:
     """Return the tokens of a plane in a text such as `gpu-1=SECRET,gpu-2=SECRET`. Raises InvalidInput."""
     tokens = []
-    for part in filter(None, (part.strip() for part in text.split(","))):
+    for number, part in enumerate(filter(None, (part.strip() for part in text.split(","))), 1):
         name, separator, secret = part.partition("=")
         if not separator:
-            raise InvalidInput("token", "lacks its name: write name=token")
-        tokens.append(token_of(name.strip(), plane, secret.strip()))
+            raise InvalidInput(f"token {number}", "lacks its name: write name=token")
+        try:
+            tokens.append(token_of(name.strip(), plane, secret.strip()))
+        except InvalidInput as error:
+            raise InvalidInput(f"{error.field} {number}", error.problem) from error
     return _distinct(tokens)
 
 
@@ -207,9 +213,9 @@ def _bindings(parts: Iterable[str]) -> dict[str, list[str]]:
 def _distinct(tokens: list[Token]) -> list[Token]:
     """Return the tokens. Raises InvalidInput if two have the same name or the same secret."""
     names, digests = set(), set()
-    for token in tokens:
+    for number, token in enumerate(tokens, 1):
         if token.name in names or token.digest in digests:
-            raise InvalidInput("token", f"{token.name!r} is there twice, or has the secret of another token")
+            raise InvalidInput("token", f"number {number} has the name or the secret of an earlier one")
         names.add(token.name)
         digests.add(token.digest)
     return tokens

@@ -26,11 +26,14 @@ _IPV6_LINK_LOCAL: Final = IPv6Network("fe80::/10")
 _LINK_LOCAL: Final[tuple[Network, ...]] = (ip_network("169.254.0.0/16"), _IPV6_LINK_LOCAL)
 # Other addresses where machines of a cloud read their credentials or configuration.
 _METADATA: Final[tuple[Network, ...]] = (
-    ip_network("fd00:ec2::254"),  # AWS
+    ip_network("fd00:ec2::/32"),  # AWS
     ip_network("fd20:ce::254"),  # Google Cloud
     ip_network("100.100.100.200"),  # Alibaba Cloud
+    ip_network("fd00:100::100:200"),  # Alibaba Cloud
+    ip_network("fd00:a9fe:a9fe::1"),  # Akamai
     ip_network("168.63.129.16"),  # Azure
     ip_network("192.0.0.192"),  # Oracle Cloud
+    ip_network("fd00:c1::a9fe:a9fe"),  # Oracle Cloud
     ip_network("fd00:42::42"),  # Scaleway
 )
 _GUARDED: Final = (*_LINK_LOCAL, *_METADATA)

@@ -5,6 +5,7 @@
     worker:<name>     HASH    r
     heartbeat:<name>  STRING  r
     leases            ZSET    rw
+    token_leases      HASH    w
 
   Input:
     KEYS[1]   {<namespace>}
@@ -42,4 +43,5 @@ for i, item in ipairs(leases) do
   renewed[i] = renew(item.lease)
 end
 redis.call("PEXPIRE", key("leases"), LEASES_TTL)
+redis.call("PEXPIRE", key("token_leases"), LEASES_TTL)
 return renewed

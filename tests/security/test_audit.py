@@ -52,3 +52,24 @@ def test_registrations_are_recorded_when_their_token_changes() -> None:
     for token in ("old", "old", "new", "new", "old"):
         audit.registered("http://w:1", token, "10.0.0.1")
     assert [event.token for event in events] == ["old", "new", "old"]
+
+
+def test_refusals_of_an_ipv6_network_are_those_of_one_caller() -> None:
+    events: list[AuditEvent] = []
+    audit = Audit([events.append], clock=lambda: 0.0)
+    for i in range(50):
+        audit.refuse(REFUSED._replace(address=f"2001:db8:0:1::{i:x}"))
+    audit.refuse(REFUSED._replace(address="2001:db8:0:2::1"))
+    assert [event.address for event in events] == ["2001:db8:0:1::0", "2001:db8:0:2::1"]
+
+
+def test_refusals_of_many_networks_are_limited_in_each_minute() -> None:
+    now = 0.0
+    events: list[AuditEvent] = []
+    audit = Audit([events.append], clock=lambda: now)
+    for i in range(3_000):
+        audit.refuse(REFUSED._replace(address=f"10.0.{i // 250}.{i % 250}"))
+    assert len(events) == 100
+    now = 60.0
+    audit.refuse(REFUSED._replace(address="10.0.11.249"))
+    assert events[100].detail == "unauthorized. 1 more requests were refused since the last line."

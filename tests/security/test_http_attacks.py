@@ -83,6 +83,52 @@ async def test_a_request_in_the_body_of_another_is_not_served(serve: Serve) -> N
     assert controller.names() == [A]
 
 
+OFFERS = {
+    "an unknown protocol": b"Connection: Upgrade\r\nUpgrade: foo\r\n",
+    "websocket": b"Connection: keep-alive, upgrade\r\nUpgrade: websocket\r\nSec-WebSocket-Key: a\r\n",
+    "HTTP/2, as of Java": b"Connection: Upgrade, HTTP2-Settings\r\nUpgrade: h2c\r\nHTTP2-Settings: AAE\r\n",
+}
+
+
+@pytest.mark.parametrize("chunked", [False, True])
+@pytest.mark.parametrize("offer", OFFERS)
+async def test_a_request_that_offers_an_upgrade_is_served_with_its_body(
+    serve: Serve, offer: str, chunked: bool
+) -> None:
+    controller = serve()
+    controller.register(A)
+    body = b'{"model":"m"}' + b" " * 9_000 + SMUGGLED.replace(b"\r\n", b"  ")
+    smuggling = b"\r\n" * 3_000 + SMUGGLED
+    for sent, status in ((body[:9_013], 200), (smuggling, 400)):
+        head = POST + OFFERS[offer] + (CHUNKED if chunked else length(len(sent))) + b"\r\n"
+        part = b"%x\r\n%s\r\n0\r\n\r\n" % (len(sent), sent) if chunked else sent
+        for cuts in ((0,), (len(head),), (len(head) - 1,), (len(head) + 6_000,), (20, len(head) + 40)):
+            async with connect(controller) as connection:
+                message = head + part + DISPATCH + DISPATCH
+                for first, last in zip((0, *cuts), (*cuts, len(message)), strict=True):
+                    connection.send(message[first:last])
+                    await asyncio.sleep(0.02)
+                statuses = [(await connection.response())[0] for _ in range(3)]
+                assert statuses == [status, 200, 200], cuts
+    assert controller.names() == [A]
+    assert "Traceback" not in controller.log
+    assert "WARNING" not in controller.log
+
+
+async def test_many_offers_in_one_read_and_a_tunnel(serve: Serve) -> None:
+    controller = serve()
+    controller.register(A)
+    offer = b"GET /healthz HTTP/1.1\r\nHost: x\r\nConnection: Upgrade\r\nUpgrade: foo\r\n\r\n"
+    async with connect(controller) as connection:
+        connection.send(offer * 200)
+        assert [(await connection.response())[0] for _ in range(200)] == [200] * 200
+    async with connect(controller) as connection:
+        connection.send(b"CONNECT x:80 HTTP/1.1\r\nHost: x\r\n\r\n" + SMUGGLED)
+        assert (await connection.response())[0] == 400
+        assert await connection.rest() == b""
+    assert controller.names() == [A]
+
+
 async def test_a_body_that_was_refused_early_is_not_taken_for_a_request(serve: Serve) -> None:
     controller = serve()
     controller.register(A)

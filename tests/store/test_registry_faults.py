@@ -1,5 +1,7 @@
 """Test the registry on a store that rejects calls, is full, is misconfigured, or holds keys of other programs."""
 
+from dataclasses import replace
+
 import pytest
 from redis._parsers.base import BaseParser
 from redis.asyncio.sentinel import MasterNotFoundError
@@ -14,6 +16,8 @@ from tests.conftest import Store
 from tests.support.dispatches import dispatch_shortest_queue
 from tests.support.invariants import whole_state
 from tests.support.samples import A, B, C, asks, reports, worker
+
+D = "http://d:1"
 
 
 async def test_check_passes_on_a_writable_store(store: Store, registry: Registry) -> None:
@@ -37,13 +41,14 @@ async def test_check_rejects_a_store_that_refuses_writes(store: Store, registry:
     await registry.check()
 
 
+@pytest.mark.parametrize("token", ["", "rack-1"])
 async def test_full_store_rejects_writes_without_partial_changes_and_still_purges(
-    store: Store, registry: Registry
+    store: Store, registry: Registry, token: str
 ) -> None:
     if store.kind == "fakeredis":
         pytest.skip("fakeredis has no memory limit")
-    for name in (A, B, C):
-        await registry.register(worker(name))
+    for name in (A, B, C, D):
+        await registry.register(replace(worker(name), registered_by=token))
     for name in (A, B):
         await store.expire_heartbeat(name)
     await store.client.zadd(keys.workers(store.namespace), {C: 1}, xx=True)  # so that the sweep reaches it first
@@ -63,7 +68,9 @@ async def test_full_store_rejects_writes_without_partial_changes_and_still_purge
         assert await registry.heartbeat(reports([(A, 1)])) == [False]
         assert await registry.sweep(0.001) == [B]
         assert await registry.sweep(0.001) == []
+        assert await registry.remove(D)
         assert [known.name for known in (await registry.list_workers()).workers] == [C]
+        assert await store.client.hgetall(keys.token_workers(store.namespace)) == ({token: "1"} if token else {})
     finally:
         await store.client.config_set("maxmemory", "0")
 

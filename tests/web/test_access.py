@@ -12,7 +12,7 @@ import pytest
 from controller.domain.errors import WorkerUnreachable
 from controller.domain.worker import WorkerStatus
 from controller.fleet import tokens as fleet_tokens
-from controller.security.tokens import Plane
+from controller.security.tokens import Plane, token_of
 from controller.tasks import end
 from controller.web.routes.table import FALLBACK, ROUTES, Route
 from tests.conftest import Store
@@ -191,6 +191,41 @@ async def test_networks_stand_in_for_tokens_or_are_needed_too(store: Store, sati
             assert answer.status_code == status, (address, plane)
             admin = await api.http.get("/workers", headers={"X-Forwarded-For": address})
             assert admin.status_code == 401, "a network opens its own plane only"
+
+
+async def test_an_admin_token_needs_its_network_on_each_route_of_admins(store: Store) -> None:
+    settings = {**SETTINGS, "admin_networks": "192.0.2.0/24", "trusted_proxies": "127.0.0.1", "satisfy": "all"}
+    async for api in open_api(store.registry(), **settings):
+        admins = [route for route in ROUTES if route.plane is Plane.ADMIN]
+        assert {route.path for route in admins} >= {"/remove_worker", "/drain_worker", "/refresh_all_workers"}
+        for route in admins:
+            for address, expected in (("198.51.100.1", 403), ("192.0.2.5", None)):
+                headers = {"X-Forwarded-For": address, **bearer(TOKENS["admin"])}
+                body = {"worker_name": "http://other:1"} if route.method == "POST" else None
+                answer = await api.http.request(route.method, route.path, json=body, headers=headers)
+                assert (answer.status_code == 403) == (expected == 403), (route.path, address)
+        assert (await register(api, TOKENS["worker"], A)).status_code == 200  # the refresh has removed it
+        elsewhere = {"X-Forwarded-For": "198.51.100.1", **bearer(TOKENS["admin"])}
+        answer = await api.http.post("/get_worker_address", json={"model": "m"}, headers=elsewhere)
+        assert answer.json() == {"address": A}, "the plane of clients has no network, so any token of it is enough"
+
+
+async def test_a_created_token_is_revoked_though_the_environment_has_its_name(store: Store) -> None:
+    async for api in open_api(store.registry(), **SETTINGS):
+        await store.registry().set_token("client", token_of("client", Plane.CLIENT, "created-before-0123"))
+        await api.replica.tokens.update()
+        revoked = await api.http.post("/revoke_token", json={"name": "client"}, headers=bearer(TOKENS["admin"]))
+        assert revoked.json() == {"exist": True}
+        answer = await api.http.post("/list_models", headers=bearer("created-before-0123"))
+        assert answer.status_code == 401
+
+
+async def test_strangers_cannot_use_up_the_memory_for_bodies(store: Store) -> None:
+    async for api in open_api(store.registry(), max_body_memory=1, **SETTINGS):
+        for path in ("/healthz", "/readyz", "/test_connection"):
+            refused = await api.http.request("GET", path, content=b" " * 20_000)
+            assert (refused.status_code, refused.json()["error"]["code"]) == (413, "body_too_large"), path
+            assert (await api.http.request("GET", path, content=b" " * 10_000)).status_code == 200, path
 
 
 async def test_networks_alone_close_the_other_planes(store: Store) -> None:

@@ -193,7 +193,7 @@ async def test_shutdown_ends_the_wait_for_answers_and_releases_the_leases(api: A
 async def test_requests_whose_clients_have_left_use_a_bounded_amount_of_memory(
     api: Api, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("controller.proxy.forwarder._MAX_LEFT_BYTES", 25_000)
+    monkeypatch.setattr(api.replica.forwarder, "_max_left", 25_000)
     async with bad_worker(worker_generate=hangs) as healthy:
         await api.register(healthy.address)
         await leave(api, healthy, 4, body="a" * 10_000)

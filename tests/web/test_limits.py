@@ -142,7 +142,7 @@ async def test_an_endpoint_counts_large_bodies_while_it_has_them(parts: list[byt
     endpoint = Endpoint(handle)
     endpoint.limits = RequestLimits(memory)
     if end == "too large":
-        endpoint.max_body = total - 1  # type: ignore[misc]
+        endpoint.max_body = total - 1
     await endpoint({"type": "http", "path": "/", "headers": []}, receive, send)
     assert memory.used == 0
     is_large = total > SMALL_BODY

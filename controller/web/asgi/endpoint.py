@@ -9,7 +9,7 @@ import re
 from abc import ABC, abstractmethod
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
-from typing import ClassVar, Final, NamedTuple, cast
+from typing import Final, NamedTuple, cast
 
 from starlette.responses import Response
 from starlette.types import Message, Receive, Scope, Send
@@ -60,7 +60,7 @@ class BodyEndpoint(ABC):
     the traceback.
     """
 
-    max_body: ClassVar[int] = MAX_BODY
+    max_body: int = MAX_BODY
     guard: Guard | None = None
     limits: RequestLimits | None = None
 

@@ -3,7 +3,6 @@
 import asyncio
 import contextlib
 import time
-from ipaddress import IPv6Address, ip_address
 from math import ceil
 from typing import Final
 
@@ -15,6 +14,7 @@ from controller.domain.errors import (
     TooManyWorkers,
 )
 from controller.metrics import Metrics
+from controller.security.networks import network_of
 from controller.settings import Settings
 
 # Bytes. Smaller bodies are not counted: 10,000 connections with such bodies occupy at most 160 MiB.
@@ -29,7 +29,6 @@ _LIMIT_OF: Final = {
 }
 _BURST: Final = 10.0  # seconds: an address may send so much of its rate at once
 _MAX_ADDRESSES: Final = 10_000
-_IPV6_NETWORK: Final = 64  # bits: one client often has all addresses of such a network
 
 
 class BodyMemory:
@@ -93,7 +92,7 @@ class AddressRate:
 
     def _reserve(self, address: str, now: float) -> float:
         """Count a call and return its delay in seconds."""
-        key = _network(address)
+        key = network_of(address)
         if key not in self._due and len(self._due) >= self._max_addresses:
             self._due = {each: due for each, due in self._due.items() if due > now}
             if len(self._due) >= self._max_addresses:
@@ -136,17 +135,3 @@ class RequestLimits:
             AddressRate(settings.registration_rate, settings.register_timeout),
             metrics,
         )
-
-
-def _network(address: str) -> str:
-    if ":" not in address:
-        return address
-    try:
-        parsed = ip_address(address.partition("%")[0])
-    except ValueError:
-        return address
-    if not isinstance(parsed, IPv6Address):
-        return address
-    if parsed.ipv4_mapped is not None:
-        return str(parsed.ipv4_mapped)
-    return str(IPv6Address(int(parsed) >> _IPV6_NETWORK << _IPV6_NETWORK))

@@ -1,8 +1,9 @@
-"""uvicorn's HTTP protocol, extended in four ways.
+"""uvicorn's HTTP protocol, extended in five ways.
 
 - It limits the size of heads, the number of pipelined requests and the number of connections.
 - It limits the time in which a client sends a head or a body, and in which it reads nothing of a response.
 - It sends the head of a response and the first part of its body in one system call.
+- It ignores offers of an upgrade, and serves the requests.
 - It responds to a client that shuts down the sending side of its connection after the request.
 """
 
@@ -13,6 +14,7 @@ import struct
 from collections.abc import Sized
 from typing import Any, Final
 
+from httptools import HttpParserError, HttpParserUpgrade, HttpRequestParser
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 from uvicorn.protocols.http.flow_control import FlowControl
@@ -94,6 +96,8 @@ class BoundedProtocol(HttpToolsProtocol):
 
     _unparsed = 0
     _in_body = False
+    _offers_upgrade = False
+    _head: bytes | None = None  # of a request that offered an upgrade, without the offer
     _awaited: tuple[object, ...] | None = _FIRST_HEAD  # what the connection waited for at the last check
     _since = 0.0  # since when
 
@@ -251,11 +255,35 @@ class BoundedProtocol(HttpToolsProtocol):
     def data_received(self, data: bytes) -> None:
         """Parse the received bytes, and reject the request if its head is too long."""
         self._unparsed += len(data)
-        super().data_received(data)
+        self._unset_keepalive_if_required()
+        try:
+            self._parse(data)
+        except HttpParserError:
+            self.send_400_response("Invalid HTTP request received.")
         if self._unparsed > MAX_HEAD and not self.transport.is_closing():
             message = f"The head, a chunk header or the trailers of the request are longer than {MAX_HEAD} bytes."
             self._count("head_size")
             self._refuse(b"431 Request Header Fields Too Large", "head_too_large", message)
+
+    def _parse(self, data: bytes) -> None:
+        """Parse the received bytes. Requests that offer an upgrade are served as if they did not.
+
+        At an offer, the parser ends the request with its head, and would take the body for the next request. A proxy
+        that forwards the offer takes it for the body. So the head is parsed again without the offer. Java's HttpClient
+        offers HTTP/2 with each first request.
+        """
+        while True:
+            try:
+                self.parser.feed_data(data)
+            except HttpParserUpgrade as upgrade:
+                if self._head is None:  # CONNECT
+                    raise HttpParserError("The request wants another protocol.") from None
+                [end_of_head] = upgrade.args
+                data = self._head + data[end_of_head:]
+                self._head = None
+                self.parser = HttpRequestParser(self)
+            else:
+                return
 
     def send_400_response(self, msg: str) -> None:
         """Reject a malformed request. uvicorn would write this response even in the middle of another response."""
@@ -275,8 +303,26 @@ class BoundedProtocol(HttpToolsProtocol):
     def on_headers_complete(self) -> None:
         """Handle the complete head of a request."""
         self._unparsed = 0
+        self._offers_upgrade = self.parser.should_upgrade()
+        if self._offers_upgrade:
+            self._head = self._without_offer()
+            return
         self._in_body = True
         super().on_headers_complete()
+
+    def _without_offer(self) -> bytes | None:
+        """Return the head of the request without the offer of an upgrade. None if its method is CONNECT."""
+        method = self.parser.get_method()
+        if method == b"CONNECT":
+            return None
+        lines = [b"%s %s HTTP/%s" % (method, self.url, self.parser.get_http_version().encode())]
+        for name, value in self.headers:
+            if name == b"connection":
+                options = [option.strip() for option in value.split(b",")]
+                value = b", ".join(option for option in options if option.lower() != b"upgrade")
+            if name != b"upgrade":
+                lines.append(b"%s: %s" % (name, value))
+        return b"\r\n".join(lines) + b"\r\n\r\n"
 
     def on_body(self, body: bytes) -> None:
         """Handle a part of a body."""
@@ -286,6 +332,8 @@ class BoundedProtocol(HttpToolsProtocol):
     def on_message_complete(self) -> None:
         """Handle the end of a request."""
         self._unparsed = 0
+        if self._offers_upgrade:
+            return  # _parse() parses it again
         self._in_body = False
         super().on_message_complete()
 

@@ -21,6 +21,7 @@ from controller.web.asgi.endpoint import (
     RegistrationEndpoint,
     TokenEndpoint,
 )
+from controller.web.asgi.limits import SMALL_BODY
 from controller.web.routes import admin, client, forward, public, worker
 from controller.web.services import Services
 
@@ -47,7 +48,9 @@ class Route(NamedTuple):
         """Return the ASGI application of the route."""
         endpoint = self.endpoint(partial(self.handler, services))
         endpoint.limits = services.limits
-        if self.plane is not Plane.PUBLIC and services.access.is_closed:
+        if self.plane is Plane.PUBLIC:
+            endpoint.max_body = SMALL_BODY  # which does not count, or strangers could use up --max-body-memory
+        elif services.access.is_closed:
             endpoint.guard = Guard(services.access, self.plane, self.others)
         return endpoint
 
