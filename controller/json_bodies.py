@@ -92,9 +92,9 @@ def read_status(body: bytes) -> WorkerStatus:
         if not capacity.is_integer():  # also rejects NaN and infinity
             raise InvalidInput("capacity", "must be a whole number, or be left out")
         capacity = int(capacity)
-    length = sum(map(len, status.model_names))
+    length = sum(len(name.encode()) for name in status.model_names)
     if length > MAX_MODEL_NAMES_LENGTH:
         raise InvalidInput(
-            "model_names", f"has {length} characters in all, but at most {MAX_MODEL_NAMES_LENGTH} are allowed"
+            "model_names", f"has {length} bytes in all, but at most {MAX_MODEL_NAMES_LENGTH} are allowed"
         )
     return WorkerStatus(tuple(status.model_names), status.speed, whole_queue_length(status.queue_length), capacity)

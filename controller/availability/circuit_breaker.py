@@ -7,7 +7,7 @@ import time
 from collections.abc import Awaitable, Callable
 from typing import Final, ParamSpec, TypeVar
 
-from controller.domain.errors import StoreError, StoreRejection, StoreUnavailable
+from controller.domain.errors import ReplicaBusy, StoreError, StoreRejection, StoreUnavailable
 from controller.metrics import Metrics
 from controller.tasks import end
 
@@ -110,6 +110,8 @@ class CircuitBreaker:
         return self._closed
 
     def _record_failure(self, error: StoreError) -> None:
+        if isinstance(error, ReplicaBusy) and self._closed:
+            return  # the call was not sent, so this says nothing about Redis
         self._metrics.store_failures.inc()
         self._last_failure = time.monotonic()
         if self._failing_since is None:

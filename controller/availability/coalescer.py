@@ -6,6 +6,7 @@ There is no timer: a call starts at once if none is running. Batches grow as Red
 import asyncio
 from collections.abc import Awaitable, Callable, Sequence
 from enum import Enum
+from itertools import takewhile
 from typing import Final, Generic, Literal, TypeAlias, TypeVar
 
 Item = TypeVar("Item")
@@ -25,7 +26,7 @@ class Coalescer(Generic[Item, Answer]):
 
     call: gets at most `limit` items in order of arrival, and returns as many answers in the same order. If it raises an
     exception, each of its items gets the exception. Items with the answer AGAIN wait behind the items that arrived
-    meanwhile.
+    meanwhile, or before them if no later item of the call has another answer.
     """
 
     def __init__(self, call: Callable[[Sequence[Item]], Awaitable[Sequence[Answer | Again]]], limit: int = 256) -> None:
@@ -67,8 +68,11 @@ class Coalescer(Generic[Item, Answer]):
                 if not future.done():
                     future.set_exception(error)
         else:
-            for entry, answer in zip(batch, answers, strict=True):
+            # The call stopped before the last ones, so these are next. Others wait for something that takes longer.
+            handled = len(answers) - sum(1 for _ in takewhile(lambda answer: answer is AGAIN, reversed(answers)))
+            for entry, answer in zip(batch[:handled], answers, strict=False):
                 if answer is AGAIN:
                     self._waiting.append(entry)
                 elif not entry[1].done():
                     entry[1].set_result(answer)
+            self._waiting[:0] = batch[handled:]

@@ -9,6 +9,7 @@ from controller.store.reconciliation import Reconciliation, split
 from controller.store.registry import Registry
 
 _MAX_UNANSWERED: Final = 1_000
+_MAX_ROUNDS: Final = 3
 _MAX_LEASES: Final = 20_000
 _RELEASED_PER_CALL: Final = 1_000
 
@@ -51,9 +52,12 @@ class Reconciler:
         A report without an acknowledgement is sent again unchanged, so Redis counts it once. A report that Redis
         rejects is dropped, because it would be rejected again. The next report of each worker corrects its load.
 
+        Requests that are dispatched from the snapshot meanwhile are reported, too, in a few rounds. The rest is kept
+        for the next call, because a busy replica would never come to an end.
+
         sequence: sequence number of the last snapshot if Redis has lost data since, or else 0.
         """
-        while True:
+        for _ in range(_MAX_ROUNDS):
             while self._reports:
                 try:
                     await self._registry.reconcile(self._reports[0])

@@ -140,8 +140,7 @@ class SnapshotManager:
             except StoreRejection as error:  # one unreadable worker must not stop dispatches to the others
                 logger.error("Taking a snapshot failed; retrying at the next interval: %s", error)  # noqa: TRY400 - no traceback needed
             await self._reconciler.release_leases()
-            # This is the last step, and the breaker closes without another `await`. So no dispatch from the snapshot
-            # can come between, and no booking stays unreported.
+            # The last step: the breaker closes without another `await`, so few bookings are left for the next snapshot.
             await self._reconciler.reconcile()
 
     async def _take_if_stale(self, since: Snapshot | None = None) -> None:
@@ -152,8 +151,11 @@ class SnapshotManager:
 
     async def _take_and_release(self) -> None:
         await self._take_if_stale()
-        # A lease may have ended after _return_to_redis() released the others, and before the breaker closed.
+        # Leases may have ended, and requests been dispatched, between the last calls of _return_to_redis() and the
+        # moment in which the breaker closed.
         await self._reconciler.release_leases()
+        async with self._lock:
+            await self._reconciler.reconcile()
 
     async def _take(self) -> None:
         taken_at = time.monotonic()

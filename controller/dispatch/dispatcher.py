@@ -1,5 +1,6 @@
 """Chooses workers for requests: coalesces calls to Redis, falls back to degraded mode, and counts outcomes."""
 
+import contextlib
 from collections.abc import Sequence
 from typing import Final, NamedTuple
 
@@ -58,7 +59,10 @@ class Dispatcher:
         """Choose a worker for one request and book it. Return its address, or "" if the model has no live worker."""
         if len(model) > MAX_MODEL_NAME_LENGTH:
             return MaybeStale(self._no_worker().worker)
-        choice, snapshot_age = await self._dispatches.submit(Request(model))
+        request = Request(model)
+        choice, snapshot_age = await self._dispatches.submit(request)
+        if not choice.worker and snapshot_age is None:
+            choice, snapshot_age = await self._verify(request)
         return MaybeStale(choice.worker, snapshot_age)
 
     async def dispatch_with_lease(
@@ -77,7 +81,10 @@ class Dispatcher:
         if len(model) > MAX_MODEL_NAME_LENGTH:
             return MaybeStale(Leased(*self._no_worker()))
         counted = token if self._max_leases_per_token else ""
-        choice, snapshot_age = await self._dispatches.submit(Request(model, lease_ms, counted))
+        request = Request(model, lease_ms, counted)
+        choice, snapshot_age = await self._dispatches.submit(request)
+        if not choice.worker and not choice.lease and snapshot_age is None:
+            choice, snapshot_age = await self._verify(request)
         if choice.lease == TOKEN_REFUSED:
             raise TooManyLeases(
                 f"The token {token} has {self._max_leases_per_token} active leases, which is the limit "
@@ -100,7 +107,14 @@ class Dispatcher:
         """
         if len(model) > MAX_MODEL_NAME_LENGTH:
             return MaybeStale("")
-        return await self._finds.submit(Find(model, excluded))
+        find = Find(model, excluded)
+        found = await self._finds.submit(find)
+        if found.value or excluded or found.snapshot_age is not None:
+            return found
+        with contextlib.suppress(StoreError):
+            if await self._snapshots.verify_missing([model]):
+                return await self._finds.submit(find)
+        return found
 
     async def release(self, lease: str) -> bool:
         """Release a lease: its request has ended. Return True if the lease was active."""
@@ -135,40 +149,24 @@ class Dispatcher:
         except StoreError as error:
             return self._dispatch_degraded([request.model for request in requests], error)
         self._metrics.dispatch_batches.inc()
-        answers: list[MaybeStale[Choice] | Again] = [
-            AGAIN if choice is None else MaybeStale(choice) for choice in choices
-        ]
-        missing = [i for i, choice in enumerate(choices) if choice is not None and not (choice.worker or choice.lease)]
-        if missing:
-            for i, answer in zip(missing, await self._verify([requests[i] for i in missing]), strict=True):
-                answers[i] = answer
-        self._count([answer for answer in answers if answer is not AGAIN])
-        return answers
-
-    def _count(self, answers: Sequence[MaybeStale[Choice]]) -> None:
-        refused = sum(each.value.lease in _NO_LEASE for each in answers)
-        without = sum(not each.value.worker for each in answers) - refused
-        degraded = sum(each.snapshot_age is not None for each in answers if each.value.worker)
-        self._metrics.dispatches_chosen.inc(len(answers) - without - refused - degraded)
-        self._metrics.dispatches_refused.inc(refused)
-        self._metrics.dispatches_degraded.inc(degraded)
-        self._metrics.dispatches_no_worker.inc(without)
-
-    async def _verify(self, requests: Sequence[Request]) -> Sequence[MaybeStale[Choice] | Again]:
-        """Retry requests that found no worker, in case Redis had lost its registry."""
-        none: list[MaybeStale[Choice] | Again] = [MaybeStale(Choice())] * len(requests)
-        models = [request.model for request in requests]
-        try:
-            if not await self._snapshots.verify_missing(models):
-                return none
-            choices = await self._breaker.call(self._registry.dispatch_some, self._method, requests)
-        except StoreError as error:
-            try:
-                addresses, age = self._degraded.dispatch(models, error)
-            except StoreError:
-                return none  # the other requests of the batch are booked, so they must get their answers
-            return [MaybeStale(Choice(address), age) for address in addresses]
+        handled = [choice for choice in choices if choice is not None]
+        # _verify() counts the requests without a worker.
+        self._metrics.dispatches_chosen.inc(sum(bool(choice.worker) for choice in handled))
+        self._metrics.dispatches_refused.inc(sum(choice.lease in _NO_LEASE for choice in handled))
         return [AGAIN if choice is None else MaybeStale(choice) for choice in choices]
+
+    async def _verify(self, request: Request) -> MaybeStale[Choice]:
+        """Retry a request that found no worker, in case Redis had lost its registry. Other requests do not wait."""
+        answer = MaybeStale(Choice())
+        try:
+            if await self._snapshots.verify_missing([request.model]):
+                answer = await self._dispatches.submit(request)
+        except StoreError as error:
+            with contextlib.suppress(StoreError):
+                [answer] = self._dispatch_degraded([request.model], error)
+        if not answer.value.worker and not answer.value.lease:
+            self._metrics.dispatches_no_worker.inc()
+        return answer
 
     def _dispatch_degraded(self, models: Sequence[str], error: StoreError) -> list[MaybeStale[Choice]]:
         try:
@@ -182,9 +180,6 @@ class Dispatcher:
     async def _find_all(self, finds: Sequence[Find]) -> list[MaybeStale[str]]:
         try:
             found = await self._breaker.call(self._registry.find_workers, finds)
-            missing = [find.model for find, worker in zip(finds, found, strict=True) if not (worker or find.excluded)]
-            if missing and await self._snapshots.verify_missing(missing):
-                found = await self._breaker.call(self._registry.find_workers, finds)
         except StoreError as error:
             snapshot, age = self._snapshots.get(error)
             return [MaybeStale(snapshot.find(find.model, find.excluded), age) for find in finds]

@@ -72,7 +72,7 @@ class Audit:
             sink(event)
 
     def refuse(self, event: AuditEvent) -> None:
-        """Record that a request was refused, unless there was such an event of its network, or many, within a minute."""
+        """Record that a request was refused, unless its network had such an event, or many had, in the last minute."""
         now = self._clock()
         caller = network_of(event.address)
         last, skipped = self._refused.pop(caller, (float("-inf"), 0))

@@ -2,6 +2,7 @@
 
 import secrets
 from collections.abc import Callable, Sequence
+from itertools import islice
 from typing import Any, Final, TypeVar
 
 from redis.asyncio import RedisCluster
@@ -17,7 +18,8 @@ from controller.store.errors import FAILURES, store_error
 Item = TypeVar("Item")
 
 _MIN_REPLY_TTL_MS: Final = 6_000
-_FIRST_ITEMS: Final = 64  # of a call for any number of items
+_FIRST_WEIGHT: Final = 64  # of the items in the first run for any number of items
+_MAX_WEIGHT: Final = 1_024
 _MAX_FLUSHES: Final = 3  # of Redis's scripts during one call
 
 
@@ -86,21 +88,30 @@ class ScriptRunner:
         common: Callable[[], Sequence[str | int]],
         items: Sequence[Item],
         arguments: Callable[[Item], Sequence[str | int]],
-        first_items: int = _FIRST_ITEMS,
+        weight: Callable[[Item], int] = lambda _: 1,
     ) -> list[Any]:
         """Run a script for items, as often as it takes to reach all of them.
 
         `common` returns the arguments before those of the items. Each run handles as many items as its budget allows,
-        so that other calls run in between. A run gets about as many items as the one before it could handle, the first
-        one `first_items`, because Redis reads the arguments of all items first.
+        so that other calls run in between. A run gets about as many items as the one before it could handle, because
+        Redis reads the arguments of all items first.
+
+        weight: returns how much there is to read for an item.
         """
         results: list[Any] = []
-        size = first_items
+        most = _FIRST_WEIGHT
         while len(results) < len(items):
-            some = items[len(results) : len(results) + size]
+            some: list[Item] = []
+            total = 0
+            for item in islice(items, len(results), None):
+                total += weight(item)
+                if some and total > most:
+                    break
+                some.append(item)
             handled = await self._run(script, *common(), *(argument for item in some for argument in arguments(item)))
             results += handled
-            size = 2 * size if len(handled) == len(some) else max(1, len(handled))
+            is_all = len(handled) == len(some)
+            most = min(2 * most, _MAX_WEIGHT) if is_all else max(1, sum(map(weight, some[: len(handled)])))
         return results
 
     async def _run(self, script: str, *arguments: str | int) -> Any:

@@ -14,7 +14,7 @@ from controller.domain.worker import Registration, Worker, WorkerStatus
 from controller.store.runner import ScriptRunner
 
 _PAGE: Final = 100
-_FIRST_MODELS: Final = 64  # in the first call for several registrations
+_PAGE_LENGTH: Final = 500_000  # characters of the names of models in a page
 _MAX_LISTINGS: Final = 3  # attempts, if Redis loses data during a listing
 
 
@@ -84,6 +84,8 @@ class WorkerList(NamedTuple):
 class WorkerStore(ScriptRunner):
     """The workers of one namespace."""
 
+    _page = _PAGE  # workers in the next page of a listing
+
     async def register(self, registration: Registration, repeatable_for: float = 0.0) -> bool | Refusal:
         """Register a worker, which is alive from now on and begins with what it reports. Return True if it is new.
 
@@ -100,7 +102,7 @@ class WorkerStore(ScriptRunner):
             lambda: (self._decays, self._max_workers, self._max_workers_per_token),
             calls,
             lambda call: self._registration_arguments(call.registration, repeatable_for=call.repeatable_for),
-            first_items=max(1, _FIRST_MODELS // max(len(call.registration.status.model_names) or 1 for call in calls)),
+            weight=lambda call: max(1, len(call.registration.status.model_names)),
         )
         return [Refusal(result) if result < 0 else bool(result) for result in results]
 
@@ -233,20 +235,28 @@ class WorkerStore(ScriptRunner):
         for _ in range(_MAX_LISTINGS):
             found: dict[str, Worker] = {}
             sent_at = time.monotonic()
-            reply = await self._run("list_workers", "0", _PAGE, self._decays)
+            reply = await self._run("list_workers", "0", self._page, self._decays)
             cursor, sequence, epoch, time_ms, workers, capacities_version = reply
             clock = ClockReading.between(sent_at, time_ms / 1000, time.monotonic())
             first = sequence, epoch
             found.update((fields[0], _worker(fields)) for fields in workers)
+            self._size_page(workers)
             while cursor != "0" and epoch == first[1] and sequence >= first[0]:
-                cursor, sequence, epoch, _, workers, _ = await self._run("list_workers", cursor, _PAGE, self._decays)
+                reply = await self._run("list_workers", cursor, self._page, self._decays)
+                cursor, sequence, epoch, _, workers, _ = reply
                 found.update((fields[0], _worker(fields)) for fields in workers)
+                self._size_page(workers)
             if epoch == first[1] and sequence >= first[0]:
                 return WorkerList([found[name] for name in sorted(found)], *first, clock, capacities_version)
         raise StoreUnavailable(
             f"Redis lost data during each of {_MAX_LISTINGS} attempts to list the workers. Check its persistence and "
             "its log."
         )
+
+    def _size_page(self, workers: Sequence[Sequence[Any]]) -> None:
+        """Let the next pages have fewer workers if the names of their models are long."""
+        length = sum(len(fields[1]) for fields in workers)
+        self._page = max(1, min(_PAGE, _PAGE_LENGTH * len(workers) // length)) if length else _PAGE
 
     async def list_models(self, multimodal: bool | None = None) -> list[str]:
         """Return the models of live workers, sorted: all, those of multimodal workers (True) or of others (False)."""
@@ -266,7 +276,7 @@ class WorkerStore(ScriptRunner):
         lists: set[str] = set()
         cursor = "0"
         while True:
-            cursor, found = await self._run("list_models_by_kind", cursor, _PAGE, int(multimodal))
+            cursor, found = await self._run("list_models_by_kind", cursor, self._page, int(multimodal))
             lists.update(found)
             if cursor == "0":
                 return sorted({model for models in lists for model in json.loads(models)})

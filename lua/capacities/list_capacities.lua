@@ -28,7 +28,7 @@ local step = redis.call("HSCAN", key("capacities"), cursor, "COUNT", count)
 local fields = step[2] -- each field is followed by its value
 local listed = {}
 for i = 1, #fields, 2 do
-  if fields[i] ~= "version" then
+  if fields[i]:find(":", 1, true) then -- the others are about the version
     listed[#listed + 1] = fields[i]
     listed[#listed + 1] = tonumber(fields[i + 1])
   end

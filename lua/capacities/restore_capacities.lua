@@ -2,6 +2,8 @@
   Restore the capacities that were set, after Redis lost them. They replace what Redis has, unless that is newer.
 
   The last call of a restoration writes the version. So if one fails, the next snapshot of any replica begins again.
+  Replicas that restore the same version help each other. A restoration of an older version ends at once, unless the
+  other has paused for more than MAX_PAUSE.
 
   Keys:
     capacities  HASH    rw
@@ -17,12 +19,15 @@
 
   Output:
     1  they were restored
-    0  the capacities in Redis have a later version; nothing was done
+    0  the capacities in Redis, or in another restoration, have a later version; nothing was done
     error 'INVALID …' if an argument is invalid; nothing was done
 ]]
 --- @include "argument_groups"
 --- @include "key"
+--- @include "now"
 --- @include "whole_number"
+local MAX_PAUSE = 10000 -- milliseconds
+
 local version, is_first, is_last = whole_number(ARGV[1], 1), ARGV[2] == "1", ARGV[3] == "1"
 local restored = argument_groups(4, { "target", "capacity" })
 if not version or not restored then
@@ -36,17 +41,26 @@ for _, each in ipairs(restored) do
   end
 end
 
+local time = now()
 local capacities = key("capacities")
-local found = tonumber(redis.call("HGET", capacities, "version") or 0)
-if found > version then
+local fields = redis.call("HMGET", capacities, "version", "restoring", "restoring_at")
+local found, restoring, restoring_at = tonumber(fields[1] or 0), tonumber(fields[2] or 0), tonumber(fields[3] or 0)
+if time - restoring_at > MAX_PAUSE then
+  restoring = 0
+end
+if found > version or restoring > version then
   return 0
-elseif found < version and is_first then
+elseif found < version and is_first and restoring < version then
   redis.call("DEL", capacities)
+end
+if found < version then
+  redis.call("HSET", capacities, "restoring", version, "restoring_at", time)
 end
 for _, each in ipairs(restored) do
   redis.call("HSET", capacities, each.target, each.capacity)
 end
 if is_last then
   redis.call("HSET", capacities, "version", version)
+  redis.call("HDEL", capacities, "restoring", "restoring_at")
 end
 return 1

@@ -57,7 +57,7 @@
 ]]
 --- @include "book_lease" when called
 --- @include "compute_odds" when called
---- @include "expire_leases" when called
+--- @include "expire_for_grant" when called
 --- @include "key"
 --- @include "leave_lottery" when called
 --- @include "may_lease" when called
@@ -208,10 +208,16 @@ local function draw_from(kind, model, draw)
 end
 
 local untracked = {} -- the number of requests without a lease, by worker
-local free_leases = 0
+local free_leases -- nil until the first request with a lease
 
 local function choose(request, seq)
-  if request.lease_ttl > 0 and free_leases < 1 then
+  local is_leased = request.lease_ttl > 0
+  if is_leased then
+    local ended = expire_for_grant(time, decays, #requests)
+    free_leases = free_leases and free_leases + ended
+      or (lease_limit == 0 and math.huge or lease_limit - redis.call("ZCARD", key("leases")))
+  end
+  if is_leased and free_leases < 1 then
     return "", "refused"
   elseif request.token and not may_lease(request.token, request.token_limit) then
     return "", "token_refused"
@@ -232,10 +238,6 @@ local function choose(request, seq)
   return name, book_lease(name, request, seq, time, decays)
 end
 
-if has_leases and not kept then
-  expire_leases(time, decays, 64 + #requests) -- more than this call can grant
-  free_leases = lease_limit == 0 and math.huge or lease_limit - redis.call("ZCARD", key("leases"))
-end
 local choices = run_batch({
   reply = key("reply", request_id),
   kept = kept,

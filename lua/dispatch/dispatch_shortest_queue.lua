@@ -60,7 +60,7 @@
 --- @include "constants"
 --- @include "cost_of" when called
 --- @include "decay_clock"
---- @include "expire_leases" when called
+--- @include "expire_for_grant" when called
 --- @include "grant_lease" when called
 --- @include "is_alive"
 --- @include "key"
@@ -195,9 +195,10 @@ local free_leases -- nil until the first request with a lease
 
 local function choose(request, seq)
   local is_leased = request.lease_ttl > 0
-  if is_leased and not free_leases then
-    expire_leases(time, decays, 64 + #requests) -- more than this call can grant
-    free_leases = lease_limit == 0 and math.huge or lease_limit - redis.call("ZCARD", key("leases"))
+  if is_leased then
+    local ended = expire_for_grant(time, decays, #requests)
+    free_leases = free_leases and free_leases + ended
+      or (lease_limit == 0 and math.huge or lease_limit - redis.call("ZCARD", key("leases")))
   end
   if is_leased and free_leases < 1 then
     return "", "refused"

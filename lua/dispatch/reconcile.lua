@@ -78,6 +78,9 @@ local function change_dispatched(name, change)
     return
   end
   change = math.max(change, -load.dispatched) -- a report has replaced the others
+  if change == 0 then
+    return
+  end
   load.untracked = math.max(0, load.untracked + change)
   if load.capacity then
     load.untracked_own_rate = math.max(0, load.untracked_own_rate + change)
@@ -122,12 +125,19 @@ local function take_back(unanswered)
       is_over = spend(1)
     end
   end
+  local is_first = true
   for name, number in pairs(dispatched) do
-    if batch.books_untracked then
+    if is_over and not is_first then
+      for _ = 1, number do
+        left[#left + 1] = name
+        left[#left + 1] = ""
+      end
+    elseif batch.books_untracked then
       change_dispatched(name, -number)
     else
       take_back_draws(name, number)
     end
+    is_first, is_over = false, spend(1)
   end
   local rest = left[1] and cjson.encode({ choices = left, books_untracked = batch.books_untracked }) or '{"choices":[]}'
   redis.call("SET", unanswered_reply, rest, "PX", reply_ttl)

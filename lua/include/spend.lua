@@ -13,9 +13,9 @@
   Output: true if the budget is spent.
 ]]
 --- @include "seconds" when called
-local BUDGET, MAX_SECONDS, CLOCK_STEP = 1500, 0.002, 20
-local spent, looked_at = 0, 0
-local began, is_over
+local BUDGET, MAX_SECONDS, CLOCK_STEP = 800, 0.002, 10
+local spent, looked_at, used = 0, 0, 0
+local began
 
 local function spend(units)
   spent = spent + units
@@ -23,7 +23,7 @@ local function spend(units)
     looked_at = spent
     local time = seconds()
     began = began or time
-    is_over = is_over or time - began >= MAX_SECONDS
+    used = time - began
   end
-  return is_over or spent > BUDGET
+  return used >= MAX_SECONDS or spent > BUDGET
 end

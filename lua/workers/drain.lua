@@ -38,6 +38,7 @@
     error 'INVALID …' if an argument is invalid; nothing was done
 ]]
 --- @include "argument_groups"
+--- @include "assign_pools"
 --- @include "decay_clock"
 --- @include "decay_clock_of"
 --- @include "handle_each"
@@ -95,13 +96,18 @@ local function set_draining(call)
     spend(leave_pools(name, load.index_seq, load.pools, models))
     leave_overflow(name)
   else
+    local digest = load.pools[1] and load.pools[1]:match("^\30(.*)$")
+    if digest then -- other sets may have come meanwhile, and a model has a limited number
+      load.pools = assign_pools(models, digest)
+      clock = decay_clock_of(load.pools)
+    end
     join_pools(load, models)
     if decays and clock then
       learn_decay(clock, time, 0, 0, 0) -- starts the clock
       load.decayed_at = decay_clock(clock, time)
     end
   end
-  write_load(load)
+  write_load(load, "pools", table.concat(load.pools, "\n"))
   update_cost_index(load, decays)
   update_decay_index(load, decays and time)
   update_lottery(load)

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 
 import pytest
 
-from controller.availability.coalescer import AGAIN, Coalescer
+from controller.availability.coalescer import AGAIN, Again, Coalescer
 
 
 class Call:
@@ -115,3 +115,23 @@ async def test_unprocessed_item_goes_behind_the_items_that_arrived_during_the_ca
     gate.set()
     assert await asyncio.gather(*early, *late) == [1, 2, 3, 4]
     assert batches == [[1, 2], [3, 4], [1]]
+
+
+async def test_items_that_the_call_did_not_reach_come_before_those_that_arrived_meanwhile() -> None:
+    """An item that waits for something else, such as 1, goes behind them."""
+    batches: list[list[int]] = []
+    tried = 0
+
+    async def call(items: Sequence[int]) -> Sequence[int | Again]:
+        nonlocal tried
+        batches.append(list(items))
+        await asyncio.sleep(0)
+        tried += 1
+        return [AGAIN if i > 1 or (item == 1 and tried == 1) else item for i, item in enumerate(items)]
+
+    coalescer = Coalescer(call)
+    futures = [coalescer.submit(item) for item in (1, 2, 3, 4)]
+    await asyncio.sleep(0)
+    futures += [coalescer.submit(item) for item in (5, 6)]
+    assert await asyncio.gather(*futures) == [1, 2, 3, 4, 5, 6]
+    assert batches == [[1, 2, 3, 4], [3, 4, 5, 6, 1], [5, 6, 1], [1]]

@@ -9,7 +9,7 @@ from controller.availability.reconciler import Reconciler
 from controller.domain.errors import StoreRejection, StoreUnavailable
 from controller.replica import Replica
 from controller.store import keys
-from controller.store.reconciliation import split
+from controller.store.reconciliation import Reconciliation, split
 from controller.store.registry import Registry
 from tests.conftest import Store
 from tests.support.dispatches import dispatch_shortest_queue, workers_of
@@ -233,3 +233,26 @@ async def test_a_lease_that_ends_while_the_replica_reconciles_is_released_later(
 
     await wait_until(is_released, "the lease is released")
     await cancelled(snapshots)
+
+
+async def test_a_replica_that_dispatches_all_the_time_leaves_degraded_mode(
+    controller: Replica, link: Link, store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each call of the reconciliation takes long enough for further dispatches from the snapshot."""
+    reconcile = type(controller.registry).reconcile
+    dispatched = 0
+
+    async def dispatches_meanwhile(registry: Registry, reconciliation: Reconciliation) -> None:
+        nonlocal dispatched
+        if not controller.snapshots.breaker._closed:
+            await controller.dispatcher.dispatch("m")
+            dispatched += 1
+        await reconcile(registry, reconciliation)
+
+    monkeypatch.setattr(type(controller.registry), "reconcile", dispatches_meanwhile)
+    with link.broken():
+        await controller.dispatcher.dispatch("m")
+    await wait_for_recovery(controller)
+    assert dispatched > 1
+    await controller.snapshots.refresh()
+    assert sum((await queue_lengths(store)).values()) >= dispatched

@@ -1,10 +1,14 @@
-"""Requests that the dispatcher answers without Redis."""
+"""Requests that the dispatcher answers without Redis, and those for models without workers."""
+
+import asyncio
+
+import pytest
 
 from controller.domain.worker import MAX_MODEL_NAME_LENGTH
-from controller.store.registry import Registry
+from controller.store.registry import Registry, WorkerList
 from tests.conftest import Open
 from tests.support.outage import Link
-from tests.support.samples import A, worker
+from tests.support.samples import A, B, worker
 
 
 async def test_model_name_that_is_too_long_to_be_registered_never_reaches_redis(replica: Open, link: Link) -> None:
@@ -24,3 +28,32 @@ async def test_longest_model_name_is_dispatched(registry: Registry, replica: Ope
     assert (await dispatcher.dispatch(name)).value == A
     assert (await dispatcher.dispatch_with_lease(name)).value.address == A
     assert (await dispatcher.find_worker(name)).value == A
+
+
+async def test_a_model_that_has_lost_its_last_worker_holds_up_no_other(
+    registry: Registry, replica: Open, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The replica lists all workers, in case Redis has lost some. Only requests for that model wait for the list."""
+    opened = replica(registry)
+    await registry.register(worker(A, "m"))
+    await registry.register(worker(B, "lost"))
+    await opened.snapshots.refresh()
+    await registry.remove(B)
+    listing, begun, may_end = registry.list_workers, asyncio.Event(), asyncio.Event()
+
+    async def slow() -> WorkerList:
+        begun.set()
+        await may_end.wait()
+        return await listing()
+
+    monkeypatch.setattr(registry, "list_workers", slow)
+    dispatcher = opened.dispatcher
+    waiting = [asyncio.create_task(call) for call in (dispatcher.dispatch("lost"), dispatcher.find_worker("lost"))]
+    at_once = asyncio.create_task(dispatcher.dispatch("m"))
+    await begun.wait()
+    assert (await at_once).value == A
+    assert (await dispatcher.dispatch("m")).value == A
+    assert (await dispatcher.find_worker("m")).value == A
+    assert not any(task.done() for task in waiting)
+    may_end.set()
+    assert [(await task).value for task in waiting] == ["", ""]

@@ -261,6 +261,8 @@ class RegistryMachine(Oracle, RuleBasedStateMachine):
         self.sequence += 1
         self.decay(known)
         known.draining = drain
+        if not drain and known.pools and known.pools[0].startswith("\x1e"):
+            known.set_pools(self.pools.assign(known.models))
         self.pools.put(name, [] if drain else known.pools, known.models)
         if self.decays and not drain and known.clock:
             self.learn(known)

@@ -9,7 +9,7 @@ from controller.store.reconciliation import split
 from controller.store.registry import Registry
 from tests.conftest import Store
 from tests.support.budget import little_time, small_budget
-from tests.support.samples import A, asks, reports, worker
+from tests.support.samples import A, B, C, asks, reports, worker
 
 LEASE_MS = 60_000
 Limit = Callable[[pytest.MonkeyPatch], None]
@@ -51,7 +51,8 @@ async def test_the_dispatches_of_one_call_are_taken_back_in_several(
     store: Store, calls: list[tuple[str | int, ...]], limit: Limit, lease_ms: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     before = store.registry()
-    await before.register(worker(A))
+    for name in (A, B, C):
+        await before.register(worker(name))
     await before.dispatch_some(DispatchMethod.SHORTEST_QUEUE, asks(["m"] * 9, lease_ms))
     [(_, unanswered, *_)] = [call for call in calls if call[0] == "dispatch_shortest_queue"]
     await before.dispatch_some(DispatchMethod.SHORTEST_QUEUE, asks(["m"] * 2, lease_ms))
@@ -64,6 +65,6 @@ async def test_the_dispatches_of_one_call_are_taken_back_in_several(
     assert first > 2
     await registry.reconcile(reconciliation)
     assert len(calls) == 2 * first, "a repeated report makes the same calls, which change nothing"
-    [known] = (await registry.list_workers()).workers
-    assert known.status.queue_length == 3
-    assert known.leased == (2 if lease_ms else 0)
+    known = (await registry.list_workers()).workers
+    assert sum(each.status.queue_length for each in known) == 3
+    assert sum(each.leased for each in known) == (2 if lease_ms else 0)

@@ -197,6 +197,31 @@ async def test_restoration_that_failed_between_two_calls_begins_again(
     assert await registry.list_capacities() == (9, many)
 
 
+async def test_replicas_that_restore_at_once_lose_nothing(registry: Registry) -> None:
+    """Another replica begins between two calls of the first one: with the same version, or with an older one."""
+    many = {CapacityTarget(model=f"m{i}"): i for i in range(1, 251)}
+    older = {CapacityTarget(model="m1"): 99}
+    run = registry._run
+    for other in (CapacityList(9, older), CapacityList(10, many)):
+        await registry._client.delete(keys.capacities(registry._namespace))
+        calls = 0
+
+        async def interrupted(script: str, *arguments: str | int, other: CapacityList = other) -> Any:
+            nonlocal calls
+            calls += 1
+            result = await run(script, *arguments)
+            if calls == 2:
+                with pytest.MonkeyPatch.context() as patch:
+                    patch.setattr(registry, "_run", run)
+                    await registry.restore_capacities(other)
+            return result
+
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(registry, "_run", interrupted)
+            await registry.restore_capacities(CapacityList(10, many))
+        assert await registry.list_capacities() == (10, many)
+
+
 async def test_restored_capacities_replace_earlier_ones_and_no_later_ones(registry: Registry) -> None:
     await registry.set_capacity(OF_M, 1)
     await registry.set_capacity(OF_A, 2)

@@ -105,6 +105,24 @@ async def test_model_with_too_many_pools_indexes_further_workers_itself(
     assert await registry.list_models() == ["m", "own-2", "own-3", "own-4"]
 
 
+async def test_resumed_workers_do_not_exceed_the_number_of_pools(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Draining workers have no pool. So all of them find room for one when they register, and not when they resume."""
+    allow_sets(monkeypatch, 2)
+    registry = store.registry(booking_decay=True)
+    names = [f"http://w{i}:1" for i in range(5)]
+    for name in names:
+        await registry.register(worker(name, "m", f"own-{name}"))
+    for name in names:
+        await registry.drain(name)
+        await registry.register(worker(name, "m", f"own-{name}"))
+    for name in names:
+        await registry.drain(name, False)
+    state = await check_invariants(store.client, store.namespace, decays=True)
+    assert state.overflow == set(names[2:])
+    assert len(state.pools["m"]) == 3
+    assert set(workers_of(await dispatch_shortest_queue(registry, asks(["m"] * 5)))) == set(names)
+
+
 @pytest.mark.parametrize("sets", [24, 0])
 async def test_operations_use_no_more_commands_with_more_models(
     store: Store, monkeypatch: pytest.MonkeyPatch, sets: int

@@ -15,6 +15,7 @@
   workers. The weight of a band is the speed of its fastest worker times the number of its workers.
 ]]
 --- @include "key"
+--- @include "spend"
 local function compute_odds(index, pool, cache)
   local left = redis.call("ZCARD", index)
   if left == 0 then
@@ -27,6 +28,7 @@ local function compute_odds(index, pool, cache)
     weight = weight + (left - first) * top
     bands = bands .. " " .. top .. " " .. first .. " " .. left - first
     left = first
+    spend(2)
   end
   local odds = string.format("%.17g", weight) .. bands
   if cache then

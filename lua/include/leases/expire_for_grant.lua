@@ -1,0 +1,32 @@
+--[[
+  End leases that have expired before another one is granted. Each grant ends two others, and the first one of a call
+  more. So leases that nobody releases do not accumulate, and no request waits for all of them.
+
+  Input:
+    time    the time
+    decays  true if bookings decay
+    grants  how many leases the call may grant
+
+  Output: how many leases were ended.
+]]
+--- @include "end_lease" when called
+--- @include "key"
+local expired
+local position = 0
+
+local function expire_for_grant(time, decays, grants)
+  local AT_FIRST, FOR_EACH = 16, 2
+  local number = FOR_EACH
+  if not expired then
+    number = AT_FIRST
+    local limit = AT_FIRST + FOR_EACH * grants
+    expired = redis.call("ZRANGEBYSCORE", key("leases"), "-inf", time, "LIMIT", 0, limit)
+  end
+  local last = math.min(position + number, #expired)
+  local ended = last - position
+  for i = position + 1, last do
+    end_lease(expired[i], time, decays, true)
+  end
+  position = last
+  return ended
+end
