@@ -16,7 +16,7 @@ from controller.store.registry import Registry, WorkerList
 logger = logging.getLogger("controller")
 
 _REGISTERED_AT_ONCE: Final = 16  # leaves permits of the registry for other calls
-# Seconds. If this replica noticed no clock jump, a heartbeat with more time left is from before a jump back. The limit
+# Seconds. A heartbeat with more time left is from before a clock jump back, even if none was noticed. The limit
 # is high, so that replicas with different heartbeat expirations do not shorten each other's heartbeats.
 _MIN_OVERLONG: Final = 7_200.0
 
@@ -47,7 +47,7 @@ class Recovery:
         return (jump, age) if age <= self._heartbeat_expiration else None
 
     async def restore_capacities(self, before: CapacityList, now: WorkerList) -> bool:
-        """Restore the capacities that were set if Redis lost them, and apply them to the workers that it has.
+        """If Redis lost capacities set at runtime, restore them and apply them to the workers in it.
 
         Call this before repair(), so that the restored workers get these capacities. Return True if something was
         restored. Raises StoreError.
@@ -115,7 +115,7 @@ class Recovery:
             if worker.name not in self._canonical and (name := _canonical_name(worker.name)) != worker.name
         ]
         self._canonical = by_name.keys() - {worker.name for worker, _ in noncanonical}
-        # Of several spellings of one name, the latest registration is renamed. The others follow after later listings.
+        # If a name has several spellings, the latest registration is renamed, and others after later listings.
         noncanonical.sort(key=lambda each: each[0].registration, reverse=True)
         renamed = [await self._rename(worker, name, by_name.get(name)) for worker, name in noncanonical]
         return any(renamed)
@@ -220,7 +220,7 @@ def _canonical_name(name: str) -> str:
 
 
 def _longer(worker: Worker, other: Worker) -> float | None:
-    """Return the longer time that the heartbeats of two entries of one worker have left."""
+    """Return the longer of the times until two entries of one worker expire."""
     if worker.expires_in is None or other.expires_in is None:
         return worker.expires_in
     return max(worker.expires_in, other.expires_in)

@@ -104,7 +104,7 @@ class SnapshotManager:
 
     @property
     def capacities(self) -> CapacityList:
-        """The capacities that were set at the time of the last snapshot."""
+        """The capacities set at runtime, as of the last snapshot."""
         return self._capacities
 
     def models(self, multimodal: bool | None) -> list[str]:

@@ -95,7 +95,7 @@ class Parents:
                 await self._send_and_complete(parent, workers, "" if parent in self._late else last_sent, status)
 
     def _status(self) -> tuple[Sequence[Worker], str]:
-        """Return the live workers, and as JSON the part of their status that heartbeats do not carry."""
+        """Return the live workers, and the part of their status that heartbeats lack, as JSON."""
         workers = self._snapshots.workers()
         status = total_status(workers)
         return workers, json.dumps([status.model_names, status.speed, status.capacity])

@@ -151,7 +151,7 @@ class Poller:
         failures = self._failures[incarnation] = self._failures.get(incarnation, 0) + 1
         if failures < _MAX_FAILURES:
             return
-        # A worker with an address that is not allowed is deprioritised also if it has never answered a poll.
+        # A worker whose address is not allowed is deprioritised even if it has never answered a poll.
         of_polls = not isinstance(error, WorkerNotAllowed)
         try:
             # Redis knows whether the worker has ever answered a poll of any replica. Our snapshot may be older.

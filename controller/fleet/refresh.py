@@ -63,7 +63,7 @@ class Refresher:
         await asyncio.shield(self._refreshing or self._start(removes=True))
 
     def request(self) -> None:
-        """Start a refresh that removes no worker, unless one was requested a short while ago. Do not wait for it."""
+        """Start a refresh that removes no worker, unless one runs or was requested recently. Return at once."""
         now = time.monotonic()
         if self._refreshing is None and now >= self._requested_at + _REQUEST_INTERVAL:
             self._requested_at = now
@@ -145,7 +145,7 @@ class Refresher:
         await self._registry.refresh(registration, worker.registration, written_at=answer.sent_at)
 
     def _forbidden_models(self, worker: Worker, status: WorkerStatus) -> list[str]:
-        """Return the models that a worker reports and that the token that registered it does not allow.
+        """Return the reported models that are forbidden by the token that registered the worker.
 
         If the token was revoked, its bounds are unknown, so new models are refused until the worker registers again.
         """

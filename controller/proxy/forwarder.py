@@ -31,7 +31,7 @@ logger = logging.getLogger("controller")
 # Dispatch attempts per retry. A worker that fails instantly keeps the shortest queue, so it may be chosen repeatedly.
 _MAX_DISPATCHES: Final = 16
 
-# Seconds. If a replica is killed, what it forwarded stays booked for at most this time.
+# Seconds. If a replica is killed, its requests stay booked for at most this time.
 _MAX_LEASE_TIME: Final = 60.0
 MIB: Final = 1024 * 1024
 
@@ -88,7 +88,7 @@ class Forwarder:
         return await self._forward(_Request(model, "/worker_generate_stream", body, self._headers(hops), frames=True))
 
     async def generate(self, model: str, path: str, body: bytes, hops: str = "") -> MaybeStale[Forwarded]:
-        """Forward a request that FastChat's workers answer as a whole, and do not end if their client has left.
+        """Forward a request that FastChat's workers answer as a whole and finish even if their client has left.
 
         So its lease is kept until the worker has answered, also if the client leaves earlier. Returns and raises as
         call().
@@ -96,7 +96,7 @@ class Forwarder:
         return await self._forward(_Request(model, path, body, self._headers(hops), runs_on=True))
 
     async def look_up(self, model: str, path: str, body: bytes, hops: str = "") -> MaybeStale[Forwarded]:
-        """Forward a request that is no load to any live worker, without a lease. Returns and raises as call()."""
+        """Forward a request to any live worker without a lease: it is no load. Returns and raises as call()."""
         return await self._forward(_Request(model, path, body, self._headers(hops), is_load=False))
 
     async def call(self, model: str, path: str, body: bytes, hops: str = "") -> MaybeStale[Forwarded]:

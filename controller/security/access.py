@@ -84,7 +84,7 @@ class AccessRules:
     is_closed: bool = False
 
     def opens(self, plane: Plane) -> bool:
-        """Return True if a token of the environment, which is no admin token, or a network opens the plane."""
+        """Return True if a network, or an environment token of exactly this plane, opens the plane."""
         return plane in self.networks or any(token.plane is plane for token in self.tokens)
 
 

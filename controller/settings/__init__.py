@@ -1,4 +1,4 @@
-"""All settings in one object: flags, environment variables, defaults and checks. Each module has those of a subject."""
+"""All settings in one object: flags, environment variables, defaults and checks. Each module has one group."""
 
 from dataclasses import Field, dataclass, fields
 from typing import Any, Final

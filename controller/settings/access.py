@@ -1,4 +1,4 @@
-"""Settings of the access: the tokens and networks of each plane, and the address that others reach."""
+"""Access settings: the tokens and networks of each plane, and the address that others reach."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,11 +25,9 @@ class AccessSettings:
         secret=True,
     )
     client_tokens: str | None = setting(
-        None, "Tokens with which clients may request workers and forward requests: name=token, as above.", secret=True
+        None, "Tokens for clients, to request workers and have requests forwarded: name=token, as above.", secret=True
     )
-    admin_tokens: str | None = setting(
-        None, "Tokens with which everything is allowed: name=token, as above.", secret=True
-    )
+    admin_tokens: str | None = setting(None, "Tokens that allow everything: name=token, as above.", secret=True)
     tokens_file: Path | None = setting(
         None,
         "File with more tokens, one per line: worker|client|admin NAME TOKEN [workers=PATTERN,...] "
@@ -39,8 +37,10 @@ class AccessSettings:
     worker_networks: str | None = setting(
         None, "Networks from which workers may register without a token, such as 10.0.0.0/8. Separate with commas."
     )
-    client_networks: str | None = setting(None, "The same for clients, which request workers and forward requests.")
-    admin_networks: str | None = setting(None, "The same for operators, who may do everything.")
+    client_networks: str | None = setting(None, "The same for clients that request workers or send them requests.")
+    admin_networks: str | None = setting(
+        None, "The same for the routes of operators. It opens no routes of workers and clients."
+    )
     satisfy: str = setting(
         "any",
         "Whether a token or a listed network is enough (any), or callers need both (all).",
@@ -57,7 +57,7 @@ class AccessSettings:
     published_host: str | None = setting(
         None,
         "Address at which a container engine or a load balancer publishes the port, such as 127.0.0.1:21001, if other "
-        "machines reach it by no other way. If it is a loopback address, --insecure is not needed.",
+        "machines can reach it only there. If it is a loopback address, --insecure is not needed.",
     )
 
     @property

@@ -12,7 +12,7 @@ from controller.settings.declaration import setting
 
 @dataclass(frozen=True, kw_only=True)
 class HierarchySettings:
-    """Parents, and the way of requests through this cluster. Times are in seconds."""
+    """Parents, and requests that pass through this cluster. Times are in seconds."""
 
     title: ClassVar = "Hierarchy"
 
@@ -25,7 +25,7 @@ class HierarchySettings:
     )
     advertise: str | None = setting(
         None,
-        "Address at which --parent and, with --by-way, clients reach this cluster, usually of its load balancer: "
+        "Address at which --parent and, with --by-way, clients reach this cluster, usually its load balancer's: "
         "http://host:port.",
     )
     by_way: bool = setting(

@@ -30,9 +30,9 @@ class LimitSettings:
         120.0, "Time limit for a client to send the body of a request. 0 turns the limit off."
     )
     send_timeout: float = setting(
-        60.0, "Longest time that a client may read nothing of a response that waits for it. 0 turns the limit off."
+        60.0, "Longest time for which a client may read nothing of a waiting response. 0 turns the limit off."
     )
-    idle_timeout: float = setting(75.0, "How long an idle connection is kept. Longer than clients keep it is best.")
+    idle_timeout: float = setting(75.0, "How long an idle connection is kept. Best longer than clients keep it.")
     max_connections: int = setting(
         10_000, "Largest number of connections to each replica. Others get a 503. 0 turns the limit off."
     )

@@ -197,7 +197,7 @@ class ResponseProtocol(ResponseHandler):
             self._fail(HttpProcessingError(code=400, message=f"the head has more than {_MAX_HEAD} bytes"))
 
     def feed_data(self, data: tuple[RawResponseMessage, aiohttp.StreamReader], size: int = 0) -> None:
-        """Accept a response whose head has arrived. Without a request, it could be taken for the next response."""
+        """Accept a complete head. Fail if no request awaits it: it could be taken for the next response."""
         if not self._awaits_head:
             self._fail(HttpProcessingError(code=400, message="the server sent a response without a request"))
             return
@@ -245,7 +245,7 @@ class _Connector(aiohttp.TCPConnector):
     async def _resolve_host(self, host: str, port: int, traces: Sequence[Trace] | None = None) -> list[ResolveResult]:
         """Return the addresses that a connection to a host may use. aiohttp calls this for each new connection.
 
-        A resolver would not do: aiohttp passes it no host that is an address already.
+        A resolver is not enough: aiohttp does not call it for IP addresses.
         """
         try:
             return await self.resolve(host, port, traces)

@@ -2,12 +2,12 @@
   Draw a worker for each request in a batch.
 
   Draws from the live workers that are not failing, with odds proportional to speed. If all are failing, it draws from
-  those, with the same odds. Only requests with a lease are booked, as in FastChat. The others are counted, so that the
-  next report of their worker is understood.
+  those, with the same odds. Only requests with a lease are booked, as in FastChat. The others are only counted, for the
+  next report of their worker.
 
-  A draw chooses a band of speeds, a position in the band, and a fraction of the speed of the fastest worker there. The
-  worker at that position is chosen if its speed exceeds the fraction. Otherwise another draw decides, which fewer than
-  half of the draws lead to. The reference model is tests/model/lottery.py.
+  A draw chooses a band of speeds, a position in the band, and a fraction of the highest speed in the band. The worker
+  at that position is chosen if its speed exceeds the fraction. Otherwise another draw decides. Fewer than half of the
+  draws are rejected. The reference model is tests/model/lottery.py.
 
   If an expired worker is drawn, another draw decides, and the worker is purged before the call ends. A call purges at
   most about MAX_PURGED index entries, so that it cannot block Redis for long.
@@ -43,7 +43,7 @@
     ARGV[5…]  for each request: model, lease_ttl, draw
                 model: the name of the model
                 lease_ttl: the milliseconds after which the lease expires; 0 for a request without a lease; followed
-                by '@', the name of a token, '@' and a number, if only that many leases of the token may be active
+                by '@<token>@<limit>' if at most `limit` leases of the token may be active
                 draw: a random number from [0, 1)
 
   Output:
@@ -51,7 +51,7 @@
       worker  the name of the drawn worker; '' if no live worker serves the model; nil if the budget of this call did
               not suffice: repeat the request, with another id
       lease   the name of the lease; '' for a request without one; nil if worker is nil; 'refused' if max_leases leases
-              are active, 'token_refused' if the token has as many as it may; then worker is ''
+              are active, 'token_refused' if the token is at its limit; then worker is ''
     an empty array: reconcile.lua has taken this call back, and nothing was done
     error 'INVALID …' if an argument is invalid; nothing was done
 ]]
@@ -113,8 +113,8 @@ local function odds_for(kind, pool, cached)
   return odds
 end
 
--- Choose one of several pools by weight. Return it and what is left of the draw for a choice within it; nil if none of
--- them has a worker.
+-- Choose one of several pools by weight. Return the pool and the rest of the draw, for a choice in it; nil if no pool
+-- has a worker.
 local function draw_pool(kind, pools, draw)
   if #pools == 1 then
     return odds_for(kind, pools[1]) ~= "" and pools[1] or nil, draw

@@ -44,14 +44,14 @@
     ARGV[5…]  for each request: model, lease_ttl
                 model: the name of the model
                 lease_ttl: the milliseconds after which the lease expires; 0 for a request without a lease; followed
-                by '@', the name of a token, '@' and a number, if only that many leases of the token may be active
+                by '@<token>@<limit>' if at most `limit` leases of the token may be active
 
   Output:
     an array with two entries for each request, in order: worker, lease
       worker  the name of the chosen worker; '' if no live worker serves the model; nil if the budget of this call did
               not suffice: repeat the request, with another id
       lease   the name of the lease; '' for a request without one; nil if worker is nil; 'refused' if max_leases leases
-              are active, 'token_refused' if the token has as many as it may; then worker is ''
+              are active, 'token_refused' if the token is at its limit; then worker is ''
     an empty array: reconcile.lua has taken this call back, and nothing was done
     error 'INVALID …' if an argument is invalid; nothing was done
 ]]
@@ -102,7 +102,7 @@ local kept, has_pools, decay_state, head_is_alive = read[1], read[2], read[3], h
 local time = now()
 local decay_time = decays and time or nil
 if decays then
-  decay_clock(first_model, time, decay_state) -- which remembers it
+  decay_clock(first_model, time, decay_state) -- caches the reading
 end
 local purged = 0
 
@@ -163,7 +163,7 @@ local function best_of_pool(model, pool, index, limit, head, is_known_alive)
   local lowest = cost_of(best, best.untracked, best.untracked_own_rate)
   if is_lowest and lowest >= FULL then
     -- For a worker with a capacity, the cost index has the cost as of its last change. If its bookings have decayed
-    -- since, it costs less now. So if the first one is full, others count only if no worker has untracked load.
+    -- since, it costs less now. So a full first one is surely the best only if no worker has untracked load.
     local last = member and redis.call("ZRANGE", key("decay_index", pool), -1, -1, "WITHSCORES")[2]
     is_lowest = member and tonumber(last or 0) <= MAX_WITHOUT_LOAD
   end

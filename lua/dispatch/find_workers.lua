@@ -1,6 +1,6 @@
 --[[
-  Find a live worker for each of some models, at random, and book nothing. It is for requests that are no load, and for
-  the question whether a model has a live worker. Failing workers are found only if the model has no others.
+  Find a random live worker for each of some models, and book nothing. Used for requests that are no load, and to check
+  whether a model has a live worker. Failing workers are found only if the model has no others.
 
   Keys:
     heartbeat:<name>        STRING  r

@@ -1,12 +1,12 @@
 --[[
   Reconcile Redis with a replica after an outage.
 
-  Takes back what dispatch calls booked whose replies were lost, makes those of them that have yet to run book nothing,
-  and books what the replica dispatched from its snapshot.
+  Takes back the bookings of dispatch calls whose replies were lost, keeps such calls from booking if they run later,
+  and books the replica's dispatches from its snapshot.
 
-  Workers that are not alive are skipped. If a worker has reported since it was booked in a call, no more is taken back
-  than was dispatched to it since the report, because the report has replaced the rest. If a worker has reported since
-  the replica dispatched to it from its snapshot, these requests are counted twice until its next report.
+  Workers that are not alive are skipped. If a worker has reported since a call booked it, at most its bookings since
+  the report are taken back, because the report has replaced the rest. If a worker has reported since the replica
+  dispatched to it from its snapshot, these requests are counted twice until its next report.
 
   Keys:
     worker:<name>       HASH    rw
@@ -103,8 +103,7 @@ local function take_back_draws(name, number)
   end
 end
 
--- Take back what an unanswered call dispatched. Return false if the budget does not suffice for all of it. Then the
--- reply that is kept has the rest.
+-- Take back the bookings of an unanswered call. If the budget runs out, keep the rest in its reply and return false.
 local function take_back(unanswered)
   local unanswered_reply = key("reply", unanswered)
   local kept = redis.call("GET", unanswered_reply)
@@ -118,7 +117,7 @@ local function take_back(unanswered)
       left[#left + 1] = lease
     else
       if lease ~= "" then
-        end_lease(lease, time, decays, true) -- the request never ran, so a report since has counted it out
+        end_lease(lease, time, decays, true) -- the request never ran, so no report since contains it
       elseif worker ~= "" then
         dispatched[worker] = (dispatched[worker] or 0) + 1
       end

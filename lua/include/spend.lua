@@ -3,9 +3,9 @@
 
   A script stops between two items when the budget is spent, and its caller calls it again for the rest. The first item
   of a call is always handled. The budget is spent after BUDGET units of work, or after MAX_SECONDS: machines differ,
-  and a unit, which is about one index entry, takes between 1 and 10 microseconds. A look at the clock takes about 1
-  microsecond, so it is looked at every CLOCK_STEP units, and a call for a single item never does. Time counts from the
-  first look.
+  and a unit, which is about one index entry, takes between 1 and 10 microseconds. Reading the clock takes about 1
+  microsecond, so it is read only every CLOCK_STEP units, and never in a call for one item. Time counts from the first
+  reading.
 
   Input:
     units  the work that is about to be done; a loop over items calls this with 1 for each item

@@ -2,9 +2,9 @@
   Correct the TTLs of heartbeats after the clock of Redis was set. Redis stores an expiration as a point in time. It
   comes too early if the clock is set ahead, and too late if it is set back.
 
-  A heartbeat with too little time left gets the time that it should have. If it was received since, it has more and
-  keeps it. A heartbeat with more time left than possible gets the time that it should have, too. A repeated call sets
-  the same TTL again, so a heartbeat lasts longer by the time between the two calls.
+  A heartbeat with too little time left gets the time that it should have. A heartbeat received since has more and keeps
+  it. A heartbeat with more time left than possible gets the time that it should have, too. A repeated call sets the
+  same TTL again, so a heartbeat lasts longer by the time between the two calls.
 
   Keys:
     workers           ZSET    w

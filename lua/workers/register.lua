@@ -1,5 +1,5 @@
 --[[
-  Register workers. They are alive from now on, with what each of them reports.
+  Register workers with the status that each reports, and make them alive.
 
   A worker that registers again begins a new incarnation: its leases end, and its load is the queue length that it
   reports. It still drains if it was draining, and keeps its order among workers of the same cost.
@@ -39,7 +39,7 @@
       1   the worker is new
       0   it was registered
       -1  it is not alive, and max_workers others are: nothing was done
-      -2  it is not a worker of its token, and max_token_workers others are: nothing was done
+      -2  its token has max_token_workers other workers: nothing was done
     error 'INVALID …' if an argument is invalid; nothing was done
 ]]
 --- @include "enroll"

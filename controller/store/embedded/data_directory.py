@@ -101,7 +101,7 @@ class DataDirectory:
         return f"The file {lock} was {'deleted' if _is_missing(lock) else 'replaced'}"
 
     def is_replaced(self) -> bool:
-        """Return True if the directory is missing, or is another one than at acquire()."""
+        """Return True if the directory is missing, or was replaced since acquire()."""
         return self._folder is None or not _is_same(self.path, self._folder)
 
     def has_data(self) -> bool:

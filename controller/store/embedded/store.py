@@ -100,7 +100,7 @@ class EmbeddedStore:
     def _supervise(self, server: ServerProcess) -> None:
         """Check the server and repair its faults, until the store stops.
 
-        A fault of files is repaired when it is found twice, because files may be in the middle of a change.
+        A file fault is repaired only if found twice in a row, because the files may be changing.
         """
         previous: _Fault | None = None
         while not self._stopping.wait(_CHECK_INTERVAL):

@@ -249,7 +249,7 @@ async def read_body(scope: Scope, receive: Receive, limit: int, memory: BodyMemo
 
     If the body has more than SMALL_BODY bytes, they are counted in `memory`, and the caller removes them.
 
-    Raises BodyTooLarge if the Content-Length is too long, before it reads, or when too many bytes have arrived. Raises
+    Raises BodyTooLarge before it reads if the Content-Length is too large, or once too many bytes have arrived. Raises
     TooManyBodies if there is no memory for the body.
     """
     for name, value in scope["headers"]:

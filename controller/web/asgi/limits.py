@@ -27,7 +27,7 @@ _LIMIT_OF: Final = {
     TooManyLeases: "leases",
     TooManyRegistrations: "registrations",
 }
-_BURST: Final = 10.0  # seconds: an address may send so much of its rate at once
+_BURST: Final = 10.0  # seconds of its rate that an address may send at once
 _MAX_ADDRESSES: Final = 10_000
 
 
@@ -77,7 +77,7 @@ class AddressRate:
         self._stopped = asyncio.Event()
 
     async def admit(self, address: str) -> None:
-        """Return when a call from an address may begin. Raises TooManyRegistrations."""
+        """Wait until a call from an address may begin. Raises TooManyRegistrations."""
         if not self._interval:
             return
         delay = self._reserve(address, time.monotonic())
@@ -101,8 +101,8 @@ class AddressRate:
         delay = due - now - self._ahead
         if delay > self._max_delay:
             raise TooManyRegistrations(
-                f"{address or 'This address'} sends more registrations than the {1 / self._interval:g} per second of "
-                f"--registration-rate, and those before this one take {delay:.0f} s. The worker was not registered.",
+                f"{address or 'This address'} exceeds the {1 / self._interval:g} registrations per second of "
+                f"--registration-rate: this one would wait {delay:.0f} s. The worker was not registered.",
                 retry_after=max(1, ceil(delay - self._max_delay)),
             )
         self._due[key] = due + self._interval

@@ -1,7 +1,7 @@
 """uvicorn's HTTP protocol, extended in five ways.
 
 - It limits the size of heads, the number of pipelined requests and the number of connections.
-- It limits the time in which a client sends a head or a body, and in which it reads nothing of a response.
+- It limits how long a client may take to send a head or a body, or read nothing of a response.
 - It sends the head of a response and the first part of its body in one system call.
 - It ignores offers of an upgrade, and serves the requests.
 - It responds to a client that shuts down the sending side of its connection after the request.
@@ -120,7 +120,7 @@ class BoundedProtocol(HttpToolsProtocol):
             self._refuse_connection(transport, excess)
 
     def _refuse_connection(self, transport: asyncio.Transport, excess: int) -> None:
-        """Answer the requests of a connection beyond the limit with 503, or close it if there are too many of these.
+        """Answer requests on a connection beyond the limit with 503. Close it if too many such connections are open.
 
         Probes are served, so that nothing restarts a replica because it is flooded.
         """
@@ -206,7 +206,7 @@ class BoundedProtocol(HttpToolsProtocol):
             message = f"The body of the request was not complete within {self._limits.body:g} s. Nothing was done."
             self._refuse(b"408 Request Timeout", "body_timeout", message)
         elif not self._head_has_begun():
-            self.transport.close()  # without a response, which the client might take for that to its next request
+            self.transport.close()  # without a response: the client could take it for that to its next request
         else:
             message = f"The head of the request was not complete within {self._limits.head:g} s."
             self._refuse(b"408 Request Timeout", "head_timeout", message)

@@ -1,8 +1,8 @@
 --[[
   End a lease, because it was released, has expired, or is taken back.
 
-  If the worker's last report came after the request had finished, but before now, the report has counted it out
-  already. The reference model is Load.release() in tests/model/load.py.
+  If the worker's last report came after the end of the request, the load does not count the request any more. The
+  reference model is Load.release() in tests/model/load.py.
 
   Input:
     lease    the lease

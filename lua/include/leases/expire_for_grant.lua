@@ -1,6 +1,6 @@
 --[[
   End leases that have expired before another one is granted. Each grant ends two others, and the first one of a call
-  more. So leases that nobody releases do not accumulate, and no request waits for all of them.
+  more. So leases that no client releases do not accumulate, and no request waits for all of them.
 
   Input:
     time    the time

@@ -1,6 +1,6 @@
 --[[
-  Add a checkpoint to a worker, so that a report can tell which requests the worker has received. A checkpoint says how
-  many requests were dispatched to the worker since its last report, before a time.
+  Add a checkpoint to a worker, so that a report can tell which requests the worker has received. A checkpoint has the
+  number of requests dispatched to the worker from its last report up to a time.
 
   A worker keeps its last 8 checkpoints, and none that is older than 8 intervals or from before the clock of Redis was
   set back. A report acknowledges the requests before the oldest checkpoint.

@@ -1,12 +1,12 @@
 --[[
   Apply a worker's report of its queue length to its load, and learn from it how long requests take.
 
-  Requests that were dispatched so shortly before the report that the worker cannot have received them are in flight,
-  and are added. A report changes nothing if a later one was applied already, unless that one is from the future: then
-  the clock of Redis was set back. The reference model is Load.report() in tests/model/load.py.
+  Requests dispatched too shortly before the report for the worker to have received them are in flight, and are added. A
+  report changes nothing if a later one was applied already, unless that one is from the future: then the clock of Redis
+  was set back. The reference model is Load.report() in tests/model/load.py.
 
   The hash field `own` counts the reported requests that this cluster may have dispatched; the others come from other
-  clients. The field `work` sums up the request-milliseconds of the own requests until some of them have finished.
+  clients. The field `work` sums up the request-milliseconds of `own` requests until some have finished.
 
   Input:
     load              as include/load/read_load.lua returns it

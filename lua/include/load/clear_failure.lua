@@ -1,6 +1,6 @@
 --[[
-  Clear the failure of a worker that has answered a poll or a probe. A failed request of a worker that sends heartbeats
-  is cleared by its next heartbeat instead.
+  Clear the failure of a worker that has answered a poll or a probe. If the worker sends heartbeats, only its next
+  heartbeat clears the failure of a request.
 
   Input:
     load  as include/load/read_load.lua returns it

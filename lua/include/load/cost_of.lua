@@ -3,8 +3,8 @@
 
   With a free slot, or without a known capacity, the cost is the number of requests per unit of speed. Without a free
   slot it is the expected wait of the next request, above 1e9. A failing worker costs more than 1e12. A cost stops below
-  the next band. So even the slowest worker with a free slot costs less than a full one, and that less than a failing
-  one. The rule in Python is controller/domain/cost.py.
+  the next band. So each worker with a free slot costs less than a full one, and a full one less than a failing one. The
+  rule in Python is controller/domain/cost.py.
 
   Input:
     load                as include/load/read_load.lua returns it

@@ -1,6 +1,6 @@
 --[[
-  Return true if a worker has a capacity, a failure, or drains. Only then include/load/read_load.lua reads the fields
-  for these, which keeps the dispatch to all other workers fast.
+  Return true if a worker has a capacity, a failure, or drains. include/load/read_load.lua reads the fields for these
+  only then, which keeps dispatches to all other workers fast.
 
   Input:
     load  as include/load/read_load.lua returns it
