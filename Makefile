@@ -14,7 +14,7 @@ install = { [ -x $(BIN)/uv ] && $(UV) $(1) 2>/dev/null; } \
 PYTEST_OPTIONS := -q -n 4 --dist loadfile --no-loadscope-reorder
 
 .DEFAULT_GOAL := help
-.PHONY: help serve test test-all history soak check demo format docs docs-serve docs-reference bench simulate sbom \
+.PHONY: help serve test test-all coverage history soak check demo format docs docs-serve docs-reference bench simulate sbom \
 	audit mutants clean
 
 help:  ## List the targets.
@@ -31,6 +31,9 @@ test: $(VENV)/.test  ## Run the quick tests, in about three minutes. ARGS="tests
 
 test-all: $(VENV)/.test  ## Run the rest of the tests: long ones, containers, and those on redis-server.
 	@$(BIN)/python -m pytest --part rest $(PYTEST_OPTIONS) $(ARGS)
+
+coverage: $(VENV)/.test  ## Run the quick tests and report the lines that they do not reach. Fails below 90 %.
+	@$(BIN)/python -m pytest --part quick $(PYTEST_OPTIONS) --cov --cov-report=term --cov-fail-under=90 $(ARGS)
 
 history: $(VENV)/.test  ## Check a long history of calls and faults. ARGS="--seconds 1800 --seed 7"
 	@PYTHONPATH=benchmarks exec $(BIN)/python -m tests.history $(ARGS)
