@@ -216,11 +216,11 @@ local function choose(request, seq)
     local ended = expire_for_grant(time, decays, #requests)
     free_leases = free_leases and free_leases + ended
       or (lease_limit == 0 and math.huge or lease_limit - redis.call("ZCARD", key("leases")))
-  end
-  if is_leased and free_leases < 1 then
-    return "", "refused"
-  elseif request.token and not may_lease(request.token, request.token_limit) then
-    return "", "token_refused"
+    if free_leases < 1 then
+      return "", "refused"
+    elseif request.token and not may_lease(request.token, request.token_limit) then
+      return "", "token_refused"
+    end
   end
   local name = draw_from("lottery", request.model, request.draw)
   if name == "" then

@@ -26,9 +26,11 @@ local function read_requests(first, names)
     if not lease_ttl or (has_draws and not (draw and draw >= 0 and draw < 1)) then
       return nil
     end
-    requests[#requests + 1] = {
-      model = ARGV[i], lease_ttl = lease_ttl, draw = draw, token = token, token_limit = token_limit,
-    }
+    local request = { model = ARGV[i], lease_ttl = lease_ttl, draw = draw }
+    if token then
+      request.token, request.token_limit = token, token_limit
+    end
+    requests[#requests + 1] = request
   end
   return requests[1] and requests
 end

@@ -15,10 +15,12 @@
 --- @include "count_for_token" when called
 --- @include "key"
 local function grant_lease(load, request, seq, time)
-  local incarnation = redis.call("HGET", load.worker, "incarnation")
+  local owner = redis.call("HGET", load.worker, "incarnation")
   local lease_ttl, token = request.lease_ttl, request.token
-  local suffix = token and "-" .. token or ""
-  local lease = string.format("%.0f-%.0f-%.0f-%s%s@%s", time, lease_ttl, seq, incarnation, suffix, load.name)
+  if token then
+    owner = owner .. "-" .. token
+  end
+  local lease = string.format("%.0f-%.0f-%.0f-%s@%s", time, lease_ttl, seq, owner, load.name)
   redis.call("ZADD", key("leases"), time + lease_ttl, lease)
   redis.call("PEXPIRE", key("leases"), LEASES_TTL)
   if token then
