@@ -45,7 +45,7 @@ async def test_a_call_is_refused_if_its_delay_would_be_too_long_and_does_not_cou
     rate = AddressRate(1.0, max_delay=2.0, burst=0)
     assert delays(rate, clock, "a", "a", "a") == [0, 1, 2]
     for _ in range(5):
-        with pytest.raises(TooManyRegistrations, match="a sends more registrations than the 1 per second") as refused:
+        with pytest.raises(TooManyRegistrations, match="a exceeds the 1 registrations per second") as refused:
             rate._reserve("a", clock.now)
         assert refused.value.retry_after == 1
     clock.now += 1.0
