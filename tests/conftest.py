@@ -1,6 +1,7 @@
-"""Stores to test on: fakeredis, the embedded server, and redis-server where it is installed.
+"""Stores to test on: fakeredis and the embedded server.
 
-The tests of the store also run on redis-server as the restricted user of deploy/redis/users.acl ("redis-server-acl").
+Where redis-server is installed, the tests of availability run on it, too. So do the tests of the store, as the
+restricted user of deploy/redis/users.acl ("redis-server-acl").
 
 A test that takes `store` runs once on each store. It fails if it leaves inconsistent indexes, or keys that would never
 expire.
@@ -43,9 +44,10 @@ from tests.support.waiting import wait_until
 REDIS_SERVER = shutil.which("redis-server")
 # A process title would overwrite the mark in the environment, by which tests/support/lifeline.py finds the server.
 NO_PROC_TITLE = ["--set-proc-title", "no"]
-STORES = ["fakeredis", "embedded", *(["redis-server"] if REDIS_SERVER else [])]
+STORES = ["fakeredis", "embedded"]
+ALL_STORES = [*STORES, *(["redis-server"] if REDIS_SERVER else [])]  # for tests/availability
 # For tests/store: on redis-server with the rights that deploy/redis/users.acl gives to a replica.
-STORES_WITH_RIGHTS = ["fakeredis", "embedded", *(["redis-server-acl"] if REDIS_SERVER else [])]
+STORES_WITH_RIGHTS = [*STORES, *(["redis-server-acl"] if REDIS_SERVER else [])]
 _namespaces = itertools.count()
 
 # No deadline: the time that an example takes depends on how busy the machine is.

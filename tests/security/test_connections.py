@@ -16,7 +16,7 @@ from tests.system.test_serve import A
 pytestmark = pytest.mark.system
 
 # `SLOW_CONNECTIONS=10000 make test ARGS="tests/security/test_connections.py"` opens as many.
-SLOW_CONNECTIONS = int(os.environ.get("SLOW_CONNECTIONS", "2000"))
+SLOW_CONNECTIONS = int(os.environ.get("SLOW_CONNECTIONS", "1000"))
 _AT_ONCE = 100
 
 

@@ -21,7 +21,7 @@ from tests.system.test_serve import replicas
 
 pytestmark = pytest.mark.system
 
-KILLS = 20
+KILLS = 12
 WORKERS = [f"http://127.0.0.1:1/w{i}" for i in range(8)]
 
 
