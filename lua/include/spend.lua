@@ -13,7 +13,7 @@
   Output: true if the budget is spent.
 ]]
 --- @include "seconds" when called
-local BUDGET, MAX_SECONDS, CLOCK_STEP = 800, 0.002, 10
+local BUDGET, MAX_SECONDS, CLOCK_STEP = 800, 0.0015, 10
 local spent, looked_at, used = 0, 0, 0
 local began
 
