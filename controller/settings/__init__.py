@@ -11,17 +11,6 @@ from controller.settings.server import ServerSettings
 from controller.settings.store import StoreSettings
 from controller.settings.workers import WorkerSettings
 
-# In the order of --help and of the reference page.
-GROUPS: Final = (
-    ServerSettings,
-    StoreSettings,
-    WorkerSettings,
-    DispatchSettings,
-    AccessSettings,
-    LimitSettings,
-    HierarchySettings,
-)
-
 
 @dataclass(frozen=True, kw_only=True)
 class Settings(
@@ -47,6 +36,9 @@ class Settings(
         self.check_access()
         self.check_limits()
         self.check_hierarchy()
+
+
+GROUPS: Final[tuple[Any, ...]] = Settings.__bases__  # in the order of --help and of the reference page
 
 
 def all_settings() -> tuple["Field[Any]", ...]:

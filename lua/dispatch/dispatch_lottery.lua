@@ -57,10 +57,9 @@
 ]]
 --- @include "book_lease" when called
 --- @include "compute_odds" when called
---- @include "expire_for_grant" when called
 --- @include "key"
+--- @include "lease_refusal" when called
 --- @include "leave_lottery" when called
---- @include "may_lease" when called
 --- @include "now"
 --- @include "pools_of" when called
 --- @include "purge_worker" when called
@@ -208,19 +207,12 @@ local function draw_from(kind, model, draw)
 end
 
 local untracked = {} -- the number of requests without a lease, by worker
-local free_leases -- nil until the first request with a lease
 
 local function choose(request, seq)
   local is_leased = request.lease_ttl > 0
-  if is_leased then
-    local ended = expire_for_grant(time, decays, #requests)
-    free_leases = free_leases and free_leases + ended
-      or (lease_limit == 0 and math.huge or lease_limit - redis.call("ZCARD", key("leases")))
-    if free_leases < 1 then
-      return "", "refused"
-    elseif request.token and not may_lease(request.token, request.token_limit) then
-      return "", "token_refused"
-    end
+  local refusal = is_leased and lease_refusal(request, lease_limit, time, decays, #requests)
+  if refusal then
+    return "", refusal
   end
   local name = draw_from("lottery", request.model, request.draw)
   if name == "" then
@@ -230,11 +222,10 @@ local function choose(request, seq)
     return nil
   elseif name == "" then
     return "", ""
-  elseif request.lease_ttl == 0 then
+  elseif not is_leased then
     untracked[name] = (untracked[name] or 0) + 1
     return name, ""
   end
-  free_leases = free_leases - 1
   return name, book_lease(name, request, seq, time, decays)
 end
 

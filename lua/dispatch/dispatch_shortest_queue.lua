@@ -60,12 +60,11 @@
 --- @include "constants"
 --- @include "cost_of" when called
 --- @include "decay_clock"
---- @include "expire_for_grant" when called
 --- @include "grant_lease" when called
 --- @include "is_alive"
 --- @include "key"
+--- @include "lease_refusal" when called
 --- @include "leave_pools" when called
---- @include "may_lease" when called
 --- @include "now"
 --- @include "pools_of" when called
 --- @include "purge_worker" when called
@@ -191,19 +190,11 @@ local function best_of_pool(model, pool, index, limit, head, is_known_alive)
   return best
 end
 
-local free_leases -- nil until the first request with a lease
-
 local function choose(request, seq)
   local is_leased = request.lease_ttl > 0
-  if is_leased then
-    local ended = expire_for_grant(time, decays, #requests)
-    free_leases = free_leases and free_leases + ended
-      or (lease_limit == 0 and math.huge or lease_limit - redis.call("ZCARD", key("leases")))
-    if free_leases < 1 then
-      return "", "refused"
-    elseif request.token and not may_lease(request.token, request.token_limit) then
-      return "", "token_refused"
-    end
+  local refusal = is_leased and lease_refusal(request, lease_limit, time, decays, #requests)
+  if refusal then
+    return "", refusal
   end
   local index = (is_leased or not decays) and "cost_index" or "decay_index"
   local best
@@ -226,7 +217,6 @@ local function choose(request, seq)
   local lease = ""
   if is_leased then
     lease = grant_lease(best, request, seq, time)
-    free_leases = free_leases - 1
   end
   book(best, seq, time, decays, is_leased)
   if best_by_pool then

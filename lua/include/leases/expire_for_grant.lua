@@ -6,8 +6,6 @@
     time    the time
     decays  true if bookings decay
     grants  how many leases the call may grant
-
-  Output: how many leases were ended.
 ]]
 --- @include "end_lease" when called
 --- @include "key"
@@ -23,10 +21,8 @@ local function expire_for_grant(time, decays, grants)
     expired = redis.call("ZRANGEBYSCORE", key("leases"), "-inf", time, "LIMIT", 0, limit)
   end
   local last = math.min(position + number, #expired)
-  local ended = last - position
   for i = position + 1, last do
     end_lease(expired[i], time, decays, true)
   end
   position = last
-  return ended
 end
