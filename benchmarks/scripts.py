@@ -54,8 +54,15 @@ class Subject:
             await self.registry.register(registration(i, LEASED))
 
     async def lease(self, number: int) -> None:
-        choices = await self.registry.dispatch_some(SHORTEST_QUEUE, [Request(LEASED, 60_000)] * number)
-        self.leases += [choice.lease for choice in choices if choice]
+        self.leases += await self.dispatch(SHORTEST_QUEUE, [Request(LEASED, 60_000)] * number)
+
+    async def dispatch(self, method: DispatchMethod, requests: Sequence[Request]) -> list[str]:
+        """Dispatch all requests, in as many calls as it takes. Return their leases."""
+        leases: list[str] = []
+        while len(leases) < len(requests):
+            choices = await self.registry.dispatch_some(method, requests[len(leases) :])
+            leases += [choice.lease for choice in choices if choice]
+        return leases
 
     async def heartbeat(self, i: int) -> None:
         await self.registry.heartbeat([Report(registration(i % self.workers).name, i % 7)])
@@ -92,18 +99,16 @@ class Case:
 
 ONE, MANY = [Request("m")], [Request("m")] * BATCH
 CASES = {
-    "dispatch_shortest_queue": Case(lambda s, _: s.registry.dispatch_some(SHORTEST_QUEUE, ONE)),
+    "dispatch_shortest_queue": Case(lambda s, _: s.dispatch(SHORTEST_QUEUE, ONE)),
     f"dispatch_shortest_queue, {BATCH} in a call, each": Case(
-        lambda s, _: s.registry.dispatch_some(SHORTEST_QUEUE, MANY), BATCH, BATCH // 4
+        lambda s, _: s.dispatch(SHORTEST_QUEUE, MANY), BATCH, BATCH // 4
     ),
     "dispatch_shortest_queue with a lease": Case(lambda s, _: s.lease(1)),
     f"dispatch_shortest_queue with leases, {BATCH} in a call, each": Case(lambda s, _: s.lease(BATCH), BATCH, BATCH),
     "release": Case(lambda s, _: s.release()),
     f"release, {BATCH} in a call, each": Case(lambda s, _: s.release(BATCH), BATCH, BATCH),
-    "dispatch_lottery": Case(lambda s, _: s.registry.dispatch_some(LOTTERY, ONE)),
-    f"dispatch_lottery, {BATCH} in a call, each": Case(
-        lambda s, _: s.registry.dispatch_some(LOTTERY, MANY), BATCH, BATCH // 4
-    ),
+    "dispatch_lottery": Case(lambda s, _: s.dispatch(LOTTERY, ONE)),
+    f"dispatch_lottery, {BATCH} in a call, each": Case(lambda s, _: s.dispatch(LOTTERY, MANY), BATCH, BATCH // 4),
     "heartbeat": Case(Subject.heartbeat),
     "register": Case(lambda s, i: s.registry.register(registration(i % s.workers))),
     "list_models": Case(lambda s, _: s.registry.list_models()),
