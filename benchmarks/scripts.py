@@ -3,14 +3,19 @@
     python benchmarks/scripts.py [--workers 10 1000 10000] [--against ../older-checkout] [--rounds 20]
 
 A figure is the mean time of a call in a round, by Redis's own accounting (INFO commandstats) of EVALSHA. So it includes
-neither the client nor the socket. Of all rounds the least figure counts, because other load of the machine only adds to
-it. With --against, each round measures the other checkouts and this one in turn, all on one embedded store.
+neither the client nor the socket. A time is the median of all rounds.
+
+With --against, each round measures each script of the other checkouts and of this one in turn, all on one embedded
+store. A change is the median of the changes within the rounds, because the speed of a machine varies between rounds by
+more than the scripts differ. The sign ± stands before the standard error of that median.
 """
 
 import argparse
 import asyncio
-import json
+import itertools
+import math
 import os
+import statistics
 import subprocess
 import sys
 import tempfile
@@ -70,11 +75,12 @@ class Subject:
     async def release(self, number: int = 1) -> None:
         await self.registry.release([self.leases.pop() for _ in range(number)])
 
-    async def measure(self, cases: Sequence[str], calls: int) -> list[float]:
-        """Return the mean time of a call, or of a request in a call, for each case."""
-        return [await self.mean(max(2, calls // CASES[case].share), CASES[case]) for case in cases]
-
-    async def mean(self, calls: int, case: "Case") -> float:
+    async def measure(self, name: str, calls: int) -> float:
+        """Return the mean time of a call, or of a request in a call."""
+        case = CASES[name]
+        calls = max(2, calls // case.share)
+        while len(self.leases) < calls * case.leases:
+            await self.lease(BATCH)
         before = await self.used()
         for i in range(calls):
             await case.call(self, i)
@@ -90,11 +96,13 @@ class Case:
 
     requests: number of requests in the call.
     share: a slow case makes one call for each `share` calls of the others.
+    leases: number of leases that the call ends.
     """
 
     call: Callable[[Subject, int], Awaitable[object]]
     requests: int = 1
     share: int = 1
+    leases: int = 0
 
 
 ONE, MANY = [Request("m")], [Request("m")] * BATCH
@@ -105,8 +113,8 @@ CASES = {
     ),
     "dispatch_shortest_queue with a lease": Case(lambda s, _: s.lease(1)),
     f"dispatch_shortest_queue with leases, {BATCH} in a call, each": Case(lambda s, _: s.lease(BATCH), BATCH, BATCH),
-    "release": Case(lambda s, _: s.release()),
-    f"release, {BATCH} in a call, each": Case(lambda s, _: s.release(BATCH), BATCH, BATCH),
+    "release": Case(lambda s, _: s.release(), leases=1),
+    f"release, {BATCH} in a call, each": Case(lambda s, _: s.release(BATCH), BATCH, BATCH, BATCH),
     "dispatch_lottery": Case(lambda s, _: s.dispatch(LOTTERY, ONE)),
     f"dispatch_lottery, {BATCH} in a call, each": Case(lambda s, _: s.dispatch(LOTTERY, MANY), BATCH, BATCH // 4),
     "heartbeat": Case(Subject.heartbeat),
@@ -118,14 +126,15 @@ CASES = {
 
 
 async def serve(url: str, namespace: str, cases: Sequence[str], workers: int, calls: int) -> None:
-    """Measure once for each line of the standard input."""
+    """Measure the case that each line of the standard input names."""
     client = connect(url, timeout=60.0)
     subject = Subject(client, namespace, workers)
     await subject.prepare()
-    await subject.measure(cases, calls)  # so that the scripts are loaded
-    print("[]", flush=True)
-    while await asyncio.to_thread(sys.stdin.readline):
-        print(json.dumps(await subject.measure(cases, calls)), flush=True)
+    for case in cases:  # so that the scripts are loaded
+        await subject.measure(case, calls)
+    print(0.0, flush=True)
+    while case := await asyncio.to_thread(sys.stdin.readline):
+        print(await subject.measure(case.rstrip("\n"), calls), flush=True)
     await client.aclose()
 
 
@@ -143,19 +152,26 @@ class Checkout:
         )
         self.answer()
 
-    def measure(self) -> list[float]:
+    def measure(self, case: str) -> float:
         assert self.process.stdin is not None
-        self.process.stdin.write("\n")
+        self.process.stdin.write(case + "\n")
         self.process.stdin.flush()
         return self.answer()
 
-    def answer(self) -> list[float]:
+    def answer(self) -> float:
         assert self.process.stdout is not None
-        times: list[float] = json.loads(self.process.stdout.readline())
-        return times
+        return float(self.process.stdout.readline())
 
     def close(self) -> None:
         self.process.communicate()
+
+
+def change(times: Sequence[float], first: Sequence[float]) -> str:
+    """Return the median change of paired times and its standard error, in percent."""
+    changes = [100 * (time / other - 1) for time, other in zip(times, first, strict=True)]
+    low, median, high = statistics.quantiles(changes, n=4) if len(changes) > 1 else changes * 3
+    error = 1.25 * (high - low) / 1.35 / math.sqrt(len(changes))  # of a median, for a normal distribution
+    return f"{median:+.1f} ± {error:.1f} %"
 
 
 def main() -> None:
@@ -175,7 +191,7 @@ def main() -> None:
 
     folders = [*(folder.resolve() for folder in arguments.against), HERE.parents[1]]
     console = Console(width=140)
-    table = Table("script", title="microseconds of Redis's time, least of the rounds", title_justify="left")
+    table = Table("script", title="microseconds of Redis's time, median of the rounds", title_justify="left")
     rows: dict[str, list[str]] = {case: [] for case in arguments.cases}
     with (
         tempfile.TemporaryDirectory(prefix="cb-") as directory,
@@ -184,18 +200,18 @@ def main() -> None:
     ):
         for workers in arguments.workers:
             checkouts = [Checkout(store.url, folder, arguments.cases, workers, arguments.calls) for folder in folders]
-            rounds: list[list[list[float]]] = [[] for _ in folders]
+            times: list[dict[str, list[float]]] = [{case: [] for case in arguments.cases} for _ in folders]
             for number in progress.track(range(arguments.rounds), description=f"{workers:,} workers"):
                 order = range(len(folders)) if number % 2 else reversed(range(len(folders)))
-                for i in order:
-                    rounds[i].append(checkouts[i].measure())
+                for case, i in itertools.product(arguments.cases, list(order)):
+                    times[i][case].append(checkouts[i].measure(case))
             for checkout in checkouts:
                 checkout.close()
-            least = [[min(times) for times in zip(*each, strict=True)] for each in rounds]
             for i, folder in enumerate(folders):
                 table.add_column(f"{workers:,} workers, {folder.name}", justify="right")
-                for row, time, first in zip(rows.values(), least[i], least[0], strict=True):
-                    row.append(f"{time:,.1f}" + (f" ({100 * (time / first - 1):+.1f} %)" if i else ""))
+                for case, row in rows.items():
+                    text = f"{statistics.median(times[i][case]):,.1f}"
+                    row.append(text + (f" ({change(times[i][case], times[0][case])})" if i else ""))
     for case, row in rows.items():
         table.add_row(case, *row)
     console.print(table)
