@@ -41,7 +41,7 @@ def parse_parent(text: str) -> ParentAddress:
     credentials, at, host = authority.rpartition("@")
     try:
         if not _CREDENTIALS.match(credentials):
-            raise InvalidInput("parent", "has a name or a token with special characters")  # noqa: TRY301
+            raise InvalidInput("parent", "has a name or a token with special characters")  # noqa: TRY301 - see below
         address = worker_name(f"{scheme}{slashes}{host}{slash}{path}")
     except InvalidInput as error:
         if "@" in text:  # the problem may quote a part of the token

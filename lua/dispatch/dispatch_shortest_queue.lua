@@ -119,7 +119,7 @@ local best_by_pool
 -- Return a worker's load if it can be chosen. Otherwise purge the worker, or its index entry. member: its member in the
 -- cost index if it was found there. is_known_alive: true if its heartbeat was read already.
 local function candidate(model, pool, name, member, is_known_alive)
-  local load = read_load(name, decay_time, pool)
+  local load = read_load(name, decay_time)
   local seq = member and tonumber(member:sub(1, 16)) or 0 -- as include/indexes/index_member.lua writes it
   local is_indexed = load and not load.draining and (not member or tonumber(load.index_seq) == seq)
   local has_heartbeat = is_known_alive or is_alive(name)

@@ -1,6 +1,7 @@
 --[[
   End leases that have expired before another one is granted. Each grant ends two others, and the first one of a call
-  more. So leases that no client releases do not accumulate, and no request waits for all of them.
+  more. So leases that no client releases do not accumulate, and no request waits for all of them. If the budget of the
+  call is spent, it ends only one other.
 
   Input:
     time    the time
@@ -9,6 +10,7 @@
 ]]
 --- @include "end_lease" when called
 --- @include "key"
+--- @include "spend"
 local expired
 local position = 0
 
@@ -21,8 +23,11 @@ local function expire_for_grant(time, decays, grants)
     expired = redis.call("ZRANGEBYSCORE", key("leases"), "-inf", time, "LIMIT", 0, limit)
   end
   local last = math.min(position + number, #expired)
-  for i = position + 1, last do
-    end_lease(expired[i], time, decays, true)
+  while position < last do
+    position = position + 1
+    end_lease(expired[position], time, decays, true)
+    if spend(1) then
+      break
+    end
   end
-  position = last
 end

@@ -26,19 +26,16 @@
   Input:
     name  the worker's name
     time  the time; nil or false if bookings do not decay
-    pool  a pool of the worker, if the caller knows one: most workers have no other
 
   Output: a table with these parts and with `name` and `worker`, the key of its hash; nil if there is no such worker.
   capacity, untracked_own_rate, failing and draining are nil where they do not apply. decayed_at, seq, index_seq,
   dispatched, checkpoint_at and speed may be text, so use tonumber() before a comparison.
 ]]
 --- @include "decay_clock"
---- @include "decay_clock_of"
 --- @include "key"
+--- @include "parse_pools_when_read" when called
 --- @include "spend"
-local last_text, last_pools -- the workers of a batch often have the same pools
-
-local function read_load(name, time, pool)
+local function read_load(name, time)
   local worker = key("worker", name)
   spend(3)
   local fields = redis.call("HMGET", worker, "pools", "untracked", "decayed_at", "seq", "index_seq", "dispatched",
@@ -47,22 +44,12 @@ local function read_load(name, time, pool)
   if not untracked then
     return nil
   end
-  local pools
-  if text == pool then
-    pools = { pool }
-  elseif text == last_text then
-    pools = last_pools
-  else
-    pools = {}
-    for each in text:gmatch("[^\n]+") do
-      pools[#pools + 1] = each
-    end
-    last_text, last_pools = text, pools
-  end
+  local is_overflow = text:byte() == 31
+  local pool = text ~= "" and text or nil -- the only one, unless it is an overflow pool
   local decay, rate = 0, 1
   if time then
     local current, current_text
-    current, rate, current_text = decay_clock(decay_clock_of(pools), time)
+    current, rate, current_text = decay_clock(is_overflow and "\31" or pool, time)
     decay = reading - current
     if decay <= 0 or decay >= 2e9 then -- it has started again (include/decay/learn_decay.lua)
       reading = current_text
@@ -72,7 +59,7 @@ local function read_load(name, time, pool)
   local load = { -- at most 16 parts for most workers, because the 17th would double the cost of the table
     name = name,
     worker = worker,
-    pools = pools,
+    pools = not is_overflow and { pool } or nil,
     untracked = untracked * math.exp(decay),
     decayed_at = reading,
     seq = fields[4],
@@ -85,6 +72,9 @@ local function read_load(name, time, pool)
     leased_since_report = 0,
     released_since_report = 0,
   }
+  if is_overflow then
+    parse_pools_when_read(load, text)
+  end
   if fields[9] ~= "" then
     local leased, finished, leased_since, released_since = fields[9]:match("(%d+) (%d+) (%d+) (%d+)")
     load.leased, load.finished = leased + 0, finished + 0

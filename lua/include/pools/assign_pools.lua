@@ -18,9 +18,12 @@ local function assign_pools(models, digest)
   if redis.call("EXISTS", key("cost_index", pool)) == 1 then
     return { pool }
   end
-  for _, model in ipairs(models) do
-    local written = redis.call("GET", key("pools", model)) or ""
-    local _, sets = written:gsub("\30", "")
+  local keys = {}
+  for i, model in ipairs(models) do
+    keys[i] = key("pools", model)
+  end
+  for _, written in ipairs(redis.call("MGET", unpack(keys))) do
+    local _, sets = (written or ""):gsub("\30", "")
     if sets >= MAX_SETS then
       local overflow = {}
       for i, each in ipairs(models) do

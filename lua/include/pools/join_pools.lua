@@ -7,23 +7,30 @@
 ]]
 --- @include "decay_clock_of"
 --- @include "key"
+--- @include "models_of_pool"
 --- @include "spend"
 local function join_pools(load, models)
+  local joined, names, keys = {}, {}, {} -- the pools without workers, once for each of their models
   for _, pool in ipairs(load.pools) do
     if redis.call("EXISTS", key("cost_index", pool)) == 0 then
-      local is_set = pool:byte() == 30
-      for _, model in ipairs(is_set and models or { (pool:gsub("^\31", "")) }) do
-        local written = redis.call("GET", key("pools", model))
-        if not written and pool ~= model then
-          written = redis.call("EXISTS", key("cost_index", model)) == 1 and model .. "\n" or ""
-        end
-        if written and not ("\n" .. written):find("\n" .. pool .. "\n", 1, true) then
-          redis.call("SET", key("pools", model), written .. pool .. "\n")
-        end
-        redis.call("SADD", key("models"), model)
-        spend(2)
+      for _, model in ipairs(models_of_pool(pool, models)) do
+        joined[#joined + 1], names[#names + 1], keys[#keys + 1] = pool, model, key("pools", model)
       end
     end
+  end
+  if joined[1] then
+    local found = redis.call("MGET", unpack(keys))
+    for i, pool in ipairs(joined) do
+      local written, model = found[i], names[i]
+      if not written and pool ~= model then
+        written = redis.call("EXISTS", key("cost_index", model)) == 1 and model .. "\n" or ""
+      end
+      if written and not ("\n" .. written):find("\n" .. pool .. "\n", 1, true) then
+        redis.call("SET", keys[i], written .. pool .. "\n")
+      end
+    end
+    redis.call("SADD", key("models"), unpack(names))
+    spend(2 * #joined)
   end
   if decay_clock_of(load.pools) == "\31" then
     redis.call("SADD", key("overflow"), load.name)

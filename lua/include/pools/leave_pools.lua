@@ -10,31 +10,36 @@
 
   Output: the amount of work, in units of include/spend.lua.
 ]]
---- @include "delete_pool"
+--- @include "delete_pools" when called
 --- @include "index_member"
 --- @include "key"
 --- @include "leave_lottery"
+--- @include "models_of_pool" when called
 --- @include "update_head"
 local function leave_pools(name, index_seq, pools, models)
-  local work = 1
+  local work, member = 1, index_member(index_seq, name)
+  local empty, names = {}, {} -- the pools that are empty now, once for each of their models
   for _, pool in ipairs(pools) do
     local index = key("cost_index", pool)
-    redis.call("ZREM", index, index_member(index_seq, name))
-    redis.call("ZREM", key("decay_index", pool), name)
-    leave_lottery(pool, name)
-    update_head("cost_index", pool)
-    update_head("decay_index", pool)
+    redis.call("ZREM", index, member)
     work = work + 3
-    if redis.call("EXISTS", index) == 0 then
-      redis.call("DEL", key("decay_index", pool))
-      update_head("decay_index", pool)
-      redis.call("PEXPIRE", key("decay", pool), 3600000)
-      local is_set = pool:byte() == 30
-      for _, model in ipairs(is_set and models or { (pool:gsub("^\31", "")) }) do
-        delete_pool(pool, model)
-        work = work + 2
+    if redis.call("EXISTS", index) == 1 then
+      redis.call("ZREM", key("decay_index", pool), name)
+      leave_lottery(pool, name)
+    else
+      redis.call("DEL", key("decay_index", pool), key("lottery", pool), key("lottery_failing", pool), key("odds", pool))
+      if pool:byte() ~= 31 then -- overflow pools have no decay clock of their own
+        redis.call("PEXPIRE", key("decay", pool), 3600000)
+      end
+      for _, model in ipairs(models_of_pool(pool, models)) do
+        empty[#empty + 1], names[#names + 1] = pool, model
       end
     end
+    update_head("cost_index", pool)
+    update_head("decay_index", pool)
   end
-  return work
+  if empty[1] then
+    delete_pools(empty, names)
+  end
+  return work + 2 * #empty
 end
