@@ -15,11 +15,14 @@ from controller.metrics import Metrics
 from controller.settings import Settings
 from controller.store.registry import REFUSED, TOKEN_REFUSED, Choice, FailureCall, Find, Registry, Request
 
-_NO_LEASE: Final = frozenset({REFUSED, TOKEN_REFUSED})
+_REFUSALS: Final = frozenset({REFUSED, TOKEN_REFUSED})
 
 
 class Leased(NamedTuple):
-    """A worker's address and the lease of a request. Both are "" if the model has no live worker."""
+    """The address of a request's worker, and the request's lease.
+
+    Both are "" if the model has no live worker. Only the lease is "" if the request has no lease.
+    """
 
     address: str
     lease: str
@@ -28,8 +31,9 @@ class Leased(NamedTuple):
 class Dispatcher:
     """The operations of clients, on one replica.
 
-    While Redis is unavailable, workers and models come from the snapshot. Without a fresh snapshot, methods raise
-    StoreUnavailable. StoreRejection means a bug in the controller or foreign data in Redis.
+    While Redis is unavailable, workers and models come from the snapshot. Without a fresh snapshot, these methods raise
+    StoreUnavailable. release(), renew() and report_failure() raise it throughout an outage. StoreRejection means a bug
+    in the controller or foreign data in Redis.
     """
 
     def __init__(
@@ -75,7 +79,8 @@ class Dispatcher:
 
         While Redis is unavailable there are no leases: the lease is "" and the request counts as one without a lease.
 
-        Raises TooManyLeases if as many leases are active as the settings max_leases and max_leases_per_token allow.
+        Raises TooManyLeases at a limit: the setting max_leases for all leases, or max_leases_per_token for the leases
+        of `token`.
         """
         lease_ms = max(1, round(1000 * (self._lease_time if lease_time is None else lease_time)))
         if len(model) > MAX_MODEL_NAME_LENGTH:
@@ -101,9 +106,9 @@ class Dispatcher:
     async def find_worker(self, model: str, excluded: frozenset[str] = frozenset()) -> MaybeStale[str]:
         """Find a live worker of a model at random, and book nothing. Return "" if the model has no live worker.
 
-        It is for requests that are no load, and for the question whether a model has a live worker.
+        Used for requests that put no load on a worker, and to check whether a model has a live worker.
 
-        excluded: names of workers that are not to be found.
+        excluded: names of workers that must not be returned.
         """
         if len(model) > MAX_MODEL_NAME_LENGTH:
             return MaybeStale("")
@@ -152,7 +157,7 @@ class Dispatcher:
         handled = [choice for choice in choices if choice is not None]
         # _verify() counts the requests without a worker.
         self._metrics.dispatches_chosen.inc(sum(bool(choice.worker) for choice in handled))
-        self._metrics.dispatches_refused.inc(sum(choice.lease in _NO_LEASE for choice in handled))
+        self._metrics.dispatches_refused.inc(sum(choice.lease in _REFUSALS for choice in handled))
         return [AGAIN if choice is None else MaybeStale(choice) for choice in choices]
 
     async def _verify(self, request: Request) -> MaybeStale[Choice]:

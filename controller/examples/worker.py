@@ -2,8 +2,9 @@
 
     python -m controller.examples.worker --port 21002 --controller-address http://localhost:21001
 
-It has the routes that FastChat's API server calls. To serve a model of your own, replace `generate`, `count_tokens`
-and `embed`. The rest is the protocol. The example needs starlette, uvicorn and aiohttp.
+It has the routes that FastChat's API server calls. To serve a model of your own, replace `generate`, `count_tokens`,
+`embed`, `CONTEXT_LENGTH` and `CONVERSATION`. The rest is the protocol. The example needs starlette, uvicorn and
+aiohttp.
 """
 
 import argparse
@@ -76,7 +77,7 @@ class Rejected(aiohttp.ClientError):
 
 
 class Worker:
-    """Serves one request at a time, and keeps itself registered."""
+    """Generates one response at a time, and keeps itself registered."""
 
     def __init__(self, args: argparse.Namespace) -> None:
         self.name = args.worker_address or f"http://localhost:{args.port}"
@@ -163,7 +164,7 @@ class Worker:
 
 
 class Server(uvicorn.Server):
-    """Registers the worker once it listens, and removes it before it stops listening."""
+    """Registers the worker once the server listens, and removes the worker before the server stops listening."""
 
     worker: Worker
 
@@ -190,9 +191,14 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--host", default="localhost", help="address to listen on  [default: localhost]")
     parser.add_argument("--port", type=int, default=21002, help="port to listen on  [default: 21002]")
-    parser.add_argument("--worker-address", help="address for clients  [default: http://localhost:PORT]")
     parser.add_argument(
-        "--controller-address", default="http://localhost:21001", help="[default: http://localhost:21001]"
+        "--worker-address",
+        help="URL at which clients and the controller reach this worker  [default: http://localhost:PORT]",
+    )
+    parser.add_argument(
+        "--controller-address",
+        default="http://localhost:21001",
+        help="URL of the controller  [default: http://localhost:21001]",
     )
     parser.add_argument("--model", default="echo", help="models, separated by commas  [default: echo]")
     parser.add_argument("--speed", type=float, default=1, help="in units of 10 words/s  [default: 1]")
@@ -201,7 +207,8 @@ def main() -> None:
     worker = Worker(args)
     server = Server(uvicorn.Config(worker.app(), args.host, args.port, log_level="warning"))
     server.worker = worker
-    signal.signal(signal.SIGTERM, signal.default_int_handler)  # uvicorn raises it again at the end. Exit with status 0
+    # At the end, uvicorn raises SIGTERM again. This handler turns it into KeyboardInterrupt, so the exit status is 0.
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     with contextlib.suppress(KeyboardInterrupt):
         server.run()
 

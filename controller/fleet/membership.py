@@ -130,13 +130,13 @@ class Membership:
             waiting.calls -= 1
             if not waiting.calls:
                 del self._waiting[name]
-        if new is Refusal.TOKEN_WORKERS:
+        if new is Refusal.TOKEN_WORKER_LIMIT:
             raise TooManyWorkers(
                 f"The token {token} has registered {self._settings.max_workers_per_token} workers, which is the limit "
                 "--max-workers-per-token of this cluster. The worker was not registered. Remove workers of this token, "
                 "use another token, or raise the limit on all replicas."
             )
-        if new is Refusal.WORKERS:
+        if new is Refusal.WORKER_LIMIT:
             raise TooManyWorkers(
                 f"{self._settings.max_workers} other workers are alive, which is the limit --max-workers of this "
                 "cluster. The worker was not registered. Remove workers, or raise the limit on all replicas."

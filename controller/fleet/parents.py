@@ -31,7 +31,7 @@ _MAX_CHECK_INTERVAL: Final = 1.0  # seconds until a parent learns of a changed s
 class Parents:
     """One replica's share of the heartbeats to the parents.
 
-    parents: each with the credentials for it, which are sent to no other.
+    parents: their addresses, each with credentials that are sent only to this parent.
     name: address under which the parents reach this cluster.
     interval: between heartbeats, in seconds.
 
@@ -56,8 +56,8 @@ class Parents:
         self._client = ParentClient(max(0.05, interval * _LOCK_TTL * 0.9), parents)
         self._sent_without_lock_at: dict[str, float] = {}  # by parent
         self._failing: dict[str, set[type[ParentUnreachable]]] = {}  # the kinds of errors that were logged, by parent
-        # Parents updated after our lock had expired. The update may have overwritten a newer one of another replica,
-        # so it is sent again.
+        # Parents updated after our lock had expired. The update may have overwritten a newer one of another replica, so
+        # the current status is registered again.
         self._late: set[str] = set()
 
     async def run(self) -> None:

@@ -1,4 +1,4 @@
-"""Probes all workers at once. FastChat's API server requests this whenever a client lists the models."""
+"""Probes all workers concurrently. FastChat's API server requests this whenever a client lists the models."""
 
 import asyncio
 import contextlib
@@ -17,7 +17,7 @@ from controller.upstream.client import WorkerClient
 
 logger = logging.getLogger("controller")
 
-_MAX_PROBES: Final = 256  # at once
+_MAX_PROBES: Final = 256  # concurrent
 _PROBE_PAUSE: Final = 0.25
 _LOCK_CHECK_INTERVAL: Final = 0.05
 _REQUEST_INTERVAL: Final = 10.0  # seconds
@@ -31,9 +31,12 @@ class _Answer(NamedTuple):
 
 
 class Refresher:
-    """Updates each worker that answers a probe, and removes each worker that fails two probes.
+    """Probes all workers, updates those that answer, and removes those that fail two probes.
 
-    probe_timeout: in seconds. Concurrent refreshes, also of other replicas, share one run.
+    No worker is removed if all of several workers fail, or by a refresh that request() starts. Concurrent refreshes
+    share one run, even on different replicas.
+
+    probe_timeout: in seconds.
     """
 
     def __init__(
@@ -56,7 +59,10 @@ class Refresher:
         self._refreshing: asyncio.Task[None] | None = None
 
     async def refresh(self) -> None:
-        """Return when all workers were probed, or the time limit has passed. Raises StoreUnavailable."""
+        """Update all workers, and remove those that fail two probes. Return at the end, or at the time limit.
+
+        Raises StoreError.
+        """
         if self._refreshing is not None and not self._removes:
             with contextlib.suppress(StoreError):
                 await asyncio.shield(self._refreshing)
@@ -99,7 +105,7 @@ class Refresher:
             await asyncio.sleep(_LOCK_CHECK_INTERVAL)
 
     async def _refresh_all(self) -> None:
-        """Probe all workers. A worker that was not reached within the time limit stays as it is."""
+        """Probe all workers. A worker whose probes have not ended by the time limit stays as it is."""
         workers = (await self._breaker.call(self._registry.list_workers)).workers
         if not workers:
             return
@@ -110,13 +116,14 @@ class Refresher:
         finally:
             for probe in probes:
                 probe.cancel()
-        # _probe() turns each expected failure into None. An unexpected one concerns only its own worker.
+        # _probe() returns None for each expected failure. An unexpected exception counts as a failure, too, but only of
+        # its own worker.
         answers = [(probes[probe], None if probe.exception() else probe.result()) for probe in done]
         failed = [worker for worker, answer in answers if answer is None]
         if len(failed) > 1 and len(failed) == len(answers):
             logger.error(
-                "All %d workers failed their probes, which points to a network fault of this controller. No worker is "
-                "removed now. A worker that is down is removed when its heartbeat expires.",
+                "All %d probed workers failed, which points to a network fault of this controller. No worker is "
+                "removed now. A worker that is down is removed when its heartbeat expires, if it sends heartbeats.",
                 len(failed),
             )
             return
@@ -147,7 +154,8 @@ class Refresher:
     def _forbidden_models(self, worker: Worker, status: WorkerStatus) -> list[str]:
         """Return the reported models that are forbidden by the token that registered the worker.
 
-        If the token was revoked, its bounds are unknown, so new models are refused until the worker registers again.
+        If the token was revoked, its patterns of models are unknown, so new models are refused until the worker
+        registers again.
         """
         if not worker.registered_by or not self._access.is_closed:
             return []

@@ -13,12 +13,12 @@ logger = logging.getLogger("controller")
 class Forwarded:
     """A worker's response, of which the head has arrived.
 
-    The caller must close it, which ends the request and releases its lease.
+    The caller must close it. This ends the request and releases its lease, at once or after `read_on`.
 
     first: first piece of the body.
-    on_end: called once with the outcome, or with "" if it was counted already.
-    read_on: called with this response if it is closed before its end and the worker goes on with the request anyway.
-        It has to call finish().
+    on_end: called once with the outcome, or with "" if the outcome was counted already.
+    read_on: called with this response if it is closed before its end. The function must call finish(). None if the
+        worker ends the request when its connection is closed.
     """
 
     def __init__(
@@ -76,7 +76,7 @@ class Forwarded:
             self._outcome = ""
         try:
             with contextlib.suppress(WorkerError):
-                async for _ in self._response.pieces():  # a cancelled read has ended self._rest
+                async for _ in self._response.pieces():  # not self._rest, which a cancelled read has ended
                     pass
         finally:
             self._end()

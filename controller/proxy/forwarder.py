@@ -47,8 +47,8 @@ class Forwarder:
     lease_time: in seconds. The leases of longer requests are renewed.
     tries: maximum number of workers that one request is sent to.
     max_forwards: how many requests are forwarded at once, including requests whose clients have left. 0: no limit.
-    max_left: memory for the bodies of requests whose clients have left, in bytes. A request beyond it is ended, and its
-    lease is released too early.
+    max_left: memory for the bodies of requests whose clients have left, in bytes. A request that would exceed it is
+    ended, and its lease is released although the worker may still be working on it.
     """
 
     def __init__(
@@ -77,13 +77,14 @@ class Forwarder:
         self._left: dict[asyncio.Task[None], int] = {}  # see _go_on()
 
     async def stream(self, model: str, body: bytes, hops: str = "") -> MaybeStale[Forwarded]:
-        """Forward a request for a stream of frames. Each piece is one or more whole frames, unless they are encoded.
+        """Forward a request for a stream of frames. Each piece is one or more whole frames, unless the body is encoded.
 
         hops: hop list of the request.
 
         Returns when the first frame has arrived. Raises TooManyForwards at the limit, NoWorker if the model has no live
-        worker, LoopDetected if the request came back to this cluster, and WorkerError if no worker responds.
-        WorkerRefused also stands for a response with a status other than 200.
+        worker, StoreError if Redis is unavailable and there is no fresh snapshot, LoopDetected if the request passed
+        this cluster before or too many clusters, and WorkerError if each worker that was tried has failed. A response
+        with a status other than 200 raises WorkerRefused.
         """
         return await self._forward(_Request(model, "/worker_generate_stream", body, self._headers(hops), frames=True))
 
@@ -96,7 +97,7 @@ class Forwarder:
         return await self._forward(_Request(model, path, body, self._headers(hops), runs_on=True))
 
     async def look_up(self, model: str, path: str, body: bytes, hops: str = "") -> MaybeStale[Forwarded]:
-        """Forward a request to any live worker without a lease: it is no load. Returns and raises as call()."""
+        """Forward a request that puts no load on a worker, without a lease. Returns and raises as call()."""
         return await self._forward(_Request(model, path, body, self._headers(hops), is_load=False))
 
     async def call(self, model: str, path: str, body: bytes, hops: str = "") -> MaybeStale[Forwarded]:
@@ -107,10 +108,10 @@ class Forwarder:
         return await self._forward(_Request(model, path, body, self._headers(hops)))
 
     async def close(self, time_limit: float, time_limit_of_left: float) -> None:
-        """Wait until the leases of ended requests are released, for at most `time_limit` seconds.
+        """Wait for the requests whose clients have left, then for the releases of leases.
 
-        Before that, wait for the answers to requests whose clients have left, for at most `time_limit_of_left` seconds.
-        end_streams() ends this sooner.
+        The requests get `time_limit_of_left` seconds. Those that run longer are cancelled. WorkerClient.end_streams()
+        ends them sooner. The releases get `time_limit` seconds.
         """
         if self._left:
             await asyncio.wait(self._left, timeout=time_limit_of_left)
@@ -215,9 +216,9 @@ class Forwarder:
         return Forwarded(response, first, pieces, on_end, read_on if request.runs_on else None)
 
     def _go_on(self, coroutine: Coroutine[None, None, None], size: int = 0) -> None:
-        """Wait for the answer to a request whose client has left.
+        """Finish a request whose client has left, in the background.
 
-        size: of its body, which stays in memory, in bytes.
+        size: of the request's body in bytes, if the body stays in memory.
         """
         task = asyncio.create_task(coroutine)
         self._left[task] = size
@@ -233,7 +234,8 @@ class Forwarder:
         surplus: list[Leased] = []
         try:
             while len(tried) < self._tries and len(surplus) < _MAX_DISPATCHES:
-                if not request.is_load or not surplus:  # most often, the model has no other worker
+                # A search that books nothing comes first: most often, the model has no other worker.
+                if not request.is_load or not surplus:
                     address, _ = await self._dispatcher.find_worker(request.model, frozenset(tried))
                     if not address:
                         return None
@@ -255,7 +257,7 @@ class Forwarder:
         return None
 
     async def _choose(self, request: "_Request") -> MaybeStale[Leased]:
-        """Choose a worker. If the client disconnects meanwhile, its lease is released as soon as it is known."""
+        """Choose a worker. If the client disconnects meanwhile, the lease is released when the dispatch returns it."""
         if not request.is_load:
             address, snapshot_age = await self._dispatcher.find_worker(request.model)
             return MaybeStale(Leased(address, ""), snapshot_age)
@@ -286,7 +288,7 @@ class Forwarder:
         self._start(self._renew_once(lease))
 
     def _end(self, leased: Leased, failed: bool = False) -> "asyncio.Task[None]":
-        """Start to release the lease of a request that has ended, and to report a failure of its worker."""
+        """Start to release the lease of a request that has ended, and to report its worker's failure if `failed`."""
         if leased.lease in self._renewals:
             self._renewals.pop(leased.lease).cancel()
         return self._start(self._release(leased, failed))
@@ -329,7 +331,7 @@ class _Request(NamedTuple):
     frames: the response is a stream of frames, and only whole frames are forwarded.
     runs_on: the worker does not end the request if its client leaves.
     is_load: it is booked with a lease.
-    id: stands for the request while it runs.
+    id: identifies the request while it runs.
     """
 
     model: str

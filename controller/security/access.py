@@ -17,11 +17,11 @@ _MAX_KNOWN_HEADERS: Final = 4_096
 
 
 class Caller(NamedTuple):
-    """Who sent a request.
+    """The sender of a request.
 
-    plane: what it may do. ADMIN if the controller is open to everybody.
+    plane: the plane of the token, or the one that the address opens. ADMIN if the controller is open to everybody.
     address: IP address. "" if it is unknown.
-    token: None if the request needed none.
+    token: None if the request was accepted without one.
     """
 
     plane: Plane
@@ -68,12 +68,12 @@ class Caller(NamedTuple):
 
 @dataclass(frozen=True)
 class AccessRules:
-    """What the settings say about access.
+    """The access rules of the settings.
 
     tokens: from the environment.
     networks: for the planes that have an allow-list.
     needs_both: True if a plane with an allow-list needs a token, too. Otherwise one of the two is enough.
-    proxies: whose X-Forwarded-For is believed.
+    proxies: networks of trusted proxies, whose X-Forwarded-For is used.
     is_closed: True if requests without a token and from unlisted addresses are refused.
     """
 
@@ -84,14 +84,15 @@ class AccessRules:
     is_closed: bool = False
 
     def opens(self, plane: Plane) -> bool:
-        """Return True if a network, or an environment token of exactly this plane, opens the plane."""
+        """Return True if the plane has an allow-list, or an environment token of exactly this plane."""
         return plane in self.networks or any(token.plane is plane for token in self.tokens)
 
 
 class Access:
     """Decides who may use which plane, on one replica.
 
-    The path of a request is not read here. Each route passes its own planes, so no spelling of a path gets around it.
+    The path of a request is not read here. Each route passes its own planes, so no spelling of a path bypasses
+    the check.
     """
 
     def __init__(self, rules: AccessRules, audit: Audit) -> None:
@@ -114,25 +115,27 @@ class Access:
         self._index()
 
     def token_named(self, name: str) -> Token | None:
-        """Return the token with a name. None if there is none any more."""
+        """Return the token with this name. None if there is no such token."""
         return next((token for token in self._tokens.values() if token.name == name), None)
 
     def tokens(self) -> list[tuple[str, Token]]:
         """Return all tokens, each with its source."""
         return [(source, token) for source, tokens in self._sources.items() for token in tokens]
 
-    def authorize(self, scope: Any, plane: Plane, others: Sequence[Plane] = ()) -> Caller:
+    def authorize(self, scope: Any, plane: Plane, other_planes: Sequence[Plane] = ()) -> Caller:
         """Return the caller of a request for a route of `plane`.
 
-        others: further planes whose callers the route accepts. Its handler limits what they can do.
+        other_planes: further planes whose callers the route accepts. Its handler limits what they can do.
 
-        Raises Unauthorized without valid credentials, and Forbidden if they are for another plane.
+        Raises Unauthorized if the request has no valid token, and Forbidden if its token is for another plane, or needs
+        a listed address.
         """
         address = self.address(scope)
         token = self.token(scope)
-        for each in (plane, *others):
+        for each in (plane, *other_planes):
             listed = address in self._rules.networks.get(each, _NO_NETWORKS)
-            # On a route of admins, an admin token must not pass as a token of another plane, which needs less.
+            # An admin token is checked only by the rules of the route's own plane. Those of another plane may be less
+            # strict: the other plane may have no allow-list.
             allows = token is not None and (token.allows(each) if each is plane else token.plane is each)
             if token is not None and allows and (listed or self.is_token_enough(each)):
                 return Caller(token.plane, address, token)
@@ -185,20 +188,23 @@ class Access:
 class Guard:
     """Decides who may use one route, as Access.authorize()."""
 
-    def __init__(self, access: Access, plane: Plane, others: Sequence[Plane] = ()) -> None:
+    def __init__(self, access: Access, plane: Plane, other_planes: Sequence[Plane] = ()) -> None:
         self._access = access
         self._plane = plane
-        self._others = others
-        opened = {each for each in (plane, *others) if access.is_token_enough(each)}
+        self._other_planes = other_planes
+        opened = {each for each in (plane, *other_planes) if access.is_token_enough(each)}
         self._by_token = frozenset(opened | {Plane.ADMIN} if plane in opened else opened)
 
     def admit(self, scope: Any) -> None:
-        """Let a request pass, or raise Unauthorized or Forbidden. The dispatch path: most requests have a token."""
+        """Admit a request, or raise Unauthorized or Forbidden.
+
+        This is on the hot path. Most requests have a token that is enough, so that case comes first and is cheap.
+        """
         token = self._access.token(scope)
         if token is not None and token.plane in self._by_token:
             scope["token"] = token
         else:
-            scope["caller"] = self._access.authorize(scope, self._plane, self._others)
+            scope["caller"] = self._access.authorize(scope, self._plane, self._other_planes)
 
     def caller(self, scope: Any) -> Caller:
         """Return the caller of an admitted request."""
@@ -221,7 +227,7 @@ class Guard:
 def _refusal(plane: Plane, token: Token | None) -> Unauthorized | Forbidden:
     if token is None:
         return Unauthorized(
-            f"This route needs a token of the plane {plane}, or an address that is allowed. Send the token as "
+            f"This route needs a token of the plane {plane}, unless your address needs no token. Send the token as "
             "`Authorization: Bearer TOKEN`, or in the URL: http://name:TOKEN@host:port. Nothing was done."
         )
     if token.allows(plane):

@@ -1,4 +1,4 @@
-"""Patterns of workers, as in `--worker-allow`: host names with wildcards, IP addresses and networks, with ports."""
+"""Patterns for worker addresses, as in `--worker-allow`: host names with wildcards, IP addresses, networks, ports."""
 
 import re
 from collections.abc import Iterator
@@ -36,8 +36,9 @@ _LOOPBACK: Final = IPv6Address(1)
 class WorkerPattern:
     """One pattern.
 
-    network: None for a pattern of host names. "*" covers every host, also an address.
-    labels: a pattern for each label of a host name, from the left.
+    network: the addresses that the pattern covers. None for a pattern of host names.
+    labels: a pattern for each label of a host name, from the left. Empty for a pattern of addresses. The pattern "*"
+        covers every host name and every address.
     ports: the first and the last port.
     """
 
@@ -62,7 +63,7 @@ class WorkerPattern:
         )
 
     def covers_name(self, host: str, port: int) -> bool:
-        """Return True if the pattern covers a host name in lower case, and a port.
+        """Return True if the pattern covers a host name and a port. The host name must be in lower case.
 
         `*` stands for any characters of one label. `*.` at the start stands for one or more labels.
         """
@@ -88,12 +89,12 @@ def _label_matches(pattern: str, label: str) -> bool:
 
 
 def parse_pattern(text: str) -> WorkerPattern:
-    """Parse one pattern. Raises ValueError with a sentence about the fault, without the text itself."""
+    """Parse one pattern. Raises ValueError, whose message describes the problem and does not quote the pattern."""
     pattern = text.lower()
     if pattern.startswith("["):
         host, bracket, port = pattern[1:].partition("]")
         if not bracket or (port and not port.startswith(":")):
-            raise ValueError("brackets must enclose an IPv6 address or network, and only a port may follow")
+            raise ValueError("brackets must enclose an IPv6 address or network, and only ports may follow")
         return WorkerPattern(text, _network(host, IPv6Network), (), _ports(port[1:] if port else None))
     if pattern.count(":") > 1:  # an IPv6 address without brackets, which cannot have a port
         return WorkerPattern(text, _network(pattern, IPv6Network), (), _ALL_PORTS)
@@ -105,7 +106,10 @@ def parse_pattern(text: str) -> WorkerPattern:
     if not all(map(_LABEL.match, labels)):
         raise ValueError("it is neither a host name nor an IP address or network")
     if labels != ("*",) and (_NUMERIC.match(labels[-1]) or (len(labels) > 1 and "*" in labels[-1])):
-        raise ValueError("a wildcard at the end of a name or address covers strangers, too. Networks have a prefix")
+        raise ValueError(
+            "a host name must not end in a number or, after a dot, in a label with a wildcard. Write a network with "
+            "its prefix length, such as 10.0.0.0/8"
+        )
     return WorkerPattern(text, None, labels, ports)
 
 
@@ -117,7 +121,7 @@ def _network(text: str, kind: type[Network]) -> Network:
     if not isinstance(network, kind) or "%" in text:
         raise ValueError("it has no valid IP address or network. The bits after the prefix of a network must be 0")
     if isinstance(network, IPv6Network) and network.subnet_of(_MAPPED):
-        raise ValueError("an IPv4 address must be written as one, without ::ffff:")
+        raise ValueError("an IPv4 address must be written as 10.0.0.5, without ::ffff:")
     return network
 
 
@@ -127,7 +131,7 @@ def _ports(text: str | None) -> tuple[int, int]:
     match = _PORTS.match(text)
     first, last = (int(match[1]), int(match[2] or match[1])) if match else (0, 0)
     if not 1 <= first <= last <= _MAX_PORT:
-        raise ValueError("a port must be from 1 to 65535, and a range of ports such as 21002-21100")
+        raise ValueError("a port must be from 1 to 65535, and a range of ports is written as 21002-21100")
     return first, last
 
 
@@ -172,7 +176,7 @@ def embedded_addresses(address: Address) -> Iterator[IPv4Address]:
     if address in _NAT64 or address in _TRANSLATED or (address in _COMPATIBLE and address > _LOOPBACK):
         yield IPv4Address(bits & 0xFFFFFFFF)
     if address in _LOCAL_NAT64:  # a translator may use any of these prefix lengths
-        yield from (IPv4Address(_translated(bits, length)) for length in (48, 56, 64))
+        yield from (IPv4Address(_embedded_ipv4(bits, length)) for length in (48, 56, 64))
         yield IPv4Address(bits & 0xFFFFFFFF)
     if address in _6TO4:
         yield IPv4Address(bits >> 80 & 0xFFFFFFFF)
@@ -183,7 +187,7 @@ def embedded_addresses(address: Address) -> Iterator[IPv4Address]:
         yield IPv4Address(bits & 0xFFFFFFFF)
 
 
-def _translated(bits: int, length: int) -> int:
+def _embedded_ipv4(bits: int, length: int) -> int:
     """Return the IPv4 address after a prefix of 48, 56 or 64 bits. Bits 64 to 71 are not part of it (RFC 6052)."""
     without_gap = bits >> 64 << 56 | bits & (1 << 56) - 1  # 120 bits
     return without_gap >> 120 - length - 32 & 0xFFFFFFFF

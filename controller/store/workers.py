@@ -32,8 +32,10 @@ class Report(NamedTuple):
 class Refusal(Enum):
     """Why a worker was not registered. The values are those of `register.lua`."""
 
-    WORKERS = -1  # it is not alive, and max_workers others are
-    TOKEN_WORKERS = -2  # it is not a worker of its token, and max_workers_per_token others are
+    WORKER_LIMIT = -1  # as many workers are alive as max_workers allows, and this one is not among them
+    TOKEN_WORKER_LIMIT = (
+        -2
+    )  # the token has as many workers as max_workers_per_token allows, and this one is not among them
 
 
 class RegisterCall(NamedTuple):
@@ -87,11 +89,11 @@ class WorkerStore(ScriptRunner):
     _page = _PAGE  # workers in the next page of a listing
 
     async def register(self, registration: Registration, repeatable_for: float = 0.0) -> bool | Refusal:
-        """Register a worker, which is alive from now on and begins with what it reports. Return True if it is new.
+        """Register a worker, which is alive from now on. Its load is the queue length that it reports.
 
-        If a Refusal is returned, nothing was done.
+        Returns True if the worker was not alive before. If a Refusal is returned, nothing was done.
 
-        repeatable_for: seconds in which a call with the same registration changes nothing more.
+        repeatable_for: seconds for which a repeated call with the same registration changes nothing, at least.
         """
         return (await self.register_many([RegisterCall(registration, repeatable_for)]))[0]
 
@@ -117,7 +119,7 @@ class WorkerStore(ScriptRunner):
         """Update a registered worker, whose leases stay active. Return False if nothing was done.
 
         only_if: number of a registration. Nothing is done if the worker has registered again since, or is gone.
-        expires_in: seconds until its heartbeat expires, if the last one was not now.
+        expires_in: seconds until its heartbeat expires. None for a whole heartbeat expiration from now.
         written_at: as in Report.
         """
         arguments = self._registration_arguments(registration, expires_in)
@@ -217,11 +219,14 @@ class WorkerStore(ScriptRunner):
         return [None if result == -1 else bool(result) for result in results]
 
     async def remove(self, name: str, only_if: int | None = None) -> bool:
-        """As remove_many(), for one worker."""
+        """Remove a worker. Return True if it was alive and was removed.
+
+        only_if: number of a registration. Nothing is done if the worker has registered again since.
+        """
         return (await self.remove_many([RemoveCall(name, only_if)]))[0]
 
     async def remove_many(self, calls: Sequence[RemoveCall]) -> list[bool]:
-        """Remove workers. Return for each whether it was alive and is removed."""
+        """As remove(), for any number of workers."""
         results = await self._run_each(
             "remove",
             lambda: (*self._repeatable(), self._expiration_ms),
@@ -295,7 +300,10 @@ class WorkerStore(ScriptRunner):
         return corrected
 
     async def sweep(self, interval: float) -> list[str]:
-        """Purge expired workers, unless a replica did within `interval` seconds. Return their names."""
+        """Purge expired workers and end expired leases, unless a replica did so within the last `interval` seconds.
+
+        Returns the names of the purged workers.
+        """
         removed: list[str] = []
         unfinished = True
         while unfinished:
@@ -326,7 +334,7 @@ def _worker(fields: Sequence[Any]) -> Worker:
     except (ValueError, TypeError, InvalidInput) as error:
         raise StoreRejection(
             f"Redis holds a worker {name!r} that the controller cannot have written: {error}. Another program writes "
-            "to our keys. Remove the worker, or use another --namespace."
+            "to the keys of this controller. Remove the worker, or use another --namespace."
         ) from error
     return Worker(
         name=name,

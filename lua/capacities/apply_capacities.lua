@@ -66,7 +66,8 @@ local function apply(call)
   if registration ~= call.registration then
     return 0
   end
-  -- A worker that an older version of the controller has registered lacks the last two fields.
+  -- A worker that an older version of the controller has registered lacks reported_capacity and capacity_source. Its
+  -- capacity is the one that it reported.
   local is_complete = reported and true
   reported = tonumber(reported or before)
   local capacity, source = decide_capacity(call.name, cjson.decode(models), reported, call.default_capacity)

@@ -1,4 +1,4 @@
-"""Faults of a round. Each is brought about while the clients of the round make calls."""
+"""Faults that a round injects while its clients make calls."""
 
 import asyncio
 import random
@@ -15,7 +15,10 @@ Inject = Callable[["Faults", random.Random, float], Awaitable[None]]
 
 
 class Faults:
-    """Brings about faults in a cluster. Each method takes about `seconds`, and ends the fault before it returns."""
+    """Injects faults into a cluster. Each method takes about `seconds`.
+
+    The fault has ended when the method returns, but a killed replica may still be starting then.
+    """
 
     def __init__(self, cluster: Cluster, recorder: Recorder) -> None:
         self.cluster = cluster

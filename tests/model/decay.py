@@ -40,11 +40,11 @@ class DecayClock:
     time_constant: float = FIRST_TIME_CONSTANT_MS
     finished: float = _FIRST_WEIGHT
     work: float = FIRST_TIME_CONSTANT_MS * _FIRST_WEIGHT
-    work_by_speed: float = FIRST_TIME_CONSTANT_MS * _FIRST_WEIGHT  # the work of each worker times its speed
+    work_times_speed: float = FIRST_TIME_CONSTANT_MS * _FIRST_WEIGHT  # the work of each worker times its speed
 
     block_finished: float = 0.0
     block_work: float = 0.0
-    block_by_speed: float = 0.0
+    block_times_speed: float = 0.0
     contradiction: int = 0  # of the last block: 1 if it was too slow for the time constant, -1 if too fast, else 0
 
     def reading_at(self, now: float) -> float:
@@ -53,7 +53,7 @@ class DecayClock:
 
     def rate(self, speed: float) -> float:
         """Return the decay rate of a worker's own requests, relative to this clock."""
-        return speed * self.work / self.work_by_speed
+        return speed * self.work / self.work_times_speed
 
     def learn(self, now: float, speed: float, work: float, finished: int) -> None:
         """Learn from a report that `finished` requests have finished, after `work` request-milliseconds.
@@ -65,7 +65,7 @@ class DecayClock:
         work = max(MIN_TIME_CONSTANT_MS * finished, min(work, MAX_TIME_CONSTANT_MS * finished))
         self.block_finished += finished
         self.block_work += work
-        self.block_by_speed += work * speed
+        self.block_times_speed += work * speed
         if self.block_finished >= _BLOCK:
             self._complete_block()
 
@@ -78,6 +78,6 @@ class DecayClock:
         self.contradiction = 0 if is_confirmed else contradiction
         self.finished = self.finished * kept + self.block_finished
         self.work = self.work * kept + self.block_work
-        self.work_by_speed = self.work_by_speed * kept + self.block_by_speed
-        self.block_finished = self.block_work = self.block_by_speed = 0.0
+        self.work_times_speed = self.work_times_speed * kept + self.block_times_speed
+        self.block_finished = self.block_work = self.block_times_speed = 0.0
         self.time_constant = min(MAX_TIME_CONSTANT_MS, max(MIN_TIME_CONSTANT_MS, self.work / self.finished))

@@ -13,7 +13,7 @@ from cosmic_ray.plugins import get_operator, operator_names
 
 from tests.mutants.mutant import Mutant
 
-# The first two need names of variables. `is` instead of `>` or `==` is an unlikely mistake.
+# VariableReplacer and VariableInserter need names of variables. `is` instead of `>` or `==` is an unlikely mistake.
 _LEFT_OUT: Final = re.compile(r"Variable(Replacer|Inserter)|ReplaceComparisonOperator_(?!Is).*_Is(Not)?$")
 
 
@@ -52,7 +52,7 @@ def _annotations(tree: ast.AST) -> Iterator[tuple[tuple[int, int], tuple[int, in
 
 
 def _droppable(tree: ast.AST) -> Iterator[ast.stmt]:
-    """Return the statements in functions without which the module still compiles."""
+    """Return the statements in functions to drop: calls, changes of existing values, and nested raises and returns."""
     for function in ast.walk(tree):
         if isinstance(function, ast.FunctionDef | ast.AsyncFunctionDef):
             for node in ast.walk(function):

@@ -1,4 +1,7 @@
-"""The tests of the store run on redis-server with the rights that deploy/redis/users.acl gives to a replica."""
+"""The tests of the store run on all stores.
+
+On redis-server, they have only the rights that deploy/redis/users.acl gives to a replica.
+"""
 
 from collections.abc import AsyncIterator
 

@@ -214,7 +214,7 @@ DAMAGES: dict[str, tuple[Deletion, str]] = {
 
 
 def kill_with(store: EmbeddedStore, data: Path, damage: Deletion) -> None:
-    """Stop the server so that it cannot rewrite its files, damage the files, then kill the server."""
+    """Suspend the server so that it cannot rewrite its files, damage the files, then kill the server."""
     first = store.pid
     os.kill(first, signal.SIGSTOP)
     damage(data / "appendonlydir")

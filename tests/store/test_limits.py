@@ -26,7 +26,7 @@ async def test_another_worker_than_max_workers_is_refused_and_nothing_is_written
     assert await registry.register(worker(A)) is True
     assert await registry.register(worker(B)) is True
     before = await whole_state(store.client, store.namespace)
-    assert await registry.register(worker(C)) is Refusal.WORKERS
+    assert await registry.register(worker(C)) is Refusal.WORKER_LIMIT
     assert not await registry.restore(worker(C))
     assert await whole_state(store.client, store.namespace) == before
     assert await names(store) == [A, B]
@@ -35,15 +35,15 @@ async def test_another_worker_than_max_workers_is_refused_and_nothing_is_written
 async def test_registered_workers_register_again_at_the_limit(store: Store) -> None:
     registry = store.registry(max_workers=2)
     for name in (A, B, A, B):
-        assert await registry.register(worker(name)) is not Refusal.WORKERS
+        assert await registry.register(worker(name)) is not Refusal.WORKER_LIMIT
     calls = [RegisterCall(worker(name, "n")) for name in (C, A, B)]
-    assert await registry.register_many(calls) == [Refusal.WORKERS, False, False]
+    assert await registry.register_many(calls) == [Refusal.WORKER_LIMIT, False, False]
 
 
 async def test_a_batch_reaches_the_limit_in_order(store: Store) -> None:
     registry = store.registry(max_workers=2)
     calls = [RegisterCall(worker(name)) for name in (B, C, A)]
-    assert await registry.register_many(calls) == [True, True, Refusal.WORKERS]
+    assert await registry.register_many(calls) == [True, True, Refusal.WORKER_LIMIT]
     assert await names(store) == [B, C]
 
 
@@ -54,19 +54,19 @@ async def test_removed_and_expired_workers_do_not_count(store: Store) -> None:
     assert await registry.register(worker(B)) is True
     await store.expire_heartbeat(B)
     assert await registry.register(worker(C)) is True, "B is in the set of workers until the sweep purges it"
-    assert await registry.register(worker(B)) is Refusal.WORKERS, "an expired worker competes with the others"
+    assert await registry.register(worker(B)) is Refusal.WORKER_LIMIT, "an expired worker competes with the others"
 
 
 async def test_workers_without_heartbeats_count(store: Store) -> None:
     registry = store.registry(max_workers=1)
     await registry.register(worker(A, check_heart_beat=False))
-    assert await registry.register(worker(B)) is Refusal.WORKERS
+    assert await registry.register(worker(B)) is Refusal.WORKER_LIMIT
 
 
 async def test_all_registries_of_a_namespace_share_the_number(store: Store) -> None:
     first, second = store.registry(max_workers=1), store.registry(max_workers=1)
     assert await first.register(worker(A)) is True
-    assert await second.register(worker(B)) is Refusal.WORKERS
+    assert await second.register(worker(B)) is Refusal.WORKER_LIMIT
 
 
 async def test_without_limits_there_are_none(store: Store) -> None:
@@ -140,9 +140,9 @@ async def counts(store: Store, key: Callable[[str], str]) -> dict[str, str]:
 async def test_a_token_registers_no_more_workers_than_it_may(store: Store) -> None:
     registry = store.registry(max_workers_per_token=2)
     for name in (A, B, A):
-        assert await registry.register(of_token(name, "rack-1")) is not Refusal.TOKEN_WORKERS
+        assert await registry.register(of_token(name, "rack-1")) is not Refusal.TOKEN_WORKER_LIMIT
     before = await whole_state(store.client, store.namespace)
-    assert await registry.register(of_token(C, "rack-1")) is Refusal.TOKEN_WORKERS
+    assert await registry.register(of_token(C, "rack-1")) is Refusal.TOKEN_WORKER_LIMIT
     assert await whole_state(store.client, store.namespace) == before
     assert await registry.register(of_token(C, "rack-2")) is True, "each token has a limit of its own"
     assert await registry.register(worker("http://w4:1")) is True, "a worker without a token has none"
@@ -158,7 +158,7 @@ async def test_a_worker_that_registers_with_another_token_counts_for_that(store:
     registry = store.registry(max_workers_per_token=1)
     await registry.register(of_token(A, "rack-1"))
     await registry.register(of_token(B, "rack-2"))
-    assert await registry.register(of_token(A, "rack-2")) is Refusal.TOKEN_WORKERS, "rack-2 has a worker"
+    assert await registry.register(of_token(A, "rack-2")) is Refusal.TOKEN_WORKER_LIMIT, "rack-2 has a worker"
     await registry.remove(B)
     assert await registry.register(of_token(A, "rack-2")) is False
     assert await counts(store, keys.token_workers) == {"rack-2": "1"}

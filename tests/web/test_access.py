@@ -62,7 +62,7 @@ async def send(api: Api, route: Route, headers: dict[str, str] | None = None, bo
 
 
 def opens(route: Route, plane: str) -> bool:
-    return plane in (route.plane, "admin", *route.others)
+    return plane in (route.plane, "admin", *route.other_planes)
 
 
 async def test_each_route_opens_for_its_planes_only(closed: Api) -> None:

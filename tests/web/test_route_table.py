@@ -1,4 +1,4 @@
-"""The route table is unambiguous, and the hot path serves only what it can."""
+"""Test that each route is unique, that each path has one plane, and that the hot path supports the hot routes."""
 
 from collections import Counter
 

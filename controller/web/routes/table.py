@@ -30,8 +30,8 @@ class Route(NamedTuple):
     """One route.
 
     handler: takes the Services and the parts of a request that the endpoint reads. Its docstring describes the route.
-    plane: whose callers may use the route.
-    others: further planes whose callers may use it, for less. The handler says what.
+    plane: the plane whose callers may use the route.
+    other_planes: further planes whose callers may use the route. The handler limits what they may do.
     endpoint: the ASGI application that reads requests for the handler.
     hot: requests bypass Starlette's router.
     """
@@ -42,16 +42,16 @@ class Route(NamedTuple):
     plane: Plane
     endpoint: Callable[..., BodyEndpoint] = Endpoint
     hot: bool = False
-    others: tuple[Plane, ...] = ()
+    other_planes: tuple[Plane, ...] = ()
 
     def build(self, services: Services) -> ASGIApp:
         """Return the ASGI application of the route."""
         endpoint = self.endpoint(partial(self.handler, services))
         endpoint.limits = services.limits
         if self.plane is Plane.PUBLIC:
-            endpoint.max_body = SMALL_BODY  # which does not count, or strangers could use up --max-body-memory
+            endpoint.max_body = SMALL_BODY  # not counted, so that strangers cannot use up --max-body-memory
         elif services.access.is_closed:
-            endpoint.guard = Guard(services.access, self.plane, self.others)
+            endpoint.guard = Guard(services.access, self.plane, self.other_planes)
         return endpoint
 
 
@@ -76,7 +76,7 @@ ROUTES: Final = (
     Route("POST", "/receive_heart_beat", worker.receive_heart_beat, Plane.WORKER, HeartbeatEndpoint, hot=True),
     Route("POST", "/register_worker", worker.register_worker, Plane.WORKER, RegistrationEndpoint),
     *(
-        Route("POST", path, handler, Plane.ADMIN, CallerEndpoint, others=(Plane.WORKER,))
+        Route("POST", path, handler, Plane.ADMIN, CallerEndpoint, other_planes=(Plane.WORKER,))
         for path, handler in (
             ("/drain_worker", admin.drain_worker),
             ("/resume_worker", admin.resume_worker),
@@ -89,7 +89,7 @@ ROUTES: Final = (
         admin.refresh_all_workers,
         Plane.ADMIN,
         CallerEndpoint,
-        others=(Plane.CLIENT,),
+        other_planes=(Plane.CLIENT,),
     ),
     Route("POST", "/set_capacity", admin.set_capacity, Plane.ADMIN, CallerEndpoint),
     Route("POST", "/create_token", admin.create_token, Plane.ADMIN, CallerEndpoint),
@@ -103,5 +103,6 @@ ROUTES: Final = (
     Route("GET", "/readyz", public.readyz, Plane.PUBLIC),
 )
 
-# POST to any path that is not in the table. Workers that are not FastChat's have routes of their own.
+# POST to any path that is not in the table. It is forwarded if --forward-paths has the path, because workers that are
+# not FastChat's have routes of their own. Otherwise the client gets a 404.
 FALLBACK: Final = Route("POST", "*", forward.other_call, Plane.CLIENT, ForwardEndpoint)

@@ -1,11 +1,11 @@
 --[[
-  Learn from a report how long requests of a pool stay with a worker, and let the pool's decay clock start, or go on at
-  the new rate. The reading of the clock does not jump, so no index needs to be sorted again.
+  Update a pool's time constant, the mean time of a request with a worker, from a report. Then start the pool's decay
+  clock, or continue it at the new rate. The reading of the clock does not jump, so no index needs to be sorted again.
   The reference model is DecayClock.learn() in tests/model/decay.py.
 
-  Requests are observed in blocks of 20. A complete block is added to the earlier ones, whose weight then drops: it is
-  1/e after 1,000 requests. If two blocks in a row differ from the time constant by more than a factor of 3, both in the
-  same direction, the second block replaces all earlier ones.
+  Requests are observed in blocks of at least 20. A complete block is added to the earlier ones, whose weight then
+  drops: it is 1/e after 1,000 requests. If the mean times of two blocks in a row differ from the time constant by more
+  than a factor of 3, both in the same direction, the second block replaces all earlier ones.
 
   Input:
     clock     as include/decay/decay_clock_of.lua returns it
@@ -16,9 +16,9 @@
 
   The work of one request counts as 20 ms at least and as an hour at most.
 
-  Written to decay:<pool>: '<reading> <read at> <time constant> <rate> <requests> <work> <work by speed>', followed by
-  the incomplete block '<requests> <work> <work by speed>' and by '<contradiction>': 1 if the last block was too slow
-  for the time constant, -1 if it was too fast, otherwise 0.
+  Written to decay:<pool>: '<reading> <read at> <time constant> <rate> <requests> <work> <work times speed>', followed
+  by the incomplete block '<requests> <work> <work times speed>' and by '<contradiction>': 1 if the last block was
+  slower than the time constant by more than the factor of 3, -1 if it was faster by more than that, otherwise 0.
 ]]
 --- @include "decay_clock"
 --- @include "key"
@@ -27,12 +27,12 @@ local function learn_decay(clock, time, speed, work, finished)
   local written = known and known[4] or redis.call("GET", key("decay", clock)) or "0 0 10000 1 10 100000 100000 0 0 0 0"
   local learned = written:match("^%S+ %S+ (.*)$")
   if finished > 0 then
-    local constant, rate, all, all_work, all_by_speed, block = learned:match("^(%S+) (%S+) (%S+) (%S+) (%S+) ?(.*)$")
-    local in_block, block_work, block_by_speed, contradiction = block:match("^(%S+) (%S+) (%S+) (%S+)$")
+    local constant, rate, all, all_work, all_times_speed, block = learned:match("^(%S+) (%S+) (%S+) (%S+) (%S+) ?(.*)$")
+    local in_block, block_work, block_times_speed, contradiction = block:match("^(%S+) (%S+) (%S+) (%S+)$")
     work = math.max(20 * finished, math.min(work, 3600000 * finished))
     in_block = in_block + finished
     block_work = block_work + work
-    block_by_speed = block_by_speed + work * speed
+    block_times_speed = block_times_speed + work * speed
     contradiction = tonumber(contradiction)
     if in_block >= 20 then
       local ratio = block_work / in_block / constant
@@ -42,13 +42,13 @@ local function learn_decay(clock, time, speed, work, finished)
       contradiction = is_confirmed and 0 or now_contradicts
       all = all * kept + in_block
       all_work = all_work * kept + block_work
-      all_by_speed = all_by_speed * kept + block_by_speed
+      all_times_speed = all_times_speed * kept + block_times_speed
       constant = string.format("%.17g", math.min(3600000, math.max(20, all_work / all)))
-      rate = string.format("%.17g", all_work / all_by_speed)
-      in_block, block_work, block_by_speed = 0, 0, 0
+      rate = string.format("%.17g", all_work / all_times_speed)
+      in_block, block_work, block_times_speed = 0, 0, 0
     end
     learned = string.format("%s %s %.17g %.17g %.17g %.17g %.17g %.17g %d", constant, rate, all, all_work,
-      all_by_speed, in_block, block_work, block_by_speed, contradiction)
+      all_times_speed, in_block, block_work, block_times_speed, contradiction)
   end
   local reading = decay_clock(clock, time) % 4e9 -- scores stay below those of failing workers
   redis.call("SET", key("decay", clock), string.format("%.17g %.0f ", reading, time) .. learned)

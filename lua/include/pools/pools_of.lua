@@ -1,12 +1,12 @@
 --[[
   Return the names of the pools that have workers for a model.
 
-  A pool has indexes of its own, and a worker is only in the indexes of its pool. So the cost of a booking or a report
-  does not grow with the number of the worker's models. There are three kinds of pools:
+  A pool has indexes of its own. Except for overflow, a worker with models is in one pool only, so the cost of a booking
+  or a report does not grow with the number of the worker's models. There are three kinds of pools:
     '<model>'      workers that serve only this model
     '\30<digest>'  workers that serve the same set of several models
-    '\31<model>'   overflow: the other workers of the model, which serve too many different sets for a pool each
-                   (include/pools/assign_pools.lua)
+    '\31<model>'   overflow: workers of the model whose set of models got no pool of its own, because a model of the
+                   set had too many pools already (include/pools/assign_pools.lua)
   Names of models have no control characters.
 
   Input:
