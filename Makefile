@@ -23,7 +23,7 @@ help:  ## List the targets.
 serve: $(VENV)/.serve  ## Run a controller on an embedded store. ARGS="--port 21001 ..."
 	@exec $(BIN)/controller serve $(ARGS)
 
-demo: $(VENV)/.serve  ## Show a controller, three workers and a load in the terminal for half a minute.
+demo: $(VENV)/.serve  ## Show a controller, three workers and simulated clients in the terminal for half a minute.
 	@exec $(BIN)/python -m controller.examples.demo $(ARGS)
 
 test: $(VENV)/.test  ## Run the quick tests, in about three minutes. ARGS="tests/store -k lottery" selects others.

@@ -1,1 +1,1 @@
-"""An example worker, example clients and a demo. The controller does not import them, nor they the controller."""
+"""An example worker, example clients and a demo. They do not import the controller, and it does not import them."""

@@ -1,1 +1,1 @@
-"""Keeping the registry true: membership, polling, refresh, sweep and parents."""
+"""Keeps the registry up to date: membership, polling, refresh, sweep and parents."""
