@@ -100,14 +100,20 @@ class Load:
         """
         return math.log(self.untracked / self.speed) + self.decayed_at if self.untracked else -math.inf
 
-    def reconcile(self, change: int, reading: float, rate: float) -> None:
-        """Change the number of requests that were dispatched without a lease: see lua/dispatch/reconcile.lua."""
-        self.decay(reading, rate)
+    def reconcile(self, change: int, reading: float, rate: float) -> bool:
+        """Change the number of requests that were dispatched without a lease: see lua/dispatch/reconcile.lua.
+
+        Return False if there was nothing to change.
+        """
         change = max(change, -self.dispatched)
+        if change == 0:
+            return False
+        self.decay(reading, rate)
         self.untracked = max(0.0, self.untracked + change)
         self.untracked_own_rate = max(0.0, self.untracked_own_rate + change)
         self.dispatched += change
         self.checkpoints = [(at, min(count, self.dispatched), leased) for at, count, leased in self.checkpoints]
+        return True
 
     def book(self, now: float, reading: float, rate: float, leased: bool) -> None:
         """Book a request."""

@@ -230,8 +230,8 @@ class RegistryMachine(Oracle, RuleBasedStateMachine):
         for name, number in [*((name, -count) for name, count in undone.items()), *bookings.items()]:
             if name in self.known:
                 known = self.known[name]
-                known.load.reconcile(number, self.reading(known), self.rate(known))
-                self.index(known)
+                if known.load.reconcile(number, self.reading(known), self.rate(known)):
+                    self.index(known)
         if runs == "after":
             assert self.run(self.registry._run(method, *call)) == []
 

@@ -89,6 +89,15 @@ def test_checkpoints_count_more_than_a_million_bookings(machine: RegistryMachine
     assert machine.known[NAMES[0]].load.dispatched == 7
 
 
+def test_reconciliation_without_a_change_leaves_the_decay_as_it_is(machine: RegistryMachine) -> None:
+    """The difference shows only if the clock of Redis is set back to the time before the reconciliation."""
+    machine.register(name=NAMES[0], status=status(queue_length=4))
+    machine.tick(1500)
+    machine.reconcile(requested=[], bookings={NAMES[0]: 0}, runs="never")
+    machine.set_clock_back(by=5000)
+    machine.compare_states()
+
+
 @pytest.mark.deep
 @pytest.mark.usefixtures("store_clock")
 @pytest.mark.parametrize(("decays", "max_sets"), [(True, 24), (True, 0), (False, 24), (False, 1)])
