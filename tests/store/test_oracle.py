@@ -16,6 +16,7 @@ from controller.store.connection import connect
 from tests.conftest import STORES_WITH_RIGHTS
 from tests.model.oracle import IN_FLIGHT_WINDOW
 from tests.model.registry_machine import NAMES, RegistryMachine
+from tests.support.budget import no_time_limit
 from tests.support.headers import listed_accesses
 from tests.support.key_accesses import record_accesses, recorded_accesses
 from tests.support.parts import examples
@@ -34,7 +35,8 @@ def status(queue_length: int = 0) -> WorkerStatus:
 
 
 @pytest.fixture
-def machine(store_clock: None) -> Iterator[RegistryMachine]:
+def machine(store_clock: None, monkeypatch: pytest.MonkeyPatch) -> Iterator[RegistryMachine]:
+    no_time_limit(monkeypatch)
     machine = RegistryMachine("fakeredis", "", decays=True)
     yield machine
     machine.teardown()
@@ -106,6 +108,7 @@ def test_random_histories_agree_with_the_reference_model(
     request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch, kind: str, decays: bool, max_sets: int
 ) -> None:
     allow_sets(monkeypatch, max_sets)
+    no_time_limit(monkeypatch)  # the model does not know how long a script takes
     url = "" if kind == "fakeredis" else request.getfixturevalue(f"{kind.replace('-', '_')}_url")
     if kind == "embedded":
         record_accesses(monkeypatch)
