@@ -121,7 +121,7 @@ def test_random_histories_agree_with_the_reference_model(
         Machine,
         settings=settings(
             max_examples=examples(
-                {"fakeredis": 3, "embedded": 25}.get(kind, 6)
+                {"fakeredis": 3, "embedded": 12}.get(kind, 6)
             ),  # fakeredis compiles a script at each run
             stateful_step_count=40,
             deadline=None,
