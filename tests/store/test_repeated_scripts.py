@@ -87,7 +87,8 @@ class Fleet:
     async def keys(self) -> dict[str, Any]:
         """Return the type, value and TTL in minutes of each key, by its name without the namespace."""
         prefix = keys.namespace(NAMESPACE)
-        names = await self.client.keys(f"{prefix}*")
+        check = keys.check(NAMESPACE)  # may expire at any moment
+        names = [name for name in await self.client.keys(f"{prefix}*") if name != check]
         async with self.client.pipeline() as commands:
             for name in names:
                 commands.type(name).pttl(name)
@@ -95,12 +96,10 @@ class Fleet:
             for name, kind in zip(names, replies[::2], strict=True):
                 READERS[kind](commands, name)
             values = await commands.execute()
-        found = {
+        return {
             name.removeprefix(prefix): (kind, value, ttl if ttl < 0 else round(ttl / 60_000))
             for name, kind, ttl, value in zip(names, replies[::2], replies[1::2], values, strict=True)
         }
-        found.pop(":check", None)  # expires after a second
-        return found
 
 
 TOKEN = token_of("ops", Plane.ADMIN, "0123456789abcdef")
