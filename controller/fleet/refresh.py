@@ -31,7 +31,7 @@ class _Answer(NamedTuple):
 
 
 class Refresher:
-    """Probes all workers, updates those that answer, and removes those that fail two probes.
+    """Probes all workers, updates each worker that answers, and removes each worker that fails two.
 
     No worker is removed if all of several workers fail, or by a refresh that request() starts. Concurrent refreshes
     share one run, even on different replicas.
@@ -59,7 +59,7 @@ class Refresher:
         self._refreshing: asyncio.Task[None] | None = None
 
     async def refresh(self) -> None:
-        """Update all workers, and remove those that fail two probes. Return at the end, or at the time limit.
+        """Update all workers, and remove each worker that fails two probes. Return at the time limit at the latest.
 
         Raises StoreError.
         """

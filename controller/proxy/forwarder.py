@@ -110,7 +110,7 @@ class Forwarder:
     async def close(self, time_limit: float, time_limit_of_left: float) -> None:
         """Wait for the requests whose clients have left, then for the releases of leases.
 
-        The requests get `time_limit_of_left` seconds. Those that run longer are cancelled. WorkerClient.end_streams()
+        The requests get `time_limit_of_left` seconds. Longer ones are cancelled. WorkerClient.end_streams()
         ends them sooner. The releases get `time_limit` seconds.
         """
         if self._left:

@@ -67,7 +67,7 @@ local function apply(call)
     return 0
   end
   -- A worker that an older version of the controller has registered lacks reported_capacity and capacity_source. Its
-  -- capacity is the one that it reported.
+  -- capacity is always a reported one.
   local is_complete = reported and true
   reported = tonumber(reported or before)
   local capacity, source = decide_capacity(call.name, cjson.decode(models), reported, call.default_capacity)

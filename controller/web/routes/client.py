@@ -14,7 +14,7 @@ from controller.web.schemas import fastchat as schemas
 from controller.web.services import Services
 
 _NO_ADDRESS: Final = b'{"address":""}'
-_REFUSALS: Final = b'{"address":"","lease":""}'
+_NO_LEASE: Final = b'{"address":"","lease":""}'
 _NO_MODELS: Final = b'{"models":[]}'
 
 
@@ -43,7 +43,7 @@ async def _lease(services: Services, model: str, lease_time: float | None, token
     try:
         leased, snapshot_age = await services.dispatcher.dispatch_with_lease(model, lease_time, token)
     except StoreError as error:
-        return empty_answer(_REFUSALS, error)
+        return empty_answer(_NO_LEASE, error)
     return Answer(schemas.encode(leased._asdict()), headers=degraded(snapshot_age))
 
 
