@@ -12,6 +12,7 @@ from controller.availability.snapshots import SnapshotManager
 from controller.dispatch.dispatcher import Dispatcher
 from controller.domain.worker import worker_name
 from controller.fleet.capacities import Capacities
+from controller.fleet.events import EventFeed
 from controller.fleet.membership import Membership
 from controller.fleet.parents import Parents
 from controller.fleet.poller import Poller
@@ -52,6 +53,8 @@ class Replica:
         self.snapshots = SnapshotManager(settings, registry, self.reconciler, metrics)
         self.breaker = self.snapshots.breaker
         self.degraded = DegradedMode(settings, self.snapshots, self.reconciler)
+        self.events = EventFeed(self.breaker, registry)
+        self.audit.add_sink(self.events.record_audit)
         self.batches = Batches(self.breaker, registry, metrics, self.reconciler)
         self.readiness = Readiness(self.batches, self.snapshots)
         self.dispatcher = Dispatcher(settings, registry, self.batches, self.snapshots, self.degraded, metrics)
@@ -69,8 +72,14 @@ class Replica:
             settings.poll_interval,
             self.snapshots.workers,
         )
+        self.breaker.on_close = self._record_outage
         self.parents = Parents(
-            registry, self.snapshots, settings.parent_addresses, settings.advertise or "", settings.parent_interval
+            registry,
+            self.snapshots,
+            settings.parent_addresses,
+            settings.advertise or "",
+            settings.parent_interval,
+            self.events.record,
         )
         self.forwarder = Forwarder(
             self.dispatcher,
@@ -93,6 +102,7 @@ class Replica:
             self.refresher,
             self.access,
             self.tokens,
+            self.events,
             ForwardPaths(settings.forward_paths),
             self.limits,
             by_way=worker_name(settings.advertise) if settings.by_way and settings.advertise else "",
@@ -111,16 +121,22 @@ class Replica:
             self.parents.run,
             self.capacities.run,
             self.tokens.run,
+            self.events.run_recording,
+            self.events.run_reading,
         )
+
+    def _record_outage(self, seconds: float, reason: str) -> None:
+        self.events.record("degraded", replica=self.poller.replica_id, seconds=f"{seconds:.1f}", reason=reason)
 
     def begin_shutdown(self) -> None:
         """Become unready. The replica keeps serving."""
         self.readiness.begin_shutdown()
 
     def stop_waiting(self) -> None:
-        """Fail the registrations that wait for Redis, and do not delay others."""
+        """Fail the registrations that wait for Redis, do not delay others, and end the subscriptions to events."""
         self.limits.registrations.stop()
         self.membership.stop_waiting()
+        self.events.stop()
 
     def end_streams(self) -> None:
         """End all forwarded streams. Each client gets a final error frame."""
@@ -132,6 +148,7 @@ class Replica:
         await self.refresher.close()
         await self.poller.close()
         await self.parents.close()
+        await self.events.close()
         await self.snapshots.close()
         await self.workers.close()
         await self.registry.close()

@@ -25,6 +25,9 @@ class CircuitBreaker:
 
     The breaker starts open. One call that finds Redis unavailable opens it again. While it is open, `probe` runs in the
     background about every 0.25 s. The first successful probe closes it.
+
+    on_close: called after each outage, with the seconds for which the breaker was open and the reason. It must not
+        raise.
     """
 
     def __init__(self, probe: Callable[[], Awaitable[None]], metrics: Metrics) -> None:
@@ -37,6 +40,8 @@ class CircuitBreaker:
         self._last_logged: type[Exception] | None = None
         self._failing_since: float | None = None
         self._last_failure = 0.0
+        self._opened_at: float | None = None  # None until the first outage
+        self.on_close: Callable[[float, str], None] = lambda _seconds, _reason: None
 
     @property
     def reason(self) -> StoreUnavailable | None:
@@ -105,6 +110,8 @@ class CircuitBreaker:
             self._reason = StoreUnavailable(f"Redis cannot be used because of a bug in the controller: {error!r}.")
         else:
             self._closed = True
+            if self._opened_at is not None:
+                self.on_close(time.monotonic() - self._opened_at, str(self._reason))
         finally:
             self._first_probe_ended.set()
         return self._closed
@@ -124,6 +131,7 @@ class CircuitBreaker:
         if isinstance(error, StoreUnavailable) or not self._closed:
             if self._closed:
                 self._metrics.store_outages.inc()
+                self._opened_at = time.monotonic()
             self._closed = False
             self._reason = error if isinstance(error, StoreUnavailable) else StoreUnavailable(str(error))
             self._start_probing()

@@ -19,6 +19,7 @@ _REGISTERED_AT_ONCE: Final = 16  # leaves permits of the registry for other call
 # Seconds. A heartbeat with more time left is from before a clock jump back, even if none was noticed. The limit
 # is high, so that replicas with different heartbeat expirations do not shorten each other's heartbeats.
 _MIN_OVERLONG: Final = 7_200.0
+_REPEATED: Final = "Redis had lost this change"
 
 
 class Recovery:
@@ -131,10 +132,10 @@ class Recovery:
                 expires_in = _longer(worker, canonical)
                 renamed = await self._registry.refresh(registration, canonical.registration, expires_in=expires_in)
             if worker.draining and not canonical.draining:  # a worker drains if it was drained under either name
-                await self._registry.drain(name)
+                await self._registry.drain(name, reason=_REPEATED)
         if not renamed:  # it registered or was removed meanwhile: the next listing decides
             return False
-        if await self._registry.remove(worker.name, only_if=worker.registration):
+        if await self._registry.remove(worker.name, only_if=worker.registration, reason=f"renamed to {name}"):
             logger.info("Renamed worker %s to %s, its canonical name.", worker.name, name)
         return True
 
@@ -187,12 +188,12 @@ class Recovery:
         current = {worker.name: worker for worker in now.workers}
         for worker in before.workers:
             if worker.name in current and worker.draining != current[worker.name].draining:
-                await self._registry.drain(worker.name, worker.draining)
+                await self._registry.drain(worker.name, worker.draining, reason=_REPEATED)
         names = {worker.name for worker in before.workers}
         for worker in now.workers:
             # A worker that has registered or sent a heartbeat since the snapshot is not removed.
             if worker.name not in names and worker.registration <= before.sequence and worker.heartbeat_age > age:
-                await self._registry.remove(worker.name, only_if=worker.registration)
+                await self._registry.remove(worker.name, only_if=worker.registration, reason=_REPEATED)
 
     async def _restore_worker(self, worker: Worker, expires_in: float | None, name: str) -> bool:
         """Register a worker as the listing has it. Return False if it has registered or was removed meanwhile."""
@@ -200,7 +201,7 @@ class Recovery:
             _registration(worker, name), expires_in=expires_in, draining=worker.draining, polled=worker.polled
         )
         if not restored and worker.draining:
-            await self._registry.drain(name)
+            await self._registry.drain(name, reason=_REPEATED)
         if restored and worker.failing:
             await self._registry.report_failure(name, of_polls=worker.failing == "polls")
         return restored

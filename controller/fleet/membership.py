@@ -17,7 +17,7 @@ from controller.domain.hops import append_hop, hop_headers
 from controller.domain.worker import Registration, Worker, WorkerStatus, WorkerStatusTotal, total_status
 from controller.metrics import Metrics
 from controller.security.access import Caller
-from controller.security.audit import Audit, AuditEvent
+from controller.security.audit import Audit, AuditEvent, who
 from controller.settings import Settings
 from controller.store.registry import DrainCall, Refusal, RegisterCall, RemoveCall, Report
 from controller.upstream.client import WorkerClient
@@ -147,27 +147,30 @@ class Membership:
         """Record a heartbeat. Return True if the worker is registered. Otherwise the worker should register again."""
         return await self._batches.heartbeat(Report(name, queue_length, time.monotonic()))
 
-    async def drain(self, name: str, drain: bool = True, *, caller: Caller) -> bool:
-        """Stop dispatching to a worker, or resume. Return True if the worker is alive."""
-        exists = await self._batches.drain(DrainCall(name, drain))
+    async def drain(self, name: str, drain: bool = True, *, caller: Caller, reason: str = "") -> bool:
+        """Stop dispatching to a worker, or resume. Return True if the worker is alive.
+
+        reason: why, for the events and the audit log.
+        """
+        exists = await self._batches.drain(DrainCall(name, drain, who(caller.name, caller.address), reason))
         if exists:
             self._snapshots.request()
             logger.info("Worker %s is draining." if drain else "Worker %s serves again.", name)
-            self._record("drain_worker" if drain else "resume_worker", name, caller)
+            self._record("drain_worker" if drain else "resume_worker", name, caller, reason)
         return exists
 
-    async def remove(self, name: str, *, caller: Caller) -> bool:
-        """Remove a worker. Return True if it was registered."""
-        removed = await self._batches.remove(RemoveCall(name))
+    async def remove(self, name: str, *, caller: Caller, reason: str = "") -> bool:
+        """Remove a worker. Return True if it was registered. reason: as in drain()."""
+        removed = await self._batches.remove(RemoveCall(name, by=who(caller.name, caller.address), reason=reason))
         if removed:
             self._snapshots.request()  # a recovery must not restore the worker from an old snapshot
             self._metrics.removals.labels("request").inc()
             logger.info("Removed worker %s on request.", name)
-            self._record("remove_worker", name, caller)
+            self._record("remove_worker", name, caller, reason)
         return removed
 
-    def _record(self, action: str, name: str, caller: Caller) -> None:
-        self._audit.record(AuditEvent(action, "done", caller.name, caller.address, name))
+    def _record(self, action: str, name: str, caller: Caller, reason: str) -> None:
+        self._audit.record(AuditEvent(action, "done", caller.name, caller.address, name, reason))
 
     async def list_workers(self) -> MaybeStale[list[Worker]]:
         """Return all live workers, sorted by name. While Redis is unavailable, they come from the snapshot."""

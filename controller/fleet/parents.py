@@ -6,7 +6,7 @@ import logging
 import random
 import secrets
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Final
 
 from controller.availability.snapshots import SnapshotManager
@@ -34,6 +34,7 @@ class Parents:
     parents: their addresses, each with credentials that are sent only to this parent.
     name: address under which the parents reach this cluster.
     interval: between heartbeats, in seconds.
+    record: records an event, as EventFeed.record().
 
     While Redis is unavailable, there is no lock and each replica sends its own heartbeats from its snapshot.
     """
@@ -45,6 +46,7 @@ class Parents:
         parents: Sequence[ParentAddress],
         name: str,
         interval: float,
+        record: Callable[..., None],
     ) -> None:
         self._registry = registry
         self._breaker = snapshots.breaker
@@ -52,6 +54,7 @@ class Parents:
         self._parents = [parent.address for parent in parents]
         self._name = name
         self._interval = interval
+        self._record = record
         self._replica_id = secrets.token_hex(8)
         self._client = ParentClient(max(0.05, interval * _LOCK_TTL * 0.9), parents)
         self._sent_without_lock_at: dict[str, float] = {}  # by parent
@@ -140,6 +143,8 @@ class Parents:
                 await self._register(parent, workers, status)
         except ParentUnreachable as error:
             logged = self._failing.setdefault(parent, set())
+            if not logged:
+                self._record("parent_failing", parent=parent, reason=type(error).__name__)
             if type(error) not in logged:
                 logger.warning(
                     "Heartbeat to parent %s failed; retrying every %g s: %s", parent, self._interval * _RETRY, error
@@ -149,6 +154,7 @@ class Parents:
         if parent in self._failing:
             logger.info("Parent %s accepts heartbeats again.", parent)
             del self._failing[parent]
+            self._record("parent_recovered", parent=parent)
         return True
 
     async def _register(self, parent: str, workers: Sequence[Worker], status: WorkerStatusTotal) -> None:

@@ -84,6 +84,11 @@ class Poller:
             with contextlib.suppress(StoreError):  # the other replicas take over when the membership expires
                 await self._breaker.call(self._registry.join_replicas, self._replica_id, 0.0)
 
+    @property
+    def replica_id(self) -> str:
+        """The id with which this replica joins the others."""
+        return self._replica_id
+
     async def _share_workers(self) -> None:
         """Update the list of live replicas, and the list of workers that this replica polls.
 

@@ -133,7 +133,10 @@ class Refresher:
     async def _apply(self, worker: Worker, answer: _Answer | None) -> None:
         """Apply the result of a probe, unless the worker has registered again since."""
         if answer is None:
-            if self._removes and await self._registry.remove(worker.name, only_if=worker.registration):
+            if not self._removes:
+                return
+            removed = await self._registry.remove(worker.name, worker.registration, reason="it failed two probes")
+            if removed:
                 self._metrics.removals.labels("refresh").inc()
                 logger.warning("Removed worker %s: it failed two probes.", worker.name)
             return

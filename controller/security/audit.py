@@ -38,10 +38,14 @@ class AuditEvent(NamedTuple):
 Sink = Callable[[AuditEvent], None]
 
 
+def who(token: str, address: str) -> str:
+    """Describe a caller by the name of its token and its address."""
+    return f"{f'token {token}' if token else 'no token'} from {address or 'unknown'}"
+
+
 def log_event(event: AuditEvent) -> None:
     """Write an event to the log, on one line."""
-    who = f"token {event.token}" if event.token else "no token"
-    parts = [f"{event.outcome}: {event.action}", event.target, f"by {who} from {event.address or 'unknown'}"]
+    parts = [f"{event.outcome}: {event.action}", event.target, f"by {who(event.token, event.address)}"]
     text = " ".join(part for part in parts if part)
     text = f"{text}: {event.detail}" if event.detail else text
     level = logging.INFO if event.outcome == "done" else logging.WARNING
@@ -65,6 +69,10 @@ class Audit:
         self._refused: OrderedDict[str, tuple[float, int]] = OrderedDict()  # last event and requests since, by network
         self._minute, self._lines = float("-inf"), 0  # when the current minute began, and events of refusals in it
         self._registrants: OrderedDict[str, str] = OrderedDict()  # the name of the last token, by worker
+
+    def add_sink(self, sink: Sink) -> None:
+        """Pass further events to `sink`, too. It must not raise."""
+        self._sinks = (*self._sinks, sink)
 
     def record(self, event: AuditEvent) -> None:
         """Record an event."""

@@ -150,6 +150,11 @@ def job_result(name: str, job_name: str) -> str:
     return f"{{{name}}}:job_result:{job_name}"
 
 
+def events(name: str) -> str:
+    """STREAM: about the last 10,000 events: what happened to workers, models, replicas and the store."""
+    return f"{{{name}}}:events"
+
+
 def sweep(name: str) -> str:
     """STRING with a TTL: exists after the sweep of the current interval."""
     return f"{{{name}}}:sweep"

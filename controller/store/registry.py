@@ -17,6 +17,7 @@ from controller.store.connection import close, reconnect
 from controller.store.coordination import CoordinationStore
 from controller.store.dispatches import REFUSED, TOKEN_REFUSED, Choice, DispatchStore, Find, Request
 from controller.store.errors import FAILURES, store_error
+from controller.store.events import EventPage, EventStore, NewEvent
 from controller.store.leases import LeaseStore
 from controller.store.tokens import TokenStore
 from controller.store.workers import (
@@ -37,8 +38,10 @@ __all__ = [
     "TOKEN_REFUSED",
     "Choice",
     "DrainCall",
+    "EventPage",
     "FailureCall",
     "Find",
+    "NewEvent",
     "Refusal",
     "RegisterCall",
     "Registry",
@@ -52,7 +55,7 @@ __all__ = [
 SCHEMA: Final = "4"  # version of the key layout. Scripts of another version must not touch these keys.
 
 
-class Registry(DispatchStore, WorkerStore, CapacityStore, LeaseStore, CoordinationStore, TokenStore):
+class Registry(DispatchStore, WorkerStore, CapacityStore, LeaseStore, CoordinationStore, TokenStore, EventStore):
     """The registry of one namespace, shared by any number of replicas.
 
     Each method raises StoreUnavailable if Redis does not answer or cannot serve. Whether the operation took place is

@@ -32,10 +32,8 @@ class Report(NamedTuple):
 class Refusal(Enum):
     """Why a worker was not registered. The values are those of `register.lua`."""
 
-    WORKER_LIMIT = -1  # as many workers are alive as max_workers allows, and this one is not among them
-    TOKEN_WORKER_LIMIT = (
-        -2
-    )  # the token has as many workers as max_workers_per_token allows, and this one is not among them
+    WORKER_LIMIT = -1  # max_workers others are alive
+    TOKEN_WORKER_LIMIT = -2  # the token has registered max_workers_per_token others
 
 
 class RegisterCall(NamedTuple):
@@ -53,17 +51,27 @@ class FailureCall(NamedTuple):
 
 
 class DrainCall(NamedTuple):
-    """The arguments of one WorkerStore.drain()."""
+    """The arguments of one WorkerStore.drain().
+
+    by, reason: who does it and why, for the event.
+    """
 
     name: str
     drain: bool = True
+    by: str = ""
+    reason: str = ""
 
 
 class RemoveCall(NamedTuple):
-    """The arguments of one WorkerStore.remove()."""
+    """The arguments of one WorkerStore.remove().
+
+    by, reason: as in DrainCall.
+    """
 
     name: str
     only_if: int | None = None
+    by: str = ""
+    reason: str = ""
 
 
 class WorkerList(NamedTuple):
@@ -186,9 +194,9 @@ class WorkerStore(ScriptRunner):
         """Record answers to status polls. Return for each whether the worker is registered."""
         return await self.heartbeat(reports, of_polls=True)
 
-    async def drain(self, name: str, drain: bool = True) -> bool:
+    async def drain(self, name: str, drain: bool = True, reason: str = "") -> bool:
         """Stop dispatching to a worker, or resume. Return True if the worker is alive."""
-        return (await self.drain_many([DrainCall(name, drain)]))[0]
+        return (await self.drain_many([DrainCall(name, drain, reason=reason)]))[0]
 
     async def drain_many(self, calls: Sequence[DrainCall]) -> list[bool]:
         """As drain(), for any number of workers."""
@@ -196,7 +204,7 @@ class WorkerStore(ScriptRunner):
             "drain",
             lambda: (*self._repeatable(), self._decays),
             calls,
-            lambda call: (call.name, int(call.drain)),
+            lambda call: (call.name, int(call.drain), call.by, call.reason),
         )
         return [bool(result) for result in results]
 
@@ -218,12 +226,12 @@ class WorkerStore(ScriptRunner):
         )
         return [None if result == -1 else bool(result) for result in results]
 
-    async def remove(self, name: str, only_if: int | None = None) -> bool:
+    async def remove(self, name: str, only_if: int | None = None, reason: str = "") -> bool:
         """Remove a worker. Return True if it was alive and was removed.
 
         only_if: number of a registration. Nothing is done if the worker has registered again since.
         """
-        return (await self.remove_many([RemoveCall(name, only_if)]))[0]
+        return (await self.remove_many([RemoveCall(name, only_if, reason=reason)]))[0]
 
     async def remove_many(self, calls: Sequence[RemoveCall]) -> list[bool]:
         """As remove(), for any number of workers."""
@@ -231,7 +239,7 @@ class WorkerStore(ScriptRunner):
             "remove",
             lambda: (*self._repeatable(), self._expiration_ms),
             calls,
-            lambda call: (call.name, "" if call.only_if is None else call.only_if),
+            lambda call: (call.name, "" if call.only_if is None else call.only_if, call.by, call.reason),
         )
         return [bool(result) for result in results]
 

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from controller.availability.readiness import Readiness
 from controller.dispatch.dispatcher import Dispatcher
 from controller.fleet.capacities import Capacities
+from controller.fleet.events import EventFeed
 from controller.fleet.membership import Membership
 from controller.fleet.refresh import Refresher
 from controller.fleet.tokens import Tokens
@@ -31,6 +32,7 @@ class Services:
     refresher: Refresher
     access: Access
     tokens: Tokens
+    events: EventFeed
     forward_paths: ForwardPaths
     limits: RequestLimits
     by_way: str = ""

@@ -205,6 +205,16 @@ EXAMPLES: Final = (
         },
     ),
     Example("/resume_worker", _NAME, {"exist": True}),
+    Example(
+        "/events",
+        response=Text(
+            [
+                '{"id": "...", "time": ..., "kind": "worker_resumed", "worker": "http://localhost:...", '
+                '"by": "no token from 127.0.0.1"}'
+            ]
+        ),
+        note="An excerpt. [Events](events.md) lists all kinds.",
+    ),
     Example("/refresh_all_workers"),
     Example(
         "/metrics",

@@ -24,6 +24,7 @@ sys.path.insert(0, str(ROOT))
 
 from controller.cli.main import main as command_line  # noqa: E402
 from controller.domain import errors  # noqa: E402
+from controller.domain.events import KINDS  # noqa: E402
 from controller.metrics import Metrics  # noqa: E402
 from controller.security.forward_paths import DEFAULT as DEFAULT_PATHS  # noqa: E402
 from controller.settings import GROUPS  # noqa: E402
@@ -91,6 +92,11 @@ def metrics() -> str:
         shown = "<br>".join(f"{code(name)}: {', '.join(map(code, values))}" for name, values in labels.items())
         rows.append((code(f"{family.name}_total"), shown, family.documentation))
     return table("Metric | Labels | Counts", rows)
+
+
+def events() -> str:
+    """Return one row for each kind of event."""
+    return table("Kind | What happened", [(code(kind), text) for kind, text in KINDS.items()])
 
 
 def redis_keys() -> str:
@@ -333,6 +339,7 @@ GENERATORS: Final[Mapping[str, Callable[..., str]]] = {
     "settings": settings,
     "forward-paths": forward_paths,
     "metrics": metrics,
+    "events": events,
     "redis-keys": redis_keys,
     "key-users": key_users,
     "error-codes": error_codes,

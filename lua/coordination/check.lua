@@ -3,6 +3,7 @@
   nothing is changed. If the data in Redis have no id yet, they get one. A different id later means that data were lost.
 
   Keys:
+    events  STREAM  w
     check   STRING  w
     schema  STRING  rw
     epoch   STRING  w
@@ -16,6 +17,7 @@
     the version of the key layout in this namespace: the caller's, if there was none
 ]]
 --- @include "key"
+--- @include "record_event" when called
 local schema, epoch = ARGV[1], ARGV[2]
 local found = redis.call("GET", key("schema"))
 if found and found ~= schema then
@@ -23,5 +25,7 @@ if found and found ~= schema then
 end
 redis.call("SET", key("check"), "1", "PX", 1000)
 redis.call("SET", key("schema"), schema)
-redis.call("SET", key("epoch"), epoch, "NX")
+if redis.call("SET", key("epoch"), epoch, "NX") then
+  record_event("store_created", "epoch", epoch)
+end
 return schema

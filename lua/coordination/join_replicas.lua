@@ -3,6 +3,7 @@
 
   Keys:
     replicas  ZSET    rw
+    events    STREAM  w
 
   Input:
     KEYS[1]  {<namespace>}
@@ -15,6 +16,7 @@
 ]]
 --- @include "key"
 --- @include "now"
+--- @include "record_event" when called
 --- @include "whole_number"
 local MAX_TTL = 60000 -- milliseconds
 
@@ -30,10 +32,16 @@ if ttl > 0 then
   for _, each in ipairs(redis.call("ZRANGEBYSCORE", replicas, time + MAX_TTL + 1, "+inf")) do
     redis.call("ZADD", replicas, time + ttl, each)
   end
-  redis.call("ZADD", replicas, time + ttl, replica)
+  local is_new = redis.call("ZADD", replicas, time + ttl, replica) == 1
   redis.call("PEXPIRE", replicas, MAX_TTL + ttl)
-else
-  redis.call("ZREM", replicas, replica)
+  if is_new then
+    record_event("replica_joined", "replica", replica)
+  end
+elseif redis.call("ZREM", replicas, replica) == 1 then
+  record_event("replica_left", "replica", replica, "reason", "it has ended")
+end
+for _, each in ipairs(redis.call("ZRANGEBYSCORE", replicas, "-inf", time)) do
+  record_event("replica_left", "replica", each, "reason", "its membership has expired")
 end
 redis.call("ZREMRANGEBYSCORE", replicas, "-inf", time)
 return redis.call("ZRANGE", replicas, 0, -1)

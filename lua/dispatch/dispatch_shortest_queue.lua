@@ -34,6 +34,7 @@
     token_workers           HASH    rw
     sequence                STRING  rw
     reply:<request_id>      STRING  rw
+    events                  STREAM  w
 
   Input:
     KEYS[1]   {<namespace>}

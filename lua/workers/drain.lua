@@ -21,15 +21,18 @@
     token_workers           HASH    rw
     sequence                STRING  rw
     reply:<request_id>      STRING  rw
+    events                  STREAM  w
 
   Input:
     KEYS[1]   {<namespace>}
     ARGV[1]   request_id: id of the call; a repeated call with the same id gets the first reply and changes nothing
     ARGV[2]   reply_ttl: the milliseconds for which the reply is kept
     ARGV[3]   decays: '1' if bookings decay, otherwise '0'
-    ARGV[4…]  for each worker: name, drain
+    ARGV[4…]  for each worker: name, drain, by, reason
                 name: the worker's name
                 drain: '1' to drain it, '0' to resume
+                by: who does it, for the event
+                reason: why, for the event; '' for no reason
 
   Output:
     an array with one entry for each worker, in order; if there are fewer, call again for the rest
@@ -51,6 +54,8 @@
 --- @include "now"
 --- @include "purge_worker" when called
 --- @include "read_load"
+--- @include "record_event"
+--- @include "record_models"
 --- @include "run_once"
 --- @include "spend"
 --- @include "update_cost_index"
@@ -59,7 +64,7 @@
 --- @include "whole_number"
 --- @include "write_load"
 local request_id, reply_ttl, decays = ARGV[1], whole_number(ARGV[2], 1), ARGV[3] == "1"
-local calls = argument_groups(4, { "name", "drain" })
+local calls = argument_groups(4, { "name", "drain", "by", "reason" })
 if not reply_ttl or not calls or not calls[1] then
   return redis.error_reply("INVALID arguments")
 end
@@ -93,7 +98,9 @@ local function set_draining(call)
   local models = cjson.decode(redis.call("HGET", load.worker, "models"))
   local clock = decay_clock_of(load.pools)
   if drain then
-    spend(leave_pools(name, load.index_seq, load.pools, models))
+    local work, vanished = leave_pools(name, load.index_seq, load.pools, models)
+    spend(work)
+    record_models({}, vanished)
     leave_overflow(name)
   else
     local digest = load.pools[1] and load.pools[1]:match("^\30(.*)$")
@@ -101,7 +108,7 @@ local function set_draining(call)
       load.pools = assign_pools(models, digest)
       clock = decay_clock_of(load.pools)
     end
-    join_pools(load, models)
+    record_models(join_pools(load, models), {})
     if decays and clock then
       learn_decay(clock, time, 0, 0, 0) -- starts the clock
       load.decayed_at = decay_clock(clock, time)
@@ -111,6 +118,7 @@ local function set_draining(call)
   update_cost_index(load, decays)
   update_decay_index(load, decays and time)
   update_lottery(load)
+  record_event(drain and "worker_draining" or "worker_resumed", "worker", name, "by", call.by, "reason", call.reason)
   return 1
 end
 

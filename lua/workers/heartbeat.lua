@@ -27,6 +27,7 @@
     token_leases            HASH    rw
     token_workers           HASH    rw
     reply:<request_id>      STRING  rw
+    events                  STREAM  w
 
   Input:
     KEYS[1]   {<namespace>}
@@ -55,6 +56,7 @@
 --- @include "now"
 --- @include "purge_worker" when called
 --- @include "read_load"
+--- @include "record_event" when called
 --- @include "refresh_heartbeat"
 --- @include "run_once"
 --- @include "spend"
@@ -104,6 +106,7 @@ local function apply(report)
   update_decay_index(load, decays and time)
   if was_failing and not load.failing then
     update_lottery(load)
+    record_event("worker_recovered", "worker", name)
   end
   return 1
 end

@@ -24,6 +24,7 @@
     token_workers           HASH    rw
     sequence                STRING  rw
     reply:<request_id>      STRING  rw
+    events                  STREAM  w
 
   Input:
     KEYS[1]   {<namespace>}
@@ -65,5 +66,5 @@ local function updated_load(registration, load)
 end
 
 return handle_each(registrations, function(registration)
-  return enroll(registration, time, decays, refusal_of, updated_load)
+  return enroll(registration, time, decays, "worker_registered", refusal_of, updated_load)
 end)

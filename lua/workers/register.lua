@@ -26,6 +26,7 @@
     token_workers           HASH    rw
     sequence                STRING  rw
     reply:<request_id>      STRING  rw
+    events                  STREAM  w
 
   Input:
     KEYS[1]   {<namespace>}
@@ -70,5 +71,5 @@ local function refusal_of(registration, was_alive)
 end
 
 return handle_each(registrations, function(registration)
-  return enroll(registration, time, decays, refusal_of, new_load)
+  return enroll(registration, time, decays, "worker_registered", refusal_of, new_load)
 end)

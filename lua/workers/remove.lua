@@ -22,16 +22,19 @@
     token_workers           HASH    rw
     sequence                STRING  rw
     reply:<request_id>      STRING  rw
+    events                  STREAM  w
 
   Input:
     KEYS[1]   {<namespace>}
     ARGV[1]   request_id: id of the call; a repeated call with the same id gets the first reply and removes nothing
     ARGV[2]   reply_ttl: the milliseconds for which the reply is kept
     ARGV[3]   removed_ttl: the milliseconds for which no replica restores a removed worker from its snapshot
-    ARGV[4…]  for each worker: name, registration
+    ARGV[4…]  for each worker: name, registration, by, reason
                 name: the worker's name
                 registration: the number of a registration, to remove the worker only if it is unchanged; '' to remove
                   it in any case, and to let it serve again if it was draining and registers again
+                by: who removes it, for the event; '' for the controller itself
+                reason: why, for the event; '' for no reason
 
   Output:
     an array with one entry for each worker, in order; if there are fewer, call again for the rest
@@ -48,7 +51,7 @@
 --- @include "spend"
 --- @include "whole_number"
 local request_id, reply_ttl, removed_ttl = ARGV[1], whole_number(ARGV[2], 1), whole_number(ARGV[3], 1)
-local calls = argument_groups(4, { "name", "registration" })
+local calls = argument_groups(4, { "name", "registration", "by", "reason" })
 if not reply_ttl or not removed_ttl or not calls or not calls[1] then
   return redis.error_reply("INVALID arguments")
 end
@@ -60,7 +63,9 @@ local function remove(call)
     return 0
   end
   local was_alive = is_alive(name)
-  spend(purge_worker(name)) -- first: after a deletion, Redis accepts all writes, even if its memory is full
+  local event = was_alive and "worker_removed" or "worker_expired"
+  -- First: after a deletion, Redis accepts all writes, even if its memory is full.
+  spend(purge_worker(name, event, "worker", name, "by", call.by, "reason", call.reason))
   if call.registration == "" then
     redis.call("DEL", key("draining", name))
   end

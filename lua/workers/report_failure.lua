@@ -14,6 +14,7 @@
     lottery_failing:<pool>  ZSET    w
     odds:<pool>             STRING  w
     reply:<request_id>      STRING  rw
+    events                  STREAM  w
 
   Input:
     KEYS[1]   {<namespace>}
@@ -36,6 +37,7 @@
 --- @include "is_alive"
 --- @include "now"
 --- @include "read_load"
+--- @include "record_event"
 --- @include "run_once"
 --- @include "update_cost_index"
 --- @include "update_decay_index"
@@ -63,11 +65,15 @@ local function set_failing(call)
   if call.failure == "polls" and redis.call("HGET", load.worker, "polled") ~= "1" then
     return -1
   end
+  local was_failing = load.failing
   load.failing = load.failing == "request" and "request" or call.failure -- an answer to a poll does not clear 'request'
   write_load(load)
   update_cost_index(load, decays)
   update_decay_index(load, time)
   update_lottery(load)
+  if not was_failing then
+    record_event("worker_failing", "worker", call.name, "reason", call.failure)
+  end
   return 1
 end
 

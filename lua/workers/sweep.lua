@@ -24,6 +24,7 @@
     leases                  ZSET    rw
     token_leases            HASH    rw
     token_workers           HASH    rw
+    events                  STREAM  w
     sweep                   STRING  rw
 
   Input:

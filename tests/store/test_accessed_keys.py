@@ -10,12 +10,13 @@ import pytest
 
 from controller.domain.capacity import CapacityTarget
 from controller.domain.dispatch import DispatchMethod
+from controller.domain.events import FIRST
 from controller.domain.worker import Registration
 from controller.security.tokens import Plane, TokenList, token_of
 from controller.store import keys
 from controller.store.connection import connect
 from controller.store.reconciliation import split
-from controller.store.registry import Find, Registry, Request
+from controller.store.registry import Find, NewEvent, Registry, Request
 from tests.conftest import CLOCK
 from tests.support.clients import Client
 from tests.support.dispatches import dispatch, dispatch_lottery, dispatch_shortest_queue, leases_of
@@ -186,6 +187,9 @@ class Calls:
             await registry.join_replicas("replica", ttl)
         await registry.acquire_job("job", "replica", 60.0)
         await registry.complete_job("job", "replica", 1.0, "result", 60.0)
+        await registry.record_events([NewEvent("degraded", {"reason": "a"})])
+        await registry.list_events("", 10)
+        await registry.list_events(FIRST, 10)
 
 
 @pytest.mark.usefixtures("store_clock")

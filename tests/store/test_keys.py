@@ -15,6 +15,7 @@ NAMES: dict[Callable[..., str], tuple[str, ...]] = {
     keys.models: ("{ns}:models",),
     keys.sequence: ("{ns}:sequence",),
     keys.sweep: ("{ns}:sweep",),
+    keys.events: ("{ns}:events",),
     keys.check: ("{ns}:check",),
     keys.schema: ("{ns}:schema",),
     keys.epoch: ("{ns}:epoch",),

@@ -18,7 +18,7 @@ from controller.security.tokens import Plane, TokenList, token_of
 from controller.store import keys, scripts
 from controller.store.connection import connect
 from controller.store.reconciliation import split
-from controller.store.registry import Find, Registry
+from controller.store.registry import Find, NewEvent, Registry
 from tests.conftest import CLOCK, STORES_WITH_RIGHTS
 from tests.support import rights
 from tests.support.clients import Client
@@ -35,6 +35,7 @@ READERS: dict[str, Callable[[Any, str], Any]] = {
     "string": lambda client, key: client.get(key),
     "hash": lambda client, key: client.hgetall(key),
     "set": lambda client, key: client.smembers(key),
+    "stream": lambda client, key: client.xrange(key),
     "zset": lambda client, key: client.zrange(key, 0, -1, withscores=True),
 }
 
@@ -97,9 +98,18 @@ class Fleet:
                 READERS[kind](commands, name)
             values = await commands.execute()
         return {
-            name.removeprefix(prefix): (kind, value, ttl if ttl < 0 else round(ttl / 60_000))
+            name.removeprefix(prefix): (
+                kind,
+                _without_ids(value) if kind == "stream" else value,
+                ttl if ttl < 0 else round(ttl / 60_000),
+            )
             for name, kind, ttl, value in zip(names, replies[::2], replies[1::2], values, strict=True)
         }
+
+
+def _without_ids(events: list[tuple[str, dict[str, str]]]) -> list[dict[str, str]]:
+    """Return the fields of events. Their ids contain the time."""
+    return [fields for _, fields in events]
 
 
 TOKEN = token_of("ops", Plane.ADMIN, "0123456789abcdef")
@@ -127,6 +137,8 @@ CALLS: dict[str, Call] = {
     ),
     "heartbeat": lambda registry, *_: registry.heartbeat(reports([(A, 3), (B, 0)])),
     "heartbeat, of polls": lambda registry, *_: registry.heartbeat(reports([(A, 3), (B, 0)]), of_polls=True),
+    "record_events": lambda registry, *_: registry.record_events([NewEvent("degraded", {"reason": "a"})]),
+    "list_events": lambda registry, *_: registry.list_events("", 100),
     "find_workers": lambda registry, *_: registry.find_workers([Find("n"), Find("absent")]),
     "list_models": lambda registry, *_: registry.list_models(),
     "list_models_by_kind": lambda registry, *_: registry.list_models_by_kind(False),

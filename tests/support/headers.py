@@ -30,7 +30,7 @@ def header_of(path: Path) -> Header:
     purpose, _, rest = text.partition("\n  Keys:\n")
     keys, _, rest = rest.partition("\n  Input:\n")
     inputs, _, output = rest.partition("\n  Output:\n")
-    form = re.compile(r"    (\w+)(?::<(\w+)>)? +(HASH|SET|STRING|ZSET) +(r|w|rw)")
+    form = re.compile(r"    (\w+)(?::<(\w+)>)? +(HASH|SET|STREAM|STRING|ZSET) +(r|w|rw)")
     rows = [form.fullmatch(row) for row in keys.splitlines()]
     assert all(rows), f"a row of the keys of {path.name} has another form"
     arguments = {int(n): name for n, name in re.findall(r"^    ARGV\[(\d+)\] +(\w+): ", inputs, re.MULTILINE)}

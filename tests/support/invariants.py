@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from controller.domain.events import KINDS
 from tests.model.load import Load
 from tests.model.lottery import speed_bands
 from tests.support.clients import Client
@@ -87,6 +88,9 @@ async def whole_state(client: Client, namespace: str) -> WholeState:
             state.token_counts[kind] = await client.hgetall(key)
         elif kind == "odds":
             state.odds[rest] = await client.get(key)
+        elif kind == "events":
+            for _, fields in await client.xrange(key):
+                assert fields["kind"] in KINDS, f"{fields} has an unknown kind"
         elif kind in TTL_KINDS:
             assert await client.pttl(key) != -1, f"{key} would never expire"
         else:

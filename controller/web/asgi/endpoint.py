@@ -7,9 +7,10 @@ import asyncio
 import logging
 import re
 from abc import ABC, abstractmethod
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import asynccontextmanager
 from typing import Final, NamedTuple, cast
+from urllib.parse import parse_qsl
 
 from starlette.responses import Response
 from starlette.types import Message, Receive, Scope, Send
@@ -160,6 +161,20 @@ class CallerEndpoint(BodyEndpoint):
 
     async def _answer(self, scope: Scope, _: Receive, body: bytes) -> Answer:
         return await self._handle(body, self._caller(scope))
+
+
+class QueryEndpoint(BodyEndpoint):
+    """Passes the query, the headers and the body of a request to `handle`. Of repeated names, the last counts."""
+
+    def __init__(
+        self, handle: Callable[[Mapping[str, str], Mapping[str, str], bytes], Awaitable[Answer | Response]]
+    ) -> None:
+        self._handle = handle
+
+    async def _answer(self, scope: Scope, _: Receive, body: bytes) -> Answer | Response:
+        query = dict(parse_qsl(scope["query_string"].decode("latin-1")))
+        headers = {name.decode("latin-1"): value.decode("latin-1") for name, value in scope["headers"]}
+        return await self._handle(query, headers, body)
 
 
 class HeartbeatEndpoint(CallerEndpoint):

@@ -11,24 +11,27 @@ from controller.web.services import Services
 
 
 async def drain_worker(services: Services, body: bytes, caller: Caller) -> Answer:
-    """Stop dispatching to a worker. The requests that it has go on. A bound worker token may drain its own workers."""
-    name = schemas.parse_name(body)
+    """Stop dispatching to a worker. The requests that it has go on. A bound worker token may drain its own workers.
+
+    `reason` is optional: at most 500 characters for the log and the events.
+    """
+    name, reason = schemas.parse_operation(body)
     caller.check_own_worker(name)
-    return EXISTS if await services.membership.drain(name, caller=caller) else UNKNOWN
+    return EXISTS if await services.membership.drain(name, caller=caller, reason=reason) else UNKNOWN
 
 
 async def resume_worker(services: Services, body: bytes, caller: Caller) -> Answer:
     """Dispatch to a draining worker again. A bound worker token may resume its own workers."""
-    name = schemas.parse_name(body)
+    name, reason = schemas.parse_operation(body)
     caller.check_own_worker(name)
-    return EXISTS if await services.membership.drain(name, drain=False, caller=caller) else UNKNOWN
+    return EXISTS if await services.membership.drain(name, drain=False, caller=caller, reason=reason) else UNKNOWN
 
 
 async def remove_worker(services: Services, body: bytes, caller: Caller) -> Answer:
     """Remove a worker. A bound worker token may remove its own workers."""
-    name = schemas.parse_name(body)
+    name, reason = schemas.parse_operation(body)
     caller.check_own_worker(name)
-    return EXISTS if await services.membership.remove(name, caller=caller) else UNKNOWN
+    return EXISTS if await services.membership.remove(name, caller=caller, reason=reason) else UNKNOWN
 
 
 async def refresh_all_workers(services: Services, _: bytes, caller: Caller) -> Answer:

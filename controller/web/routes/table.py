@@ -18,11 +18,12 @@ from controller.web.asgi.endpoint import (
     ForwardEndpoint,
     HeartbeatEndpoint,
     HopEndpoint,
+    QueryEndpoint,
     RegistrationEndpoint,
     TokenEndpoint,
 )
 from controller.web.asgi.limits import SMALL_BODY
-from controller.web.routes import admin, client, forward, public, worker
+from controller.web.routes import admin, client, events, forward, public, worker
 from controller.web.services import Services
 
 
@@ -97,6 +98,7 @@ ROUTES: Final = (
     Route("GET", "/tokens", admin.tokens, Plane.ADMIN),
     Route("GET", "/capacities", admin.capacities, Plane.ADMIN),
     Route("GET", "/workers", admin.workers, Plane.ADMIN),
+    Route("GET", "/events", events.events, Plane.ADMIN, QueryEndpoint),
     Route("GET", "/metrics", admin.metrics, Plane.ADMIN),
     Route("GET", "/test_connection", public.test_connection, Plane.PUBLIC),
     Route("GET", "/healthz", public.healthz, Plane.PUBLIC),

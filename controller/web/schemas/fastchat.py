@@ -21,6 +21,8 @@ SERVER_ERROR_MSG: Final = "**NETWORK ERROR DUE TO HIGH TRAFFIC. PLEASE REGENERAT
 
 encode: Final = msgspec.json.Encoder().encode
 
+_MAX_REASON: Final = 500  # characters
+
 
 class _ModelBody(msgspec.Struct):
     model: str
@@ -37,6 +39,11 @@ class _LeaseBody(msgspec.Struct):
 
 class _NameBody(msgspec.Struct):
     worker_name: str
+
+
+class _OperationBody(msgspec.Struct):
+    worker_name: str
+    reason: str = ""
 
 
 class _HeartbeatBody(msgspec.Struct):
@@ -68,6 +75,7 @@ _model: Final = _body(_ModelBody)
 _dispatch: Final = _body(_DispatchBody)
 _lease: Final = _body(_LeaseBody)
 _name: Final = _body(_NameBody)
+_operation: Final = _body(_OperationBody)
 _heartbeat: Final = _body(_HeartbeatBody)
 _register: Final = _body(_RegisterBody)
 
@@ -100,6 +108,14 @@ def parse_lease(body: bytes) -> str:
 def parse_name(body: bytes) -> str:
     """Return the `worker_name` of a request about one worker."""
     return worker_name(_name.read(body).worker_name)
+
+
+def parse_operation(body: bytes) -> tuple[str, str]:
+    """Return the worker's name and the reason in a request of an operator about one worker. The reason may be ""."""
+    operation = _operation.read(body)
+    if len(operation.reason) > _MAX_REASON:
+        raise InvalidInput("reason", f"has {len(operation.reason)} characters, but at most {_MAX_REASON} are allowed")
+    return worker_name(operation.worker_name), operation.reason
 
 
 def parse_heartbeat(body: bytes) -> tuple[str, int]:

@@ -4,6 +4,8 @@
   Input:
     pools   the names of the pools
     models  for each of them, the name of the model whose pool it is. No model occurs twice
+
+  Output: an array of the models that were deleted.
 ]]
 --- @include "key"
 local function delete_pools(pools, models)
@@ -26,4 +28,5 @@ local function delete_pools(pools, models)
     redis.call("DEL", unpack(deleted_keys))
     redis.call("SREM", key("models"), unpack(deleted_models))
   end
+  return deleted_models
 end

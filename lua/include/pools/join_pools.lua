@@ -4,12 +4,15 @@
   Input:
     load    as include/load/read_load.lua returns it
     models  the names of its models
+
+  Output: an array of the models that had no worker.
 ]]
 --- @include "decay_clock_of"
 --- @include "key"
 --- @include "models_of_pool"
 --- @include "spend"
 local function join_pools(load, models)
+  local appeared = {}
   local joined, names, keys = {}, {}, {} -- the pools without workers, once for each of their models
   for _, pool in ipairs(load.pools) do
     if redis.call("EXISTS", key("cost_index", pool)) == 0 then
@@ -28,6 +31,9 @@ local function join_pools(load, models)
       if written and not ("\n" .. written):find("\n" .. pool .. "\n", 1, true) then
         redis.call("SET", keys[i], written .. pool .. "\n")
       end
+      if not found[i] and (pool == model or written == "") then
+        appeared[#appeared + 1] = model
+      end
     end
     redis.call("SADD", key("models"), unpack(names))
     spend(2 * #joined)
@@ -35,4 +41,5 @@ local function join_pools(load, models)
   if decay_clock_of(load.pools) == "\31" then
     redis.call("SADD", key("overflow"), load.name)
   end
+  return appeared
 end

@@ -8,7 +8,7 @@
     pools      the names of the pools
     models     the names of its models
 
-  Output: the amount of work, in units of include/spend.lua.
+  Output: the amount of work, in units of include/spend.lua, and an array of the models that have no worker any more.
 ]]
 --- @include "delete_pools" when called
 --- @include "index_member"
@@ -38,8 +38,5 @@ local function leave_pools(name, index_seq, pools, models)
     update_head("cost_index", pool)
     update_head("decay_index", pool)
   end
-  if empty[1] then
-    delete_pools(empty, names)
-  end
-  return work + 2 * #empty
+  return work + 2 * #empty, empty[1] and delete_pools(empty, names) or {}
 end

@@ -6,6 +6,7 @@
     registration  as include/workers/read_registrations.lua returns it
     time          the time
     decays        true if bookings decay
+    event         the kind of event to record if the worker is new
     refusal_of    a function that gets the registration, and true if the worker is alive, and returns nil if the
                   registration may take place, otherwise a negative number
     make_load     a function that gets the registration, the worker's load until now or nil, the number of the
@@ -20,6 +21,7 @@
 --- @include "decay_clock"
 --- @include "decay_clock_of"
 --- @include "decide_capacity"
+--- @include "encode_models" when called
 --- @include "is_alive"
 --- @include "join_pools"
 --- @include "key"
@@ -28,13 +30,15 @@
 --- @include "leave_pools" when called
 --- @include "purge_worker" when called
 --- @include "read_load"
+--- @include "record_event" when called
+--- @include "record_models" when called
 --- @include "refresh_heartbeat"
 --- @include "spend"
 --- @include "update_cost_index"
 --- @include "update_decay_index"
 --- @include "update_lottery"
 --- @include "write_load"
-local function enroll(registration, time, decays, refusal_of, make_load)
+local function enroll(registration, time, decays, event, refusal_of, make_load)
   local reply = key("reply", registration.request_id)
   local earlier = redis.call("GET", reply)
   if earlier then
@@ -106,18 +110,28 @@ local function enroll(registration, time, decays, refusal_of, make_load)
     "reported_capacity", registration.capacity or "",
     unpack(other_fields or {}))
   refresh_heartbeat(name, time, registration.heartbeat_ttl)
+  local appeared, vanished = {}, {}
   if left[1] then
-    spend(leave_pools(name, load.index_seq, left, cjson.decode(models_before)))
+    local work
+    work, vanished = leave_pools(name, load.index_seq, left, cjson.decode(models_before))
+    spend(work)
   end
   if clock ~= "\31" then
     leave_overflow(name)
   end
   if not draining then
-    join_pools(load, registration.models)
+    appeared = join_pools(load, registration.models)
   end
   update_cost_index(load, decays)
   update_decay_index(load, decays and time)
   update_lottery(load)
+  if appeared[1] or vanished[1] then
+    record_models(appeared, vanished)
+  end
+  if not was_alive or left[1] or token_before ~= registration.registered_by then
+    record_event(was_alive and "worker_changed" or event, "worker", name, "by", registration.registered_by,
+      "models", encode_models(registration.models), "count", #registration.models)
+  end
   local result = was_alive and 0 or 1
   redis.call("SET", reply, result, "PX", registration.reply_ttl)
   return result

@@ -1,6 +1,11 @@
 --[[
-  Delete everything that is stored of the worker `name`, whether it is registered or not. A worker that was draining
-  still drains if it registers again within an hour.
+  Delete everything that is stored of a worker, whether it is registered or not. A worker that was draining still drains
+  if it registers again within an hour.
+
+  Input:
+    name  the worker's name
+    ...   the event to record for it if it was registered, as arguments of include/events/record_event.lua; none if its
+          heartbeat has expired
 
   Output: the amount of work, in units of include/spend.lua.
 ]]
@@ -9,14 +14,18 @@
 --- @include "leave_overflow"
 --- @include "leave_pools"
 --- @include "read_load"
-local function purge_worker(name)
+--- @include "record_event"
+--- @include "record_models"
+local function purge_worker(name, ...)
   local work = 2
   local load = read_load(name)
-  local models_json, token
+  local models_json, token, vanished
   if load then
     models_json, token = unpack(redis.call("HMGET", load.worker, "models", "registered_by"), 1, 2)
     local is_json, models = pcall(cjson.decode, models_json)
-    work = work + leave_pools(name, load.index_seq, load.pools, is_json and models or {})
+    local more
+    more, vanished = leave_pools(name, load.index_seq, load.pools, is_json and models or {})
+    work = work + more
     leave_overflow(name)
   end
   redis.call("DEL", key("worker", name), key("heartbeat", name), key("checkpoints", name))
@@ -27,6 +36,14 @@ local function purge_worker(name)
   end
   if load and load.draining then
     redis.call("SET", key("draining", name), "1", "PX", 3600000)
+  end
+  if load then
+    record_models({}, vanished)
+  end
+  if load and ... then
+    record_event(...)
+  elseif load then
+    record_event("worker_expired", "worker", name)
   end
   return work
 end

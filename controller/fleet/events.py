@@ -1,0 +1,182 @@
+"""Reads the stream of events for any number of clients, and records what this replica notices."""
+
+import asyncio
+import contextlib
+import logging
+from collections import deque
+from collections.abc import AsyncGenerator
+from itertools import islice
+from typing import Final, NamedTuple
+
+from controller.availability.circuit_breaker import CircuitBreaker
+from controller.domain.errors import StoreError
+from controller.domain.events import Event
+from controller.security.audit import AuditEvent, who
+from controller.store.registry import NewEvent, Registry
+
+logger = logging.getLogger("controller")
+
+_INTERVAL: Final = 1.0  # seconds between two reads, while there are subscribers
+_PAGE: Final = 500
+_MAX_UNREAD: Final = 20  # pages of a subscriber that reads slowly
+_MAX_WAITING: Final = 1_000  # events that are not in Redis yet
+# The scripts of these actions record events themselves.
+_RECORDED_BY_SCRIPTS: Final = {"drain_worker", "resume_worker", "remove_worker", "register_worker"}
+
+
+class Events(NamedTuple):
+    """Some events, oldest first. Both parts may be empty: then there was no event for a second.
+
+    has_gap: others are missing before them.
+    """
+
+    events: list[Event]
+    has_gap: bool = False
+
+
+class _Subscriber:
+    """Pages that a subscriber has not read yet. behind: some were dropped, so it has to read them from Redis."""
+
+    def __init__(self) -> None:
+        self.pages: asyncio.Queue[Events | None] = asyncio.Queue(_MAX_UNREAD)  # None ends the subscription
+        self.behind = False
+
+    def put(self, page: Events | None) -> None:
+        """Add a page. If there are too many, drop all."""
+        if self.pages.full():
+            self.behind = True
+            while not self.pages.empty():
+                self.pages.get_nowait()
+        self.pages.put_nowait(page)
+
+
+class EventFeed:
+    """The events of a cluster, on one replica.
+
+    However many subscribers there are, the replica reads Redis once a second for all of them. Each subscriber reads the
+    events from before its subscription itself.
+    """
+
+    def __init__(self, breaker: CircuitBreaker, registry: Registry) -> None:
+        self._breaker = breaker
+        self._registry = registry
+        self._subscribers: set[_Subscriber] = set()
+        self._position = ""  # id of the last event that the subscribers have got. "" without subscribers
+        self._waiting: deque[NewEvent] = deque(maxlen=_MAX_WAITING)
+        self._wake = asyncio.Event()
+        self._stopped = False
+
+    def record(self, kind: str, **fields: str) -> None:
+        """Record an event. It is in Redis a moment later. During an outage, the last 1,000 events are kept."""
+        self._waiting.append(NewEvent(kind, {name: text for name, text in fields.items() if text}))
+        self._wake.set()
+
+    def record_audit(self, event: AuditEvent) -> None:
+        """Record an event of the audit log, unless a script has recorded it."""
+        if event.outcome == "done" and event.action in _RECORDED_BY_SCRIPTS:
+            return
+        kind = "refused" if event.outcome == "refused" else "action"
+        by = who(event.token, event.address)
+        outcome = "" if event.outcome in ("done", "refused") else event.outcome
+        self.record(kind, action=event.action, target=event.target, by=by, outcome=outcome, detail=event.detail)
+
+    async def run_recording(self) -> None:
+        """Store the events of this replica until cancelled."""
+        while True:
+            await self._wake.wait()
+            self._wake.clear()
+            try:
+                await self._record_waiting()
+            except StoreError:  # the circuit breaker has logged it
+                await asyncio.sleep(_INTERVAL)
+                self._wake.set()
+
+    async def run_reading(self) -> None:
+        """Read events for the subscribers until cancelled."""
+        while True:
+            await asyncio.sleep(_INTERVAL)
+            with contextlib.suppress(StoreError):  # the circuit breaker has logged it
+                await self._read()
+
+    async def list(self, after: str, count: int) -> Events:
+        """Return at most `count` events: those that follow the event `after`, or the last ones for "".
+
+        Raises StoreError.
+        """
+        page = await self._breaker.call(self._registry.list_events, after, count)
+        return Events(list(page.events), page.has_gap)
+
+    async def follow(self, after: str, count: int) -> AsyncGenerator[Events, None]:
+        """Yield the events that follow `after`, or the last `count` ones for "", and then new ones as they happen.
+
+        Yields at least once a second. Ends when the replica is about to end. Raises StoreError before the first events,
+        and waits for Redis afterwards.
+        """
+        subscriber = _Subscriber()
+        self._subscribers.add(subscriber)
+        try:
+            if not self._position:
+                last_id = (await self._breaker.call(self._registry.list_events, "", 1)).last_id
+                # Another subscriber may have set it meanwhile, and has perhaps not read what follows it.
+                self._position = self._position or last_id
+            first = await self.list(after, _PAGE if after else count)
+            yield first
+            last = first.events[-1].id if first.events else after or self._position
+            subscriber.behind = bool(after) and len(first.events) == _PAGE
+            while not self._stopped:
+                if subscriber.behind:
+                    with contextlib.suppress(StoreError):
+                        page = await self.list(last, _PAGE)
+                        subscriber.behind = len(page.events) == _PAGE
+                        last = page.events[-1].id if page.events else last
+                        yield page
+                        continue
+                next_page = await subscriber.pages.get()
+                if next_page is None:
+                    return
+                events, has_gap = next_page
+                new = events if has_gap else [event for event in events if _is_after(event.id, last)]
+                last = new[-1].id if new else last
+                yield Events(new, has_gap)
+        finally:
+            self._subscribers.discard(subscriber)
+            if not self._subscribers:
+                self._position = ""
+
+    def stop(self) -> None:
+        """End all subscriptions. The clients subscribe at another replica."""
+        self._stopped = True
+        for subscriber in self._subscribers:
+            subscriber.put(None)
+
+    async def close(self) -> None:
+        """Record the last events."""
+        self.stop()
+        with contextlib.suppress(StoreError):
+            await self._record_waiting()
+
+    async def _record_waiting(self) -> None:
+        while self._waiting:
+            events = list(islice(self._waiting, _PAGE))
+            await self._breaker.call(self._registry.record_events, events)
+            for _ in events:
+                self._waiting.popleft()
+
+    async def _read(self) -> None:
+        if not self._position:
+            return
+        page = await self._breaker.call(self._registry.list_events, self._position, _PAGE)
+        events = Events(list(page.events), page.has_gap)
+        if events.events:
+            self._position = events.events[-1].id
+        for subscriber in self._subscribers:
+            subscriber.put(events)
+
+
+def _is_after(one: str, other: str) -> bool:
+    return not other or _parts(one) > _parts(other)
+
+
+def _parts(event_id: str) -> tuple[int, int]:
+    milliseconds, _, number = event_id.partition("-")
+    return int(milliseconds), int(number)

@@ -1,0 +1,109 @@
+"""The route that lists events and follows them."""
+
+import json
+from collections.abc import AsyncGenerator, AsyncIterator, Mapping
+from typing import Final
+
+from starlette.responses import Response, StreamingResponse
+from starlette.types import Receive, Scope, Send
+
+from controller.domain.errors import InvalidInput
+from controller.domain.events import Event, event_id
+from controller.fleet.events import Events
+from controller.web.asgi.endpoint import Answer
+from controller.web.services import Services
+
+_MAX_LIMIT: Final = 1_000
+_DEFAULT_LIMIT: Final = 100
+_KEEPALIVE: Final = 15  # seconds without events, after which an empty line keeps proxies from closing the connection
+_HEADERS: Final = {"cache-control": "no-store", "x-accel-buffering": "no"}  # nginx would hold events back
+
+
+async def events(
+    services: Services, query: Mapping[str, str], headers: Mapping[str, str], _: bytes
+) -> Answer | Response:
+    """List what happened in the cluster, oldest first: the last events, or those that follow the event `after`.
+
+    `limit` is the number of events, 100 by default and 1,000 at most. Each line of the response is a JSON object. With
+    `follow=true` the response goes on with new events as they happen.
+
+    With the header `Accept: text/event-stream` they are server-sent events, which always go on. A browser's EventSource
+    resumes after a lost connection with the header `Last-Event-ID`, at any replica. An event `gap` means that events
+    are missing there, because the cluster keeps only about the last 10,000, or because Redis lost its data.
+    """
+    after = headers.get("last-event-id") or query.get("after", "")
+    after = event_id(after) if after else ""
+    limit = _limit(query.get("limit", ""))
+    is_stream = "text/event-stream" in headers.get("accept", "")
+    if not is_stream and query.get("follow", "false") != "true":
+        listed = await services.events.list(after, limit)
+        return Answer("".join(_json_lines(listed)).encode(), content_type=b"application/x-ndjson")
+    pages = services.events.follow(after, limit)
+    first = await anext(pages)  # raises StoreError before the response begins
+    return _EventResponse(first, pages, is_stream)
+
+
+class _EventResponse(StreamingResponse):
+    """A response that goes on with new events until the client disconnects or the replica ends."""
+
+    def __init__(self, first: Events, pages: AsyncGenerator[Events, None], is_stream: bool) -> None:
+        media_type = "text/event-stream" if is_stream else "application/x-ndjson"
+        super().__init__(_pieces(first, pages, is_stream), headers=_HEADERS, media_type=media_type)
+        self._pages = pages
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Send the response, then end the subscription."""
+        try:
+            await super().__call__(scope, receive, send)
+        finally:
+            await self._pages.aclose()
+
+
+async def _pieces(first: Events, pages: AsyncIterator[Events], is_stream: bool) -> AsyncIterator[str]:
+    encode = _server_sent if is_stream else _json_lines
+    if is_stream:
+        yield "retry: 2000\n\n"
+    yield "".join(encode(first))
+    quiet = 0
+    async for page in pages:
+        text = "".join(encode(page))
+        quiet = 0 if text else quiet + 1
+        if text:
+            yield text
+        elif quiet % _KEEPALIVE == 0:
+            yield ":\n\n" if is_stream else "\n"
+
+
+def _limit(text: str) -> int:
+    if not text:
+        return _DEFAULT_LIMIT
+    if not (text.isascii() and text.isdigit() and 1 <= int(text) <= _MAX_LIMIT):
+        raise InvalidInput("limit", f"must be a whole number from 1 to {_MAX_LIMIT}")
+    return int(text)
+
+
+def _json_lines(events: Events) -> list[str]:
+    gap = [json.dumps({"kind": "gap"}) + "\n"] if events.has_gap else []
+    return gap + [_encode(event) + "\n" for event in events.events]
+
+
+def _server_sent(events: Events) -> list[str]:
+    gap = ["event: gap\ndata: {}\n\n"] if events.has_gap else []
+    return gap + [f"id: {event.id}\ndata: {_encode(event)}\n\n" for event in events.events]
+
+
+def _encode(event: Event) -> str:
+    """Return an event as one line of JSON."""
+    return json.dumps({"id": event.id, "time": event.time, "kind": event.kind, **_fields(event)})
+
+
+def _fields(event: Event) -> dict[str, object]:
+    """Return the fields of an event, with lists and numbers as such."""
+    fields: dict[str, object] = dict(event.fields)
+    if "models" in event.fields:
+        fields["models"] = json.loads(event.fields["models"])
+    if "count" in event.fields:
+        fields["count"] = int(event.fields["count"])
+    if "seconds" in event.fields:
+        fields["seconds"] = float(event.fields["seconds"])
+    return fields

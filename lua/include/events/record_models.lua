@@ -1,0 +1,27 @@
+--[[
+  Record the models that have got their first worker, and those that have lost their last one.
+
+  Input:
+    appeared  an array of names
+    vanished  an array of names. Those that are in `appeared`, too, have not changed, and are in no event
+]]
+--- @include "encode_models"
+--- @include "record_event"
+local function record_models(appeared, vanished)
+  local in_both = {}
+  for _, model in ipairs(vanished) do
+    in_both[model] = false
+  end
+  for _, model in ipairs(appeared) do
+    in_both[model] = in_both[model] == false
+  end
+  for _, each in ipairs({ { "models_vanished", vanished }, { "models_appeared", appeared } }) do
+    local changed = {}
+    for _, model in ipairs(each[2]) do
+      changed[#changed + 1] = not in_both[model] and model or nil
+    end
+    if changed[1] then
+      record_event(each[1], "models", encode_models(changed), "count", #changed)
+    end
+  end
+end

@@ -1,0 +1,94 @@
+"""Events from real replicas: each tells the same, another one resumes, and an outage is told afterwards."""
+
+import json
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+
+from tests.support.waiting import wait_until
+from tests.system.conftest import Serve
+from tests.system.processes import ControllerProcess, serves
+from tests.system.servers import single
+
+pytestmark = [pytest.mark.system, pytest.mark.smoke]
+
+A, B = "http://127.0.0.1:1/a", "http://127.0.0.1:1/b"
+
+
+def told(controller: ControllerProcess) -> list[dict[str, Any]]:
+    """Return all events."""
+    text = httpx.get(f"{controller.url}/events", params={"after": "0-0", "limit": 1000}, timeout=60.0).text
+    return [json.loads(line) for line in text.splitlines()]
+
+
+@asynccontextmanager
+async def followed(controller: ControllerProcess, last_id: str = "") -> AsyncIterator[AsyncIterator[dict[str, Any]]]:
+    """Follow the events as a browser does, from the one after `last_id`."""
+    headers = {"accept": "text/event-stream", **({"last-event-id": last_id} if last_id else {})}
+
+    async def events(lines: AsyncIterator[str]) -> AsyncIterator[dict[str, Any]]:
+        async for line in lines:
+            if line.startswith("data: {"):
+                yield json.loads(line.removeprefix("data: "))
+
+    async with (
+        httpx.AsyncClient(timeout=60.0) as client,
+        client.stream("GET", f"{controller.url}/events", headers=headers) as response,
+    ):
+        assert response.status_code == 200
+        yield events(response.aiter_lines())
+
+
+async def next_of(events: AsyncIterator[dict[str, Any]], kind: str) -> dict[str, Any]:
+    async for event in events:
+        if event["kind"] == kind:
+            return event
+    raise AssertionError(f"the events ended without {kind}")
+
+
+async def test_a_client_resumes_at_another_replica(serve: Serve, work_dir: Path) -> None:
+    async with single(work_dir) as store:
+        first, second = (serve("--redis-url", store.url, data=name) for name in ("first", "second"))
+        async with followed(first) as events:
+            first.register(A)
+            seen = await next_of(events, "worker_registered")
+            assert seen["worker"] == A
+            first.register(B)
+            first.kill()
+        async with followed(second, seen["id"]) as events:
+            assert (await next_of(events, "worker_registered"))["worker"] == B
+            assert (await next_of(events, "replica_left"))["reason"] == "its membership has expired"
+
+
+async def test_replicas_tell_the_same_and_an_outage(serve: Serve, work_dir: Path) -> None:
+    async with single(work_dir) as store:
+        replicas = [serve("--redis-url", store.url, data=name) for name in ("first", "second")]
+        replicas[0].register(A)
+        store.kill()
+        for replica in replicas:
+            replica.dispatch()
+        store.start()
+        for replica in replicas:
+            replica.wait_for(lambda url=replica.url: serves(url), "it uses the store again")
+        await wait_until(
+            lambda: [event["kind"] for event in told(replicas[0])].count("degraded") == 2, "both have told the outage"
+        )
+        assert told(replicas[0]) == told(replicas[1])
+        outage = next(event for event in told(replicas[0]) if event["kind"] == "degraded")
+        assert outage["seconds"] >= 0
+        assert "Redis" in outage["reason"]
+
+
+def test_the_end_of_a_replica_ends_the_responses(serve: Serve) -> None:
+    controller = serve("--shutdown-delay", "0")
+    with httpx.stream("GET", f"{controller.url}/events", params={"follow": "true"}, timeout=60.0) as response:
+        lines = response.iter_lines()
+        assert json.loads(next(lines))["kind"] == "store_created"
+        controller.popen.terminate()
+        for _ in lines:
+            pass
+    assert controller.popen.wait(60) == 0

@@ -1,0 +1,170 @@
+"""GET /events: what happened, in the order in which Redis recorded it, for any number of clients."""
+
+import asyncio
+import json
+from typing import Any
+
+import pytest
+
+from controller.domain.events import FIRST, KINDS
+from controller.fleet.events import EventFeed, Events
+from controller.store import keys
+from controller.store.registry import NewEvent
+from tests.conftest import Store
+from tests.support.samples import A, B
+from tests.support.waiting import wait_until
+from tests.web.conftest import Api
+
+STREAM = {"accept": "text/event-stream"}
+
+
+async def listed(api: Api, **query: Any) -> list[dict[str, Any]]:
+    response = await api.http.get("/events", params=query)
+    assert (response.status_code, response.headers["content-type"]) == (200, "application/x-ndjson")
+    return [json.loads(line) for line in response.text.splitlines()]
+
+
+def told(events: list[dict[str, Any]]) -> list[tuple[str, str]]:
+    """Return the kind of each event and its subject."""
+    return [(event["kind"], event.get("worker") or ",".join(event.get("models", ()))) for event in events]
+
+
+async def test_events_tell_the_story_of_a_worker(api: Api) -> None:
+    await api.register(A, "m", "n")
+    await api.register(A, "m")
+    await api.post("/report_failure", {"worker_name": A})
+    await api.post("/receive_heart_beat", {"worker_name": A, "queue_length": 0})
+    await api.post("/drain_worker", {"worker_name": A, "reason": "new driver"})
+    await api.post("/drain_worker", {"worker_name": A})
+    await api.post("/resume_worker", {"worker_name": A})
+    await api.post("/remove_worker", {"worker_name": A, "reason": "sold"})
+    events = await listed(api)
+    assert told(events) == [
+        ("store_created", ""),
+        ("models_appeared", "m,n"),
+        ("worker_registered", A),
+        ("models_vanished", "n"),
+        ("worker_changed", A),
+        ("worker_failing", A),
+        ("worker_recovered", A),
+        ("models_vanished", "m"),
+        ("worker_draining", A),
+        ("models_appeared", "m"),
+        ("worker_resumed", A),
+        ("models_vanished", "m"),
+        ("worker_removed", A),
+    ]
+    assert {event["kind"] for event in events} <= set(KINDS)
+    [draining] = [event for event in events if event["kind"] == "worker_draining"]
+    assert (draining["reason"], draining["by"]) == ("new driver", "no token from 127.0.0.1")
+    assert events[-1]["reason"] == "sold"
+
+
+async def test_an_expired_worker_is_told_once(api: Api, store: Store) -> None:
+    await api.register(A)
+    await store.client.delete(keys.heartbeat(store.namespace, A))
+    assert await api.dispatch() == ""
+    await api.registry.sweep(0.001)
+    assert told(await listed(api))[-2:] == [("models_vanished", "m"), ("worker_expired", A)]
+
+
+async def test_dispatches_and_heartbeats_are_no_events(api: Api) -> None:
+    await api.register(A)
+    before = await listed(api)
+    await api.dispatch()
+    await api.post("/receive_heart_beat", {"worker_name": A, "queue_length": 1})
+    assert await listed(api) == before
+
+
+async def test_events_after_another_one(api: Api) -> None:
+    for name in (A, B):
+        await api.register(name)
+    events = await listed(api)
+    assert await listed(api, after=events[0]["id"]) == events[1:]
+    assert await listed(api, after=FIRST) == events
+    assert await listed(api, after=FIRST, limit=1) == events[:1]
+    assert await listed(api, limit=1) == events[-1:]
+    assert await listed(api, after=events[-1]["id"]) == []
+
+
+async def test_a_gap_is_told(api: Api, store: Store) -> None:
+    await api.register(A)
+    events = await listed(api)
+    await store.client.xdel(keys.events(store.namespace), events[0]["id"])
+    assert await listed(api, after=events[0]["id"]) == [{"kind": "gap"}, *events[1:]]
+    assert (await listed(api, after="99999999999999-0"))[0] == {"kind": "gap"}, "Redis lost data, its clock went back"
+
+
+@pytest.mark.parametrize("query", [{"after": "x"}, {"after": "1"}, {"limit": "0"}, {"limit": "1001"}, {"limit": "²"}])
+async def test_nonsense_gets_a_400(api: Api, query: dict[str, str]) -> None:
+    response = await api.http.get("/events", params=query)
+    assert (response.status_code, response.json()["error"]["code"]) == (400, "invalid_input")
+
+
+async def test_a_reason_is_bounded(api: Api) -> None:
+    await api.register(A)
+    response = await api.post("/drain_worker", {"worker_name": A, "reason": "x" * 501})
+    assert response.status_code == 400
+    assert response.json()["error"]["message"].startswith("reason: has 501 characters")
+
+
+async def test_hostile_names_stay_in_their_line(api: Api) -> None:
+    await api.register(A, "a\u2028b", '"}\\', "<script>")
+    [event] = [event for event in await listed(api) if event["kind"] == "worker_registered"]
+    assert event["models"] == ["a\u2028b", '"}\\', "<script>"]
+
+
+async def collect(feed: EventFeed, after: str, found: list[Any]) -> None:
+    async for page in feed.follow(after, 100):
+        found.append(page)
+
+
+async def test_followers_get_each_event_once(api: Api) -> None:
+    feed = api.replica.events
+    reading = asyncio.create_task(feed.run_reading())
+    await api.register(A)
+    found: list[list[Events]] = [[], []]
+    followers = [
+        asyncio.create_task(collect(feed, after, pages)) for after, pages in zip(("", FIRST), found, strict=True)
+    ]
+    for name in (B, A, B):
+        await api.register(name, name[-1])
+        await asyncio.sleep(0)
+    expected = [event["id"] for event in await listed(api)]
+    for pages in found:
+        await wait_until(lambda pages=pages: [e.id for page in pages for e in page.events] == expected, "all arrive")  # type: ignore[misc]
+    feed.stop()
+    await asyncio.gather(*followers)
+    reading.cancel()
+
+
+async def test_a_follower_that_reads_slowly_misses_nothing(api: Api) -> None:
+    feed = api.replica.events
+    await api.register(A)
+    pages = feed.follow("", 100)
+    first = await anext(pages)
+    waiting = asyncio.ensure_future(anext(pages))
+    await asyncio.sleep(0)
+    for number in range(50):
+        await api.registry.record_events([NewEvent("degraded", {"reason": str(number)})])
+        await feed._read()
+    found = [*first.events, *(await waiting).events]
+    while len(found) < len(await listed(api)):
+        found += (await anext(pages)).events
+    assert [event.id for event in found] == [event["id"] for event in await listed(api)]
+    await pages.aclose()
+
+
+async def test_server_sent_events(api: Api) -> None:
+    await api.register(A)
+    api.replica.events.stop()  # ends the response after the first events
+    response = await api.http.get("/events", headers=STREAM)
+    assert response.headers["content-type"].startswith("text/event-stream")
+    retry, *blocks = response.text.removesuffix("\n\n").split("\n\n")
+    assert retry == "retry: 2000"
+    events = await listed(api)
+    assert [dict(line.split(": ", 1) for line in block.split("\n"))["id"] for block in blocks] == [
+        event["id"] for event in events
+    ]
+    resumed = await api.http.get("/events", headers={**STREAM, "last-event-id": events[0]["id"]})
+    assert resumed.text == "retry: 2000\n\n" + "".join(f"{block}\n\n" for block in blocks[1:])
