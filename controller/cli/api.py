@@ -3,6 +3,7 @@
 import contextlib
 import json
 from base64 import b64encode
+from collections.abc import AsyncIterator, Mapping
 from typing import Any, Final
 from urllib.parse import unquote, urlsplit
 
@@ -11,16 +12,67 @@ import aiohttp
 from controller.domain.errors import ControllerUnreachable
 from controller.upstream.trust import trusted, warn_of_bundle
 
-_TIMEOUT: Final = aiohttp.ClientTimeout(total=10)
+_TIMEOUT: Final = 10.0  # seconds for a request
 
 
-async def request(controller_address: str, path: str, expected: str, body: object = None) -> dict[str, Any]:
+async def request(
+    controller_address: str, path: str, expected: str, body: object = None, time_limit: float = _TIMEOUT
+) -> dict[str, Any]:
     """Send a GET request to a controller, or a POST request with a body. Return the JSON object of the response.
 
-    expected: a field of the response.
+    expected: a field of the response. "" if the response has none: then the result is empty.
+    time_limit: in seconds.
 
     Raises ControllerUnreachable if the response is an error or lacks the field. The message has the controller's words.
     """
+    url, headers = _target(controller_address, path)
+    method = "GET" if body is None else "POST"
+    limit = aiohttp.ClientTimeout(total=time_limit)
+    try:
+        async with (
+            aiohttp.ClientSession(connector=aiohttp.TCPConnector(ssl=trusted()), timeout=limit) as session,
+            session.request(method, url, json=body, headers=headers) as response,
+        ):
+            if response.status >= 400:
+                _raise_refusal(url, response.status, await response.read())
+            if not expected:
+                return {}
+            fields: dict[str, Any] = await response.json()
+            _ = fields[expected]
+            return fields
+    except (aiohttp.ClientError, TimeoutError, ValueError, KeyError, TypeError) as error:
+        raise ControllerUnreachable(
+            f"{url} did not return {expected or '200'}: {error or type(error).__name__}. Is the controller running, "
+            "and is --controller-address right?"
+        ) from error
+
+
+async def follow(controller_address: str, path: str, parameters: Mapping[str, str]) -> AsyncIterator[str]:
+    """Yield the lines of an endless response, without empty ones. It ends if the connection is closed.
+
+    Raises ControllerUnreachable if the controller cannot be reached, or refuses.
+    """
+    url, headers = _target(controller_address, path)
+    timeout = aiohttp.ClientTimeout(connect=10, sock_read=60)  # an empty line comes every 15 s
+    try:
+        async with (
+            aiohttp.ClientSession(connector=aiohttp.TCPConnector(ssl=trusted()), timeout=timeout) as session,
+            session.get(url, params=parameters, headers=headers) as response,
+        ):
+            if response.status >= 400:
+                _raise_refusal(url, response.status, await response.read())
+            async for line in response.content:
+                if line.strip():
+                    yield line.decode()
+    except (aiohttp.ClientError, TimeoutError, ValueError) as error:
+        raise ControllerUnreachable(
+            f"The connection to {url} failed: {error or type(error).__name__}. Is the controller running, and is "
+            "--controller-address right?"
+        ) from error
+
+
+def _target(controller_address: str, path: str) -> tuple[str, dict[str, str]]:
+    """Return the URL of a path of the controller, and the headers of a request to it."""
     if not controller_address.lower().startswith(("http://", "https://")):
         shown = controller_address.rpartition("@")[2]
         raise ControllerUnreachable(f"--controller-address must begin with http:// or https://: {shown}")
@@ -28,22 +80,7 @@ async def request(controller_address: str, path: str, expected: str, body: objec
     url = f"{address.rstrip('/')}{path}"
     if url.lower().startswith("https:"):
         warn_of_bundle()
-    method = "GET" if body is None else "POST"
-    try:
-        async with (
-            aiohttp.ClientSession(connector=aiohttp.TCPConnector(ssl=trusted()), timeout=_TIMEOUT) as session,
-            session.request(method, url, json=body, headers=headers) as response,
-        ):
-            if response.status >= 400:
-                _raise_refusal(url, response.status, await response.read())
-            fields: dict[str, Any] = await response.json()
-            _ = fields[expected]
-            return fields
-    except (aiohttp.ClientError, TimeoutError, ValueError, KeyError, TypeError) as error:
-        raise ControllerUnreachable(
-            f"{url} did not return {expected}: {error or type(error).__name__}. Is the controller running, and is "
-            "--controller-address right?"
-        ) from error
+    return url, headers
 
 
 def _without_credentials(controller_address: str) -> tuple[str, dict[str, str]]:

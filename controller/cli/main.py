@@ -4,6 +4,7 @@ import click
 
 from controller import __version__
 from controller.cli.capacity import capacity
+from controller.cli.operate import drain, refresh, remove, resume, watch
 from controller.cli.options import controller_address, run
 from controller.cli.serve import serve
 from controller.cli.token import token
@@ -19,8 +20,11 @@ def main() -> None:
         controller serve
     Start FastChat's workers and servers with its address:
         python -m fastchat.serve.model_worker --controller-address http://localhost:21001 ...
-    Show the live workers:
+    Show the live workers, and what happens to them:
         controller workers
+        controller watch
+    Take a worker out of service, and wait until it is idle:
+        controller drain http://10.0.0.5:21002 --wait --reason "new driver"
     Set how many requests they run at once:
         controller capacity --help
     Let only those in who have a token:
@@ -31,6 +35,8 @@ def main() -> None:
 main.add_command(serve)
 main.add_command(capacity)
 main.add_command(token)
+for command in (drain, resume, remove, refresh, watch):
+    main.add_command(command)
 
 
 @main.command()

@@ -1,4 +1,4 @@
-"""Events from real replicas: each tells the same, another one resumes, and an outage is told afterwards."""
+"""Events from real replicas: all list the same, a client resumes at another one, and an outage is recorded after it."""
 
 import json
 from collections.abc import AsyncIterator
@@ -19,7 +19,7 @@ pytestmark = [pytest.mark.system, pytest.mark.smoke]
 A, B = "http://127.0.0.1:1/a", "http://127.0.0.1:1/b"
 
 
-def told(controller: ControllerProcess) -> list[dict[str, Any]]:
+def recorded(controller: ControllerProcess) -> list[dict[str, Any]]:
     """Return all events."""
     text = httpx.get(f"{controller.url}/events", params={"after": "0-0", "limit": 1000}, timeout=60.0).text
     return [json.loads(line) for line in text.splitlines()]
@@ -64,7 +64,7 @@ async def test_a_client_resumes_at_another_replica(serve: Serve, work_dir: Path)
             assert (await next_of(events, "replica_left"))["reason"] == "its membership has expired"
 
 
-async def test_replicas_tell_the_same_and_an_outage(serve: Serve, work_dir: Path) -> None:
+async def test_replicas_list_the_same_and_record_an_outage(serve: Serve, work_dir: Path) -> None:
     async with single(work_dir) as store:
         replicas = [serve("--redis-url", store.url, data=name) for name in ("first", "second")]
         replicas[0].register(A)
@@ -75,10 +75,11 @@ async def test_replicas_tell_the_same_and_an_outage(serve: Serve, work_dir: Path
         for replica in replicas:
             replica.wait_for(lambda url=replica.url: serves(url), "it uses the store again")
         await wait_until(
-            lambda: [event["kind"] for event in told(replicas[0])].count("degraded") == 2, "both have told the outage"
+            lambda: [event["kind"] for event in recorded(replicas[0])].count("degraded") == 2,
+            "both have recorded the outage",
         )
-        assert told(replicas[0]) == told(replicas[1])
-        outage = next(event for event in told(replicas[0]) if event["kind"] == "degraded")
+        assert recorded(replicas[0]) == recorded(replicas[1])
+        outage = next(event for event in recorded(replicas[0]) if event["kind"] == "degraded")
         assert outage["seconds"] >= 0
         assert "Redis" in outage["reason"]
 

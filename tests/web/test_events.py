@@ -24,12 +24,12 @@ async def listed(api: Api, **query: Any) -> list[dict[str, Any]]:
     return [json.loads(line) for line in response.text.splitlines()]
 
 
-def told(events: list[dict[str, Any]]) -> list[tuple[str, str]]:
+def story(events: list[dict[str, Any]]) -> list[tuple[str, str]]:
     """Return the kind of each event and its subject."""
     return [(event["kind"], event.get("worker") or ",".join(event.get("models", ()))) for event in events]
 
 
-async def test_events_tell_the_story_of_a_worker(api: Api) -> None:
+async def test_events_of_a_worker(api: Api) -> None:
     await api.register(A, "m", "n")
     await api.register(A, "m")
     await api.post("/report_failure", {"worker_name": A})
@@ -39,7 +39,7 @@ async def test_events_tell_the_story_of_a_worker(api: Api) -> None:
     await api.post("/resume_worker", {"worker_name": A})
     await api.post("/remove_worker", {"worker_name": A, "reason": "sold"})
     events = await listed(api)
-    assert told(events) == [
+    assert story(events) == [
         ("store_created", ""),
         ("models_appeared", "m,n"),
         ("worker_registered", A),
@@ -60,12 +60,12 @@ async def test_events_tell_the_story_of_a_worker(api: Api) -> None:
     assert events[-1]["reason"] == "sold"
 
 
-async def test_an_expired_worker_is_told_once(api: Api, store: Store) -> None:
+async def test_an_expired_worker_is_one_event(api: Api, store: Store) -> None:
     await api.register(A)
     await store.client.delete(keys.heartbeat(store.namespace, A))
     assert await api.dispatch() == ""
     await api.registry.sweep(0.001)
-    assert told(await listed(api))[-2:] == [("models_vanished", "m"), ("worker_expired", A)]
+    assert story(await listed(api))[-2:] == [("models_vanished", "m"), ("worker_expired", A)]
 
 
 async def test_dispatches_and_heartbeats_are_no_events(api: Api) -> None:
@@ -87,7 +87,7 @@ async def test_events_after_another_one(api: Api) -> None:
     assert await listed(api, after=events[-1]["id"]) == []
 
 
-async def test_a_gap_is_told(api: Api, store: Store) -> None:
+async def test_a_gap_is_reported(api: Api, store: Store) -> None:
     await api.register(A)
     events = await listed(api)
     await store.client.xdel(keys.events(store.namespace), events[0]["id"])

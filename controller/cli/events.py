@@ -1,0 +1,60 @@
+"""The command `controller watch`: the events of a running controller, as they happen."""
+
+import asyncio
+import json
+import time
+from typing import Any, Final
+
+import click
+
+from controller.cli.api import follow
+from controller.domain.errors import ControllerUnreachable
+
+_PAUSE: Final = 1.0  # seconds before the next attempt to connect
+_SHOWN_FIRST: Final = ("worker", "replica", "parent", "models", "target", "action")
+
+
+async def watch_events(controller_address: str, last: int, as_json: bool) -> None:
+    """Print the last events and all that follow. Raises ControllerUnreachable if the first connection fails."""
+    position = ""
+    is_connected = False
+    while True:
+        parameters = {"follow": "true", **({"after": position} if position else {"limit": str(last)})}
+        try:
+            async for line in follow(controller_address, "/events", parameters):
+                is_connected = True
+                event = json.loads(line)
+                position = event.get("id", position)
+                click.echo(line.rstrip("\n") if as_json else as_line(event))
+        except ControllerUnreachable as error:
+            if not is_connected:
+                raise
+            click.echo(f"{error} Trying again.", err=True)
+        is_connected = True
+        await asyncio.sleep(_PAUSE)
+
+
+def as_line(event: dict[str, Any]) -> str:
+    """Return an event as one line of text, with the local time."""
+    if event["kind"] == "gap":
+        return "--:--:--  (events are missing here)"
+    at = time.strftime("%H:%M:%S", time.localtime(event["time"]))
+    subject = next((_text(event[field]) for field in _SHOWN_FIRST if field in event), "")
+    rest = [
+        f"{field}={_text(value)}"
+        for field, value in event.items()
+        if field not in ("id", "time", "kind", "reason", "count") and _text(value) != subject
+    ]
+    reason = [f"({_text(event['reason'])})"] if "reason" in event else []
+    return _printable(
+        "  ".join([f"{at}  {event['kind'].replace('_', ' '):<18}", *filter(None, [subject, *rest, *reason])])
+    )
+
+
+def _text(value: object) -> str:
+    return ", ".join(map(str, value)) if isinstance(value, list) else str(value)
+
+
+def _printable(text: str) -> str:
+    """Return text without control characters, which could change the terminal. Names come from the network."""
+    return "".join(character if character.isprintable() else "?" for character in text)

@@ -1,0 +1,110 @@
+"""The commands of operators: drain, resume, remove and refresh workers, and watch what happens."""
+
+import re
+
+import click
+
+from controller.cli.options import controller_address, run
+
+_UNITS = {"s": 1, "m": 60, "h": 3600}
+
+names = click.argument("names", metavar="WORKER...", nargs=-1, required=True)
+reason = click.option("--reason", default="", help="Why, for the log and the events.")
+yes = click.option("--yes", is_flag=True, help="Do not ask, even if a pattern covers several workers.")
+
+
+class _Duration(click.ParamType[float]):
+    """A number of seconds, written as 90, 90s, 10m or 2h."""
+
+    name = "duration"
+
+    def convert(self, value: object, param: click.Parameter | None, ctx: click.Context | None) -> float:
+        """Return the seconds."""
+        match = re.fullmatch(r"(\d{1,6}(?:\.\d{1,3})?)([smh]?)", str(value), re.ASCII)
+        if not match:
+            self.fail(f"{value!r} is not a time such as 90s, 10m or 2h.", param, ctx)
+        return float(match[1]) * _UNITS[match[2] or "s"]
+
+
+@click.command()
+@names
+@reason
+@click.option("--wait", is_flag=True, help="Wait until the workers have finished their requests.")
+@click.option("--deadline", type=_Duration(), help="Wait at most for this time, such as 10m. Then exit with status 3.")
+@yes
+@controller_address
+def drain(
+    names: tuple[str, ...], reason: str, wait: bool, deadline: float | None, yes: bool, controller_address: str
+) -> None:
+    """Stop dispatching to workers. The requests that they have go on.
+
+    WORKER is the address of a worker, or a pattern with * and ?. The scheme may be left out.
+
+    \b
+        controller drain http://10.0.0.5:21002 --wait --deadline 10m --reason "new driver"
+        controller drain '10.0.0.*' --yes
+
+    Ctrl-C ends the waiting. The workers go on draining. The same command waits for them again.
+
+    \b
+    Exit status:
+        0  the workers drain, and with --wait they have finished their requests or are gone
+        1  an error, or no live worker has such a name
+        3  the deadline has passed
+    """
+    from controller.cli.operations import drain_workers  # imported late, so that --help stays fast
+
+    wait = wait or deadline is not None
+    raise SystemExit(run(drain_workers(controller_address, names, reason, wait, deadline, yes)))
+
+
+@click.command()
+@names
+@reason
+@yes
+@controller_address
+def resume(names: tuple[str, ...], reason: str, yes: bool, controller_address: str) -> None:
+    """Dispatch to draining workers again. WORKER is as for `controller drain`."""
+    from controller.cli.operations import change_workers  # imported late, so that --help stays fast
+
+    run(change_workers(controller_address, "/resume_worker", "Resumed", names, reason, yes))
+
+
+@click.command()
+@names
+@reason
+@yes
+@controller_address
+def remove(names: tuple[str, ...], reason: str, yes: bool, controller_address: str) -> None:
+    """Remove workers. WORKER is as for `controller drain`.
+
+    A worker that still sends heartbeats registers again. Drain it to take it out of service.
+    """
+    from controller.cli.operations import change_workers  # imported late, so that --help stays fast
+
+    run(change_workers(controller_address, "/remove_worker", "Removed", names, reason, yes))
+
+
+@click.command()
+@controller_address
+def refresh(controller_address: str) -> None:
+    """Probe all workers now. Those that fail two probes are removed."""
+    from controller.cli.operations import refresh_workers  # imported late, so that --help stays fast
+
+    run(refresh_workers(controller_address))
+
+
+@click.command()
+@click.option(
+    "--last", type=click.IntRange(1, 1000), default=10, show_default=True, help="How many earlier ones to show."
+)
+@click.option("--json", "as_json", is_flag=True, help="Print each event as a line of JSON.")
+@controller_address
+def watch(last: int, as_json: bool, controller_address: str) -> None:
+    """Show what happens in the cluster, until Ctrl-C.
+
+    If the connection is lost, the command resumes where it was, at any replica.
+    """
+    from controller.cli.events import watch_events  # imported late, so that --help stays fast
+
+    run(watch_events(controller_address, last, as_json))

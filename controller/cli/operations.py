@@ -1,0 +1,109 @@
+"""What the commands of operators do: requests to a running controller, and their results as text."""
+
+import asyncio
+import time
+from collections.abc import Sequence
+from fnmatch import fnmatchcase
+from typing import Any, Final
+
+import click
+
+from controller.cli.api import request
+from controller.cli.workers import fetch_workers
+from controller.domain.errors import ControllerUnreachable
+
+_REFRESH_TIMEOUT: Final = 120.0  # seconds
+_INTERVAL: Final = 1.0  # seconds between two looks at workers that drain
+DEADLINE_PASSED: Final = 3  # exit status
+
+
+async def drain_workers(
+    address: str, names: Sequence[str], reason: str, wait: bool, deadline: float | None, yes: bool
+) -> int:
+    """Drain workers and perhaps wait for them. Return the exit status.
+
+    deadline: how long to wait, in seconds. None for any time.
+
+    Raises ControllerUnreachable.
+    """
+    drained = await change_workers(address, "/drain_worker", "Draining", names, reason, yes)
+    if not wait:
+        return 0
+    ends_at = None if deadline is None else time.monotonic() + deadline
+    try:
+        return await _wait(address, set(drained), ends_at)
+    except asyncio.CancelledError:
+        click.echo("Not waiting any more. The workers go on draining. `controller resume` lets them serve again.")
+        raise
+
+
+async def change_workers(
+    address: str, path: str, done: str, names: Sequence[str], reason: str, yes: bool
+) -> Sequence[str]:
+    """Send a request for each worker that the names cover. Return the names of these workers.
+
+    done: begins the line about a worker: "Resumed".
+    """
+    found = _covered([worker["worker_name"] for worker in await fetch_workers(address)], names)
+    if len(found) > len(names) and not yes:
+        click.echo("\n".join(found))
+        click.confirm(f"These are {len(found)} workers. Go on?", abort=True)
+    for name in found:
+        answer = await request(address, path, "exist", {"worker_name": name, "reason": reason})
+        click.echo(f"{done} {name}." if answer["exist"] else f"{name} is gone.")
+    return found
+
+
+async def refresh_workers(address: str) -> None:
+    """Probe all workers, and print how many there are before and afterwards."""
+    before = {worker["worker_name"] for worker in await fetch_workers(address)}
+    click.echo(f"Probing {len(before)} workers.")
+    await request(address, "/refresh_all_workers", "", {}, time_limit=_REFRESH_TIMEOUT)
+    after = {worker["worker_name"] for worker in await fetch_workers(address)}
+    for name in sorted(before - after):
+        click.echo(f"{name} is gone.")
+    click.echo(f"{len(after)} workers are alive.")
+
+
+def _covered(known: Sequence[str], names: Sequence[str]) -> list[str]:
+    """Return the known workers that the names and patterns cover, in the order of `names`."""
+    found: dict[str, None] = {}
+    for name in names:
+        covered = [worker for worker in known if _covers(name.rstrip("/"), worker)]
+        if not covered:
+            raise ControllerUnreachable(f"No live worker is named {name}. `controller workers` lists them.")
+        found.update(dict.fromkeys(covered))
+    return list(found)
+
+
+def _covers(pattern: str, worker: str) -> bool:
+    """Return True if a pattern covers a worker, with the scheme or without it."""
+    return fnmatchcase(worker, pattern) or fnmatchcase(worker.partition("://")[2], pattern)
+
+
+async def _wait(address: str, names: set[str], ends_at: float | None) -> int:
+    """Wait until workers have finished their requests or are gone. Return the exit status."""
+    last: dict[str, int] = {}
+    while True:
+        workers = {worker["worker_name"]: worker for worker in await fetch_workers(address)}
+        for name in sorted(names):
+            worker = workers.get(name)
+            if worker is None or worker["drained"]:
+                names.discard(name)
+                click.echo(f"{name} is {'gone' if worker is None else 'idle'}.")
+            elif not worker["draining"]:
+                names.discard(name)
+                click.echo(f"{name} does not drain any more, because it was resumed.")
+            elif last.get(name) != (left := _left(worker)):
+                last[name] = left
+                click.echo(f"{name} has {left} requests left.")
+        if not names:
+            return 0
+        if ends_at is not None and time.monotonic() >= ends_at:
+            click.echo(f"The deadline has passed. Still draining: {', '.join(sorted(names))}.", err=True)
+            return DEADLINE_PASSED
+        await asyncio.sleep(_INTERVAL)
+
+
+def _left(worker: dict[str, Any]) -> int:
+    return max(int(worker["queue_length"]), int(worker["leased"]))

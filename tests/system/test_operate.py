@@ -1,0 +1,142 @@
+"""The commands of operators on a real controller: drain, resume, remove, refresh and watch."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import pytest
+
+from tests.system.conftest import Serve
+from tests.system.processes import ControllerProcess, call
+
+pytestmark = [pytest.mark.system, pytest.mark.smoke]
+
+A, B, C = (f"http://127.0.0.1:1/{name}" for name in "abc")
+
+
+def command(controller: ControllerProcess, *arguments: str, **options: object) -> "subprocess.Popen[str]":
+    environment = {**os.environ, "CONTROLLER_ADDRESS": controller.url}
+    words = [sys.executable, "-m", "controller", *arguments]
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.STDOUT}
+    return subprocess.Popen(words, text=True, env=environment, **pipes)  # type: ignore[call-overload]
+
+
+def output(controller: ControllerProcess, *arguments: str, answer: str = "") -> tuple[int, list[str]]:
+    """Return the exit status and the lines of a command."""
+    process = command(controller, *arguments)
+    lines = process.communicate(answer, timeout=60)[0].splitlines()
+    return process.returncode, lines
+
+
+@contextmanager
+def running(controller: ControllerProcess, *arguments: str) -> Iterator["subprocess.Popen[str]"]:
+    process = command(controller, *arguments)
+    try:
+        yield process
+    finally:
+        process.kill()
+        process.communicate(timeout=60)
+
+
+@pytest.fixture
+def controller(serve: Serve) -> ControllerProcess:
+    controller = serve("--poll-interval", "0")
+    for name in (A, B, C):
+        controller.register(name)
+    return controller
+
+
+def draining(controller: ControllerProcess) -> set[str]:
+    return {worker["worker_name"] for worker in controller.workers() if worker["draining"]}
+
+
+def test_drain_waits_until_the_worker_is_idle(controller: ControllerProcess) -> None:
+    call(f"{controller.url}/receive_heart_beat", {"worker_name": A, "queue_length": 2})
+    with running(controller, "drain", A, "--wait", "--reason", "new driver") as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == f"Draining {A}.\n"
+        assert process.stdout.readline() == f"{A} has 2 requests left.\n"
+        assert draining(controller) == {A}
+        call(f"{controller.url}/receive_heart_beat", {"worker_name": A, "queue_length": 0})
+        assert process.stdout.readline() == f"{A} is idle.\n"
+        assert process.wait(60) == 0
+
+
+def test_a_deadline_ends_the_waiting_with_a_status_of_its_own(controller: ControllerProcess) -> None:
+    call(f"{controller.url}/receive_heart_beat", {"worker_name": A, "queue_length": 2})
+    status, lines = output(controller, "drain", A, "--deadline", "0.5s")
+    assert (status, lines[-1]) == (3, f"The deadline has passed. Still draining: {A}.")
+    assert output(controller, "drain", A, "--deadline", "soon")[0] == 2
+
+
+def test_ctrl_c_leaves_the_worker_draining(controller: ControllerProcess) -> None:
+    call(f"{controller.url}/receive_heart_beat", {"worker_name": A, "queue_length": 2})
+    with running(controller, "drain", A, "--wait") as process:
+        assert process.stdout is not None
+        while "left" not in process.stdout.readline():
+            pass
+        process.send_signal(signal.SIGINT)
+        rest = process.communicate(timeout=60)[0]
+    assert "The workers go on draining" in rest
+    assert "Traceback" not in rest
+    assert process.returncode == 1
+    assert draining(controller) == {A}
+
+
+def test_patterns_cover_several_workers_after_a_question(controller: ControllerProcess) -> None:
+    assert output(controller, "drain", "127.0.0.1:1/*", answer="n\n")[0] == 1
+    assert draining(controller) == set()
+    assert output(controller, "drain", "127.0.0.1:1/*", answer="y\n")[0] == 0
+    assert draining(controller) == {A, B, C}
+    assert output(controller, "resume", "http://*/[ab]", "--yes") == (0, [f"Resumed {A}.", f"Resumed {B}."])
+    assert draining(controller) == {C}
+    assert output(controller, "remove", C) == (0, [f"Removed {C}."])
+    assert controller.names() == [A, B]
+
+
+def test_an_unknown_worker_is_an_error_and_changes_nothing(controller: ControllerProcess) -> None:
+    status, lines = output(controller, "drain", A, "http://127.0.0.1:1/unknown")
+    assert (status, draining(controller)) == (1, set())
+    assert lines == ["Error: No live worker is named http://127.0.0.1:1/unknown. `controller workers` lists them."]
+
+
+def test_refresh_says_who_is_gone(controller: ControllerProcess) -> None:
+    status, lines = output(controller, "refresh")
+    assert (status, lines[0]) == (0, "Probing 3 workers.")
+
+
+def test_watch_shows_who_did_what_and_why(serve: Serve) -> None:
+    controller = serve("--poll-interval", "0")
+    controller.register(A)
+    output(controller, "drain", A, "--reason", "new \x1b[2J driver")
+    with running(controller, "watch", "--last", "1") as process:
+        assert process.stdout is not None
+        at, line = process.stdout.readline().rstrip("\n").split("  ", 1)
+        controller.register(B)
+        following = [process.stdout.readline() for _ in range(2)]
+    assert time.strptime(at, "%H:%M:%S")
+    assert line == f"worker draining     {A}  by=no token from 127.0.0.1  (new ?[2J driver)"
+    assert "models appeared" in following[0]
+    assert B in following[1]
+
+
+def test_watch_resumes_after_a_restart(serve: Serve) -> None:
+    first = serve("--poll-interval", "0", data="same")
+    first.register(A)
+    with running(first, "watch", "--json") as process:
+        assert process.stdout is not None
+        lines = iter(process.stdout.readline, "")
+        while A not in next(lines):
+            pass
+        first.popen.terminate()
+        assert first.popen.wait(60) == 0
+        again = serve("--poll-interval", "0", data="same", port=first.port)
+        again.register(B)
+        events: list[str] = []
+        while not events or B not in events[-1]:
+            events.append(next(lines))
+    assert not any(A in event or "gap" in event for event in events), "no event comes twice or is lost"
