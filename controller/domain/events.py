@@ -40,7 +40,7 @@ class Event:
     """One event.
 
     id: ids increase. Such an id is `<milliseconds since 1970>-<number>`.
-    fields: more about it, by name: `worker`, `replica`, `models` (a JSON array of the first 16 names) and `count`, `by`
+    fields: more about it, by name: `worker`, `replica`, `models` (a JSON array of the first names) and `count`, `by`
         (a token and an address), `reason`, and others.
     """
 

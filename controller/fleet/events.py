@@ -20,6 +20,7 @@ _INTERVAL: Final = 1.0  # seconds between two reads, while there are subscribers
 _PAGE: Final = 500
 _MAX_UNREAD: Final = 20  # pages of a subscriber that reads slowly
 _MAX_WAITING: Final = 1_000  # events that are not in Redis yet
+_MAX_TEXT: Final = 1_000  # characters of a field
 # The scripts of these actions record events themselves.
 _RECORDED_BY_SCRIPTS: Final = {"drain_worker", "resume_worker", "remove_worker", "register_worker"}
 
@@ -68,7 +69,7 @@ class EventFeed:
 
     def record(self, kind: str, **fields: str) -> None:
         """Record an event. It is in Redis a moment later. During an outage, the last 1,000 events are kept."""
-        self._waiting.append(NewEvent(kind, {name: text for name, text in fields.items() if text}))
+        self._waiting.append(NewEvent(kind, {name: text[:_MAX_TEXT] for name, text in fields.items() if text}))
         self._wake.set()
 
     def record_audit(self, event: AuditEvent) -> None:
@@ -95,8 +96,10 @@ class EventFeed:
         """Read events for the subscribers until cancelled."""
         while True:
             await asyncio.sleep(_INTERVAL)
-            with contextlib.suppress(StoreError):  # the circuit breaker has logged it
+            try:
                 await self._read()
+            except StoreError:  # the circuit breaker has logged it
+                self._publish(Events([]))  # so that the connections stay open
 
     async def list(self, after: str, count: int) -> Events:
         """Return at most `count` events: those that follow the event `after`, or the last ones for "".
@@ -166,9 +169,11 @@ class EventFeed:
         if not self._position:
             return
         page = await self._breaker.call(self._registry.list_events, self._position, _PAGE)
-        events = Events(list(page.events), page.has_gap)
-        if events.events:
-            self._position = events.events[-1].id
+        if page.events:
+            self._position = page.events[-1].id
+        self._publish(Events(list(page.events), page.has_gap))
+
+    def _publish(self, events: Events) -> None:
         for subscriber in self._subscribers:
             subscriber.put(events)
 

@@ -108,6 +108,24 @@ async def test_a_reason_is_bounded(api: Api) -> None:
     assert response.json()["error"]["message"].startswith("reason: has 501 characters")
 
 
+async def test_many_long_names_are_cut(api: Api) -> None:
+    models = [f"{number:03}" + "x" * 500 for number in range(100)]
+    await api.register(A, *models)
+    for event in (await listed(api))[-2:]:
+        assert (event["models"], event["count"]) == (models[:2], 100)
+
+
+async def test_a_cluster_without_models_is_a_worker_too(api: Api) -> None:
+    body = {
+        "worker_name": A,
+        "check_heart_beat": True,
+        "worker_status": {"model_names": [], "speed": 0, "queue_length": 0},
+    }
+    await api.post("/register_worker", body)
+    event = (await listed(api))[-1]
+    assert (event["kind"], event["models"], event["count"]) == ("worker_registered", [], 0)
+
+
 async def test_hostile_names_stay_in_their_line(api: Api) -> None:
     await api.register(A, "a\u2028b", '"}\\', "<script>")
     [event] = [event for event in await listed(api) if event["kind"] == "worker_registered"]
