@@ -1,9 +1,9 @@
 """What the commands of operators do: requests to a running controller, and their results as text."""
 
 import asyncio
+import re
 import time
 from collections.abc import Sequence
-from fnmatch import fnmatchcase
 from typing import Any, Final
 
 import click
@@ -77,16 +77,24 @@ def _covered(known: Sequence[str], names: Sequence[str]) -> list[str]:
 
 
 def _covers(pattern: str, worker: str) -> bool:
-    """Return True if a pattern covers a worker, with the scheme or without it."""
-    return fnmatchcase(worker, pattern) or fnmatchcase(worker.partition("://")[2], pattern)
+    """Return True if a pattern covers a worker, with the scheme or without it. Brackets belong to IPv6 addresses."""
+    form = re.escape(pattern).replace(r"\*", ".*").replace(r"\?", ".")
+    return any(re.fullmatch(form, name) for name in (worker, worker.partition("://")[2]))
 
 
 async def _wait(address: str, names: set[str], ends_at: float | None) -> int:
     """Wait until workers have finished their requests or are gone. Return the exit status."""
     last: dict[str, int] = {}
+    is_reachable = True
     while True:
-        workers = {worker["worker_name"]: worker for worker in await fetch_workers(address)}
-        for name in sorted(names):
+        try:
+            workers = {worker["worker_name"]: worker for worker in await fetch_workers(address)}
+            is_reachable = True
+        except ControllerUnreachable as error:
+            if is_reachable:
+                click.echo(f"{error} Trying again.", err=True)
+            workers, is_reachable = {}, False
+        for name in sorted(names if is_reachable else ()):
             worker = workers.get(name)
             if worker is None or worker["drained"]:
                 names.discard(name)

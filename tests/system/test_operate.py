@@ -92,10 +92,34 @@ def test_patterns_cover_several_workers_after_a_question(controller: ControllerP
     assert draining(controller) == set()
     assert output(controller, "drain", "127.0.0.1:1/*", answer="y\n")[0] == 0
     assert draining(controller) == {A, B, C}
-    assert output(controller, "resume", "http://*/[ab]", "--yes") == (0, [f"Resumed {A}.", f"Resumed {B}."])
+    assert output(controller, "resume", "http://*/a", "127.0.0.1:?/b") == (0, [f"Resumed {A}.", f"Resumed {B}."])
     assert draining(controller) == {C}
     assert output(controller, "remove", C) == (0, [f"Removed {C}."])
     assert controller.names() == [A, B]
+
+
+def test_brackets_of_ipv6_addresses_are_no_pattern(controller: ControllerProcess) -> None:
+    controller.register("http://[::1]:1")
+    assert output(controller, "drain", "http://[::1]:1")[0] == output(controller, "drain", "[::1]:*")[0] == 0
+    assert draining(controller) == {"http://[::1]:1"}
+
+
+def test_the_waiting_survives_a_restart_of_the_controller(serve: Serve) -> None:
+    first = serve("--poll-interval", "0", data="same")
+    first.register(A)
+    call(f"{first.url}/receive_heart_beat", {"worker_name": A, "queue_length": 2})
+    with running(first, "drain", A, "--wait") as process:
+        assert process.stdout is not None
+        lines = iter(process.stdout.readline, "")
+        while "left" not in next(lines):
+            pass
+        first.popen.terminate()
+        assert first.popen.wait(60) == 0
+        assert "Trying again." in next(lines)
+        again = serve("--poll-interval", "0", data="same", port=first.port)
+        call(f"{again.url}/receive_heart_beat", {"worker_name": A, "queue_length": 0})
+        assert next(lines) == f"{A} is idle.\n"
+        assert process.wait(60) == 0
 
 
 def test_an_unknown_worker_is_an_error_and_changes_nothing(controller: ControllerProcess) -> None:
