@@ -83,6 +83,7 @@ _MANAGEMENT: Final = (
     "distserve",
     "drain_worker",
     "dump_expert_distribution_record",
+    "events",
     "finish_weight*",
     "flush_cache",
     "free_cache",

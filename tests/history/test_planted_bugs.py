@@ -28,7 +28,11 @@ BUGS = {
     "drain check": (
         [
             Change(DISPATCH, "load and not load.draining and", "load and"),
-            Change("lua/workers/drain.lua", "spend(leave_pools(name, load.index_seq, load.pools, models))", ""),
+            Change(
+                "lua/workers/drain.lua",
+                "leave_pools(name, load.index_seq, load.pools, models)\n    spend(work)",
+                "1, {}\n    spend(work)",
+            ),
         ],
         ["none"],
         "no order explains this call: .*Dispatch",

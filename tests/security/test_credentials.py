@@ -204,6 +204,8 @@ async def contents(client: Any, key: Any) -> object:
         return key, await client.hgetall(key)
     if kind == "set":
         return key, await client.smembers(key)
+    if kind == "stream":
+        return key, await client.xrange(key)
     assert kind in ("zset", "none")  # a reply may have expired by now
     return key, await client.zrange(key, 0, -1)
 

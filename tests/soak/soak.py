@@ -41,7 +41,19 @@ CALMING: Final = 60.0  # seconds after which everything must have expired
 
 # Kinds of keys that there are without workers. Of two kinds there are several keys, which Redis keeps for an hour: the
 # time constants of the sets, and the flags of workers that were draining when they expired.
-KEPT: Final = {"sequence", "schema", "epoch", "sweep", "check", "replicas", "job", "job_result", "decay", "draining"}
+KEPT: Final = {
+    "sequence",
+    "schema",
+    "epoch",
+    "sweep",
+    "check",
+    "replicas",
+    "job",
+    "job_result",
+    "decay",
+    "draining",
+    "events",
+}
 
 # What may grow between the two measurements.
 MEMORY_FACTOR: Final = 1.15
