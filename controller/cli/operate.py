@@ -51,6 +51,7 @@ def drain(
         0  the workers drain, and with --wait they have finished their requests or are gone
         1  an error, or no live worker has such a name
         3  the deadline has passed
+        4  a worker serves again, because it was resumed
     """
     from controller.cli.operations import drain_workers  # imported late, so that --help stays fast
 

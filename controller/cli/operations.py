@@ -14,7 +14,7 @@ from controller.domain.errors import ControllerUnreachable
 
 _REFRESH_TIMEOUT: Final = 120.0  # seconds
 _INTERVAL: Final = 1.0  # seconds between two looks at workers that drain
-DEADLINE_PASSED: Final = 3  # exit status
+DEADLINE_PASSED, SERVES_AGAIN = 3, 4  # exit statuses
 
 
 async def drain_workers(
@@ -44,8 +44,10 @@ async def change_workers(
 
     done: begins the line about a worker: "Resumed".
     """
-    found = _covered([worker["worker_name"] for worker in await fetch_workers(address)], names)
-    if len(found) > len(names) and not yes:
+    listed = await fetch_workers(address)
+    found = _covered([worker["worker_name"] for worker in listed], names)
+    known = [worker["worker_name"] for worker in listed]
+    if not yes and any(len(_covered(known, [name])) > 1 for name in names):
         click.echo("\n".join(found))
         click.confirm(f"These are {len(found)} workers. Go on?", abort=True)
     for name in found:
@@ -100,8 +102,8 @@ async def _wait(address: str, names: set[str], ends_at: float | None) -> int:
                 names.discard(name)
                 click.echo(f"{name} is {'gone' if worker is None else 'idle'}.")
             elif not worker["draining"]:
-                names.discard(name)
-                click.echo(f"{name} does not drain any more, because it was resumed.")
+                click.echo(f"{name} serves again: it was resumed. Not waiting any more.", err=True)
+                return SERVES_AGAIN
             elif last.get(name) != (left := _left(worker)):
                 last[name] = left
                 click.echo(f"{name} has {left} requests left.")

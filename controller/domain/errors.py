@@ -109,6 +109,12 @@ class ReplicaBusy(StoreError):
     code = "replica_busy"
 
 
+class EventsUnavailable(ControllerError):
+    """Redis is available, but it cannot read the stream of events."""
+
+    code = "events_unavailable"
+
+
 class StoreRejection(StoreError):
     """Redis rejected a call because of a bug in the controller, or because another program wrote to its keys."""
 

@@ -32,6 +32,7 @@ KINDS: Final[Mapping[str, str]] = {
     "refused": "A request was refused, because its token or address does not allow it.",
 }
 
+_MAX_PART: Final = 2**63  # Redis's numbers have 64 bits
 _ID: Final = re.compile(r"\d{1,20}-\d{1,20}", re.ASCII)
 
 
@@ -56,6 +57,6 @@ class Event:
 
 def event_id(text: str) -> str:
     """Return the id of an event that a client sent. Raises InvalidInput."""
-    if not _ID.fullmatch(text):
+    if not _ID.fullmatch(text) or max(map(int, text.split("-"))) >= _MAX_PART:
         raise InvalidInput("after", "must be the id of an event, such as 1764200000000-0")
     return text

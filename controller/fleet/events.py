@@ -4,21 +4,21 @@ import asyncio
 import contextlib
 import logging
 from collections import deque
-from collections.abc import AsyncGenerator
-from itertools import islice
+from collections.abc import AsyncGenerator, Sequence
 from typing import Final, NamedTuple
 
 from controller.availability.circuit_breaker import CircuitBreaker
-from controller.domain.errors import StoreError
+from controller.domain.errors import EventsUnavailable, StoreError
 from controller.domain.events import Event
 from controller.security.audit import AuditEvent, who
-from controller.store.registry import NewEvent, Registry
+from controller.store.registry import EventPage, NewEvent, Registry
 
 logger = logging.getLogger("controller")
 
 _INTERVAL: Final = 1.0  # seconds between two reads, while there are subscribers
 _PAGE: Final = 500
 _MAX_UNREAD: Final = 20  # pages of a subscriber that reads slowly
+_BATCH: Final = 50  # events in a call to Redis, which it handles as a whole
 _MAX_WAITING: Final = 1_000  # events that are not in Redis yet
 _MAX_TEXT: Final = 1_000  # characters of a field
 # The scripts of these actions record events themselves.
@@ -35,14 +35,23 @@ class Events(NamedTuple):
     has_gap: bool = False
 
 
+class _Read(NamedTuple):
+    """The events that a read for all subscribers has found after the event `after`. last_id: as in EventPage."""
+
+    after: str
+    events: Sequence[Event]
+    has_gap: bool
+    last_id: str
+
+
 class _Subscriber:
     """Pages that a subscriber has not read yet. behind: some were dropped, so it has to read them from Redis."""
 
     def __init__(self) -> None:
-        self.pages: asyncio.Queue[Events | None] = asyncio.Queue(_MAX_UNREAD)  # None ends the subscription
+        self.pages: asyncio.Queue[_Read | None] = asyncio.Queue(_MAX_UNREAD)  # None ends the subscription
         self.behind = False
 
-    def put(self, page: Events | None) -> None:
+    def put(self, page: _Read | None) -> None:
         """Add a page. If there are too many, drop all."""
         if self.pages.full():
             self.behind = True
@@ -98,16 +107,19 @@ class EventFeed:
             await asyncio.sleep(_INTERVAL)
             try:
                 await self._read()
-            except StoreError:  # the circuit breaker has logged it
-                self._publish(Events([]))  # so that the connections stay open
+            except (StoreError, EventsUnavailable):  # the circuit breaker has logged an outage
+                self._publish(_Read(self._position, (), False, self._position))  # so that the connections stay open
 
     async def list(self, after: str, count: int) -> Events:
         """Return at most `count` events: those that follow the event `after`, or the last ones for "".
 
         Raises StoreError.
         """
-        page = await self._breaker.call(self._registry.list_events, after, count)
+        page = await self._page(after, count)
         return Events(list(page.events), page.has_gap)
+
+    async def _page(self, after: str, count: int = _PAGE) -> EventPage:
+        return await self._breaker.call(self._registry.list_events, after, count)
 
     async def follow(self, after: str, count: int) -> AsyncGenerator[Events, None]:
         """Yield the events that follow `after`, or the last `count` ones for "", and then new ones as they happen.
@@ -119,28 +131,36 @@ class EventFeed:
         self._subscribers.add(subscriber)
         try:
             if not self._position:
-                last_id = (await self._breaker.call(self._registry.list_events, "", 1)).last_id
+                last_id = (await self._page("", 1)).last_id
                 # Another subscriber may have set it meanwhile, and has perhaps not read what follows it.
                 self._position = self._position or last_id
             first = await self.list(after, _PAGE if after else count)
+            if after and len(first.events) == _PAGE:
+                subscriber.behind = True
             yield first
             last = first.events[-1].id if first.events else after or self._position
-            subscriber.behind = bool(after) and len(first.events) == _PAGE
             while not self._stopped:
                 if subscriber.behind:
-                    with contextlib.suppress(StoreError):
-                        page = await self.list(last, _PAGE)
-                        subscriber.behind = len(page.events) == _PAGE
-                        last = page.events[-1].id if page.events else last
-                        yield page
+                    subscriber.behind = False
+                    try:
+                        page = await self._page(last)
+                    except (StoreError, EventsUnavailable):
+                        subscriber.behind = True
+                    else:
+                        subscriber.behind = subscriber.behind or len(page.events) == _PAGE
+                        last = page.events[-1].id if page.events else page.last_id if page.has_gap else last
+                        yield Events(list(page.events), page.has_gap)
                         continue
                 next_page = await subscriber.pages.get()
                 if next_page is None:
                     return
-                events, has_gap = next_page
-                new = events if has_gap else [event for event in events if _is_after(event.id, last)]
-                last = new[-1].id if new else last
-                yield Events(new, has_gap)
+                if subscriber.behind:  # this page may follow others that were dropped
+                    yield Events([])
+                    continue
+                is_gap = next_page.has_gap and not _is_after(last, next_page.after)
+                new = [event for event in next_page.events if is_gap or _is_after(event.id, last)]
+                last = new[-1].id if new else next_page.last_id if is_gap else last
+                yield Events(new, is_gap)
         finally:
             self._subscribers.discard(subscriber)
             if not self._subscribers:
@@ -160,22 +180,27 @@ class EventFeed:
 
     async def _record_waiting(self) -> None:
         while self._waiting:
-            events = list(islice(self._waiting, _PAGE))
-            await self._breaker.call(self._registry.record_events, events)
-            for _ in events:
-                self._waiting.popleft()
+            events = [self._waiting.popleft() for _ in range(min(_BATCH, len(self._waiting)))]
+            try:
+                await self._breaker.call(self._registry.record_events, events)
+            except BaseException:
+                room = _MAX_WAITING - len(self._waiting)
+                self._waiting.extendleft(reversed(events[-room:] if room else []))
+                raise
 
     async def _read(self) -> None:
-        if not self._position:
-            return
-        page = await self._breaker.call(self._registry.list_events, self._position, _PAGE)
-        if page.events:
-            self._position = page.events[-1].id
-        self._publish(Events(list(page.events), page.has_gap))
+        is_full = True
+        while is_full and self._position:
+            after = self._position
+            page = await self._page(after)
+            is_full = len(page.events) == _PAGE
+            if self._position == after:  # otherwise the last subscriber has left meanwhile
+                self._position = page.events[-1].id if page.events else page.last_id if page.has_gap else after
+                self._publish(_Read(after, page.events, page.has_gap, page.last_id))
 
-    def _publish(self, events: Events) -> None:
+    def _publish(self, read: _Read) -> None:
         for subscriber in self._subscribers:
-            subscriber.put(events)
+            subscriber.put(read)
 
 
 def _is_after(one: str, other: str) -> bool:

@@ -4,6 +4,7 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
+from controller.domain.errors import EventsUnavailable
 from controller.domain.events import Event
 from controller.store.runner import ScriptRunner
 
@@ -36,8 +37,16 @@ class EventStore(ScriptRunner):
         await self._run_each("record_events", self._repeatable, events, lambda event: (_encode(event),))
 
     async def list_events(self, after: str, count: int) -> EventPage:
-        """Return at most `count` events: those that follow the event with the id `after`, or the last ones for ""."""
-        listed, last_id, has_gap = await self._run("list_events", after, count)
+        """Return at most `count` events: those that follow the event with the id `after`, or the last ones for "".
+
+        Raises EventsUnavailable if Redis cannot read the stream.
+        """
+        listed, last_id, has_gap, error = await self._run("list_events", after, count)
+        if error:
+            raise EventsUnavailable(
+                f"Redis cannot read the stream of events: {error}. All else works. The user of Redis needs the rights "
+                "to XADD, XRANGE and XREVRANGE, see deploy/redis/users.acl."
+            )
         events = [_event(event_id, fields) for event_id, fields in zip(listed[::2], listed[1::2], strict=True)]
         return EventPage(events, last_id, bool(has_gap))
 

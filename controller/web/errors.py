@@ -10,6 +10,7 @@ from starlette.responses import Response
 from controller.domain.errors import (
     BodyTooLarge,
     ControllerError,
+    EventsUnavailable,
     Forbidden,
     InvalidInput,
     LimitReached,
@@ -35,6 +36,7 @@ _STATUS: Final[Mapping[type[ControllerError], int]] = {
     WorkerUnreachable: 502,
     StoreUnavailable: 503,
     ReplicaBusy: 503,
+    EventsUnavailable: 503,
     LoopDetected: 508,
     ShuttingDown: 503,
     LimitReached: 429,

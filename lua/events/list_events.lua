@@ -14,7 +14,9 @@
       [1]  an array with two entries for each event, oldest first: its id, which begins with the time in milliseconds,
            and an array of names and values of its fields
       [2]  the id of the last event in the stream; '0-0' if there is none
-      [3]  1 if the stream does not have the event `after` any more, so that others may be missing; otherwise 0
+      [3]  1 if the stream does not have the event `after` any more, so that others may be missing; otherwise 0. If
+           Redis lost its last events, or its clock was set back, [2] is lower than `after`
+      [4]  the error of Redis if it cannot read the stream, otherwise ''
     error 'INVALID …' if an argument is invalid
 ]]
 --- @include "key"
@@ -25,8 +27,11 @@ if not count or not (after == "" or after:match("^%d+%-%d+$")) then
 end
 
 local events = key("events")
-local last = redis.call("XREVRANGE", events, "+", "-", "COUNT", 1)[1]
-local last_id = last and last[1] or "0-0"
+local newest_one = redis.pcall("XREVRANGE", events, "+", "-", "COUNT", 1)
+if newest_one.err then -- for example, the user of Redis has no right to XREVRANGE
+  return { {}, "0-0", 0, newest_one.err }
+end
+local last_id = newest_one[1] and newest_one[1][1] or "0-0"
 local found, is_complete = {}, true
 if after == "" then
   local newest = redis.call("XREVRANGE", events, "+", "-", "COUNT", count)
@@ -38,12 +43,10 @@ else
   is_complete = after == "0-0" or (found[1] and found[1][1] == after) or false
   if is_complete and after ~= "0-0" then
     table.remove(found, 1)
-  elseif not found[1] then -- Redis lost its data, and its clock was set back: the ids are lower now
-    found = redis.call("XRANGE", events, "-", "+", "COUNT", count)
   end
 end
 local listed = {}
 for i = 1, math.min(count, #found) do
   listed[2 * i - 1], listed[2 * i] = found[i][1], found[i][2]
 end
-return { listed, last_id, is_complete and 0 or 1 }
+return { listed, last_id, is_complete and 0 or 1, "" }

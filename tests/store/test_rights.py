@@ -7,9 +7,10 @@ from pathlib import Path
 import pytest
 from redis.exceptions import NoPermissionError, ResponseError
 
+from controller.domain.errors import EventsUnavailable
 from controller.store import keys
 from controller.store.connection import connect
-from controller.store.registry import Registry
+from controller.store.registry import NewEvent, Registry
 from tests.conftest import REDIS_SERVER, redis_server, redis_version
 from tests.support import rights
 from tests.support.clients import Client
@@ -61,6 +62,26 @@ async def test_user_of_the_controllers_reaches_its_namespace_only(user: Client) 
         await other.register(worker(A, "m"))
     await registry.close()
     await other.close()
+
+
+@pytest.mark.slow
+@needs_redis
+async def test_without_the_rights_to_events_all_else_works(short_dir: Path) -> None:
+    """An ACL file from before there were events."""
+    file = short_dir / "users-without-events.acl"
+    rights.write_users(file, redis_version())
+    file.write_text(re.sub(r" \+x(add|range|revrange)\b", "", file.read_text()))
+    with redis_server(short_dir / "without-events.sock", "--aclfile", str(file)) as url:
+        registry = Registry(connect(rights.as_user(url, "controller"), timeout=60.0), "controller", 90.0, 60.0)
+        await registry.check()
+        await registry.register(worker(A, "m"))
+        [choice] = await dispatch_shortest_queue(registry, asks(["m"]))
+        assert choice.worker == A
+        assert await registry.remove(A)
+        await registry.record_events([NewEvent("degraded", {"reason": "a"})])
+        with pytest.raises(EventsUnavailable, match="XREVRANGE"):
+            await registry.list_events("", 10)
+        await registry.close()
 
 
 @pytest.mark.slow

@@ -26,7 +26,12 @@ local function delete_pools(pools, models)
   end
   if deleted_keys[1] then
     redis.call("DEL", unpack(deleted_keys))
-    redis.call("SREM", key("models"), unpack(deleted_models))
   end
-  return deleted_models
+  local vanished = {}
+  for _, model in ipairs(deleted_models) do
+    if redis.call("SREM", key("models"), model) == 1 then -- a draining worker had left the model before
+      vanished[#vanished + 1] = model
+    end
+  end
+  return vanished
 end
