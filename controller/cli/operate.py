@@ -1,6 +1,7 @@
 """The commands of operators: drain, resume, remove and refresh workers, and watch what happens."""
 
 import re
+from collections.abc import Sequence
 
 import click
 
@@ -44,7 +45,8 @@ def drain(
         controller drain http://10.0.0.5:21002 --wait --deadline 10m --reason "new driver"
         controller drain '10.0.0.*' --yes
 
-    Ctrl-C ends the waiting. The workers go on draining. The same command waits for them again.
+    Ctrl-C ends the waiting. The workers go on draining. Run the command again to
+    continue waiting.
 
     \b
     Exit status:
@@ -53,10 +55,12 @@ def drain(
         3  the deadline has passed
         4  a worker serves again, because it was resumed
     """
-    from controller.cli.operations import drain_workers  # imported late, so that --help stays fast
+    from controller.cli.operations import wait_for_workers  # imported late, so that --help stays fast
 
-    wait = wait or deadline is not None
-    raise SystemExit(run(drain_workers(controller_address, names, reason, wait, deadline, yes)))
+    workers, all_alive = _change(controller_address, "/drain_worker", "Draining", names, reason, yes)
+    if wait or deadline is not None:
+        raise SystemExit(run(wait_for_workers(controller_address, workers, deadline)))
+    raise SystemExit(0 if all_alive else 1)
 
 
 @click.command()
@@ -66,9 +70,8 @@ def drain(
 @controller_address
 def resume(names: tuple[str, ...], reason: str, yes: bool, controller_address: str) -> None:
     """Dispatch to draining workers again. WORKER is as for `controller drain`."""
-    from controller.cli.operations import change_workers  # imported late, so that --help stays fast
-
-    run(change_workers(controller_address, "/resume_worker", "Resumed", names, reason, yes))
+    _, all_alive = _change(controller_address, "/resume_worker", "Resumed", names, reason, yes)
+    raise SystemExit(0 if all_alive else 1)
 
 
 @click.command()
@@ -81,9 +84,23 @@ def remove(names: tuple[str, ...], reason: str, yes: bool, controller_address: s
 
     A worker that still sends heartbeats registers again. Drain it to take it out of service.
     """
-    from controller.cli.operations import change_workers  # imported late, so that --help stays fast
+    _change(controller_address, "/remove_worker", "Removed", names, reason, yes)
 
-    run(change_workers(controller_address, "/remove_worker", "Removed", names, reason, yes))
+
+def _change(
+    address: str, path: str, done: str, names: Sequence[str], reason: str, yes: bool
+) -> tuple[Sequence[str], bool]:
+    """Ask if a pattern covers several workers, then send a request for each. Return them, and if all were alive.
+
+    The question is outside of the event loop, which would keep Ctrl-C from ending it.
+    """
+    from controller.cli.operations import change_workers, find_workers  # imported late, so that --help stays fast
+
+    workers, has_several = run(find_workers(address, names))
+    if has_several and not yes:
+        click.echo("\n".join(workers))
+        click.confirm(f"These are {len(workers)} workers. Go on?", abort=True)
+    return workers, run(change_workers(address, path, done, workers, reason))
 
 
 @click.command()

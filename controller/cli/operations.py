@@ -17,43 +17,40 @@ _INTERVAL: Final = 1.0  # seconds between two looks at workers that drain
 DEADLINE_PASSED, SERVES_AGAIN = 3, 4  # exit statuses
 
 
-async def drain_workers(
-    address: str, names: Sequence[str], reason: str, wait: bool, deadline: float | None, yes: bool
-) -> int:
-    """Drain workers and perhaps wait for them. Return the exit status.
+async def find_workers(address: str, names: Sequence[str]) -> tuple[list[str], bool]:
+    """Return the names of the workers that names and patterns cover, and whether a pattern covers several.
+
+    Raises ControllerUnreachable, also if one of them covers no live worker.
+    """
+    known = [worker["worker_name"] for worker in await fetch_workers(address)]
+    found = _covered(known, names)
+    return found, any(len(_covered(known, [name])) > 1 for name in names)
+
+
+async def wait_for_workers(address: str, workers: Sequence[str], deadline: float | None) -> int:
+    """Wait until draining workers have finished their requests. Return the exit status.
 
     deadline: how long to wait, in seconds. None for any time.
-
-    Raises ControllerUnreachable.
     """
-    drained = await change_workers(address, "/drain_worker", "Draining", names, reason, yes)
-    if not wait:
-        return 0
     ends_at = None if deadline is None else time.monotonic() + deadline
     try:
-        return await _wait(address, set(drained), ends_at)
+        return await _wait(address, set(workers), ends_at)
     except asyncio.CancelledError:
         click.echo("Not waiting any more. The workers go on draining. `controller resume` lets them serve again.")
         raise
 
 
-async def change_workers(
-    address: str, path: str, done: str, names: Sequence[str], reason: str, yes: bool
-) -> Sequence[str]:
-    """Send a request for each worker that the names cover. Return the names of these workers.
+async def change_workers(address: str, path: str, done: str, workers: Sequence[str], reason: str) -> bool:
+    """Send a request for each worker. Return True if all workers were alive. Raises ControllerUnreachable.
 
     done: begins the line about a worker: "Resumed".
     """
-    listed = await fetch_workers(address)
-    found = _covered([worker["worker_name"] for worker in listed], names)
-    known = [worker["worker_name"] for worker in listed]
-    if not yes and any(len(_covered(known, [name])) > 1 for name in names):
-        click.echo("\n".join(found))
-        click.confirm(f"These are {len(found)} workers. Go on?", abort=True)
-    for name in found:
+    all_alive = True
+    for name in workers:
         answer = await request(address, path, "exist", {"worker_name": name, "reason": reason})
+        all_alive = all_alive and answer["exist"]
         click.echo(f"{done} {name}." if answer["exist"] else f"{name} is gone.")
-    return found
+    return all_alive
 
 
 async def refresh_workers(address: str) -> None:

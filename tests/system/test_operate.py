@@ -122,6 +122,21 @@ def test_the_waiting_survives_a_restart_of_the_controller(serve: Serve) -> None:
         assert process.wait(60) == 0
 
 
+def test_names_that_a_pattern_covers_too_do_not_hide_the_question(controller: ControllerProcess) -> None:
+    assert output(controller, "remove", "127.0.0.1:1/*", A, B, answer="n\n")[0] == 1
+    assert controller.names() == [A, B, C]
+
+
+def test_a_resumed_worker_ends_the_waiting_with_a_status_of_its_own(controller: ControllerProcess) -> None:
+    call(f"{controller.url}/receive_heart_beat", {"worker_name": A, "queue_length": 2})
+    with running(controller, "drain", A, "--wait") as process:
+        assert process.stdout is not None
+        while "left" not in process.stdout.readline():
+            pass
+        assert output(controller, "resume", A)[0] == 0
+        assert process.wait(60) == 4
+
+
 def test_an_unknown_worker_is_an_error_and_changes_nothing(controller: ControllerProcess) -> None:
     status, lines = output(controller, "drain", A, "http://127.0.0.1:1/unknown")
     assert (status, draining(controller)) == (1, set())

@@ -181,6 +181,16 @@ async def test_a_follower_that_is_behind_misses_nothing_in_an_outage(api: Api, m
     await pages.aclose()
 
 
+async def test_changes_by_registration(api: Api) -> None:
+    await api.register(A, "m", "n")
+    await api.register(A, "m", "n")
+    await api.post("/report_failure", {"worker_name": A})
+    await api.register(A, "m", "n")
+    await api.register(A, "n", "m", "o")
+    kinds = [kind for kind, subject in story(await listed(api)) if subject == A]
+    assert kinds == ["worker_registered", "worker_failing", "worker_recovered", "worker_changed"]
+
+
 async def test_hostile_names_stay_in_their_line(api: Api) -> None:
     await api.register(A, "a\u2028b", '"}\\', "<script>")
     [event] = [event for event in await listed(api) if event["kind"] == "worker_registered"]

@@ -86,8 +86,8 @@ local function enroll(registration, time, decays, event, refusal_of, make_load)
   for _, pool in ipairs(pools_before) do
     left[#left + 1] = not is_joined[pool] and pool or nil
   end
-  local models_before = left[1] and redis.call("HGET", worker, "models")
-  local token_before = before and redis.call("HGET", worker, "registered_by") or ""
+  local stored = before and redis.call("HMGET", worker, "models", "registered_by") or {}
+  local models_before, token_before = stored[1], stored[2] or ""
   if token_before ~= registration.registered_by then
     if token_before ~= "" then
       count_for_token(key("token_workers"), token_before, -1)
@@ -128,7 +128,11 @@ local function enroll(registration, time, decays, event, refusal_of, make_load)
   if appeared[1] or vanished[1] then
     record_models(appeared, vanished)
   end
-  if not was_alive or left[1] or token_before ~= registration.registered_by then
+  local is_changed = models_before ~= registration.models_json or token_before ~= registration.registered_by
+  if before and before.failing and not load.failing then
+    record_event("worker_recovered", "worker", name)
+  end
+  if not was_alive or is_changed then
     record_event(was_alive and "worker_changed" or event, "worker", name, "by", registration.registered_by,
       "models", encode_models(registration.models), "count", #registration.models)
   end
