@@ -17,6 +17,7 @@ from controller.fleet.membership import Membership
 from controller.fleet.parents import Parents
 from controller.fleet.poller import Poller
 from controller.fleet.refresh import Refresher
+from controller.fleet.replicas import Replicas
 from controller.fleet.sweeper import Sweeper
 from controller.fleet.tokens import Tokens
 from controller.metrics import Metrics
@@ -63,12 +64,12 @@ class Replica:
         self.tokens = Tokens(self.breaker, registry, self.access, self.audit, settings.tokens_file)
         self.refresher = Refresher(self.breaker, registry, workers, metrics, settings.probe_timeout, self.access)
         self.sweeper = Sweeper(self.breaker, registry, metrics, settings.sweep_interval)
+        self.replicas = Replicas(settings, self.breaker, registry)
         self.poller = Poller(
-            self.breaker,
-            registry,
             self.batches,
             workers,
             metrics,
+            self.replicas,
             settings.poll_interval,
             self.snapshots.workers,
         )
@@ -117,6 +118,7 @@ class Replica:
         return (
             self.sweeper.run,
             self.snapshots.run,
+            self.replicas.run,
             self.poller.run,
             self.parents.run,
             self.capacities.run,
@@ -126,7 +128,7 @@ class Replica:
         )
 
     def _record_outage(self, seconds: float, reason: str) -> None:
-        self.events.record("degraded", replica=self.poller.replica_id, seconds=f"{seconds:.1f}", reason=reason)
+        self.events.record("store_recovered", replica=self.replicas.name, seconds=f"{seconds:.1f}", reason=reason)
 
     def begin_shutdown(self) -> None:
         """Become unready. The replica keeps serving."""
@@ -147,6 +149,7 @@ class Replica:
         await self.forwarder.close(self._settings.redis_timeout, self._settings.shutdown_timeout)
         await self.refresher.close()
         await self.poller.close()
+        await self.replicas.close()
         await self.parents.close()
         await self.events.close()
         await self.snapshots.close()

@@ -4,26 +4,41 @@ import contextlib
 import json
 from base64 import b64encode
 from collections.abc import AsyncIterator, Mapping
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 from urllib.parse import unquote, urlsplit
 
 import aiohttp
 
-from controller.domain.errors import ControllerUnreachable
+from controller.domain.errors import ControllerRefused, ControllerUnreachable
 from controller.upstream.trust import trusted, warn_of_bundle
 
 _TIMEOUT: Final = 10.0  # seconds for a request
 
 
+class Reply(NamedTuple):
+    """The response of a controller. is_degraded: it came from a snapshot, because Redis is unavailable."""
+
+    fields: dict[str, Any]
+    is_degraded: bool
+
+
 async def request(
     controller_address: str, path: str, expected: str, body: object = None, time_limit: float = _TIMEOUT
 ) -> dict[str, Any]:
-    """Send a GET request to a controller, or a POST request with a body. Return the JSON object of the response.
+    """Return the JSON object of a response, as request_reply()."""
+    return (await request_reply(controller_address, path, expected, body, time_limit)).fields
+
+
+async def request_reply(
+    controller_address: str, path: str, expected: str, body: object = None, time_limit: float = _TIMEOUT
+) -> Reply:
+    """Send a GET request to a controller, or a POST request with a body. Return the response.
 
     expected: a field of the response. "" if the response has none: then the result is empty.
     time_limit: in seconds.
 
-    Raises ControllerUnreachable if the response is an error or lacks the field. The message has the controller's words.
+    Raises ControllerUnreachable if the response is an error or lacks the field, and ControllerRefused if its status is
+    4xx. The message has the controller's words.
     """
     url, headers = _target(controller_address, path)
     method = "GET" if body is None else "POST"
@@ -35,11 +50,12 @@ async def request(
         ):
             if response.status >= 400:
                 _raise_refusal(url, response.status, await response.read())
+            is_degraded = "x-controller-degraded" in response.headers
             if not expected:
-                return {}
+                return Reply({}, is_degraded)
             fields: dict[str, Any] = await response.json()
             _ = fields[expected]
-            return fields
+            return Reply(fields, is_degraded)
     except (aiohttp.ClientError, TimeoutError, ValueError, KeyError, TypeError) as error:
         raise ControllerUnreachable(
             f"{url} did not return {expected or '200'}: {error or type(error).__name__}. Is the controller running, "
@@ -48,9 +64,9 @@ async def request(
 
 
 async def follow(controller_address: str, path: str, parameters: Mapping[str, str]) -> AsyncIterator[str]:
-    """Yield the lines of an endless response, without empty ones. It ends if the connection is closed.
+    """Yield "" when the response begins, and then its lines, without empty ones. Ends if the connection is closed.
 
-    Raises ControllerUnreachable if the controller cannot be reached, or refuses.
+    Raises ControllerUnreachable if the controller cannot be reached, and ControllerRefused if its status is 4xx.
     """
     url, headers = _target(controller_address, path)
     timeout = aiohttp.ClientTimeout(connect=10, sock_read=60)  # an empty line comes every 15 s
@@ -61,6 +77,7 @@ async def follow(controller_address: str, path: str, parameters: Mapping[str, st
         ):
             if response.status >= 400:
                 _raise_refusal(url, response.status, await response.read())
+            yield ""
             async for line in response.content:
                 if line.strip():
                     yield line.decode()
@@ -108,4 +125,5 @@ def _raise_refusal(url: str, status: int, body: bytes) -> None:
         message = f"{message} Run a version of the controller that has this route.".lstrip()
     if not message:
         raise ValueError(f"status {status}")
-    raise ControllerUnreachable(f"{url} returned status {status}: {message}")
+    is_final = status < 500 and status not in (408, 429)
+    raise (ControllerRefused if is_final else ControllerUnreachable)(f"{url} returned status {status}: {message}")

@@ -8,29 +8,41 @@ from typing import Any, Final
 import click
 
 from controller.cli.api import follow
-from controller.domain.errors import ControllerUnreachable
+from controller.domain.errors import ControllerRefused, ControllerUnreachable
 
 _PAUSE: Final = 1.0  # seconds before the next attempt to connect
 _SHOWN_FIRST: Final = ("worker", "replica", "parent", "models", "target", "action")
 
 
 async def watch_events(controller_address: str, last: int, as_json: bool) -> None:
-    """Print the last events and all that follow. Raises ControllerUnreachable if the first connection fails."""
-    position = ""
-    is_connected = False
+    """Print the last events and all that follow.
+
+    Raises ControllerUnreachable if the first connection fails, and ControllerRefused if any is refused, for example
+    because the token was revoked.
+    """
+    position, day = "", ""
+    was_connected = False
     while True:
         parameters = {"follow": "true", **({"after": position} if position else {"limit": str(last)})}
         try:
             async for line in follow(controller_address, "/events", parameters):
-                is_connected = True
+                was_connected = True
+                if not line:
+                    continue
                 event = json.loads(line)
                 position = event.get("id", position)
-                click.echo(line.rstrip("\n") if as_json else as_line(event))
+                if as_json:
+                    click.echo(line.rstrip("\n"))
+                    continue
+                if "time" in event and day != (day := _day(event["time"])):
+                    click.echo(day)
+                click.echo(as_line(event))
+        except ControllerRefused:
+            raise
         except ControllerUnreachable as error:
-            if not is_connected:
+            if not was_connected:
                 raise
             click.echo(f"{error} Trying again.", err=True)
-        is_connected = True
         await asyncio.sleep(_PAUSE)
 
 
@@ -49,6 +61,10 @@ def as_line(event: dict[str, Any]) -> str:
     return _printable(
         "  ".join([f"{at}  {event['kind'].replace('_', ' '):<18}", *filter(None, [subject, *rest, *reason])])
     )
+
+
+def _day(seconds: float) -> str:
+    return time.strftime("%A, %d %B %Y", time.localtime(seconds))
 
 
 def _text(value: object) -> str:

@@ -51,7 +51,7 @@ def drain(
     \b
     Exit status:
         0  the workers drain, and with --wait they have finished their requests or are gone
-        1  an error, or no live worker has such a name
+        1  an error, or a worker is not alive
         3  the deadline has passed
         4  a worker serves again, because it was resumed
     """
@@ -84,7 +84,8 @@ def remove(names: tuple[str, ...], reason: str, yes: bool, controller_address: s
 
     A worker that still sends heartbeats registers again. Drain it to take it out of service.
     """
-    _change(controller_address, "/remove_worker", "Removed", names, reason, yes)
+    _, all_alive = _change(controller_address, "/remove_worker", "Removed", names, reason, yes)
+    raise SystemExit(0 if all_alive else 1)
 
 
 def _change(

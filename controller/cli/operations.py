@@ -8,12 +8,14 @@ from typing import Any, Final
 
 import click
 
-from controller.cli.api import request
+from controller.cli.api import request, request_reply
 from controller.cli.workers import fetch_workers
-from controller.domain.errors import ControllerUnreachable
+from controller.domain.errors import ControllerRefused, ControllerUnreachable
 
 _REFRESH_TIMEOUT: Final = 120.0  # seconds
 _INTERVAL: Final = 1.0  # seconds between two looks at workers that drain
+# After Redis lost its data, replicas restore the workers within seconds. Until then, none is listed.
+_GONE_AFTER: Final = 8.0  # seconds for which a worker is not listed
 DEADLINE_PASSED, SERVES_AGAIN = 3, 4  # exit statuses
 
 
@@ -49,7 +51,7 @@ async def change_workers(address: str, path: str, done: str, workers: Sequence[s
     for name in workers:
         answer = await request(address, path, "exist", {"worker_name": name, "reason": reason})
         all_alive = all_alive and answer["exist"]
-        click.echo(f"{done} {name}." if answer["exist"] else f"{name} is gone.")
+        click.echo(f"{done} {name}." if answer["exist"] else f"{name} is gone: its heartbeats have stopped.")
     return all_alive
 
 
@@ -58,7 +60,11 @@ async def refresh_workers(address: str) -> None:
     before = {worker["worker_name"] for worker in await fetch_workers(address)}
     click.echo(f"Probing {len(before)} workers.")
     await request(address, "/refresh_all_workers", "", {}, time_limit=_REFRESH_TIMEOUT)
-    after = {worker["worker_name"] for worker in await fetch_workers(address)}
+    reply = await request_reply(address, "/workers", "workers")
+    if reply.is_degraded:
+        click.echo("Redis is unavailable, so it is unknown which workers are alive.", err=True)
+        return
+    after = {worker["worker_name"] for worker in reply.fields["workers"]}
     for name in sorted(before - after):
         click.echo(f"{name} is gone.")
     click.echo(f"{len(after)} workers are alive.")
@@ -84,20 +90,21 @@ def _covers(pattern: str, worker: str) -> bool:
 async def _wait(address: str, names: set[str], ends_at: float | None) -> int:
     """Wait until workers have finished their requests or are gone. Return the exit status."""
     last: dict[str, int] = {}
-    is_reachable = True
+    missing_since: dict[str, float] = {}
+    listing = _Listing(address)
     while True:
-        try:
-            workers = {worker["worker_name"]: worker for worker in await fetch_workers(address)}
-            is_reachable = True
-        except ControllerUnreachable as error:
-            if is_reachable:
-                click.echo(f"{error} Trying again.", err=True)
-            workers, is_reachable = {}, False
-        for name in sorted(names if is_reachable else ()):
-            worker = workers.get(name)
-            if worker is None or worker["drained"]:
+        workers = await listing.read()
+        for name in sorted(names) if workers is not None else ():
+            worker = (workers or {}).get(name)
+            if worker is None:
+                if time.monotonic() - missing_since.setdefault(name, time.monotonic()) >= _GONE_AFTER:
+                    names.discard(name)
+                    click.echo(f"{name} is gone.")
+                continue
+            missing_since.pop(name, None)
+            if worker["drained"]:
                 names.discard(name)
-                click.echo(f"{name} is {'gone' if worker is None else 'idle'}.")
+                click.echo(f"{name} is idle.")
             elif not worker["draining"]:
                 click.echo(f"{name} serves again: it was resumed. Not waiting any more.", err=True)
                 return SERVES_AGAIN
@@ -109,7 +116,38 @@ async def _wait(address: str, names: set[str], ends_at: float | None) -> int:
         if ends_at is not None and time.monotonic() >= ends_at:
             click.echo(f"The deadline has passed. Still draining: {', '.join(sorted(names))}.", err=True)
             return DEADLINE_PASSED
-        await asyncio.sleep(_INTERVAL)
+        await asyncio.sleep(_INTERVAL if ends_at is None else min(_INTERVAL, max(0.05, ends_at - time.monotonic())))
+
+
+class _Listing:
+    """Lists the workers again and again, and says once when it cannot."""
+
+    def __init__(self, address: str) -> None:
+        self._address = address
+        self._has_complained = False
+
+    async def read(self) -> dict[str, dict[str, Any]] | None:
+        """Return the live workers by name. None if they are unknown: the controller or its Redis is unavailable.
+
+        Raises ControllerRefused.
+        """
+        try:
+            reply = await request_reply(self._address, "/workers", "workers")
+        except ControllerRefused:
+            raise
+        except ControllerUnreachable as error:
+            self._complain(f"{error} Trying again.")
+            return None
+        if reply.is_degraded:  # a snapshot may be older than the drain
+            self._complain("Redis is unavailable, so the controller lists an old state. Waiting for Redis.")
+            return None
+        self._has_complained = False
+        return {worker["worker_name"]: worker for worker in reply.fields["workers"]}
+
+    def _complain(self, text: str) -> None:
+        if not self._has_complained:
+            click.echo(text, err=True)
+        self._has_complained = True
 
 
 def _left(worker: dict[str, Any]) -> int:

@@ -21,7 +21,9 @@
     │   ├── TooManyForwards     this replica forwards as many requests as it may
     │   └── TooManyBodies       the bodies of requests occupy as much memory of this replica as they may
     ├── ShuttingDown            this replica is shutting down
+    ├── TooManyFollowers        as many clients follow the events of this replica as may
     ├── ControllerUnreachable   an address does not belong to a controller of this project
+    │   └── ControllerRefused   a controller refused a request, and would refuse it again
     ├── ParentUnreachable       a parent controller does not respond, or rejects a call
     │   └── ParentRefused       a parent controller does not accept the token in --parent
     ├── LoopDetected            a request was forwarded in a loop, or through too many clusters
@@ -115,6 +117,12 @@ class EventsUnavailable(ControllerError):
     code = "events_unavailable"
 
 
+class TooManyFollowers(ControllerError):
+    """As many clients follow the events of this replica as may. Another replica may have room."""
+
+    code = "too_many_followers"
+
+
 class StoreRejection(StoreError):
     """Redis rejected a call because of a bug in the controller, or because another program wrote to its keys."""
 
@@ -199,6 +207,12 @@ class ControllerUnreachable(ControllerError):
     """An address does not respond, or does not belong to a controller of this project."""
 
     code = "controller_unreachable"
+
+
+class ControllerRefused(ControllerUnreachable):
+    """A controller refused a request, and would refuse it again: a 4xx status."""
+
+    code = "controller_refused"
 
 
 class ParentUnreachable(ControllerError):

@@ -8,7 +8,7 @@ from collections.abc import AsyncGenerator, Sequence
 from typing import Final, NamedTuple
 
 from controller.availability.circuit_breaker import CircuitBreaker
-from controller.domain.errors import EventsUnavailable, StoreError
+from controller.domain.errors import EventsUnavailable, StoreError, TooManyFollowers
 from controller.domain.events import Event
 from controller.security.audit import AuditEvent, who
 from controller.store.registry import EventPage, NewEvent, Registry
@@ -17,6 +17,7 @@ logger = logging.getLogger("controller")
 
 _INTERVAL: Final = 1.0  # seconds between two reads, while there are subscribers
 _PAGE: Final = 500
+_MAX_SUBSCRIBERS: Final = 256
 _MAX_UNREAD: Final = 20  # pages of a subscriber that reads slowly
 _BATCH: Final = 50  # events in a call to Redis, which it handles as a whole
 _MAX_WAITING: Final = 1_000  # events that are not in Redis yet
@@ -124,9 +125,13 @@ class EventFeed:
     async def follow(self, after: str, count: int) -> AsyncGenerator[Events, None]:
         """Yield the events that follow `after`, or the last `count` ones for "", and then new ones as they happen.
 
-        Yields at least once a second. Ends when the replica is about to end. Raises StoreError before the first events,
-        and waits for Redis afterwards.
+        Yields at least once a second. Ends when the replica is about to end. Raises TooManyFollowers, StoreError or
+        EventsUnavailable before the first events, and waits for Redis afterwards.
         """
+        if len(self._subscribers) >= _MAX_SUBSCRIBERS:
+            raise TooManyFollowers(
+                f"{_MAX_SUBSCRIBERS} clients follow the events of this replica already. Try another one, or later."
+            )
         subscriber = _Subscriber()
         self._subscribers.add(subscriber)
         try:

@@ -4,7 +4,6 @@ import asyncio
 import contextlib
 import logging
 import random
-import secrets
 import time
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -12,19 +11,18 @@ from typing import Final
 from zlib import crc32
 
 from controller.availability.batches import Batches
-from controller.availability.circuit_breaker import CircuitBreaker
 from controller.domain.errors import StoreError, WorkerError, WorkerNotAllowed
 from controller.domain.worker import Worker
+from controller.fleet.replicas import Replicas
 from controller.metrics import Metrics
-from controller.store.registry import FailureCall, Registry, Report
+from controller.store.registry import FailureCall, Report
 from controller.tasks import end
 from controller.upstream.client import WorkerClient
 
 logger = logging.getLogger("controller")
 
 _MAX_POLLS: Final = 512  # at once, for workers that answered their last poll. The other workers get as many
-_MEMBERSHIP_INTERVAL: Final = 1.0
-_MEMBERSHIP_TTL: Final = 3.0  # a replica silent for this long loses its share of the workers
+_SHARING_INTERVAL: Final = 1.0  # seconds between two looks at which workers are ours
 _STEPS: Final = 50  # start times of polls in one interval
 _MAX_FAILURES: Final = 2  # consecutive failures after which a worker is deprioritised
 _UNREACHABLE_FACTOR: Final = 12  # the interval is this much longer for a worker that has never answered
@@ -42,24 +40,20 @@ class Poller:
 
     def __init__(
         self,
-        breaker: CircuitBreaker,
-        registry: Registry,
         batches: Batches,
         client: WorkerClient,
         metrics: Metrics,
+        replicas: Replicas,
         interval: float,
         workers: Callable[[], Sequence[Worker]],
     ) -> None:
-        self._breaker = breaker
-        self._registry = registry
         self._batches = batches
         self._client = client
         self._metrics = metrics
         self._interval = interval
         self._workers = workers
-        self._replica_id = secrets.token_hex(8)
-        self._replicas: list[str] = []
-        self._joined_at = float("-inf")
+        self._replicas = replicas
+        self._shared_at = float("-inf")
         self._due: dict[str, float] = {}  # time of the next poll, by worker of this replica
         self._failures: dict[tuple[str, int], int] = {}  # consecutive ones, by worker and registration
         self._unreachable: dict[str, int] = {}  # registration of each worker that has never answered
@@ -72,39 +66,27 @@ class Poller:
         if not self._interval:
             return
         while True:
-            if time.monotonic() - self._joined_at >= min(_MEMBERSHIP_INTERVAL, self._interval):
-                await self._share_workers()
+            if time.monotonic() - self._shared_at >= min(_SHARING_INTERVAL, self._interval):
+                self._share_workers()
             self._start_polls()
             await asyncio.sleep(self._interval / _STEPS)
 
     async def close(self) -> None:
-        """End the running polls, and leave the workers to the other replicas."""
+        """End the running polls."""
         await end(list(self._polls.values()))
-        if self._replicas:
-            with contextlib.suppress(StoreError):  # the other replicas take over when the membership expires
-                await self._breaker.call(self._registry.join_replicas, self._replica_id, 0.0)
 
-    @property
-    def replica_id(self) -> str:
-        """The id with which this replica joins the others."""
-        return self._replica_id
-
-    async def _share_workers(self) -> None:
-        """Update the list of live replicas, and the list of workers that this replica polls.
+    def _share_workers(self) -> None:
+        """Update the list of workers that this replica polls. Without Redis it polls none, and could store no answer.
 
         Each worker belongs to the replica for which it draws the highest number (rendezvous hashing: Thaler and
         Ravishankar, 1998). A replica that joins or leaves moves only its own share.
         """
-        self._joined_at = time.monotonic()
-        try:
-            self._replicas = await self._breaker.call(self._registry.join_replicas, self._replica_id, _MEMBERSHIP_TTL)
-        except StoreError:
-            self._replicas = []  # without Redis, the answers to polls could not be stored
-        salts = [(replica, crc32(replica.encode())) for replica in self._replicas]
+        self._shared_at = time.monotonic()
+        salts = [(replica, crc32(replica.encode())) for replica in self._replicas.ids]
         own = [
             worker
             for worker in self._workers()
-            if salts and max(salts, key=lambda salt: crc32(worker.name.encode(), salt[1]))[0] == self._replica_id
+            if salts and max(salts, key=lambda salt: crc32(worker.name.encode(), salt[1]))[0] == self._replicas.id
         ]
         registrations = {worker.name: worker.registration for worker in own}
         for name, registration in list(self._unreachable.items()):

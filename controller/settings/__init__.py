@@ -44,3 +44,12 @@ GROUPS: Final[tuple[Any, ...]] = Settings.__bases__  # in the order of --help an
 def all_settings() -> tuple["Field[Any]", ...]:
     """Return the fields of Settings. Their metadata has `help`, `also`, `choices` and `old_name`."""
     return tuple(setting for group in GROUPS for setting in fields(group))
+
+
+def public_values(settings: Settings) -> dict[str, object]:
+    """Return the values of all settings, by name, without those that have a secret in them. They can be JSON."""
+    return {setting.name: _plain(getattr(settings, setting.name)) for setting in all_settings() if setting.repr}
+
+
+def _plain(value: object) -> object:
+    return value if value is None or isinstance(value, str | int | float) else str(value)

@@ -8,10 +8,22 @@ from controller.store.runner import ScriptRunner
 class CoordinationStore(ScriptRunner):
     """Lets replicas find each other and share work."""
 
-    async def join_replicas(self, replica: str, ttl: float) -> list[str]:
-        """Send the heartbeat of a replica, valid for `ttl` seconds. Return the ids of all live replicas."""
-        replicas: list[str] = await self._run("join_replicas", replica, round(ttl * 1000))
+    async def join_replicas(self, replica: str, ttl: float, description: str = "{}") -> list[str]:
+        """Send the heartbeat of a replica, valid for `ttl` seconds. Return the ids of all live replicas.
+
+        description: a JSON object. The first one of a replica is stored.
+        """
+        replicas: list[str] = await self._run("join_replicas", replica, round(ttl * 1000), description)
         return replicas
+
+    async def leave_replicas(self, replica: str) -> None:
+        """End the membership of a replica."""
+        await self._run("join_replicas", replica, 0, "{}")
+
+    async def list_replicas(self) -> list[tuple[str, str]]:
+        """Return the id and the description of each live replica. It is "" for replicas of older versions."""
+        listed = await self._run("list_replicas")
+        return list(zip(listed[::2], listed[1::2], strict=True))
 
     async def acquire_job(
         self, job: str, replica: str, ttl: float, *, max_pause: float = 86_400.0, urgent: bool = False

@@ -126,8 +126,13 @@ def token_workers(name: str) -> str:
 
 
 def replicas(name: str) -> str:
-    """ZSET with a TTL: the ids of the live replicas, by the time in ms at which their membership expires."""
+    """ZSET: the ids of the live replicas, by the time in ms at which their membership expires."""
     return f"{{{name}}}:replicas"
+
+
+def replica_descriptions(name: str) -> str:
+    """HASH: what the live replicas are, as JSON, by id."""
+    return f"{{{name}}}:replica_descriptions"
 
 
 def sequence(name: str) -> str:

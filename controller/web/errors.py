@@ -19,6 +19,7 @@ from controller.domain.errors import (
     ShuttingDown,
     StoreUnavailable,
     TooManyBodies,
+    TooManyFollowers,
     TooManyForwards,
     Unauthorized,
     WorkerNotAllowed,
@@ -42,6 +43,7 @@ _STATUS: Final[Mapping[type[ControllerError], int]] = {
     LimitReached: 429,
     TooManyBodies: 503,  # another replica may have room, so a load balancer should try there
     TooManyForwards: 503,
+    TooManyFollowers: 503,
 }
 
 

@@ -1,14 +1,16 @@
 --[[
-  Apply the heartbeat of a replica. The replicas share the polling of workers.
+  Apply the heartbeat of a replica, or end its membership. Replicas whose membership has expired are removed.
 
   Keys:
-    replicas  ZSET    rw
-    events    STREAM  w
+    replicas              ZSET    rw
+    replica_descriptions  HASH    rw
+    events                STREAM  w
 
   Input:
     KEYS[1]  {<namespace>}
     ARGV[1]  replica: the id of the replica
     ARGV[2]  ttl: the milliseconds after which its membership expires; 0 if it leaves
+    ARGV[3]  description: a JSON object; `name` is the replica's name in events. The first one of a replica is stored
 
   Output:
     an array with the ids of all live replicas, in no order
@@ -20,28 +22,39 @@
 --- @include "whole_number"
 local MAX_TTL = 60000 -- milliseconds
 
-local replica, ttl = ARGV[1], whole_number(ARGV[2], 0)
-if not ttl then
-  return redis.error_reply("INVALID time")
+local replica, ttl, description = ARGV[1], whole_number(ARGV[2], 0), ARGV[3]
+if not ttl or not description then
+  return redis.error_reply("INVALID arguments")
 end
 
-local replicas = key("replicas")
+local replicas, descriptions = key("replicas"), key("replica_descriptions")
 local time = now()
+
+local function name_in(text)
+  local is_json, fields = pcall(cjson.decode, text)
+  return is_json and type(fields) == "table" and type(fields.name) == "string" and fields.name
+end
+
+local function leave(id, reason)
+  local text = redis.call("HGET", descriptions, id)
+  redis.call("ZREM", replicas, id)
+  redis.call("HDEL", descriptions, id)
+  record_event("replica_left", "replica", text and name_in(text) or id, "reason", reason)
+end
+
 if ttl > 0 then
   -- If the clock of Redis was set back, replicas that are gone would stay for as long.
   for _, each in ipairs(redis.call("ZRANGEBYSCORE", replicas, time + MAX_TTL + 1, "+inf")) do
     redis.call("ZADD", replicas, time + ttl, each)
   end
-  local is_new = redis.call("ZADD", replicas, time + ttl, replica) == 1
-  redis.call("PEXPIRE", replicas, MAX_TTL + ttl)
-  if is_new then
-    record_event("replica_joined", "replica", replica)
+  if redis.call("ZADD", replicas, time + ttl, replica) == 1 then
+    redis.call("HSET", descriptions, replica, description)
+    record_event("replica_joined", "replica", name_in(description) or replica)
   end
-elseif redis.call("ZREM", replicas, replica) == 1 then
-  record_event("replica_left", "replica", replica, "reason", "it has ended")
+elseif redis.call("ZSCORE", replicas, replica) then
+  leave(replica, "it has ended")
 end
 for _, each in ipairs(redis.call("ZRANGEBYSCORE", replicas, "-inf", time)) do
-  record_event("replica_left", "replica", each, "reason", "its membership has expired")
+  leave(each, "its heartbeat has expired")
 end
-redis.call("ZREMRANGEBYSCORE", replicas, "-inf", time)
 return redis.call("ZRANGE", replicas, 0, -1)

@@ -63,9 +63,12 @@ local function remove(call)
     return 0
   end
   local was_alive = is_alive(name)
-  local event = was_alive and "worker_removed" or "worker_expired"
   -- First: after a deletion, Redis accepts all writes, even if its memory is full.
-  spend(purge_worker(name, event, "worker", name, "by", call.by, "reason", call.reason))
+  if was_alive then
+    spend(purge_worker(name, "worker_removed", "worker", name, "by", call.by, "reason", call.reason))
+  else
+    spend(purge_worker(name))
+  end
   if call.registration == "" then
     redis.call("DEL", key("draining", name))
   end

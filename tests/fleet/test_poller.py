@@ -13,7 +13,6 @@ import pytest
 from controller.domain.worker import Worker
 from controller.fleet.poller import Poller
 from controller.replica import Replica
-from controller.store import keys
 from controller.store.registry import FailureCall, Report
 from controller.tasks import end
 from tests.conftest import Open, Store
@@ -70,7 +69,8 @@ async def polling(replica: Open) -> AsyncIterator[Callable[..., Replica]]:
 
     def start(snapshot_interval: float = 0.05, **settings: object) -> Replica:
         controller = replica(poll_interval=INTERVAL, snapshot_interval=snapshot_interval, **settings)
-        tasks.extend(asyncio.create_task(loop()) for loop in (controller.snapshots.run, controller.poller.run))
+        loops = (controller.snapshots.run, controller.replicas.run, controller.poller.run)
+        tasks.extend(asyncio.create_task(loop()) for loop in loops)
         return controller
 
     yield start
@@ -317,31 +317,6 @@ async def test_no_worker_is_polled_while_the_store_is_away(
     await wait_until(lambda: controller.poller._due, "the replica has its worker again after the outage")
 
 
-async def test_replica_that_shuts_down_leaves_the_membership_at_once(store: Store, replica: Open) -> None:
-    controller = replica(poll_interval=INTERVAL)
-    running = asyncio.create_task(controller.poller.run())
-
-    async def has_joined() -> bool:
-        return controller.poller._replica_id in await store.registry().join_replicas("another", 60.0)
-
-    await wait_until(has_joined, "the replica has joined")
-    member_until = await store.client.zscore(keys.replicas(store.namespace), controller.poller._replica_id)
-    seconds, microseconds = await store.client.time()
-    left = member_until / 1000 - (seconds + microseconds / 1e6)
-    assert left <= 3.0, "if it dies, others take over its workers within seconds"
-    await end([running])
-    await controller.poller.close()
-    assert await store.registry().join_replicas("another", 60.0) == ["another"]
-
-
-async def test_dead_replica_is_a_member_until_its_ttl_has_passed(store: Store) -> None:
-    registry = store.registry()
-    assert await registry.join_replicas("dying", 60.0) == ["dying"]
-    assert set(await registry.join_replicas("live", 60.0)) == {"dying", "live"}
-    await store.client.zadd(keys.replicas(store.namespace), {"dying": 1.0})  # as if its membership had expired
-    assert await registry.join_replicas("live", 60.0) == ["live"]
-
-
 async def test_worker_that_has_never_answered_is_polled_less_often_until_it_answers(
     store: Store,
     polling: Callable[..., Replica],
@@ -437,8 +412,8 @@ async def test_replicas_share_the_workers_and_take_over_those_of_a_closed_replic
     before = shares()
     await pollers[0].close()
     del pollers[0]
-    await registry.join_replicas(replicas[0].poller._replica_id, 0.0)
-    replicas[0].poller._share_workers = asyncio.Event().wait  # type: ignore[method-assign,assignment] # it does not join again
+    replicas[0].replicas.join = asyncio.Event().wait  # type: ignore[method-assign,assignment] # it does not join again
+    await replicas[0].replicas.close()
     await wait_until(shared, "the others have taken over")
     for share, share_before in zip(shares(), before[1:], strict=True):
         assert share_before <= share, "each replica keeps its workers"

@@ -19,7 +19,7 @@ _ROWS: Final = (
     ("lua/tokens", "web/access repeated_scripts registry_faults accessed_keys"),
     ("lua/events", "web/events repeated_scripts registry_faults accessed_keys"),
     ("lua/include/events", "web/events accessed_keys"),
-    ("lua/coordination/join_replicas", "fleet/poller repeated_scripts registry_faults accessed_keys"),
+    ("lua/coordination/join_replicas", "fleet/replicas repeated_scripts registry_faults accessed_keys"),
     (
         "lua/coordination",
         "fleet/parents fleet/refresh availability/clock_jumps connection availability/recovery "

@@ -48,6 +48,7 @@ KEPT: Final = {
     "sweep",
     "check",
     "replicas",
+    "replica_descriptions",
     "job",
     "job_result",
     "decay",

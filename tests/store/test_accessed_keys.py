@@ -185,9 +185,10 @@ class Calls:
         await registry.shorten_leases()
         for ttl in (60.0, 0.0):
             await registry.join_replicas("replica", ttl)
+            await registry.list_replicas()
         await registry.acquire_job("job", "replica", 60.0)
         await registry.complete_job("job", "replica", 1.0, "result", 60.0)
-        await registry.record_events([NewEvent("degraded", {"reason": "a"})])
+        await registry.record_events([NewEvent("store_recovered", {"reason": "a"})])
         await registry.list_events("", 10)
         await registry.list_events(FIRST, 10)
 

@@ -28,6 +28,7 @@ NAMES: dict[Callable[..., str], tuple[str, ...]] = {
     keys.token_leases: ("{ns}:token_leases",),
     keys.token_workers: ("{ns}:token_workers",),
     keys.replicas: ("{ns}:replicas",),
+    keys.replica_descriptions: ("{ns}:replica_descriptions",),
     keys.draining: ("{ns}:draining:http://a:1", "http://a:1"),
     keys.capacities: ("{ns}:capacities",),
     keys.tokens: ("{ns}:tokens",),

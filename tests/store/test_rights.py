@@ -78,7 +78,7 @@ async def test_without_the_rights_to_events_all_else_works(short_dir: Path) -> N
         [choice] = await dispatch_shortest_queue(registry, asks(["m"]))
         assert choice.worker == A
         assert await registry.remove(A)
-        await registry.record_events([NewEvent("degraded", {"reason": "a"})])
+        await registry.record_events([NewEvent("store_recovered", {"reason": "a"})])
         with pytest.raises(EventsUnavailable, match="XREVRANGE"):
             await registry.list_events("", 10)
         await registry.close()

@@ -216,9 +216,10 @@ async def test_callers_pass_the_arguments_listed_in_headers(
     await registry.set_token("ops", token_of("ops", Plane.ADMIN, "0123456789abcdef"))
     await registry.restore_tokens(await registry.list_tokens(TokenList()))
     await registry.join_replicas("replica", 1.0)
+    await registry.list_replicas()
     await registry.acquire_job("job", "replica", 1.0)
     await registry.complete_job("job", "replica", 1.0, "result", 1.0)
-    await registry.record_events([NewEvent("degraded", {"reason": "a"})])
+    await registry.record_events([NewEvent("store_recovered", {"reason": "a"})])
     await registry.list_events("", 1)
     for part in split({A: 1}, [], 0):
         await registry.reconcile(part)

@@ -17,7 +17,7 @@ from tests.support.clients import Client
 
 OVERFLOW = "\x1f"
 _TOKEN_OF_LEASE = re.compile(r"(?:\d+-){3}\d+-([^@]+)@")
-TTL_KINDS = {"reply", "removed", "draining", "sweep", "refresh", "check", "replicas", "job", "job_result"}
+TTL_KINDS = {"reply", "removed", "draining", "sweep", "refresh", "check", "job", "job_result"}
 
 
 @dataclass
@@ -91,6 +91,12 @@ async def whole_state(client: Client, namespace: str) -> WholeState:
         elif kind == "events":
             for _, fields in await client.xrange(key):
                 assert fields["kind"] in KINDS, f"{fields} has an unknown kind"
+        elif key == f"{{{namespace}}}:replicas":
+            replicas = set(await client.zrange(key, 0, -1))
+            described = set(await client.hkeys(f"{{{namespace}}}:replica_descriptions"))
+            assert described <= replicas, "a replica that has left is still described"
+        elif key == f"{{{namespace}}}:replica_descriptions":
+            pass  # compared with the replicas
         elif kind in TTL_KINDS:
             assert await client.pttl(key) != -1, f"{key} would never expire"
         else:

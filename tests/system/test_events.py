@@ -61,7 +61,7 @@ async def test_a_client_resumes_at_another_replica(serve: Serve, work_dir: Path)
             first.kill()
         async with followed(second, seen["id"]) as events:
             assert (await next_of(events, "worker_registered"))["worker"] == B
-            assert (await next_of(events, "replica_left"))["reason"] == "its membership has expired"
+            assert (await next_of(events, "replica_left"))["reason"] == "its heartbeat has expired"
 
 
 async def test_replicas_list_the_same_and_record_an_outage(serve: Serve, work_dir: Path) -> None:
@@ -75,11 +75,11 @@ async def test_replicas_list_the_same_and_record_an_outage(serve: Serve, work_di
         for replica in replicas:
             replica.wait_for(lambda url=replica.url: serves(url), "it uses the store again")
         await wait_until(
-            lambda: [event["kind"] for event in recorded(replicas[0])].count("degraded") == 2,
+            lambda: [event["kind"] for event in recorded(replicas[0])].count("store_recovered") == 2,
             "both have recorded the outage",
         )
         assert recorded(replicas[0]) == recorded(replicas[1])
-        outage = next(event for event in recorded(replicas[0]) if event["kind"] == "degraded")
+        outage = next(event for event in recorded(replicas[0]) if event["kind"] == "store_recovered")
         assert outage["seconds"] >= 0
         assert "Redis" in outage["reason"]
 

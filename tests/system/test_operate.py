@@ -7,11 +7,14 @@ import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 
 import pytest
 
+from tests.support.waiting import wait_until
 from tests.system.conftest import Serve
-from tests.system.processes import ControllerProcess, call
+from tests.system.processes import ControllerProcess, call, serves
+from tests.system.servers import single
 
 pytestmark = [pytest.mark.system, pytest.mark.smoke]
 
@@ -143,6 +146,55 @@ def test_an_unknown_worker_is_an_error_and_changes_nothing(controller: Controlle
     assert lines == ["Error: No live worker is named http://127.0.0.1:1/unknown. `controller workers` lists them."]
 
 
+def test_a_removed_worker_ends_the_waiting(controller: ControllerProcess) -> None:
+    call(f"{controller.url}/receive_heart_beat", {"worker_name": A, "queue_length": 2})
+    with running(controller, "drain", A, "--wait") as process:
+        assert process.stdout is not None
+        while "left" not in process.stdout.readline():
+            pass
+        assert output(controller, "remove", A) == (0, [f"Removed {A}."])
+        assert process.communicate(timeout=60)[0] == f"{A} is gone.\n"
+        assert process.returncode == 0
+
+
+async def test_the_waiting_does_not_trust_an_old_snapshot(serve: Serve, work_dir: Path) -> None:
+    """Nor an empty Redis, in which the replica has not restored the worker yet."""
+    async with single(work_dir) as store:
+        controller = serve("--redis-url", store.url, "--poll-interval", "0", "--heartbeat-expiration", "600")
+        controller.register(A)
+        call(f"{controller.url}/receive_heart_beat", {"worker_name": A, "queue_length": 2})
+        with running(controller, "drain", A, "--wait") as process:
+            assert process.stdout is not None
+            lines = iter(process.stdout.readline, "")
+            assert [next(lines), next(lines)] == [f"Draining {A}.\n", f"{A} has 2 requests left.\n"]
+            store.kill()
+            assert "Redis is unavailable" in next(lines)
+            store.start()  # it has lost its data
+            await wait_until(lambda: serves(controller.url), "the replica uses Redis again")
+            await wait_until(lambda: draining(controller) == {A}, "the worker is restored, and drains")
+            call(f"{controller.url}/receive_heart_beat", {"worker_name": A, "queue_length": 0})
+            rest = process.communicate(timeout=60)[0]
+    assert (process.returncode, rest.splitlines()[-1]) == (0, f"{A} is idle.")
+
+
+def test_a_revoked_token_ends_watch(serve: Serve) -> None:
+    controller = serve(CONTROLLER_ADMIN_TOKENS="ops=a-secret-of-this-test")
+    own = command(controller, "token", "list")
+    assert "needs a token" in own.communicate(timeout=60)[0]
+    assert own.returncode == 1
+    ops = ("--controller-address", controller.url.replace("://", "://ops:a-secret-of-this-test@"))
+    secret = output(controller, "token", "create", "--plane", "admin", "--name", "guest", *ops)[1][0]
+    guest = ("--controller-address", controller.url.replace("://", f"://guest:{secret}@"))
+    with running(controller, "watch", *guest) as process:
+        assert process.stdout is not None
+        while "create token" not in (line := process.stdout.readline()) and "create_token" not in line:
+            assert line
+        assert output(controller, "token", "revoke", "guest", *ops)[0] == 0
+        rest = process.communicate(timeout=60)[0]
+    assert "status 401" in rest
+    assert process.returncode == 1
+
+
 def test_refresh_says_who_is_gone(controller: ControllerProcess) -> None:
     status, lines = output(controller, "refresh")
     assert (status, lines[0]) == (0, "Probing 3 workers.")
@@ -154,10 +206,11 @@ def test_watch_shows_who_did_what_and_why(serve: Serve) -> None:
     output(controller, "drain", A, "--reason", "new \x1b[2J driver")
     with running(controller, "watch", "--last", "1") as process:
         assert process.stdout is not None
+        day = process.stdout.readline().rstrip("\n")
         at, line = process.stdout.readline().rstrip("\n").split("  ", 1)
         controller.register(B)
         following = [process.stdout.readline() for _ in range(2)]
-    assert time.strptime(at, "%H:%M:%S")
+    assert time.strptime(f"{day} {at}", "%A, %d %B %Y %H:%M:%S")
     assert line == f"worker draining     {A}  by=no token from 127.0.0.1  (new ?[2J driver)"
     assert "models appeared" in following[0]
     assert B in following[1]

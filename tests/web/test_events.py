@@ -99,7 +99,11 @@ async def test_a_gap_is_reported(api: Api, store: Store) -> None:
 
 @pytest.mark.parametrize(
     "query",
-    [{"after": "x"}, {"after": "1"}, {"after": f"{2**64}-0"}, {"limit": "0"}, {"limit": "1001"}, {"limit": "²"}],
+    [
+        *({"after": after} for after in ("x", "1", f"{2**64}-0")),
+        *({"limit": limit} for limit in ("0", "1001", "²")),
+        {"follow": "1"},
+    ],
 )
 async def test_nonsense_gets_a_400(api: Api, query: dict[str, str]) -> None:
     response = await api.http.get("/events", params=query)
@@ -151,16 +155,16 @@ async def test_events_of_an_outage_are_kept_in_order(api: Api, monkeypatch: pyte
     with monkeypatch.context() as patch:
         patch.setattr(Registry, "record_events", AsyncMock(side_effect=StoreUnavailable("away")))
         for number in range(1_100):
-            feed.record("degraded", reason=str(number))
+            feed.record("store_recovered", reason=str(number))
         with pytest.raises(StoreUnavailable):
             await feed._record_waiting()
-        feed.record("degraded", reason="last")
+        feed.record("store_recovered", reason="last")
     await wait_until(lambda: api.replica.breaker.reason is None, "Redis is used again")
     await api.replica.snapshots.refresh()
     await feed._record_waiting()
     events = await listed(api, after=FIRST, limit=1000)
     events += await listed(api, after=events[-1]["id"], limit=1000)
-    reasons = [event["reason"] for event in events if event["kind"] == "degraded"]
+    reasons = [event["reason"] for event in events if event["kind"] == "store_recovered"]
     expected = [*(str(number) for number in range(100, 1_100)), "last", "away"]
     assert reasons == expected[-1_000:], "the oldest give way"
 
@@ -170,7 +174,7 @@ async def test_a_follower_that_is_behind_misses_nothing_in_an_outage(api: Api, m
     pages = feed.follow("", 100)
     found = list((await anext(pages)).events)
     for number in range(30):
-        await api.registry.record_events([NewEvent("degraded", {"reason": str(number)})])
+        await api.registry.record_events([NewEvent("store_recovered", {"reason": str(number)})])
         await feed._read()
     with monkeypatch.context() as patch:
         patch.setattr(EventFeed, "_page", AsyncMock(side_effect=StoreUnavailable("away")))
@@ -229,13 +233,31 @@ async def test_a_follower_that_reads_slowly_misses_nothing(api: Api) -> None:
     waiting = asyncio.ensure_future(anext(pages))
     await asyncio.sleep(0)
     for number in range(50):
-        await api.registry.record_events([NewEvent("degraded", {"reason": str(number)})])
+        await api.registry.record_events([NewEvent("store_recovered", {"reason": str(number)})])
         await feed._read()
     found = [*first.events, *(await waiting).events]
     while len(found) < len(await listed(api)):
         found += (await anext(pages)).events
     assert [event.id for event in found] == [event["id"] for event in await listed(api)]
     await pages.aclose()
+
+
+async def test_followers_are_limited(api: Api, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("controller.fleet.events._MAX_SUBSCRIBERS", 1)
+    pages = api.replica.events.follow("", 1)
+    await anext(pages)
+    response = await api.http.get("/events", headers=STREAM)
+    assert (response.status_code, response.json()["error"]["code"]) == (503, "too_many_followers")
+    assert (await api.http.get("/events")).status_code == 200, "lists are not limited"
+    await pages.aclose()
+
+
+async def test_a_gap_is_an_ordinary_message(api: Api) -> None:
+    """EventSource.onmessage gets it."""
+    await api.register(A)
+    api.replica.events.stop()
+    response = await api.http.get("/events", headers={**STREAM, "last-event-id": "99999999999999-0"})
+    assert 'data: {"kind": "gap"}\n\n' in response.text
 
 
 async def test_server_sent_events(api: Api) -> None:

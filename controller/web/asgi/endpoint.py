@@ -9,6 +9,7 @@ import re
 from abc import ABC, abstractmethod
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import asynccontextmanager
+from functools import partial
 from typing import Final, NamedTuple, cast
 from urllib.parse import parse_qsl
 
@@ -164,17 +165,30 @@ class CallerEndpoint(BodyEndpoint):
 
 
 class QueryEndpoint(BodyEndpoint):
-    """Passes the query, the headers and the body of a request to `handle`. Of repeated names, the last counts."""
+    """Passes the query and the headers of a request to `handle`. Of repeated names, the last counts.
+
+    `handle` also gets a function that returns whether the request would still be admitted. The token of a request that
+    takes long may be revoked meanwhile.
+    """
 
     def __init__(
-        self, handle: Callable[[Mapping[str, str], Mapping[str, str], bytes], Awaitable[Answer | Response]]
+        self,
+        handle: Callable[[Mapping[str, str], Mapping[str, str], Callable[[], bool]], Awaitable[Answer | Response]],
     ) -> None:
         self._handle = handle
 
-    async def _answer(self, scope: Scope, _: Receive, body: bytes) -> Answer | Response:
+    async def _answer(self, scope: Scope, _: Receive, __: bytes) -> Answer | Response:
         query = dict(parse_qsl(scope["query_string"].decode("latin-1")))
         headers = {name.decode("latin-1"): value.decode("latin-1") for name, value in scope["headers"]}
-        return await self._handle(query, headers, body)
+        return await self._handle(query, headers, partial(self._is_admitted, scope))
+
+    def _is_admitted(self, scope: Scope) -> bool:
+        try:
+            if self.guard is not None:
+                self.guard.admit(scope)
+        except (Unauthorized, Forbidden):
+            return False
+        return True
 
 
 class HeartbeatEndpoint(CallerEndpoint):

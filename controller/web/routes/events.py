@@ -1,7 +1,7 @@
 """The route that lists events and follows them."""
 
 import json
-from collections.abc import AsyncGenerator, AsyncIterator, Mapping
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping
 from typing import Final
 
 from starlette.responses import Response, StreamingResponse
@@ -20,35 +20,41 @@ _HEADERS: Final = {"cache-control": "no-store", "x-accel-buffering": "no"}  # ng
 
 
 async def events(
-    services: Services, query: Mapping[str, str], headers: Mapping[str, str], _: bytes
+    services: Services, query: Mapping[str, str], headers: Mapping[str, str], is_admitted: Callable[[], bool]
 ) -> Answer | Response:
     """List what happened in the cluster, oldest first: the last events, or those that follow the event `after`.
 
     `limit` is the number of events, 100 by default and 1,000 at most. Each line of the response is a JSON object. With
-    `follow=true` the response goes on with new events as they happen.
+    `follow=true` the response goes on with new events as they happen, and with `after` it begins with all that follow.
+    It ends when the replica ends, or when the token is revoked.
 
     With the header `Accept: text/event-stream` they are server-sent events, which always go on. A browser's EventSource
-    resumes after a lost connection with the header `Last-Event-ID`, at any replica. An event `gap` means that events
+    resumes after a lost connection with the header `Last-Event-ID`, at any replica. The kind `gap` means that events
     are missing there, because the cluster keeps only about the last 10,000, or because Redis lost its data.
     """
     after = headers.get("last-event-id") or query.get("after", "")
     after = event_id(after) if after else ""
     limit = _limit(query.get("limit", ""))
     is_stream = "text/event-stream" in headers.get("accept", "")
-    if not is_stream and query.get("follow", "false") != "true":
+    follow = query.get("follow", "false")
+    if follow not in ("true", "false"):
+        raise InvalidInput("follow", "must be true or false")
+    if not is_stream and follow == "false":
         listed = await services.events.list(after, limit)
         return Answer("".join(_json_lines(listed)).encode(), content_type=b"application/x-ndjson")
     pages = services.events.follow(after, limit)
     first = await anext(pages)  # raises StoreError before the response begins
-    return _EventResponse(first, pages, is_stream)
+    return _EventResponse(first, pages, is_stream, is_admitted)
 
 
 class _EventResponse(StreamingResponse):
     """A response that goes on with new events until the client disconnects or the replica ends."""
 
-    def __init__(self, first: Events, pages: AsyncGenerator[Events, None], is_stream: bool) -> None:
+    def __init__(
+        self, first: Events, pages: AsyncGenerator[Events, None], is_stream: bool, is_admitted: Callable[[], bool]
+    ) -> None:
         media_type = "text/event-stream" if is_stream else "application/x-ndjson"
-        super().__init__(_pieces(first, pages, is_stream), headers=_HEADERS, media_type=media_type)
+        super().__init__(_pieces(first, pages, is_stream, is_admitted), headers=_HEADERS, media_type=media_type)
         self._pages = pages
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -59,13 +65,17 @@ class _EventResponse(StreamingResponse):
             await self._pages.aclose()
 
 
-async def _pieces(first: Events, pages: AsyncIterator[Events], is_stream: bool) -> AsyncIterator[str]:
+async def _pieces(
+    first: Events, pages: AsyncIterator[Events], is_stream: bool, is_admitted: Callable[[], bool]
+) -> AsyncIterator[str]:
     encode = _server_sent if is_stream else _json_lines
     if is_stream:
         yield "retry: 2000\n\n"
     yield "".join(encode(first))
     quiet = 0
     async for page in pages:
+        if not is_admitted():
+            return
         text = "".join(encode(page))
         quiet = 0 if text else quiet + 1
         if text:
@@ -88,7 +98,7 @@ def _json_lines(events: Events) -> list[str]:
 
 
 def _server_sent(events: Events) -> list[str]:
-    gap = ["event: gap\ndata: {}\n\n"] if events.has_gap else []
+    gap = ['data: {"kind": "gap"}\n\n'] if events.has_gap else []
     return gap + [f"id: {event.id}\ndata: {_encode(event)}\n\n" for event in events.events]
 
 

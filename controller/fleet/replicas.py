@@ -1,0 +1,65 @@
+"""Makes this replica known to the others, and knows which of them are alive."""
+
+import asyncio
+import contextlib
+import json
+import os
+import secrets
+import socket
+import time
+from collections.abc import Sequence
+from typing import Final
+
+from controller import __version__
+from controller.availability.circuit_breaker import CircuitBreaker
+from controller.domain.errors import StoreError
+from controller.settings import Settings, public_values
+from controller.store.registry import Registry
+
+_INTERVAL: Final = 1.0
+_TTL: Final = 3.0  # a replica silent for this long has left
+
+
+class Replicas:
+    """The live replicas of a cluster, as one of them knows them.
+
+    id: of this replica. A new process has a new one.
+    name: of this replica, for people: host name, port and process id.
+    ids: of the live replicas, with this one. Empty while Redis is unavailable.
+    """
+
+    def __init__(self, settings: Settings, breaker: CircuitBreaker, registry: Registry) -> None:
+        self._breaker = breaker
+        self._registry = registry
+        # A worker moves to another replica faster if it is polled more often than once a second.
+        self._interval = min(_INTERVAL, settings.poll_interval or _INTERVAL)
+        self.id = secrets.token_hex(8)
+        self.name = f"{socket.gethostname()[:100]}:{settings.port}/{os.getpid()}"
+        self.ids: Sequence[str] = ()
+        self._description = json.dumps(
+            {
+                "name": self.name,
+                "version": __version__,
+                "started_at": round(time.time(), 1),
+                "settings": public_values(settings),
+            }
+        )
+
+    async def run(self) -> None:
+        """Send heartbeats until cancelled."""
+        while True:
+            await self.join()
+            await asyncio.sleep(self._interval)
+
+    async def join(self) -> None:
+        """Send one heartbeat."""
+        try:
+            self.ids = await self._breaker.call(self._registry.join_replicas, self.id, _TTL, self._description)
+        except StoreError:
+            self.ids = ()
+
+    async def close(self) -> None:
+        """Leave the cluster. Without Redis, the membership expires."""
+        if self.ids:
+            with contextlib.suppress(StoreError):
+                await self._breaker.call(self._registry.leave_replicas, self.id)
