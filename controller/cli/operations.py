@@ -120,7 +120,7 @@ async def _wait(address: str, names: set[str], ends_at: float | None) -> int:
 
 
 class _Listing:
-    """Lists the workers again and again, and says once when it cannot."""
+    """Lists the workers at each call, and says once when it cannot."""
 
     def __init__(self, address: str) -> None:
         self._address = address
