@@ -19,6 +19,7 @@ from controller.fleet.poller import Poller
 from controller.fleet.refresh import Refresher
 from controller.fleet.replicas import Replicas
 from controller.fleet.sweeper import Sweeper
+from controller.fleet.telemetry import Telemetry
 from controller.fleet.tokens import Tokens
 from controller.metrics import Metrics
 from controller.proxy.forwarder import MIB, Forwarder
@@ -28,6 +29,7 @@ from controller.security.forward_paths import ForwardPaths
 from controller.security.upstream_tokens import UpstreamTokens
 from controller.security.worker_addresses import WorkerAddresses
 from controller.settings import Settings
+from controller.store import scripts
 from controller.store.connection import connect
 from controller.store.registry import Registry
 from controller.store_url import StoreUrl
@@ -81,6 +83,7 @@ class Replica:
             settings.advertise or "",
             settings.parent_interval,
             self.events.record,
+            metrics,
         )
         self.forwarder = Forwarder(
             self.dispatcher,
@@ -92,6 +95,12 @@ class Replica:
             settings.max_forwards,
             (settings.max_body_memory or 512) * MIB // 2,
         )
+        self.telemetry = Telemetry(
+            settings, metrics, self.snapshots, self.replicas, self.events, lambda: self.forwarder.running
+        )
+        metrics.add(self.telemetry)
+        metrics.measure_scripts(scripts.names())
+        registry.on_run = metrics.observe_script
         self.limits = RequestLimits.of(settings, metrics)
         self.services = Services(
             self.dispatcher,
@@ -119,6 +128,7 @@ class Replica:
             self.sweeper.run,
             self.snapshots.run,
             self.replicas.run,
+            self.telemetry.run,
             self.poller.run,
             self.parents.run,
             self.capacities.run,

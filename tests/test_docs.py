@@ -19,7 +19,13 @@ README = (ROOT / "README.md").read_text()
 # The metadata of an editable installation may be older.
 VERSION = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["version"]
 PAGES = sorted([*ROOT.glob("*.md"), *DOCS.rglob("*.md"), *ROOT.glob("deploy/**/*.md")])
-SENDS_NO_RESPONSE = {"invalid_settings", "embedded_store", "controller_unreachable", "parent_unreachable"}
+SENDS_NO_RESPONSE = {
+    "invalid_settings",
+    "embedded_store",
+    "controller_unreachable",
+    "controller_refused",
+    "parent_unreachable",
+}
 FENCE = re.compile(r"^```.*?^```$", re.DOTALL | re.MULTILINE)
 
 

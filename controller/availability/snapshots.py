@@ -103,6 +103,11 @@ class SnapshotManager:
         return self._listing.workers if self._listing is not None else ()
 
     @property
+    def age(self) -> float:
+        """Age of the last snapshot in seconds. 0 if there is none."""
+        return time.monotonic() - self._snapshot.taken_at if self._snapshot is not None else 0.0
+
+    @property
     def capacities(self) -> CapacityList:
         """The capacities set at runtime, as of the last snapshot."""
         return self._capacities

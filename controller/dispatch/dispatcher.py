@@ -1,6 +1,7 @@
 """Chooses workers for requests: coalesces calls to Redis, falls back to degraded mode, and counts outcomes."""
 
 import contextlib
+import time
 from collections.abc import Sequence
 from typing import Final, NamedTuple
 
@@ -62,11 +63,13 @@ class Dispatcher:
     async def dispatch(self, model: str) -> MaybeStale[str]:
         """Choose a worker for one request and book it. Return its address, or "" if the model has no live worker."""
         if len(model) > MAX_MODEL_NAME_LENGTH:
-            return MaybeStale(self._no_worker().worker)
+            return MaybeStale(self._no_worker(model).worker)
+        began = time.perf_counter()
         request = Request(model)
         choice, snapshot_age = await self._dispatches.submit(request)
         if not choice.worker and snapshot_age is None:
             choice, snapshot_age = await self._verify(request)
+        self._metrics.dispatch_time.observe(time.perf_counter() - began)
         return MaybeStale(choice.worker, snapshot_age)
 
     async def dispatch_with_lease(
@@ -84,12 +87,14 @@ class Dispatcher:
         """
         lease_ms = max(1, round(1000 * (self._lease_time if lease_time is None else lease_time)))
         if len(model) > MAX_MODEL_NAME_LENGTH:
-            return MaybeStale(Leased(*self._no_worker()))
+            return MaybeStale(Leased(*self._no_worker(model)))
+        began = time.perf_counter()
         counted = token if self._max_leases_per_token else ""
         request = Request(model, lease_ms, counted)
         choice, snapshot_age = await self._dispatches.submit(request)
         if not choice.worker and not choice.lease and snapshot_age is None:
             choice, snapshot_age = await self._verify(request)
+        self._metrics.dispatch_time.observe(time.perf_counter() - began)
         if choice.lease == TOKEN_REFUSED:
             raise TooManyLeases(
                 f"The token {token} has {self._max_leases_per_token} active leases, which is the limit "
@@ -140,12 +145,12 @@ class Dispatcher:
         """Return the models of live workers, sorted: all, those of multimodal workers (True) or of others (False)."""
         return await self._model_lists.submit(multimodal)
 
-    def _no_worker(self) -> Choice:
+    def _no_worker(self, model: str) -> Choice:
         """Return the result for a model name that is too long to be registered.
 
         Redis is not called, because the name may be as long as a whole request body.
         """
-        self._metrics.dispatches_no_worker.inc()
+        self._metrics.dispatches.count("no_worker", model)
         return Choice()
 
     async def _dispatch_all(self, requests: Sequence[Request]) -> Sequence[MaybeStale[Choice] | Again]:
@@ -154,10 +159,15 @@ class Dispatcher:
         except StoreError as error:
             return self._dispatch_degraded([request.model for request in requests], error)
         self._metrics.dispatch_batches.inc()
-        handled = [choice for choice in choices if choice is not None]
-        # _verify() counts the requests without a worker.
-        self._metrics.dispatches_chosen.inc(sum(bool(choice.worker) for choice in handled))
-        self._metrics.dispatches_refused.inc(sum(choice.lease in _REFUSALS for choice in handled))
+        self._metrics.batch_size.observe(len(choices))
+        count_chosen = self._metrics.dispatches.chosen
+        for request, choice in zip(requests, choices, strict=True):  # _verify() counts those without a worker
+            if choice is None:
+                continue
+            if choice.worker:
+                count_chosen(request.model)
+            elif choice.lease in _REFUSALS:
+                self._metrics.dispatches.count("refused", request.model)
         return [AGAIN if choice is None else MaybeStale(choice) for choice in choices]
 
     async def _verify(self, request: Request) -> MaybeStale[Choice]:
@@ -170,16 +180,19 @@ class Dispatcher:
             with contextlib.suppress(StoreError):
                 [answer] = self._dispatch_degraded([request.model], error)
         if not answer.value.worker and not answer.value.lease:
-            self._metrics.dispatches_no_worker.inc()
+            self._metrics.dispatches.count("no_worker", request.model)
         return answer
 
     def _dispatch_degraded(self, models: Sequence[str], error: StoreError) -> list[MaybeStale[Choice]]:
         try:
             addresses, age = self._degraded.dispatch(models, error)
         except StoreError:
-            self._metrics.dispatches_store_unavailable.inc(len(models))
+            for model in models:
+                self._metrics.dispatches.count("store_unavailable", model)
             raise
-        self._metrics.dispatches_degraded.inc(len(models))
+        self._metrics.dispatches.know([model for model, address in zip(models, addresses, strict=True) if address])
+        for model in models:
+            self._metrics.dispatches.count("degraded", model)
         return [MaybeStale(Choice(address), age) for address in addresses]
 
     async def _find_all(self, finds: Sequence[Find]) -> list[MaybeStale[str]]:

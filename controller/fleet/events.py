@@ -171,6 +171,11 @@ class EventFeed:
             if not self._subscribers:
                 self._position = ""
 
+    @property
+    def followers(self) -> int:
+        """The number of subscribers."""
+        return len(self._subscribers)
+
     def stop(self) -> None:
         """End all subscriptions. The clients subscribe at another replica."""
         self._stopped = True

@@ -13,6 +13,7 @@ from controller.availability.snapshots import SnapshotManager
 from controller.domain.errors import ParentUnreachable, StoreError
 from controller.domain.hops import HEADER
 from controller.domain.worker import Worker, WorkerStatusTotal, total_status
+from controller.metrics import Metrics
 from controller.security.parent_addresses import ParentAddress
 from controller.store.registry import Registry
 from controller.upstream.parent import ParentClient
@@ -47,6 +48,7 @@ class Parents:
         name: str,
         interval: float,
         record: Callable[..., None],
+        metrics: Metrics,
     ) -> None:
         self._registry = registry
         self._breaker = snapshots.breaker
@@ -55,6 +57,7 @@ class Parents:
         self._name = name
         self._interval = interval
         self._record = record
+        self._metrics = metrics
         self._replica_id = secrets.token_hex(8)
         self._client = ParentClient(max(0.05, interval * _LOCK_TTL * 0.9), parents)
         self._sent_without_lock_at: dict[str, float] = {}  # by parent
@@ -142,6 +145,7 @@ class Parents:
             if register or not await self._client.heartbeat(parent, self._name, status.queue_length):
                 await self._register(parent, workers, status)
         except ParentUnreachable as error:
+            self._metrics.parent_heartbeats.labels("failed").inc()
             logged = self._failing.setdefault(parent, set())
             if not logged:
                 self._record("parent_failing", parent=parent, reason=type(error).__name__)
@@ -151,6 +155,7 @@ class Parents:
                 )
             logged.add(type(error))
             return False
+        self._metrics.parent_heartbeats.labels("accepted").inc()
         if parent in self._failing:
             logger.info("Parent %s accepts heartbeats again.", parent)
             del self._failing[parent]

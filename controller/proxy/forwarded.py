@@ -16,7 +16,8 @@ class Forwarded:
     The caller must close it. This ends the request and releases its lease, at once or after `read_on`.
 
     first: first piece of the body.
-    on_end: called once with the outcome, or with "" if the outcome was counted already.
+    on_end: called once with the outcome, or with "" if the outcome was counted already, and with the bytes that the
+        client was sent.
     read_on: called with this response if it is closed before its end. The function must call finish(). None if the
         worker ends the request when its connection is closed.
     """
@@ -26,7 +27,7 @@ class Forwarded:
         response: WorkerResponse,
         first: bytes,
         rest: AsyncGenerator[bytes],
-        on_end: Callable[[str], None],
+        on_end: Callable[[str, int], None],
         read_on: Callable[["Forwarded"], object] | None,
     ) -> None:
         self.status = response.status
@@ -39,13 +40,16 @@ class Forwarded:
         self._read_on = read_on
         self._outcome = "client_gone"
         self._closed = False
+        self._size = 0
 
     async def pieces(self) -> AsyncGenerator[bytes]:
         """Yield the body as it arrives. Call this once. Raises WorkerError if the response is incomplete."""
         try:
             if self._first:
+                self._size += len(self._first)
                 yield self._first
             async for piece in self._rest:
+                self._size += len(piece)
                 yield piece
         except WorkerError as error:
             self._outcome = "broken"
@@ -83,4 +87,4 @@ class Forwarded:
 
     def _end(self) -> None:
         self._response.close()
-        self._on_end(self._outcome)
+        self._on_end(self._outcome, self._size)

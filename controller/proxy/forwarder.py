@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import logging
+import time
 from collections.abc import AsyncGenerator, Callable, Coroutine, Mapping
 from typing import Final, NamedTuple
 
@@ -107,6 +108,11 @@ class Forwarder:
         """
         return await self._forward(_Request(model, path, body, self._headers(hops)))
 
+    @property
+    def running(self) -> int:
+        """The number of requests that are forwarded now, with those whose clients have left."""
+        return len(self._running) + len(self._left)
+
     async def close(self, time_limit: float, time_limit_of_left: float) -> None:
         """Wait for the requests whose clients have left, then for the releases of leases.
 
@@ -123,7 +129,7 @@ class Forwarder:
         return hop_headers(hops, self._cluster_id())
 
     async def _forward(self, request: "_Request") -> MaybeStale[Forwarded]:
-        if self._max_forwards and len(self._running) + len(self._left) >= self._max_forwards:
+        if self._max_forwards and self.running >= self._max_forwards:
             self._metrics.refusals.labels("forwards").inc()
             raise TooManyForwards(
                 f"This replica forwards {self._max_forwards} requests, which is its limit --max-forwards. Send the "
@@ -185,12 +191,14 @@ class Forwarder:
 
     async def _exchange(self, request: "_Request", leased: Leased) -> Forwarded:
         """Return the response of one worker. If this raises, the release of the lease has been started."""
+        began = time.perf_counter()
         self._renew_later(leased.lease)
         response = None
         try:
             response = await self._workers.post(leased.address, request.path, request.body, request.headers)
             pieces = await _pieces(response, request.frames)
             first = await anext(pieces, b"")
+            self._metrics.first_byte_time.observe(time.perf_counter() - began)
         except BaseException as error:
             if response is not None:
                 response.close()
@@ -203,8 +211,10 @@ class Forwarder:
         # The closures must not keep the request in memory, whose body may be large.
         request_id, frames = request.id, request.frames
 
-        def on_end(outcome: str) -> None:
+        def on_end(outcome: str, size: int) -> None:
             self._running.discard(request_id)
+            self._metrics.forward_time.observe(time.perf_counter() - began)
+            self._metrics.forwarded_bytes.inc(size)
             if outcome:
                 self._count(frames, outcome)
             self._end(leased)

@@ -20,7 +20,7 @@ from uvicorn.config import STARTUP_FAILURE
 from controller import __version__
 from controller.domain.errors import SettingsError, StoreError, StoreIncompatible
 from controller.logs import logging_config
-from controller.metrics import CounterMemory, Metrics
+from controller.metrics import Metrics, MetricsMemory
 from controller.replica import create_registry, create_replica
 from controller.security.networks import is_loopback, published_host
 from controller.security.tokens import TOKEN_PLANES
@@ -103,7 +103,7 @@ def check_exposure(settings: Settings, addresses: Iterable[str]) -> None:
 def create_app(
     settings: Settings,
     store: StoreUrl,
-    memory: CounterMemory | None,
+    memory: MetricsMemory | None,
     certificate: Certificate | None,
     arguments: ReplicaArguments | None = None,
 ) -> ASGIApp:
@@ -112,7 +112,7 @@ def create_app(
     memory: memory that the counters of all replicas share, or None if there is one replica.
     arguments: arguments from the supervisor, or None if there is one replica.
     """
-    metrics = Metrics(memory, arguments.slot if arguments else 0, settings.replicas)
+    metrics = Metrics(memory, arguments.slot if arguments else 0, settings.replicas, settings.dispatch_method)
     replica = create_replica(settings, store, metrics)
     shutdown = GracefulShutdown(settings, replica)
     if arguments is not None:
@@ -124,7 +124,7 @@ def _run(settings: Settings, store: StoreUrl, listeners: Sequence[socket.socket]
     """Run the replicas. Raises SystemExit if they cannot start. The log has the reason."""
     tls = Certificate(settings.ssl_certfile, settings.ssl_keyfile) if settings.ssl else None  # type: ignore[arg-type]
     config = uvicorn.Config(
-        partial(create_app, settings, store, _counter_memory(settings), tls),
+        partial(create_app, settings, store, _metrics_memory(settings), tls),
         factory=True,
         ssl_keyfile=settings.ssl_keyfile if settings.ssl else None,
         ssl_certfile=settings.ssl_certfile if settings.ssl else None,
@@ -204,11 +204,11 @@ async def _check_layout(settings: Settings, store: StoreUrl) -> None:
         await registry.close()
 
 
-def _counter_memory(settings: Settings) -> CounterMemory | None:
+def _metrics_memory(settings: Settings) -> MetricsMemory | None:
     if settings.replicas == 1:
         return None
     try:
-        return CounterMemory(settings.replicas)
+        return MetricsMemory(settings.replicas)
     except OSError as error:
         logger.warning(
             "The replicas cannot share memory: %s. GET /metrics returns the counters of one replica only.", error

@@ -34,12 +34,23 @@ class ServerSettings:
     shutdown_timeout: float = setting(
         30.0, "Time limit for running requests after --shutdown-delay. Then they are ended."
     )
+    target_utilization: float = setting(
+        0.8,
+        "Requests per slot that the metric controller_desired_workers aims at, for autoscalers.",
+    )
+    worker_metrics: str = setting(
+        "off",
+        "Whether /metrics has the queue length, capacity and heartbeat of each of the first 1,000 workers.",
+        choices=("on", "off"),
+    )
     log_level: str = setting("info", "Lowest level that is logged to standard error.", choices=_LOG_LEVELS)
 
     def check_server(self) -> None:
         """Raise SettingsError if a value is wrong."""
         if not 0 <= self.port <= 65535:
             raise SettingsError(f"--port must be from 0 to 65535, not {self.port}.")
+        if not 0 < self.target_utilization <= 100:
+            raise SettingsError(f"--target-utilization must be above 0 and at most 100, not {self.target_utilization}.")
         if not 1 <= self.replicas <= 256:
             raise SettingsError(f"--replicas must be from 1 to 256, not {self.replicas}.")
         checks.seconds(self, "shutdown_delay", "shutdown_timeout")

@@ -1,6 +1,7 @@
 """Runs the Lua scripts of one namespace."""
 
 import secrets
+import time
 from collections.abc import Callable, Sequence
 from itertools import islice
 from typing import Any, Final, TypeVar
@@ -35,6 +36,7 @@ class ScriptRunner:
     deadline: in seconds, see StoreCalls.
     booking_decay, booking_delay, default_capacities, max_workers, max_leases, max_workers_per_token,
     max_leases_per_token: as in the settings.
+    on_run: called after each run of a script, with its name and the seconds that it took. It must not raise.
     """
 
     def __init__(
@@ -63,6 +65,7 @@ class ScriptRunner:
         self._max_workers_per_token = max_workers_per_token
         self._max_leases_per_token = max_leases_per_token
         self._calls = StoreCalls(self._ping, deadline)
+        self.on_run: Callable[[str, float], None] = lambda _script, _seconds: None
         # Replies are kept for repeated calls and for the reconciler. Both may come as late as a replica takes to find
         # Redis again.
         self._reply_ttl_ms = max(_MIN_REPLY_TTL_MS, round(6_000 * deadline))
@@ -115,10 +118,13 @@ class ScriptRunner:
         return results
 
     async def _run(self, script: str, *arguments: str | int) -> Any:
+        began = time.perf_counter()
         try:
             return await self._calls.run(lambda: self._evaluate(script, arguments))
         except FAILURES as error:
             raise store_error(error) from error
+        finally:
+            self.on_run(script, time.perf_counter() - began)
 
     async def _evaluate(self, script: str, arguments: Sequence[str | int]) -> Any:
         """Run a script. redis-py loads it if Redis does not know it, but a flush may follow before it runs."""

@@ -16,23 +16,30 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import Field, fields
 from pathlib import Path
 from typing import Any, Final
+from unittest.mock import create_autospec
 
 import click
 
 ROOT: Final = Path(__file__).parents[2]
 sys.path.insert(0, str(ROOT))
 
+from controller.availability.snapshots import SnapshotManager  # noqa: E402
 from controller.cli.main import main as command_line  # noqa: E402
 from controller.domain import errors  # noqa: E402
 from controller.domain.events import KINDS  # noqa: E402
+from controller.fleet.events import EventFeed  # noqa: E402
+from controller.fleet.replicas import Replicas  # noqa: E402
+from controller.fleet.telemetry import Telemetry  # noqa: E402
 from controller.metrics import Metrics  # noqa: E402
 from controller.security.forward_paths import DEFAULT as DEFAULT_PATHS  # noqa: E402
-from controller.settings import GROUPS  # noqa: E402
+from controller.settings import GROUPS, Settings  # noqa: E402
 from controller.settings.declaration import environment_variables, flag  # noqa: E402
 from controller.store import keys  # noqa: E402
 from controller.web.routes.table import FALLBACK, ROUTES, Route  # noqa: E402
 from docs.scripts.http_examples import EXAMPLES, as_console  # noqa: E402
 
+# Labels whose values the page of the metrics lists.
+_LISTED: Final = ("outcome", "reason", "direction", "limit", "state")
 REFERENCE: Final = ROOT / "docs" / "reference"
 LUA: Final = ROOT / "lua"
 _BLOCK: Final = re.compile(r"(<!-- generated: ([a-z-]+)([^>\n]*) -->\n).*?(<!-- end -->)", re.DOTALL)
@@ -82,16 +89,28 @@ def forward_paths() -> str:
 
 
 def metrics() -> str:
-    """Return one row for each metric."""
+    """Return one row for each metric, as a replica without workers reports it."""
+    recorded = Metrics()
+    recorded.measure_scripts(["..."])
+    snapshots, replicas, events = (
+        create_autospec(kind, instance=True) for kind in (SnapshotManager, Replicas, EventFeed)
+    )
+    snapshots.workers.return_value, replicas.ids = (), ()
+    telemetry = Telemetry(Settings(worker_metrics="on"), recorded, snapshots, replicas, events, int)
     rows = []
-    for family in Metrics().collect():
-        labels: dict[str, list[str]] = {}
+    for family in [*recorded.collect(), *telemetry.collect()]:
+        labels: dict[str, list[str]] = {name: [] for name in getattr(family, "_labelnames", ())}
         for sample in family.samples:
             for name, value in sample.labels.items():
                 labels.setdefault(name, []).append(value)
-        shown = "<br>".join(f"{code(name)}: {', '.join(map(code, values))}" for name, values in labels.items())
-        rows.append((code(f"{family.name}_total"), shown, family.documentation))
-    return table("Metric | Labels | Counts", rows)
+        labels.pop("le", None)
+        shown = "<br>".join(
+            f"{code(name)}: {', '.join(map(code, dict.fromkeys(values)))}" if name in _LISTED else code(name)
+            for name, values in labels.items()
+        )
+        name = f"{family.name}_total" if family.type == "counter" else family.name
+        rows.append((code(name), family.type, shown, family.documentation))
+    return table("Metric | Type | Labels | Meaning", rows)
 
 
 def events() -> str:

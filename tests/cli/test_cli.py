@@ -43,6 +43,8 @@ VALUES: dict[str, tuple[str, Any]] = {
     "namespace": ("other", "other"),
     "heartbeat_expiration": ("30", 30.0),
     "replicas": ("4", 4),
+    "target_utilization": ("0.5", 0.5),
+    "worker_metrics": ("on", "on"),
     "worker_timeout": ("20", 20.0),
     "forward_tries": ("3", 3),
     "forward_paths": ("default,/x", "default,/x"),

@@ -19,6 +19,7 @@ from tests.deploy.compose import Compose, docker
 from tests.deploy.conftest import redis_url
 from tests.support.clients import Client
 from tests.support.invariants import check_invariants
+from tests.support.metrics import value
 from tests.support.waiting import wait_for_each, wait_until
 from tests.system.load import load
 from tests.system.processes import call, serves
@@ -169,8 +170,7 @@ async def test_the_cluster_is_scaled_from_3_to_6_under_load(cluster: Compose, fi
 def dispatches(replica: str) -> float:
     """Return the number of dispatches that a replica has counted."""
     text = httpx.get(f"{replica}/metrics").text
-    match = re.search(r'dispatches_total\{outcome="chosen"\} ([0-9.e+]+)', text)
-    return float(match[1]) if match else 0.0
+    return value(text, "controller_dispatches_total", outcome="chosen")
 
 
 async def test_replicas_are_killed_at_random_for_a_minute(cluster: Compose, figure: Figure) -> None:

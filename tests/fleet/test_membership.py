@@ -147,7 +147,7 @@ async def test_one_failed_call_counts_once_however_many_registrations_waited_for
         await asyncio.sleep(0.05)
     assert all(isinstance(result, StoreUnavailable) for result in results)
     failures = controller.metrics.store_failures
-    assert failures._row[failures._cell] == 2, "the call and the probe after it"
+    assert failures._cells[failures._cell] == 2, "the call and the probe after it"
 
 
 async def test_sweep_continues_after_an_outage(

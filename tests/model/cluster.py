@@ -204,7 +204,7 @@ class Cluster:
     def failures(self, replica: int) -> float:
         """Return the number of failed store calls."""
         counter = self.replicas[replica].metrics.store_failures
-        return counter._row[counter._cell]
+        return counter._cells[counter._cell]
 
     def breaker_is_open(self, replica: int) -> bool:
         """Return True if the circuit breaker of the replica is open."""

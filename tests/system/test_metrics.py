@@ -1,7 +1,6 @@
 """GET /metrics sums over replicas, also after temporary files are deleted and replicas are killed."""
 
 import os
-import re
 import signal
 from functools import partial
 from pathlib import Path
@@ -9,6 +8,7 @@ from pathlib import Path
 import httpx
 import pytest
 
+from tests.support.metrics import value
 from tests.support.waiting import wait_until
 from tests.system.conftest import Serve
 from tests.system.processes import ControllerProcess, serves
@@ -22,8 +22,7 @@ A = "http://127.0.0.1:9"
 def dispatches(controller: ControllerProcess) -> float:
     answer = httpx.get(f"{controller.url}/metrics")
     assert answer.status_code == 200
-    [chosen] = re.findall(r'^controller_dispatches_total\{outcome="chosen"\} (\S+)$', answer.text, re.MULTILINE)
-    return float(chosen)
+    return value(answer.text, "controller_dispatches_total", outcome="chosen")
 
 
 def both_replaced(controller: ControllerProcess, killed: set[int]) -> bool:

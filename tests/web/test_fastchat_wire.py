@@ -14,6 +14,7 @@ from controller.settings import Settings
 from controller.store import keys
 from controller.upstream.client import WorkerClient
 from tests.conftest import Store
+from tests.support.metrics import dispatches
 from tests.support.outage import Link
 from tests.support.samples import A, B, worker
 from tests.support.waiting import wait_until
@@ -163,8 +164,8 @@ async def test_metrics_count_calls_by_outcome(api: Api) -> None:
     response = await api.http.get("/metrics")
     assert response.headers["content-type"].startswith("text/plain; version=0.0.4")
     for line in (
-        'controller_dispatches_total{outcome="chosen"} 1.0',
-        'controller_dispatches_total{outcome="no_worker"} 1.0',
+        'controller_dispatches_total{method="shortest_queue",model="m",outcome="chosen"} 1.0',
+        'controller_dispatches_total{method="shortest_queue",model="(unknown)",outcome="no_worker"} 1.0',
         "controller_dispatch_batches_total 2.0",
         'controller_heartbeats_total{outcome="known"} 1.0',
         'controller_heartbeats_total{outcome="unknown"} 1.0',
@@ -267,7 +268,7 @@ class TestWithoutStore:
             await api.post("/receive_heart_beat", {"worker_name": A, "queue_length": 0})
         assert len([record for record in caplog.records if "Redis is unavailable (" in record.getMessage()]) == 1
         text = api.metrics.render().decode()
-        assert 'controller_dispatches_total{outcome="store_unavailable"} 3.0' in text
+        assert dispatches(text, "store_unavailable") == 3
         assert 'controller_heartbeats_total{outcome="store_unavailable"} 3.0' in text
         # The first request calls the store. All later attempts are background probes, not requests.
         assert re.search(r"controller_store_failures_total [1-3]\.0", text)

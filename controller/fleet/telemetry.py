@@ -1,0 +1,220 @@
+"""The metrics of the cluster, and those of this replica that are measured once a second."""
+
+import asyncio
+import math
+import resource
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Final
+
+from prometheus_client.core import GaugeMetricFamily, Metric
+from prometheus_client.registry import Collector
+
+from controller.availability.snapshots import SnapshotManager
+from controller.domain.worker import Worker
+from controller.fleet.events import EventFeed
+from controller.fleet.replicas import Replicas
+from controller.metrics import Metrics
+from controller.settings import Settings
+
+_INTERVAL: Final = 1.0
+_MAX_MODELS: Final = 1_000
+_MAX_WORKERS: Final = 1_000
+_PAGE_SIZE: Final = resource.getpagesize()
+_PREFIX: Final = "controller_cluster"
+
+
+@dataclass
+class _Load:
+    """The workers of a model together. capacity: of those whose capacity is known, which are `sized`."""
+
+    workers: int = 0
+    serving: int = 0
+    queue: int = 0
+    leases: int = 0
+    sized: int = 0
+    capacity: int = 0
+    queue_of_sized: int = 0
+
+    def add(self, worker: Worker) -> None:
+        """Add a worker. Draining workers still have requests, but no capacity for new ones."""
+        self.workers += 1
+        self.queue += worker.status.queue_length
+        self.leases += worker.leased
+        if worker.draining:
+            return
+        self.serving += not worker.failing
+        if worker.status.capacity is not None:
+            self.sized += 1
+            self.capacity += worker.status.capacity
+            self.queue_of_sized += worker.status.queue_length
+
+    def merge(self, other: "_Load") -> None:
+        """Add the workers of another load."""
+        for counted in fields(self):
+            setattr(self, counted.name, getattr(self, counted.name) + getattr(other, counted.name))
+
+    @property
+    def saturation(self) -> float:
+        """Running and waiting requests per slot, of the workers whose capacity is known. 0 without any."""
+        return self.queue_of_sized / self.capacity if self.capacity else 0.0
+
+    def desired_workers(self, target: float) -> int:
+        """Return how many workers of the same size would have the saturation `target`.
+
+        If no capacity is known, it is the number of workers that there are.
+        """
+        if not self.capacity:
+            return self.workers
+        return max(1, math.ceil(self.queue / (target * self.capacity / self.sized)))
+
+
+class Telemetry(Collector):
+    """Measures this replica once a second, and reports the cluster as the replica's last snapshot of Redis shows it.
+
+    Every replica reports the same figures of the cluster, so take the maximum of several replicas, not the sum. A model
+    that was seen once is reported as long as the replica lives, with 0 if it has no worker: an alert or an autoscaler
+    needs the 0.
+
+    forwards: returns the number of requests that this replica is forwarding.
+    """
+
+    def __init__(
+        self,
+        settings: Settings,
+        metrics: Metrics,
+        snapshots: SnapshotManager,
+        replicas: Replicas,
+        events: EventFeed,
+        forwards: Callable[[], int],
+    ) -> None:
+        self._target = settings.target_utilization
+        self._has_worker_labels = settings.worker_metrics == "on"
+        self._metrics = metrics
+        self._snapshots = snapshots
+        self._replicas = replicas
+        self._events = events
+        self._forwards = forwards
+        self._models: dict[str, None] = {}  # that were seen
+        self._measured_at = time.monotonic()
+        metrics.started_at.set(round(time.time(), 1))
+
+    async def run(self) -> None:
+        """Measure until cancelled."""
+        while True:
+            self.measure()
+            await asyncio.sleep(_INTERVAL)
+
+    def measure(self) -> None:
+        """Measure this replica now."""
+        metrics, now = self._metrics, time.monotonic()
+        is_available = self._snapshots.breaker.reason is None
+        if not is_available:
+            metrics.degraded_seconds.inc(now - self._measured_at)
+        self._measured_at = now
+        metrics.store_available.set(is_available)
+        metrics.snapshot_age.set(self._snapshots.age)
+        metrics.forwards.set(self._forwards())
+        metrics.followers.set(self._events.followers)
+        usage = resource.getrusage(resource.RUSAGE_SELF)
+        metrics.cpu_seconds.set(usage.ru_utime + usage.ru_stime)
+        metrics.memory_bytes.set(_resident_memory())
+        metrics.open_files.set(_open_files())
+        metrics.dispatches.know(self._snapshots.models(None))
+
+    def collect(self) -> Iterator[Metric]:
+        """Yield the metrics of the cluster for prometheus_client."""
+        workers = self._snapshots.workers()
+        yield from self._collect_models(workers)
+        states = GaugeMetricFamily(f"{_PREFIX}_workers", "Live workers, by state.", labels=["state"])
+        for state, count in _states(workers).items():
+            states.add_metric([state], count)
+        yield states
+        yield GaugeMetricFamily(f"{_PREFIX}_replicas", "Live replicas.", len(self._replicas.ids))
+        yield GaugeMetricFamily(
+            f"{_PREFIX}_oldest_heartbeat_seconds",
+            "Age of the oldest heartbeat of a live worker. 0 without workers.",
+            max((worker.heartbeat_age for worker in workers if worker.check_heart_beat), default=0.0),
+        )
+        if self._has_worker_labels:
+            yield from _collect_workers(workers[:_MAX_WORKERS])
+
+    def _collect_models(self, workers: Sequence[Worker]) -> Iterator[Metric]:
+        by_models: dict[tuple[str, ...], _Load] = {}  # many workers have the same hundreds of models
+        for worker in workers:
+            by_models.setdefault(worker.status.model_names, _Load()).add(worker)
+        loads: dict[str, _Load] = {}
+        for models, load in by_models.items():
+            for model in models:
+                if model in self._models or len(self._models) < _MAX_MODELS:
+                    self._models[model] = None
+                    loads.setdefault(model, _Load()).merge(load)
+        families = {
+            "workers": ("model_workers", "Live workers of a model."),
+            "serving": ("model_serving_workers", "Workers of a model that are neither draining nor failing."),
+            "queue": ("model_queue_length", "Running and waiting requests of the workers of a model."),
+            "leases": ("model_leases", "Active leases of the workers of a model."),
+            "capacity": ("model_capacity", "Requests that the workers of a model run at once, as far as it is known."),
+            "saturation": (
+                "model_saturation",
+                "Running and waiting requests per slot, of the workers whose capacity is known.",
+            ),
+        }
+        for attribute, (name, text) in families.items():
+            family = GaugeMetricFamily(f"{_PREFIX}_{name}", text, labels=["model"])
+            for model in self._models:
+                family.add_metric([model], getattr(loads.get(model, _Load()), attribute))
+            yield family
+        desired = GaugeMetricFamily(
+            "controller_desired_workers",
+            "Workers that a model needs for the saturation --target-utilization, for autoscalers.",
+            labels=["model"],
+        )
+        for model in self._models:
+            desired.add_metric([model], loads[model].desired_workers(self._target) if model in loads else 0)
+        yield desired
+
+
+def _states(workers: Sequence[Worker]) -> dict[str, int]:
+    counts = dict.fromkeys(("serving", "failing", "draining", "drained"), 0)
+    for worker in workers:
+        if worker.draining:
+            counts["drained" if worker.drained else "draining"] += 1
+        else:
+            counts["failing" if worker.failing else "serving"] += 1
+    return counts
+
+
+def _collect_workers(workers: Sequence[Worker]) -> Iterator[Metric]:
+    queues = GaugeMetricFamily(
+        f"{_PREFIX}_worker_queue_length", "Running and waiting requests of a worker.", labels=["worker"]
+    )
+    capacities = GaugeMetricFamily(
+        f"{_PREFIX}_worker_capacity", "Requests that a worker runs at once, if it is known.", labels=["worker"]
+    )
+    ages = GaugeMetricFamily(
+        f"{_PREFIX}_worker_heartbeat_seconds", "Age of the heartbeat of a worker.", labels=["worker"]
+    )
+    for worker in workers:
+        queues.add_metric([worker.name], worker.status.queue_length)
+        ages.add_metric([worker.name], worker.heartbeat_age)
+        if worker.status.capacity is not None:
+            capacities.add_metric([worker.name], worker.status.capacity)
+    yield from (queues, capacities, ages)
+
+
+def _resident_memory() -> int:
+    """Return the memory of this process in bytes. 0 where there is no /proc."""
+    try:
+        return int(Path("/proc/self/statm").read_text().split()[1]) * _PAGE_SIZE
+    except OSError:
+        return 0
+
+
+def _open_files() -> int:
+    try:
+        return sum(1 for _ in Path("/proc/self/fd").iterdir())
+    except OSError:
+        return 0
