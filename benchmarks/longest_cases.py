@@ -14,6 +14,7 @@ from controller.store.registry import (
     DrainCall,
     FailureCall,
     Find,
+    NewEvent,
     RemoveCall,
     Report,
 )
@@ -141,9 +142,14 @@ async def coordination(s: Subject) -> None:
     with s.registry.case("100 replicas"):
         for i in range(100):
             await s.registry.join_replicas(f"replica-{i}", 60.0)
+            await s.registry.list_replicas()
             await s.registry.check()
             await s.registry.acquire_job("job", f"replica-{i}", 60.0)
             await s.registry.complete_job("job", f"replica-{i}", 0.001, "result", 60.0)
+    with s.registry.case("1,000 events"):
+        for _ in range(10):
+            await s.registry.record_events([NewEvent("parent_failing", {"reason": "x" * 1_000})] * 50)
+        await s.registry.list_events("", 1_000)
 
 
 async def expired_leases(s: Subject) -> None:

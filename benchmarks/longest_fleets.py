@@ -90,7 +90,7 @@ class MeasuredRegistry(Registry):
         self._round += 1
 
     async def _run(self, script: str, *arguments: str | int) -> Any:
-        self.last_id = str(arguments[0])
+        self.last_id = str(arguments[0]) if arguments else ""
         if not self._case:
             return await super()._run(script, *arguments)
         time_before, processor_before = await self._used()

@@ -193,9 +193,14 @@ end
 
 local function choose(request, seq)
   local is_leased = request.lease_ttl > 0
-  local refusal = is_leased and lease_refusal(request, lease_limit, time, decays, #requests)
-  if refusal then
-    return "", refusal
+  if is_leased then
+    local refusal, has_ended = lease_refusal(request, lease_limit, time, decays, #requests)
+    if has_ended then
+      best_by_pool = nil -- workers cost less now
+    end
+    if refusal then
+      return "", refusal
+    end
   end
   local index = (is_leased or not decays) and "cost_index" or "decay_index"
   local best

@@ -57,7 +57,9 @@ async def test_token_is_sent_to_its_worker_with_each_kind_of_request(
                 assert (await api.post("/register_worker", body)).status_code == 200
                 assert len(server.requests) == 1
             await api.post("/refresh_all_workers")
-            polls = [asyncio.create_task(run()) for run in (api.replica.snapshots.run, api.replica.poller.run)]
+            replica = api.replica
+            loops = (replica.snapshots.run, replica.replicas.run, replica.poller.run)
+            polls = [asyncio.create_task(run()) for run in loops]
             try:
                 await wait_until(lambda: min(len(known.heads), len(stranger.heads)) > 3, "both workers are polled")
             finally:

@@ -178,7 +178,9 @@ async def test_refused_worker_is_deprioritised_by_a_poll(open_guarded: OpenApi) 
     async with open_guarded(poll_interval=0.1, snapshot_interval=0.05) as api:
         await api.registry.register(worker(METADATA))
         await api.registry.register(worker("http://127.0.0.1:1"))
-        loops = [asyncio.create_task(run()) for run in (api.replica.snapshots.run, api.replica.poller.run)]
+        replica = api.replica
+        runs = (replica.snapshots.run, replica.replicas.run, replica.poller.run)
+        loops = [asyncio.create_task(run()) for run in runs]
         try:
             await wait_until(lambda: failing(api, METADATA), "the worker is deprioritised")
             await wait_until(lambda: api.replica.poller._unreachable, "the other worker was polled as often")

@@ -100,6 +100,17 @@ def test_reconciliation_without_a_change_leaves_the_decay_as_it_is(machine: Regi
     machine.compare_states()
 
 
+def test_leases_that_expire_within_a_batch_lower_the_cost_of_their_worker(machine: RegistryMachine) -> None:
+    """The first request reads the costs of both pools, the second ends the leases of A, and the third needs that."""
+    a, b = NAMES[0], NAMES[2]
+    machine.register(name=a, status=WorkerStatus(("m", "o"), 1, 0, 2))
+    machine.dispatch(requested=[("m", True), ("m", True)])
+    machine.register(name=b, status=WorkerStatus(("m", "n"), 7.5, 0, 2))
+    machine.advance_time(by=20_000)
+    machine.dispatch(requested=[("m", False), ("n", True), ("m", False), ("m", False)])
+    machine.compare_states()
+
+
 @pytest.mark.deep
 @pytest.mark.usefixtures("store_clock")
 @pytest.mark.parametrize(("decays", "max_sets"), [(True, 24), (True, 0), (False, 24), (False, 1)])

@@ -7,6 +7,8 @@
     time    the time
     decays  true if bookings decay
     grants  how many leases the call may grant
+
+  Output: true if a lease was ended. What the caller has read of the loads of workers may be out of date then.
 ]]
 --- @include "end_lease" when called
 --- @include "key"
@@ -22,7 +24,7 @@ local function expire_for_grant(time, decays, grants)
     local limit = AT_FIRST + FOR_EACH * grants
     expired = redis.call("ZRANGEBYSCORE", key("leases"), "-inf", time, "LIMIT", 0, limit)
   end
-  local last = math.min(position + number, #expired)
+  local first, last = position, math.min(position + number, #expired)
   while position < last do
     position = position + 1
     end_lease(expired[position], time, decays, true)
@@ -30,4 +32,5 @@ local function expire_for_grant(time, decays, grants)
       break
     end
   end
+  return position > first
 end
