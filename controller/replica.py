@@ -96,7 +96,7 @@ class Replica:
             (settings.max_body_memory or 512) * MIB // 2,
         )
         self.telemetry = Telemetry(
-            settings, metrics, self.snapshots, self.replicas, self.events, lambda: self.forwarder.running
+            settings, metrics, self.snapshots, self.replicas, self.events, registry, lambda: self.forwarder.running
         )
         metrics.add(self.telemetry)
         metrics.measure_scripts(scripts.names())

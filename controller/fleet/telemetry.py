@@ -1,6 +1,8 @@
 """The metrics of the cluster, and those of this replica that are measured once a second."""
 
 import asyncio
+import contextlib
+import itertools
 import math
 import resource
 import time
@@ -13,13 +15,16 @@ from prometheus_client.core import GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
 from controller.availability.snapshots import SnapshotManager
+from controller.domain.errors import StoreError
 from controller.domain.worker import Worker
 from controller.fleet.events import EventFeed
 from controller.fleet.replicas import Replicas
 from controller.metrics import Metrics
 from controller.settings import Settings
+from controller.store.registry import Registry
 
 _INTERVAL: Final = 1.0
+_CHECK_EVERY: Final = 10  # intervals between two looks at the memory of Redis
 _MAX_MODELS: Final = 1_000
 _MAX_WORKERS: Final = 1_000
 _PAGE_SIZE: Final = resource.getpagesize()
@@ -88,6 +93,7 @@ class Telemetry(Collector):
         snapshots: SnapshotManager,
         replicas: Replicas,
         events: EventFeed,
+        registry: Registry,
         forwards: Callable[[], int],
     ) -> None:
         self._target = settings.target_utilization
@@ -96,6 +102,7 @@ class Telemetry(Collector):
         self._snapshots = snapshots
         self._replicas = replicas
         self._events = events
+        self._registry = registry
         self._forwards = forwards
         self._models: dict[str, None] = {}  # that were seen
         self._measured_at = time.monotonic()
@@ -103,8 +110,11 @@ class Telemetry(Collector):
 
     async def run(self) -> None:
         """Measure until cancelled."""
-        while True:
+        for number in itertools.count():
             self.measure()
+            if number % _CHECK_EVERY == 0:
+                with contextlib.suppress(StoreError):  # the circuit breaker has logged it
+                    await self._snapshots.breaker.call(self._registry.check)
             await asyncio.sleep(_INTERVAL)
 
     def measure(self) -> None:
@@ -137,6 +147,11 @@ class Telemetry(Collector):
             f"{_PREFIX}_oldest_heartbeat_seconds",
             "Age of the oldest heartbeat of a live worker. 0 without workers.",
             max((worker.heartbeat_age for worker in workers if worker.check_heart_beat), default=0.0),
+        )
+        used, limit = self._registry.memory
+        yield GaugeMetricFamily(f"{_PREFIX}_redis_memory_bytes", "Memory that Redis uses. 0 if it is unknown.", used)
+        yield GaugeMetricFamily(
+            f"{_PREFIX}_redis_max_memory_bytes", "Limit of the memory of Redis. 0 if there is none.", limit
         )
         if self._has_worker_labels:
             yield from _collect_workers(workers[:_MAX_WORKERS])

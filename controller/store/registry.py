@@ -61,7 +61,11 @@ class Registry(DispatchStore, WorkerStore, CapacityStore, LeaseStore, Coordinati
     Each method raises StoreUnavailable if Redis does not answer or cannot serve. Whether the operation took place is
     then unknown, and it may be repeated. ReplicaBusy means that the call was not sent. StoreRejection means a bug, or
     that another program wrote to our keys.
+
+    memory: the bytes that Redis used at the last check(), and its limit. 0 if it has none, or if INFO is not available.
     """
+
+    memory: tuple[int, int] = (0, 0)
 
     async def check(self) -> None:
         """Check that Redis takes writes and is set up to keep them. Raises StoreUnavailable with the reason if not.
@@ -78,7 +82,7 @@ class Registry(DispatchStore, WorkerStore, CapacityStore, LeaseStore, Coordinati
                 "the workers register again by themselves."
             )
         try:
-            policy = await self._eviction_policy()
+            policy = await self._read_memory()
         except FAILURES as error:
             if not (isinstance(error, NoPermissionError) or "unknown command" in str(error)):
                 raise store_error(error) from error
@@ -89,8 +93,10 @@ class Registry(DispatchStore, WorkerStore, CapacityStore, LeaseStore, Coordinati
                 "workers with them. Set it to noeviction."
             )
 
-    async def _eviction_policy(self) -> str:
+    async def _read_memory(self) -> str:
+        """Update `memory`. Return the eviction policy of Redis."""
         info = await self._calls.run(lambda: self._client.info("memory", **self._own_node()))
+        self.memory = int(info.get("used_memory", 0)), int(info.get("maxmemory", 0))
         return str(info.get("maxmemory_policy", "noeviction"))
 
     async def reconnect(self) -> None:

@@ -35,6 +35,7 @@ from controller.security.forward_paths import DEFAULT as DEFAULT_PATHS  # noqa: 
 from controller.settings import GROUPS, Settings  # noqa: E402
 from controller.settings.declaration import environment_variables, flag  # noqa: E402
 from controller.store import keys  # noqa: E402
+from controller.store.registry import Registry  # noqa: E402
 from controller.web.routes.table import FALLBACK, ROUTES, Route  # noqa: E402
 from docs.scripts.http_examples import EXAMPLES, as_console  # noqa: E402
 
@@ -92,11 +93,10 @@ def metrics() -> str:
     """Return one row for each metric, as a replica without workers reports it."""
     recorded = Metrics()
     recorded.measure_scripts(["..."])
-    snapshots, replicas, events = (
-        create_autospec(kind, instance=True) for kind in (SnapshotManager, Replicas, EventFeed)
-    )
-    snapshots.workers.return_value, replicas.ids = (), ()
-    telemetry = Telemetry(Settings(worker_metrics="on"), recorded, snapshots, replicas, events, int)
+    kinds = (SnapshotManager, Replicas, EventFeed, Registry)
+    snapshots, replicas, events, registry = (create_autospec(kind, instance=True) for kind in kinds)
+    snapshots.workers.return_value, replicas.ids, registry.memory = (), (), (0, 0)
+    telemetry = Telemetry(Settings(worker_metrics="on"), recorded, snapshots, replicas, events, registry, int)
     rows = []
     for family in [*recorded.collect(), *telemetry.collect()]:
         labels: dict[str, list[str]] = {name: [] for name in getattr(family, "_labelnames", ())}

@@ -86,6 +86,14 @@ async def test_a_replica_measures_itself(store: Store, replica: Open) -> None:
     assert value(text, "controller_build_info") == 1
 
 
+async def test_memory_of_redis(store: Store, replica: Open) -> None:
+    controller = replica()
+    await controller.registry.check()
+    used = value(await rendered(controller), "controller_cluster_redis_memory_bytes")
+    assert (used == 0) == (store.kind == "fakeredis"), "fakeredis has no INFO memory"
+    assert value(await rendered(controller), "controller_cluster_redis_max_memory_bytes") == 0
+
+
 @pytest.mark.skipif(not shutil.which("promtool"), reason="promtool is not installed")
 async def test_promtool_finds_nothing_to_improve(store: Store, replica: Open) -> None:
     await store.registry().register(worker(A, capacity=4))

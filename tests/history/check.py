@@ -154,7 +154,7 @@ def _check_leases(this: Round) -> list[str]:
     lost_calls = sum(
         isinstance(each.call, Dispatch) and bool(each.call.lease_ms) and not each.has_answer for each in this.operations
     )
-    lost_calls += len(_forgotten(this))
+    lost_calls += len(_lost_with_replica(this))
     expected = this.before.leases | set(granted)
     lost = expected - perhaps - this.after.leases
     extra = this.after.leases - expected
@@ -172,8 +172,8 @@ def _check_leases(this: Round) -> list[str]:
     return problems
 
 
-def _forgotten(this: Round) -> list[Operation]:
-    """Return the dispatches that a killed replica may have answered from its snapshot, and could not settle any more.
+def _lost_with_replica(this: Round) -> list[Operation]:
+    """Return the dispatches that a killed replica may have answered from its snapshot, and then could not reconcile.
 
     On a busy machine, a call to Redis may take longer than the replica waits for it.
     """
@@ -194,7 +194,7 @@ def _check_bookings(this: Round) -> list[str]:
         extra = 0
         for name in this.models[model]:
             added = _untracked(this, name, False) - _untracked(this, name, True)
-            if added < booked[name] - sum(each.worker == name for each in _forgotten(this)):
+            if added < booked[name] - sum(each.worker == name for each in _lost_with_replica(this)):
                 problems.append(f"{name} got {booked[name]} requests without leases, but {added} were booked")
             extra += added - booked[name]
         if extra > unknown:
