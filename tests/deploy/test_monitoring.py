@@ -28,6 +28,21 @@ def test_each_alert_has_a_test_in_which_it_fires() -> None:
     assert fired == {alert["alert"] for alert in ALERTS}
 
 
+@pytest.mark.skipif(not shutil.which("promtool"), reason="promtool is not installed")
+def test_promtool_accepts_the_configuration(tmp_path: Path) -> None:
+    text = (MONITORING / "prometheus.yaml").read_text().replace("/etc/prometheus/", f"{MONITORING}/")
+    (tmp_path / "prometheus.yaml").write_text(text)
+    command = ("promtool", "check", "config", tmp_path / "prometheus.yaml")
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+def test_the_scaled_object_asks_for_a_metric_that_exists() -> None:
+    [trigger] = yaml.safe_load((MONITORING / "scaled-object.yaml").read_text())["spec"]["triggers"]
+    [metric] = re.findall(r"controller_\w+", trigger["metadata"]["query"])
+    assert f"| `{metric}` | gauge | `model` |" in (ROOT / "docs/reference/metrics.md").read_text()
+
+
 @pytest.mark.parametrize("alert", ALERTS, ids=lambda alert: str(alert["alert"]))
 def test_alerts_use_metrics_that_exist_and_are_in_the_runbook(alert: dict[str, object]) -> None:
     documented = set(re.findall(r"(?m)^\| `(\w+)`", (ROOT / "docs/reference/metrics.md").read_text()))
