@@ -1,6 +1,8 @@
-"""Measure what tokens cost a dispatch over HTTP: processor time of a replica with tokens, and of one without, in turns.
+"""Measure what something costs a dispatch over HTTP: processor time of replicas with and without it, in turns.
 
-    python benchmarks/tokens.py [--rounds 12] [--requests 8000]
+    python benchmarks/dispatch_cost.py tokens [--rounds 12] [--requests 8000]
+    python benchmarks/dispatch_cost.py viewers         ten clients follow the events, one reads /metrics each second
+    python benchmarks/dispatch_cost.py against CLONE   this checkout, against another one
 
 Each replica is a process with an embedded store. Clients keep their connections, and send what FastChat's clients send.
 The processor time of the replica is measured, because other load of the machine changes it less than the time on the
@@ -17,11 +19,15 @@ import tempfile
 from base64 import b64encode
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from typing import Final
 
 import psutil
 from ports import free_port
 from rich.progress import track
 
+ROOT: Final = Path(__file__).parents[1]
+VIEWERS: Final = 10
 SECRET = "0123456789abcdef0123456789abcdef"  # noqa: S105 - of this run only
 CONNECTIONS = 16
 WORKER = (
@@ -63,13 +69,14 @@ class Subject:
 
 
 @contextmanager
-def replica(secret: str) -> Iterator[Subject]:
+def replica(secret: str = "", root: Path = ROOT) -> Iterator[Subject]:
+    """Start a replica of a checkout."""
     port = free_port()
-    tokens = {"CONTROLLER_ADMIN_TOKENS": f"ops={secret}"} if secret else {}
+    variables = {"PYTHONPATH": str(root), **({"CONTROLLER_ADMIN_TOKENS": f"ops={secret}"} if secret else {})}
     with tempfile.TemporaryDirectory(prefix="cb-") as directory:
         address = ["--host", "127.0.0.1", "--port", str(port), "--data-dir", f"{directory}/data"]
         command = [sys.executable, "-m", "controller", "serve", *address, "--poll-interval", "0"]
-        process = subprocess.Popen(command, env={**os.environ, **tokens}, stderr=subprocess.DEVNULL)
+        process = subprocess.Popen(command, cwd=root, env={**os.environ, **variables}, stderr=subprocess.DEVNULL)
         try:
             yield Subject(psutil.Process(process.pid), port, secret)
         finally:
@@ -85,26 +92,61 @@ async def ready(subject: Subject) -> None:
             await asyncio.sleep(0.1)
 
 
+async def follow(port: int) -> None:
+    """Follow the events of a replica until cancelled."""
+    reader, writer = await asyncio.open_connection("127.0.0.1", port)
+    writer.write(b"GET /events HTTP/1.1\r\nHost: localhost\r\nAccept: text/event-stream\r\n\r\n")
+    try:
+        while await reader.read(65536):
+            pass
+    finally:
+        writer.close()
+
+
+async def scrape(port: int) -> None:
+    """Read the metrics of a replica each second until cancelled."""
+    while True:
+        reader, writer = await asyncio.open_connection("127.0.0.1", port)
+        writer.write(b"GET /metrics HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n")
+        await reader.read()
+        writer.close()
+        await asyncio.sleep(1)
+
+
 async def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("what", choices=("tokens", "viewers", "against"))
+    parser.add_argument("clone", nargs="?", type=Path, default=ROOT, help="the other checkout, for `against`")
     parser.add_argument("--rounds", type=int, default=12)
     parser.add_argument("--requests", type=int, default=8_000)
     arguments = parser.parse_args()
     with ExitStack() as stack:
-        subjects = [stack.enter_context(replica(secret)) for secret in ("", SECRET)]
+        plain = stack.enter_context(replica(root=arguments.clone.resolve()))
+        changed = stack.enter_context(replica(SECRET if arguments.what == "tokens" else ""))
+        subjects = [plain, changed]
         for subject in subjects:
             await ready(subject)
+        viewers = (
+            [asyncio.create_task(follow(changed.port)) for _ in range(VIEWERS)] if arguments.what == "viewers" else []
+        )
+        if viewers:
+            viewers.append(asyncio.create_task(scrape(changed.port)))
+        for subject in subjects:
             await subject.cost(arguments.requests)
         costs: list[tuple[float, float]] = []
         for number in track(range(arguments.rounds), "measuring"):
             order = (0, 1) if number % 2 else (1, 0)
             found = {which: await subjects[which].cost(arguments.requests) for which in order}
             costs.append((found[0], found[1]))
-    without, with_tokens = (statistics.median(column) for column in zip(*costs, strict=True))
+        for viewer in viewers:
+            viewer.cancel()
+        await asyncio.gather(*viewers, return_exceptions=True)
+    before, after = (statistics.median(column) for column in zip(*costs, strict=True))
     ratios = sorted(each[0] / each[1] for each in costs)
-    print(f"processor time of a dispatch: {without:.1f} us without tokens, {with_tokens:.1f} us with tokens (medians)")
-    share = f"{statistics.median(ratios):.3f} of those without; rounds {ratios[0]:.3f} to {ratios[-1]:.3f}"
-    print(f"dispatches with tokens: {share}")
+    names = {"against": ("there", "here")}.get(arguments.what, ("without", f"with {arguments.what}"))
+    print(f"processor time of a dispatch: {before:.1f} us {names[0]}, {after:.1f} us {names[1]} (medians)")
+    share = f"{statistics.median(ratios):.3f} of those {names[0]}; rounds {ratios[0]:.3f} to {ratios[-1]:.3f}"
+    print(f"dispatches {names[1]}: {share}")
 
 
 if __name__ == "__main__":
