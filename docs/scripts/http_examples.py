@@ -218,7 +218,7 @@ EXAMPLES: Final = (
     Example("/refresh_all_workers"),
     Example(
         "/metrics",
-        response=Text(["controller_cluster_replicas 3.0", "..."]),
+        response=Text(["controller_cluster_replicas 1.0", "..."]),
         note="An excerpt. [Metrics](metrics.md) lists them all.",
     ),
     Example("/test_connection", response="success"),
