@@ -107,7 +107,7 @@ def _change(
 @click.command()
 @controller_address
 def refresh(controller_address: str) -> None:
-    """Probe all workers now. Those that fail two probes are removed."""
+    """Probe all workers now. A worker that fails two probes is removed."""
     from controller.cli.operations import refresh_workers  # imported late, so that --help stays fast
 
     run(refresh_workers(controller_address))

@@ -112,7 +112,7 @@ class EventFeed:
                 self._publish(_Read(self._position, (), False, self._position))  # so that the connections stay open
 
     async def list(self, after: str, count: int) -> Events:
-        """Return at most `count` events: those that follow the event `after`, or the last ones for "".
+        """Return at most `count` events that follow the event `after`. With "", return the last ones.
 
         Raises StoreError.
         """

@@ -1,6 +1,6 @@
 """The counters of dispatches, by model and outcome."""
 
-from collections import Counter
+from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from typing import Final
 
@@ -57,9 +57,9 @@ class DispatchCounters:
 
 def sums(rows: Sequence[Row], first: int) -> Mapping[tuple[str, str], float]:
     """Return the dispatches by model and outcome, as sums over rows."""
-    total: Counter[tuple[str, str]] = Counter()
+    total: defaultdict[tuple[str, str], float] = defaultdict(float)
     for row in rows:
         for number, model in enumerate([UNKNOWN, OTHER, *row.names()]):
             for place, outcome in enumerate(OUTCOMES):
-                total[model, outcome] += row.cells[first + number * len(OUTCOMES) + place]  # type: ignore[assignment]
+                total[model, outcome] += row.cells[first + number * len(OUTCOMES) + place]
     return total

@@ -47,7 +47,7 @@ def all_settings() -> tuple["Field[Any]", ...]:
 
 
 def public_values(settings: Settings) -> dict[str, object]:
-    """Return the values of all settings, by name, without those that have a secret in them. They can be JSON."""
+    """Return the values of the settings by name, ready for JSON. Settings that contain a secret are left out."""
     return {setting.name: _plain(getattr(settings, setting.name)) for setting in all_settings() if setting.repr}
 
 

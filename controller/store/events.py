@@ -37,7 +37,7 @@ class EventStore(ScriptRunner):
         await self._run_each("record_events", self._repeatable, events, lambda event: (_encode(event),))
 
     async def list_events(self, after: str, count: int) -> EventPage:
-        """Return at most `count` events: those that follow the event with the id `after`, or the last ones for "".
+        """Return at most `count` events that follow the event with the id `after`. With "", return the last ones.
 
         Raises EventsUnavailable if Redis cannot read the stream.
         """

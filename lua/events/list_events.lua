@@ -6,7 +6,7 @@
 
   Input:
     KEYS[1]  {<namespace>}
-    ARGV[1]  after: the id of an event, to list those that follow it; '0-0' for the first ones, '' for the last ones
+    ARGV[1]  after: the id of an event, whose successors are listed; '0-0' lists the first events, '' the last events
     ARGV[2]  count: how many to list at most
 
   Output:

@@ -24,7 +24,7 @@ async def described(store: Store) -> dict[str, Any]:
 
 
 async def test_a_replica_joins_with_its_description_and_leaves_at_once(store: Store, replica: Open) -> None:
-    """Also one that does not poll."""
+    """A replica that does not poll workers joins, too."""
     controller = replica(poll_interval=0.0, port=21001)
     replicas = controller.replicas
     await replicas.join()

@@ -22,7 +22,7 @@ _HEADERS: Final = {"cache-control": "no-store", "x-accel-buffering": "no"}  # ng
 async def events(
     services: Services, query: Mapping[str, str], headers: Mapping[str, str], is_admitted: Callable[[], bool]
 ) -> Answer | Response:
-    """List what happened in the cluster, oldest first: the last events, or those that follow the event `after`.
+    """List events of the cluster, oldest first. With `after`, list those that follow that event, otherwise the last.
 
     `limit` is the number of events, 100 by default and 1,000 at most. Each line of the response is a JSON object. With
     `follow=true` the response goes on with new events as they happen, and with `after` it begins with all that follow.

@@ -1,9 +1,9 @@
 --[[
-  Record the models that have got their first worker, and those that have lost their last one.
+  Record an event for models that have got their first worker, and one for models that have lost their last worker.
 
   Input:
     appeared  an array of names
-    vanished  an array of names. Those that are in `appeared`, too, have not changed, and are in no event
+    vanished  an array of names. A model that is also in `appeared` has not changed, and gets no event
 ]]
 --- @include "encode_models"
 --- @include "record_event"
