@@ -18,6 +18,7 @@ import tempfile
 import time
 from collections.abc import AsyncIterator, Callable, Iterator
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -218,18 +219,16 @@ def store_clock(monkeypatch: pytest.MonkeyPatch) -> None:
 class Store:
     """A server to test on, with a namespace for one test.
 
-    client: the registry's client, which also has the rights that a test needs.
-    test_client: the test's own client. It stays connected when a replica drops its connections.
-    restricted_client: the registry's client instead, if the replicas have a user with few rights.
+    client: the test's own client. It stays connected when a replica drops its connections.
+    connect: opens the client of a registry. It may have fewer rights than that of the test.
     decays: True if a registry with decaying bookings was opened.
     registries: those that were opened.
     """
 
     kind: str
     client: Client
-    test_client: Client
+    connect: Callable[[], Client]
     namespace: str
-    restricted_client: Client | None = None
     decays: bool = False
     registries: list[Registry] = field(default_factory=list)
 
@@ -241,7 +240,7 @@ class Store:
     @property
     def replica_url(self) -> StoreUrl:
         """Return the URL of a real server as a replica gets it, with its user."""
-        return rights.as_user(self.url, "controller") if self.restricted_client else parse_store_url(self.url)
+        return rights.as_user(self.url, "controller") if "acl" in self.kind else parse_store_url(self.url)
 
     def registry(self, suffix: str = "", **options: Any) -> Registry:
         """Open a registry as a replica does. Any number of registries may share the store.
@@ -249,9 +248,7 @@ class Store:
         suffix: appended to the namespace, whose keys are not checked after the test then.
         """
         self.decays = self.decays or bool(options.get("booking_decay") and not suffix)
-        opened = Registry(
-            self.restricted_client or self.client, self.namespace + suffix, **{**WITHOUT_DECAY, **options}
-        )
+        opened = Registry(self.connect(), self.namespace + suffix, **{**WITHOUT_DECAY, **options})
         self.registries.append(opened)
         return opened
 
@@ -264,21 +261,19 @@ class Store:
 @contextlib.asynccontextmanager
 async def open_store(request: pytest.FixtureRequest, kind: str) -> AsyncIterator[Store]:
     namespace = f"test-{next(_namespaces)}"
-    client: Client
-    test_client: Client
-    restricted_client: Client = None
+    open_client: Callable[[], Client]
     if kind == "fakeredis":
-        server = fakeredis.FakeServer()
-        client, test_client = (fakeredis.FakeAsyncRedis(server=server, decode_responses=True) for _ in range(2))
+        open_client = partial(fakeredis.FakeAsyncRedis, server=fakeredis.FakeServer(), decode_responses=True)
+        client = open_client()
     elif kind == "redis-server-acl":
         url = request.getfixturevalue("redis_server_acl_url")
-        client, test_client = (connect(rights.as_user(url, "admin"), timeout=60.0) for _ in range(2))
-        restricted_client = connect(rights.as_user(url, "controller"), timeout=60.0)
+        client = connect(rights.as_user(url, "admin"), timeout=60.0)
+        open_client = partial(connect, rights.as_user(url, "controller"), timeout=60.0)
     else:
-        url = request.getfixturevalue(f"{kind.replace('-', '_')}_url")
-        client, test_client = (connect(url, timeout=60.0) for _ in range(2))
+        open_client = partial(connect, request.getfixturevalue(f"{kind.replace('-', '_')}_url"), timeout=60.0)
+        client = open_client()
     await wait_until(lambda: answers(client), f"{kind} responds")
-    store = Store(kind, client, test_client, namespace, restricted_client)
+    store = Store(kind, client, open_client, namespace)
     monkeypatch = pytest.MonkeyPatch()
     if kind == "fakeredis":
         budget.no_time_limit(monkeypatch)
@@ -294,9 +289,7 @@ async def open_store(request: pytest.FixtureRequest, kind: str) -> AsyncIterator
         monkeypatch.undo()
         for registry in store.registries:
             await registry.close()  # a call that took long on a slow machine may have started a ping
-        for each in (client, test_client, restricted_client):
-            if each is not None:
-                await each.aclose()
+        await client.aclose()
 
 
 async def answers(client: Client) -> bool:

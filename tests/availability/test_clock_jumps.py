@@ -40,12 +40,12 @@ def jump_clock(monkeypatch: pytest.MonkeyPatch) -> Jump:
 
 async def seconds_left(store: Store, name: str) -> float:
     """Return the time until a worker's heartbeat expires."""
-    milliseconds: int = await store.test_client.pttl(keys.heartbeat(store.namespace, name))
+    milliseconds: int = await store.client.pttl(keys.heartbeat(store.namespace, name))
     return milliseconds / 1000
 
 
 async def set_seconds_left(store: Store, name: str, seconds: float) -> None:
-    await store.test_client.pexpire(keys.heartbeat(store.namespace, name), round(1000 * seconds))
+    await store.client.pexpire(keys.heartbeat(store.namespace, name), round(1000 * seconds))
 
 
 async def test_workers_with_heartbeats_that_a_jump_ahead_expired_are_restored(
@@ -106,7 +106,7 @@ async def test_heartbeats_expire_in_time_after_the_clock_was_set_back(
     assert 30 < await seconds_left(store, A) <= 40
     assert 80 < await seconds_left(store, B) <= 90
     assert caplog.text.count("set back by 3600.0 s") == 2, "each replica logs the jump"
-    scores = dict(await store.test_client.zrange(keys.workers(store.namespace), 0, -1, withscores=True))
+    scores = dict(await store.client.zrange(keys.workers(store.namespace), 0, -1, withscores=True))
     assert all(score < 1000 * (time.time() + 91) for score in scores.values()), "the sweep finds them when they expire"
 
 
@@ -134,12 +134,12 @@ async def test_leases_expire_in_time_after_the_clock_was_set_back(
         await dispatch_shortest_queue(registry, asks(["m"] * 300, lease_ms=60_000) + asks(["m"], lease_ms=5_000_000))
     )
     key = keys.leases(store.namespace)
-    for lease, ends_at in await store.test_client.zrange(key, 0, -1, withscores=True):
-        await store.test_client.zadd(key, {lease: ends_at + 3_600_000})
+    for lease, ends_at in await store.client.zrange(key, 0, -1, withscores=True):
+        await store.client.zadd(key, {lease: ends_at + 3_600_000})
     jump_clock(-3600)
     await controller.snapshots.refresh()
     now = 1000 * time.time()
-    ends = {lease: ends_at - now for lease, ends_at in await store.test_client.zrange(key, 0, -1, withscores=True)}
+    ends = {lease: ends_at - now for lease, ends_at in await store.client.zrange(key, 0, -1, withscores=True)}
     assert len(ends) == 301
     assert all(0 < ends[lease] <= 61_000 for lease in leases[:-1])
     assert 4_000_000 < ends[leases[-1]] <= 5_001_000
@@ -155,14 +155,14 @@ async def test_locks_that_last_too_long_can_be_acquired(store: Store) -> None:
     await store.expire_heartbeat(A)
     await registry.join_replicas("dead", 3.0)
     for key in (keys.job(store.namespace, "x"), keys.sweep(store.namespace), keys.refresh(store.namespace)):
-        assert await store.test_client.pexpire(key, 3_600_000), key
-    await store.test_client.zadd(keys.replicas(store.namespace), {"dead": 1000 * (time.time() + 3600)})
+        assert await store.client.pexpire(key, 3_600_000), key
+    await store.client.zadd(keys.replicas(store.namespace), {"dead": 1000 * (time.time() + 3600)})
     assert await registry.acquire_job("x", "live", 1.0, max_pause=10.0) == (True, "")
     assert await registry.refresh_lock(20.0).acquire()
     assert not await registry.refresh_lock(20.0).acquire(), "it is held, and its TTL is possible"
     assert await registry.sweep(1.0) == [A]
     await registry.join_replicas("live", 3.0)
-    expires_at = await store.test_client.zscore(keys.replicas(store.namespace), "dead")
+    expires_at = await store.client.zscore(keys.replicas(store.namespace), "dead")
     assert expires_at is not None
     assert expires_at < 1000 * (time.time() + 4)
 

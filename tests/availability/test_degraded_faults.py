@@ -25,20 +25,20 @@ from tests.support.waiting import wait_until
 
 @contextlib.asynccontextmanager
 async def setting(store: Store, name: str, value: str, original: str) -> AsyncIterator[None]:
-    await store.test_client.config_set(name, value)
+    await store.client.config_set(name, value)
     try:
         yield
     finally:
-        await store.test_client.config_set(name, original)
+        await store.client.config_set(name, original)
 
 
 @contextlib.asynccontextmanager
 async def demoted(store: Store) -> AsyncIterator[None]:
-    await store.test_client.replicaof("127.0.0.1", "1")
+    await store.client.replicaof("127.0.0.1", "1")
     try:
         yield
     finally:
-        await store.test_client.replicaof("NO", "ONE")
+        await store.client.replicaof("NO", "ONE")
 
 
 @contextlib.asynccontextmanager
@@ -57,7 +57,7 @@ async def busy(store: Store) -> AsyncIterator[None]:
         yield
     finally:
         with contextlib.suppress(Exception):
-            await store.test_client.script_kill()
+            await store.client.script_kill()
         with contextlib.suppress(Exception):
             await endless
         await other.aclose()
@@ -65,7 +65,7 @@ async def busy(store: Store) -> AsyncIterator[None]:
 
 async def answers_busy(store: Store) -> bool:
     try:
-        await store.test_client.ping()
+        await store.client.ping()
     except ResponseError:
         return True
     return False
@@ -74,9 +74,9 @@ async def answers_busy(store: Store) -> bool:
 @contextlib.asynccontextmanager
 async def refusing(store: Store) -> AsyncIterator[None]:
     """Refuse new connections, and close the existing ones."""
-    before = (await store.test_client.config_get("maxclients"))["maxclients"]
+    before = (await store.client.config_get("maxclients"))["maxclients"]
     async with setting(store, "maxclients", "1", before):
-        await store.test_client.client_kill_filter(_type="normal", skipme=True)
+        await store.client.client_kill_filter(_type="normal", skipme=True)
         yield
 
 
@@ -96,7 +96,7 @@ async def test_dispatch_continues_during_a_fault_and_books_each_request_once(
 ) -> None:
     if store.kind == "fakeredis":
         pytest.skip("fakeredis cannot simulate these faults")
-    await store.test_client.config_set("busy-reply-threshold", "50")
+    await store.client.config_set("busy-reply-threshold", "50")
     registry: Registry = store.registry(deadline=5.0)
     for name in (A, B):
         await registry.register(worker(name))

@@ -110,9 +110,9 @@ async def test_rejected_reconciliation_is_dropped(store: Store) -> None:
     await registry.register(worker(A))
     await registry.register(worker(B, "n"))
     index = keys.decay_index(store.namespace, "n")
-    entries = await store.test_client.zrange(index, 0, -1, withscores=True)
-    await store.test_client.delete(index)
-    await store.test_client.set(index, "of another program")
+    entries = await store.client.zrange(index, 0, -1, withscores=True)
+    await store.client.delete(index)
+    await store.client.set(index, "of another program")
     reconciler = Reconciler(registry)
     reconciler.add_bookings([A, B])
     [report] = split({A: 1, B: 1}, [], 0)
@@ -121,8 +121,8 @@ async def test_rejected_reconciliation_is_dropped(store: Store) -> None:
             await call()
     with pytest.raises(StoreRejection, match="an earlier run of it has failed"):
         await registry.reconcile(report)
-    await store.test_client.delete(index)
-    await store.test_client.zadd(index, dict(entries))
+    await store.client.delete(index)
+    await store.client.zadd(index, dict(entries))
     await reconciler.reconcile()
     assert (await queue_lengths(store))[A] == 2, "each report counted once"
 
@@ -133,7 +133,7 @@ async def test_reconciliation_id_is_kept_while_a_replica_may_repeat_it(store: St
     [reconciliation] = split({A: 1}, ["lost"], 0)
     await registry.reconcile(reconciliation)
     for request_id in (f"{reconciliation.request_id}-0", "lost"):
-        assert 300_000 < await store.test_client.pttl(keys.reply(store.namespace, request_id)) <= 600_000
+        assert 300_000 < await store.client.pttl(keys.reply(store.namespace, request_id)) <= 600_000
 
 
 async def test_split_returns_nothing_if_there_is_nothing_to_report(store: Store) -> None:
@@ -141,10 +141,10 @@ async def test_split_returns_nothing_if_there_is_nothing_to_report(store: Store)
     assert split({}, [], 0) == []
     [reconciliation] = split({}, [], 1000)
     await registry.reconcile(reconciliation)
-    assert await store.test_client.get(keys.sequence(store.namespace)) == "1000"
+    assert await store.client.get(keys.sequence(store.namespace)) == "1000"
     [reconciliation] = split({}, [], 10)
     await registry.reconcile(reconciliation)
-    assert await store.test_client.get(keys.sequence(store.namespace)) == "1000", "it never decreases"
+    assert await store.client.get(keys.sequence(store.namespace)) == "1000", "it never decreases"
 
 
 def test_split_returns_parts_of_bounded_size() -> None:
@@ -201,7 +201,7 @@ async def test_heartbeat_after_a_reconciliation_leaves_no_negative_count(store: 
         await registry.reconcile(reconciliation)
     await asyncio.sleep(0.06)
     await registry.heartbeat(reports([(A, 0)]))
-    load = load_of(await store.test_client.hgetall(keys.worker(store.namespace, A)))
+    load = load_of(await store.client.hgetall(keys.worker(store.namespace, A)))
     assert load.dispatched >= 0
     assert load.untracked >= 0
     await registry.list_workers()

@@ -28,12 +28,12 @@ async def test_workers_are_restored_after_a_data_loss(
     await other.readiness.check()
     with link.broken():
         assert (await controller.dispatcher.dispatch("n")).value == A
-        await store.test_client.delete(*await store.test_client.keys(f"{keys.namespace(store.namespace)}*"))
-        await store.test_client.hset("unrelated", "x", "y")
+        await store.client.delete(*await store.client.keys(f"{keys.namespace(store.namespace)}*"))
+        await store.client.hset("unrelated", "x", "y")
     await wait_for_recovery(controller)
     assert "registering 2 workers again" in caplog.text
     assert await queue_lengths(store) == {A: 1, B: 0}
-    assert await store.test_client.get(keys.epoch(store.namespace)), (
+    assert await store.client.get(keys.epoch(store.namespace)), (
         "the data have an epoch, so that their loss is noticed"
     )
     workers = (await store.registry().list_workers()).workers
@@ -47,7 +47,7 @@ async def test_workers_are_restored_after_a_data_loss(
     assert await controller.membership.heartbeat(A, 3) is True
     await other.snapshots._take_if_stale()
     assert caplog.text.count("registering 2 workers again") == 1, "the other replica restores nothing more"
-    await store.test_client.delete("unrelated")
+    await store.client.delete("unrelated")
 
 
 @pytest.mark.parametrize("registers_first", [True, False])
@@ -58,7 +58,7 @@ async def test_draining_worker_drains_after_a_data_loss(
     await controller.snapshots._take_if_stale()
     with link.broken():
         await controller.dispatcher.dispatch("n")
-        await store.test_client.delete(*await store.test_client.keys(f"{keys.namespace(store.namespace)}*"))
+        await store.client.delete(*await store.client.keys(f"{keys.namespace(store.namespace)}*"))
     if registers_first:
         await store.registry().register(worker(B, "m"))
     await wait_for_recovery(controller)
@@ -108,16 +108,16 @@ async def save(store: Store) -> None:
     """Save all keys of the namespace, as a Redis replica that lags behind has them."""
     if store.kind == "fakeredis":
         pytest.skip("in fakeredis, a copied key shares the value of its original")
-    for name in await store.test_client.keys(f"{keys.namespace(store.namespace)}*"):
-        await store.test_client.copy(name, f"saved:{name}")
+    for name in await store.client.keys(f"{keys.namespace(store.namespace)}*"):
+        await store.client.copy(name, f"saved:{name}")
 
 
 async def restore(store: Store) -> None:
     """Replace the keys of the namespace by the saved ones."""
-    await store.test_client.delete(*await store.test_client.keys(f"{keys.namespace(store.namespace)}*"))
-    for name in await store.test_client.keys("saved:*"):
-        await store.test_client.copy(name, name.removeprefix("saved:"))
-        await store.test_client.delete(name)
+    await store.client.delete(*await store.client.keys(f"{keys.namespace(store.namespace)}*"))
+    for name in await store.client.keys("saved:*"):
+        await store.client.copy(name, name.removeprefix("saved:"))
+        await store.client.delete(name)
 
 
 async def test_deprioritised_worker_stays_so_after_a_data_loss(controller: Replica, link: Link, store: Store) -> None:
@@ -127,7 +127,7 @@ async def test_deprioritised_worker_stays_so_after_a_data_loss(controller: Repli
     await controller.snapshots._take_if_stale()
     with link.broken():
         await controller.dispatcher.dispatch("n")
-        await store.test_client.delete(*await store.test_client.keys(f"{keys.namespace(store.namespace)}*"))
+        await store.client.delete(*await store.client.keys(f"{keys.namespace(store.namespace)}*"))
     await wait_for_recovery(controller)
     [_, known] = (await registry.list_workers()).workers
     assert (known.name, known.failing, known.polled) == (B, "polls", True)
@@ -139,7 +139,7 @@ async def test_worker_that_registered_after_a_data_loss_is_not_overwritten(
 ) -> None:
     with link.broken():
         await controller.dispatcher.dispatch("n")
-        await store.test_client.delete(*await store.test_client.keys(f"{keys.namespace(store.namespace)}*"))
+        await store.client.delete(*await store.client.keys(f"{keys.namespace(store.namespace)}*"))
     link.cut = "before"
     registry = store.registry()
     link.cut = None
@@ -168,7 +168,7 @@ async def test_worker_whose_heartbeat_expired_during_the_outage_is_not_restored(
     manager._snapshot = Snapshot(manager._listing.workers, time.monotonic(), lambda: 0.5)
     with link.broken():
         await controller.dispatcher.dispatch("m")
-        await store.test_client.delete(*await store.test_client.keys(f"{keys.namespace(store.namespace)}*"))
+        await store.client.delete(*await store.client.keys(f"{keys.namespace(store.namespace)}*"))
         await wait_until(lambda: is_expired(controller, A), "its heartbeat has expired")
     await wait_for_recovery(controller)
     [known] = (await store.registry().list_workers()).workers
@@ -183,14 +183,14 @@ async def test_concurrent_requests_for_lost_models_cause_one_recovery(
     controller: Replica, link: Link, store: Store
 ) -> None:
     """The store lost data without an outage. The first requests that find no worker start the recovery."""
-    await store.test_client.delete(*await store.test_client.keys(f"{keys.namespace(store.namespace)}*"))
+    await store.client.delete(*await store.client.keys(f"{keys.namespace(store.namespace)}*"))
     link.delivered.clear()
     choices = await asyncio.gather(*(controller.dispatcher.dispatch(model) for model in ["m", "n", "m", "absent"]))
     assert [bool(choice.value) for choice in choices] == [True, True, True, False]
     assert {choice.snapshot_age for choice in choices} == {None}
     assert link.delivered.count("list_workers") == 2
     assert sum((await queue_lengths(store)).values()) == 3
-    await store.test_client.delete(*await store.test_client.keys(f"{keys.namespace(store.namespace)}*"))
+    await store.client.delete(*await store.client.keys(f"{keys.namespace(store.namespace)}*"))
     assert (await controller.dispatcher.list_models()).value == ["m", "n"]
 
 
@@ -209,19 +209,19 @@ async def test_requests_for_a_model_without_workers_cause_one_snapshot(
 async def test_unreadable_worker_does_not_stop_dispatch_to_others(
     controller: Replica, link: Link, store: Store, caplog: pytest.LogCaptureFixture
 ) -> None:
-    await store.test_client.hset(keys.worker(store.namespace, B), "models", "no JSON")
+    await store.client.hset(keys.worker(store.namespace, B), "models", "no JSON")
     with link.broken():
         await controller.dispatcher.dispatch("n")
     await wait_for_recovery(controller)
     assert "the controller cannot have written" in caplog.text
     assert await controller.dispatcher.dispatch("n") == MaybeStale(A)
-    await store.test_client.hset(keys.worker(store.namespace, B), "models", '["m"]')
+    await store.client.hset(keys.worker(store.namespace, B), "models", '["m"]')
 
 
 async def test_key_layout_of_another_version_is_refused_and_not_changed(
     store: Store, replica: Open, caplog: pytest.LogCaptureFixture
 ) -> None:
-    await store.test_client.set(keys.schema(store.namespace), "999")
+    await store.client.set(keys.schema(store.namespace), "999")
     controller = replica()
     with pytest.raises(StoreIncompatible, match=f"key layout version 999. This program needs version {SCHEMA}"):
         await controller.readiness.check()
@@ -230,14 +230,14 @@ async def test_key_layout_of_another_version_is_refused_and_not_changed(
     with pytest.raises(StoreIncompatible):
         await controller.membership.heartbeat(A, 1)
     assert "key layout version 999" in caplog.text
-    await store.test_client.delete(keys.schema(store.namespace))
+    await store.client.delete(keys.schema(store.namespace))
     await wait_for_recovery(controller)
-    assert await store.test_client.get(keys.schema(store.namespace)) == SCHEMA
+    assert await store.client.get(keys.schema(store.namespace)) == SCHEMA
     assert await controller.dispatcher.dispatch("m") == MaybeStale("")
 
 
 async def wipe(store: Store) -> None:
-    await store.test_client.delete(*await store.test_client.keys(f"{keys.namespace(store.namespace)}*"))
+    await store.client.delete(*await store.client.keys(f"{keys.namespace(store.namespace)}*"))
 
 
 async def test_dispatches_of_two_replicas_are_booked_after_a_data_loss(
@@ -269,18 +269,18 @@ async def test_worker_removed_after_a_recovery_is_not_restored_by_another_replic
     registry = store.registry()
     assert await registry.register(worker(A)) is True
     assert await registry.remove(A) is True
-    await store.test_client.delete(keys.removed(store.namespace, A))
+    await store.client.delete(keys.removed(store.namespace, A))
 
 
 async def test_lower_sequence_in_the_same_epoch_is_a_data_loss(controller: Replica, store: Store) -> None:
     """This happens after a failover to a Redis replica that lagged behind."""
-    before = int(await store.test_client.get(keys.sequence(store.namespace)))
+    before = int(await store.client.get(keys.sequence(store.namespace)))
     await store.registry().remove(A)
-    await store.test_client.delete(keys.removed(store.namespace, A))
-    await store.test_client.set(keys.sequence(store.namespace), before - 1)
+    await store.client.delete(keys.removed(store.namespace, A))
+    await store.client.set(keys.sequence(store.namespace), before - 1)
     await controller.snapshots._take_if_stale()
     assert set(await queue_lengths(store)) == {A, B}
-    assert int(await store.test_client.get(keys.sequence(store.namespace))) >= before
+    assert int(await store.client.get(keys.sequence(store.namespace))) >= before
 
 
 async def test_removed_worker_is_not_restored(controller: Replica, store: Store) -> None:
@@ -294,11 +294,11 @@ async def test_key_layout_that_changes_during_an_outage_ends_degraded_mode(
 ) -> None:
     with link.broken():
         assert (await controller.dispatcher.dispatch("n")).value == A
-        await store.test_client.set(keys.schema(store.namespace), "999")
+        await store.client.set(keys.schema(store.namespace), "999")
     await wait_until(lambda: is_incompatible(controller), "the replica has read the version")
     with pytest.raises(StoreIncompatible):
         await controller.dispatcher.dispatch("n")
-    await store.test_client.set(keys.schema(store.namespace), SCHEMA)
+    await store.client.set(keys.schema(store.namespace), SCHEMA)
     await wait_for_recovery(controller)
 
 
@@ -314,7 +314,7 @@ async def test_data_loss_without_an_outage_starts_a_new_epoch(controller: Replic
     await wipe(store)
     await controller.snapshots._take_if_stale()
     assert set(await queue_lengths(store)) == {A, B}
-    assert await store.test_client.get(keys.epoch(store.namespace))
+    assert await store.client.get(keys.epoch(store.namespace))
 
 
 @pytest.mark.parametrize("page", [2, 3])

@@ -65,7 +65,7 @@ async def test_renamed_worker_keeps_its_draining_polled_and_failure_state(store:
     assert workers.keys() == {CANONICAL[PORT_80], CANONICAL[IPV6]}
     assert (workers[CANONICAL[PORT_80]].draining, workers[CANONICAL[PORT_80]].polled) == (True, True)
     assert workers[CANONICAL[IPV6]].failing == "request"
-    await store.test_client.delete(keys.draining(store.namespace, PORT_80))
+    await store.client.delete(keys.draining(store.namespace, PORT_80))
 
 
 async def test_canonical_and_invalid_names_are_not_changed(store: Store, replica: Open, link: Link) -> None:
@@ -110,7 +110,7 @@ async def test_drain_under_the_old_name_applies_to_the_canonical_one(store: Stor
     await refresh(replica())
     [known] = (await registry.list_workers()).workers
     assert (known.name, known.draining) == (CANONICAL[PORT_80], True)
-    await store.test_client.delete(keys.draining(store.namespace, PORT_80))
+    await store.client.delete(keys.draining(store.namespace, PORT_80))
 
 
 async def test_concurrent_renames_by_several_replicas_happen_once(store: Store, replica: Open) -> None:
@@ -160,6 +160,6 @@ async def test_recently_removed_worker_keeps_its_old_name_for_a_while(store: Sto
     await registry.register(worker(PORT_80))
     await refresh(controller)
     assert await names(store) == [PORT_80]
-    await store.test_client.delete(keys.removed(store.namespace, CANONICAL[PORT_80]))
+    await store.client.delete(keys.removed(store.namespace, CANONICAL[PORT_80]))
     await refresh(controller)
     assert await names(store) == [CANONICAL[PORT_80]]

@@ -87,8 +87,8 @@ async def test_capacities_are_restored_after_a_data_loss(
     await other.readiness.check()
     with link.broken():
         await controller.dispatcher.dispatch("n")
-        await store.test_client.delete(*await store.test_client.keys(f"{keys.namespace(store.namespace)}*"))
-        await store.test_client.hset("unrelated", "x", "y")
+        await store.client.delete(*await store.client.keys(f"{keys.namespace(store.namespace)}*"))
+        await store.client.hset("unrelated", "x", "y")
         expected = {A: (5, "configured"), B: (3, "configured")}
         assert await capacities_of(controller) == expected, "the snapshot has them, too"
         assert (await controller.capacities.list()).value.by_target == {OF_B: 3, OF_M: 5}
@@ -102,7 +102,7 @@ async def test_capacities_are_restored_after_a_data_loss(
     await other.capacities.set(OF_M, None, caller=OPERATOR)
     assert await capacities_of(other) == {A: (None, ""), B: (8, "reported")}
     assert (await controller.capacities.list()).value.by_target == {}
-    await store.test_client.delete("unrelated")
+    await store.client.delete("unrelated")
 
 
 async def test_worker_that_registered_after_a_data_loss_gets_the_restored_capacity(
@@ -110,7 +110,7 @@ async def test_worker_that_registered_after_a_data_loss_gets_the_restored_capaci
 ) -> None:
     await controller.capacities.set(OF_M, 5, caller=OPERATOR)
     await controller.snapshots.refresh()
-    await store.test_client.delete(keys.capacities(store.namespace))
+    await store.client.delete(keys.capacities(store.namespace))
     await registry.register(worker(A, "m"))
     assert await capacities_of(controller) == {A: (None, ""), B: (5, "configured")}
     await controller.snapshots.refresh()

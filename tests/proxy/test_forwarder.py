@@ -137,7 +137,7 @@ async def test_lease_of_a_long_request_is_renewed(store: Store, replica: Open, r
             writer.write(b"a\0")
 
     async def lease_ends_at() -> float:
-        [(_, at)] = await store.test_client.zrange(keys.leases(store.namespace), 0, -1, withscores=True)
+        [(_, at)] = await store.client.zrange(keys.leases(store.namespace), 0, -1, withscores=True)
         return float(at)
 
     async def renewed_after(before: float) -> bool:

@@ -56,7 +56,7 @@ async def test_hostile_names_of_tokens_create_nothing(closed: Api, store: Store,
     for path, body in (("/create_token", {"plane": "worker", "name": name}), ("/revoke_token", {"name": name})):
         answer = await closed.http.post(path, json=body, headers=headers)
         assert answer.status_code == 400 or answer.json() == {"exist": False}, (path, answer.text)
-    assert not await store.test_client.exists(f"{{{store.namespace}}}:tokens")
+    assert not await store.client.exists(f"{{{store.namespace}}}:tokens")
 
 
 async def test_a_slow_worker_delays_no_other_request(api: Api) -> None:

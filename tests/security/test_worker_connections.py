@@ -85,12 +85,12 @@ async def test_registration_of_a_refused_address_is_a_400_and_changes_nothing(
         "any.attack": [["0.0.0.0"]],
     }
     async with open_guarded() as api:
-        before = await whole_state(store.test_client, store.namespace)
+        before = await whole_state(store.client, store.namespace)
         code, error, message = await register(api, name, with_status)
         assert (code, error) == (400, "worker_not_allowed")
         assert reason in message
         assert message.endswith(".")
-        assert await whole_state(store.test_client, store.namespace) == before
+        assert await whole_state(store.client, store.namespace) == before
 
 
 async def test_worker_allow_decides_which_workers_register(open_guarded: OpenApi, names: NameServer) -> None:

@@ -37,7 +37,7 @@ class Link:
 
 async def queue_lengths(store: Any) -> dict[str, int]:
     """Return the estimated queue length of each worker, without decay."""
-    client = store.test_client
+    client = store.client
     names = await client.zrange(keys.workers(store.namespace), 0, -1)
     return {name: await queue_length(client, store.namespace, name) for name in names}
 

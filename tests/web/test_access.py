@@ -254,7 +254,7 @@ async def test_created_tokens_open_their_plane_until_they_are_revoked(store: Sto
         ("gpu", "store"),
         ("worker", "environment"),
     ]
-    stored = str(await store.test_client.hgetall(f"{{{store.namespace}}}:tokens"))
+    stored = str(await store.client.hgetall(f"{{{store.namespace}}}:tokens"))
     assert secret not in stored
     revoked = await first.http.post("/revoke_token", json={"name": "gpu"}, headers=admin)
     assert revoked.json() == {"exist": True}
@@ -273,10 +273,10 @@ async def test_tokens_survive_that_redis_loses_them(store: Store) -> None:
     async for api in open_api(store.registry(), **SETTINGS):
         body = {"plane": "client", "name": "web"}
         secret = (await api.http.post("/create_token", json=body, headers=bearer(TOKENS["admin"]))).json()["token"]
-        await store.test_client.delete(f"{{{store.namespace}}}:tokens")
+        await store.client.delete(f"{{{store.namespace}}}:tokens")
         await api.replica.tokens.update()
         assert (await api.http.post("/list_models", headers=bearer(secret))).status_code == 200
-        assert await store.test_client.hget(f"{{{store.namespace}}}:tokens", "token:web")
+        assert await store.client.hget(f"{{{store.namespace}}}:tokens", "token:web")
 
 
 async def test_a_changed_tokens_file_is_read_again(

@@ -202,7 +202,7 @@ class TestWithoutStore:
         async for opened in open_api(registry):
             with monkeypatch.context() as patch:
                 for command in ("evalsha", "ping", "set"):
-                    patch.setattr(store.client, command, refuse)
+                    patch.setattr(registry._client, command, refuse)
                 yield opened
 
     @pytest.mark.parametrize(
