@@ -33,9 +33,7 @@ async def test_workers_are_restored_after_a_data_loss(
     await wait_for_recovery(controller)
     assert "registering 2 workers again" in caplog.text
     assert await queue_lengths(store) == {A: 1, B: 0}
-    assert await store.client.get(keys.epoch(store.namespace)), (
-        "the data have an epoch, so that their loss is noticed"
-    )
+    assert await store.client.get(keys.epoch(store.namespace)), "the data have an epoch, so that their loss is noticed"
     workers = (await store.registry().list_workers()).workers
     assert [(known.name, known.multimodal, known.check_heart_beat) for known in workers] == [
         (A, False, True),
