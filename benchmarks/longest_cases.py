@@ -45,6 +45,9 @@ async def dispatches(s: Subject) -> None:
     with s.registry.case("256 of many models"):
         for _ in range(BATCHES):
             await s.registry.find_workers([Find(request.model) for request in s.requests()])
+    with s.registry.case("100 models"):
+        for request in s.requests()[:100]:
+            await s.registry.rank_workers(request.model)
 
 
 async def reports(s: Subject) -> None:
@@ -185,6 +188,7 @@ async def expired_workers(s: Subject) -> None:
         await s.registry.list_models()
         await s.registry.list_models(multimodal=False)
         await s.registry.find_workers([Find(request.model) for request in s.requests()])
+        await s.registry.rank_workers(s.requests()[0].model)
         for method in DispatchMethod:
             await s.dispatch(method, s.requests())
             await s.dispatch(method, s.requests_of_one_model(LEASE_MS))

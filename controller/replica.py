@@ -10,6 +10,7 @@ from controller.availability.readiness import Readiness
 from controller.availability.reconciler import Reconciler
 from controller.availability.snapshots import SnapshotManager
 from controller.dispatch.dispatcher import Dispatcher
+from controller.dispatch.explanation import Explainer
 from controller.domain.worker import worker_name
 from controller.fleet.capacities import Capacities
 from controller.fleet.events import EventFeed
@@ -104,12 +105,14 @@ class Replica:
         self.limits = RequestLimits.of(settings, metrics)
         self.services = Services(
             self.dispatcher,
+            Explainer(settings, registry, self.batches, self.snapshots),
             self.forwarder,
             self.membership,
             self.capacities,
             metrics,
             self.readiness,
             self.refresher,
+            self.replicas,
             self.access,
             self.tokens,
             self.events,

@@ -261,6 +261,7 @@ class Store:
 @contextlib.asynccontextmanager
 async def open_store(request: pytest.FixtureRequest, kind: str) -> AsyncIterator[Store]:
     namespace = f"test-{next(_namespaces)}"
+    client: Client
     open_client: Callable[[], Client]
     if kind == "fakeredis":
         open_client = partial(fakeredis.FakeAsyncRedis, server=fakeredis.FakeServer(), decode_responses=True)

@@ -1,6 +1,7 @@
-"""The dispatch methods."""
+"""The dispatch methods, and how they see workers."""
 
 from enum import StrEnum
+from typing import NamedTuple
 
 
 class DispatchMethod(StrEnum):
@@ -8,3 +9,22 @@ class DispatchMethod(StrEnum):
 
     SHORTEST_QUEUE = "shortest_queue"
     LOTTERY = "lottery"
+
+
+class RankedWorker(NamedTuple):
+    """A worker that the next request may go to.
+
+    cost: as controller/domain/cost.py computes it. The worker with the lowest cost is chosen.
+    requests: estimate of its running and waiting requests. The untracked part of them decays.
+    leased: active leases.
+    capacity: how many requests it runs at once. None if it is unknown.
+    failing: True if requests or polls of it have failed since its last heartbeat.
+    """
+
+    name: str
+    cost: float
+    requests: float
+    leased: int
+    capacity: int | None
+    speed: float
+    failing: bool

@@ -7,8 +7,8 @@ import os
 import secrets
 import socket
 import time
-from collections.abc import Sequence
-from typing import Final
+from collections.abc import Mapping, Sequence
+from typing import Any, Final, NamedTuple
 
 from controller import __version__
 from controller.availability.circuit_breaker import CircuitBreaker
@@ -18,6 +18,21 @@ from controller.store.registry import Registry
 
 _INTERVAL: Final = 1.0
 _TTL: Final = 3.0  # a replica silent for this long has left
+
+
+class ReplicaDescription(NamedTuple):
+    """A live replica.
+
+    name: host name, port and process id, for people. It is the id if the replica did not tell its name.
+    started_at: in seconds since the epoch. None if it is unknown.
+    settings: those without secrets, by name.
+    """
+
+    id: str
+    name: str
+    version: str
+    started_at: float | None
+    settings: Mapping[str, Any]
 
 
 class Replicas:
@@ -58,8 +73,30 @@ class Replicas:
         except StoreError:
             self.ids = ()
 
+    async def list(self) -> list[ReplicaDescription]:
+        """Return the live replicas, sorted by name. Raises StoreError while Redis is unavailable."""
+        listed = await self._breaker.call(self._registry.list_replicas)
+        return sorted((_describe(id_, text) for id_, text in listed), key=lambda each: (each.name, each.id))
+
     async def close(self) -> None:
         """Leave the cluster. Without Redis, the membership expires."""
         if self.ids:
             with contextlib.suppress(StoreError):
                 await self._breaker.call(self._registry.leave_replicas, self.id)
+
+
+def _describe(id_: str, text: str) -> ReplicaDescription:
+    """Return the description that a replica has written, without what has another type in other versions."""
+    try:
+        fields = json.loads(text)
+    except ValueError:
+        fields = None
+    fields = fields if isinstance(fields, dict) else {}
+    name, version, started_at, settings = (fields.get(key) for key in ("name", "version", "started_at", "settings"))
+    return ReplicaDescription(
+        id_,
+        name if isinstance(name, str) else id_,
+        version if isinstance(version, str) else "",
+        started_at if isinstance(started_at, int | float) else None,
+        settings if isinstance(settings, dict) else {},
+    )

@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterable, Sequence
 from itertools import count
 from typing import Any, Final, NamedTuple, assert_never
 
-from controller.domain.dispatch import DispatchMethod
+from controller.domain.dispatch import DispatchMethod, RankedWorker
 from controller.store.connection import StoreClient
 from controller.store.reconciliation import Reconciliation
 from controller.store.runner import ScriptRunner
@@ -120,6 +120,18 @@ class DispatchStore(ScriptRunner):
 
     def _find_arguments(self, find: Find) -> tuple[str, str, str]:
         return find.model, repr(self._draw()), "\n".join(find.excluded)
+
+    async def rank_workers(self, model: str) -> list[RankedWorker]:
+        """Return the workers that shortest_queue compares for the next request without a lease, the best first."""
+        return [
+            RankedWorker(
+                name, float(cost), float(requests), int(leased), int(capacity) if capacity else None, float(speed),
+                failing == "1",
+            )
+            for name, cost, requests, leased, capacity, speed, failing in await self._run(
+                "rank_workers", model, self._decays
+            )
+        ]  # fmt: skip
 
     async def reconcile(self, reconciliation: Reconciliation) -> None:
         """Correct the bookings after an outage. A repeated report counts once."""

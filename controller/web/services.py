@@ -4,10 +4,12 @@ from dataclasses import dataclass
 
 from controller.availability.readiness import Readiness
 from controller.dispatch.dispatcher import Dispatcher
+from controller.dispatch.explanation import Explainer
 from controller.fleet.capacities import Capacities
 from controller.fleet.events import EventFeed
 from controller.fleet.membership import Membership
 from controller.fleet.refresh import Refresher
+from controller.fleet.replicas import Replicas
 from controller.fleet.tokens import Tokens
 from controller.metrics import Metrics
 from controller.proxy.forwarder import Forwarder
@@ -24,12 +26,14 @@ class Services:
     """
 
     dispatcher: Dispatcher
+    explainer: Explainer
     forwarder: Forwarder
     membership: Membership
     capacities: Capacities
     metrics: Metrics
     readiness: Readiness
     refresher: Refresher
+    replicas: Replicas
     access: Access
     tokens: Tokens
     events: EventFeed

@@ -11,7 +11,7 @@ CONTROLLER: Final = "http://localhost:21001"
 WORKER: Final = "http://localhost:21002"
 LEASE: Final = f"1795699720693-30000-4-2@{WORKER}"
 # Fields whose values differ from run to run. The test compares their types.
-VARIABLE: Final = {"expires_in", "heartbeat_age", "lease", "queue_length", "token"}
+VARIABLE: Final = {"cost", "expires_in", "heartbeat_age", "lease", "queue_length", "token"}
 _LINE: Final = 88  # characters of a line that fit into the page
 
 
@@ -151,6 +151,36 @@ EXAMPLES: Final = (
         note="If no live worker serves the model, or the body names none, the status is 404:",
     ),
     Example("/worker_get_status", response={"model_names": ["echo"], "speed": 1, "queue_length": 1}),
+    Example(
+        "/explain",
+        response={
+            "model": "echo",
+            "method": "shortest_queue",
+            "chosen": WORKER,
+            "workers": 1,
+            "candidates": [
+                {
+                    "worker_name": WORKER,
+                    "state": "free",
+                    "cost": 0.82,
+                    "odds": None,
+                    "queue_length": 0.82,
+                    "leased": 0,
+                    "capacity": None,
+                    "speed": 1.0,
+                }
+            ],
+            "excluded": [],
+        },
+        sent_to="/explain?model=echo",
+    ),
+    Example(
+        "/replicas",
+        response=Text(
+            ['{"replicas":[{"id":"...","name":"...","version":"...","started_at":...,"settings":{...,"port":...}}]}']
+        ),
+        note="An excerpt. `started_at` is in seconds since 1970.",
+    ),
     Example("/report_failure", _NAME, {"exist": True}),
     Example("/set_capacity", {"model": "echo", "capacity": 4}, {"previous": None, "workers": 1}),
     Example("/capacities", response={"capacities": [{"model": "echo", "capacity": 4}]}),

@@ -161,8 +161,12 @@ class RegistryMachine(Oracle, RuleBasedStateMachine):
 
     @rule(requested=requests)
     def dispatch(self, requested: list[tuple[str, bool]]) -> None:
+        """Dispatch requests. The first one goes to the worker that was ranked first, unless a lease may end before."""
         asked = [Request(model, LEASE_TTL * leased) for model, leased in requested]
-        self.check_dispatches(requested, self.run(dispatch_shortest_queue(self.registry, asked)))
+        ranked = [each.name for each in self.run(self.registry.rank_workers(asked[0].model))]
+        choices = self.run(dispatch_shortest_queue(self.registry, asked))
+        assert asked[0].lease_ms or choices[0].worker == (ranked[0] if ranked else "")
+        self.check_dispatches(requested, choices)
 
     @rule(requested=requests, data=st.data())
     def dispatch_by_lottery(self, requested: list[tuple[str, bool]], data: st.DataObject) -> None:

@@ -25,6 +25,7 @@ _ROWS: Final = (
         "fleet/parents fleet/refresh availability/clock_jumps connection availability/recovery "
         "repeated_scripts registry_faults accessed_keys",
     ),
+    ("lua/dispatch/rank_workers", "rank_workers repeated_scripts accessed_keys"),
     ("lua/dispatch/find_workers", "find_workers web/by_way repeated_scripts registry_faults accessed_keys"),
     (
         "lua/dispatch/reconcile",

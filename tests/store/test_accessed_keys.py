@@ -127,6 +127,7 @@ class Calls:
         await registry.report_failure(B, of_polls=True)
         await dispatch_lottery(registry, asks(["n"]))
         await registry.find_workers([Find("n"), Find("m")])
+        await registry.rank_workers("m")
         await dispatch_shortest_queue(registry, asks(["n", "m"]))
         await registry.heartbeat(reports([(A, 2), (B, 2)]))
         await registry.drain(A)

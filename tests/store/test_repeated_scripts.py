@@ -140,6 +140,7 @@ CALLS: dict[str, Call] = {
     "record_events": lambda registry, *_: registry.record_events([NewEvent("store_recovered", {"reason": "a"})]),
     "list_events": lambda registry, *_: registry.list_events("", 100),
     "find_workers": lambda registry, *_: registry.find_workers([Find("n"), Find("absent")]),
+    "rank_workers": lambda registry, *_: registry.rank_workers("m"),
     "list_models": lambda registry, *_: registry.list_models(),
     "list_models_by_kind": lambda registry, *_: registry.list_models_by_kind(False),
     "list_workers": lambda registry, *_: registry.list_workers(),
@@ -172,7 +173,17 @@ CALLS: dict[str, Call] = {
     "restore_tokens": lambda registry, *_: registry.restore_tokens(TokenList(9, "change", (TOKEN,))),
     "acquire_job": lambda registry, replica, _: registry.acquire_job("free", replica.name, 600.0),
 }
-READ_ONLY = ("find_workers", "list_capacities", "list_models", "list_models_by_kind", "list_tokens", "list_workers")
+READ_ONLY = (
+    "find_workers",
+    "list_capacities",
+    "list_events",
+    "list_models",
+    "list_models_by_kind",
+    "list_replicas",
+    "list_tokens",
+    "list_workers",
+    "rank_workers",
+)
 
 # Replies that a second run changes, with the consequence. Remove a case from here once it passes.
 REPLY_CHANGES = {

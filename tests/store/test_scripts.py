@@ -199,6 +199,7 @@ async def test_callers_pass_the_arguments_listed_in_headers(
     for method in DispatchMethod:
         await registry.dispatch_some(method, asks(["m"]))
     await registry.find_workers([Find("m")])
+    await registry.rank_workers("m")
     await registry.list_workers()
     await registry.list_models()
     await registry.list_models(multimodal=True)

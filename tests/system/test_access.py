@@ -113,6 +113,8 @@ async def test_a_rogue_host_can_do_nothing(closed: ControllerProcess, secret: st
         "GET /metrics": {},
         "GET /tokens": {},
         "GET /events": {},
+        "GET /replicas": {},
+        "GET /explain": {},
         "POST /create_token": {"plane": "admin", "name": "rogue"},
         "POST /remove_worker": {"worker_name": "http://127.0.0.1:1/own"},
         "POST /drain_worker": {"worker_name": "http://127.0.0.1:1/own"},

@@ -1,6 +1,9 @@
 """The routes of operators: draining, removing, listing and probing workers, their capacities, tokens and metrics."""
 
+from collections.abc import Mapping
+
 from controller.domain.errors import StoreError
+from controller.domain.worker import model_name
 from controller.security.access import Caller
 from controller.security.tokens import Plane
 from controller.web.asgi.endpoint import Answer, degraded
@@ -55,6 +58,23 @@ async def workers(services: Services, _: bytes) -> Answer:
     found, snapshot_age = await services.membership.list_workers()
     body = schemas.encode({"workers": [schemas.worker_body(worker) for worker in found]})
     return Answer(body, headers=degraded(snapshot_age))
+
+
+async def replicas(services: Services, _: bytes) -> Answer:
+    """List all live replicas, with their versions and their settings without secrets."""
+    return Answer(schemas.encode(admin.replicas_body(await services.replicas.list())))
+
+
+async def explain(services: Services, query: Mapping[str, str], *_: object) -> Answer:
+    """Explain which worker the next request of `model` without a lease would get. Nothing is booked.
+
+    `candidates` has the first workers that are compared, the best first. Free ones come before `full` ones, and those
+    before `failing` ones. Within a state, the worker with the lowest `cost` is chosen. While it is free, the cost is
+    its requests per unit of speed. While it is full, the cost is how long the next request would wait, in units of the
+    time of a request. In the lottery, workers have `odds` instead.
+    """
+    explanation, snapshot_age = await services.explainer.explain(model_name(query.get("model", "")))
+    return Answer(schemas.encode(admin.explanation_body(explanation)), headers=degraded(snapshot_age))
 
 
 async def set_capacity(services: Services, body: bytes, caller: Caller) -> Answer:

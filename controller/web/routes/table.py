@@ -98,6 +98,8 @@ ROUTES: Final = (
     Route("GET", "/tokens", admin.tokens, Plane.ADMIN),
     Route("GET", "/capacities", admin.capacities, Plane.ADMIN),
     Route("GET", "/workers", admin.workers, Plane.ADMIN),
+    Route("GET", "/replicas", admin.replicas, Plane.ADMIN),
+    Route("GET", "/explain", admin.explain, Plane.ADMIN, QueryEndpoint),
     Route("GET", "/events", events.events, Plane.ADMIN, QueryEndpoint),
     Route("GET", "/metrics", admin.metrics, Plane.ADMIN),
     Route("GET", "/test_connection", public.test_connection, Plane.PUBLIC),

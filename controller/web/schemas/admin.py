@@ -5,10 +5,12 @@ from typing import Any, Final, NamedTuple
 
 import msgspec
 
+from controller.dispatch.explanation import Explanation
 from controller.domain.capacity import CapacityList, CapacityTarget, check_capacity
 from controller.domain.errors import InvalidInput
 from controller.domain.worker import model_name, worker_name
 from controller.fleet.capacities import CapacityChange
+from controller.fleet.replicas import ReplicaDescription
 from controller.json_bodies import JsonBody
 from controller.security.tokens import Plane, Token, parse_plane, token_name
 
@@ -70,6 +72,35 @@ def tokens_body(tokens: Sequence[tuple[str, Token]]) -> dict[str, Any]:
             }
             for source, token in sorted(tokens, key=lambda each: (each[1].plane, each[1].name))
         ]
+    }
+
+
+def replicas_body(replicas: Sequence[ReplicaDescription]) -> dict[str, Any]:
+    """Return the response body of GET `/replicas`."""
+    return {"replicas": [replica._asdict() for replica in replicas]}
+
+
+def explanation_body(explanation: Explanation) -> dict[str, Any]:
+    """Return the response body of GET `/explain`."""
+    return {
+        "model": explanation.model,
+        "method": explanation.method,
+        "chosen": explanation.chosen or None,
+        "workers": explanation.workers,
+        "candidates": [
+            {
+                "worker_name": worker.name,
+                "state": state,
+                "cost": cost,
+                "odds": odds,
+                "queue_length": worker.requests,
+                "leased": worker.leased,
+                "capacity": worker.capacity,
+                "speed": worker.speed,
+            }
+            for worker, state, cost, odds in explanation.candidates
+        ],
+        "excluded": [{"worker_name": name, "reason": "draining"} for name in explanation.draining],
     }
 
 
