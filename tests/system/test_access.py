@@ -137,6 +137,62 @@ async def test_a_rogue_host_can_do_nothing(closed: ControllerProcess, secret: st
     assert known["registered_by"] == "worker"
 
 
+REPORTED = {"check_heart_beat": True, "worker_status": {"model_names": ["own"], "speed": 1, "queue_length": 0}}
+OTHERS = {"worker_name": "http://127.0.0.1:1/others"}
+# What the holders of a client token and of a bound worker token may not do.
+ONLY_ADMINS: dict[str, Any] = {
+    "GET /workers": {},
+    "GET /replicas": {},
+    "GET /explain?model=others": {},
+    "GET /events": {},
+    "GET /metrics": {},
+    "GET /tokens": {},
+    "GET /capacities": {},
+    "POST /set_capacity": {"model": "others", "capacity": 1},
+    "POST /create_token": {"plane": "admin", "name": "rogue"},
+    "POST /revoke_token": {"name": "rack"},
+}
+ONLY_OWNERS: dict[str, Any] = {
+    "POST /register_worker": {**OTHERS, **REPORTED},  # to replace the worker
+    "POST /receive_heart_beat": {**OTHERS, "queue_length": 10**6},
+    "POST /drain_worker": OTHERS,
+    "POST /resume_worker": OTHERS,
+    "POST /remove_worker": OTHERS,
+}
+NOT_FOR_WORKERS: dict[str, Any] = {
+    "POST /get_worker_address": {"model": "others"},
+    "POST /list_models": {},
+    "POST /report_failure": OTHERS,
+    "POST /refresh_all_workers": {},
+    "POST /worker_generate_stream": {"model": "others", "prompt": "x"},
+    "POST /v1/chat/completions": {"model": "others"},
+    "POST /register_worker": {**REPORTED, "worker_name": "http://127.0.0.2:1", "worker_status": {
+        "model_names": ["others"], "speed": 1, "queue_length": 0}},  # to get the requests of a model
+    "POST /register_worker ": {**REPORTED, "worker_name": "http://169.254.169.254"},
+    "POST /register_worker  ": {**OTHERS, "check_heart_beat": True, "worker_status": None},  # to have it fetched
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("holder", ["worker", "client"])
+async def test_a_host_with_a_token_can_do_nothing_beyond_it(closed: ControllerProcess, holder: str) -> None:
+    bounds = {"plane": "worker", "name": "rack", "workers": ["127.0.0.2/32"], "models": ["own"]}
+    _, created = raw(closed, "POST /create_token HTTP/1.1", SECRETS["admin"], bounds)
+    others = {**OTHERS, "check_heart_beat": True, "worker_status": {
+        "model_names": ["others"], "speed": 1, "queue_length": 0}}  # fmt: skip
+    assert raw(closed, "POST /register_worker HTTP/1.1", SECRETS["worker"], others)[0] == 200
+    own = {**REPORTED, "worker_name": "http://127.0.0.2:1"}
+    secret = json.loads(created)["token"] if holder == "worker" else SECRETS["client"]
+    assert raw(closed, "POST /register_worker HTTP/1.1", secret, own)[0] == (200 if holder == "worker" else 403)
+    attempts = [*ONLY_ADMINS.items(), *ONLY_OWNERS.items(), *(NOT_FOR_WORKERS.items() if holder == "worker" else ())]
+    for line, body in attempts:
+        status, answer = raw(closed, f"{line.strip()} HTTP/1.1", secret, body)
+        assert (status, "forbidden" in answer) == (403, True), line
+    [known, *_] = json.loads(raw(closed, "GET /workers HTTP/1.1", SECRETS["admin"])[1])["workers"]
+    expected = {**OTHERS, "model_names": ["others"], "queue_length": 0, "draining": False, "failing": None}
+    expected |= {"capacity": None, "registered_by": "worker"}
+    assert {name: known[name] for name in expected} == expected
+
+
 SPELLINGS = (
     "{}",
     "{}?",
