@@ -54,7 +54,8 @@ async def reports(s: Subject) -> None:
     for of_polls in (False, True):
         with s.registry.case("256 polls" if of_polls else "256 heartbeats"):
             for some in batches(s.first):
-                await s.registry.heartbeat([Report(each, i % 7) for i, each in enumerate(some)], of_polls=of_polls)
+                reports = [Report(each, i % 7) for i, each in enumerate(some)]
+                await (s.registry.take_poll_answers if of_polls else s.registry.heartbeat)(reports)
     with s.registry.case("256 failures"):
         for some in batches(s.first):
             await s.registry.report_failure_many([FailureCall(each) for each in some])

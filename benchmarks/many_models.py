@@ -75,7 +75,7 @@ async def measure(url: str, fleet: str, workers: int, models: int, calls: int) -
         lease,
         lambda i: registry.release([leases[i]]),
         lambda i: registry.heartbeat([Report(name(i % workers), 1)]),
-        lambda i: registry.heartbeat([Report(name(i % workers), 1)], of_polls=True),
+        lambda i: registry.take_poll_answers([Report(name(i % workers), 1)]),
         lambda _: registry.dispatch_some(DispatchMethod.LOTTERY, [Request("m")]),
     ]
     times += [await mean(client, calls, operation) for operation in operations]

@@ -209,7 +209,7 @@ class Recovery:
 
 def _registration(worker: Worker, name: str) -> Registration:
     status = replace(worker.status, capacity=worker.reported_capacity)  # the registration decides the capacity again
-    return Registration(name, status, worker.check_heart_beat, worker.multimodal, worker.registered_by)
+    return Registration(name, status, worker.check_heart_beat, worker.multimodal, worker.registered_by, worker.engine)
 
 
 def _canonical_name(name: str) -> str:

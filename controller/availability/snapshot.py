@@ -29,7 +29,8 @@ class Snapshot:
     taken_at: in seconds on the replica's monotonic clock.
     draw: returns a random number from 0 to 1.
 
-    The snapshot itself never expires. SnapshotManager.get() decides how old it may be.
+    Models have their names in the indexes (controller/domain/engine.py). The snapshot itself never expires.
+    SnapshotManager.get() decides how old it may be.
     """
 
     def __init__(self, workers: Sequence[Worker], taken_at: float, draw: Callable[[], float]) -> None:
@@ -41,7 +42,7 @@ class Snapshot:
         for worker in workers:
             if worker.draining:
                 continue
-            for model in worker.status.model_names:
+            for model in worker.indexed_models:
                 self._serving.setdefault(model, []).append(worker.name)
         self._heaps: dict[str, list[tuple[float, float, str]]] = {}
         self._odds: dict[str, tuple[list[str], list[float]]] = {}

@@ -10,6 +10,7 @@ from controller.availability.coalescer import AGAIN, Again, Coalescer
 from controller.availability.degraded import DegradedMode
 from controller.availability.snapshot import MaybeStale
 from controller.availability.snapshots import SnapshotManager
+from controller.domain.engine import Protocol, indexed_name, model_of, protocol_of
 from controller.domain.errors import StoreError, TooManyLeases
 from controller.domain.worker import MAX_MODEL_NAME_LENGTH
 from controller.metrics import Metrics
@@ -61,7 +62,10 @@ class Dispatcher:
         self._model_lists: Coalescer[bool | None, MaybeStale[list[str]]] = Coalescer(self._list_models_all)
 
     async def dispatch(self, model: str) -> MaybeStale[str]:
-        """Choose a worker for one request and book it. Return its address, or "" if the model has no live worker."""
+        """Choose a worker of FastChat's protocol for one request and book it.
+
+        Returns its address, or "" if the model has no live worker.
+        """
         if len(model) > MAX_MODEL_NAME_LENGTH:
             return MaybeStale(self._no_worker(model).worker)
         began = time.perf_counter()
@@ -73,12 +77,13 @@ class Dispatcher:
         return MaybeStale(choice.worker, snapshot_age)
 
     async def dispatch_with_lease(
-        self, model: str, lease_time: float | None = None, token: str = ""
+        self, model: str, lease_time: float | None = None, token: str = "", protocol: Protocol = Protocol.FASTCHAT
     ) -> MaybeStale[Leased]:
         """Choose a worker for one request and book it until the lease is released or expires.
 
         lease_time: seconds until the lease expires. The default is the setting lease_time.
         token: name of the token of the request. "" if it needed none.
+        protocol: that of the request. Only workers that understand it are chosen.
 
         While Redis is unavailable there are no leases: the lease is "" and the request counts as one without a lease.
 
@@ -90,7 +95,7 @@ class Dispatcher:
             return MaybeStale(Leased(*self._no_worker(model)))
         began = time.perf_counter()
         counted = token if self._max_leases_per_token else ""
-        request = Request(model, lease_ms, counted)
+        request = Request(indexed_name(model, protocol), lease_ms, counted)
         choice, snapshot_age = await self._dispatches.submit(request)
         if not choice.worker and not choice.lease and snapshot_age is None:
             choice, snapshot_age = await self._verify(request)
@@ -108,21 +113,24 @@ class Dispatcher:
             )
         return MaybeStale(Leased(*choice), snapshot_age)
 
-    async def find_worker(self, model: str, excluded: frozenset[str] = frozenset()) -> MaybeStale[str]:
+    async def find_worker(
+        self, model: str, excluded: frozenset[str] = frozenset(), protocol: Protocol = Protocol.FASTCHAT
+    ) -> MaybeStale[str]:
         """Find a live worker of a model at random, and book nothing. Return "" if the model has no live worker.
 
         Used for requests that put no load on a worker, and to check whether a model has a live worker.
 
         excluded: names of workers that must not be returned.
+        protocol: as in dispatch_with_lease().
         """
         if len(model) > MAX_MODEL_NAME_LENGTH:
             return MaybeStale("")
-        find = Find(model, excluded)
+        find = Find(indexed_name(model, protocol), excluded)
         found = await self._finds.submit(find)
         if found.value or excluded or found.snapshot_age is not None:
             return found
         with contextlib.suppress(StoreError):
-            if await self._snapshots.verify_missing([model]):
+            if await self._snapshots.verify_missing([find.model]):
                 return await self._finds.submit(find)
         return found
 
@@ -141,9 +149,15 @@ class Dispatcher:
             self._snapshots.request()
         return exists
 
-    async def list_models(self, multimodal: bool | None = None) -> MaybeStale[list[str]]:
-        """Return the models of live workers, sorted: all, those of multimodal workers (True) or of others (False)."""
-        return await self._model_lists.submit(multimodal)
+    async def list_models(
+        self, multimodal: bool | None = None, protocol: Protocol = Protocol.FASTCHAT
+    ) -> MaybeStale[list[str]]:
+        """Return the models of live workers, sorted: all, those of multimodal workers (True) or of others (False).
+
+        protocol: only workers that understand it count.
+        """
+        models, snapshot_age = await self._model_lists.submit(multimodal)
+        return MaybeStale([model_of(model) for model in models if protocol_of(model) is protocol], snapshot_age)
 
     def _no_worker(self, model: str) -> Choice:
         """Return the result for a model name that is too long to be registered.
@@ -165,9 +179,9 @@ class Dispatcher:
             if choice is None:
                 continue
             if choice.worker:
-                count_chosen(request.model)
+                count_chosen(model_of(request.model))
             elif choice.lease in _REFUSALS:
-                self._metrics.dispatches.count("refused", request.model)
+                self._metrics.dispatches.count("refused", model_of(request.model))
         return [AGAIN if choice is None else MaybeStale(choice) for choice in choices]
 
     async def _verify(self, request: Request) -> MaybeStale[Choice]:
@@ -180,19 +194,20 @@ class Dispatcher:
             with contextlib.suppress(StoreError):
                 [answer] = self._dispatch_degraded([request.model], error)
         if not answer.value.worker and not answer.value.lease:
-            self._metrics.dispatches.count("no_worker", request.model)
+            self._metrics.dispatches.count("no_worker", model_of(request.model))
         return answer
 
     def _dispatch_degraded(self, models: Sequence[str], error: StoreError) -> list[MaybeStale[Choice]]:
+        names = [model_of(model) for model in models]
         try:
             addresses, age = self._degraded.dispatch(models, error)
         except StoreError:
-            for model in models:
-                self._metrics.dispatches.count("store_unavailable", model)
+            for name in names:
+                self._metrics.dispatches.count("store_unavailable", name)
             raise
-        self._metrics.dispatches.know([model for model, address in zip(models, addresses, strict=True) if address])
-        for model in models:
-            self._metrics.dispatches.count("degraded", model)
+        self._metrics.dispatches.know([name for name, address in zip(names, addresses, strict=True) if address])
+        for name in names:
+            self._metrics.dispatches.count("degraded", name)
         return [MaybeStale(Choice(address), age) for address in addresses]
 
     async def _find_all(self, finds: Sequence[Find]) -> list[MaybeStale[str]]:

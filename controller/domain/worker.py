@@ -11,6 +11,7 @@ from socket import AF_INET6, inet_ntop
 from typing import Final
 from urllib.parse import urlsplit
 
+from controller.domain.engine import Engine, Protocol, indexed_name
 from controller.domain.errors import InvalidInput
 
 MAX_NAME_LENGTH: Final = 1024
@@ -149,6 +150,7 @@ class Registration:
 
     check_heart_beat: False for a worker that sends no heartbeats. It is alive until it is removed.
     registered_by: name of the token that registered it. "" if it needed none.
+    engine: None for a worker that speaks FastChat's protocol. An engine is alive for as long as it answers polls.
     request_id: identifies the request, so that a repetition after a lost answer is not a second registration.
     """
 
@@ -157,7 +159,13 @@ class Registration:
     check_heart_beat: bool
     multimodal: bool
     registered_by: str = ""
+    engine: Engine | None = None
     request_id: str = field(default_factory=lambda: secrets.token_hex(12), compare=False)
+
+    @property
+    def indexed_models(self) -> tuple[str, ...]:
+        """The names of its models in the indexes."""
+        return _indexed(self.status.model_names, self.engine)
 
 
 @dataclass(frozen=True, slots=True)
@@ -177,7 +185,7 @@ class Worker:
     booked: number of requests without a lease that were dispatched to the worker since that report.
     capacity_source: "reported", "configured", or "" if the capacity is unknown.
     reported_capacity: the capacity that the worker reports. None if it reports none.
-    registered_by: as in Registration.
+    registered_by, engine: as in Registration.
     """
 
     name: str
@@ -196,11 +204,26 @@ class Worker:
     capacity_source: str = ""
     reported_capacity: int | None = None
     registered_by: str = ""
+    engine: Engine | None = None
+
+    @property
+    def protocol(self) -> Protocol:
+        """The protocol of the requests that the worker understands."""
+        return Protocol.OPENAI if self.engine else Protocol.FASTCHAT
+
+    @property
+    def indexed_models(self) -> tuple[str, ...]:
+        """The names of its models in the indexes."""
+        return _indexed(self.status.model_names, self.engine)
 
     @property
     def drained(self) -> bool:
         """True if the worker is draining and has finished its requests according to its reports."""
         return self.draining and not (self.reported or self.booked or self.leased)
+
+
+def _indexed(models: tuple[str, ...], engine: Engine | None) -> tuple[str, ...]:
+    return models if engine is None else tuple(indexed_name(model, Protocol.OPENAI) for model in models)
 
 
 @dataclass(frozen=True, slots=True)

@@ -15,6 +15,7 @@ from prometheus_client.core import GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
 from controller.availability.snapshots import SnapshotManager
+from controller.domain.engine import model_of
 from controller.domain.errors import StoreError
 from controller.domain.worker import Worker
 from controller.fleet.events import EventFeed
@@ -132,7 +133,7 @@ class Telemetry(Collector):
         metrics.cpu_seconds.set(usage.ru_utime + usage.ru_stime)
         metrics.memory_bytes.set(_resident_memory())
         metrics.open_files.set(_open_files())
-        metrics.dispatches.know(self._snapshots.models(None))
+        metrics.dispatches.know([model_of(model) for model in self._snapshots.models(None)])
 
     def collect(self) -> Iterator[Metric]:
         """Yield the metrics of the cluster for prometheus_client."""

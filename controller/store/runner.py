@@ -32,7 +32,7 @@ def new_id() -> str:
 class ScriptRunner:
     """Runs scripts and other calls to Redis. The parts of the registry derive from it.
 
-    heartbeat_expiration: in seconds.
+    heartbeat_expiration, engine_expiration: in seconds.
     deadline: in seconds, see StoreCalls.
     booking_decay, booking_delay, default_capacities, max_workers, max_leases, max_workers_per_token,
     max_leases_per_token: as in the settings.
@@ -52,11 +52,13 @@ class ScriptRunner:
         max_leases: int = 0,
         max_workers_per_token: int = 0,
         max_leases_per_token: int = 0,
+        engine_expiration: float = 5.0,
     ) -> None:
         self._client = client
         self._namespace = namespace
         self._keys = [keys.namespace(namespace)]
         self._expiration_ms = max(1, round(heartbeat_expiration * 1000))
+        self._engine_expiration_ms = max(1, round(engine_expiration * 1000))
         self._decays = int(booking_decay)
         self._in_flight_window_ms = round(booking_delay * 1000)
         self._default_capacities = default_capacities or DefaultCapacities()

@@ -9,6 +9,7 @@ from hashlib import blake2b
 from typing import Any, Final, NamedTuple
 
 from controller.domain.clock import ClockReading
+from controller.domain.engine import Engine, model_of
 from controller.domain.errors import InvalidInput, StoreRejection, StoreUnavailable
 from controller.domain.worker import Registration, Worker, WorkerStatus
 from controller.store.runner import ScriptRunner
@@ -21,11 +22,12 @@ _MAX_LISTINGS: Final = 3  # attempts, if Redis loses data during a listing
 class Report(NamedTuple):
     """A queue length that a worker reported.
 
+    queue_length: None if it is unknown. Then only the worker's heartbeat is renewed.
     written_at: time of the report on this replica's monotonic clock. None means now.
     """
 
     name: str
-    queue_length: int
+    queue_length: int | None
     written_at: float | None = None
 
 
@@ -159,8 +161,11 @@ class WorkerStore(ScriptRunner):
     def _registration_arguments(
         self, registration: Registration, expires_in: float | None = None, repeatable_for: float = 0.0
     ) -> Sequence[str | int]:
-        status = registration.status
-        expiration_ms = self._expiration_ms if expires_in is None else max(1, round(expires_in * 1000))
+        status, engine = registration.status, registration.engine
+        expiration_ms = self._expiration_ms if engine is None else self._engine_expiration_ms
+        if expires_in is not None:
+            expiration_ms = max(1, round(expires_in * 1000))
+        models = registration.indexed_models
         return (
             registration.request_id,
             round(1000 * repeatable_for) + self._reply_ttl_ms,
@@ -169,30 +174,38 @@ class WorkerStore(ScriptRunner):
             repr(status.speed),
             status.queue_length,
             int(registration.multimodal),
-            json.dumps(status.model_names, ensure_ascii=False),
-            digest_of(status.model_names),
+            json.dumps(models, ensure_ascii=False),
+            digest_of(models),
             "" if status.capacity is None else status.capacity,
             self._default_capacity(status.model_names),
             registration.registered_by,
+            "" if engine is None else engine.encode(),
         )
 
-    async def heartbeat(self, reports: Sequence[Report], *, of_polls: bool = False) -> list[bool]:
-        """Record heartbeats. Return for each whether the worker is registered.
-
-        of_polls: the reports are answers to status polls. These update the queue length but not the expiration.
-        """
-        expiration = "" if of_polls else self._expiration_ms
-        known = await self._run_each(
-            "heartbeat",
-            lambda: (*self._repeatable(), expiration, self._decays, self._in_flight_window_ms),
-            reports,
-            lambda report: (report.name, report.queue_length, _age_ms(report.written_at)),
-        )
-        return [bool(each) for each in known]
+    async def heartbeat(self, reports: Sequence[Report]) -> list[bool]:
+        """Record heartbeats. Return for each whether the worker is registered."""
+        return await self._report(reports, self._expiration_ms, of_polls=False)
 
     async def take_poll_answers(self, reports: Sequence[Report]) -> list[bool]:
-        """Record answers to status polls. Return for each whether the worker is registered."""
-        return await self.heartbeat(reports, of_polls=True)
+        """Record answers to polls of FastChat's workers, which do not keep a worker alive. Return as heartbeat()."""
+        return await self._report(reports, "", of_polls=True)
+
+    async def take_engine_answers(self, reports: Sequence[Report]) -> list[bool]:
+        """Record answers to polls of engines, which keep an engine alive. Return as heartbeat()."""
+        return await self._report(reports, self._engine_expiration_ms, of_polls=True)
+
+    async def _report(self, reports: Sequence[Report], expiration: int | str, *, of_polls: bool) -> list[bool]:
+        known = await self._run_each(
+            "heartbeat",
+            lambda: (*self._repeatable(), expiration, int(of_polls), self._decays, self._in_flight_window_ms),
+            reports,
+            lambda report: (
+                report.name,
+                "" if report.queue_length is None else report.queue_length,
+                _age_ms(report.written_at),
+            ),
+        )
+        return [bool(each) for each in known]
 
     async def drain(self, name: str, drain: bool = True, reason: str = "") -> bool:
         """Stop dispatching to a worker, or resume. Return True if the worker is alive."""
@@ -272,7 +285,10 @@ class WorkerStore(ScriptRunner):
         self._page = max(1, min(_PAGE, _PAGE_LENGTH * len(workers) // length)) if length else _PAGE
 
     async def list_models(self, multimodal: bool | None = None) -> list[str]:
-        """Return the models of live workers, sorted: all, those of multimodal workers (True) or of others (False)."""
+        """Return the models of live workers, sorted: all, those of multimodal workers (True) or of others (False).
+
+        The names are those of the indexes (controller/domain/engine.py).
+        """
         return await (self._list_all_models() if multimodal is None else self.list_models_by_kind(multimodal))
 
     async def _list_all_models(self) -> list[str]:
@@ -336,8 +352,13 @@ def _worker(fields: Sequence[Any]) -> Worker:
     name, models, speed, queue_length, multimodal, check_heart_beat, registration, age_ms, expires_in_ms = fields[:9]
     leased, capacity, draining, failing, polled, reported, booked, capacity_source, reported_capacity = fields[9:18]
     try:
+        engine = Engine.decode(fields[19]) if fields[19] else None
+        names = json.loads(models)
         status = WorkerStatus(
-            tuple(json.loads(models)), _number(speed), int(queue_length), int(capacity) if capacity else None
+            tuple(map(model_of, names) if engine else names),
+            _number(speed),
+            int(queue_length),
+            int(capacity) if capacity else None,
         )
     except (ValueError, TypeError, InvalidInput) as error:
         raise StoreRejection(
@@ -361,6 +382,7 @@ def _worker(fields: Sequence[Any]) -> Worker:
         capacity_source=capacity_source if capacity else "",
         reported_capacity=int(reported_capacity) if reported_capacity else None,
         registered_by=fields[18],
+        engine=engine,
     )
 
 

@@ -1,6 +1,6 @@
 --[[
-  Apply the queue lengths that workers report: with heartbeats, which keep them alive, or with answers to status polls,
-  which do not.
+  Apply the queue lengths that workers report: with heartbeats, which keep them alive, or with answers to polls. Those
+  keep only engines alive, which send no heartbeats.
 
   A worker that is not alive is not revived, whether or not a sweep has purged it. It must register. A heartbeat clears
   all failures. An answer to a poll clears the failures that include/load/clear_failure.lua names. Late reports do so
@@ -33,12 +33,13 @@
     KEYS[1]   {<namespace>}
     ARGV[1]   request_id: id of the call; a repeated call with the same id gets the first reply and changes nothing
     ARGV[2]   reply_ttl: the milliseconds for which the reply is kept
-    ARGV[3]   heartbeat_ttl: the expiration of the heartbeats in milliseconds; '' for answers to polls
-    ARGV[4]   decays: '1' if bookings decay, otherwise '0'
-    ARGV[5]   in_flight_window: for how many milliseconds a request may be on its way to a worker
-    ARGV[6…]  for each worker: name, queue_length, age
+    ARGV[3]   heartbeat_ttl: the expiration of the heartbeats in milliseconds; '' for reports that keep no worker alive
+    ARGV[4]   of_polls: '1' for answers to polls, '0' for heartbeats
+    ARGV[5]   decays: '1' if bookings decay, otherwise '0'
+    ARGV[6]   in_flight_window: for how many milliseconds a request may be on its way to a worker
+    ARGV[7…]  for each worker: name, queue_length, age
                 name: the worker's name
-                queue_length: the number of requests that it is running or has waiting
+                queue_length: the number of requests that it is running or has waiting; '' if it is unknown
                 age: the milliseconds since the worker reported that
 
   Output:
@@ -66,18 +67,19 @@
 --- @include "whole_number"
 --- @include "write_load"
 local request_id, reply_ttl = ARGV[1], whole_number(ARGV[2], 1)
-local is_poll, heartbeat_ttl = ARGV[3] == "", whole_number(ARGV[3], 1)
-local decays, in_flight_window = ARGV[4] == "1", whole_number(ARGV[5], 0)
-local reports = argument_groups(6, { "name", "queue_length", "age" })
-if not is_poll and not heartbeat_ttl then
+local keeps_alive, heartbeat_ttl, of_polls = ARGV[3] ~= "", whole_number(ARGV[3], 1), ARGV[4] == "1"
+local decays, in_flight_window = ARGV[5] == "1", whole_number(ARGV[6], 0)
+local reports = argument_groups(7, { "name", "queue_length", "age" })
+if keeps_alive and not heartbeat_ttl then
   return redis.error_reply("INVALID expiration")
 elseif not reply_ttl or not in_flight_window or not reports or not reports[1] then
   return redis.error_reply("INVALID arguments")
 end
 for _, report in ipairs(reports) do
+  local is_unknown = report.queue_length == ""
   report.queue_length = whole_number(report.queue_length, 0)
   report.age = whole_number(report.age, 0)
-  if not report.queue_length or not report.age then
+  if (not report.queue_length and not is_unknown) or not report.age then
     return redis.error_reply("INVALID report")
   end
 end
@@ -94,14 +96,25 @@ local function apply(report)
     return 0
   end
   local was_failing = load.failing
-  if is_poll then
+  if of_polls then
     clear_failure(load)
   else
-    refresh_heartbeat(name, time, ttl ~= -1 and heartbeat_ttl or nil)
     load.failing = nil
   end
-  local reported = apply_report(load, report.queue_length, time - report.age, in_flight_window, time, decays)
-  write_load(load, is_poll and "polled" or "heartbeat_at", is_poll and 1 or time, unpack(reported))
+  if keeps_alive then
+    refresh_heartbeat(name, time, ttl ~= -1 and heartbeat_ttl or nil)
+  end
+  local fields = {}
+  if report.queue_length then
+    fields = apply_report(load, report.queue_length, time - report.age, in_flight_window, time, decays)
+  end
+  if keeps_alive then
+    fields[#fields + 1], fields[#fields + 2] = "heartbeat_at", time
+  end
+  if of_polls then
+    fields[#fields + 1], fields[#fields + 2] = "polled", 1
+  end
+  write_load(load, unpack(fields))
   update_cost_index(load, decays)
   update_decay_index(load, decays and time)
   if was_failing and not load.failing then

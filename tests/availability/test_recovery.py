@@ -120,7 +120,7 @@ async def restore(store: Store) -> None:
 
 async def test_deprioritised_worker_stays_so_after_a_data_loss(controller: Replica, link: Link, store: Store) -> None:
     registry = store.registry()
-    await registry.heartbeat([Report(B, 0)], of_polls=True)
+    await registry.take_poll_answers([Report(B, 0)])
     assert await registry.report_failure(B, of_polls=True)
     await controller.snapshots._take_if_stale()
     with link.broken():

@@ -1,9 +1,11 @@
 """Requests that the dispatcher answers without Redis, and those for models without workers."""
 
 import asyncio
+from dataclasses import replace
 
 import pytest
 
+from controller.domain.engine import Engine, Protocol
 from controller.domain.worker import MAX_MODEL_NAME_LENGTH
 from controller.store.registry import Registry, WorkerList
 from tests.conftest import Open
@@ -57,3 +59,29 @@ async def test_a_model_that_has_lost_its_last_worker_holds_up_no_other(
     assert not any(task.done() for task in waiting)
     may_end.set()
     assert [(await task).value for task in waiting] == ["", ""]
+
+
+async def test_requests_go_to_workers_of_their_protocol_also_without_redis(
+    registry: Registry, replica: Open, link: Link
+) -> None:
+    opened = replica(registry)
+    dispatcher, openai = opened.dispatcher, Protocol.OPENAI
+    await registry.register(worker(A, "m", "of-workers"))
+    await registry.register(replace(worker(B, "m", "of-engines"), engine=Engine("generic")))
+    await opened.snapshots.refresh()
+
+    async def check() -> None:
+        assert (await dispatcher.dispatch("m")).value == A
+        assert (await dispatcher.dispatch("of-engines")).value == ""
+        assert (await dispatcher.dispatch_with_lease("m", protocol=openai)).value.address == B
+        assert (await dispatcher.dispatch_with_lease("of-workers", protocol=openai)).value.address == ""
+        assert (await dispatcher.find_worker("m", protocol=openai)).value == B
+        assert (await dispatcher.find_worker("of-engines")).value == ""
+        assert (await dispatcher.list_models()).value == ["m", "of-workers"]
+        assert (await dispatcher.list_models(protocol=openai)).value == ["m", "of-engines"]
+
+    await check()
+    assert b'model="m"' in opened.metrics.render()
+    assert b"\x1d" not in opened.metrics.render(), "a model has one name in metrics"
+    with link.broken():
+        await check()

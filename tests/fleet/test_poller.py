@@ -281,11 +281,11 @@ async def test_report_of_a_poll_is_dated_at_the_start_of_the_poll(
     engine.goes_on.clear()
     stored: list[Report] = []
 
-    async def take(reports: Sequence[Report], *, of_polls: bool = False) -> list[bool]:
+    async def take(reports: Sequence[Report]) -> list[bool]:
         stored.extend(reports)
         return [True] * len(reports)
 
-    registry.heartbeat = take  # type: ignore[method-assign]
+    registry.take_poll_answers = take  # type: ignore[method-assign]
     polling(registry=registry)
     await wait_until(lambda: engine.polls, "a poll has started")
     booked_at = time.monotonic()

@@ -147,7 +147,7 @@ class RegistryMachine(Oracle, RuleBasedStateMachine):
 
     @rule(reported=st.lists(st.tuples(names, queues, ages), min_size=1, max_size=3), polls=st.booleans())
     def reports(self, reported: list[tuple[str, int, int]], polls: bool) -> None:
-        common = *self.registry._repeatable(), "" if polls else 90_000, int(self.decays), IN_FLIGHT_WINDOW
+        common = *self.registry._repeatable(), "" if polls else 90_000, int(polls), int(self.decays), IN_FLIGHT_WINDOW
         reports: Iterator[str | int] = itertools.chain.from_iterable(reported)
         known = self.run(self.registry._run("heartbeat", *common, *reports))
         assert known == [int(name in self.known) for name, _, _ in reported]

@@ -94,7 +94,7 @@ class Heartbeat(Call):
         if not self.of_polls:
             return await controller.membership.heartbeat(self.name, self.queue)
         reports = [Report(self.name, self.queue)]
-        [known] = await controller.breaker.call(controller.registry.heartbeat, reports, of_polls=True)
+        [known] = await controller.breaker.call(controller.registry.take_poll_answers, reports)
         return known
 
     def run(self, state: State, answer: Answer, leases: dict[str, int]) -> Iterator[State]:

@@ -114,7 +114,7 @@ class Calls:
         registry, client = self.registry, self.client
         await registry.register(worker(A, "m", "n"))
         await registry.register(worker(B, "m", capacity=4))
-        await registry.heartbeat(reports([(A, 0), (B, 0)]), of_polls=True)
+        await registry.take_poll_answers(reports([(A, 0), (B, 0)]))
         leases = []
         for method in DispatchMethod:
             for _ in range(4):

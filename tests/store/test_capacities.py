@@ -73,7 +73,7 @@ async def test_capacity_survives_reports_registrations_and_refreshes(store: Stor
     await registry.register(worker(A))
     assert await capacity_of(registry) == (2, "configured"), "it was set before the worker registered"
     await registry.heartbeat(reports([(A, 1)]))
-    await registry.heartbeat(reports([(A, 2)]), of_polls=True)
+    await registry.take_poll_answers(reports([(A, 2)]))
     assert await capacity_of(registry) == (2, "configured")
     await registry.register(worker(A, capacity=7))
     [known] = (await registry.list_workers()).workers

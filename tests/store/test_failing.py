@@ -69,7 +69,7 @@ async def test_poll_clears_request_failures_of_a_worker_without_heartbeats(regis
     for name in (A, B):
         await registry.report_failure(name)
     assert await failing(registry) == {A: "request", B: "request"}
-    await registry.heartbeat(reports([(A, 0), (B, 0)]), of_polls=True)
+    await registry.take_poll_answers(reports([(A, 0), (B, 0)]))
     assert await failing(registry) == {A: "request", B: ""}, "a heartbeat clears the failure of A"
     await registry.report_failure(B)
     for known in (await registry.list_workers()).workers:  # as the registry refresh does
@@ -84,15 +84,15 @@ async def test_poll_clears_only_poll_failures_of_a_worker_with_heartbeats(regist
     await registry.register(worker(A))
     assert await registry.report_failure(A, of_polls=True) is None, "A has never answered a poll"
     assert await registry.report_failure(B, of_polls=True) is False, "B is not registered"
-    await registry.heartbeat(reports([(A, 0)]), of_polls=True)
+    await registry.take_poll_answers(reports([(A, 0)]))
     assert await registry.report_failure(A, of_polls=True)
     assert await failing(registry) == {A: "polls"}
-    await registry.heartbeat(reports([(A, 0)]), of_polls=True)
+    await registry.take_poll_answers(reports([(A, 0)]))
     assert await failing(registry) == {A: ""}
     await registry.report_failure(A, of_polls=True)
     await registry.report_failure(A)
     await registry.report_failure(A, of_polls=True)
-    await registry.heartbeat(reports([(A, 0)]), of_polls=True)
+    await registry.take_poll_answers(reports([(A, 0)]))
     assert await failing(registry) == {A: "request"}
 
 
@@ -199,7 +199,7 @@ async def test_worker_resumed_while_expired_serves_after_registration(
 
 async def test_registration_resets_whether_a_worker_answered_a_poll(registry: Registry) -> None:
     await registry.register(worker(A))
-    await registry.heartbeat(reports([(A, 0)]), of_polls=True)
+    await registry.take_poll_answers(reports([(A, 0)]))
     await registry.register(worker(A))
     assert await registry.report_failure(A, of_polls=True) is None
     assert await registry.restore(worker(B), polled=True), "B is restored as a worker that answers polls"

@@ -92,7 +92,7 @@ async def heartbeat(registry: Registry, name: str, _: float) -> None:
 
 
 async def poll(registry: Registry, name: str, _: float) -> None:
-    await registry.heartbeat(reports([(name, 0)]), of_polls=True)
+    await registry.take_poll_answers(reports([(name, 0)]))
 
 
 async def registration(registry: Registry, name: str, speed: float) -> None:

@@ -140,7 +140,7 @@ async def test_operations_use_no_more_commands_with_more_models(
         [lease] = leases_of(await dispatch_shortest_queue(registry, asks(models[:1], 60_000)))
         await dispatch_shortest_queue(registry, asks(models[:1] * 3))
         await registry.heartbeat(reports([(A, 1), (B, 2)]))
-        await registry.heartbeat(reports([(A, 1), (C, 2)]), of_polls=True)
+        await registry.take_poll_answers(reports([(A, 1), (C, 2)]))
         await registry.report_failure(A)
         await registry.heartbeat(reports([(A, 1)]))
         await registry.release([lease])

@@ -45,7 +45,7 @@ async def test_poll_does_not_extend_the_heartbeat_ttl(store: Store, registry: Re
     await registry.restore(worker(A), expires_in=30.0)
     heard_at = await store.client.hget(keys.worker(store.namespace, A), "heartbeat_at")
     await wait_until(lambda: milliseconds_have_passed(store, int(heard_at)), "two milliseconds have passed")
-    assert await registry.heartbeat(reports([(A, 1)]), of_polls=True) == [True]
+    assert await registry.take_poll_answers(reports([(A, 1)])) == [True]
     assert await store.client.pttl(keys.heartbeat(store.namespace, A)) <= 30_000
     assert await store.client.hget(keys.worker(store.namespace, A), "heartbeat_at") == heard_at
     await registry.heartbeat(reports([(A, 1)]))
@@ -321,7 +321,7 @@ async def test_list_workers_reads_many_workers_in_parts(store: Store, monkeypatc
     async def counting(self: Registry, script: str, *arguments: str | int) -> list[object]:
         result = await run(self, script, *arguments)
         parts.append(len(result[4]))
-        heartbeat = f"id-{len(parts)}", 6_000, 90_000, 0, 0, names[len(parts)], 1, 0
+        heartbeat = f"id-{len(parts)}", 6_000, 90_000, 0, 0, 0, names[len(parts)], 1, 0
         assert await run(self, "heartbeat", *heartbeat) == [1], (
             "the heartbeat moves the worker within the set being listed"
         )

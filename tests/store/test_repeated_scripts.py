@@ -136,7 +136,7 @@ CALLS: dict[str, Call] = {
         "held", replica.name, 600.0, "", 6_000.0
     ),
     "heartbeat": lambda registry, *_: registry.heartbeat(reports([(A, 3), (B, 0)])),
-    "heartbeat, of polls": lambda registry, *_: registry.heartbeat(reports([(A, 3), (B, 0)]), of_polls=True),
+    "heartbeat, of polls": lambda registry, *_: registry.take_poll_answers(reports([(A, 3), (B, 0)])),
     "record_events": lambda registry, *_: registry.record_events([NewEvent("store_recovered", {"reason": "a"})]),
     "list_events": lambda registry, *_: registry.list_events("", 100),
     "find_workers": lambda registry, *_: registry.find_workers([Find("n"), Find("absent")]),
@@ -237,7 +237,7 @@ async def fill(fleet: Fleet) -> None:
     for name, models in ((B, ["m"]), (C, ["m", "n"]), (EXPIRED, ["m"])):
         await registry.register(worker(name, *models))
     await registry.drain(C)
-    await registry.heartbeat(reports([(A, 1)]), of_polls=True)
+    await registry.take_poll_answers(reports([(A, 1)]))
     await registry.set_capacity(CapacityTarget(worker_name=B), 3)  # not applied yet
     await registry.set_token(TOKEN.name, TOKEN)
     await fleet.client.incrby(CLOCK, 1_000)

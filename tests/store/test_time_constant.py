@@ -35,7 +35,7 @@ class Lab:
 
     async def poll(self) -> None:
         self.ends = [end for end in self.ends if end > self.now]
-        await self.registry.heartbeat(reports([(A, len(self.ends) + self.foreign)]), of_polls=True)
+        await self.registry.take_poll_answers(reports([(A, len(self.ends) + self.foreign)]))
 
     async def serve(self, requests: int, *, takes: int, each_poll: int = 10) -> None:
         """Send evenly spaced requests, `each_poll` of them between two polls."""

@@ -19,7 +19,7 @@
 local function decide_capacity(name, models, reported, default)
   local fields = { "worker:" .. name }
   for i, model in ipairs(models) do
-    fields[i + 1] = "model:" .. model
+    fields[i + 1] = "model:" .. model:gsub("^\29", "") -- an engine's (controller/domain/engine.py)
   end
   spend(math.ceil(#fields / 8))
   local set = redis.call("HMGET", key("capacities"), unpack(fields))

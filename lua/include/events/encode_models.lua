@@ -12,7 +12,7 @@ local function encode_models(models)
       break
     end
     length = length + #model
-    first[i] = model
+    first[i] = model:gsub("^\29", "") -- an engine's (controller/domain/engine.py)
   end
   return first[1] and cjson.encode(first) or "[]" -- cjson would write an empty table as {}
 end

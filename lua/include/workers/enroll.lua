@@ -86,8 +86,8 @@ local function enroll(registration, time, decays, event, refusal_of, make_load)
   for _, pool in ipairs(pools_before) do
     left[#left + 1] = not is_joined[pool] and pool or nil
   end
-  local stored = before and redis.call("HMGET", worker, "models", "registered_by") or {}
-  local models_before, token_before = stored[1], stored[2] or ""
+  local stored = before and redis.call("HMGET", worker, "models", "registered_by", "engine") or {}
+  local models_before, token_before, engine_before = stored[1], stored[2] or "", stored[3] or ""
   if token_before ~= registration.registered_by then
     if token_before ~= "" then
       count_for_token(key("token_workers"), token_before, -1)
@@ -107,6 +107,7 @@ local function enroll(registration, time, decays, event, refusal_of, make_load)
     "heartbeat_at", time,
     "capacity_source", capacity_source,
     "registered_by", registration.registered_by,
+    "engine", registration.engine,
     "reported_capacity", registration.capacity or "",
     unpack(other_fields or {}))
   refresh_heartbeat(name, time, registration.heartbeat_ttl)
@@ -129,6 +130,7 @@ local function enroll(registration, time, decays, event, refusal_of, make_load)
     record_models(appeared, vanished)
   end
   local is_changed = models_before ~= registration.models_json or token_before ~= registration.registered_by
+    or engine_before ~= registration.engine
   if before and before.failing and not load.failing then
     record_event("worker_recovered", "worker", name)
   end

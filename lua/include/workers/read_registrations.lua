@@ -14,6 +14,8 @@
     capacity          how many requests it runs at once; '' if it does not report that
     default_capacity  the capacity for its models according to the settings; '' if there is none
     registered_by     the name of the token that registers it; '' without a token
+    engine            what controller/domain/engine.py writes of an inference engine; '' for a worker of FastChat's
+                      protocol
   A script may add others, which are checked here as well:
     registration      the number of a registration
     age               the milliseconds since the worker reported its state
@@ -33,7 +35,7 @@
 --- @include "whole_number"
 local function read_registrations(first, added)
   local names = { "request_id", "reply_ttl", "name", "heartbeat_ttl", "speed", "queue_length", "multimodal", "models",
-    "models_digest", "capacity", "default_capacity", "registered_by", unpack(added) }
+    "models_digest", "capacity", "default_capacity", "registered_by", "engine", unpack(added) }
 
   local function check(registration)
     local this = registration
