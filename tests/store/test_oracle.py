@@ -91,6 +91,18 @@ def test_checkpoints_count_more_than_a_million_bookings(machine: RegistryMachine
     assert machine.known[NAMES[0]].load.dispatched == 7
 
 
+def test_a_report_finds_its_checkpoint_among_the_last_of_many(machine: RegistryMachine) -> None:
+    """Checkpoints are deleted when there are 16. The last 8 of them are kept."""
+    machine.register(name=NAMES[0], status=status())
+    for _ in range(18):
+        machine.tick(CHECKPOINT_MS)
+        machine.dispatch(requested=[("m", False)])
+        machine.compare_states()
+    machine.reports(reported=[(NAMES[0], 3, 5 * CHECKPOINT_MS - IN_FLIGHT_WINDOW)], polls=False)
+    machine.compare_states()
+    assert machine.known[NAMES[0]].load.dispatched == 5
+
+
 def test_reconciliation_without_a_change_leaves_the_decay_as_it_is(machine: RegistryMachine) -> None:
     """The difference shows only if the clock of Redis is set back to the time before the reconciliation."""
     machine.register(name=NAMES[0], status=status(queue_length=4))

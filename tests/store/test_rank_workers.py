@@ -54,3 +54,21 @@ async def test_workers_of_all_pools_are_ranked(registry: Registry, models: list[
     await registry.register(worker(A, *models, queue_length=2))
     await registry.register(worker(B, "m", "o", queue_length=1))
     assert list(await ranked(registry)) == [B, A]
+
+
+async def test_each_pool_of_a_model_has_its_share_of_the_candidates(registry: Registry) -> None:
+    for pool in range(3):
+        for i in range(4):
+            await registry.register(worker(f"http://127.0.0.1:1/p{pool}w{i}", "m", f"own-{pool}"))
+    assert len(await ranked(registry)) == 9, "three of each pool, which is 8 in all, rounded up"
+
+
+async def test_a_call_reads_a_limited_number_of_expired_workers(store: Store, registry: Registry) -> None:
+    names = [f"http://127.0.0.1:1/w{i:03}" for i in range(150)]
+    for name in names:
+        await registry.register(worker(name))
+    for name in names[:-1]:
+        await store.expire_heartbeat(name)
+    assert await ranked(registry) == {}
+    await registry.sweep(0.001)
+    assert list(await ranked(registry)) == names[-1:]
