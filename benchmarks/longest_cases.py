@@ -7,8 +7,9 @@ from longest_fleets import BATCH, BATCHES, LEASE_MS, NAMESPACE, Subject, batches
 
 from controller.domain.capacity import MAX_CAPACITIES, CapacityTarget
 from controller.domain.dispatch import DispatchMethod
-from controller.security.tokens import MAX_STORED, Plane, TokenList, token_of
+from controller.security.tokens import Plane, encode_token, token_of
 from controller.store import keys
+from controller.store.entries import EntryList
 from controller.store.reconciliation import Reconciliation, split
 from controller.store.registry import (
     DrainCall,
@@ -19,6 +20,7 @@ from controller.store.registry import (
     Report,
 )
 from controller.store.runner import new_id
+from controller.store.tokens import MAX_STORED, TOKENS
 
 RELEASED_AT_ONCE: Final = 1_000  # by the Reconciler after an outage
 RECONCILED_AT_ONCE: Final = 1_000
@@ -136,9 +138,10 @@ async def tokens(s: Subject) -> None:
     created = [token_of(f"token-{i}", Plane.WORKER, "0" * 32, models=patterns) for i in range(MAX_STORED - 1)]
     with s.registry.case(f"{MAX_STORED:,} tokens"):
         s.tokens_version += 3  # set_token() adds 2
-        await s.registry.restore_tokens(TokenList(s.tokens_version, "change", tuple(created)))
+        records = {token.name: encode_token(token) for token in created}
+        await s.registry.restore_entries(TOKENS, EntryList(s.tokens_version, "change", records))
         await s.registry.set_token("token", created[0])
-        await s.registry.list_tokens(TokenList())
+        await s.registry.list_entries(TOKENS)
         await s.registry.set_token("token", None)
 
 

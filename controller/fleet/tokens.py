@@ -9,10 +9,12 @@ from typing import Final
 
 from controller.availability.circuit_breaker import CircuitBreaker
 from controller.domain.errors import InvalidInput, StoreError
+from controller.fleet.shared_list import SharedList
 from controller.security.access import Access, Caller
 from controller.security.audit import Audit, AuditEvent
-from controller.security.tokens import Plane, Token, TokenList, create_secret, parse_file, token_of
+from controller.security.tokens import Plane, Token, create_secret, decode_token, parse_file, token_of
 from controller.store.registry import Registry
+from controller.store.tokens import TOKENS
 
 logger = logging.getLogger("controller")
 
@@ -33,7 +35,7 @@ class Tokens:
         self._access = access
         self._audit = audit
         self._file = TokensFile(file) if file is not None else None
-        self._stored = TokenList()
+        self._stored = SharedList(registry, TOKENS)
         if self._file is not None:
             access.replace("file", self._file.read() or ())
 
@@ -50,15 +52,17 @@ class Tokens:
             await asyncio.sleep(_INTERVAL)
 
     async def update(self) -> None:
-        """Get the tokens from Redis if they have changed. Restore them there if Redis lost some. Raises StoreError."""
-        found = await self._registry.list_tokens(self._stored)
-        if found.version < self._stored.version:
-            logger.warning("Redis lost tokens: storing %d of them again.", len(self._stored.tokens))
-            await self._registry.restore_tokens(self._stored)
-            found = await self._registry.list_tokens(self._stored)
-        if found is not self._stored:
-            self._stored = found
-            self._access.replace("store", found.tokens)
+        """Get the tokens from Redis if they have changed. Restore them there if Redis lost some. Raises StoreError.
+
+        A token that another program wrote and that is unreadable is left out, so it opens nothing.
+        """
+        if not await self._stored.update():
+            return
+        tokens = []
+        for name, record in self._stored.entries.items():
+            with contextlib.suppress(InvalidInput):
+                tokens.append(decode_token(name, record))
+        self._access.replace("store", tokens)
 
     async def create(
         self, plane: Plane, name: str, workers: Iterable[str], models: Iterable[str], caller: Caller

@@ -9,13 +9,12 @@ from dataclasses import dataclass
 from enum import StrEnum
 from fnmatch import fnmatchcase
 from functools import lru_cache
-from typing import Final, NamedTuple
+from typing import Final
 from urllib.parse import urlsplit
 
 from controller.domain.errors import InvalidInput
 from controller.security.worker_patterns import FORMS, parse_address, parse_pattern
 
-MAX_STORED: Final = 500  # tokens that can be created at runtime
 MIN_LENGTH: Final = 16
 _MAX_LENGTH: Final = 256
 _MAX_PATTERNS: Final = 64
@@ -113,18 +112,6 @@ def _covers(patterns: tuple[str, ...], worker: str) -> bool:
     if address is None:
         return any(pattern.covers_name(host, port) for pattern in parsed)
     return any(pattern.covers_address(address, port) for pattern in parsed)
-
-
-class TokenList(NamedTuple):
-    """The tokens that were created at runtime, as Redis has them.
-
-    version: grows with each change.
-    change: identifies the latest change. After a failover, two changes may have the same version.
-    """
-
-    version: int = 0
-    change: str = ""
-    tokens: tuple[Token, ...] = ()
 
 
 def create_secret() -> str:

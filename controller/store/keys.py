@@ -51,8 +51,18 @@ def capacities(name: str) -> str:
 
 
 def tokens(name: str) -> str:
-    """HASH: the tokens that were created, by `token:<name>`, their `version` and their latest `change`."""
+    """HASH: the tokens that were created, by `entry:<name>`, their `version` and their latest `change`."""
     return f"{{{name}}}:tokens"
+
+
+def engines(name: str) -> str:
+    """HASH: the engines that were registered to be polled, by `entry:<name>`, and the rest as in `tokens`."""
+    return f"{{{name}}}:engines"
+
+
+def routes(name: str) -> str:
+    """HASH: the routes of models, by `entry:<model>`, and the rest as in `tokens`."""
+    return f"{{{name}}}:routes"
 
 
 def models(name: str) -> str:

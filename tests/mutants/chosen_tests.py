@@ -16,7 +16,7 @@ _OF_SCRIPTS: Final = "test_repeated_scripts"  # has tests of each script, and ta
 _ROWS: Final = (
     ("lua/leases", f"leases web/leases failing sequence_numbers availability/clock_jumps {_LATE} oracle accessed_keys"),
     ("lua/capacities", f"capacities fleet/capacities web/capacities {_LATE} oracle accessed_keys"),
-    ("lua/tokens", "web/access repeated_scripts registry_faults accessed_keys"),
+    ("lua/entries", "web/access repeated_scripts registry_faults accessed_keys"),
     ("lua/events", "web/events repeated_scripts registry_faults accessed_keys"),
     ("lua/include/events", "web/events accessed_keys"),
     ("lua/coordination/join_replicas", "fleet/replicas repeated_scripts registry_faults accessed_keys"),

@@ -17,7 +17,7 @@ __all__ = ["api"]
 SECRET = "admin-0123456789abcdef"
 HOSTILE = (
     "}:tokens",
-    "token:ops",
+    "entry:ops",
     "\r\nFLUSHALL\r\n",
     "*1\r\n$8\r\nFLUSHALL\r\n",
     "' return redis.call('FLUSHALL') --",

@@ -12,9 +12,10 @@ from controller.domain.capacity import CapacityTarget
 from controller.domain.dispatch import DispatchMethod
 from controller.domain.events import FIRST
 from controller.domain.worker import Registration
-from controller.security.tokens import Plane, TokenList, token_of
+from controller.security.tokens import Plane, encode_token, token_of
 from controller.store import keys
 from controller.store.connection import connect
+from controller.store.entries import EntryList
 from controller.store.reconciliation import split
 from controller.store.registry import Find, NewEvent, Registry, Request
 from tests.conftest import CLOCK
@@ -146,9 +147,14 @@ class Calls:
         await self.set_capacities()
         token = token_of("ops", Plane.ADMIN, "0123456789abcdef")
         await registry.set_token("ops", token)
-        await registry.restore_tokens(await registry.list_tokens(TokenList()))
-        await registry.restore_tokens(TokenList(9, "change", (token,)))
+        await registry.restore_entries("tokens", EntryList(9, "change", {"ops": encode_token(token)}))
+        await registry.list_entries("tokens")
         await registry.set_token("ops", None)
+        for name in ("engines", "routes"):
+            await registry.set_entry(name, "a", "{}", limit=1)
+            await registry.restore_entries(name, EntryList(9, "change", {"a": "{}"}))
+            await registry.list_entries(name)
+            await registry.set_entry(name, "a", "", limit=1)
         await registry.register(worker(B, "p"))
         await registry.restore(of_token(C, "m", "n"))
         await registry.remove(C)

@@ -32,6 +32,8 @@ NAMES: dict[Callable[..., str], tuple[str, ...]] = {
     keys.draining: ("{ns}:draining:http://a:1", "http://a:1"),
     keys.capacities: ("{ns}:capacities",),
     keys.tokens: ("{ns}:tokens",),
+    keys.engines: ("{ns}:engines",),
+    keys.routes: ("{ns}:routes",),
     keys.pools: ("{ns}:pools:m", "m"),
     keys.overflow: ("{ns}:overflow",),
     keys.cost_heads: ("{ns}:cost_heads",),

@@ -300,16 +300,20 @@ INVALID = [
     ("restore_capacities", ["1", "1", "1", "model:m", "0"]),
     ("restore_capacities", ["1", "1", "1", "model:m", "1", "version", "1"]),
     ("restore_capacities", ["1", "1", "1", "model:m", "1", "model:n", "x"]),
-    ("set_token", ["id", "0", "1", "ops", "{}"]),
-    ("set_token", ["id", "1", "0", "ops", "{}"]),
-    ("set_token", ["id", "1", "1", "ops"]),
-    ("set_token", ["id", "1", "1", "", "{}"]),
-    ("set_token", ["id", "1", "1", "a:b", "{}"]),
-    ("restore_tokens", ["0", "change"]),
-    ("restore_tokens", ["1"]),
-    ("restore_tokens", ["1", "change", "ops"]),
-    ("restore_tokens", ["1", "change", "ops", "{}", "a:b", "{}"]),
-    ("restore_tokens", ["1", "change", "ops", "{}", "web", ""]),
+    ("set_entry", ["id", "0", "tokens", "1", "0", "ops", "{}"]),
+    ("set_entry", ["id", "1", "workers", "1", "0", "ops", "{}"]),
+    ("set_entry", ["id", "1", "tokens", "0", "0", "ops", "{}"]),
+    ("set_entry", ["id", "1", "tokens", "1", "yes", "ops", "{}"]),
+    ("set_entry", ["id", "1", "tokens", "1", "0", "", "{}"]),
+    ("set_entry", ["id", "1", "tokens", "1", "0", "ops"]),
+    ("list_entries", ["workers", "0", ""]),
+    ("list_entries", ["tokens", "0"]),
+    ("restore_entries", ["workers", "1", "change"]),
+    ("restore_entries", ["tokens", "0", "change"]),
+    ("restore_entries", ["tokens", "1"]),
+    ("restore_entries", ["tokens", "1", "change", "ops"]),
+    ("restore_entries", ["tokens", "1", "change", "ops", "{}", "", "{}"]),
+    ("restore_entries", ["tokens", "1", "change", "ops", "{}", "web", ""]),
 ]
 
 
@@ -341,8 +345,9 @@ VALID = [
     ("apply_capacities", ["id", "1", "0", A, "1", ""]),
     ("list_capacities", ["0", "1"]),
     ("restore_capacities", ["1", "1", "1", "model:m", "1"]),
-    ("set_token", ["id", "1", "1", "ops", "{}"]),
-    ("restore_tokens", ["1", "change", "ops", "{}"]),
+    ("set_entry", ["id", "1", "tokens", "1", "0", "ops", "{}"]),
+    ("list_entries", ["tokens", "0", ""]),
+    ("restore_entries", ["tokens", "1", "change", "ops", "{}"]),
 ]
 
 

@@ -14,9 +14,10 @@ from redis.asyncio import Redis
 
 from controller.domain.capacity import CapacityList, CapacityTarget
 from controller.domain.worker import Worker
-from controller.security.tokens import Plane, TokenList, token_of
+from controller.security.tokens import Plane, encode_token, token_of
 from controller.store import keys, scripts
 from controller.store.connection import connect
+from controller.store.entries import EntryList
 from controller.store.reconciliation import split
 from controller.store.registry import Find, NewEvent, Registry
 from tests.conftest import CLOCK, STORES_WITH_RIGHTS
@@ -167,20 +168,22 @@ CALLS: dict[str, Call] = {
     "restore_capacities": lambda registry, *_: registry.restore_capacities(
         CapacityList(9, {CapacityTarget(model="m"): 4})
     ),
-    "set_token": lambda registry, *_: registry.set_token("web", TOKEN),
-    "set_token, to revoke": lambda registry, *_: registry.set_token(TOKEN.name, None),
-    "list_tokens": lambda registry, *_: registry.list_tokens(TokenList()),
-    "restore_tokens": lambda registry, *_: registry.restore_tokens(TokenList(9, "change", (TOKEN,))),
+    "set_entry": lambda registry, *_: registry.set_token("web", TOKEN),
+    "set_entry, to remove": lambda registry, *_: registry.set_token(TOKEN.name, None),
+    "list_entries": lambda registry, *_: registry.list_entries("tokens"),
+    "restore_entries": lambda registry, *_: registry.restore_entries(
+        "tokens", EntryList(9, "change", {TOKEN.name: encode_token(TOKEN)})
+    ),
     "acquire_job": lambda registry, replica, _: registry.acquire_job("free", replica.name, 600.0),
 }
 READ_ONLY = (
     "find_workers",
     "list_capacities",
+    "list_entries",
     "list_events",
     "list_models",
     "list_models_by_kind",
     "list_replicas",
-    "list_tokens",
     "list_workers",
     "rank_workers",
 )

@@ -12,8 +12,9 @@ from controller.domain import cost
 from controller.domain.capacity import CapacityTarget
 from controller.domain.dispatch import DispatchMethod
 from controller.domain.lease import MAX_LEASE_TIME
-from controller.security.tokens import Plane, TokenList, token_of
+from controller.security.tokens import Plane, token_of
 from controller.store import keys, scripts
+from controller.store.entries import EntryList
 from controller.store.reconciliation import split
 from controller.store.registry import Find, NewEvent, Registry
 from tests.conftest import Store
@@ -215,7 +216,8 @@ async def test_callers_pass_the_arguments_listed_in_headers(
     await registry.apply_capacities((await registry.list_workers()).workers)
     await registry.restore_capacities(await registry.list_capacities())
     await registry.set_token("ops", token_of("ops", Plane.ADMIN, "0123456789abcdef"))
-    await registry.restore_tokens(await registry.list_tokens(TokenList()))
+    await registry.list_entries("tokens")
+    await registry.restore_entries("tokens", EntryList(9, "change", {"ops": "{}"}))
     await registry.join_replicas("replica", 1.0)
     await registry.list_replicas()
     await registry.acquire_job("job", "replica", 1.0)

@@ -37,7 +37,7 @@ class WholeState:
     checkpoints: dict[str, list[str]] = field(default_factory=dict)
     overflow: set[str] = field(default_factory=set)
     capacities: dict[str, int] = field(default_factory=dict)
-    tokens: dict[str, str] = field(default_factory=dict)
+    lists: dict[str, dict[str, str]] = field(default_factory=dict)
     token_counts: dict[str, dict[str, str]] = field(default_factory=dict, compare=False)
     heads: dict[str, dict[str, str]] = field(default_factory=dict)
     odds: dict[str, str] = field(default_factory=dict, compare=False)  # a cache of the lotteries
@@ -81,8 +81,8 @@ async def whole_state(client: Client, namespace: str) -> WholeState:
             state.heads[kind] = await client.hgetall(key)
         elif key == f"{{{namespace}}}:capacities":
             state.capacities = {target: int(capacity) for target, capacity in (await client.hgetall(key)).items()}
-        elif key == f"{{{namespace}}}:tokens":
-            state.tokens = await client.hgetall(key)
+        elif kind in ("tokens", "engines", "routes"):
+            state.lists[kind] = await client.hgetall(key)
         elif kind in ("token_leases", "token_workers"):
             assert (await client.pttl(key) == -1) == (kind == "token_workers"), f"{key} has a wrong TTL"
             state.token_counts[kind] = await client.hgetall(key)
@@ -248,6 +248,6 @@ async def check_invariants(
 async def check_nothing_leaks(client: Client, namespace: str) -> None:
     """Assert that without workers a namespace keeps nothing but the sequence and what expires."""
     state = await whole_state(client, namespace)
-    state.capacities, state.tokens = {}, {}  # they are kept until they are removed
+    state.capacities, state.lists = {}, {}  # they are kept until they are removed
     assert state == WholeState({}, set(), {}, set(), {}, {}, {}, {})
     assert state.odds == {}

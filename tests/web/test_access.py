@@ -276,7 +276,7 @@ async def test_tokens_survive_that_redis_loses_them(store: Store) -> None:
         await store.client.delete(f"{{{store.namespace}}}:tokens")
         await api.replica.tokens.update()
         assert (await api.http.post("/list_models", headers=bearer(secret))).status_code == 200
-        assert await store.client.hget(f"{{{store.namespace}}}:tokens", "token:web")
+        assert await store.client.hget(f"{{{store.namespace}}}:tokens", "entry:web")
 
 
 async def test_a_changed_tokens_file_is_read_again(

@@ -1,0 +1,45 @@
+"""This replica's copy of a list in Redis, such as the tokens that were created at runtime."""
+
+import logging
+from collections.abc import Mapping
+from typing import Final
+
+from controller.store.entries import EntryList
+from controller.store.registry import Registry
+
+logger = logging.getLogger("controller")
+
+_UNKNOWN: Final = EntryList(0, "", {})
+
+
+class SharedList:
+    """A list of which each replica keeps a copy, so that Redis can get it back if it loses its data.
+
+    name: of the list: "tokens", "engines" or "routes".
+    """
+
+    def __init__(self, registry: Registry, name: str) -> None:
+        self._registry = registry
+        self._name = name
+        self._known = _UNKNOWN
+
+    @property
+    def entries(self) -> Mapping[str, str]:
+        """The record of each entry, by its name, as of the last update."""
+        return self._known.entries
+
+    async def update(self) -> bool:
+        """Get the list from Redis if it has changed, and restore it there if Redis lost it.
+
+        Return True if the copy is another one now. Raises StoreError.
+        """
+        known = self._known
+        found = await self._registry.list_entries(self._name, known.version, known.change)
+        if found is not None and found.version < known.version:
+            logger.warning("Redis lost %s: storing %d of them again.", self._name, len(known.entries))
+            await self._registry.restore_entries(self._name, known)
+            found = await self._registry.list_entries(self._name, known.version, known.change)
+        if found is None:
+            return False
+        self._known = found
+        return True
