@@ -191,6 +191,17 @@ class QueryEndpoint(BodyEndpoint):
         return True
 
 
+class FileEndpoint(BodyEndpoint):
+    """Passes the part `file` of the path, None if it has none, and the header If-None-Match to `handle`."""
+
+    def __init__(self, handle: Callable[[str | None, bytes], Awaitable[Answer | Response]]) -> None:
+        self._handle = handle
+
+    async def _answer(self, scope: Scope, _: Receive, __: bytes) -> Answer | Response:
+        known = next((value for name, value in scope["headers"] if name == b"if-none-match"), b"")
+        return await self._handle(scope["path_params"].get("file"), known)
+
+
 class HeartbeatEndpoint(CallerEndpoint):
     """Passes the body and the caller to `handle`. Errors are plain text.
 

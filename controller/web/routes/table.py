@@ -15,6 +15,7 @@ from controller.web.asgi.endpoint import (
     BodyEndpoint,
     CallerEndpoint,
     Endpoint,
+    FileEndpoint,
     ForwardEndpoint,
     HeartbeatEndpoint,
     HopEndpoint,
@@ -23,7 +24,7 @@ from controller.web.asgi.endpoint import (
     TokenEndpoint,
 )
 from controller.web.asgi.limits import SMALL_BODY
-from controller.web.routes import admin, client, events, forward, public, worker
+from controller.web.routes import admin, client, events, forward, page, public, worker
 from controller.web.services import Services
 
 
@@ -100,8 +101,11 @@ ROUTES: Final = (
     Route("GET", "/workers", admin.workers, Plane.ADMIN),
     Route("GET", "/replicas", admin.replicas, Plane.ADMIN),
     Route("GET", "/explain", admin.explain, Plane.ADMIN, QueryEndpoint),
+    Route("GET", "/overview", page.overview, Plane.ADMIN, QueryEndpoint),
     Route("GET", "/events", events.events, Plane.ADMIN, QueryEndpoint),
     Route("GET", "/metrics", admin.metrics, Plane.ADMIN),
+    Route("GET", "/", page.page, Plane.PUBLIC, FileEndpoint),
+    Route("GET", "/page/{file:path}", page.page, Plane.PUBLIC, FileEndpoint),
     Route("GET", "/test_connection", public.test_connection, Plane.PUBLIC),
     Route("GET", "/healthz", public.healthz, Plane.PUBLIC),
     Route("GET", "/readyz", public.readyz, Plane.PUBLIC),
