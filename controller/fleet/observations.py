@@ -1,9 +1,9 @@
 """What one replica observes of the workers from snapshot to snapshot: changes that no single snapshot shows."""
 
 import asyncio
-from collections.abc import Mapping
+from collections.abc import AsyncIterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Final
+from typing import Final, NamedTuple
 
 from controller.domain.worker import Worker
 from controller.store.registry import WorkerList
@@ -30,46 +30,77 @@ class _Seen:
     not_shrunk_since: float | None
 
 
+class Changes(NamedTuple):
+    """How rows differ from those before.
+
+    changed: the whole rows of new workers. Of others, their name and the changed fields.
+    removed: the names of workers that are gone.
+    """
+
+    changed: Sequence[Row]
+    removed: Sequence[str]
+
+
 class Observations:
     """The live workers, as rows for the page, and the dispatch rate of the cluster.
 
-    rows: by worker. They are those of GET `/overview`. A row changes only if its worker does: it has times instead of
-        ages.
     seen_at: the time of the last snapshot. None before the first one.
     dispatch_rate: requests for a worker per second, between the last two snapshots. None if it is unknown.
     """
 
     def __init__(self) -> None:
-        self.rows: Mapping[str, Row] = {}
         self.seen_at: float | None = None
         self.dispatch_rate: float | None = None
         self._listing: WorkerList | None = None
         self._taken_at = 0.0
         self._seen: Mapping[str, _Seen] = {}
+        self._rows: Mapping[str, Row] = {}
+        self._rows_of: WorkerList | None = None  # from which the rows were made
 
-    async def observe(self, listing: WorkerList, taken_at: float, age: float, now: float) -> None:
-        """Take note of a snapshot, unless it is the last one.
+    async def observe(self, listing: WorkerList, taken_at: float, seen_at: float) -> None:
+        """Take note of a snapshot, unless it is the last one. This is cheap, because it runs without viewers, too.
 
         taken_at: its time on the monotonic clock.
-        age: its age in seconds.
-        now: in seconds since 1970.
+        seen_at: its time in seconds since 1970.
         """
         before = self._listing
         if listing is before:
             return
-        seen_at = now - age
-        rows: dict[str, Row] = {}
         seen: dict[str, _Seen] = {}
-        for number, worker in enumerate(listing.workers):
-            if number % _SLICE == _SLICE - 1:
-                await asyncio.sleep(0)
-            seen[worker.name] = this = _see(worker, self._seen.get(worker.name), seen_at)
-            row = _row(worker, this)
-            known = self.rows.get(worker.name)
-            rows[worker.name] = known if known == row else row  # so that `is` compares rows
+        async for worker in _in_slices(listing):
+            seen[worker.name] = _see(worker, self._seen.get(worker.name), seen_at)
         self.dispatch_rate = _dispatch_rate(before, listing, taken_at - self._taken_at)
-        self._listing, self._taken_at, self._seen = listing, taken_at, seen
-        self.rows, self.seen_at = rows, seen_at
+        self._listing, self._taken_at, self._seen, self.seen_at = listing, taken_at, seen, seen_at
+
+    def rows(self) -> list[Row]:
+        """Return the workers as GET `/overview` lists them, as of the last update."""
+        return list(self._rows.values())
+
+    async def update_rows(self) -> Changes:
+        """Update the rows to the last snapshot. A row changes only if its worker does: it has times instead of ages."""
+        listing, before = self._listing, self._rows
+        if listing is None or listing is self._rows_of:
+            return Changes((), ())
+        rows: dict[str, Row] = {}
+        changed: list[Row] = []
+        async for worker in _in_slices(listing):
+            name = worker.name
+            row, known = _row(worker, self._seen[name]), before.get(name)
+            rows[name] = row
+            if known is None:
+                changed.append(row)
+            elif known != row:
+                changed.append({"worker_name": name, **{key: row[key] for key in row if row[key] != known[key]}})
+        self._rows, self._rows_of = rows, listing
+        return Changes(changed, [name for name in before if name not in rows])
+
+
+async def _in_slices(listing: WorkerList) -> AsyncIterator[Worker]:
+    """Yield the workers of a listing, with pauses."""
+    for first in range(0, len(listing.workers), _SLICE):
+        for worker in listing.workers[first : first + _SLICE]:
+            yield worker
+        await asyncio.sleep(0)
 
 
 def _see(worker: Worker, before: _Seen | None, seen_at: float) -> _Seen:
@@ -115,6 +146,7 @@ def _row(worker: Worker, seen: _Seen) -> Row:
         "failing": worker.failing or None,
         "polled": worker.polled,
         "multimodal": worker.multimodal,
+        "engine": worker.engine.kind if worker.engine else None,
         "registered_by": worker.registered_by or None,
         "heartbeat_at": round(seen.heartbeat_at, 1) if worker.check_heart_beat else None,
         "expires_at": None if seen.expires_at is None else round(seen.expires_at, 1),

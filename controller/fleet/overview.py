@@ -79,6 +79,7 @@ class Overview:
         self._viewers: set[_Viewer] = set()
         self._state: bytes | None = None  # encoded since the last tick
         self._stopped = False
+        self._lock = asyncio.Lock()  # so that the state and the changes that follow it are made from the same rows
 
     @property
     def viewers(self) -> int:
@@ -93,38 +94,33 @@ class Overview:
 
     async def tick(self) -> None:
         """Observe the last snapshot, and send what has changed to the viewers."""
-        before = self._observations.rows
-        if self._viewers:
-            await self._read_replicas()
-        await self._observe()
-        self._rates.append(self._dispatch_rate())
-        self._state = None
-        if self._viewers:
-            # No `await` from here on: a new viewer gets the rows that the next changes refer to.
-            rows = self._observations.rows
-            changed = [
-                row if (known := before.get(name)) is None
-                else {"worker_name": name, **{key: value for key, value in row.items() if known[key] != value}}
-                for name, row in rows.items()
-                if row is not before.get(name)
-            ]  # fmt: skip
-            removed = [name for name in before if name not in rows]
-            update = Update("changes", _encode({**self._head(), "workers": changed, "removed": removed}))
-            for viewer in self._viewers:
-                viewer.put(update)
+        async with self._lock:
+            await self._observe()
+            self._rates.append(self._dispatch_rate())
+            self._state = None
+            if self._viewers:
+                await self._read_replicas()
+                changed, removed = await self._observations.update_rows()
+                update = Update("changes", _encode({**self._head(), "workers": changed, "removed": removed}))
+                for viewer in self._viewers:
+                    viewer.put(update)
 
     async def state(self) -> bytes:
         """Return the whole state as a JSON object. It is at most a second old."""
-        if self._state is None:
-            await self._read_replicas()
-            if self._observations.seen_at is None:
-                await self._observe()
-        return self._encode_state()
+        async with self._lock:
+            if self._state is None:
+                if self._observations.seen_at is None:
+                    await self._observe()
+                await self._read_replicas()
+                await self._observations.update_rows()
+                self._state = _encode({**self._head(), "workers": self._observations.rows()})
+            return self._state
 
     async def follow(self) -> AsyncGenerator[Update, None]:
         """Yield the state, and then once a second what has changed.
 
-        Ends when the replica is about to end. Raises TooManyFollowers.
+        Changes that the state has already may follow it. Ends when the replica is about to end. Raises
+        TooManyFollowers.
         """
         if len(self._viewers) >= _MAX_VIEWERS:
             raise TooManyFollowers(
@@ -133,13 +129,12 @@ class Overview:
         viewer = _Viewer()
         self._viewers.add(viewer)
         try:
-            await self.state()
             while True:
                 if viewer.needs_state:
                     viewer.needs_state = False
                     while not viewer.updates.empty():
                         viewer.updates.get_nowait()
-                    yield Update("state", self._encode_state())
+                    yield Update("state", await self.state())
                 if self._stopped:
                     return
                 update = await viewer.updates.get()
@@ -159,7 +154,7 @@ class Overview:
     async def _observe(self) -> None:
         snapshots, listing = self._snapshots, self._snapshots.listing
         if listing is not None:
-            await self._observations.observe(listing, snapshots.taken_at, snapshots.age, time.time())
+            await self._observations.observe(listing, snapshots.taken_at, time.time() - snapshots.age)
 
     async def _read_replicas(self) -> None:
         """Read what the replicas are, if others are alive than were read. Without Redis, keep what is known."""
@@ -175,11 +170,6 @@ class Overview:
         before, now = self._counted, (self._metrics.count_dispatches(), time.monotonic())
         self._counted = now
         return None if before is None else round((now[0] - before[0]) / (now[1] - before[1]), 1)
-
-    def _encode_state(self) -> bytes:
-        if self._state is None:
-            self._state = _encode({**self._head(), "workers": list(self._observations.rows.values())})
-        return self._state
 
     def _head(self) -> dict[str, object]:
         """Return what each update has."""

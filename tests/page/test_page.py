@@ -108,7 +108,7 @@ def test_the_page_explains_the_next_request(serve: Serve, open_page: Open) -> No
     page.locator("#models").get_by_role("link", name="m & n").click()
     details = page.locator("#details")
     expect(details).to_contain_text(f"It would go to {B}, which has the lowest cost.")
-    expect(details.locator("tbody th")).to_have_text([B, A])
+    expect(details.locator("tbody th")).to_have_text([B.removeprefix("http://"), A.removeprefix("http://")])
     expect(details).to_contain_text("http://127.0.0.1:1/c (draining)")
     controller.post("/receive_heart_beat", {"worker_name": B, "queue_length": 5})
     details.get_by_role("button", name="Ask again").click()

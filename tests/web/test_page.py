@@ -131,6 +131,16 @@ async def test_the_stream_begins_with_the_state_and_ends_with_the_replica(api: A
     assert api.replica.overview.viewers == 0
 
 
+@pytest.mark.parametrize("path", ["/drain_worker", "/resume_worker", "/remove_worker", "/refresh_all_workers"])
+async def test_pages_of_other_sites_cannot_act(api: Api, path: str) -> None:
+    """A browser sends such a form without asking, and with a password that it remembers."""
+    await api.register(A)
+    for site, status in (("cross-site", 403), ("same-site", 403), ("same-origin", 200), ("none", 200)):
+        headers = {"content-type": "text/plain", "sec-fetch-site": site}
+        response = await api.http.post(path, content=json.dumps({"worker_name": A}), headers=headers)
+        assert response.status_code == status, site
+
+
 async def test_viewers_are_limited(api: Api, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("controller.fleet.overview._MAX_VIEWERS", 0)
     response = await api.http.get("/overview", headers=STREAM)

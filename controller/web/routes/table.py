@@ -13,12 +13,12 @@ from controller.security.access import Guard
 from controller.security.tokens import Plane
 from controller.web.asgi.endpoint import (
     BodyEndpoint,
-    CallerEndpoint,
     Endpoint,
     FileEndpoint,
     ForwardEndpoint,
     HeartbeatEndpoint,
     HopEndpoint,
+    OperatorEndpoint,
     QueryEndpoint,
     RegistrationEndpoint,
     TokenEndpoint,
@@ -78,7 +78,7 @@ ROUTES: Final = (
     Route("POST", "/receive_heart_beat", worker.receive_heart_beat, Plane.WORKER, HeartbeatEndpoint, hot=True),
     Route("POST", "/register_worker", worker.register_worker, Plane.WORKER, RegistrationEndpoint),
     *(
-        Route("POST", path, handler, Plane.ADMIN, CallerEndpoint, other_planes=(Plane.WORKER,))
+        Route("POST", path, handler, Plane.ADMIN, OperatorEndpoint, other_planes=(Plane.WORKER,))
         for path, handler in (
             ("/drain_worker", admin.drain_worker),
             ("/resume_worker", admin.resume_worker),
@@ -90,12 +90,12 @@ ROUTES: Final = (
         "/refresh_all_workers",
         admin.refresh_all_workers,
         Plane.ADMIN,
-        CallerEndpoint,
+        OperatorEndpoint,
         other_planes=(Plane.CLIENT,),
     ),
-    Route("POST", "/set_capacity", admin.set_capacity, Plane.ADMIN, CallerEndpoint),
-    Route("POST", "/create_token", admin.create_token, Plane.ADMIN, CallerEndpoint),
-    Route("POST", "/revoke_token", admin.revoke_token, Plane.ADMIN, CallerEndpoint),
+    Route("POST", "/set_capacity", admin.set_capacity, Plane.ADMIN, OperatorEndpoint),
+    Route("POST", "/create_token", admin.create_token, Plane.ADMIN, OperatorEndpoint),
+    Route("POST", "/revoke_token", admin.revoke_token, Plane.ADMIN, OperatorEndpoint),
     Route("GET", "/tokens", admin.tokens, Plane.ADMIN),
     Route("GET", "/capacities", admin.capacities, Plane.ADMIN),
     Route("GET", "/workers", admin.workers, Plane.ADMIN),

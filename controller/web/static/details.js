@@ -4,7 +4,7 @@ import { html, nothing } from "./vendor/lit-html/lit-html.js";
 import { link } from "./address.js";
 import { count, duration, number } from "./format.js";
 import { eventList, reasonOfDrain } from "./happened.js";
-import { badge, name, queue, sparkline } from "./widgets.js";
+import { badge, name, queue, shortName, sparkline } from "./widgets.js";
 
 /** The content of the window. `nothing` if it is closed. */
 export function detailsView(app) {
@@ -51,6 +51,7 @@ function workerDetails(app, workerName) {
       ["Speed", number(worker.speed)],
       ["Answers polls", worker.polled ? "yes" : "has answered none"],
       worker.multimodal && ["Multimodal", "yes"],
+      worker.engine && ["Engine", name(worker.engine)],
       worker.registered_by && ["Registered by", name(worker.registered_by)],
     ])}
     <h3>Queue in the last ${queues.length} s</h3>
@@ -98,8 +99,8 @@ function explanationView(app, modelName) {
     <p><button type="button" @click=${() => app.explain(modelName)}>Ask again</button></p>`;
 }
 
-function workerLink(worker, view) {
-  return html`<a href=${link(view, { worker, model: "" })}>${name(worker)}</a>`;
+function workerLink(worker, view, show = name) {
+  return html`<a href=${link(view, { worker, model: "" })}>${show(worker)}</a>`;
 }
 
 function choice({ chosen, method, candidates: found }, view) {
@@ -115,7 +116,7 @@ function candidates({ candidates: found, workers, method }, view) {
     <thead><tr><th scope="col" class="name">Worker</th><th scope="col" class="number">${isLottery ? "Odds" : "Cost"}</th>
       <th scope="col" class="number">Queue</th><th scope="col" class="number">Speed</th><th scope="col">State</th></tr></thead>
     <tbody>${found.map((each) => html`<tr>
-      <th scope="row" class="name">${workerLink(each.worker_name, view)}</th>
+      <th scope="row" class="name">${workerLink(each.worker_name, view, shortName)}</th>
       <td class="number">${isLottery ? `${number(100 * each.odds)} %` : each.cost.toFixed(2)}</td>
       <td class="number">${number(each.queue_length)}${each.capacity === null ? nothing : html`<span class="muted"> / ${number(each.capacity)}</span>`}</td>
       <td class="number">${number(each.speed)}</td>

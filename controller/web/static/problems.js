@@ -13,36 +13,51 @@ export function problems({ cluster, events, view }) {
   const workers = Map.groupBy(cluster.workers.values(), (worker) => cluster.state(worker).key);
   return [
     ...unserved(cluster, events, view),
-    ...each(workers.get("failing"), view, "failing", ofWorker(view, "failing", "bad", (worker) =>
-      worker.failing === "polls" ? "does not answer polls." : "has failed a request.")),
-    ...each(workers.get("late"), view, "late", ofWorker(view, "heartbeat", "warn", (worker) => {
-      const { age, left } = cluster.heartbeat(worker);
-      return left > 0 ? `has sent no heartbeat for ${duration(age)}. It expires in ${duration(left)}.` : "is overdue.";
-    })),
-    ...each(workers.get("stalled"), view, "stalled", ofWorker(view, "no progress", "warn", (worker) =>
-      `has reported a queue of ${number(worker.reported)} that has not shrunk for ${duration(cluster.stalled(worker))}.`)),
+    ...OF_WORKERS.flatMap((kind) => ofWorkers(workers.get(kind.state) ?? [], kind, cluster, view)),
     ...saturated(cluster, view),
     ...versions(cluster.head),
     ...parents(cluster),
-    ...each(workers.get("drained"), view, "drained", ofWorker(view, "drained", "idle", () =>
-      "has finished its requests. You can stop it.")),
   ].sort((one, other) => RANKS[one.level] - RANKS[other.level]);
 }
 
-function ofWorker(view, label, level, describe) {
-  return (workers) => workers.map((worker) => ({
-    level,
-    label,
-    text: html`<a href=${link(view, { worker: worker.worker_name })}>${name(worker.worker_name)}</a> ${describe(worker)}`,
-  }));
-}
+/** The states of workers that are problems: what is wrong with one, and with many. */
+const OF_WORKERS = [
+  {
+    state: "failing", label: "failing", level: "bad",
+    one: (worker) => (worker.failing === "polls" ? "does not answer polls." : "has failed a request."),
+    many: "are failing.",
+  },
+  {
+    state: "late", label: "heartbeat", level: "warn",
+    one: (worker, cluster) => {
+      const { age, left } = cluster.heartbeat(worker);
+      return left > 0 ? `has sent no heartbeat for ${duration(age)}. It expires in ${duration(left)}.` : "is overdue.";
+    },
+    many: "have sent no heartbeat for long, and are about to expire.",
+  },
+  {
+    state: "stalled", label: "no progress", level: "warn",
+    one: (worker, cluster) =>
+      `has reported a queue of ${number(worker.reported)} that has not shrunk for ${duration(cluster.stalled(worker))}.`,
+    many: "report queues that do not shrink.",
+  },
+  {
+    state: "drained", label: "drained", level: "idle",
+    one: () => "has finished its requests. You can stop it.",
+    many: "have finished their requests. You can stop them.",
+  },
+];
 
 /** Return a problem for each worker, or one for all if they are many. */
-function each(workers = [], view, state, describe) {
-  if (workers.length <= SINGLY) return describe(workers);
-  const [{ level, label }] = describe(workers.slice(0, 1));
-  const href = link(view, { state, q: "", serves: "", page: "" });
-  return [{ level, label, text: html`<a href=${href}>${count(workers.length, "worker")}</a> of ${number(workers.length)} in this state.` }];
+function ofWorkers(workers, { state, label, level, one, many }, cluster, view) {
+  if (workers.length > SINGLY) {
+    const href = link(view, { state, q: "", serves: "", page: "" });
+    return [{ level, label, text: html`<a href=${href}>${count(workers.length, "worker")}</a> ${many}` }];
+  }
+  return workers.map((worker) => {
+    const href = link(view, { worker: worker.worker_name, model: "" });
+    return { level, label, text: html`<a href=${href}>${name(worker.worker_name)}</a> ${one(worker, cluster)}` };
+  });
 }
 
 /** Models that had a worker a while ago, and models whose workers all drain or fail. */

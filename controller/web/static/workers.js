@@ -7,7 +7,7 @@ import { compare, duration, number, sorting, visible } from "./format.js";
 import { badge, bar, name, pager, queue, shortName, sortable } from "./widgets.js";
 
 const PAGE = 50; // rows: a page of thousands of workers has as many elements as one of 50
-const RESORT = 5; // seconds for which rows stay where they are, so that a click meets the row that it was meant for
+const RESORT = 3; // seconds for which rows stay where they are, so that a click meets the row that it was meant for
 const STATES = ["serving", "full", "draining", "drained", "failing", "late", "stalled"];
 const LABELS = { stalled: "no progress", late: "late heartbeat" };
 const LEVELS = { bad: 0, warn: 1, idle: 2, good: 3 };
