@@ -15,6 +15,7 @@ from controller.domain.worker import worker_name
 from controller.fleet.capacities import Capacities
 from controller.fleet.events import EventFeed
 from controller.fleet.membership import Membership
+from controller.fleet.overview import Overview
 from controller.fleet.parents import Parents
 from controller.fleet.poller import Poller
 from controller.fleet.refresh import Refresher
@@ -86,6 +87,7 @@ class Replica:
             self.events.record,
             metrics,
         )
+        self.overview = Overview(settings.dispatch_method, metrics, self.snapshots, self.replicas, self.parents)
         self.forwarder = Forwarder(
             self.dispatcher,
             workers,
@@ -116,6 +118,7 @@ class Replica:
             self.access,
             self.tokens,
             self.events,
+            self.overview,
             ForwardPaths(settings.forward_paths),
             self.limits,
             by_way=worker_name(settings.advertise) if settings.by_way and settings.advertise else "",
@@ -138,6 +141,7 @@ class Replica:
             self.tokens.run,
             self.events.run_recording,
             self.events.run_reading,
+            self.overview.run,
         )
 
     def _record_outage(self, seconds: float, reason: str) -> None:
@@ -148,10 +152,11 @@ class Replica:
         self.readiness.begin_shutdown()
 
     def stop_waiting(self) -> None:
-        """Fail the registrations that wait for Redis, do not delay others, and end the subscriptions to events."""
+        """Fail the registrations that wait for Redis, do not delay others, and end the streams of events and pages."""
         self.limits.registrations.stop()
         self.membership.stop_waiting()
         self.events.stop()
+        self.overview.stop()
 
     def end_streams(self) -> None:
         """End all forwarded streams. Each client gets a final error frame."""

@@ -1,15 +1,19 @@
 """Checks the packages that the controller installs: each has an allowed licence, and constraints.txt pins it.
 
+Also checks the files of other projects that the package itself contains: supply/vendored.toml has their digests.
+
 The packages are those that `pip install controller-cluster` installs into this environment. Test and build packages are
 not among them, because they are not distributed. Lists the licences, and exits with status 1 if something is wrong.
 """
 
+import hashlib
 import re
 import sys
 import tomllib
 from collections.abc import Callable, Iterable, Mapping
 from importlib.metadata import Distribution, distribution
 from pathlib import Path
+from typing import Any
 
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
@@ -83,6 +87,34 @@ def faults(packages: Iterable[Distribution], known: Mapping[str, str], pinned: M
     return found
 
 
+def vendored(path: Path = ROOT / "supply/vendored.toml") -> dict[str, dict[str, Any]]:
+    """Return the projects whose files the package contains, by name."""
+    return tomllib.loads(path.read_text())
+
+
+def vendored_faults(
+    projects: Mapping[str, Mapping[str, Any]], known: Mapping[str, str], root: Path = ROOT
+) -> list[str]:
+    """Return a sentence for each file that is missing, changed or not named, and for each unknown licence."""
+    found = []
+    for name, project in projects.items():
+        folder = root / project["folder"]
+        if project["licence"] not in known:
+            found.append(f"{name} has a licence that is not allowed: {project['licence']}.")
+        digests = {
+            file.relative_to(folder).as_posix(): hashlib.sha256(file.read_bytes()).hexdigest()
+            for file in folder.rglob("*")
+            if file.is_file()
+        }
+        found += [
+            f"{project['folder']}/{file} is not that of {name} {project['version']} in supply/vendored.toml. Copy the "
+            "file from its package again, or correct its digest."
+            for file in sorted({*digests, *project["files"]})
+            if digests.get(file) != project["files"].get(file)
+        ]
+    return found
+
+
 def main() -> int:
     """Print the packages by licence, and what is wrong. Return the exit status."""
     packages = installed(PROJECT)
@@ -91,10 +123,17 @@ def main() -> int:
     for name, package in packages.items():
         expression = " AND ".join(dict.fromkeys(known.get(licence, licence)[:100] for licence in licences(package)))
         by_licence.setdefault(expression, []).append(name)
+    copied = vendored()
+    for name, project in copied.items():
+        by_licence.setdefault(project["licence"], []).append(f"{name} {project['version']} (its files are copied)")
     for expression, names in sorted(by_licence.items()):
         print(f"{expression}: {', '.join(names)}")
     own = packages.pop(PROJECT)
-    wrong = faults(packages.values(), known, pins()) + faults([own], known, {PROJECT: own.version})
+    wrong = (
+        faults(packages.values(), known, pins())
+        + faults([own], known, {PROJECT: own.version})
+        + vendored_faults(copied, known)
+    )
     for each in wrong:
         print(each, file=sys.stderr)
     return 1 if wrong else 0

@@ -11,6 +11,7 @@ import pytest
 from controller.store import scripts
 
 ROOT = Path(__file__).parents[1]
+SERVE = "from controller.web.routes import page; print(len(page._FILES), len(page._PAGE.body))"
 LOAD = "from controller.store import scripts; print(scripts.folder()); print(scripts.source('register'))"
 
 
@@ -29,6 +30,8 @@ def test_wheel_contains_the_scripts_and_loads_them(built: Path, tmp_path: Path) 
         archive.extractall(tmp_path)  # noqa: S202 - this test built the archive
     assert {f"controller/{path.relative_to(ROOT)}" for path in (ROOT / "lua").rglob("*.lua")} <= set(names)
     assert "controller/py.typed" in names
+    static = [path for path in (ROOT / "controller" / "web" / "static").rglob("*") if path.is_file()]
+    assert {str(path.relative_to(ROOT)) for path in static} <= set(names)
     assert not [name for name in names if name.startswith(("tests", "lua", "examples"))]
     for example in ("worker", "load", "demo"):
         command = [sys.executable, "-m", f"controller.examples.{example}", "--help"]
@@ -43,11 +46,13 @@ def test_wheel_contains_the_scripts_and_loads_them(built: Path, tmp_path: Path) 
 
 def test_wheel_loads_the_scripts_as_a_zip_on_the_path(built: Path, tmp_path: Path) -> None:
     [wheel] = built.glob("*.whl")
-    code = f"import sys; sys.path.insert(0, {str(wheel)!r}); {LOAD}"
+    code = f"import sys; sys.path.insert(0, {str(wheel)!r}); {LOAD}; {SERVE}"
     loaded = subprocess.run(
         [sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=True
     ).stdout
     assert str(wheel) in loaded.splitlines()[0]
+    files, length = map(int, loaded.splitlines()[-1].split())
+    assert (files > 10, length > 100) == (True, True)
     assert scripts.source("register") in loaded
 
 

@@ -1,6 +1,7 @@
 """The checks of the packages that the controller installs: licences, pins and vulnerabilities."""
 
 import re
+import shutil
 import subprocess
 import sys
 import tomllib
@@ -87,6 +88,20 @@ def test_packages_of_packages_and_extras_are_found(package: type[Package]) -> No
     assert list(found) == ["a", "b", "c"]
     with pytest.raises(PackageNotFoundError):
         dependencies.installed("not-installed-anywhere")
+
+
+def test_copied_files_are_those_of_their_package(tmp_path: Path) -> None:
+    projects = dependencies.vendored()
+    assert dependencies.vendored_faults(projects, dependencies.allowed()) == []
+    shutil.copytree(ROOT / projects["lit-html"]["folder"], tmp_path / projects["lit-html"]["folder"])
+    folder = tmp_path / projects["lit-html"]["folder"]
+    (folder / "lit-html.js").write_text("export const html = eval")
+    (folder / "directive.js").unlink()
+    (folder / "another.js").touch()
+    changed = dependencies.vendored_faults(projects, {}, tmp_path)
+    assert [re.split(r"[ :]", each.rpartition("/lit-html/")[2])[0] for each in changed] == [
+        "lit-html", "another.js", "directive.js", "lit-html.js",
+    ]  # fmt: skip
 
 
 def test_all_packages_of_pyproject_are_pinned() -> None:

@@ -103,6 +103,16 @@ class SnapshotManager:
         return self._listing.workers if self._listing is not None else ()
 
     @property
+    def listing(self) -> WorkerList | None:
+        """The listing from which the last snapshot was made. None before the first one."""
+        return self._listing
+
+    @property
+    def taken_at(self) -> float:
+        """Monotonic time of the last snapshot. 0 if there is none."""
+        return self._snapshot.taken_at if self._snapshot is not None else 0.0
+
+    @property
     def age(self) -> float:
         """Age of the last snapshot in seconds. 0 if there is none."""
         return time.monotonic() - self._snapshot.taken_at if self._snapshot is not None else 0.0

@@ -118,7 +118,7 @@ class EventsUnavailable(ControllerError):
 
 
 class TooManyFollowers(ControllerError):
-    """As many clients follow the events of this replica as may. Another replica may have room."""
+    """As many clients follow this replica's events, or its page, as may. Another replica may have room."""
 
     code = "too_many_followers"
 

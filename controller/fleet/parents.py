@@ -7,7 +7,7 @@ import random
 import secrets
 import time
 from collections.abc import Callable, Sequence
-from typing import Final
+from typing import Final, NamedTuple
 
 from controller.availability.snapshots import SnapshotManager
 from controller.domain.errors import ParentUnreachable, StoreError
@@ -27,6 +27,18 @@ _LOCK_TTL: Final = 0.15
 _CHECK: Final = 0.05
 _RETRY: Final = 0.1  # after a failed heartbeat
 _MAX_CHECK_INTERVAL: Final = 1.0  # seconds until a parent learns of a changed set of models
+
+
+class ParentState(NamedTuple):
+    """What one replica knows of a parent. Another replica may have sent the latest heartbeat.
+
+    sent_at: when this replica sent its last heartbeat, in seconds since 1970. None if it has sent none.
+    is_failing: True if the parent did not accept that heartbeat.
+    """
+
+    address: str
+    sent_at: float | None
+    is_failing: bool
 
 
 class Parents:
@@ -61,6 +73,7 @@ class Parents:
         self._replica_id = secrets.token_hex(8)
         self._client = ParentClient(max(0.05, interval * _LOCK_TTL * 0.9), parents)
         self._sent_without_lock_at: dict[str, float] = {}  # by parent
+        self._sent_at: dict[str, float] = {}  # of the last heartbeat of this replica, by parent
         self._failing: dict[str, set[type[ParentUnreachable]]] = {}  # the kinds of errors that were logged, by parent
         # Parents updated after our lock had expired. The update may have overwritten a newer one of another replica, so
         # the current status is registered again.
@@ -74,6 +87,10 @@ class Parents:
         finally:
             for task in tasks:
                 task.cancel()  # if one has failed because of a bug, the caller restarts all
+
+    def states(self) -> Sequence[ParentState]:
+        """Return what this replica knows of its parents."""
+        return [ParentState(each, self._sent_at.get(each), each in self._failing) for each in self._parents]
 
     async def close(self) -> None:
         """Close all connections. The parents keep this cluster until its last heartbeat expires."""
@@ -141,6 +158,7 @@ class Parents:
     async def _send(self, parent: str, workers: Sequence[Worker], register: bool) -> bool:
         """Send a heartbeat, or a registration. Return True if the parent accepted it."""
         status = total_status(workers)
+        self._sent_at[parent] = round(time.time(), 1)
         try:
             if register or not await self._client.heartbeat(parent, self._name, status.queue_length):
                 await self._register(parent, workers, status)

@@ -177,6 +177,10 @@ class Metrics(Collector):
         build.add_metric([__version__, platform.python_version()], 1)
         yield build
 
+    def count_dispatches(self) -> float:
+        """Return the number of requests for a worker, of all replicas that share the memory."""
+        return sum(dispatches.sums(self._rows, 0).values())
+
     def render(self) -> bytes:
         """Return all metrics as text."""
         return self._preface.encode() + generate_latest(self._registry)

@@ -103,6 +103,7 @@ _MANAGEMENT: Final = (
     "lora_adapters",
     "metrics",
     "open_session",
+    "overview",
     "pause",
     "pause_generation",
     "prometheus",

@@ -8,6 +8,7 @@ from controller.dispatch.explanation import Explainer
 from controller.fleet.capacities import Capacities
 from controller.fleet.events import EventFeed
 from controller.fleet.membership import Membership
+from controller.fleet.overview import Overview
 from controller.fleet.refresh import Refresher
 from controller.fleet.replicas import Replicas
 from controller.fleet.tokens import Tokens
@@ -37,6 +38,7 @@ class Services:
     access: Access
     tokens: Tokens
     events: EventFeed
+    overview: Overview
     forward_paths: ForwardPaths
     limits: RequestLimits
     by_way: str = ""

@@ -245,6 +245,25 @@ EXAMPLES: Final = (
         ),
         note="An excerpt. [Events](events.md) lists all kinds.",
     ),
+    Example(
+        "/overview",
+        response=Text(
+            [
+                '{"time":...,"seen_at":...,"replica":{"id":"...","name":"...","version":"..."},',
+                '"degraded":null,"dispatch_method":"shortest_queue",',
+                '"dispatches":{"scope":"cluster","per_second":[...]},"replicas":[...],"parents":[],',
+                '"workers":[{"worker_name":"http://localhost:...","model_names":["echo"],...}]}',
+            ]
+        ),
+        note="An excerpt, without `Accept: text/event-stream`:",
+    ),
+    Example("/", response=Text(["<title>Controller</title>"]), note="An excerpt:"),
+    Example(
+        "/page/{file:path}",
+        response=Text(['<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 32 32">']),
+        sent_to="/page/icon.svg",
+        note="One of its files:",
+    ),
     Example("/refresh_all_workers"),
     Example(
         "/metrics",

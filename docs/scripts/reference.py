@@ -305,6 +305,8 @@ _SUMMARIES: Final[Mapping[str, str]] = {
     "/worker_get_embeddings": "Embed texts on a worker.",
     "/count_token": "Count the tokens of a prompt on a worker.",
     "/worker_get_conv_template": "Return the conversation template of a model from a worker.",
+    "/": "Return the page itself.",
+    "/page/{file:path}": "Return one of its files.",
     "/model_details": "Return the context length of a model from a worker.",
 }
 
@@ -313,7 +315,7 @@ def routes() -> str:
     """Return one row for each route of the table, in the order of the planes."""
     rows = []
     for route in sorted((*ROUTES, FALLBACK), key=lambda route: _PLANES.index(route.plane)):
-        anchor = re.sub(r"[^a-z0-9_ -]", "", title(route).lower()).replace(" ", "-")
+        anchor = re.sub(r"[^a-z0-9_ -]", "", title(route).lower()).strip().replace(" ", "-")
         notes = [word for word, applies in (("hot", route.hot), ("new", route.path not in _FASTCHAT_ROUTES)) if applies]
         link = f"[`{title(route)}`](#{anchor})"
         summary = _SUMMARIES.get(route.path) or _first_sentence(_summary(route.handler))

@@ -15,11 +15,12 @@ HAPROXY = [(ROOT / "deploy/haproxy" / name).read_text() for name in ("haproxy.cf
 WAITS = {"/register_worker", "/refresh_all_workers"}
 ONCE = {"/create_token", "/revoke_token"}  # the response of a repeated request says that there was nothing to do
 
-ENDLESS = {"/events"}  # the response may go on, and may be silent for 15 s
+ENDLESS = {"/events", "/overview"}  # the response may go on, and may be silent for 15 s
+FILES = {"/", "/page/{file:path}"}  # of the page. Its user can load them again
 
 
 def own_routes() -> set[str]:
-    return {route.path for route in ROUTES if route.endpoint is not ForwardEndpoint} - ONCE - ENDLESS
+    return {route.path for route in ROUTES if route.endpoint is not ForwardEndpoint} - ONCE - ENDLESS - FILES
 
 
 @pytest.mark.parametrize(

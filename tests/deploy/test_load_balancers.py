@@ -168,6 +168,24 @@ async def test_a_disconnected_client_ends_its_request_at_the_worker(url: str, ga
     await asyncio.wait_for(gated.ended.wait(), 120.0)
 
 
+async def test_the_page_and_its_stream_arrive(url: str) -> None:
+    """The browser shows a new worker, so no message may be held back."""
+    async with httpx.AsyncClient(timeout=120) as client:
+        assert "<title>Controller</title>" in (await client.get(url)).text
+        assert (await client.get(f"{url}/page/vendor/lit-html/lit-html.js")).status_code == 200
+        headers = {"accept": "text/event-stream"}
+        async with client.stream("GET", f"{url}/overview", headers=headers) as response, bad_worker() as worker:
+            lines = response.aiter_lines()
+            assert await anext(lines) == "event: state"
+            await asyncio.to_thread(register, url, worker)
+            async for line in lines:
+                if f'"worker_name":"{worker.address}"' in line:
+                    break
+            else:
+                pytest.fail("the stream ended without the worker")
+            await asyncio.to_thread(call, f"{url}/remove_worker", {"worker_name": worker.address})
+
+
 async def test_a_large_body_is_forwarded(url: str) -> None:
     body = json.dumps({"model": "m", "prompt": "x" * 20 * 1024 * 1024}).encode()
     async with (

@@ -80,6 +80,7 @@ WHAT = {
     "history": "histories of real processes with faults, checked for linearizability",
     "model": "the reference model of the Lua scripts",
     "dispatch": "the dispatcher",
+    "page": "the page for operators, in Chromium",
     "mutants": "the tool that changes the code to test the tests",
     "fleet": "membership, polls, refresh, parents",
     "project": "docs, packaging, settings, metrics",

@@ -113,6 +113,7 @@ async def test_a_rogue_host_can_do_nothing(closed: ControllerProcess, secret: st
         "GET /metrics": {},
         "GET /tokens": {},
         "GET /events": {},
+        "GET /overview": {},
         "GET /replicas": {},
         "GET /explain": {},
         "POST /create_token": {"plane": "admin", "name": "rogue"},

@@ -164,6 +164,19 @@ class CallerEndpoint(BodyEndpoint):
         return await self._handle(body, self._caller(scope))
 
 
+class OperatorEndpoint(CallerEndpoint):
+    """As CallerEndpoint, but refuses requests that a page of another site has sent from an operator's browser.
+
+    Such a request would have the rights of the browser's address, or of a password that the browser remembers.
+    """
+
+    async def _answer(self, scope: Scope, receive: Receive, body: bytes) -> Answer:
+        site = next((value for name, value in scope["headers"] if name == b"sec-fetch-site"), b"none")
+        if site not in (b"same-origin", b"none"):
+            raise Forbidden("A page of another site has sent this request. Nothing was done.")
+        return await super()._answer(scope, receive, body)
+
+
 class QueryEndpoint(BodyEndpoint):
     """Passes the query and the headers of a request to `handle`. Of repeated names, the last counts.
 
@@ -189,6 +202,17 @@ class QueryEndpoint(BodyEndpoint):
         except (Unauthorized, Forbidden):
             return False
         return True
+
+
+class FileEndpoint(BodyEndpoint):
+    """Passes the part `file` of the path, None if it has none, and the header If-None-Match to `handle`."""
+
+    def __init__(self, handle: Callable[[str | None, bytes], Awaitable[Answer | Response]]) -> None:
+        self._handle = handle
+
+    async def _answer(self, scope: Scope, _: Receive, __: bytes) -> Answer | Response:
+        known = next((value for name, value in scope["headers"] if name == b"if-none-match"), b"")
+        return await self._handle(scope["path_params"].get("file"), known)
 
 
 class HeartbeatEndpoint(CallerEndpoint):

@@ -1,22 +1,21 @@
 """The route that lists events and follows them."""
 
 import json
-from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping
 from typing import Final
 
-from starlette.responses import Response, StreamingResponse
-from starlette.types import Receive, Scope, Send
+from starlette.responses import Response
 
 from controller.domain.errors import InvalidInput
 from controller.domain.events import Event, event_id
 from controller.fleet.events import Events
 from controller.web.asgi.endpoint import Answer
+from controller.web.routes.streams import EVENT_STREAM, FollowResponse
 from controller.web.services import Services
 
 _MAX_LIMIT: Final = 1_000
 _DEFAULT_LIMIT: Final = 100
 _KEEPALIVE: Final = 15  # seconds without events, after which an empty line keeps proxies from closing the connection
-_HEADERS: Final = {"cache-control": "no-store", "x-accel-buffering": "no"}  # nginx would hold events back
 
 
 async def events(
@@ -35,7 +34,7 @@ async def events(
     after = headers.get("last-event-id") or query.get("after", "")
     after = event_id(after) if after else ""
     limit = _limit(query.get("limit", ""))
-    is_stream = "text/event-stream" in headers.get("accept", "")
+    is_stream = EVENT_STREAM in headers.get("accept", "")
     follow = query.get("follow", "false")
     if follow not in ("true", "false"):
         raise InvalidInput("follow", "must be true or false")
@@ -44,25 +43,8 @@ async def events(
         return Answer("".join(_json_lines(listed)).encode(), content_type=b"application/x-ndjson")
     pages = services.events.follow(after, limit)
     first = await anext(pages)  # raises StoreError before the response begins
-    return _EventResponse(first, pages, is_stream, is_admitted)
-
-
-class _EventResponse(StreamingResponse):
-    """A response that goes on with new events until the client disconnects or the replica ends."""
-
-    def __init__(
-        self, first: Events, pages: AsyncGenerator[Events, None], is_stream: bool, is_admitted: Callable[[], bool]
-    ) -> None:
-        media_type = "text/event-stream" if is_stream else "application/x-ndjson"
-        super().__init__(_pieces(first, pages, is_stream, is_admitted), headers=_HEADERS, media_type=media_type)
-        self._pages = pages
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Send the response, then end the subscription."""
-        try:
-            await super().__call__(scope, receive, send)
-        finally:
-            await self._pages.aclose()
+    media_type = EVENT_STREAM if is_stream else "application/x-ndjson"
+    return FollowResponse(_pieces(first, pages, is_stream, is_admitted), pages, media_type)
 
 
 async def _pieces(

@@ -13,17 +13,18 @@ from controller.security.access import Guard
 from controller.security.tokens import Plane
 from controller.web.asgi.endpoint import (
     BodyEndpoint,
-    CallerEndpoint,
     Endpoint,
+    FileEndpoint,
     ForwardEndpoint,
     HeartbeatEndpoint,
     HopEndpoint,
+    OperatorEndpoint,
     QueryEndpoint,
     RegistrationEndpoint,
     TokenEndpoint,
 )
 from controller.web.asgi.limits import SMALL_BODY
-from controller.web.routes import admin, client, events, forward, public, worker
+from controller.web.routes import admin, client, events, forward, page, public, worker
 from controller.web.services import Services
 
 
@@ -77,7 +78,7 @@ ROUTES: Final = (
     Route("POST", "/receive_heart_beat", worker.receive_heart_beat, Plane.WORKER, HeartbeatEndpoint, hot=True),
     Route("POST", "/register_worker", worker.register_worker, Plane.WORKER, RegistrationEndpoint),
     *(
-        Route("POST", path, handler, Plane.ADMIN, CallerEndpoint, other_planes=(Plane.WORKER,))
+        Route("POST", path, handler, Plane.ADMIN, OperatorEndpoint, other_planes=(Plane.WORKER,))
         for path, handler in (
             ("/drain_worker", admin.drain_worker),
             ("/resume_worker", admin.resume_worker),
@@ -89,19 +90,22 @@ ROUTES: Final = (
         "/refresh_all_workers",
         admin.refresh_all_workers,
         Plane.ADMIN,
-        CallerEndpoint,
+        OperatorEndpoint,
         other_planes=(Plane.CLIENT,),
     ),
-    Route("POST", "/set_capacity", admin.set_capacity, Plane.ADMIN, CallerEndpoint),
-    Route("POST", "/create_token", admin.create_token, Plane.ADMIN, CallerEndpoint),
-    Route("POST", "/revoke_token", admin.revoke_token, Plane.ADMIN, CallerEndpoint),
+    Route("POST", "/set_capacity", admin.set_capacity, Plane.ADMIN, OperatorEndpoint),
+    Route("POST", "/create_token", admin.create_token, Plane.ADMIN, OperatorEndpoint),
+    Route("POST", "/revoke_token", admin.revoke_token, Plane.ADMIN, OperatorEndpoint),
     Route("GET", "/tokens", admin.tokens, Plane.ADMIN),
     Route("GET", "/capacities", admin.capacities, Plane.ADMIN),
     Route("GET", "/workers", admin.workers, Plane.ADMIN),
     Route("GET", "/replicas", admin.replicas, Plane.ADMIN),
     Route("GET", "/explain", admin.explain, Plane.ADMIN, QueryEndpoint),
+    Route("GET", "/overview", page.overview, Plane.ADMIN, QueryEndpoint),
     Route("GET", "/events", events.events, Plane.ADMIN, QueryEndpoint),
     Route("GET", "/metrics", admin.metrics, Plane.ADMIN),
+    Route("GET", "/", page.page, Plane.PUBLIC, FileEndpoint),
+    Route("GET", "/page/{file:path}", page.page, Plane.PUBLIC, FileEndpoint),
     Route("GET", "/test_connection", public.test_connection, Plane.PUBLIC),
     Route("GET", "/healthz", public.healthz, Plane.PUBLIC),
     Route("GET", "/readyz", public.readyz, Plane.PUBLIC),

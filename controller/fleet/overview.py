@@ -1,0 +1,190 @@
+"""The state of the cluster for the page at `/`, for any number of viewers."""
+
+import asyncio
+import contextlib
+import time
+from collections import deque
+from collections.abc import AsyncGenerator, Sequence
+from typing import Final, NamedTuple
+
+import msgspec
+
+from controller import __version__
+from controller.availability.snapshots import SnapshotManager
+from controller.domain.dispatch import DispatchMethod
+from controller.domain.errors import StoreError, TooManyFollowers
+from controller.fleet.observations import Observations
+from controller.fleet.parents import Parents
+from controller.fleet.replicas import ReplicaDescription, Replicas
+from controller.metrics import Metrics
+
+_INTERVAL: Final = 1.0
+_MAX_VIEWERS: Final = 256
+_MAX_UNREAD: Final = 5  # messages of a viewer that reads slowly. Then it gets the whole state instead
+_RATES: Final = 60  # seconds of dispatch rates
+
+_encode: Final = msgspec.json.Encoder().encode
+
+
+class Update(NamedTuple):
+    """The state of the cluster as a JSON object, or what has changed since the last update.
+
+    kind: "state" or "changes".
+    """
+
+    kind: str
+    body: bytes
+
+
+class _Viewer:
+    """Updates that a viewer has not read yet. needs_state: some were dropped, so it needs the whole state next."""
+
+    def __init__(self) -> None:
+        self.updates: asyncio.Queue[Update | None] = asyncio.Queue(_MAX_UNREAD)  # None ends the stream
+        self.needs_state = True
+
+    def put(self, update: Update | None) -> None:
+        """Add an update. If there are too many, drop all."""
+        if self.updates.full():
+            self.needs_state = True
+            while not self.updates.empty():
+                self.updates.get_nowait()
+        self.updates.put_nowait(update)
+
+
+class Overview:
+    """The cluster as one replica knows it, once a second.
+
+    The workers come from the snapshot that the replica takes anyway. The replicas are read when one has joined or left.
+    So viewers cost Redis nothing else. Each update is built and encoded once for all viewers.
+    """
+
+    def __init__(
+        self,
+        method: DispatchMethod,
+        metrics: Metrics,
+        snapshots: SnapshotManager,
+        replicas: Replicas,
+        parents: Parents,
+    ) -> None:
+        self._method = method
+        self._metrics = metrics
+        self._snapshots = snapshots
+        self._replicas = replicas
+        self._parents = parents
+        self._observations = Observations()
+        self._described: Sequence[ReplicaDescription] = ()
+        self._rates: deque[float | None] = deque(maxlen=_RATES)
+        self._counted: tuple[float, float] | None = None  # dispatches of this controller, and when
+        self._viewers: set[_Viewer] = set()
+        self._state: bytes | None = None  # encoded since the last tick
+        self._stopped = False
+        self._lock = asyncio.Lock()  # so that the state and the changes that follow it are made from the same rows
+
+    @property
+    def viewers(self) -> int:
+        """The number of streams."""
+        return len(self._viewers)
+
+    async def run(self) -> None:
+        """Observe the snapshots, and update the viewers, until cancelled."""
+        while True:
+            await self.tick()
+            await asyncio.sleep(_INTERVAL)
+
+    async def tick(self) -> None:
+        """Observe the last snapshot, and send what has changed to the viewers."""
+        async with self._lock:
+            await self._observe()
+            self._rates.append(self._dispatch_rate())
+            self._state = None
+            if self._viewers:
+                await self._read_replicas()
+                changed, removed = await self._observations.update_rows()
+                update = Update("changes", _encode({**self._head(), "workers": changed, "removed": removed}))
+                for viewer in self._viewers:
+                    viewer.put(update)
+
+    async def state(self) -> bytes:
+        """Return the whole state as a JSON object. It is at most a second old."""
+        async with self._lock:
+            if self._state is None:
+                if self._observations.seen_at is None:
+                    await self._observe()
+                await self._read_replicas()
+                await self._observations.update_rows()
+                self._state = _encode({**self._head(), "workers": self._observations.rows()})
+            return self._state
+
+    async def follow(self) -> AsyncGenerator[Update, None]:
+        """Yield the state, and then once a second what has changed.
+
+        Changes that the state has already may follow it. Ends when the replica is about to end. Raises
+        TooManyFollowers.
+        """
+        if len(self._viewers) >= _MAX_VIEWERS:
+            raise TooManyFollowers(
+                f"{_MAX_VIEWERS} pages are open at this replica already. Use another replica, or close some of them."
+            )
+        viewer = _Viewer()
+        self._viewers.add(viewer)
+        try:
+            while True:
+                if viewer.needs_state:
+                    viewer.needs_state = False
+                    while not viewer.updates.empty():
+                        viewer.updates.get_nowait()
+                    yield Update("state", await self.state())
+                if self._stopped:
+                    return
+                update = await viewer.updates.get()
+                if update is None:
+                    return
+                if not viewer.needs_state:  # otherwise updates before this one were dropped
+                    yield update
+        finally:
+            self._viewers.discard(viewer)
+
+    def stop(self) -> None:
+        """End all streams. The pages connect to another replica."""
+        self._stopped = True
+        for viewer in self._viewers:
+            viewer.put(None)
+
+    async def _observe(self) -> None:
+        snapshots, listing = self._snapshots, self._snapshots.listing
+        if listing is not None:
+            await self._observations.observe(listing, snapshots.taken_at, time.time() - snapshots.age)
+
+    async def _read_replicas(self) -> None:
+        """Read what the replicas are, if others are alive than were read. Without Redis, keep what is known."""
+        ids = set(self._replicas.ids)
+        if ids and ids != {replica.id for replica in self._described}:
+            with contextlib.suppress(StoreError):  # the circuit breaker has logged it
+                self._described = await self._replicas.list()
+
+    def _dispatch_rate(self) -> float | None:
+        """Return the dispatches per second of the cluster. In the lottery, Redis does not number them: see `_head`."""
+        if self._method is not DispatchMethod.LOTTERY:
+            return self._observations.dispatch_rate if self._snapshots.breaker.reason is None else None
+        before, now = self._counted, (self._metrics.count_dispatches(), time.monotonic())
+        self._counted = now
+        return None if before is None else round((now[0] - before[0]) / (now[1] - before[1]), 1)
+
+    def _head(self) -> dict[str, object]:
+        """Return what each update has."""
+        reason = self._snapshots.breaker.reason
+        is_lottery = self._method is DispatchMethod.LOTTERY
+        return {
+            "time": round(time.time(), 1),
+            "seen_at": None if self._observations.seen_at is None else round(self._observations.seen_at, 1),
+            "replica": {"id": self._replicas.id, "name": self._replicas.name, "version": __version__},
+            "degraded": None if reason is None else str(reason),
+            "dispatch_method": self._method,
+            "dispatches": {"scope": "controller" if is_lottery else "cluster", "per_second": list(self._rates)},
+            "replicas": [
+                {"id": each.id, "name": each.name, "version": each.version, "started_at": each.started_at}
+                for each in self._described
+            ],
+            "parents": [state._asdict() for state in self._parents.states()],
+        }

@@ -1,0 +1,107 @@
+"""The page at `/`, and the state of the cluster that it shows."""
+
+import hashlib
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator, Mapping
+from importlib.resources import files
+from importlib.resources.abc import Traversable
+from typing import Final, NamedTuple
+
+from starlette.responses import Response
+
+from controller.domain.headers import Headers
+from controller.fleet.overview import Update
+from controller.web.asgi.endpoint import Answer
+from controller.web.errors import error_body
+from controller.web.routes.streams import EVENT_STREAM, FollowResponse
+from controller.web.services import Services
+
+_TYPES: Final = {
+    "html": b"text/html; charset=utf-8",
+    "css": b"text/css; charset=utf-8",
+    "js": b"text/javascript; charset=utf-8",
+    "svg": b"image/svg+xml",
+}
+# The names of workers and models are hostile input. So the page runs no script but its own files, and Trusted Types
+# make the browser refuse HTML from a string, except the constant templates of lit-html.
+_POLICY: Final = (
+    "default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self'; img-src 'self'; base-uri 'none'; "
+    "form-action 'none'; frame-ancestors 'none'; require-trusted-types-for 'script'; trusted-types lit-html"
+)
+_HEADERS: Final[Headers] = (
+    (b"cache-control", b"no-cache"),  # a browser asks whether its copy is current, because replicas are upgraded
+    (b"content-security-policy", _POLICY.encode()),
+    (b"cross-origin-opener-policy", b"same-origin"),
+    (b"cross-origin-resource-policy", b"same-origin"),
+    (b"referrer-policy", b"no-referrer"),
+    (b"x-content-type-options", b"nosniff"),
+)
+
+
+class _File(NamedTuple):
+    body: bytes
+    content_type: bytes
+    etag: bytes
+    headers: Headers
+
+
+def _read(folder: Traversable, prefix: str = "") -> Iterator[tuple[str, _File]]:
+    for entry in folder.iterdir():
+        kind = entry.name.rpartition(".")[2]
+        if entry.is_dir():
+            yield from _read(entry, f"{prefix}{entry.name}/")
+        elif kind in _TYPES:
+            body = entry.read_bytes()
+            etag = f'"{hashlib.sha256(body).hexdigest()[:32]}"'.encode()
+            yield f"{prefix}{entry.name}", _File(body, _TYPES[kind], etag, (*_HEADERS, (b"etag", etag)))
+
+
+_FILES: Final[dict[str, _File]] = dict(_read(files("controller.web") / "static"))
+_PAGE: Final = _FILES.pop("index.html")  # its links are relative to `/`
+
+
+async def page(_: Services, file_name: str | None, known: bytes) -> Answer | Response:
+    """Return the page for operators, or one of its files. These need no token, but the data of the page do.
+
+    The response has an `ETag`. A request with this value in `If-None-Match` gets a 304 without a body.
+    """
+    file = _PAGE if file_name is None else _FILES.get(file_name)
+    if file is None:
+        return Answer(error_body("not_found", f"The page has no file {file_name}."), 404)
+    if file.etag in (each.strip().removeprefix(b"W/") for each in known.split(b",")):
+        return Response(status_code=304, headers={key.decode(): value.decode() for key, value in file.headers})
+    return Answer(file.body, headers=file.headers, content_type=file.content_type)
+
+
+async def overview(
+    services: Services, _: Mapping[str, str], headers: Mapping[str, str], is_admitted: Callable[[], bool]
+) -> Answer | Response:
+    """Return the state of the cluster as this replica knows it: its workers, replicas, parents and dispatch rate.
+
+    With the header `Accept: text/event-stream` the response goes on with server-sent events. The first is the `state`.
+    Each second follow the `changes`: new workers, the changed fields of others, the names of `removed` ones, and all
+    other parts of the state. It ends when the replica ends, or when the token is revoked.
+
+    Times are in seconds since 1970. The workers are as of `seen_at`. While Redis is unavailable, `degraded` is the
+    reason, and the workers stay as they were. `not_shrunk_since` tells since when neither the queue that a worker
+    reports has shrunk nor one of its leases has ended, as far as this replica has seen. `per_second` has the dispatch
+    rates of the last minute. In the lottery they are those of this controller only.
+    """
+    if EVENT_STREAM not in headers.get("accept", ""):
+        return Answer(await services.overview.state(), headers=((b"cache-control", b"no-store"),))
+    updates = services.overview.follow()
+    first = await anext(updates)  # raises TooManyFollowers before the response begins
+    return FollowResponse(_pieces(first, updates, is_admitted), updates, EVENT_STREAM)
+
+
+async def _pieces(
+    first: Update, updates: AsyncGenerator[Update, None], is_admitted: Callable[[], bool]
+) -> AsyncIterator[bytes]:
+    yield _server_sent(first)
+    async for update in updates:
+        if not is_admitted():
+            return
+        yield _server_sent(update)
+
+
+def _server_sent(update: Update) -> bytes:
+    return b"event: %s\ndata: %s\n\n" % (update.kind.encode(), update.body)

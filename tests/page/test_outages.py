@@ -1,0 +1,57 @@
+"""The page while Redis or the replica is away."""
+
+from pathlib import Path
+
+import pytest
+from playwright.sync_api import expect
+
+from tests.page.conftest import Open
+from tests.system.conftest import Serve
+from tests.system.servers import Server
+
+pytestmark = [pytest.mark.system, pytest.mark.smoke]
+
+A = "http://127.0.0.1:1/a"
+
+
+def test_the_page_tells_that_redis_is_away(serve: Serve, open_page: Open, work_dir: Path) -> None:
+    store = Server(work_dir / "redis", "--save", "", "--appendonly", "no")
+    try:
+        controller = serve("--redis-url", store.url, "--poll-interval", "0")
+        controller.register(A, "m")
+        page = open_page(controller.url)
+        expect(page.locator("#workers tbody tr")).to_have_count(1)
+        store.kill()
+        controller.dispatch()
+        banner = page.locator(".banner")
+        expect(banner).to_contain_text("Redis is unavailable.")
+        expect(banner).to_contain_text("The page shows the workers of")
+        expect(page.locator("#workers tbody tr")).to_contain_text("127.0.0.1:1/a")
+        page.goto(f"{controller.url}/#worker={A}")
+        page.get_by_role("button", name="Drain…").click()
+        page.locator("#ask").get_by_role("button", name="Drain").click()
+        expect(page.locator("#ask .error")).not_to_be_empty()
+        page.get_by_role("button", name="Cancel").click()
+        store.start()
+        expect(banner).to_have_count(0)
+        expect(page.locator("#workers tbody tr")).to_have_count(1)
+        expect(page.locator("#events")).to_contain_text("uses Redis again")
+    finally:
+        store.kill()
+
+
+def test_the_page_connects_again(serve: Serve, open_page: Open) -> None:
+    controller = serve("--poll-interval", "0")
+    controller.register(A, "m")
+    page = open_page(controller.url)
+    expect(page.locator("#workers tbody tr")).to_have_count(1)
+    controller.stop()
+    banner = page.locator(".banner")
+    expect(banner).to_contain_text("The page shows the state of")
+    expect(page.locator("header")).to_contain_text("not connected")
+    expect(page.locator("#workers tbody tr")).to_have_count(1)
+    again = serve("--poll-interval", "0", port=controller.port)
+    expect(page.locator("header")).to_contain_text("live")
+    expect(banner).to_have_count(0)
+    again.register("http://127.0.0.1:1/b", "m")
+    expect(page.locator("#workers tbody tr", has_text="/b")).to_have_count(1)
