@@ -178,6 +178,8 @@ class Worker:
     capacity_source: "reported", "configured", or "" if the capacity is unknown.
     reported_capacity: the capacity that the worker reports. None if it reports none.
     registered_by: as in Registration.
+    own: how many of the requests in that report this cluster may have dispatched.
+    own_work: request-seconds that the worker has spent on these since one of them finished.
     """
 
     name: str
@@ -196,6 +198,8 @@ class Worker:
     capacity_source: str = ""
     reported_capacity: int | None = None
     registered_by: str = ""
+    own: int = field(default=0, compare=False)
+    own_work: float = field(default=0.0, compare=False)
 
     @property
     def drained(self) -> bool:

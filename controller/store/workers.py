@@ -361,6 +361,8 @@ def _worker(fields: Sequence[Any]) -> Worker:
         capacity_source=capacity_source if capacity else "",
         reported_capacity=int(reported_capacity) if reported_capacity else None,
         registered_by=fields[18],
+        own=fields[19],
+        own_work=float(fields[20]) / 1000,
     )
 
 

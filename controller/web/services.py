@@ -6,6 +6,7 @@ from controller.availability.readiness import Readiness
 from controller.dispatch.dispatcher import Dispatcher
 from controller.dispatch.explanation import Explainer
 from controller.fleet.capacities import Capacities
+from controller.fleet.diagnosis import Diagnostician
 from controller.fleet.events import EventFeed
 from controller.fleet.membership import Membership
 from controller.fleet.refresh import Refresher
@@ -37,6 +38,7 @@ class Services:
     access: Access
     tokens: Tokens
     events: EventFeed
+    diagnostician: Diagnostician
     forward_paths: ForwardPaths
     limits: RequestLimits
     by_way: str = ""

@@ -43,6 +43,8 @@
              [17] the source of its capacity: 'reported', 'configured', or '' if the capacity is unknown
              [18] the capacity that it reports; '' if it reports none
              [19] the name of the token that registered it; '' without a token
+             [20] how many of the requests that it last reported this cluster may have dispatched
+             [21] the request-milliseconds that it has spent on these since one of them finished (apply_report.lua)
       [6]  the version of the capacities that were set, as in list_capacities.lua
     error 'INVALID …' if an argument is invalid
 ]]
@@ -69,7 +71,7 @@ for i = 1, #members, 2 do
   if ttl ~= -2 and load then
     local fields = redis.call("HMGET", load.worker, "models", "speed", "multimodal", "check_heart_beat", "registration",
       "capacity", "polled", "heartbeat_at", "reported", "dispatched_by_lottery", "capacity_source", "reported_capacity",
-      "registered_by")
+      "registered_by", "own", "work")
     local models, speed, multimodal, check_heart_beat, registration, capacity, polled = unpack(fields, 1, 7)
     local heartbeat_at, reported, by_lottery, capacity_source, reported_capacity = unpack(fields, 8, 12)
     -- A worker that an older version of the controller has registered lacks the last three fields.
@@ -81,7 +83,7 @@ for i = 1, #members, 2 do
       name, models, speed, queue_length, multimodal, check_heart_beat, registration,
       math.max(0, time - heartbeat_at), ttl, load.leased, capacity, load.draining and "1" or "0", load.failing or "",
       polled, tonumber(reported), load.dispatched + by_lottery, capacity_source, reported_capacity or capacity,
-      fields[13] or "",
+      fields[13] or "", tonumber(fields[14] or 0), fields[15] or "0",
     }
   end
 end

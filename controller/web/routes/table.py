@@ -101,6 +101,7 @@ ROUTES: Final = (
     Route("GET", "/replicas", admin.replicas, Plane.ADMIN),
     Route("GET", "/explain", admin.explain, Plane.ADMIN, QueryEndpoint),
     Route("GET", "/events", events.events, Plane.ADMIN, QueryEndpoint),
+    Route("GET", "/diagnosis", admin.diagnosis, Plane.ADMIN),
     Route("GET", "/metrics", admin.metrics, Plane.ADMIN),
     Route("GET", "/test_connection", public.test_connection, Plane.PUBLIC),
     Route("GET", "/healthz", public.healthz, Plane.PUBLIC),
