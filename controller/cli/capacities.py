@@ -4,8 +4,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
 import click
-from rich.console import Console
-from rich.table import Table
+from rich.console import Console, RenderableType
 
 from controller.cli.api import request
 from controller.cli.options import Controller
@@ -42,7 +41,7 @@ async def set_capacity(controller: Controller, target: str, capacity: int | None
     return f"Set the capacity of {kind} {target} to {capacity}{before}. Live workers: {workers}."
 
 
-def capacities_table(capacities: Sequence[Mapping[str, Any]], console: Console) -> Table:
+def capacities_table(capacities: Sequence[Mapping[str, Any]], console: Console) -> RenderableType:
     """Return a table with one row for each capacity that GET `/capacities` lists."""
     rows: list[Row] = []
     for each in capacities:

@@ -9,8 +9,7 @@ from typing import Any, Final, NamedTuple
 
 import click
 from click.core import ParameterSource
-from rich.console import Console
-from rich.table import Table
+from rich.console import Console, RenderableType
 
 from controller.cli.environment import warnings_of
 from controller.cli.tables import Column, cell, create_console, fit_table, print_json
@@ -81,7 +80,7 @@ def show_settings(effective: Sequence[Effective], problem: str, changed: bool, a
         click.echo(f"Warning: {printable(warning)}", err=True)
 
 
-def settings_table(effective: Sequence[Effective], console: Console) -> Table:
+def settings_table(effective: Sequence[Effective], console: Console) -> RenderableType:
     """Return a table with one row for each setting, in the order of `controller serve --help`."""
     rows = []
     for group in GROUPS:

@@ -4,8 +4,7 @@ from collections.abc import Mapping
 from typing import Any, Final
 from urllib.parse import quote
 
-from rich.console import Console
-from rich.table import Table
+from rich.console import Console, RenderableType
 from rich.text import Text
 
 from controller.cli.api import request_reply
@@ -55,7 +54,7 @@ def conclusion(explanation: Mapping[str, Any], console: Console) -> Text:
     return cell(text, console.encoding)
 
 
-def candidates_table(explanation: Mapping[str, Any], console: Console) -> Table:
+def candidates_table(explanation: Mapping[str, Any], console: Console) -> RenderableType:
     """Return a table with one row for each of the first candidates, the best first."""
     candidates = explanation["candidates"]
     has_odds = candidates[0]["odds"] is not None

@@ -3,8 +3,7 @@
 from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
-from rich.console import Console
-from rich.table import Table
+from rich.console import Console, RenderableType
 from rich.text import Text
 
 from controller.cli.api import request_reply
@@ -104,7 +103,7 @@ def _model(name: str, total: Mapping[str, int]) -> dict[str, Any]:
     return {"model": name, **shown, "capacity": capacity, "saturation": saturation}
 
 
-def models_table(models: Sequence[Mapping[str, Any]], console: Console, max_rows: int | None = None) -> Table:
+def models_table(models: Sequence[Mapping[str, Any]], console: Console, max_rows: int | None = None) -> RenderableType:
     """Return a table with one row for each model. max_rows: as in workers_table()."""
     shown = models if max_rows is None else models[: max(1, max_rows)]
     rows: list[Row] = [

@@ -7,8 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
 import click
-from rich.console import Console
-from rich.table import Table
+from rich.console import Console, RenderableType
 
 from controller import __version__
 from controller.cli.api import request
@@ -92,7 +91,7 @@ def _shown(value: object) -> str:
     return "not set" if value is None else value if isinstance(value, str) else json.dumps(value)
 
 
-def replicas_table(replicas: Sequence[Replica], console: Console) -> Table:
+def replicas_table(replicas: Sequence[Replica], console: Console) -> RenderableType:
     """Return a table with one row for each replica."""
     versions = Counter(replica["version"] for replica in replicas)
     usual = versions.most_common(1)[0][0] if versions else ""
@@ -122,7 +121,7 @@ def replicas_table(replicas: Sequence[Replica], console: Console) -> Table:
     return fit_table(count(len(replicas), "live replica"), _COLUMNS, 4, rows, console)
 
 
-def differences_table(differing: Mapping[str, Mapping[str, Sequence[str]]], console: Console) -> Table:
+def differences_table(differing: Mapping[str, Mapping[str, Sequence[str]]], console: Console) -> RenderableType:
     """Return a table with one row for each value of each setting that differs."""
     rows: list[Row] = []
     for name, by_value in differing.items():

@@ -5,8 +5,7 @@ from collections import Counter
 from collections.abc import Mapping
 from typing import Any, Final
 
-from rich.console import Console
-from rich.table import Table
+from rich.console import Console, RenderableType
 
 from controller.cli.api import request_reply
 from controller.cli.options import Controller
@@ -71,7 +70,7 @@ async def _release(controller: Controller, leases: list[str]) -> int:
     return sum(await asyncio.gather(*map(release, leases)))
 
 
-def spread_table(model: str, workers: Mapping[str, int], console: Console) -> Table:
+def spread_table(model: str, workers: Mapping[str, int], console: Console) -> RenderableType:
     """Return a table with one row for each worker that got requests."""
     total, most = sum(workers.values()), max(workers.values())
     rows: list[dict[str, Any]] = [

@@ -9,7 +9,8 @@ from typing import Any, Final, NamedTuple
 import click
 from rich.box import SIMPLE_HEAD
 from rich.cells import cell_len
-from rich.console import Console
+from rich.console import Console, ConsoleOptions, RenderableType, RenderResult
+from rich.segment import Segment
 from rich.table import Table
 from rich.text import Text
 
@@ -20,6 +21,7 @@ Row = Mapping[str, Text | str]
 _GAP: Final = 2  # between two columns: the padding, and a space instead of a line
 _LEAST: Final = 10  # characters of a column whose words are broken
 PIPE_WIDTH: Final = 250
+_MANY: Final = 500  # rows
 TABLE_LINES: Final = 5  # of a table, besides its rows
 
 
@@ -63,7 +65,7 @@ def fit_table(
     console: Console,
     *,
     is_live: bool = False,
-) -> Table:
+) -> RenderableType:
     """Return a table with the columns that the console has room for. No word is broken as long as this is possible.
 
     title: the text above it, which may come from the network.
@@ -75,6 +77,12 @@ def fit_table(
     widths = {
         column.name: max(_width(column, row.get(column.name, "")) for row in [headings, *rows]) for column in columns
     }
+    if len(rows) > _MANY and not console.options.ascii_only:
+        full = {
+            column.name: max(cell_len(str(row.get(column.name, ""))) for row in [headings, *rows]) for column in columns
+        }
+        if _total(full) <= console.width:
+            return _LongTable(title, columns, rows, full)
     for number in range(len(columns), required - 1, -1):
         shown = {column.name: widths[column.name] for column in columns[:number]}
         if _total(shown) <= console.width:
@@ -87,6 +95,37 @@ def fit_table(
         if _total(shown) <= console.width:
             break
     return _table(title, columns, rows, shown, console, is_broken=True, is_live=is_live)
+
+
+class _LongTable:
+    """A table of many rows with room for all columns. It looks like a Table of rich, which takes a second for 1,000."""
+
+    def __init__(self, title: str, columns: Sequence[Column], rows: Sequence[Row], widths: Mapping[str, int]) -> None:
+        self._title = title
+        self._columns = columns
+        self._rows = rows
+        self._widths = widths
+
+    def __rich_console__(self, console: Console, _: ConsoleOptions) -> RenderResult:
+        total = _total(self._widths)
+        yield Segment(str(cell(self._title, console.encoding)).ljust(total), console.get_style("table.title"))
+        yield Segment(f"\n{' ' * total}\n")
+        yield from self._line({column.name: Text(column.name, "table.header") for column in self._columns}, console)
+        yield Segment(f" {SIMPLE_HEAD.head_row_horizontal * (total - 2)} \n")
+        for row in self._rows:
+            yield from self._line(row, console)
+        yield Segment(f"{' ' * total}\n")
+
+    def _line(self, row: Row, console: Console) -> RenderResult:
+        yield Segment(" ")
+        for column in self._columns:
+            content = row.get(column.name, "")
+            text = str(content)
+            padding = " " * (self._widths[column.name] - cell_len(text))
+            style = console.get_style(content.style) if isinstance(content, Text) and content.style else None
+            yield Segment(f"{padding}{text}" if column.right else f"{text}{padding}", style)
+            yield Segment("  ")
+        yield Segment("\n")
 
 
 def _total(widths: Mapping[str, int]) -> int:

@@ -4,8 +4,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
 import click
-from rich.console import Console
-from rich.table import Table
+from rich.console import Console, RenderableType
 
 from controller.cli.api import request
 from controller.cli.options import Controller
@@ -50,7 +49,7 @@ async def show_tokens(controller: Controller, as_json: bool) -> None:
         click.echo("There is no token: the controller accepts requests without one. See `controller token --help`.")
 
 
-def tokens_table(tokens: Sequence[Mapping[str, Any]], console: Console) -> Table:
+def tokens_table(tokens: Sequence[Mapping[str, Any]], console: Console) -> RenderableType:
     """Return a table with one row for each token that GET `/tokens` lists."""
     encoding = console.encoding
     rows: list[Row] = [

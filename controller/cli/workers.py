@@ -3,8 +3,7 @@
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Final
 
-from rich.console import Console
-from rich.table import Table
+from rich.console import Console, RenderableType
 from rich.text import Text
 
 from controller.cli.api import Reply, request, request_reply
@@ -59,7 +58,7 @@ async def show_workers(
         await watch.print_lines(read)
         return
 
-    def render(reply: Reply, console: Console, height: int | None) -> list[Table | Text]:
+    def render(reply: Reply, console: Console, height: int | None) -> list[RenderableType]:
         rows = None if height is None else height - TABLE_LINES - int(reply.is_degraded)
         table = workers_table(reply.fields["workers"], console, stalled_after, max_rows=rows)
         return [table, *([Text(DEGRADED, style="yellow")] if reply.is_degraded else [])]
@@ -112,7 +111,7 @@ def is_stalled(worker: Worker, stalled_after: float = STALLED_AFTER) -> bool:
 
 def workers_table(
     workers: Sequence[Worker], console: Console, stalled_after: float = STALLED_AFTER, max_rows: int | None = None
-) -> Table:
+) -> RenderableType:
     """Return a table with one row for each worker, and with the columns that the console has room for.
 
     Worker names and models are broken if the console has no room for the most important columns either.

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 from rich.console import Console, RenderableType
 
+from controller.cli import tables as tables_module
 from controller.cli.capacities import capacities_table
 from controller.cli.checks.finding import ok, problem
 from controller.cli.configuration import Effective, settings_table
@@ -23,6 +24,7 @@ from controller.cli.workers import workers_table
 from controller.settings import all_settings
 from tests.cli.samples import candidate, listed, replica
 
+ESCAPE = re.compile(r"\x1b\[[0-9;]*m")
 COLOR = re.compile(r"\x1b\[(?:\d+;)*3[0-7]m")
 URL, MODEL = "http://10.0.0.5:21002", "vicuna-7b-v1.5"
 LONG_URL, LONG_MODEL = (
@@ -135,3 +137,24 @@ def test_a_column_that_does_not_fit_is_named_below() -> None:
 )
 def test_bars(share: float, encoding: str, shown: str) -> None:
     assert bar(share, 10, encoding) == shown
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "ascii"])
+def test_a_long_table_looks_like_a_short_one(encoding: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    workers = [
+        listed(f"http://10.0.0.{number}:21002", MODEL, failing="polls" if number == 3 else None)
+        for number in range(600)
+    ]
+
+    def drawn() -> list[str]:
+        printed = io.TextIOWrapper(io.BytesIO(), encoding=encoding)
+        console = Console(width=250, file=printed, force_terminal=True, color_system="standard")
+        console.print(workers_table(workers, console))
+        printed.seek(0)
+        return printed.read().splitlines()
+
+    long = [COLOR.sub("", line) for line in drawn()]
+    monkeypatch.setattr(tables_module, "_MANY", 1_000)
+    short = [COLOR.sub("", line) for line in drawn()]
+    assert len(long) == len(short) == 605
+    assert [ESCAPE.sub("", line) for line in long] == [ESCAPE.sub("", line) for line in short]
