@@ -9,10 +9,11 @@ def main() -> None:
     """Run the command line."""
     # Process 1 of a container ignores SIGTERM until it has a handler. Set one before the slow imports.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
+    from controller.cli.completion import VARIABLE
     from controller.cli.main import main as command_line
 
     try:
-        command_line()
+        command_line(complete_var=VARIABLE)  # also if the command has another name
     except OSError as error:
         _drop_output()
         sys.exit(f"Error: The output cannot be written: {error.strerror or error}.")

@@ -13,6 +13,7 @@ from controller.dispatch.dispatcher import Dispatcher
 from controller.dispatch.explanation import Explainer
 from controller.domain.worker import worker_name
 from controller.fleet.capacities import Capacities
+from controller.fleet.diagnosis import Diagnostician
 from controller.fleet.events import EventFeed
 from controller.fleet.membership import Membership
 from controller.fleet.overview import Overview
@@ -69,6 +70,7 @@ class Replica:
         self.refresher = Refresher(self.breaker, registry, workers, metrics, settings.probe_timeout, self.access)
         self.sweeper = Sweeper(self.breaker, registry, metrics, settings.sweep_interval)
         self.replicas = Replicas(settings, self.breaker, registry)
+        self.diagnostician = Diagnostician(settings, registry, self.snapshots, self.replicas)
         self.poller = Poller(
             self.batches,
             workers,
@@ -119,6 +121,7 @@ class Replica:
             self.tokens,
             self.events,
             self.overview,
+            self.diagnostician,
             ForwardPaths(settings.forward_paths),
             self.limits,
             by_way=worker_name(settings.advertise) if settings.by_way and settings.advertise else "",

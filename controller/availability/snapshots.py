@@ -15,6 +15,7 @@ from controller.availability.recovery import Recovery
 from controller.availability.snapshot import Snapshot
 from controller.domain.capacity import CapacityList
 from controller.domain.errors import StoreError, StoreIncompatible, StoreRejection, StoreUnavailable
+from controller.domain.stalls import Stalls
 from controller.domain.worker import Worker
 from controller.metrics import Metrics
 from controller.settings import Settings
@@ -31,6 +32,7 @@ class SnapshotManager:
 
     breaker: all calls of the replica to Redis go through it. Its probe reconnects, checks Redis, takes a snapshot and
         reconciles.
+    stalls: which workers finish no requests, as the snapshots show it.
     """
 
     def __init__(self, settings: Settings, registry: Registry, reconciler: Reconciler, metrics: Metrics) -> None:
@@ -40,6 +42,7 @@ class SnapshotManager:
         self._snapshot: Snapshot | None = None
         self._listing: WorkerList | None = None  # from which the snapshot was made
         self._capacities = CapacityList()
+        self.stalls = Stalls()
         self._requested = asyncio.Event()
         self._replica_id = secrets.token_hex(8)
         # Taking a snapshot may restore lost data and reconcile. Two of these at once would do it twice.
@@ -194,4 +197,5 @@ class SnapshotManager:
 
     def _keep(self, listing: WorkerList, taken_at: float) -> None:
         self._listing = listing
+        self.stalls.observe(listing.workers, taken_at)
         self._snapshot = Snapshot(listing.workers, taken_at, random.random)

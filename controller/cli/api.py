@@ -9,10 +9,11 @@ from urllib.parse import unquote, urlsplit
 
 import aiohttp
 
+from controller.cli.options import Controller
 from controller.domain.errors import ControllerRefused, ControllerUnreachable
 from controller.upstream.trust import trusted, warn_of_bundle
 
-_TIMEOUT: Final = 10.0  # seconds for a request
+_SILENCE: Final = 60.0  # seconds without a line of a stream. An empty one comes every 15 s
 
 
 class Reply(NamedTuple):
@@ -22,27 +23,22 @@ class Reply(NamedTuple):
     is_degraded: bool
 
 
-async def request(
-    controller_address: str, path: str, expected: str, body: object = None, time_limit: float = _TIMEOUT
-) -> dict[str, Any]:
+async def request(controller: Controller, path: str, expected: str, body: object = None) -> dict[str, Any]:
     """Return the JSON object of a response, as request_reply()."""
-    return (await request_reply(controller_address, path, expected, body, time_limit)).fields
+    return (await request_reply(controller, path, expected, body)).fields
 
 
-async def request_reply(
-    controller_address: str, path: str, expected: str, body: object = None, time_limit: float = _TIMEOUT
-) -> Reply:
+async def request_reply(controller: Controller, path: str, expected: str, body: object = None) -> Reply:
     """Send a GET request to a controller, or a POST request with a body. Return the response.
 
     expected: a field of the response. "" if the response has none: then the result is empty.
-    time_limit: in seconds.
 
     Raises ControllerUnreachable if the response is an error or lacks the field, and ControllerRefused if its status is
     4xx. The message has the controller's words.
     """
-    url, headers = _target(controller_address, path)
+    url, headers = _target(controller.address, path)
     method = "GET" if body is None else "POST"
-    limit = aiohttp.ClientTimeout(total=time_limit)
+    limit = aiohttp.ClientTimeout(total=controller.timeout)
     try:
         async with (
             aiohttp.ClientSession(connector=aiohttp.TCPConnector(ssl=trusted()), timeout=limit) as session,
@@ -58,18 +54,18 @@ async def request_reply(
             return Reply(fields, is_degraded)
     except (aiohttp.ClientError, TimeoutError, ValueError, KeyError, TypeError) as error:
         raise ControllerUnreachable(
-            f"{url} did not return {expected or '200'}: {error or type(error).__name__}. Is the controller running, "
+            f"{url} did not return {expected or '200'}: {_reason(error, controller)}. Is the controller running, "
             "and is --controller-address right?"
         ) from error
 
 
-async def follow(controller_address: str, path: str, parameters: Mapping[str, str]) -> AsyncIterator[str]:
+async def follow(controller: Controller, path: str, parameters: Mapping[str, str]) -> AsyncIterator[str]:
     """Yield "" when the response begins, and then its lines, without empty ones. Ends if the connection is closed.
 
     Raises ControllerUnreachable if the controller cannot be reached, and ControllerRefused if its status is 4xx.
     """
-    url, headers = _target(controller_address, path)
-    timeout = aiohttp.ClientTimeout(connect=10, sock_read=60)  # an empty line comes every 15 s
+    url, headers = _target(controller.address, path)
+    timeout = aiohttp.ClientTimeout(connect=controller.timeout, sock_read=_SILENCE)
     try:
         async with (
             aiohttp.ClientSession(connector=aiohttp.TCPConnector(ssl=trusted()), timeout=timeout) as session,
@@ -83,9 +79,15 @@ async def follow(controller_address: str, path: str, parameters: Mapping[str, st
                     yield line.decode()
     except (aiohttp.ClientError, TimeoutError, ValueError) as error:
         raise ControllerUnreachable(
-            f"The connection to {url} failed: {error or type(error).__name__}. Is the controller running, and is "
+            f"The connection to {url} failed: {_reason(error, controller)}. Is the controller running, and is "
             "--controller-address right?"
         ) from error
+
+
+def _reason(error: Exception, controller: Controller) -> str:
+    if isinstance(error, TimeoutError):
+        return f"no response within {controller.timeout:g} s"
+    return str(error) or type(error).__name__
 
 
 def _target(controller_address: str, path: str) -> tuple[str, dict[str, str]]:

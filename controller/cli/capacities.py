@@ -1,31 +1,37 @@
 """What the commands `controller capacity ...` do: requests to a running controller, and their results as text."""
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, Final
 
 import click
-from rich.table import Table
+from rich.console import Console, RenderableType
 
 from controller.cli.api import request
-from controller.cli.tables import cell, create_console, create_table
+from controller.cli.options import Controller
+from controller.cli.tables import Column, Row, cell, create_console, fit_table, print_json
+
+_COLUMNS: Final = (Column("for"), Column("name", breaks=True), Column("slots", right=True))
 
 
-async def show_capacities(controller_address: str) -> None:
-    """Print the capacities that were set as a table. Raises ControllerUnreachable."""
-    capacities = (await request(controller_address, "/capacities", "capacities"))["capacities"]
+async def show_capacities(controller: Controller, as_json: bool) -> None:
+    """Print the capacities that were set. Raises ControllerUnreachable."""
+    capacities = (await request(controller, "/capacities", "capacities"))["capacities"]
+    if as_json:
+        print_json({"capacities": capacities})
+        return
     console = create_console()
     if capacities:
-        console.print(capacities_table(capacities, console.encoding))
+        console.print(capacities_table(capacities, console))
     else:
         click.echo("No capacity is set. `controller capacity set --help` shows how to set one.")
 
 
-async def set_capacity(controller_address: str, target: str, capacity: int | None) -> str:
+async def set_capacity(controller: Controller, target: str, capacity: int | None) -> str:
     """Set a capacity, or remove it with None. Return a sentence about it. Raises ControllerUnreachable."""
     is_worker = target.lower().startswith(("http://", "https://"))
     kind, field = ("worker", "worker_name") if is_worker else ("model", "model")
     body = {field: target, "capacity": capacity}
-    change = await request(controller_address, "/set_capacity", "workers", body)
+    change = await request(controller, "/set_capacity", "workers", body)
     previous, workers = change["previous"], change["workers"]
     if capacity is None and previous is None:
         return f"No capacity was set for {kind} {target}. `controller capacity list` shows what is set."
@@ -35,13 +41,11 @@ async def set_capacity(controller_address: str, target: str, capacity: int | Non
     return f"Set the capacity of {kind} {target} to {capacity}{before}. Live workers: {workers}."
 
 
-def capacities_table(capacities: Sequence[Mapping[str, Any]], encoding: str = "utf-8") -> Table:
+def capacities_table(capacities: Sequence[Mapping[str, Any]], console: Console) -> RenderableType:
     """Return a table with one row for each capacity that GET `/capacities` lists."""
-    table = create_table(f"{len(capacities)} capacities")
-    table.add_column("for")
-    table.add_column("name", overflow="fold")
-    table.add_column("slots", justify="right")
+    rows: list[Row] = []
     for each in capacities:
         kind, name = ("worker", each["worker_name"]) if "worker_name" in each else ("model", each["model"])
-        table.add_row(kind, cell(name, encoding), str(each["capacity"]))
-    return table
+        rows.append({"for": kind, "name": cell(name, console.encoding), "slots": str(each["capacity"])})
+    title = "1 capacity" if len(capacities) == 1 else f"{len(capacities):,} capacities"
+    return fit_table(title, _COLUMNS, len(_COLUMNS), rows, console)

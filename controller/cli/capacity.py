@@ -2,7 +2,7 @@
 
 import click
 
-from controller.cli.options import controller_address, run
+from controller.cli.options import Controller, as_json, connects, no_color, run
 from controller.domain.worker import MAX_CAPACITY
 
 
@@ -26,22 +26,24 @@ def capacity() -> None:
 
 
 @capacity.command("list")
-@controller_address
-def list_capacities(controller_address: str) -> None:
+@as_json
+@no_color
+@connects
+def list_capacities(as_json: bool, controller: Controller) -> None:
     """Show the capacities that were set, as a table.
 
     `controller workers` shows which capacity each live worker has.
     """
     from controller.cli.capacities import show_capacities  # imported late, so that --help stays fast
 
-    run(show_capacities(controller_address))
+    run(show_capacities(controller, as_json))
 
 
 @capacity.command("set")
 @click.argument("target")
 @click.argument("slots", metavar="N", type=click.IntRange(1, MAX_CAPACITY))
-@controller_address
-def set_(target: str, slots: int, controller_address: str) -> None:
+@connects
+def set_(target: str, slots: int, controller: Controller) -> None:
     """Set the capacity of a worker or of a model to N requests at once.
 
     TARGET is the URL of a worker, if it begins with http:// or https://, and otherwise a model. The capacity applies to
@@ -57,17 +59,17 @@ def set_(target: str, slots: int, controller_address: str) -> None:
     """
     from controller.cli.capacities import set_capacity  # imported late, so that --help stays fast
 
-    click.echo(run(set_capacity(controller_address, target, slots)))
+    click.echo(run(set_capacity(controller, target, slots)))
 
 
 @capacity.command()
 @click.argument("target")
-@controller_address
-def unset(target: str, controller_address: str) -> None:
+@connects
+def unset(target: str, controller: Controller) -> None:
     """Remove the capacity that was set for a worker or for a model.
 
     TARGET is the URL of a worker, if it begins with http:// or https://, and otherwise a model.
     """
     from controller.cli.capacities import set_capacity  # imported late, so that --help stays fast
 
-    click.echo(run(set_capacity(controller_address, target, None)))
+    click.echo(run(set_capacity(controller, target, None)))

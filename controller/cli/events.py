@@ -8,13 +8,15 @@ from typing import Any, Final
 import click
 
 from controller.cli.api import follow
+from controller.cli.options import Controller
+from controller.cli.text import printable
 from controller.domain.errors import ControllerRefused, ControllerUnreachable
 
 _PAUSE: Final = 1.0  # seconds before the next attempt to connect
 _SHOWN_FIRST: Final = ("worker", "replica", "parent", "models", "target", "action")
 
 
-async def watch_events(controller_address: str, last: int, as_json: bool) -> None:
+async def watch_events(controller: Controller, last: int, as_json: bool) -> None:
     """Print the last events and all that follow.
 
     Raises ControllerUnreachable if the first connection fails, and ControllerRefused if any is refused, for example
@@ -25,7 +27,7 @@ async def watch_events(controller_address: str, last: int, as_json: bool) -> Non
     while True:
         parameters = {"follow": "true", **({"after": position} if position else {"limit": str(last)})}
         try:
-            async for line in follow(controller_address, "/events", parameters):
+            async for line in follow(controller, "/events", parameters):
                 was_connected = True
                 if not line:
                     continue
@@ -34,7 +36,7 @@ async def watch_events(controller_address: str, last: int, as_json: bool) -> Non
                 if as_json:
                     click.echo(line.rstrip("\n"))
                     continue
-                if "time" in event and day != (day := _day(event["time"])):
+                if "time" in event and day != (day := day_of(event["time"])):
                     click.echo(day)
                 click.echo(as_line(event))
         except ControllerRefused:
@@ -42,7 +44,7 @@ async def watch_events(controller_address: str, last: int, as_json: bool) -> Non
         except ControllerUnreachable as error:
             if not was_connected:
                 raise
-            click.echo(f"{error} Trying again.", err=True)
+            click.echo(printable(f"{error} Trying again."), err=True)
         await asyncio.sleep(_PAUSE)
 
 
@@ -58,19 +60,15 @@ def as_line(event: dict[str, Any]) -> str:
         if field not in ("id", "time", "kind", "reason", "count") and _text(value) != subject
     ]
     reason = [f"({_text(event['reason'])})"] if "reason" in event else []
-    return _printable(
+    return printable(
         "  ".join([f"{at}  {event['kind'].replace('_', ' '):<18}", *filter(None, [subject, *rest, *reason])])
     )
 
 
-def _day(seconds: float) -> str:
+def day_of(seconds: float) -> str:
+    """Return the local day of a time, in seconds since the epoch."""
     return time.strftime("%A, %d %B %Y", time.localtime(seconds))
 
 
 def _text(value: object) -> str:
     return ", ".join(map(str, value)) if isinstance(value, list) else str(value)
-
-
-def _printable(text: str) -> str:
-    """Return text without control characters, which could change the terminal. Names come from the network."""
-    return "".join(character if character.isprintable() else "?" for character in text)

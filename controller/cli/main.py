@@ -1,16 +1,45 @@
 """The command `controller`."""
 
+from typing import Final
+
 import click
 
 from controller import __version__
+from controller.cli import show
 from controller.cli.capacity import capacity
-from controller.cli.operate import drain, refresh, remove, resume, watch
-from controller.cli.options import controller_address, run
-from controller.cli.serve import serve
+from controller.cli.completion import completion
+from controller.cli.operate import drain, refresh, register, remove, resume, watch
+from controller.cli.serve import config, serve
 from controller.cli.token import token
 
+SECTIONS: Final = {
+    "Run a controller": (serve, config, completion, show.version),
+    "See what happens": (
+        show.top,
+        show.workers,
+        show.worker,
+        show.models,
+        show.replicas,
+        watch,
+        show.explain,
+        show.doctor,
+    ),
+    "Take workers in and out of service": (register, drain, resume, remove, refresh),
+    "Try out and set up": (show.dispatch, capacity, token),
+}
 
-@click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
+
+class _Group(click.Group):
+    """A group whose `--help` lists the commands by purpose."""
+
+    def format_commands(self, _: click.Context, formatter: click.HelpFormatter) -> None:
+        limit = formatter.width - 6 - max(map(len, self.commands))
+        for title, commands in SECTIONS.items():
+            with formatter.section(title):
+                formatter.write_dl([(str(each.name), each.get_short_help_str(limit)) for each in commands])
+
+
+@click.group(cls=_Group, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
 @click.version_option(__version__, prog_name="controller")
 def main() -> None:
     """A highly available controller for LLM workers. It replaces FastChat's controller.
@@ -20,33 +49,16 @@ def main() -> None:
         controller serve
     Start FastChat's workers and servers with its address:
         python -m fastchat.serve.model_worker --controller-address http://localhost:21001 ...
-    Show the live workers, and what happens to them:
-        controller workers
-        controller watch
+    Watch them, and find out what is wrong:
+        controller top
+        controller doctor
     Take a worker out of service, and wait until it is idle:
-        controller drain http://10.0.0.5:21002 --wait --reason "new driver"
-    Set how many requests they run at once:
-        controller capacity --help
-    Let only those in who have a token:
-        controller token --help
+        controller drain http://10.0.0.5:21002 --wait --deadline 10m --reason "new driver"
+    Name the controller for all commands:
+        export CONTROLLER_ADDRESS=http://ops:TOKEN@controller.example:21001
     """
 
 
-main.add_command(serve)
-main.add_command(capacity)
-main.add_command(token)
-for command in (drain, resume, remove, refresh, watch):
-    main.add_command(command)
-
-
-@main.command()
-@controller_address
-def workers(controller_address: str) -> None:
-    """Show the live workers of a running controller as a table.
-
-    The column slots has the number of requests that a worker runs at once. "5" is what the worker reports, and "5 set"
-    is configured. It is empty if the number is unknown. A terminal that is too narrow does not show the last columns.
-    """
-    from controller.cli.workers import show_workers  # imported late, so that --help stays fast
-
-    run(show_workers(controller_address))
+for _commands in SECTIONS.values():
+    for _command in _commands:
+        main.add_command(_command)

@@ -1,41 +1,27 @@
-"""The commands of operators: drain, resume, remove and refresh workers, and watch what happens."""
+"""The commands of operators: register, drain, resume, remove and refresh workers, and watch what happens."""
 
-import re
 from collections.abc import Sequence
 
 import click
 
-from controller.cli.options import controller_address, run
+from controller.cli.completion import complete_worker
+from controller.cli.options import Controller, Duration, as_json, connects, no_color, run, run_until_interrupted
+from controller.cli.text import printable
 
-_UNITS = {"s": 1, "m": 60, "h": 3600}
-
-names = click.argument("names", metavar="WORKER...", nargs=-1, required=True)
+names = click.argument("names", metavar="WORKER...", nargs=-1, required=True, shell_complete=complete_worker)
 reason = click.option("--reason", default="", help="Why, for the log and the events.")
 yes = click.option("--yes", is_flag=True, help="Do not ask, even if a pattern covers several workers.")
 
 
-class _Duration(click.ParamType[float]):
-    """A number of seconds, written as 90, 90s, 10m or 2h."""
-
-    name = "duration"
-
-    def convert(self, value: object, param: click.Parameter | None, ctx: click.Context | None) -> float:
-        """Return the seconds."""
-        match = re.fullmatch(r"(\d{1,6}(?:\.\d{1,3})?)([smh]?)", str(value), re.ASCII)
-        if not match:
-            self.fail(f"{value!r} is not a time such as 90s, 10m or 2h.", param, ctx)
-        return float(match[1]) * _UNITS[match[2] or "s"]
-
-
-@click.command()
+@click.command(short_help="Stop dispatching to workers, and wait for them.")
 @names
 @reason
 @click.option("--wait", is_flag=True, help="Wait until the workers have finished their requests.")
-@click.option("--deadline", type=_Duration(), help="Wait at most for this time, such as 10m. Then exit with status 3.")
+@click.option("--deadline", type=Duration(), help="Wait at most for this time, such as 10m. Then exit with status 3.")
 @yes
-@controller_address
+@connects
 def drain(
-    names: tuple[str, ...], reason: str, wait: bool, deadline: float | None, yes: bool, controller_address: str
+    names: tuple[str, ...], reason: str, wait: bool, deadline: float | None, yes: bool, controller: Controller
 ) -> None:
     """Stop dispatching to workers. The requests that they have go on.
 
@@ -57,39 +43,39 @@ def drain(
     """
     from controller.cli.operations import wait_for_workers  # imported late, so that --help stays fast
 
-    workers, all_alive = _change(controller_address, "/drain_worker", "Draining", names, reason, yes)
+    workers, all_alive = _change(controller, "/drain_worker", "Draining", names, reason, yes)
     if wait or deadline is not None:
-        raise SystemExit(run(wait_for_workers(controller_address, workers, deadline)))
+        raise SystemExit(run(wait_for_workers(controller, workers, deadline)))
     raise SystemExit(0 if all_alive else 1)
 
 
-@click.command()
+@click.command(short_help="Dispatch to draining workers again.")
 @names
 @reason
 @yes
-@controller_address
-def resume(names: tuple[str, ...], reason: str, yes: bool, controller_address: str) -> None:
+@connects
+def resume(names: tuple[str, ...], reason: str, yes: bool, controller: Controller) -> None:
     """Dispatch to draining workers again. WORKER is as for `controller drain`."""
-    _, all_alive = _change(controller_address, "/resume_worker", "Resumed", names, reason, yes)
+    _, all_alive = _change(controller, "/resume_worker", "Resumed", names, reason, yes)
     raise SystemExit(0 if all_alive else 1)
 
 
-@click.command()
+@click.command(short_help="Remove workers.")
 @names
 @reason
 @yes
-@controller_address
-def remove(names: tuple[str, ...], reason: str, yes: bool, controller_address: str) -> None:
+@connects
+def remove(names: tuple[str, ...], reason: str, yes: bool, controller: Controller) -> None:
     """Remove workers. WORKER is as for `controller drain`.
 
     A worker that still sends heartbeats registers again. Drain it to take it out of service.
     """
-    _, all_alive = _change(controller_address, "/remove_worker", "Removed", names, reason, yes)
+    _, all_alive = _change(controller, "/remove_worker", "Removed", names, reason, yes)
     raise SystemExit(0 if all_alive else 1)
 
 
 def _change(
-    address: str, path: str, done: str, names: Sequence[str], reason: str, yes: bool
+    controller: Controller, path: str, done: str, names: Sequence[str], reason: str, yes: bool
 ) -> tuple[Sequence[str], bool]:
     """Ask if a pattern covers several workers, then send a request for each. Return them, and if all were alive.
 
@@ -97,33 +83,80 @@ def _change(
     """
     from controller.cli.operations import change_workers, find_workers  # imported late, so that --help stays fast
 
-    workers, has_several = run(find_workers(address, names))
+    workers, has_several = run(find_workers(controller, names))
     if has_several and not yes:
-        click.echo("\n".join(workers))
+        click.echo("\n".join(map(printable, workers)))
         click.confirm(f"These are {len(workers)} workers. Go on?", abort=True)
-    return workers, run(change_workers(address, path, done, workers, reason))
+    return workers, run(change_workers(controller, path, done, workers, reason))
 
 
-@click.command()
-@controller_address
-def refresh(controller_address: str) -> None:
+@click.command(short_help="Register a worker that does not do so itself.")
+@click.argument("url")
+@click.option(
+    "--model",
+    "models",
+    multiple=True,
+    help="A model that it serves. Repeat for several. Without any, the controller asks the worker for its status.",
+)
+@click.option("--speed", type=click.FLOAT, default=1.0, show_default=True, help="Its speed, relative to other workers.")
+@click.option("--queue-length", type=click.IntRange(0), default=0, show_default=True, help="Requests that it has now.")
+@click.option("--capacity", type=click.IntRange(1), help="How many requests it runs at once.")
+@click.option("--no-heartbeats", is_flag=True, help="It sends no heartbeats, and stays registered until it is removed.")
+@click.option("--multimodal", is_flag=True, help="It accepts images.")
+@no_color
+@connects
+def register(
+    url: str,
+    models: tuple[str, ...],
+    speed: float,
+    queue_length: int,
+    capacity: int | None,
+    no_heartbeats: bool,
+    multimodal: bool,
+    controller: Controller,
+) -> None:
+    """Register the worker at URL, and show what the controller has registered.
+
+    Workers of FastChat register themselves. This is for servers that do not, and for trying things out.
+
+    \b
+    Let the controller ask the worker for its models, or name them:
+        controller register http://10.0.0.5:21002
+        controller register http://10.0.0.9:8000 --model llama-3 --capacity 64 --no-heartbeats
+    """
+    from controller.cli.registration import register_worker  # imported late, so that --help stays fast
+
+    if not models and (speed != 1.0 or queue_length or capacity is not None):
+        raise click.UsageError("--speed, --queue-length and --capacity need --model: without it, the worker is asked.")
+    sentences = run(
+        register_worker(
+            controller, url, models, speed, queue_length, capacity, heartbeats=not no_heartbeats, multimodal=multimodal
+        )
+    )
+    for sentence in sentences:
+        click.echo(printable(sentence))
+
+
+@click.command(short_help="Probe all workers now.")
+@connects
+def refresh(controller: Controller) -> None:
     """Probe all workers now. A worker that fails two probes is removed."""
     from controller.cli.operations import refresh_workers  # imported late, so that --help stays fast
 
-    run(refresh_workers(controller_address))
+    run(refresh_workers(controller))
 
 
-@click.command()
+@click.command(short_help="Show events as they happen.")
 @click.option(
     "--last", type=click.IntRange(1, 1000), default=10, show_default=True, help="How many earlier ones to show."
 )
-@click.option("--json", "as_json", is_flag=True, help="Print each event as a line of JSON.")
-@controller_address
-def watch(last: int, as_json: bool, controller_address: str) -> None:
+@as_json
+@connects
+def watch(last: int, as_json: bool, controller: Controller) -> None:
     """Show what happens in the cluster, until Ctrl-C.
 
-    If the connection is lost, the command resumes where it was, at any replica.
+    If the connection is lost, the command resumes where it was, at any replica. With --json, each event is one line.
     """
     from controller.cli.events import watch_events  # imported late, so that --help stays fast
 
-    run(watch_events(controller_address, last, as_json))
+    run_until_interrupted(watch_events(controller, last, as_json))

@@ -9,68 +9,72 @@ from typing import Any, Final
 import click
 
 from controller.cli.api import request, request_reply
+from controller.cli.options import Controller
+from controller.cli.text import duration, printable
 from controller.cli.workers import fetch_workers
 from controller.domain.errors import ControllerRefused, ControllerUnreachable
 
 _REFRESH_TIMEOUT: Final = 120.0  # seconds
+_STALLED_AFTER: Final = 60.0  # seconds
 _INTERVAL: Final = 1.0  # seconds between two looks at workers that drain
 # After Redis lost its data, replicas restore the workers within seconds. Until then, none is listed.
 _GONE_AFTER: Final = 8.0  # seconds for which a worker is not listed
 DEADLINE_PASSED, SERVES_AGAIN = 3, 4  # exit statuses
 
 
-async def find_workers(address: str, names: Sequence[str]) -> tuple[list[str], bool]:
+async def find_workers(controller: Controller, names: Sequence[str]) -> tuple[list[str], bool]:
     """Return the names of the workers that names and patterns cover, and whether a pattern covers several.
 
     Raises ControllerUnreachable, also if one of them covers no live worker.
     """
-    known = [worker["worker_name"] for worker in await fetch_workers(address)]
-    found = _covered(known, names)
-    return found, any(len(_covered(known, [name])) > 1 for name in names)
+    known = [worker["worker_name"] for worker in await fetch_workers(controller)]
+    found = covered(known, names)
+    return found, any(len(covered(known, [name])) > 1 for name in names)
 
 
-async def wait_for_workers(address: str, workers: Sequence[str], deadline: float | None) -> int:
+async def wait_for_workers(controller: Controller, workers: Sequence[str], deadline: float | None) -> int:
     """Wait until draining workers have finished their requests. Return the exit status.
 
     deadline: how long to wait, in seconds. None for any time.
     """
     ends_at = None if deadline is None else time.monotonic() + deadline
     try:
-        return await _wait(address, set(workers), ends_at)
+        return await _wait(controller, set(workers), ends_at)
     except asyncio.CancelledError:
         click.echo("Not waiting any more. The workers go on draining. `controller resume` lets them serve again.")
         raise
 
 
-async def change_workers(address: str, path: str, done: str, workers: Sequence[str], reason: str) -> bool:
+async def change_workers(controller: Controller, path: str, done: str, workers: Sequence[str], reason: str) -> bool:
     """Send a request for each worker. Return True if all workers were alive. Raises ControllerUnreachable.
 
     done: begins the line about a worker: "Resumed".
     """
     all_alive = True
     for name in workers:
-        answer = await request(address, path, "exist", {"worker_name": name, "reason": reason})
+        answer = await request(controller, path, "exist", {"worker_name": name, "reason": reason})
         all_alive = all_alive and answer["exist"]
-        click.echo(f"{done} {name}." if answer["exist"] else f"{name} is gone: its heartbeats have stopped.")
+        _say(f"{done} {name}." if answer["exist"] else f"{name} is gone: its heartbeats have stopped.")
     return all_alive
 
 
-async def refresh_workers(address: str) -> None:
+async def refresh_workers(controller: Controller) -> None:
     """Probe all workers, and print how many there are before and afterwards."""
-    before = {worker["worker_name"] for worker in await fetch_workers(address)}
+    before = {worker["worker_name"] for worker in await fetch_workers(controller)}
     click.echo(f"Probing {len(before)} workers.")
-    await request(address, "/refresh_all_workers", "", {}, time_limit=_REFRESH_TIMEOUT)
-    reply = await request_reply(address, "/workers", "workers")
+    patient = controller._replace(timeout=max(controller.timeout, _REFRESH_TIMEOUT))
+    await request(patient, "/refresh_all_workers", "", {})
+    reply = await request_reply(controller, "/workers", "workers")
     if reply.is_degraded:
         click.echo("Redis is unavailable, so it is unknown which workers are alive.", err=True)
         return
     after = {worker["worker_name"] for worker in reply.fields["workers"]}
     for name in sorted(before - after):
-        click.echo(f"{name} is gone.")
+        _say(f"{name} is gone.")
     click.echo(f"{len(after)} workers are alive.")
 
 
-def _covered(known: Sequence[str], names: Sequence[str]) -> list[str]:
+def covered(known: Sequence[str], names: Sequence[str]) -> list[str]:
     """Return the known workers that the names and patterns cover, in the order of `names`."""
     found: dict[str, None] = {}
     for name in names:
@@ -84,14 +88,15 @@ def _covered(known: Sequence[str], names: Sequence[str]) -> list[str]:
 def _covers(pattern: str, worker: str) -> bool:
     """Return True if a pattern covers a worker, with the scheme or without it. Brackets belong to IPv6 addresses."""
     form = re.escape(pattern).replace(r"\*", ".*").replace(r"\?", ".")
-    return any(re.fullmatch(form, name) for name in (worker, worker.partition("://")[2]))
+    return any(re.fullmatch(form, name, re.DOTALL) for name in (worker, worker.partition("://")[2]))
 
 
-async def _wait(address: str, names: set[str], ends_at: float | None) -> int:
+async def _wait(controller: Controller, names: set[str], ends_at: float | None) -> int:
     """Wait until workers have finished their requests or are gone. Return the exit status."""
     last: dict[str, int] = {}
     missing_since: dict[str, float] = {}
-    listing = _Listing(address)
+    stalled: set[str] = set()  # that were reported
+    listing = _Listing(controller)
     while True:
         workers = await listing.read()
         for name in sorted(names) if workers is not None else ():
@@ -99,22 +104,25 @@ async def _wait(address: str, names: set[str], ends_at: float | None) -> int:
             if worker is None:
                 if time.monotonic() - missing_since.setdefault(name, time.monotonic()) >= _GONE_AFTER:
                     names.discard(name)
-                    click.echo(f"{name} is gone.")
+                    _say(f"{name} is gone.")
                 continue
             missing_since.pop(name, None)
             if worker["drained"]:
                 names.discard(name)
-                click.echo(f"{name} is idle.")
+                _say(f"{name} is idle.")
             elif not worker["draining"]:
-                click.echo(f"{name} serves again: it was resumed. Not waiting any more.", err=True)
+                _say(f"{name} serves again: it was resumed. Not waiting any more.", err=True)
                 return SERVES_AGAIN
             elif last.get(name) != (left := _left(worker)):
                 last[name] = left
-                click.echo(f"{name} has {left} requests left.")
+                _say(f"{name} has {left} requests left.")
+            elif (stalled_for := worker.get("stalled_for") or 0.0) >= _STALLED_AFTER and name not in stalled:
+                stalled.add(name)
+                _say(f"{name} is stalled: none of its requests has finished for {duration(stalled_for)}.")
         if not names:
             return 0
         if ends_at is not None and time.monotonic() >= ends_at:
-            click.echo(f"The deadline has passed. Still draining: {', '.join(sorted(names))}.", err=True)
+            _say(f"The deadline has passed. Still draining: {', '.join(sorted(names))}.", err=True)
             return DEADLINE_PASSED
         await asyncio.sleep(_INTERVAL if ends_at is None else min(_INTERVAL, max(0.05, ends_at - time.monotonic())))
 
@@ -122,8 +130,8 @@ async def _wait(address: str, names: set[str], ends_at: float | None) -> int:
 class _Listing:
     """Lists the workers at each call, and says once when it cannot."""
 
-    def __init__(self, address: str) -> None:
-        self._address = address
+    def __init__(self, controller: Controller) -> None:
+        self._controller = controller
         self._has_complained = False
 
     async def read(self) -> dict[str, dict[str, Any]] | None:
@@ -132,7 +140,7 @@ class _Listing:
         Raises ControllerRefused.
         """
         try:
-            reply = await request_reply(self._address, "/workers", "workers")
+            reply = await request_reply(self._controller, "/workers", "workers")
         except ControllerRefused:
             raise
         except ControllerUnreachable as error:
@@ -146,8 +154,13 @@ class _Listing:
 
     def _complain(self, text: str) -> None:
         if not self._has_complained:
-            click.echo(text, err=True)
+            _say(text, err=True)
         self._has_complained = True
+
+
+def _say(text: str, err: bool = False) -> None:
+    """Print a line. Names come from the network."""
+    click.echo(printable(text), err=err)
 
 
 def _left(worker: dict[str, Any]) -> int:

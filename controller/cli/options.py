@@ -1,22 +1,92 @@
 """Options and error messages that the commands for a running controller share."""
 
 import asyncio
-from collections.abc import Coroutine
-from typing import Any, Final, TypeVar
+import functools
+import os
+import re
+from collections.abc import Callable, Coroutine
+from typing import Any, Final, NamedTuple, TypeVar
 
 import click
 
+from controller.cli.text import printable
 from controller.domain.errors import ControllerError
 
 Result = TypeVar("Result")
+_UNITS: Final = {"s": 1, "m": 60, "h": 3600}
 
-controller_address: Final = click.option(
-    "--controller-address",
-    default="http://localhost:21001",
+
+class Controller(NamedTuple):
+    """A running controller, as the command line names it. timeout: for one request, in seconds."""
+
+    address: str
+    timeout: float = 10.0
+
+
+class Duration(click.ParamType[float]):
+    """A number of seconds, written as 90, 90s, 10m or 2h."""
+
+    name = "duration"
+
+    def convert(self, value: object, param: click.Parameter | None, ctx: click.Context | None) -> float:
+        """Return the seconds."""
+        match = re.fullmatch(r"(\d{1,6}(?:\.\d{1,3})?)([smh]?)", str(value), re.ASCII)
+        if not match:
+            self.fail(f"{value!r} is not a time such as 90s, 10m or 2h.", param, ctx)
+        return float(match[1]) * _UNITS[match[2] or "s"]
+
+
+def connects(command: Callable[..., None]) -> Callable[..., None]:
+    """Give a command the options that name a running controller, as one argument `controller`."""
+
+    @click.option(
+        "--controller-address",
+        default="http://localhost:21001",
+        show_default=True,
+        envvar="CONTROLLER_ADDRESS",
+        show_envvar=True,
+        help="Address of the controller.",
+    )
+    @click.option(
+        "--timeout",
+        type=Duration(),
+        default="10s",
+        show_default=True,
+        envvar="CONTROLLER_TIMEOUT",
+        show_envvar=True,
+        help="How long to wait for each response of the controller.",
+    )
+    @functools.wraps(command)
+    def connected(*args: Any, controller_address: str, timeout: float, **values: Any) -> None:
+        command(*args, controller=Controller(controller_address, timeout), **values)
+
+    return connected
+
+
+def _turn_off_colors(_: click.Context, __: click.Parameter, value: bool) -> None:
+    if value:
+        os.environ["NO_COLOR"] = "1"  # rich reads it
+
+
+no_color: Final = click.option(
+    "--no-color",
+    is_flag=True,
+    expose_value=False,
+    callback=_turn_off_colors,
+    help="Print without colors, as if NO_COLOR were set.",
+)
+as_json: Final = click.option(
+    "--json", "as_json", is_flag=True, help="Print JSON. Its fields have the names of the HTTP API."
+)
+interval: Final = click.option(
+    "--interval", type=Duration(), default="2s", show_default=True, help="Time between two refreshes of the screen."
+)
+stalled_after: Final = click.option(
+    "--stalled-after",
+    type=Duration(),
+    default="60s",
     show_default=True,
-    envvar="CONTROLLER_ADDRESS",
-    show_envvar=True,
-    help="Address of the controller.",
+    help="Call a worker stalled if none of its requests has finished for this long.",
 )
 
 
@@ -25,4 +95,12 @@ def run(call: Coroutine[Any, Any, Result]) -> Result:
     try:
         return asyncio.run(call)
     except ControllerError as error:
-        raise click.ClickException(str(error)) from error
+        raise click.ClickException(printable(str(error))) from error
+
+
+def run_until_interrupted(call: Coroutine[Any, Any, None]) -> None:
+    """Run a call that goes on until Ctrl-C, which is a normal end."""
+    try:
+        run(call)
+    except KeyboardInterrupt:
+        click.echo()

@@ -9,6 +9,9 @@ from typing import Any, get_args
 import click
 from click.core import ParameterSource
 
+from controller.cli.environment import warnings_of
+from controller.cli.options import as_json, no_color
+from controller.cli.text import printable
 from controller.domain.dispatch import DispatchMethod
 from controller.domain.errors import ControllerError
 from controller.settings import GROUPS, Settings, all_settings
@@ -72,14 +75,49 @@ def _serve(**values: Any) -> None:
     """
     from controller.server.run import serve as run  # imported late, so that --help stays fast
 
-    deprecated = list(_replace_old_names(values))
+    warnings = [
+        f"{old_name} is deprecated and will be removed. Use {new_name} instead."
+        for old_name, new_name in _replace_old_names(values)
+    ]
     _reject_unused_files(values)
     try:
-        run(Settings(**{**values, "dispatch_method": DispatchMethod(values["dispatch_method"])}), deprecated)
+        run(_settings(values), [*warnings, *warnings_of(os.environ)])
     except ControllerError as error:
         raise click.ClickException(str(error)) from error
     except OSError as error:
         raise click.ClickException(f"The controller cannot run: {error}.") from error
+
+
+def _config(**values: Any) -> None:
+    """Show the settings that `controller serve` would have here, and where each comes from.
+
+    Takes the same options as `controller serve`, and reads the same environment variables. Secrets, and passwords in
+    URLs, are hidden. The exit status is 1 if `controller serve` would not start with these settings.
+
+    \b
+    See what a command line means, and what differs from the defaults:
+        controller config --changed --redis-url redis://redis:6379 --replicas 4
+    """
+    from controller.cli.configuration import effective_settings, show_settings  # imported late, as above
+
+    as_json, changed = values.pop("as_json"), values.pop("changed")
+    context = click.get_current_context()
+    before = dict(values)
+    list(_replace_old_names(values))
+    replaced = [name for name, value in values.items() if value != before[name]]
+    problem = ""
+    try:
+        _reject_unused_files(values)
+        _settings(values)
+    except (ControllerError, click.ClickException, OSError) as error:
+        problem = str(error)
+    show_settings(effective_settings(context, values, replaced), problem, changed, as_json)
+    if problem:
+        raise click.ClickException(printable(f"`controller serve` would not start: {problem}"))
+
+
+def _settings(values: dict[str, Any]) -> Settings:
+    return Settings(**{**values, "dispatch_method": DispatchMethod(values["dispatch_method"])})
 
 
 def _replace_old_names(values: dict[str, Any]) -> Iterator[tuple[str, str]]:
@@ -132,3 +170,17 @@ serve = _ServeCommand(
     help=_serve.__doc__,
     short_help="Run the controller.",
 )
+
+config = _ServeCommand(
+    "config",
+    callback=_config,
+    params=[option for setting in all_settings() for option in _options(setting)],
+    help=_config.__doc__,
+    short_help="Show the effective settings, and where each comes from.",
+)
+for _decorate in (
+    no_color,
+    as_json,
+    click.option("--changed", is_flag=True, help="Leave out the settings that have their defaults."),
+):
+    _decorate(config)

@@ -2,7 +2,7 @@
 
 import click
 
-from controller.cli.options import controller_address, run
+from controller.cli.options import Controller, as_json, connects, no_color, run
 
 
 @click.group()
@@ -41,15 +41,15 @@ def token() -> None:
     metavar="PATTERN",
     help="Models that these workers may serve, such as 'vicuna-*'. Repeat for several.  [default: all]",
 )
-@controller_address
-def create(plane: str, name: str, workers: tuple[str, ...], models: tuple[str, ...], controller_address: str) -> None:
+@connects
+def create(plane: str, name: str, workers: tuple[str, ...], models: tuple[str, ...], controller: Controller) -> None:
     """Create a token and print it. It is shown only this once: Redis keeps its hash.
 
     All replicas know it when the command ends. In patterns of models, * stands for any characters and ? for one.
     """
     from controller.cli.tokens import create_token  # imported late, so that --help stays fast
 
-    secret = run(create_token(controller_address, plane, name, workers, models))
+    secret = run(create_token(controller, plane, name, workers, models))
     click.echo(secret)
     click.echo(
         f"This is the token {name}. It is not shown again. In an address: http://{name}:TOKEN@host:port", err=True
@@ -57,19 +57,21 @@ def create(plane: str, name: str, workers: tuple[str, ...], models: tuple[str, .
 
 
 @token.command("list")
-@controller_address
-def list_tokens(controller_address: str) -> None:
+@as_json
+@no_color
+@connects
+def list_tokens(as_json: bool, controller: Controller) -> None:
     """Show the tokens as a table, without their secrets."""
     from controller.cli.tokens import show_tokens  # imported late, so that --help stays fast
 
-    run(show_tokens(controller_address))
+    run(show_tokens(controller, as_json))
 
 
 @token.command()
 @click.argument("name")
-@controller_address
-def revoke(name: str, controller_address: str) -> None:
+@connects
+def revoke(name: str, controller: Controller) -> None:
     """Revoke a token that was created with `controller token create`. All replicas refuse it when the command ends."""
     from controller.cli.tokens import revoke_token  # imported late, so that --help stays fast
 
-    click.echo(run(revoke_token(controller_address, name)))
+    click.echo(run(revoke_token(controller, name)))

@@ -1,80 +1,139 @@
 """The command `controller workers`: a table of the workers of a running controller."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Final
 
-from rich.box import SIMPLE_HEAD
-from rich.cells import cell_len
-from rich.console import Console, JustifyMethod
-from rich.table import Table
+from rich.console import Console, RenderableType
 from rich.text import Text
 
-from controller.cli.api import request
-from controller.cli.tables import cell, create_console, create_table
+from controller.cli.api import Reply, request, request_reply
+from controller.cli.options import Controller
+from controller.cli.screen import Watch
+from controller.cli.tables import TABLE_LINES, Column, Row, cell, create_console, fit_table, print_json
+from controller.cli.text import count, duration
+
+Worker = Mapping[str, Any]
 
 # From the most important one on. Where the terminal is too narrow, the last ones are left out.
-_COLUMNS: Final = ("worker", "state", "queue", "slots", "models", "leased", "heartbeat", "expires in", "speed")
+_COLUMNS: Final = (
+    Column("worker", breaks=True),
+    Column("state"),
+    Column("queue", right=True),
+    Column("slots", right=True),
+    Column("models", wraps=True, breaks=True),
+    Column("leased", right=True),
+    Column("heartbeat", right=True),
+    Column("expires in", right=True),
+    Column("speed", right=True),
+)
 _ALWAYS_SHOWN: Final = 5
-_HEADINGS: Final[dict[str, Text | str]] = {column: column for column in _COLUMNS}
-_GAP: Final = 2  # between two columns: the padding, and a space instead of a line
+STALLED_AFTER: Final = 60.0  # seconds
+# The states that need a look come first.
+_STYLES: Final = {"failing": "red", "stalled": "red", "draining": "yellow", "drained": "yellow", "serving": "green"}
+_ORDER: Final = {state: number for number, state in enumerate(_STYLES)}
 
 
-async def show_workers(controller_address: str) -> None:
-    """Print the live workers of a controller as a table. Raises ControllerUnreachable."""
-    workers = await fetch_workers(controller_address)
-    console = create_console()
-    console.print(workers_table(workers, console))
+async def show_workers(
+    controller: Controller, model: str, sort: str, stalled_after: float, as_json: bool, interval: float | None
+) -> None:
+    """Print the live workers of a controller, once or every `interval` seconds. Raises ControllerUnreachable."""
+
+    async def read() -> Reply:
+        reply = await request_reply(controller, "/workers", "workers")
+        listed = [worker for worker in reply.fields["workers"] if not model or model in worker["model_names"]]
+        return Reply({"workers": sort_workers(listed, sort, stalled_after)}, reply.is_degraded)
+
+    if as_json and interval is None:
+        print_json((await read()).fields)
+        return
+    if interval is None:
+        reply = await read()
+        console = create_console()
+        console.print(workers_table(reply.fields["workers"], console, stalled_after))
+        if reply.is_degraded:
+            console.print(DEGRADED, style="yellow")
+        return
+    watch = Watch(controller, interval)
+    if as_json:
+        await watch.print_lines(read)
+        return
+
+    def render(reply: Reply, console: Console, height: int | None) -> list[RenderableType]:
+        rows = None if height is None else height - TABLE_LINES - int(reply.is_degraded)
+        table = workers_table(reply.fields["workers"], console, stalled_after, max_rows=rows)
+        return [table, *([Text(DEGRADED, style="yellow")] if reply.is_degraded else [])]
+
+    await watch.show(read, render)
 
 
-async def fetch_workers(controller_address: str) -> list[dict[str, Any]]:
+DEGRADED: Final = "Redis is unavailable: this is the state from before, as the replica remembers it."
+
+
+async def fetch_workers(controller: Controller) -> list[dict[str, Any]]:
     """Return the workers that GET `/workers` lists. Raises ControllerUnreachable."""
-    workers: list[dict[str, Any]] = (await request(controller_address, "/workers", "workers"))["workers"]
+    workers: list[dict[str, Any]] = (await request(controller, "/workers", "workers"))["workers"]
     return workers
 
 
-def workers_table(workers: Sequence[Mapping[str, Any]], console: Console) -> Table:
+def sort_workers(workers: Sequence[Worker], sort: str, stalled_after: float = STALLED_AFTER) -> list[Worker]:
+    """Return the workers in an order of SORTS."""
+    return sorted(workers, key=lambda worker: (*SORTS[sort](worker, stalled_after), worker["worker_name"]))
+
+
+def load_of(worker: Worker) -> float:
+    """Return the requests of a worker per slot, or per unit of speed if its slots are unknown."""
+    return float(worker["queue_length"] / (worker["capacity"] or worker["speed"] or 1))
+
+
+SORTS: Final[Mapping[str, Callable[[Worker, float], tuple[float, ...]]]] = {
+    "name": lambda _, __: (),
+    "state": lambda worker, after: (_ORDER[state_of(worker, after)], -load_of(worker)),
+    "load": lambda worker, _: (-load_of(worker),),
+    "queue": lambda worker, _: (-worker["queue_length"],),
+    "stalled": lambda worker, _: (-(worker.get("stalled_for") or 0),),
+    "heartbeat": lambda worker, _: (-worker["heartbeat_age"],),
+}
+
+
+def state_of(worker: Worker, stalled_after: float = STALLED_AFTER) -> str:
+    """Return the state of a worker in one word. A draining worker may be failing or stalled, too."""
+    if worker["draining"]:
+        return "drained" if worker["drained"] else "draining"
+    if worker["failing"]:
+        return "failing"
+    return "stalled" if is_stalled(worker, stalled_after) else "serving"
+
+
+def is_stalled(worker: Worker, stalled_after: float = STALLED_AFTER) -> bool:
+    """Return True if none of a worker's requests has finished for a while. Older controllers do not report it."""
+    return (worker.get("stalled_for") or 0.0) >= stalled_after
+
+
+def workers_table(
+    workers: Sequence[Worker], console: Console, stalled_after: float = STALLED_AFTER, max_rows: int | None = None
+) -> RenderableType:
     """Return a table with one row for each worker, and with the columns that the console has room for.
 
     Worker names and models are broken if the console has no room for the most important columns either.
+
+    max_rows: how many rows a screen that refreshes has room for.
     """
-    rows = [_row(worker, console.encoding) for worker in workers]
-    widths = {column: max(_width(column, row[column]) for row in [_HEADINGS, *rows]) for column in _COLUMNS}
-    for number in range(len(_COLUMNS), _ALWAYS_SHOWN - 1, -1):
-        columns: dict[str, int] = {column: widths[column] for column in _COLUMNS[:number]}
-        if sum(columns.values()) + _GAP * number + 1 <= console.width:
-            return _table(rows, columns, wrapped=("models",))
-    return _table(rows, columns | {"worker": 10, "models": 10}, wrapped=("worker", "models"))
+    shown = workers if max_rows is None else workers[: max(1, max_rows)]
+    rows = [worker_row(worker, console.encoding, stalled_after) for worker in shown]
+    title = count(len(workers), "live worker")
+    if len(shown) < len(workers):
+        title += f", the first {len(shown)} of them"
+    return fit_table(title, _COLUMNS, _ALWAYS_SHOWN, rows, console, is_live=max_rows is not None)
 
 
-def _width(column: str, content: Text | str) -> int:
-    """Return the width that a cell needs, so that no word in it is broken."""
-    words = str(content).split() if column == "models" else [str(content)]
-    return max(map(cell_len, words), default=0)
-
-
-def _table(rows: Sequence[Mapping[str, Text | str]], min_widths: Mapping[str, int], wrapped: Sequence[str]) -> Table:
-    """Return a table with the columns for which `min_widths` has a width. The columns in `wrapped` are wrapped."""
-    table = create_table(
-        "1 live worker" if len(rows) == 1 else f"{len(rows)} live workers", box=SIMPLE_HEAD, padding=(0, 1, 0, 0)
-    )
-    for column, width in min_widths.items():
-        justify: JustifyMethod = "left" if column in ("worker", "state", "models") else "right"
-        table.add_column(column, justify=justify, overflow="fold", no_wrap=column not in wrapped, min_width=width)
-    for row in rows:
-        table.add_row(*(row[column] for column in min_widths))
-    if left_out := _COLUMNS[len(min_widths) :]:
-        table.caption = f"Not shown for lack of space: {', '.join(left_out)}. `| cat` shows all columns."
-        table.caption_justify = "left"
-    return table
-
-
-def _row(worker: Mapping[str, Any], encoding: str) -> dict[str, Text | str]:
+def worker_row(worker: Worker, encoding: str, stalled_after: float) -> Row:
+    """Return the cells of a worker."""
     expires_in = worker["expires_in"]
     return {
         "worker": cell(worker["worker_name"], encoding),
-        "state": _state(worker),
+        "state": state_cell(worker, stalled_after),
         "queue": str(worker["queue_length"]),
-        "slots": _slots(worker),
+        "slots": slots(worker),
         "models": cell(", ".join(worker["model_names"]), encoding),
         "leased": str(worker["leased"]),
         "heartbeat": f"{worker['heartbeat_age']:.1f} s ago",
@@ -83,14 +142,15 @@ def _row(worker: Mapping[str, Any], encoding: str) -> dict[str, Text | str]:
     }
 
 
-def _slots(worker: Mapping[str, Any]) -> str:
+def state_cell(worker: Worker, stalled_after: float) -> Text:
+    """Return the state of a worker, in its color, with the time for which it is stalled."""
+    state = state_of(worker, stalled_after)
+    suffix = f" {duration(worker['stalled_for'])}" if is_stalled(worker, stalled_after) and state != "drained" else ""
+    return Text(f"{state}{suffix}", style=_STYLES[state])
+
+
+def slots(worker: Worker) -> str:
     """Return the capacity, followed by `set` if it is configured. Older controllers do not send the source."""
     if worker["capacity"] is None:
         return ""
     return f"{worker['capacity']} set" if worker.get("capacity_source") == "configured" else str(worker["capacity"])
-
-
-def _state(worker: Mapping[str, Any]) -> str:
-    if worker["draining"]:
-        return "drained" if worker["drained"] else "draining"
-    return "failing" if worker["failing"] else "serving"

@@ -186,6 +186,8 @@ class Worker:
     capacity_source: "reported", "configured", or "" if the capacity is unknown.
     reported_capacity: the capacity that the worker reports. None if it reports none.
     registered_by, engine: as in Registration.
+    own: how many of the requests in that report this cluster may have dispatched.
+    own_work: request-seconds that the worker has spent on these since one of them finished.
     """
 
     name: str
@@ -205,6 +207,8 @@ class Worker:
     reported_capacity: int | None = None
     registered_by: str = ""
     engine: Engine | None = None
+    own: int = field(default=0, compare=False)
+    own_work: float = field(default=0.0, compare=False)
 
     @property
     def protocol(self) -> Protocol:

@@ -180,6 +180,10 @@ class Membership:
             snapshot, age = self._snapshots.get(error)
             return MaybeStale(snapshot.workers(time.monotonic()), age)
 
+    def stalled_for(self, worker: Worker) -> float | None:
+        """As Stalls.stalled_for(), as far as this replica has seen."""
+        return self._snapshots.stalls.stalled_for(worker, time.monotonic())
+
     async def status(self, hops: str = "") -> MaybeStale[WorkerStatusTotal]:
         """Return the whole cluster as one worker, for a parent controller.
 

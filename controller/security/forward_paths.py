@@ -80,6 +80,7 @@ _MANAGEMENT: Final = (
     "debug",
     "destroy_weights_update_group",
     "detach_hicache_storage_backend",
+    "diagnosis",
     "distserve",
     "drain_worker",
     "dump_expert_distribution_record",

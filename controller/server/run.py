@@ -44,17 +44,17 @@ _FINAL_FRAME_TIME: Final = 1.0  # seconds for sending the final frames of stream
 _KILL_AFTER: Final = 5.0  # seconds after all time limits until a replica is killed
 
 
-def serve(settings: Settings, deprecated: Iterable[tuple[str, str]] = ()) -> None:
+def serve(settings: Settings, warnings: Iterable[str] = ()) -> None:
     """Serve until SIGTERM, SIGINT, SIGQUIT, or SIGHUP of a closed terminal.
 
-    deprecated: names of settings that the user has used and that are deprecated, each with its new name.
+    warnings: sentences about the command line and the environment, for the log.
 
     Raises SettingsError if the address cannot be listened on, EmbeddedStoreError if the embedded store cannot be
     started, and StoreIncompatible if Redis holds the registry of another version.
     """
     logging.config.dictConfig(logging_config(settings.log_level))
-    for old_name, new_name in deprecated:
-        logger.warning("%s is deprecated and will be removed. Use %s instead.", old_name, new_name)
+    for warning in warnings:
+        logger.warning("%s", warning)
     warn_of_bundle()
     _set_signal_handlers()
     settings = fit_open_files(settings)

@@ -15,6 +15,7 @@ from controller.store import keys
 from controller.store.capacities import CapacityStore
 from controller.store.connection import close, reconnect
 from controller.store.coordination import CoordinationStore
+from controller.store.diagnosis import DiagnosisStore
 from controller.store.dispatches import REFUSED, TOKEN_REFUSED, Choice, DispatchStore, Find, Request
 from controller.store.errors import FAILURES, store_error
 from controller.store.events import EventPage, EventStore, NewEvent
@@ -55,7 +56,16 @@ __all__ = [
 SCHEMA: Final = "4"  # version of the key layout. Scripts of another version must not touch these keys.
 
 
-class Registry(DispatchStore, WorkerStore, CapacityStore, LeaseStore, CoordinationStore, TokenStore, EventStore):
+class Registry(
+    DispatchStore,
+    WorkerStore,
+    CapacityStore,
+    LeaseStore,
+    CoordinationStore,
+    TokenStore,
+    EventStore,
+    DiagnosisStore,
+):
     """The registry of one namespace, shared by any number of replicas.
 
     Each method raises StoreUnavailable if Redis does not answer or cannot serve. Whether the operation took place is

@@ -383,6 +383,8 @@ def _worker(fields: Sequence[Any]) -> Worker:
         reported_capacity=int(reported_capacity) if reported_capacity else None,
         registered_by=fields[18],
         engine=engine,
+        own=fields[20],
+        own_work=float(fields[21]) / 1000,
     )
 
 

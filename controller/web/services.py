@@ -6,6 +6,7 @@ from controller.availability.readiness import Readiness
 from controller.dispatch.dispatcher import Dispatcher
 from controller.dispatch.explanation import Explainer
 from controller.fleet.capacities import Capacities
+from controller.fleet.diagnosis import Diagnostician
 from controller.fleet.events import EventFeed
 from controller.fleet.membership import Membership
 from controller.fleet.overview import Overview
@@ -39,6 +40,7 @@ class Services:
     tokens: Tokens
     events: EventFeed
     overview: Overview
+    diagnostician: Diagnostician
     forward_paths: ForwardPaths
     limits: RequestLimits
     by_way: str = ""

@@ -11,7 +11,7 @@ CONTROLLER: Final = "http://localhost:21001"
 WORKER: Final = "http://localhost:21002"
 LEASE: Final = f"1795699720693-30000-4-2@{WORKER}"
 # Fields whose values differ from run to run. The test compares their types.
-VARIABLE: Final = {"cost", "expires_in", "heartbeat_age", "lease", "queue_length", "token"}
+VARIABLE: Final = {"cost", "expires_in", "heartbeat_age", "lease", "queue_length", "stalled_for", "token"}
 _LINE: Final = 88  # characters of a line that fit into the page
 
 
@@ -229,6 +229,7 @@ EXAMPLES: Final = (
                     "check_heart_beat": True,
                     "heartbeat_age": 12.408,
                     "expires_in": 77.592,
+                    "stalled_for": None,
                     "registered_by": None,
                 }
             ]
@@ -265,6 +266,22 @@ EXAMPLES: Final = (
         note="One of its files:",
     ),
     Example("/refresh_all_workers"),
+    Example(
+        "/diagnosis",
+        response=Text(
+            [
+                '{"replica":{"id":"...","name":"...","version":"...","snapshot_age":...,',
+                '"open_files":...,"open_files_limit":...,"clock_jump":null},',
+                '"store":{"kind":"embedded","timeout":...,"unavailable":null,',
+                '"facts":{"product":"valkey","version":"...","role":"master","connected_replicas":0,',
+                '"memory_used":...,"memory_limit":0,"eviction_policy":"noeviction","evicted_keys":0,',
+                '"append_only":true,"append_only_failed":false,"snapshots":"","snapshot_failed":false,',
+                '"fork_time":...,"clients":...,"max_clients":...,"rejected_connections":0,',
+                '"cached_scripts":...,"failed_event_writes":0,"clock_offset":...,"round_trip":...},"unknown":{}}}',
+            ]
+        ),
+        note="The response is one line.",
+    ),
     Example(
         "/metrics",
         response=Text(["controller_cluster_replicas 1.0", "..."]),

@@ -239,6 +239,13 @@ def _imported(path: Path) -> set[str]:
     return found
 
 
+# These commands take the settings as flags.
+_LIKE_SERVE: Final[Mapping[str, str]] = {
+    "serve": "",
+    "config": " `--json` prints JSON, `--changed` leaves out the defaults, and `--no-color` turns off colors.",
+}
+
+
 def commands() -> str:
     """Return a section for each command, and one for each command of a group."""
     sections = []
@@ -250,15 +257,16 @@ def commands() -> str:
             if isinstance(argument, click.Argument)
         )
         rows = []
-        if name != "serve":
+        if name not in _LIKE_SERVE:
             for option in command.params:
                 if isinstance(option, click.Option):
                     variable = option.envvar if isinstance(option.envvar, str) else ", ".join(option.envvar or ())
-                    default = "" if option.is_flag or option.default is None else str(option.default)
+                    has_default = not option.is_flag and isinstance(option.default, str | int | float)
+                    default = str(option.default) if has_default else ""
                     rows.append((", ".join(map(code, option.opts)), code(variable), code(default), option.help or ""))
         options = table("Flag | Environment variable | Default | Meaning", rows) if rows else ""
-        if name == "serve":
-            options = "[Settings](settings.md) lists the flags.\n"
+        if name in _LIKE_SERVE:
+            options = f"[Settings](settings.md) lists the flags.{_LIKE_SERVE[name]}\n"
         heading = f"{'##' if ' ' not in name else '###'} controller {name}{arguments}"
         sections.append(f"{heading}\n\n{_indented(text)}\n" + (f"\n{options}" if options else ""))
     return "\n".join(sections)

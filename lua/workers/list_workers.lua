@@ -44,6 +44,8 @@
              [18] the capacity that it reports; '' if it reports none
              [19] the name of the token that registered it; '' without a token
              [20] what include/workers/read_registrations.lua calls its engine
+             [21] how many of the requests that it last reported this cluster may have dispatched
+             [22] the request-milliseconds that it has spent on these since one of them finished (apply_report.lua)
       [6]  the version of the capacities that were set, as in list_capacities.lua
     error 'INVALID …' if an argument is invalid
 ]]
@@ -70,7 +72,7 @@ for i = 1, #members, 2 do
   if ttl ~= -2 and load then
     local fields = redis.call("HMGET", load.worker, "models", "speed", "multimodal", "check_heart_beat", "registration",
       "capacity", "polled", "heartbeat_at", "reported", "dispatched_by_lottery", "capacity_source", "reported_capacity",
-      "registered_by", "engine")
+      "registered_by", "engine", "own", "work")
     local models, speed, multimodal, check_heart_beat, registration, capacity, polled = unpack(fields, 1, 7)
     local heartbeat_at, reported, by_lottery, capacity_source, reported_capacity = unpack(fields, 8, 12)
     -- A worker that an older version of the controller has registered lacks the last four fields.
@@ -82,7 +84,7 @@ for i = 1, #members, 2 do
       name, models, speed, queue_length, multimodal, check_heart_beat, registration,
       math.max(0, time - heartbeat_at), ttl, load.leased, capacity, load.draining and "1" or "0", load.failing or "",
       polled, tonumber(reported), load.dispatched + by_lottery, capacity_source, reported_capacity or capacity,
-      fields[13] or "", fields[14] or "",
+      fields[13] or "", fields[14] or "", tonumber(fields[15] or 0), fields[16] or "0",
     }
   end
 end

@@ -171,7 +171,7 @@ OLD_VARIABLE, NEW_VARIABLE = "CONTROLLER_REGISTER_PATIENCE", "CONTROLLER_REGISTE
 
 
 @pytest.mark.parametrize(
-    ("flags", "variables", "value", "deprecated"),
+    ("flags", "variables", "value", "names"),
     [
         ([OLD_FLAG, "5"], {}, 5, [(OLD_FLAG, NEW_FLAG)]),
         ([f"{OLD_FLAG}=5"], {NEW_VARIABLE: "7"}, 5, [(OLD_FLAG, NEW_FLAG)]),
@@ -189,12 +189,14 @@ def test_deprecated_names_still_work(
     flags: list[str],
     variables: dict[str, str],
     value: float,
-    deprecated: list[tuple[str, str]],
+    names: list[tuple[str, str]],
 ) -> None:
     calls: list[tuple[float, Any]] = []
-    monkeypatch.setattr(server, "serve", lambda settings, names: calls.append((settings.register_timeout, names)))
+    monkeypatch.setattr(server, "serve", lambda settings, warnings: calls.append((settings.register_timeout, warnings)))
     assert run("serve", *flags, **variables).exit_code == 0
-    assert calls == [(value, deprecated)]
+    assert calls == [
+        (value, [f"{old} is deprecated and will be removed. Use {new} instead." for old, new in names]),
+    ]
 
 
 def test_a_deprecated_name_is_logged_once_with_the_new_name(
@@ -257,9 +259,10 @@ def test_table_of_capacities_fits_80_columns() -> None:
     names = [f"http://worker-{'x' * 80}:21002", "a-model-with-a-long-name-" * 4]
     listed = [{"worker_name": names[0], "capacity": 1_000_000}, {"model": names[1], "capacity": 5}]
     printed = io.StringIO()
-    Console(width=80, file=printed).print(capacities_table(listed))
+    console = Console(width=80, file=printed)
+    console.print(capacities_table(listed, console))
     lines = printed.getvalue().splitlines()
     assert max(map(len, lines)) <= 80
     assert "1000000" in "".join(lines)
-    cells = [line.split("│")[2].strip() for line in lines if line.startswith("│")]
-    assert "".join(cells) == "".join(names)
+    begin, end = lines[2].index("name"), lines[4].index("1000000")
+    assert "".join(line[begin:end].strip() for line in lines[4:]) == "".join(names)

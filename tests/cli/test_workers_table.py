@@ -7,29 +7,11 @@ import pytest
 from rich.console import Console
 
 from controller.cli.workers import workers_table
+from tests.cli.samples import listed
 
 LONG = "http://worker-17.some-cluster.example.com:21002"
 MODEL = "meta-llama/Llama-3.1-70B-Instruct"
 COLUMNS = ["worker", "state", "queue", "slots", "models", "leased", "heartbeat", "expires in", "speed"]
-
-
-def listed(name: str, *models: str, **changed: Any) -> dict[str, Any]:
-    """Return a worker as GET /workers lists it."""
-    return {
-        "worker_name": name,
-        "model_names": list(models),
-        "speed": 1,
-        "queue_length": 3,
-        "leased": 2,
-        "capacity": 5,
-        "capacity_source": "configured",
-        "draining": False,
-        "drained": False,
-        "failing": False,
-        "heartbeat_age": 12.3,
-        "expires_in": 77.7,
-        **changed,
-    }
 
 
 def shown(width: int, *workers: dict[str, Any]) -> list[str]:

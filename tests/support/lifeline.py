@@ -17,7 +17,7 @@ from collections.abc import Callable
 
 import psutil
 
-VARIABLE = "CONTROLLER_TEST_RUN"
+VARIABLE = "RUN_OF_CONTROLLER_TESTS"  # CONTROLLER_... would be warned of
 SHELL_TIMEOUT = 10.0  # seconds
 
 

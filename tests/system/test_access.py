@@ -112,6 +112,7 @@ async def test_a_rogue_host_can_do_nothing(closed: ControllerProcess, secret: st
         "GET /workers": {},
         "GET /metrics": {},
         "GET /tokens": {},
+        "GET /diagnosis": {},
         "GET /events": {},
         "GET /overview": {},
         "GET /replicas": {},

@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 import trustme
 
+from controller.cli.options import Controller
 from controller.cli.workers import fetch_workers
 from controller.domain.errors import ControllerUnreachable, ParentUnreachable, WorkerUnreachable
 from controller.upstream.client import WorkerClient
@@ -76,7 +77,7 @@ async def trusting_clients(address: str) -> set[str]:
         await parents.heartbeat(address, "http://a:1", 0)
         trusting.add("parent")
     with contextlib.suppress(ControllerUnreachable):
-        await fetch_workers(address)
+        await fetch_workers(Controller(address))
         trusting.add("console")
     await workers.close()
     await parents.close()

@@ -56,7 +56,8 @@ async def refresh_all_workers(services: Services, _: bytes, caller: Caller) -> A
 async def workers(services: Services, _: bytes) -> Answer:
     """List all live workers."""
     found, snapshot_age = await services.membership.list_workers()
-    body = schemas.encode({"workers": [schemas.worker_body(worker) for worker in found]})
+    stalled_for = services.membership.stalled_for
+    body = schemas.encode({"workers": [schemas.worker_body(worker, stalled_for(worker)) for worker in found]})
     return Answer(body, headers=degraded(snapshot_age))
 
 
@@ -111,6 +112,15 @@ async def revoke_token(services: Services, body: bytes, caller: Caller) -> Answe
 async def tokens(services: Services, _: bytes) -> Answer:
     """List the tokens, without their secrets, and where each comes from."""
     return Answer(schemas.encode(admin.tokens_body(services.access.tokens())))
+
+
+async def diagnosis(services: Services, _: bytes) -> Answer:
+    """Return facts about this replica and about its Redis, for `controller doctor`.
+
+    A field is null if it is unknown. `unknown` says which commands the user of Redis may not use. Without Redis,
+    `unavailable` says why.
+    """
+    return Answer(schemas.encode(await services.diagnostician.diagnose()))
 
 
 async def metrics(services: Services, _: bytes) -> Answer:

@@ -103,6 +103,7 @@ ROUTES: Final = (
     Route("GET", "/explain", admin.explain, Plane.ADMIN, QueryEndpoint),
     Route("GET", "/overview", page.overview, Plane.ADMIN, QueryEndpoint),
     Route("GET", "/events", events.events, Plane.ADMIN, QueryEndpoint),
+    Route("GET", "/diagnosis", admin.diagnosis, Plane.ADMIN),
     Route("GET", "/metrics", admin.metrics, Plane.ADMIN),
     Route("GET", "/", page.page, Plane.PUBLIC, FileEndpoint),
     Route("GET", "/page/{file:path}", page.page, Plane.PUBLIC, FileEndpoint),

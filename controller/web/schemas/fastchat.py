@@ -150,8 +150,8 @@ def status_body(status: WorkerStatusTotal) -> dict[str, Any]:
     return body if status.capacity is None else {**body, "capacity": status.capacity}
 
 
-def worker_body(worker: Worker) -> dict[str, Any]:
-    """Return one worker as GET `/workers` lists it. Times and ages are in seconds."""
+def worker_body(worker: Worker, stalled_for: float | None = None) -> dict[str, Any]:
+    """Return one worker as GET `/workers` lists it. Times and ages are in seconds. stalled_for: as in Stalls."""
     return {
         "worker_name": worker.name,
         "model_names": worker.status.model_names,
@@ -168,6 +168,7 @@ def worker_body(worker: Worker) -> dict[str, Any]:
         "check_heart_beat": worker.check_heart_beat,
         "heartbeat_age": worker.heartbeat_age,
         "expires_in": worker.expires_in,
+        "stalled_for": None if stalled_for is None else round(stalled_for, 1),
         "registered_by": worker.registered_by or None,
     }
 

@@ -1,0 +1,1 @@
+"""The checks of `controller doctor`, one module for each subject."""

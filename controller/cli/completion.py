@@ -1,0 +1,75 @@
+"""Shell completion: the command `controller completion`, and the names of workers and models that it completes."""
+
+import asyncio
+import contextlib
+import re
+from typing import Any, Final
+
+import click
+from click.shell_completion import CompletionItem, get_completion_class
+
+from controller.cli.options import Controller
+
+VARIABLE: Final = "_CONTROLLER_COMPLETE"
+_TIMEOUT: Final = 1.0  # seconds that a key press may wait for the controller
+# The shells insert a completed name into the command line as it is, so a name with other characters could run a
+# program. The names come from the network.
+_SAFE: Final = re.compile(r"[A-Za-z0-9._/:@%+,=][A-Za-z0-9._/:@%+,=-]*\Z")
+_INSTALL: Final = {
+    "bash": 'Add this line to ~/.bashrc:\n#     eval "$(controller completion bash)"',
+    "zsh": 'Add this line to ~/.zshrc, below compinit:\n#     eval "$(controller completion zsh)"',
+    "fish": "Run once:\n#     controller completion fish > ~/.config/fish/completions/controller.fish",
+}
+# bash takes what stands after a colon for a word of its own, and http://10.0.0.5:21002 for three.
+_BASH_COLONS: Final = "COMP_WORDBREAKS=${COMP_WORDBREAKS//:/}\n"
+
+
+@click.command(short_help="Print the completion for bash, zsh or fish.")
+@click.argument("shell", type=click.Choice(["bash", "zsh", "fish"]))
+def completion(shell: str) -> None:
+    """Print a script that completes commands, options, workers and models in a shell.
+
+    \b
+    Use it in bash, zsh or fish:
+        eval "$(controller completion bash)"        in ~/.bashrc
+        eval "$(controller completion zsh)"         in ~/.zshrc, below compinit
+        controller completion fish > ~/.config/fish/completions/controller.fish
+
+    The names of workers and models come from the controller at CONTROLLER_ADDRESS, if it answers within a second.
+    """
+    from controller.cli.main import main  # imported late, because it imports this module
+
+    kind = get_completion_class(shell)
+    if kind is None:
+        raise click.ClickException(f"There is no completion for {shell}.")
+    click.echo(f"# Completion of `controller` for {shell}. {_INSTALL[shell]}")
+    if shell == "bash":
+        click.echo(_BASH_COLONS, nl=False)
+    click.echo(kind(main, {}, "controller", VARIABLE).source())
+
+
+def complete_worker(context: click.Context, _: click.Parameter, incomplete: str) -> list[CompletionItem[Any]]:
+    """Return the workers that begin with what was typed, with the scheme or without it."""
+    names = {str(worker["worker_name"]) for worker in _workers(context)}
+    if incomplete and not incomplete.startswith("http"):
+        names = {name.partition("://")[2] for name in names}
+    return _items(names, incomplete)
+
+
+def complete_model(context: click.Context, _: click.Parameter, incomplete: str) -> list[CompletionItem[Any]]:
+    """Return the models that begin with what was typed."""
+    return _items({str(model) for worker in _workers(context) for model in worker["model_names"]}, incomplete)
+
+
+def _items(names: set[str], incomplete: str) -> list[CompletionItem[Any]]:
+    return [CompletionItem(name) for name in sorted(names) if name.startswith(incomplete) and _SAFE.match(name)]
+
+
+def _workers(context: click.Context) -> list[dict[str, Any]]:
+    """Return the workers of the controller. If anything fails there are none: a key press must not print errors."""
+    from controller.cli.workers import fetch_workers  # imported late, so that --help stays fast
+
+    address = context.params.get("controller_address") or "http://localhost:21001"
+    with contextlib.suppress(Exception):
+        return asyncio.run(fetch_workers(Controller(address, _TIMEOUT)))
+    return []

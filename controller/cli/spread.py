@@ -1,0 +1,102 @@
+"""The command `controller dispatch`: sends dispatch requests, and shows how they spread over the workers."""
+
+import asyncio
+from collections import Counter
+from collections.abc import Mapping
+from typing import Any, Final
+
+from rich.console import Console, RenderableType
+
+from controller.cli.api import request_reply
+from controller.cli.options import Controller
+from controller.cli.tables import Column, bar, cell, create_console, fit_table, print_json
+from controller.cli.text import count
+from controller.domain.errors import ControllerUnreachable
+
+_LEASE_TIME: Final = 300  # seconds after which the leases end by themselves, if this program is killed
+_BAR: Final = 20  # characters
+_AT_ONCE: Final = 16  # releases
+_COLUMNS: Final = (
+    Column("worker", breaks=True),
+    Column("requests", right=True),
+    Column("share", right=True),
+    Column("spread"),
+)
+
+
+async def show_spread(controller: Controller, model: str, repeat: int, with_lease: bool, as_json: bool) -> bool:
+    """Dispatch some requests, print where they went, and release them. Return True if all got a worker.
+
+    Raises ControllerUnreachable, after releasing what was booked.
+    """
+    workers: Counter[str] = Counter()
+    leases: list[str] = []
+    is_degraded = False
+    body = {"model": model, "lease": _LEASE_TIME} if with_lease else {"model": model}
+    try:
+        for _ in range(repeat):
+            reply = await request_reply(controller, "/get_worker_address", "address", body)
+            workers[reply.fields["address"]] += 1
+            is_degraded = is_degraded or reply.is_degraded
+            if lease := reply.fields.get("lease"):
+                leases.append(lease)
+    finally:
+        released = await _release(controller, leases)
+    missing = workers.pop("", 0)
+    if as_json:
+        counts = [{"worker_name": name, "requests": number} for name, number in workers.most_common()]
+        print_json({"model": model, "requests": repeat, "without_worker": missing, "workers": counts})
+        return not missing
+    console = create_console()
+    if workers:
+        console.print(spread_table(model, workers, console))
+    for note in _notes(model, repeat, missing, released if with_lease else None, is_degraded):
+        console.print(cell(note, console.encoding), soft_wrap=not console.is_terminal)
+    return not missing
+
+
+async def _release(controller: Controller, leases: list[str]) -> int:
+    """Release leases. Return how many were still active."""
+    permits = asyncio.Semaphore(_AT_ONCE)
+
+    async def release(lease: str) -> bool:
+        async with permits:
+            try:
+                reply = await request_reply(controller, "/release_worker", "released", {"lease": lease})
+            except ControllerUnreachable:  # it ends by itself
+                return False
+            return bool(reply.fields["released"])
+
+    return sum(await asyncio.gather(*map(release, leases)))
+
+
+def spread_table(model: str, workers: Mapping[str, int], console: Console) -> RenderableType:
+    """Return a table with one row for each worker that got requests."""
+    total, most = sum(workers.values()), max(workers.values())
+    rows: list[dict[str, Any]] = [
+        {
+            "worker": cell(name, console.encoding),
+            "requests": str(number),
+            "share": f"{number / total:.1%}",
+            "spread": bar(number / most, _BAR, console.encoding),
+        }
+        for name, number in sorted(workers.items(), key=lambda item: (-item[1], item[0]))
+    ]
+    title = f"{count(total, 'request')} of {model} on {count(len(workers), 'worker')}"
+    return fit_table(title, _COLUMNS, 3, rows, console)
+
+
+def _notes(model: str, repeat: int, missing: int, released: int | None, is_degraded: bool) -> list[str]:
+    """Return what to know about the table. released: None if the requests had no lease."""
+    notes = []
+    if missing:
+        notes.append(f"{missing} of {count(repeat, 'request')} found no worker. `controller explain {model}` says why.")
+    if is_degraded:
+        notes.append("Redis is unavailable: the replica has dispatched from its snapshot, and grants no leases.")
+    if released is not None and released:
+        notes.append(f"Released {count(released, 'lease')}: nothing stays booked.")
+    elif released is None and repeat > missing:
+        notes.append(
+            "The requests stay booked. They count less as they age, and not at all once the worker reports its queue."
+        )
+    return notes

@@ -1,0 +1,55 @@
+"""Notices workers that report requests of which none finishes."""
+
+from collections.abc import Iterable
+from typing import NamedTuple
+
+from controller.domain.worker import Worker
+
+
+class _Stall(NamedTuple):
+    """What a worker was like when it was last listed. since: when one of its requests finished, at the earliest."""
+
+    since: float
+    registration: int
+    reported: int
+    own_work: float
+
+
+class Stalls:
+    """How long the requests of each worker have not finished, as seen in one listing after the other.
+
+    A request has finished if a report is shorter than the one before. If a report is as long, Redis knows whether
+    requests that this cluster dispatched have finished in between: then a worker that always has the same number of
+    requests is busy, and not stalled. About requests from elsewhere nothing is known, except their number.
+    """
+
+    def __init__(self) -> None:
+        self._stalls: dict[str, _Stall] = {}
+
+    def observe(self, workers: Iterable[Worker], now: float) -> None:
+        """Take note of all live workers. now: in seconds, on any clock that is not set."""
+        stalls = {}
+        for worker in workers:
+            if worker.reported:
+                since = self._since(worker, now)
+                stalls[worker.name] = _Stall(since, worker.registration, worker.reported, worker.own_work)
+        self._stalls = stalls
+
+    def _since(self, worker: Worker, now: float) -> float:
+        last = self._stalls.get(worker.name)
+        if last is None or last.registration != worker.registration:
+            # Redis has measured the work on our own requests, also before this replica was started.
+            return now - (worker.own_work / worker.own if worker.own else 0.0)
+        has_finished = (
+            worker.reported < last.reported
+            or worker.own_work < last.own_work
+            or bool(worker.own and not worker.own_work)
+        )
+        return now if has_finished else last.since
+
+    def stalled_for(self, worker: Worker, now: float) -> float | None:
+        """Return the seconds for which no request of a worker has finished, at least. None if it reported none."""
+        stall = self._stalls.get(worker.name)
+        if stall is None or stall.registration != worker.registration or not worker.reported:
+            return None
+        return max(0.0, now - stall.since)

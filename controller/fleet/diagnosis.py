@@ -1,0 +1,73 @@
+"""Collects what `controller doctor` needs to know of a replica and its Redis."""
+
+import resource
+import time
+from pathlib import Path
+from typing import Final
+
+from controller import __version__
+from controller.availability.snapshots import SnapshotManager
+from controller.domain.diagnosis import Diagnosis, ReplicaDiagnosis, StoreDiagnosis
+from controller.domain.errors import StoreError
+from controller.fleet.replicas import Replicas
+from controller.settings import Settings
+from controller.store.registry import Registry
+
+_KEPT_FOR: Final = 1.0  # seconds for which several callers get the same facts
+
+
+class Diagnostician:
+    """Diagnoses one replica, at most once a second however many ask for it."""
+
+    def __init__(self, settings: Settings, registry: Registry, snapshots: SnapshotManager, replicas: Replicas) -> None:
+        self._timeout = settings.redis_timeout
+        self._kind = settings.store_url().kind
+        self._registry = registry
+        self._snapshots = snapshots
+        self._replicas = replicas
+        self._last: StoreDiagnosis | None = None
+        self._read_at = 0.0
+
+    async def diagnose(self) -> Diagnosis:
+        """Return the facts. Without Redis, the facts about Redis say why it is unavailable."""
+        if self._last is None or time.monotonic() - self._read_at > _KEPT_FOR:
+            self._last = await self._diagnose_store()
+            self._read_at = time.monotonic()
+        jump = self._snapshots.recent_clock_jump
+        replica = ReplicaDiagnosis(
+            id=self._replicas.id,
+            name=self._replicas.name,
+            version=__version__,
+            snapshot_age=round(self._snapshots.age, 3),
+            open_files=_open_files(),
+            open_files_limit=_open_files_limit(),
+            clock_jump=None if jump is None else jump[0],
+        )
+        return Diagnosis(replica=replica, store=self._last)
+
+    async def _diagnose_store(self) -> StoreDiagnosis:
+        """Ask Redis itself, and not through the circuit breaker: a Redis that cannot be used may still answer."""
+        reason = self._snapshots.breaker.reason
+        try:
+            facts, unknown = await self._registry.diagnose()
+        except StoreError as error:
+            return StoreDiagnosis(kind=self._kind, timeout=self._timeout, unavailable=str(reason or error))
+        return StoreDiagnosis(
+            kind=self._kind,
+            timeout=self._timeout,
+            unavailable=None if reason is None else str(reason),
+            facts=facts,
+            unknown=unknown,
+        )
+
+
+def _open_files() -> int | None:
+    try:
+        return sum(1 for _ in Path("/proc/self/fd").iterdir())
+    except OSError:  # not on Linux
+        return None
+
+
+def _open_files_limit() -> int | None:
+    soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    return None if soft == resource.RLIM_INFINITY else soft

@@ -1,0 +1,63 @@
+"""Workers whose requests do not finish."""
+
+from dataclasses import replace
+
+from controller.domain.stalls import Stalls
+from controller.domain.worker import Worker
+from tests.support.samples import A, B, worker
+
+IDLE = Worker(A, worker(A, "m").status, True, False, registration=1, heartbeat_age=0.0, expires_in=90.0)
+
+
+def stalled_for(stalls: Stalls, worker: Worker, now: float) -> float | None:
+    stalls.observe([worker], now)
+    return stalls.stalled_for(worker, now)
+
+
+def test_a_queue_that_never_shrinks_is_a_stall() -> None:
+    stalls, stuck = Stalls(), replace(IDLE, reported=7)
+    assert [stalled_for(stalls, stuck, now) for now in (100.0, 101.0, 130.0)] == [0, 1, 30]
+    assert stalled_for(stalls, replace(stuck, reported=9), 140.0) == 40, "more requests are no progress"
+    assert stalled_for(stalls, replace(stuck, reported=8), 150.0) == 0, "one has finished"
+    assert stalled_for(stalls, replace(stuck, reported=8), 151.0) == 1
+
+
+def test_an_idle_worker_is_not_stalled() -> None:
+    stalls = Stalls()
+    assert stalled_for(stalls, IDLE, 100.0) is None
+    assert stalled_for(stalls, replace(IDLE, reported=1), 200.0) == 0
+    assert stalled_for(stalls, IDLE, 210.0) is None
+    assert stalled_for(stalls, replace(IDLE, reported=1), 220.0) == 0, "the stall begins when the request was seen"
+
+
+def test_a_worker_that_is_always_full_is_busy_if_our_requests_finish() -> None:
+    """Its reports have the same length each time. Redis resets the work when a request has finished."""
+    stalls, full = Stalls(), replace(IDLE, reported=5, own=5)
+    assert stalled_for(stalls, replace(full, own_work=0.0), 100.0) == 0
+    assert stalled_for(stalls, replace(full, own_work=0.0), 110.0) == 0
+    assert stalled_for(stalls, replace(full, own_work=25.0), 115.0) == 5, "none in the last report"
+    assert stalled_for(stalls, replace(full, own_work=10.0), 120.0) == 0, "one has finished in between"
+
+
+def test_a_replica_that_has_just_started_knows_the_work_from_redis() -> None:
+    stuck = replace(IDLE, reported=4, own=4, own_work=480.0)
+    assert stalled_for(Stalls(), stuck, 100.0) == 120
+    assert stalled_for(Stalls(), replace(stuck, own=0, own_work=0.0), 100.0) == 0, "nothing is known of others"
+
+
+def test_a_new_registration_ends_a_stall() -> None:
+    stalls, stuck = Stalls(), replace(IDLE, reported=7)
+    stalled_for(stalls, stuck, 100.0)
+    again = replace(stuck, registration=2)
+    assert stalls.stalled_for(again, 150.0) is None, "not observed yet"
+    assert stalled_for(stalls, again, 160.0) == 0
+
+
+def test_each_worker_is_observed_by_itself_and_removed_ones_are_dropped() -> None:
+    stalls, stuck = Stalls(), replace(IDLE, reported=7)
+    other = replace(stuck, name=B)
+    stalls.observe([stuck, other], 100.0)
+    stalls.observe([stuck, replace(other, reported=1)], 110.0)
+    assert [stalls.stalled_for(each, 110.0) for each in (stuck, other)] == [10, 0]
+    stalls.observe([other], 120.0)
+    assert stalls.stalled_for(stuck, 120.0) is None
