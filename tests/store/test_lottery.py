@@ -146,3 +146,14 @@ async def test_draw_for_a_model_without_workers_creates_no_lasting_key(store: St
     await dispatch_lottery(registry, asks(["absent"]))
     kinds = {key.split(":")[1] for key in await store.client.keys(f"{{{store.namespace}}}*")}
     assert kinds <= {"reply", "sequence"}
+
+
+async def test_drawn_requests_are_listed_until_the_next_report(registry: Registry) -> None:
+    """So a worker with drawn requests is not drained yet."""
+    await registry.register(worker(A))
+    await dispatch_lottery(registry, asks(["m"] * 3))
+    [listed] = (await registry.list_workers()).workers
+    assert listed.booked == 3
+    await registry.heartbeat(reports([(A, 3)]))
+    [listed] = (await registry.list_workers()).workers
+    assert (listed.booked, listed.reported) == (0, 3)
