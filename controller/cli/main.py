@@ -48,12 +48,13 @@ def main() -> None:
     Start a controller with an embedded store:
         controller serve
     Start FastChat's workers and servers with its address:
-        python -m fastchat.serve.model_worker --controller-address http://localhost:21001 ...
+        python -m fastchat.serve.model_worker \\
+            --controller-address http://localhost:21001 ...
     Watch them, and find out what is wrong:
         controller top
         controller doctor
     Take a worker out of service, and wait until it is idle:
-        controller drain http://10.0.0.5:21002 --wait --deadline 10m --reason "new driver"
+        controller drain 10.0.0.5:21002 --wait --deadline 10m --reason "driver"
     Name the controller for all commands:
         export CONTROLLER_ADDRESS=http://ops:TOKEN@controller.example:21001
     """

@@ -28,7 +28,7 @@ def drain(
     WORKER is the address of a worker, or a pattern with * and ?. The scheme may be left out.
 
     \b
-        controller drain http://10.0.0.5:21002 --wait --deadline 10m --reason "new driver"
+        controller drain 10.0.0.5:21002 --wait --deadline 10m --reason "driver"
         controller drain '10.0.0.*' --yes
 
     Ctrl-C ends the waiting. The workers go on draining. Run the command again to
@@ -36,7 +36,7 @@ def drain(
 
     \b
     Exit status:
-        0  the workers drain, and with --wait they have finished their requests or are gone
+        0  the workers drain, and with --wait are idle or gone
         1  an error, or a worker is not alive
         3  the deadline has passed
         4  a worker serves again, because it was resumed
@@ -122,7 +122,7 @@ def register(
     \b
     Let the controller ask the worker for its models, or name them:
         controller register http://10.0.0.5:21002
-        controller register http://10.0.0.9:8000 --model llama-3 --capacity 64 --no-heartbeats
+        controller register http://10.0.0.9:8000 --model llama-3 --no-heartbeats
     """
     from controller.cli.registration import register_worker  # imported late, so that --help stays fast
 

@@ -43,8 +43,8 @@ def workers(
 
     \b
         serving   it gets requests
-        failing   a request to it, or two status polls have failed. It gets requests only if no other worker can
-        stalled   it sends heartbeats, but none of its requests has finished for --stalled-after
+        failing   requests or polls have failed: it comes after all others
+        stalled   its heartbeats come, but its requests do not finish
         draining  it gets no new requests
         drained   it is draining, and has finished its requests
 
@@ -146,7 +146,7 @@ def explain(model: str, as_json: bool, controller: Controller) -> None:
     \b
     The column cost compares the workers of one state, the lowest first:
         free     requests per unit of speed
-        full     how long the next request would wait, in units of the time of a request
+        full     how long the next request would wait, in times of a request
         failing  as one of these two
 
     The exit status is 1 if no worker can be chosen.

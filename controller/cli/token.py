@@ -16,12 +16,14 @@ def token() -> None:
     Start the controller with an admin token, and create the others with it:
         export CONTROLLER_ADMIN_TOKENS=ops=$(openssl rand -hex 32)
         controller serve
-        export CONTROLLER_ADDRESS=http://ops:${CONTROLLER_ADMIN_TOKENS#ops=}@localhost:21001
+        export TOKEN=${CONTROLLER_ADMIN_TOKENS#ops=}
+        export CONTROLLER_ADDRESS=http://ops:$TOKEN@localhost:21001
         controller token create --plane worker --name gpu-rack-1
 
     \b
     FastChat's programs send a token that is in the address of the controller:
-        python -m fastchat.serve.model_worker --controller-address http://gpu-rack-1:TOKEN@localhost:21001 ...
+        python -m fastchat.serve.model_worker \\
+            --controller-address http://gpu-rack-1:TOKEN@localhost:21001 ...
     """
 
 
