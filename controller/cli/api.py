@@ -65,7 +65,8 @@ async def follow(controller: Controller, path: str, parameters: Mapping[str, str
     Raises ControllerUnreachable if the controller cannot be reached, and ControllerRefused if its status is 4xx.
     """
     url, headers = _target(controller.address, path)
-    timeout = aiohttp.ClientTimeout(connect=controller.timeout, sock_read=_SILENCE)
+    silence = _SILENCE if parameters.get("follow") == "true" else controller.timeout
+    timeout = aiohttp.ClientTimeout(connect=controller.timeout, sock_read=silence)
     try:
         async with (
             aiohttp.ClientSession(connector=aiohttp.TCPConnector(ssl=trusted()), timeout=timeout) as session,

@@ -96,6 +96,13 @@ def run(call: Coroutine[Any, Any, Result]) -> Result:
         return asyncio.run(call)
     except ControllerError as error:
         raise click.ClickException(printable(str(error))) from error
+    except (AttributeError, KeyError, TypeError) as error:
+        raise click.ClickException(
+            printable(
+                f"The response of the controller is not what this command expects ({type(error).__name__}: {error}). "
+                "It may run another version: `controller version` shows both."
+            )
+        ) from error
 
 
 def run_until_interrupted(call: Coroutine[Any, Any, None]) -> None:

@@ -16,7 +16,7 @@ from controller.cli.screen import Watch
 from controller.cli.tables import TABLE_LINES, cell
 from controller.cli.text import count
 from controller.cli.workers import DEGRADED, SORTS, sort_workers, state_of, workers_table
-from controller.domain.errors import ControllerRefused, ControllerUnreachable
+from controller.domain.errors import ControllerUnreachable
 
 _EVENTS: Final = 6
 _LEAST_ROWS: Final = 3
@@ -52,9 +52,7 @@ async def show_top(controller: Controller, sort: str, stalled_after: float, inte
         workers = await request_reply(controller, "/workers", "workers")
         try:
             lines = [line async for line in follow(controller, "/events", {"limit": str(_EVENTS)})]
-        except ControllerRefused:
-            raise
-        except ControllerUnreachable:
+        except ControllerUnreachable:  # also an older controller, which has no such route
             return _State(workers, (), "Events are not available.")
         return _State(workers, [json.loads(line) for line in lines if line], "")
 

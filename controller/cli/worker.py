@@ -15,7 +15,7 @@ from controller.cli.options import Controller
 from controller.cli.tables import cell, create_console, print_json
 from controller.cli.text import duration, printable
 from controller.cli.workers import DEGRADED, slots, state_cell
-from controller.domain.errors import ControllerRefused, ControllerUnreachable
+from controller.domain.errors import ControllerUnreachable
 
 _EVENTS_READ: Final = 1_000  # the controller returns at most this many
 
@@ -32,9 +32,7 @@ async def show_worker(controller: Controller, name: str, last: int, stalled_afte
     try:
         events = await _events_of(controller, found[0], last) if last else []
         problem = ""
-    except ControllerRefused:
-        raise
-    except ControllerUnreachable as error:
+    except ControllerUnreachable as error:  # also an older controller, which has no such route
         events, problem = [], printable(f"Its events are not available. {error}")
     if as_json:
         print_json({"worker": worker, "events": events})

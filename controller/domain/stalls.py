@@ -1,9 +1,11 @@
 """Notices workers that report requests of which none finishes."""
 
 from collections.abc import Iterable
-from typing import NamedTuple
+from typing import Final, NamedTuple
 
 from controller.domain.worker import Worker
+
+_MAX_GAP: Final = 30.0  # seconds between two observations. After a longer outage, nothing is known of what has finished
 
 
 class _Stall(NamedTuple):
@@ -25,15 +27,18 @@ class Stalls:
 
     def __init__(self) -> None:
         self._stalls: dict[str, _Stall] = {}
+        self._observed_at = 0.0
 
     def observe(self, workers: Iterable[Worker], now: float) -> None:
         """Take note of all live workers. now: in seconds, on any clock that is not set."""
+        if now - self._observed_at > _MAX_GAP:
+            self._stalls = {}
         stalls = {}
         for worker in workers:
             if worker.reported:
                 since = self._since(worker, now)
                 stalls[worker.name] = _Stall(since, worker.registration, worker.reported, worker.own_work)
-        self._stalls = stalls
+        self._stalls, self._observed_at = stalls, now
 
     def _since(self, worker: Worker, now: float) -> float:
         last = self._stalls.get(worker.name)
@@ -47,9 +52,12 @@ class Stalls:
         )
         return now if has_finished else last.since
 
-    def stalled_for(self, worker: Worker, now: float) -> float | None:
-        """Return the seconds for which no request of a worker has finished, at least. None if it reported none."""
+    def stalled_for(self, worker: Worker) -> float | None:
+        """Return the seconds for which no request of a worker has finished, at least. None if it reported none.
+
+        The seconds are as of the last observation, so they do not grow during an outage of Redis.
+        """
         stall = self._stalls.get(worker.name)
         if stall is None or stall.registration != worker.registration or not worker.reported:
             return None
-        return max(0.0, now - stall.since)
+        return self._observed_at - stall.since

@@ -182,7 +182,7 @@ class Membership:
 
     def stalled_for(self, worker: Worker) -> float | None:
         """As Stalls.stalled_for(), as far as this replica has seen."""
-        return self._snapshots.stalls.stalled_for(worker, time.monotonic())
+        return self._snapshots.stalls.stalled_for(worker)
 
     async def status(self, hops: str = "") -> MaybeStale[WorkerStatusTotal]:
         """Return the whole cluster as one worker, for a parent controller.

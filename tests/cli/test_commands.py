@@ -284,6 +284,15 @@ def test_top_prints_once_in_a_pipe(fake: FakeController) -> None:
     assert "Events are not available." in fake.run("top").stdout
 
 
+@pytest.mark.parametrize("workers", [5, [5], [{}], ["x"], [{"worker_name": "http://h"}]])
+def test_responses_of_other_versions_are_an_error_in_one_line(fake: FakeController, workers: Any) -> None:
+    fake.responses = {"/workers": {"workers": workers}}
+    for command in (["workers"], ["models"], ["top"], ["doctor"], ["worker", "http://h"]):
+        ran = fake.run(*command)
+        assert (ran.exit_code, ran.stderr.count("\n")) == (1, 1), command
+        assert "may run another version" in ran.stderr or "No live worker is named" in ran.stderr
+
+
 def test_timeout_limits_a_request(fake: FakeController) -> None:
     over = threading.Event()
 

@@ -84,6 +84,8 @@ def test_replicas_that_differ() -> None:
     assert notable(check_replicas(same)) == []
     assert notable(check_replicas([*same, replica("c", "0.1", lease_time=600.0)])) == [(WARNING, "versions")]
     assert notable(check_replicas([*same, replica("c", __version__, lease_time=60.0)])) == [(PROBLEM, "settings")]
+    limits = [replica(name, __version__, max_connections=number) for name, number in (("a", 1), ("b", 2))]
+    assert notable(check_replicas(limits)) == [(WARNING, "settings")]
     assert notable(check_replicas([*same, replica("c", __version__, new=1)])) == [], "an older one lacks settings"
     assert notable(check_replicas([replica("a", "99.0")])) == [(WARNING, "versions")]
 
@@ -132,7 +134,6 @@ WORKERS: list[tuple[list[dict[str, Any]], list[tuple[Level, str]]]] = [
     ([{"stalled_for": 59.0}, {}], []),
     ([{"stalled_for": 61.0, "draining": True}, {}], []),
     ([{"polled": False}], [(WARNING, "unreachable workers")]),
-    ([{"polled": False, "heartbeat_age": 9.0}], []),
     ([{"draining": True}], [(PROBLEM, "models")]),
     ([{"queue_length": 5}], [(WARNING, "models")]),
     ([{"capacity": None}, {}], [(WARNING, "capacities")]),

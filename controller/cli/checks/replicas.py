@@ -10,6 +10,12 @@ from controller.cli.text import count
 
 _STOCK_INTERVAL: Final = 45.0  # seconds between two heartbeats of FastChat's workers
 _ALMOST_FULL: Final = 0.8
+# Settings that concern only the process and its connections.
+_LOCAL: Final = {
+    "replicas", "ssl", "shutdown_delay", "shutdown_timeout", "worker_metrics", "data_dir", "redis_password_file",
+    "redis_timeout", "snapshot_interval", "trusted_proxies", "tokens_file", "upstream_tokens_file", "head_timeout",
+    "body_timeout", "send_timeout", "idle_timeout", "max_connections", "max_forwards", "max_body_memory",
+}  # fmt: skip
 
 
 def check_replicas(replicas: Sequence[Replica]) -> Iterator[Finding]:
@@ -29,13 +35,14 @@ def check_replicas(replicas: Sequence[Replica]) -> Iterator[Finding]:
         )
     else:
         yield ok("versions", f"{count(len(replicas), 'replica')} of version {', '.join(versions) or '?'}")
-    if differing := differing_settings(replicas):
-        yield problem(
-            "settings",
-            f"The replicas have different settings: {', '.join(differing)}. They decide differently about the same "
-            "workers.",
-            "Start all replicas with the same settings. `controller replicas` lists the values.",
-        )
+    differing = differing_settings(replicas)
+    advice = "Start all replicas with the same settings. `controller replicas` lists the values."
+    if decisive := [name for name in differing if name not in _LOCAL]:
+        found = f"The replicas have different settings: {', '.join(decisive)}. They decide differently about the same "
+        yield problem("settings", f"{found}workers and requests.", advice)
+    elif differing:
+        found = f"The replicas have different settings: {', '.join(differing)}. Each of them keeps to its own."
+        yield warning("settings", found, advice)
     elif replicas:
         yield ok("settings", "the same on all replicas")
 

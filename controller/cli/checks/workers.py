@@ -78,17 +78,12 @@ def _never_polled(workers: Sequence[Worker], settings: Mapping[str, Any]) -> Ite
     interval = settings.get("poll_interval")
     if not interval:
         return
-    # A worker is polled within one interval after its registration, and a heartbeat that is older tells that it had it.
-    names = [
-        worker["worker_name"]
-        for worker in workers
-        if not worker["polled"] and not worker["failing"] and worker["heartbeat_age"] > 2 * interval
-    ]
+    names = [worker["worker_name"] for worker in workers if not worker["polled"] and not worker["failing"]]
     if names:
         yield warning(
             "unreachable workers",
-            f"{some(names)}: never answered a status poll, so the replicas may not reach "
-            f"{'it' if len(names) == 1 else 'them'}. The load is an estimate between two heartbeats.",
+            f"{some(names)}: no answer to a status poll yet. Unless registered within the last {interval:g} s, the "
+            "replicas do not reach the worker, and its load is an estimate between two heartbeats.",
             "Open the network from the replicas to the workers, or leave it: clients may still reach them.",
         )
 
