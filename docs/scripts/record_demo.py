@@ -37,6 +37,10 @@ _COLOURS: Final = {
     "blue": "#79c0ff", "magenta": "#d2a8ff", "cyan": "#56d4dd", "white": "#ffffff",
 }  # fmt: skip
 
+_TITLE: Final = (
+    "A recording of make demo: three workers share a load, one of them is killed and then gets no more requests"
+)
+
 Row = tuple[tuple[int, str, str, bool], ...]  # column, text, colour, bold
 
 
@@ -74,13 +78,13 @@ def record(seconds: float) -> Iterator[tuple[float, tuple[Row, ...]]]:
 
 def picture(screen: pyte.Screen) -> tuple[Row, ...]:
     """Return the rows of the screen as runs of characters of one style."""
-    return tuple(row(screen.buffer[y]) for y in range(_ROWS))
+    return tuple(row(screen.buffer[y], screen.columns) for y in range(screen.lines))
 
 
-def row(line: pyte.screens.StaticDefaultDict[int, pyte.screens.Char]) -> Row:
+def row(line: pyte.screens.StaticDefaultDict[int, pyte.screens.Char], columns: int) -> Row:
     """Return the runs of one row, without what is blank."""
     runs = []
-    cells = [(x, line[x]) for x in range(_COLUMNS)]
+    cells = [(x, line[x]) for x in range(columns)]
     for (blank, colour, bold), group in groupby(cells, lambda cell: (cell[1].data == " ", cell[1].fg, cell[1].bold)):
         run = list(group)
         if not blank:
@@ -88,15 +92,17 @@ def row(line: pyte.screens.StaticDefaultDict[int, pyte.screens.Char]) -> Row:
     return tuple(runs)
 
 
-def svg(pictures: list[tuple[float, tuple[Row, ...]]], speed: float) -> str:
-    """Return the animation."""
+def svg(
+    pictures: list[tuple[float, tuple[Row, ...]]], speed: float, title: str = _TITLE, columns: int = _COLUMNS
+) -> str:
+    """Return the animation, or one picture if there is only one."""
     strip = [pictures[0]]
     for at, rows in pictures[1:]:
         if rows != strip[-1][1]:
             strip.append((at, rows))
     used = max(max((y for y, runs in enumerate(rows) if runs), default=0) for _, rows in strip) + 1
     height = used * _HEIGHT + 2 * _MARGIN + _BAR
-    width = _COLUMNS * _WIDTH + 2 * _MARGIN
+    width = columns * _WIDTH + 2 * _MARGIN
     length = (pictures[-1][0] - pictures[0][0]) / speed + _HOLD
     shift = used * _HEIGHT
     steps = "".join(
@@ -112,7 +118,6 @@ def svg(pictures: list[tuple[float, tuple[Row, ...]]], speed: float) -> str:
                 name = names.setdefault(runs, f"r{len(names)}")
                 uses.append(f'<use href="#{name}" y="{index * shift + y * _HEIGHT:g}"/>')
     rows_once = [f'<text id="{name}" y="{_SIZE:g}">{"".join(map(tspan, runs))}</text>' for runs, name in names.items()]
-    title = "A recording of make demo: three workers share a load, one of them is killed and then gets no more requests"
     return "\n".join(
         [
             f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width:g} {height:g}" width="{width:g}" '
