@@ -1,5 +1,6 @@
 """Entry point of `python -m controller` and of the command `controller`."""
 
+import io
 import os
 import signal
 import sys
@@ -12,6 +13,8 @@ def main() -> None:
     from controller.cli.completion import VARIABLE
     from controller.cli.main import main as command_line
 
+    if isinstance(sys.stdout, io.TextIOWrapper):  # characters that the encoding lacks must not end a command
+        sys.stdout.reconfigure(errors="replace")
     try:
         command_line(complete_var=VARIABLE)  # also if the command has another name
     except OSError as error:

@@ -1,6 +1,8 @@
 """The command line: flags, environment variables, help and errors."""
 
 import io
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -266,3 +268,13 @@ def test_table_of_capacities_fits_80_columns() -> None:
     assert "1000000" in "".join(lines)
     begin, end = lines[2].index("name"), lines[4].index("1000000")
     assert "".join(line[begin:end].strip() for line in lines[4:]) == "".join(names)
+
+
+def test_help_imports_no_library_that_it_does_not_need() -> None:
+    """It would take several times as long."""
+    code = (
+        "import sys; from controller.cli.main import main; main(['--help'], standalone_mode=False); "
+        "sys.exit(str(sorted({'rich', 'aiohttp', 'redis', 'starlette', 'uvicorn', 'msgspec'} & set(sys.modules))))"
+    )
+    ran = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert ran.stderr == "[]\n"

@@ -63,6 +63,16 @@ def test_the_table_uses_the_characters_of_the_encoding(serve: Serve, case: str) 
         assert len({len(line) for line in text.splitlines()[1:]}) == 1, "the columns are aligned"
 
 
+@pytest.mark.parametrize("case", ["ASCII", "Latin-1", "UTF-8"])
+def test_sentences_use_the_characters_of_the_encoding(serve: Serve, case: str) -> None:
+    controller = serve("--poll-interval", "0")
+    address = ("--controller-address", controller.url)
+    for words, status in ((("capacity", "set", LLAMA, "5"), 0), (("explain", LLAMA), 1), (("dispatch", LLAMA), 1)):
+        shown = shell('exec "$@"', *words, *address, **ENVIRONMENTS[case])
+        assert (shown.returncode, shown.stderr) == (status, b"")
+        assert any(name in shown.stdout.decode() for name in (LLAMA, "llama ? ??"))
+
+
 def test_the_table_on_a_terminal_without_utf_8(serve: Serve) -> None:
     controller = serve("--poll-interval", "0")
     controller.register(A, LLAMA, check=False)
