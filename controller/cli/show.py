@@ -159,7 +159,7 @@ def explain(model: str, as_json: bool, controller: Controller) -> None:
 @click.command(short_help="Dispatch requests, and show how they spread.")
 @click.argument("model", shell_complete=complete_model)
 @click.option(
-    "--repeat", type=click.IntRange(1, 100_000), default=1, show_default=True, help="How many requests to dispatch."
+    "--repeat", type=click.IntRange(1, 10_000), default=1, show_default=True, help="How many requests to dispatch."
 )
 @click.option("--no-lease", is_flag=True, help="Dispatch without leases, as FastChat's clients do.")
 @as_json

@@ -157,6 +157,17 @@ def test_a_removed_worker_ends_the_waiting(controller: ControllerProcess) -> Non
         assert process.returncode == 0
 
 
+async def test_ctrl_c_releases_the_leases_of_dispatch(controller: ControllerProcess) -> None:
+    def leased() -> int:
+        return sum(worker["leased"] for worker in controller.workers())
+
+    with running(controller, "dispatch", "m", "--repeat", "10000") as process:
+        await wait_until(leased, "some requests are booked")
+        process.send_signal(signal.SIGINT)
+        assert process.wait(120) == 1
+        assert leased() == 0
+
+
 async def test_the_waiting_does_not_trust_an_old_snapshot(serve: Serve, work_dir: Path) -> None:
     """Nor an empty Redis, in which the replica has not restored the worker yet."""
     async with single(work_dir) as store:
