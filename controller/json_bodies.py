@@ -6,12 +6,22 @@ Infinity, a byte order mark, UTF-16 and UTF-32. msgspec rejects these. `json.loa
 
 import json
 import re
-from typing import Final, Generic, TypeVar
+from typing import Annotated, Any, Final, Generic, TypeVar, get_type_hints
 
 import msgspec
 
 from controller.domain.errors import InvalidInput
-from controller.domain.worker import MAX_MODEL_NAMES_LENGTH, WorkerStatus, whole_queue_length
+from controller.domain.worker import (
+    MAX_CAPACITY,
+    MAX_MODEL_NAME_LENGTH,
+    MAX_MODEL_NAMES_LENGTH,
+    MAX_MODELS,
+    MAX_QUEUE_LENGTH,
+    MAX_SPEED,
+    MIN_SPEED,
+    WorkerStatus,
+    whole_queue_length,
+)
 
 # `json.loads` creates an object of up to 100 bytes for each value, also for values that are not needed.
 _MAX_VALUES: Final = 1_000_000
@@ -31,7 +41,7 @@ class JsonBody(Generic[Fields]):
 
     def __init__(self, fields: type[Fields], name: str, advice: str) -> None:
         self._fields = fields
-        self._raw = {field.name for field in msgspec.structs.fields(fields) if field.type is msgspec.Raw}
+        self._raw = {field for field, kind in get_type_hints(fields).items() if kind is msgspec.Raw}
         self._name = name
         self._advice = advice
         self._decode = msgspec.json.Decoder(fields).decode
@@ -74,14 +84,77 @@ def _check_text(name: str, value: object) -> None:
             raise InvalidInput(name, "has an unpaired surrogate (\\ud800 to \\udfff) in it")
 
 
-class _Status(msgspec.Struct):
-    model_names: list[str]
-    speed: int | float
-    queue_length: int | float
-    capacity: int | float | None = None
+BOUNDS: Final = "x-bounds"
 
 
-_status: Final = JsonBody(_Status, "status", "A status has model_names, speed and queue_length.")
+def described(text: str, *examples: Any, **bounds: Any) -> msgspec.Meta:
+    """Return the description of a field for the API document.
+
+    bounds: keywords of JSON Schema, which the document has in place of those of the type. Reading a body ignores them:
+    the functions that parse it check its values, because their messages say what to do.
+    """
+    extra = {BOUNDS: bounds} if bounds else None
+    return msgspec.Meta(description=text or None, examples=list(examples) or None, extra_json_schema=extra)
+
+
+MODEL_NAME: Final[dict[str, Any]] = {
+    "minLength": 1,
+    "maxLength": MAX_MODEL_NAME_LENGTH,
+    "pattern": "^[^\\x00-\\x1f\\x7f]*$",
+}
+ModelNames = Annotated[
+    list[str],
+    described(
+        "The models that the worker serves.",
+        ["echo"],
+        maxItems=MAX_MODELS,
+        items={"type": "string", **MODEL_NAME},
+    ),
+]
+Speed = Annotated[
+    int | float,
+    described(
+        "The speed, relative to other workers. FastChat's workers report 1. 0 is allowed without models.",
+        1,
+        type="number",
+        minimum=0,
+        maximum=MAX_SPEED,
+        # Only an exclusion can say that nothing lies between 0 and the minimum.
+        **{"not": {"exclusiveMinimum": 0, "exclusiveMaximum": MIN_SPEED}},
+    ),
+]
+QueueLength = Annotated[
+    int | float,
+    described(
+        "The number of running and waiting requests. A float is rounded up.",
+        0,
+        type="number",
+        minimum=0,
+        maximum=MAX_QUEUE_LENGTH,
+    ),
+]
+Capacity = Annotated[
+    int | float | None,
+    described(
+        "How many requests a worker runs at once, or `null` if that is unknown. A float must be whole.",
+        8,
+        type=["integer", "null"],
+        minimum=1,
+        maximum=MAX_CAPACITY,
+    ),
+]
+
+
+class ReportedStatus(msgspec.Struct):
+    """The status of a worker, as it reports it."""
+
+    model_names: ModelNames
+    speed: Speed
+    queue_length: QueueLength
+    capacity: Capacity = None
+
+
+_status: Final = JsonBody(ReportedStatus, "status", "A status has model_names, speed and queue_length.")
 
 
 def read_status(body: bytes) -> WorkerStatus:

@@ -39,6 +39,8 @@ from controller.store_url import StoreUrl
 from controller.upstream.client import WorkerClient
 from controller.web.app import build_app
 from controller.web.asgi.limits import RequestLimits
+from controller.web.openapi.document import build as build_document
+from controller.web.openapi.pages import ApiPages
 from controller.web.services import Services
 
 
@@ -124,6 +126,7 @@ class Replica:
             self.diagnostician,
             ForwardPaths(settings.forward_paths),
             self.limits,
+            ApiPages(build_document),
             by_way=worker_name(settings.advertise) if settings.by_way and settings.advertise else "",
         )
 

@@ -10,7 +10,7 @@ import pytest
 from controller.domain import errors
 from controller.web.errors import status_of
 from controller.web.routes.table import FALLBACK, ROUTES
-from docs.scripts import pictures, reference
+from docs.scripts import http_reference, pictures, reference
 from docs.scripts.http_examples import EXAMPLES
 
 ROOT = Path(__file__).parents[1]
@@ -60,7 +60,7 @@ def test_each_route_is_described_by_an_example() -> None:
     page = (reference.REFERENCE / "http-api.md").read_text()
     assert len(ROUTES) > 12
     for route in (*ROUTES, FALLBACK):
-        assert f"\n### `{reference.title(route)}`\n" in page, f"add a marker for {route.path}: make docs-reference"
+        assert f"\n### `{http_reference.title(route)}`\n" in page, f"add a marker for {route.path}: make docs-reference"
         assert any(example.path == route.path for example in EXAMPLES), f"add an example of {route.path}"
 
 

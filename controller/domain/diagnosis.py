@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 class StoreFacts:
     """The Redis server that has the keys of the cluster. None stands for what is not known.
 
-    product: "redis" or "valkey".
+    product, version: of the server. The product is "redis" or "valkey".
     role: "master" or "slave".
     connected_replicas: replicas of this server that are connected.
     memory_used, memory_limit: in bytes. memory_limit: 0 if there is none.

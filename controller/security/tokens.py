@@ -17,12 +17,12 @@ from controller.security.worker_patterns import FORMS, parse_address, parse_patt
 
 MIN_LENGTH: Final = 16
 _MAX_LENGTH: Final = 256
-_MAX_PATTERNS: Final = 64
+MAX_PATTERNS: Final = 64
 _DEFAULT_PORTS: Final = {"http": 80, "https": 443}
-_NAME: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}\Z")
+NAME: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}\Z")
 # Printable characters that no list of tokens uses as a separator. "=" may pad a token at its end.
 _SECRET: Final = re.compile(r"[!-+\--<>-~]+=*\Z")
-_PATTERN: Final = re.compile(r"[!-+\--~]{1,512}\Z")
+PATTERN: Final = re.compile(r"[!-+\--~]{1,512}\Z")
 
 
 class Plane(StrEnum):
@@ -62,10 +62,10 @@ class Token:
         for field, patterns in (("workers", self.workers), ("models", self.models)):
             if patterns and self.plane is not Plane.WORKER:
                 raise InvalidInput(field, "can be set for tokens of the plane worker only")
-            if len(patterns) > _MAX_PATTERNS or not all(_PATTERN.match(pattern) for pattern in patterns):
+            if len(patterns) > MAX_PATTERNS or not all(PATTERN.match(pattern) for pattern in patterns):
                 raise InvalidInput(
                     field,
-                    f"must be at most {_MAX_PATTERNS} patterns, each with at most 512 characters, without spaces and "
+                    f"must be at most {MAX_PATTERNS} patterns, each with at most 512 characters, without spaces and "
                     "commas",
                 )
         for pattern in self.workers:
@@ -94,7 +94,7 @@ class Token:
 
 def token_name(text: str) -> str:
     """Return the name of a token. Raises InvalidInput if no token can have it."""
-    if not _NAME.match(text):
+    if not NAME.match(text):
         raise InvalidInput(
             "name",
             "must have 1 to 64 characters: letters, digits, dots, dashes and underscores, and begin with a letter or a "

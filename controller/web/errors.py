@@ -49,7 +49,12 @@ _STATUS: Final[Mapping[type[ControllerError], int]] = {
 
 def status_of(error: ControllerError) -> int:
     """Return the HTTP status of an error, or 500 for an error that no route should raise."""
-    return next((_STATUS[kind] for kind in type(error).__mro__ if kind in _STATUS), 500)
+    return status_of_kind(type(error))
+
+
+def status_of_kind(kind: type[ControllerError]) -> int:
+    """Return the HTTP status of a kind of error, as status_of()."""
+    return next((_STATUS[base] for base in kind.__mro__ if base in _STATUS), 500)
 
 
 def retry_after(error: ControllerError) -> Headers:

@@ -18,6 +18,7 @@ from controller.proxy.forwarder import Forwarder
 from controller.security.access import Access
 from controller.security.forward_paths import ForwardPaths
 from controller.web.asgi.limits import RequestLimits
+from controller.web.openapi.pages import ApiPages
 
 
 @dataclass(frozen=True)
@@ -43,4 +44,5 @@ class Services:
     diagnostician: Diagnostician
     forward_paths: ForwardPaths
     limits: RequestLimits
+    api: ApiPages
     by_way: str = ""

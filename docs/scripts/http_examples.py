@@ -290,6 +290,12 @@ EXAMPLES: Final = (
     Example("/test_connection", response="success"),
     Example("/healthz", response={"healthy": True}),
     Example("/readyz", response={"ready": True}),
+    Example(
+        "/openapi.json",
+        response=Text(['{"openapi":"3.1.0","info":{"title":"controller-cluster",...']),
+        note="An excerpt.",
+    ),
+    Example("/docs", response=Text(['<!DOCTYPE html><html lang="en">...']), note="An excerpt."),
     Example("/remove_worker", _NAME, {"exist": True}),
     Example(
         "/remove_worker",

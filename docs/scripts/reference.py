@@ -12,7 +12,7 @@ import inspect
 import re
 import sys
 import tomllib
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import Field, fields
 from pathlib import Path
 from typing import Any, Final
@@ -36,27 +36,14 @@ from controller.settings import GROUPS, Settings  # noqa: E402
 from controller.settings.declaration import environment_variables, flag  # noqa: E402
 from controller.store import keys  # noqa: E402
 from controller.store.registry import Registry  # noqa: E402
-from controller.web.routes.table import FALLBACK, ROUTES, Route  # noqa: E402
-from docs.scripts.http_examples import EXAMPLES, as_console  # noqa: E402
+from docs.scripts import http_reference  # noqa: E402
+from docs.scripts.markdown import code, table  # noqa: E402
 
 # Labels whose values the page of the metrics lists.
 _LISTED: Final = ("outcome", "reason", "direction", "limit", "state")
 REFERENCE: Final = ROOT / "docs" / "reference"
 LUA: Final = ROOT / "lua"
 _BLOCK: Final = re.compile(r"(<!-- generated: ([a-z-]+)([^>\n]*) -->\n).*?(<!-- end -->)", re.DOTALL)
-
-
-def table(header: str, rows: Sequence[tuple[str, ...]]) -> str:
-    """Return a Markdown table."""
-    columns = header.count("|") + 1
-    lines = [f"| {header} |", "|" + "---|" * columns]
-    lines += ["| " + " | ".join(cell.replace("|", "\\|") for cell in row) + " |" for row in rows]
-    return "\n".join(lines) + "\n"
-
-
-def code(text: str) -> str:
-    """Return the text as code; nothing if there is none."""
-    return f"`{text}`" if text else ""
 
 
 def settings() -> str:
@@ -285,86 +272,9 @@ def _indented(text: str) -> str:
     return re.sub(r"(?m)^((?!    ).*\S)\n(?=    \S)", r"\1\n\n", text)
 
 
-# The routes of FastChat's controller and of its workers. The others are additions of this project.
-_FASTCHAT_ROUTES: Final = frozenset(
-    {
-        "/register_worker",
-        "/refresh_all_workers",
-        "/list_models",
-        "/list_multimodal_models",
-        "/list_language_models",
-        "/get_worker_address",
-        "/receive_heart_beat",
-        "/worker_generate_stream",
-        "/worker_get_status",
-        "/test_connection",
-        "/worker_generate",
-        "/worker_get_embeddings",
-        "/count_token",
-        "/worker_get_conv_template",
-        "/model_details",
-    }
-)
-
-
-# The handler of these routes is the same, so its docstring does not describe them.
-_SUMMARIES: Final[Mapping[str, str]] = {
-    "/worker_generate": "Generate a text on a worker, and return it as a whole.",
-    "/worker_get_embeddings": "Embed texts on a worker.",
-    "/count_token": "Count the tokens of a prompt on a worker.",
-    "/worker_get_conv_template": "Return the conversation template of a model from a worker.",
-    "/": "Return the page itself.",
-    "/page/{file:path}": "Return one of its files.",
-    "/model_details": "Return the context length of a model from a worker.",
-}
-
-
-def routes() -> str:
-    """Return one row for each route of the table, in the order of the planes."""
-    rows = []
-    for route in sorted((*ROUTES, FALLBACK), key=lambda route: _PLANES.index(route.plane)):
-        anchor = re.sub(r"[^a-z0-9_ -]", "", title(route).lower()).strip().replace(" ", "-")
-        notes = [word for word, applies in (("hot", route.hot), ("new", route.path not in _FASTCHAT_ROUTES)) if applies]
-        link = f"[`{title(route)}`](#{anchor})"
-        summary = _SUMMARIES.get(route.path) or _first_sentence(_summary(route.handler))
-        rows.append((link, route.plane.value, ", ".join(notes), summary))
-    return table("Route | Plane | Notes | What it does", rows)
-
-
-_PLANES: Final = ("worker", "client", "admin", "public")
-
-
-def title(route: Route) -> str:
-    """Return the heading of a route."""
-    return f"{route.method} {'any other path' if route is FALLBACK else route.path}"
-
-
-def _first_sentence(text: str) -> str:
-    return re.split(r"(?<=\.) ", text)[0]
-
-
-def route(*paths: str) -> str:
-    """Return the description of one route, or of several with the same handler, and their examples."""
-    found = [next(route for route in (*ROUTES, FALLBACK) if route.path == path) for path in paths]
-    description = (inspect.getdoc(found[0].handler) or "") + "\n"
-    if len(found) == 1:
-        return f"### `{title(found[0])}`\n\n{description}\n{_examples(found[0])}"
-    sections = [f"### `{title(one)}`\n\n{_SUMMARIES[one.path]}\n\n{_examples(one)}" for one in found]
-    return "\n".join([description, *sections])
-
-
-def _examples(route: Route) -> str:
-    parts = []
-    for example in EXAMPLES:
-        if example.path == route.path:
-            note = f"{example.note}\n\n" if example.note else ""
-            parts.append(f"{note}```console\n{as_console(example, route.method)}\n```\n")
-    return "\n".join(parts)
-
-
 GENERATORS: Final[Mapping[str, Callable[..., str]]] = {
-    "routes": routes,
-    "route": route,
+    "routes": http_reference.routes,
+    "route": http_reference.route,
     "settings": settings,
     "forward-paths": forward_paths,
     "metrics": metrics,

@@ -37,7 +37,7 @@ def project(tmp_path: Path) -> Project:
         "tests/__init__.py": "",
         "tests/conftest.py": CONFTEST,
         "tests/test_code.py": TESTS,
-        "pyproject.toml": '[tool.pytest.ini_options]\npythonpath = ["."]\n',
+        "pyproject.toml": '[tool.pytest.ini_options]\naddopts = "-p no:schemathesis"\npythonpath = ["."]\n',
     }
     for name, text in files.items():
         (root / name).parent.mkdir(parents=True, exist_ok=True)

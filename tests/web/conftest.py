@@ -12,6 +12,7 @@ from controller.replica import Replica, create_worker_client
 from controller.settings import Settings
 from controller.store.registry import Registry
 from tests.conftest import Store
+from tests.support.api_document import check_response
 
 
 @dataclass
@@ -40,13 +41,23 @@ class Api:
         return address
 
 
+async def check_documented(response: httpx.Response) -> None:
+    """Compare a response with the API document, so that all tests of this directory are tests of the document."""
+    request = response.request
+    is_json = response.headers.get("content-type") == "application/json"
+    body = await response.aread() if is_json and "content-encoding" not in response.headers else b""
+    headers = {name.lower(): value for name, value in response.headers.items()}
+    check_response(request.method, request.url.path, response.status_code, headers, body)
+
+
 async def open_api(registry: Registry, **settings: Any) -> AsyncIterator[Api]:
     defaults: dict[str, Any] = {"probe_timeout": 60.0, "worker_timeout": 60.0, "register_timeout": 0.0}
     options = Settings(**{**defaults, **settings})
     metrics = Metrics()
     replica = Replica(options, registry, create_worker_client(options), metrics)
     transport = httpx.ASGITransport(replica.app(), raise_app_exceptions=False)
-    async with httpx.AsyncClient(transport=transport, base_url="http://controller") as http:
+    hooks = {"response": [check_documented]}
+    async with httpx.AsyncClient(transport=transport, base_url="http://controller", event_hooks=hooks) as http:
         yield Api(http, replica, registry, metrics)
     await replica.close()
 

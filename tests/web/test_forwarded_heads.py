@@ -60,7 +60,8 @@ async def test_refusal_keeps_its_headers(api: Api, status: bytes) -> None:
             response = await api.http.post("/worker_generate_stream", json={"model": "m"}, headers=headers)
             assert b"50006" in response.content
             own = (b"content-length", b"%d" % len(response.content))
-            assert sorted(response.headers.raw) == sorted([*PASSED, own])
+            frames = (b"content-type", b"application/octet-stream")
+            assert sorted(response.headers.raw) == sorted([*PASSED, own, frames])
 
 
 @pytest.mark.parametrize("path", ["/worker_generate_stream", "/worker_generate"])

@@ -9,6 +9,7 @@ from controller.security.tokens import Plane
 from controller.web.asgi.endpoint import Answer, degraded
 from controller.web.routes.answers import EXISTS, NULL, UNKNOWN, empty_answer
 from controller.web.schemas import admin
+from controller.web.schemas import admin_responses as responses
 from controller.web.schemas import fastchat as schemas
 from controller.web.services import Services
 
@@ -56,14 +57,13 @@ async def refresh_all_workers(services: Services, _: bytes, caller: Caller) -> A
 async def workers(services: Services, _: bytes) -> Answer:
     """List all live workers."""
     found, snapshot_age = await services.membership.list_workers()
-    stalled_for = services.membership.stalled_for
-    body = schemas.encode({"workers": [schemas.worker_body(worker, stalled_for(worker)) for worker in found]})
+    body = schemas.encode(responses.Workers.of(found, services.membership.stalled_for))
     return Answer(body, headers=degraded(snapshot_age))
 
 
 async def replicas(services: Services, _: bytes) -> Answer:
     """List all live replicas, with their versions and their settings without secrets."""
-    return Answer(schemas.encode(admin.replicas_body(await services.replicas.list())))
+    return Answer(schemas.encode(responses.Replicas.of(await services.replicas.list())))
 
 
 async def explain(services: Services, query: Mapping[str, str], *_: object) -> Answer:
@@ -75,7 +75,7 @@ async def explain(services: Services, query: Mapping[str, str], *_: object) -> A
     time of a request. In the lottery, workers have `odds` instead.
     """
     explanation, snapshot_age = await services.explainer.explain(model_name(query.get("model", "")))
-    return Answer(schemas.encode(admin.explanation_body(explanation)), headers=degraded(snapshot_age))
+    return Answer(schemas.encode(responses.NextDispatch.of(explanation)), headers=degraded(snapshot_age))
 
 
 async def set_capacity(services: Services, body: bytes, caller: Caller) -> Answer:
@@ -85,13 +85,13 @@ async def set_capacity(services: Services, body: bytes, caller: Caller) -> Answe
     setting is kept until it is removed.
     """
     change = await services.capacities.set(*admin.parse_capacity(body), caller)
-    return Answer(schemas.encode(admin.capacity_change_body(change)))
+    return Answer(schemas.encode(responses.PreviousCapacity(change.before, change.workers)))
 
 
 async def capacities(services: Services, _: bytes) -> Answer:
     """List the capacities that were set for workers and models."""
     found, snapshot_age = await services.capacities.list()
-    return Answer(schemas.encode(admin.capacities_body(found)), headers=degraded(snapshot_age))
+    return Answer(schemas.encode(responses.SetCapacities.of(found)), headers=degraded(snapshot_age))
 
 
 async def create_token(services: Services, body: bytes, caller: Caller) -> Answer:
@@ -101,7 +101,7 @@ async def create_token(services: Services, body: bytes, caller: Caller) -> Answe
     Redis know the token when the response arrives. 400 if there is a token with this name.
     """
     secret = await services.tokens.create(*admin.parse_token(body), caller)
-    return Answer(schemas.encode({"token": secret}))
+    return Answer(schemas.encode(responses.NewSecret(secret)))
 
 
 async def revoke_token(services: Services, body: bytes, caller: Caller) -> Answer:
@@ -111,7 +111,7 @@ async def revoke_token(services: Services, body: bytes, caller: Caller) -> Answe
 
 async def tokens(services: Services, _: bytes) -> Answer:
     """List the tokens, without their secrets, and where each comes from."""
-    return Answer(schemas.encode(admin.tokens_body(services.access.tokens())))
+    return Answer(schemas.encode(responses.Tokens.of(services.access.tokens())))
 
 
 async def diagnosis(services: Services, _: bytes) -> Answer:

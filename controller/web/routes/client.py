@@ -11,6 +11,7 @@ from controller.domain.errors import StoreError
 from controller.web.asgi.endpoint import Answer, degraded
 from controller.web.routes.answers import empty_answer
 from controller.web.schemas import fastchat as schemas
+from controller.web.schemas.responses import Exists, Models, Released, Renewed, TotalStatus
 from controller.web.services import Services
 
 _NO_ADDRESS: Final = b'{"address":""}'
@@ -49,17 +50,17 @@ async def _lease(services: Services, model: str, lease_time: float | None, token
 
 async def release_worker(services: Services, body: bytes) -> Answer:
     """Release a lease: its request has ended."""
-    return Answer(schemas.encode({"released": await services.dispatcher.release(schemas.parse_lease(body))}))
+    return Answer(schemas.encode(Released(await services.dispatcher.release(schemas.parse_lease(body)))))
 
 
 async def renew_lease(services: Services, body: bytes) -> Answer:
     """Renew a lease for its full time, from now on."""
-    return Answer(schemas.encode({"renewed": await services.dispatcher.renew(schemas.parse_lease(body))}))
+    return Answer(schemas.encode(Renewed(await services.dispatcher.renew(schemas.parse_lease(body)))))
 
 
 async def report_failure(services: Services, body: bytes) -> Answer:
     """Report that a worker cannot be reached. It is deprioritised until its next heartbeat."""
-    return Answer(schemas.encode({"exist": await services.dispatcher.report_failure(schemas.parse_name(body))}))
+    return Answer(schemas.encode(Exists(await services.dispatcher.report_failure(schemas.parse_name(body)))))
 
 
 async def list_models(services: Services, _: bytes) -> Answer:
@@ -82,10 +83,10 @@ async def _list(services: Services, multimodal: bool | None) -> Answer:
         models, snapshot_age = await services.dispatcher.list_models(multimodal)
     except StoreError as error:
         return empty_answer(_NO_MODELS, error)
-    return Answer(schemas.encode({"models": models}), headers=degraded(snapshot_age))
+    return Answer(schemas.encode(Models(models)), headers=degraded(snapshot_age))
 
 
 async def worker_get_status(services: Services, _: bytes, hops: str) -> Answer:
     """Describe all live workers as one worker, for a parent controller. 508 if the parent is this cluster."""
     status, snapshot_age = await services.membership.status(hops)
-    return Answer(schemas.encode(schemas.status_body(status)), headers=degraded(snapshot_age))
+    return Answer(schemas.encode(TotalStatus.of(status)), headers=degraded(snapshot_age))

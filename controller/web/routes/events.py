@@ -31,8 +31,8 @@ async def events(
     resumes after a lost connection with the header `Last-Event-ID`, at any replica. The kind `gap` means that events
     are missing there, because the cluster keeps only about the last 10,000, or because Redis lost its data.
     """
-    after = headers.get("last-event-id") or query.get("after", "")
-    after = event_id(after) if after else ""
+    last, after = (event_id(text) if text else "" for text in (headers.get("last-event-id"), query.get("after")))
+    after = last or after
     limit = _limit(query.get("limit", ""))
     is_stream = EVENT_STREAM in headers.get("accept", "")
     follow = query.get("follow", "false")

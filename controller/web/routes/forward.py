@@ -29,6 +29,8 @@ from controller.web.schemas import fastchat as schemas
 from controller.web.services import Services
 
 _UNBUFFERED: Final = (b"x-accel-buffering", b"no")  # otherwise nginx holds frames back
+_JSON: Final = b"application/json"
+_FRAMES: Final = b"application/octet-stream"  # frames are not JSON, and no type is registered for them
 _Forward = Callable[[str, str, bytes, str], Awaitable[MaybeStale[Forwarded]]]
 
 
@@ -43,19 +45,25 @@ async def worker_generate_stream(services: Services, _: str, body: bytes, hops: 
     try:
         frames, snapshot_age = await services.forwarder.stream(model, body, hops)
     except (NoWorker, StoreError):
-        return Response(schemas.error_frame(schemas.NO_WORKER), 503 if hops else 200)
+        return _frame(schemas.NO_WORKER, 503 if hops else 200)
     except TooManyForwards as error:  # FastChat's clients read the frame whatever the status is
-        return _with_headers(retry_after(error), Response(schemas.error_frame(schemas.ENGINE_OVERLOADED), 503))
+        return _with_headers(retry_after(error), _frame(schemas.ENGINE_OVERLOADED, 503))
     except WorkerRefused as error:
         status = (error.status if error.status >= 500 else 502) if hops else 200
         if error.body.endswith(b"\0") and not is_encoded(error.headers):
-            return _with_headers(error.headers, Response(error.body, status))
-        return _with_headers(without_body(error.headers), Response(schemas.error_frame(schemas.WORKER_TIMEOUT), status))
+            headers = _with_content_type(error.headers, status, _FRAMES)
+            return _with_headers(headers, Response(error.body, status))
+        return _with_headers(without_body(error.headers), _frame(schemas.WORKER_TIMEOUT, status))
     except WorkerError:
-        return Response(schemas.error_frame(schemas.WORKER_TIMEOUT), 502 if hops else 200)
+        return _frame(schemas.WORKER_TIMEOUT, 502 if hops else 200)
     except LoopDetected as error:
-        return Response(schemas.error_frame(schemas.INTERNAL_ERROR, str(error)), status_of(error) if hops else 200)
-    return (_ForwardedResponse if frames.encoded else _FrameResponse)(frames, snapshot_age)
+        return _frame(schemas.INTERNAL_ERROR, status_of(error) if hops else 200, str(error))
+    return (_ForwardedResponse if frames.encoded else _FrameResponse)(frames, snapshot_age, _FRAMES)
+
+
+def _frame(error_code: int, status: int, text: str = schemas.SERVER_ERROR_MSG) -> Response:
+    """Return a stream of one frame, which describes an error."""
+    return Response(schemas.error_frame(error_code, text), status, media_type=_FRAMES.decode())
 
 
 async def worker_generate(services: Services, path: str, body: bytes, hops: str) -> Response:
@@ -81,7 +89,7 @@ async def _fastchat_call(forward: _Forward, path: str, body: bytes, hops: str) -
 
 
 async def other_call(services: Services, path: str, body: bytes, hops: str) -> Response:
-    """Forward a request for a path of --forward-paths, if a worker serves the model in its body. Otherwise 404.
+    """Forward a request for a path of `--forward-paths`, if a worker serves the model in its body. Otherwise 404.
 
     If a parent controller forwarded the request, return an error status so that it retries elsewhere.
     """
@@ -112,12 +120,13 @@ class _ForwardedResponse(StreamingResponse):
 
     final_frame: ClassVar[bytes | None] = None
 
-    def __init__(self, forwarded: Forwarded, snapshot_age: float | None) -> None:
+    def __init__(self, forwarded: Forwarded, snapshot_age: float | None, content_type: bytes = _JSON) -> None:
         self._forwarded = forwarded
         self._pieces = forwarded.pieces()
         super().__init__(self._pieces, forwarded.status)
         headers = forwarded.headers if self.final_frame is None else without_length(forwarded.headers)
-        self.raw_headers = [*_with_content_type(headers, forwarded.status), _UNBUFFERED, *degraded(snapshot_age)]
+        headers = _with_content_type(headers, forwarded.status, content_type)
+        self.raw_headers = [*headers, _UNBUFFERED, *degraded(snapshot_age)]
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Send the response until its end, or until the client disconnects."""
@@ -146,11 +155,11 @@ class _FrameResponse(_ForwardedResponse):
     final_frame = schemas.error_frame(schemas.WORKER_TIMEOUT)
 
 
-def _with_content_type(headers: Headers, status: int) -> Headers:
-    """Return the headers with a Content-Type, which is JSON if the worker sent none."""
+def _with_content_type(headers: Headers, status: int, content_type: bytes = _JSON) -> Headers:
+    """Return the headers with a Content-Type, which is `content_type` if the worker sent none."""
     if status in (204, 304) or any(name == b"content-type" for name, _ in headers):
         return headers
-    return (*headers, (b"content-type", b"application/json"))
+    return (*headers, (b"content-type", content_type))
 
 
 def _with_headers(headers: Headers, response: Response) -> Response:

@@ -1,7 +1,9 @@
-"""The routes of load balancers and supervisors: health and readiness."""
+"""The routes that need no token: health and readiness for load balancers and supervisors, and the API document."""
 
 from controller.web.asgi.endpoint import Answer, degraded
+from controller.web.openapi.pages import DOCUMENT_HEADERS, PAGE_HEADERS
 from controller.web.schemas import fastchat as schemas
+from controller.web.schemas.responses import Ready
 from controller.web.services import Services
 
 
@@ -22,11 +24,21 @@ async def readyz(services: Services, _: bytes) -> Answer:
     """
     readiness = services.readiness
     reason, snapshot_age = await readiness.check()
-    body: dict[str, object] = {"ready": True}
+    body = Ready(True)
     if snapshot_age is not None:
-        body["degraded"] = reason
+        body.degraded = reason or ""
     if readiness.recent_clock_jump is not None:
         jump, age = readiness.recent_clock_jump
         direction = "ahead" if jump > 0 else "back"
-        body["warning"] = f"The clock of Redis was set {direction} by {abs(jump):.1f} s, {age:.0f} s ago."
+        body.warning = f"The clock of Redis was set {direction} by {abs(jump):.1f} s, {age:.0f} s ago."
     return Answer(schemas.encode(body), headers=degraded(snapshot_age))
+
+
+async def openapi(services: Services, _: bytes) -> Answer:
+    """Return the description of this API in the format OpenAPI 3.1."""
+    return Answer(services.api.document, headers=DOCUMENT_HEADERS)
+
+
+async def docs(services: Services, _: bytes) -> Answer:
+    """Return the description of this API as a page."""
+    return Answer(services.api.page, headers=PAGE_HEADERS, content_type=b"text/html; charset=utf-8")

@@ -110,6 +110,8 @@ ROUTES: Final = (
     Route("GET", "/test_connection", public.test_connection, Plane.PUBLIC),
     Route("GET", "/healthz", public.healthz, Plane.PUBLIC),
     Route("GET", "/readyz", public.readyz, Plane.PUBLIC),
+    Route("GET", "/openapi.json", public.openapi, Plane.PUBLIC),
+    Route("GET", "/docs", public.docs, Plane.PUBLIC),
 )
 
 # POST to any path that is not in the table. It is forwarded if --forward-paths has the path, because workers that are

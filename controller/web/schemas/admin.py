@@ -1,35 +1,44 @@
 """The bodies of the routes for operators that FastChat's controller does not have."""
 
 from collections.abc import Sequence
-from typing import Any, Final, NamedTuple
+from typing import Annotated, Final, NamedTuple
 
 import msgspec
 
-from controller.dispatch.explanation import Explanation
-from controller.domain.capacity import CapacityList, CapacityTarget, check_capacity
+from controller.domain.capacity import CapacityTarget, check_capacity
 from controller.domain.errors import InvalidInput
 from controller.domain.worker import model_name, worker_name
-from controller.fleet.capacities import CapacityChange
-from controller.fleet.replicas import ReplicaDescription
-from controller.json_bodies import JsonBody
-from controller.security.tokens import Plane, Token, parse_plane, token_name
+from controller.json_bodies import MODEL_NAME, Capacity, JsonBody, described
+from controller.security.tokens import Plane, parse_plane, token_name
+from controller.web.schemas.fields import URL, ModelPatterns, TokenName, TokenPlane, WorkerPatterns
 
 
-class _CapacityBody(msgspec.Struct):
-    capacity: int | float | None  # required, because a misspelt name must not remove a capacity
-    worker_name: str | None = None
-    model: str | None = None
+class CapacityRequest(msgspec.Struct):
+    """A capacity for a worker, or for each worker of a model. One of the two is needed."""
+
+    # Required, because a misspelt name must not remove a capacity.
+    capacity: Annotated[
+        Capacity, described("How many requests each worker runs at once. `null` removes what was set.", 4)
+    ]
+    worker_name: Annotated[str | None, described("The name of the worker.", type=["string", "null"], **URL)] = None
+    model: Annotated[
+        str | None, described("The model of the workers.", "echo", type=["string", "null"], **MODEL_NAME)
+    ] = None
 
 
-class _TokenBody(msgspec.Struct):
-    plane: str
-    name: str
-    workers: list[str] = []
-    models: list[str] = []
+class TokenRequest(msgspec.Struct):
+    """A token to create."""
+
+    plane: TokenPlane
+    name: TokenName
+    workers: WorkerPatterns = []
+    models: ModelPatterns = []
 
 
-class _TokenNameBody(msgspec.Struct):
-    name: str
+class TokenNameRequest(msgspec.Struct):
+    """A request about a token."""
+
+    name: TokenName
 
 
 class NewToken(NamedTuple):
@@ -41,11 +50,13 @@ class NewToken(NamedTuple):
     models: Sequence[str]
 
 
-_capacity: Final = JsonBody(_CapacityBody, "body", "Send capacity, which may be null, and either worker_name or model.")
+_capacity: Final = JsonBody(
+    CapacityRequest, "body", "Send capacity, which may be null, and either worker_name or model."
+)
 
 
-_token: Final = JsonBody(_TokenBody, "body", "Send plane and name, and for a worker token workers and models.")
-_token_name: Final = JsonBody(_TokenNameBody, "body", "Send the name of the token.")
+_token: Final = JsonBody(TokenRequest, "body", "Send plane and name, and for a worker token workers and models.")
+_token_name: Final = JsonBody(TokenNameRequest, "body", "Send the name of the token.")
 
 
 def parse_token(body: bytes) -> NewToken:
@@ -57,51 +68,6 @@ def parse_token(body: bytes) -> NewToken:
 def parse_token_name(body: bytes) -> str:
     """Return the name in a request to revoke a token."""
     return token_name(_token_name.read(body).name)
-
-
-def tokens_body(tokens: Sequence[tuple[str, Token]]) -> dict[str, Any]:
-    """Return the response body of GET `/tokens`. tokens: each with its source."""
-    return {
-        "tokens": [
-            {
-                "name": token.name,
-                "plane": token.plane,
-                "source": source,
-                "workers": list(token.workers),
-                "models": list(token.models),
-            }
-            for source, token in sorted(tokens, key=lambda each: (each[1].plane, each[1].name))
-        ]
-    }
-
-
-def replicas_body(replicas: Sequence[ReplicaDescription]) -> dict[str, Any]:
-    """Return the response body of GET `/replicas`."""
-    return {"replicas": [replica._asdict() for replica in replicas]}
-
-
-def explanation_body(explanation: Explanation) -> dict[str, Any]:
-    """Return the response body of GET `/explain`."""
-    return {
-        "model": explanation.model,
-        "method": explanation.method,
-        "chosen": explanation.chosen or None,
-        "workers": explanation.workers,
-        "candidates": [
-            {
-                "worker_name": worker.name,
-                "state": state,
-                "cost": cost,
-                "odds": odds,
-                "queue_length": worker.requests,
-                "leased": worker.leased,
-                "capacity": worker.capacity,
-                "speed": worker.speed,
-            }
-            for worker, state, cost, odds in explanation.candidates
-        ],
-        "excluded": [{"worker_name": name, "reason": "draining"} for name in explanation.draining],
-    }
 
 
 def parse_capacity(body: bytes) -> tuple[CapacityTarget, int | None]:
@@ -116,20 +82,3 @@ def parse_capacity(body: bytes) -> tuple[CapacityTarget, int | None]:
     else:
         raise InvalidInput("worker_name", "is missing, and so is model. Send one of the two")
     return target, None if request.capacity is None else check_capacity(request.capacity)
-
-
-def capacity_change_body(change: CapacityChange) -> dict[str, Any]:
-    """Return the response body of `/set_capacity`."""
-    return {"previous": change.before, "workers": change.workers}
-
-
-def capacities_body(capacities: CapacityList) -> dict[str, Any]:
-    """Return the response body of GET `/capacities`: first those of models, then those of workers."""
-    return {
-        "capacities": [
-            {"worker_name": target.worker_name, "capacity": capacity}
-            if target.worker_name
-            else {"model": target.model, "capacity": capacity}
-            for target, capacity in sorted(capacities.by_target.items())
-        ]
-    }

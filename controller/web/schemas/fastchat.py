@@ -3,14 +3,15 @@
 Field names and shapes follow `fastchat/serve/controller.py`.
 """
 
-from typing import Any, Final
+from typing import Annotated, Final
 
 import msgspec
 
 from controller.domain.errors import InvalidInput
 from controller.domain.lease import LEASE, MAX_LEASE_TIME
-from controller.domain.worker import Worker, WorkerStatus, WorkerStatusTotal, whole_queue_length, worker_name
-from controller.json_bodies import Fields, JsonBody, read_status
+from controller.domain.worker import WorkerStatus, whole_queue_length, worker_name
+from controller.json_bodies import Fields, JsonBody, QueueLength, described, read_status
+from controller.web.schemas.fields import MAX_REASON, Lease, MayLease, ModelName, Reason, Status, WorkerName
 
 # FastChat's error codes and text (fastchat/constants.py). Its web server shows the text to users.
 ENGINE_OVERLOADED: Final = 42903
@@ -21,41 +22,56 @@ SERVER_ERROR_MSG: Final = "**NETWORK ERROR DUE TO HIGH TRAFFIC. PLEASE REGENERAT
 
 encode: Final = msgspec.json.Encoder().encode
 
-_MAX_REASON: Final = 500  # characters
+
+class ModelRequest(msgspec.Struct):
+    """A request to forward. All other fields are for the worker, and are passed on as they are."""
+
+    model: ModelName
 
 
-class _ModelBody(msgspec.Struct):
-    model: str
+class DispatchRequest(msgspec.Struct):
+    """A request for a worker."""
+
+    model: ModelName
+    lease: MayLease = None
 
 
-class _DispatchBody(msgspec.Struct):
-    model: str
-    lease: bool | int | float | None = None
+class LeaseRequest(msgspec.Struct):
+    """A request about a lease."""
+
+    lease: Lease
 
 
-class _LeaseBody(msgspec.Struct):
-    lease: str
+class WorkerRequest(msgspec.Struct):
+    """A request about a worker."""
+
+    worker_name: WorkerName
 
 
-class _NameBody(msgspec.Struct):
-    worker_name: str
+class OperationRequest(msgspec.Struct):
+    """A request of an operator about a worker."""
+
+    worker_name: WorkerName
+    reason: Reason = ""
 
 
-class _OperationBody(msgspec.Struct):
-    worker_name: str
-    reason: str = ""
+class Heartbeat(msgspec.Struct):
+    """A heartbeat of a worker."""
+
+    worker_name: WorkerName
+    queue_length: QueueLength
 
 
-class _HeartbeatBody(msgspec.Struct):
-    worker_name: str
-    queue_length: int | float
+class Registration(msgspec.Struct):
+    """A registration of a worker."""
 
-
-class _RegisterBody(msgspec.Struct):
-    worker_name: str
-    check_heart_beat: bool
-    worker_status: msgspec.Raw = msgspec.Raw(b"null")
-    multimodal: bool | None = False
+    worker_name: WorkerName
+    check_heart_beat: Annotated[
+        bool, described("If it is `false`, the worker sends no heartbeats and never expires.", True)
+    ]
+    # A factory, because msgspec cannot write a Raw as the default in a schema.
+    worker_status: Status = msgspec.field(default_factory=lambda: msgspec.Raw(b"null"))
+    multimodal: Annotated[bool | None, described("Whether the models take images.")] = False
 
 
 class RegisterRequest(msgspec.Struct):
@@ -71,13 +87,13 @@ def _body(fields: type[Fields]) -> JsonBody[Fields]:
     return JsonBody(fields, "body", "Send the JSON object that this route takes.")
 
 
-_model: Final = _body(_ModelBody)
-_dispatch: Final = _body(_DispatchBody)
-_lease: Final = _body(_LeaseBody)
-_name: Final = _body(_NameBody)
-_operation: Final = _body(_OperationBody)
-_heartbeat: Final = _body(_HeartbeatBody)
-_register: Final = _body(_RegisterBody)
+_model: Final = _body(ModelRequest)
+_dispatch: Final = _body(DispatchRequest)
+_lease: Final = _body(LeaseRequest)
+_name: Final = _body(WorkerRequest)
+_operation: Final = _body(OperationRequest)
+_heartbeat: Final = _body(Heartbeat)
+_register: Final = _body(Registration)
 
 
 def parse_model(body: bytes) -> str:
@@ -113,8 +129,8 @@ def parse_name(body: bytes) -> str:
 def parse_operation(body: bytes) -> tuple[str, str]:
     """Return the worker's name and the reason in a request of an operator about one worker. The reason may be ""."""
     operation = _operation.read(body)
-    if len(operation.reason) > _MAX_REASON:
-        raise InvalidInput("reason", f"has {len(operation.reason)} characters, but at most {_MAX_REASON} are allowed")
+    if len(operation.reason) > MAX_REASON:
+        raise InvalidInput("reason", f"has {len(operation.reason)} characters, but at most {MAX_REASON} are allowed")
     return worker_name(operation.worker_name), operation.reason
 
 
@@ -142,35 +158,6 @@ def _status(body: bytes) -> WorkerStatus | None:
         return read_status(body)
     except InvalidInput as error:
         raise error.within("worker_status") from None
-
-
-def status_body(status: WorkerStatusTotal) -> dict[str, Any]:
-    """Return the response body of `/worker_get_status`."""
-    body = {"model_names": status.model_names, "speed": status.speed, "queue_length": status.queue_length}
-    return body if status.capacity is None else {**body, "capacity": status.capacity}
-
-
-def worker_body(worker: Worker, stalled_for: float | None = None) -> dict[str, Any]:
-    """Return one worker as GET `/workers` lists it. Times and ages are in seconds. stalled_for: as in Stalls."""
-    return {
-        "worker_name": worker.name,
-        "model_names": worker.status.model_names,
-        "speed": worker.status.speed,
-        "queue_length": worker.status.queue_length,
-        "leased": worker.leased,
-        "capacity": worker.status.capacity,
-        "capacity_source": worker.capacity_source or None,
-        "draining": worker.draining,
-        "drained": worker.drained,
-        "failing": worker.failing or None,
-        "polled": worker.polled,
-        "multimodal": worker.multimodal,
-        "check_heart_beat": worker.check_heart_beat,
-        "heartbeat_age": worker.heartbeat_age,
-        "expires_in": worker.expires_in,
-        "stalled_for": None if stalled_for is None else round(stalled_for, 1),
-        "registered_by": worker.registered_by or None,
-    }
 
 
 def error_frame(error_code: int, text: str = SERVER_ERROR_MSG) -> bytes:

@@ -1,0 +1,229 @@
+"""The bodies of responses to operators. The API document has the types and their descriptions."""
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Annotated, Any, Literal
+
+from msgspec import UNSET, Struct, UnsetType
+
+from controller.dispatch.explanation import Explanation
+from controller.domain.capacity import CapacityList, CapacityTarget
+from controller.domain.dispatch import DispatchMethod
+from controller.domain.worker import Worker
+from controller.fleet.replicas import ReplicaDescription
+from controller.json_bodies import described
+from controller.security.tokens import Token
+from controller.web.schemas.fields import KnownWorker, ModelName
+
+
+class ListedWorker(Struct):
+    """A live worker. Times and ages are in seconds."""
+
+    worker_name: KnownWorker
+    model_names: Annotated[tuple[str, ...], described("As registered, without duplicates.", ["echo"])]
+    speed: Annotated[int | float, described("As registered.", 1)]
+    queue_length: Annotated[int, described("The current estimate of running and waiting requests.", 0)]
+    leased: Annotated[int, described("The number of active leases.", 0)]
+    capacity: Annotated[int | None, described("How many requests it runs at once. `null` if that is unknown.", 8)]
+    capacity_source: Annotated[
+        Literal["reported", "configured"] | None, described("Where the capacity comes from. `null` if it is unknown.")
+    ]
+    draining: Annotated[bool, described("It gets no more requests.")]
+    drained: Annotated[bool, described("It is draining and has finished its requests.")]
+    failing: Annotated[
+        Literal["request", "polls"] | None,
+        described("What has failed, so that it is used only if no other worker can be. `null` if nothing has."),
+    ]
+    polled: Annotated[bool, described("It has answered a poll.")]
+    multimodal: Annotated[bool, described("As registered.")]
+    check_heart_beat: Annotated[bool, described("As registered.")]
+    heartbeat_age: Annotated[float, described("Seconds since the last heartbeat.", 12.4)]
+    expires_in: Annotated[float | None, described("Seconds until the heartbeat expires. `null` means never.", 77.6)]
+    stalled_for: Annotated[
+        float | None,
+        described(
+            "Seconds for which none of its requests has finished, as far as this replica has seen. `null` if its last "
+            "report was 0."
+        ),
+    ]
+    registered_by: Annotated[str | None, described("The name of the token that registered it, or `null`.")]
+
+    @classmethod
+    def of(cls, worker: Worker, stalled_for: float | None) -> "ListedWorker":
+        """Return the entry of a worker. stalled_for: as in Stalls."""
+        return cls(
+            worker_name=worker.name,
+            model_names=worker.status.model_names,
+            speed=worker.status.speed,
+            queue_length=worker.status.queue_length,
+            leased=worker.leased,
+            capacity=worker.status.capacity,
+            capacity_source=worker.capacity_source or None,  # type: ignore[arg-type]  # the store holds one of the two
+            draining=worker.draining,
+            drained=worker.drained,
+            failing=worker.failing or None,  # type: ignore[arg-type]  # the store holds one of the two
+            polled=worker.polled,
+            multimodal=worker.multimodal,
+            check_heart_beat=worker.check_heart_beat,
+            heartbeat_age=worker.heartbeat_age,
+            expires_in=worker.expires_in,
+            stalled_for=None if stalled_for is None else round(stalled_for, 1),
+            registered_by=worker.registered_by or None,
+        )
+
+
+class Workers(Struct):
+    """All live workers."""
+
+    workers: list[ListedWorker]
+
+    @classmethod
+    def of(cls, workers: Iterable[Worker], stalled_for: Callable[[Worker], float | None]) -> "Workers":
+        """Return the body of a list. stalled_for: as in Stalls."""
+        return cls([ListedWorker.of(worker, stalled_for(worker)) for worker in workers])
+
+
+class PreviousCapacity(Struct):
+    """The result of setting a capacity."""
+
+    previous: Annotated[int | None, described("What was set before. `null` if nothing was.")]
+    workers: Annotated[int, described("The number of live workers that the setting concerns.", 1)]
+
+
+class SetCapacity(Struct, kw_only=True):
+    """A capacity that was set, for a worker or for the workers of a model."""
+
+    worker_name: KnownWorker | UnsetType = UNSET
+    model: ModelName | UnsetType = UNSET
+    capacity: Annotated[int, described("How many requests each worker runs at once.", 4)]
+
+    @classmethod
+    def of(cls, target: CapacityTarget, capacity: int) -> "SetCapacity":
+        """Return the entry of a target."""
+        return cls(worker_name=target.worker_name or UNSET, model=target.model or UNSET, capacity=capacity)
+
+
+class SetCapacities(Struct):
+    """The capacities that were set: first those of models, then those of workers."""
+
+    capacities: list[SetCapacity]
+
+    @classmethod
+    def of(cls, capacities: CapacityList) -> "SetCapacities":
+        """Return the body of a list."""
+        return cls([SetCapacity.of(*each) for each in sorted(capacities.by_target.items())])
+
+
+class NewSecret(Struct):
+    """The secret of a new token."""
+
+    token: Annotated[str, described("The secret. It is shown only this once.")]
+
+
+class ListedToken(Struct):
+    """A token, without its secret."""
+
+    name: Annotated[str, described("Its name, which appears in logs.", "rack-1")]
+    plane: Annotated[str, described("The plane whose routes it opens.", "worker")]
+    source: Annotated[
+        Literal["environment", "file", "store"],
+        described("Where it comes from. `store`: it was created at runtime.", "store"),
+    ]
+    workers: Annotated[tuple[str, ...], described("Patterns of the workers that it may speak for. Empty: all.")]
+    models: Annotated[tuple[str, ...], described("Patterns of the models that they may serve. Empty: all.")]
+
+
+class Tokens(Struct):
+    """The tokens, by plane and name."""
+
+    tokens: list[ListedToken]
+
+    @classmethod
+    def of(cls, tokens: Iterable[tuple[str, Token]]) -> "Tokens":
+        """Return the body of a list. tokens: each with its source."""
+        return cls(
+            [
+                ListedToken(token.name, token.plane, source, token.workers, token.models)  # type: ignore[arg-type]
+                for source, token in sorted(tokens, key=lambda each: (each[1].plane, each[1].name))
+            ]
+        )
+
+
+class ListedReplica(Struct):
+    """A live replica."""
+
+    id: Annotated[str, described("Identifies the replica.")]
+    name: Annotated[str, described("Its host name, port and process id. The id if these are unknown.", "gpu-1:21001/7")]
+    version: Annotated[str, described("The version of the controller. Empty if it is unknown.")]
+    started_at: Annotated[float | None, described("In seconds since 1970. `null` if it is unknown.", 1795699720.693)]
+    settings: Annotated[Mapping[str, Any], described("Its settings by name, without secrets.")]
+
+
+class Replicas(Struct):
+    """The live replicas, by name."""
+
+    replicas: list[ListedReplica]
+
+    @classmethod
+    def of(cls, replicas: Sequence[ReplicaDescription]) -> "Replicas":
+        """Return the body of a list."""
+        return cls([ListedReplica(*replica) for replica in replicas])
+
+
+class CandidateWorker(Struct):
+    """A worker that the next request may go to."""
+
+    worker_name: KnownWorker
+    state: Annotated[
+        Literal["free", "full", "failing"],
+        described("`free` workers come before `full` ones, and those before `failing` ones."),
+    ]
+    cost: Annotated[float | None, described("What is compared within a state. `null` in the lottery.", 0.82)]
+    odds: Annotated[float | None, described("The probability of being drawn. `null` if nothing is drawn.")]
+    queue_length: Annotated[float, described("The current estimate of running and waiting requests.", 0.82)]
+    leased: Annotated[int, described("The number of active leases.", 0)]
+    capacity: Annotated[int | None, described("How many requests it runs at once. `null` if that is unknown.", 8)]
+    speed: Annotated[float, described("As registered.", 1)]
+
+
+class ExcludedWorker(Struct):
+    """A worker of the model that gets no requests."""
+
+    worker_name: KnownWorker
+    reason: Annotated[Literal["draining"], described("Why.")]
+
+
+class NextDispatch(Struct):
+    """How the next request of a model would be dispatched."""
+
+    model: ModelName
+    method: Annotated[str, described("The dispatch method of this replica.", enum=list(map(str, DispatchMethod)))]
+    chosen: Annotated[
+        str | None, described("The worker that it would get. `null` in the lottery, or if there is no worker.")
+    ]
+    workers: Annotated[int, described("The number of live workers that serve the model.", 1)]
+    candidates: Annotated[list[CandidateWorker], described("The first workers that are compared, the best first.")]
+    excluded: Annotated[list[ExcludedWorker], described("The others that serve the model.")]
+
+    @classmethod
+    def of(cls, explanation: Explanation) -> "NextDispatch":
+        """Return the body of an explanation."""
+        return cls(
+            explanation.model,
+            explanation.method,
+            explanation.chosen or None,
+            explanation.workers,
+            [
+                CandidateWorker(
+                    worker.name,
+                    state,  # type: ignore[arg-type]  # one of the three
+                    cost,
+                    odds,
+                    worker.requests,
+                    worker.leased,
+                    worker.capacity,
+                    worker.speed,
+                )
+                for worker, state, cost, odds in explanation.candidates
+            ],
+            [ExcludedWorker(name, "draining") for name in explanation.draining],
+        )

@@ -1,0 +1,87 @@
+"""The types of fields that several bodies have, with the descriptions and bounds that the API document shows.
+
+controller/json_bodies.py has those of a worker's status, which workers also send outside of requests.
+"""
+
+from typing import Annotated, Any, Final
+
+import msgspec
+
+from controller.domain.lease import LEASE, MAX_LEASE_TIME
+from controller.domain.worker import MAX_NAME_LENGTH, MIN_SPEED
+from controller.json_bodies import described
+from controller.security.tokens import MAX_PATTERNS, NAME, PATTERN, TOKEN_PLANES
+
+COMPONENTS: Final = "#/components/schemas/"  # where the document has the types
+MAX_REASON: Final = 500  # characters
+
+URL: Final[dict[str, Any]] = {
+    "format": "uri",
+    "pattern": "^[Hh][Tt][Tt][Pp][Ss]?://[^@?#]+$",
+    "maxLength": MAX_NAME_LENGTH,
+}
+
+
+def pattern(text: str) -> str:
+    """Return a regular expression for `match()` in the syntax of JSON Schema, which searches and lacks a final \\Z."""
+    return "^" + text.removesuffix(r"\Z") + "$"
+
+
+WorkerName = Annotated[str, described("The URL at which clients reach the worker.", "http://localhost:21002", **URL)]
+KnownWorker = Annotated[str, described("The name of the worker, which is its URL.", "http://localhost:21002")]
+ModelName = Annotated[str, described("The name of a model.", "echo")]
+MayLease = Annotated[
+    bool | int | float | None,
+    described(
+        "`true`, or the duration of a lease in seconds. `false`, 0 or `null` mean no lease.",
+        True,
+        anyOf=[
+            {"type": "boolean"},
+            {"type": "null"},
+            {"const": 0},
+            {"type": "number", "minimum": 0.001, "maximum": MAX_LEASE_TIME},
+        ],
+    ),
+]
+Lease = Annotated[
+    str,
+    described(
+        "The lease, as `/get_worker_address` returned it.",
+        "1795699720693-30000-4-2@http://localhost:21002",
+        pattern=pattern(LEASE.pattern),
+    ),
+]
+Reason = Annotated[str, described("Why, for the log and the events.", "a new driver", maxLength=MAX_REASON)]
+Status = Annotated[
+    msgspec.Raw,
+    described(
+        "The status of the worker. If it is left out, `null` or `{}`, the controller requests it from the worker.",
+        {"model_names": ["echo"], "speed": 1, "queue_length": 0},
+        anyOf=[
+            {
+                "$ref": f"{COMPONENTS}ReportedStatus",
+                "anyOf": [
+                    {"properties": {"speed": {"minimum": MIN_SPEED}}},
+                    {"properties": {"model_names": {"maxItems": 0}}},
+                ],
+            },
+            {"type": "null"},
+            {"type": "object", "maxProperties": 0},
+        ],
+    ),
+]
+TokenPlane = Annotated[
+    str, described("The plane whose routes the token opens.", "worker", enum=[str(plane) for plane in TOKEN_PLANES])
+]
+TokenName = Annotated[
+    str, described("The name of the token. It appears in logs.", "rack-1", pattern=pattern(NAME.pattern))
+]
+_PATTERNS: Final = {"maxItems": MAX_PATTERNS, "items": {"type": "string", "pattern": pattern(PATTERN.pattern)}}
+WorkerPatterns = Annotated[
+    list[str],
+    described("The workers that a worker token may speak for. An empty list means all.", ["10.0.1.0/24"], **_PATTERNS),
+]
+ModelPatterns = Annotated[
+    list[str],
+    described("The models that these workers may serve. An empty list means all.", ["vicuna-*"], **_PATTERNS),
+]
