@@ -80,7 +80,7 @@ export class Stream {
   }
 
   /** Begin with the last events again at the next start. */
-  forget() {
+  rewind() {
     this.#lastId = "";
   }
 

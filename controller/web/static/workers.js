@@ -9,7 +9,7 @@ import { badge, bar, name, pager, queue, shortName, sortable } from "./widgets.j
 
 const PAGE = 50; // rows: a page of thousands of workers has as many elements as one of 50
 const STATES = ["serving", "full", "draining", "drained", "failing", "late", "stalled"];
-const LABELS = { stalled: "no progress", late: "late heartbeat" };
+const LABELS = { late: "late heartbeat" };
 const LEVELS = { bad: 0, warn: 1, idle: 2, good: 3 };
 
 let cluster = null; // the last state, for the columns
@@ -23,7 +23,7 @@ const order = new Order({
     queue: (worker) => worker.queue_length,
     leased: (worker) => worker.leased,
     heartbeat: (worker) => cluster.heartbeat(worker)?.left ?? Number.MAX_VALUE,
-    progress: (worker) => cluster.stalled(worker) ?? -1,
+    stalled: (worker) => cluster.stalled(worker) ?? -1,
   },
 });
 
@@ -60,7 +60,7 @@ export function workersView(app) {
         ${column("state", "State", { className: "state" })}
         ${column("queue", "Queue", { className: "queue", first: "-", title: "Running and waiting requests, and capacity" })}
         ${column("leased", "Leases", { className: "number leases", first: "-" })}
-        ${column("progress", "No progress", { className: "number progress", first: "-", title: "Time in which neither the reported queue has shrunk nor a lease has ended" })}
+        ${column("stalled", "None finished", { className: "number stalled", first: "-", title: "Time for which none of its requests has finished" })}
         ${column("heartbeat", "Heartbeat", { className: "heartbeat", title: "Age of the last heartbeat. The bar runs out when the worker expires." })}
       </tr></thead>
       <tbody>${repeat(shown, (worker) => worker.worker_name, (worker) => row(worker, app))}</tbody>
@@ -97,7 +97,7 @@ function row(worker, app) {
     <td class="state">${badge(state)}</td>
     <td class="queue">${queue(worker.queue_length, worker.capacity)}</td>
     <td class="number leases">${worker.leased ? number(worker.leased) : html`<span class="muted">0</span>`}</td>
-    <td class="number progress">${stalled === null || stalled < 10 ? html`<span class="muted">–</span>` : duration(stalled)}</td>
+    <td class="number stalled">${stalled === null || stalled < 10 ? html`<span class="muted">–</span>` : duration(stalled)}</td>
     <td class="heartbeat">${heartbeat === null
       ? html`<span class="muted">sends none</span>`
       : html`<div class="meter"><span class="amount">${duration(heartbeat.age)}</span>${bar(heartbeat.share, 1, { level })}</div>`}</td>
