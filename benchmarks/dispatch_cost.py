@@ -1,7 +1,7 @@
 """Measure what something costs a dispatch over HTTP: processor time of replicas with and without it, in turns.
 
     python benchmarks/dispatch_cost.py tokens [--rounds 12] [--requests 8000]
-    python benchmarks/dispatch_cost.py viewers         ten clients follow the events, one reads /metrics each second
+    python benchmarks/dispatch_cost.py viewers         ten pages are open, and one client reads /metrics each second
     python benchmarks/dispatch_cost.py against CLONE   this checkout, against another one
 
 Each replica is a process with an embedded store. Clients keep their connections, and send what FastChat's clients send.
@@ -92,10 +92,10 @@ async def ready(subject: Subject) -> None:
             await asyncio.sleep(0.1)
 
 
-async def follow(port: int) -> None:
-    """Follow the events of a replica until cancelled."""
+async def follow(port: int, path: str) -> None:
+    """Follow what a page of a replica follows until cancelled."""
     reader, writer = await asyncio.open_connection("127.0.0.1", port)
-    writer.write(b"GET /events HTTP/1.1\r\nHost: localhost\r\nAccept: text/event-stream\r\n\r\n")
+    writer.write(f"GET {path} HTTP/1.1\r\nHost: localhost\r\nAccept: text/event-stream\r\n\r\n".encode())
     try:
         while await reader.read(65536):
             pass
@@ -127,7 +127,13 @@ async def main() -> None:
         for subject in subjects:
             await ready(subject)
         viewers = (
-            [asyncio.create_task(follow(changed.port)) for _ in range(VIEWERS)] if arguments.what == "viewers" else []
+            [
+                asyncio.create_task(follow(changed.port, path))
+                for path in ("/events", "/overview")
+                for _ in range(VIEWERS)
+            ]
+            if arguments.what == "viewers"
+            else []
         )
         if viewers:
             viewers.append(asyncio.create_task(scrape(changed.port)))

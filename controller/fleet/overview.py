@@ -13,7 +13,7 @@ from controller import __version__
 from controller.availability.snapshots import SnapshotManager
 from controller.domain.dispatch import DispatchMethod
 from controller.domain.errors import StoreError, TooManyFollowers
-from controller.fleet.observations import Observations
+from controller.fleet.observations import Changes, DispatchRate, WorkerRows
 from controller.fleet.parents import Parents
 from controller.fleet.replicas import ReplicaDescription, Replicas
 from controller.metrics import Metrics
@@ -72,7 +72,8 @@ class Overview:
         self._snapshots = snapshots
         self._replicas = replicas
         self._parents = parents
-        self._observations = Observations()
+        self._rows = WorkerRows()
+        self._rate = DispatchRate()
         self._described: Sequence[ReplicaDescription] = ()
         self._rates: deque[float | None] = deque(maxlen=_RATES)
         self._counted: tuple[float, float] | None = None  # dispatches of this controller, and when
@@ -87,20 +88,19 @@ class Overview:
         return len(self._viewers)
 
     async def run(self) -> None:
-        """Observe the snapshots, and update the viewers, until cancelled."""
+        """Measure the dispatch rate, and update the viewers, until cancelled."""
         while True:
             await self.tick()
             await asyncio.sleep(_INTERVAL)
 
     async def tick(self) -> None:
-        """Observe the last snapshot, and send what has changed to the viewers."""
+        """Measure the dispatch rate, and send what has changed to the viewers."""
         async with self._lock:
-            await self._observe()
             self._rates.append(self._dispatch_rate())
             self._state = None
             if self._viewers:
                 await self._read_replicas()
-                changed, removed = await self._observations.update_rows()
+                changed, removed = await self._update_rows()
                 update = Update("changes", _encode({**self._head(), "workers": changed, "removed": removed}))
                 for viewer in self._viewers:
                     viewer.put(update)
@@ -109,11 +109,9 @@ class Overview:
         """Return the whole state as a JSON object. It is at most a second old."""
         async with self._lock:
             if self._state is None:
-                if self._observations.seen_at is None:
-                    await self._observe()
                 await self._read_replicas()
-                await self._observations.update_rows()
-                self._state = _encode({**self._head(), "workers": self._observations.rows()})
+                await self._update_rows()
+                self._state = _encode({**self._head(), "workers": self._rows.all()})
             return self._state
 
     async def follow(self) -> AsyncGenerator[Update, None]:
@@ -151,10 +149,13 @@ class Overview:
         for viewer in self._viewers:
             viewer.put(None)
 
-    async def _observe(self) -> None:
+    async def _update_rows(self) -> Changes:
         snapshots, listing = self._snapshots, self._snapshots.listing
-        if listing is not None:
-            await self._observations.observe(listing, snapshots.taken_at, time.time() - snapshots.age)
+        if listing is None:
+            return Changes()
+        taken_at, stalls = snapshots.taken_at, snapshots.stalls
+        seen_at = time.time() - snapshots.age
+        return await self._rows.update(listing, seen_at, lambda worker: stalls.stalled_for(worker, taken_at))
 
     async def _read_replicas(self) -> None:
         """Read what the replicas are, if others are alive than were read. Without Redis, keep what is known."""
@@ -166,7 +167,9 @@ class Overview:
     def _dispatch_rate(self) -> float | None:
         """Return the dispatches per second of the cluster. In the lottery, Redis does not number them: see `_head`."""
         if self._method is not DispatchMethod.LOTTERY:
-            return self._observations.dispatch_rate if self._snapshots.breaker.reason is None else None
+            if self._snapshots.listing is not None:
+                self._rate.observe(self._snapshots.listing, self._snapshots.taken_at)
+            return self._rate.value if self._snapshots.breaker.reason is None else None
         before, now = self._counted, (self._metrics.count_dispatches(), time.monotonic())
         self._counted = now
         return None if before is None else round((now[0] - before[0]) / (now[1] - before[1]), 1)
@@ -177,7 +180,7 @@ class Overview:
         is_lottery = self._method is DispatchMethod.LOTTERY
         return {
             "time": round(time.time(), 1),
-            "seen_at": None if self._observations.seen_at is None else round(self._observations.seen_at, 1),
+            "seen_at": None if self._rows.seen_at is None else round(self._rows.seen_at, 1),
             "replica": {"id": self._replicas.id, "name": self._replicas.name, "version": __version__},
             "degraded": None if reason is None else str(reason),
             "dispatch_method": self._method,

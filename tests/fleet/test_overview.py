@@ -2,7 +2,8 @@
 
 import asyncio
 import json
-from collections.abc import Awaitable, Callable
+import time
+from collections.abc import Awaitable
 from typing import Any
 from unittest.mock import AsyncMock
 
@@ -15,9 +16,6 @@ from controller.replica import Replica
 from controller.store.registry import Registry, Report
 from tests.conftest import Open, Store
 from tests.support.samples import A, B, worker
-
-Clock = Callable[[float], None]
-AGE = 9.0  # seconds. The age of the snapshot on a slow machine
 
 
 async def tick(replica: Replica) -> None:
@@ -38,12 +36,6 @@ async def row(replica: Replica, name: str = A) -> dict[str, Any]:
 async def read(update: Awaitable[Update]) -> tuple[str, dict[str, Any]]:
     kind, body = await update
     return kind, json.loads(body)
-
-
-@pytest.fixture
-def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
-    """Set the time that the overview reads, in seconds since 1970."""
-    return lambda now: monkeypatch.setattr("controller.fleet.overview.time.time", lambda: now)
 
 
 async def test_the_state_has_workers_and_replicas(store: Store, replica: Open) -> None:
@@ -184,47 +176,19 @@ async def test_an_outage_keeps_the_old_state(store: Store, replica: Open, monkey
     assert body["dispatches"]["per_second"][-1] is None
 
 
-async def test_a_queue_that_does_not_shrink(store: Store, replica: Open, clock: Clock) -> None:
+async def test_a_stalled_worker(store: Store, replica: Open, monkeypatch: pytest.MonkeyPatch) -> None:
+    """tests/domain/test_stalls.py has the rule."""
     registry = store.registry()
     await registry.register(worker(A, "m", queue_length=5))
+    await registry.register(worker(B, "m"))
     controller = replica()
-    for now, queue, since in (
-        (1000.0, 5, 1000.0),  # seen for the first time
-        (1010.0, 5, 1000.0),
-        (1020.0, 9, 1000.0),  # more requests are no progress
-        (1030.0, 8, 1030.0),
-        (1040.0, 8, 1030.0),
-        (1050.0, 0, None),
-        (1060.0, 2, 1060.0),
-    ):
-        clock(now)
-        await registry.heartbeat([Report(A, queue)])
-        found = (await row(controller))["not_shrunk_since"]
-        assert found == (since and pytest.approx(since, abs=AGE)), now
-
-
-async def test_a_lease_that_ends_is_progress(store: Store, replica: Open, clock: Clock) -> None:
-    """A full worker may report the same number each time."""
-    registry = store.registry()
-    await registry.register(worker(A, "m", queue_length=5))
-    controller = replica()
-    clock(1000.0)
-    leased = (await controller.dispatcher.dispatch_with_lease("m", 60.0)).value
-    await row(controller)
-    clock(1010.0)
-    assert (await row(controller))["not_shrunk_since"] == pytest.approx(1000.0, abs=AGE)
-    assert await controller.dispatcher.release(leased.lease)
-    clock(1020.0)
-    assert (await row(controller))["not_shrunk_since"] == pytest.approx(1020.0, abs=AGE)
-
-
-async def test_a_new_registration_starts_again(store: Store, replica: Open, clock: Clock) -> None:
-    registry = store.registry()
-    controller = replica()
-    for now in (1000.0, 1010.0):
-        clock(now)
-        await registry.register(worker(A, "m", queue_length=5))
-        assert (await row(controller))["not_shrunk_since"] == pytest.approx(now, abs=AGE)
+    first = (await row(controller))["stalled_since"]
+    assert abs(first - time.time()) < 60
+    assert (await row(controller, B))["stalled_since"] is None
+    await registry.heartbeat([Report(A, 6)])
+    assert (await row(controller))["stalled_since"] == first
+    monkeypatch.setattr(controller.snapshots.stalls, "stalled_for", lambda *_: 120.0)
+    assert (await row(controller))["stalled_since"] == pytest.approx(time.time() - 120, abs=60)
 
 
 async def rates(replica: Replica) -> list[float | None]:
@@ -268,8 +232,10 @@ async def test_many_workers_do_not_block_the_replica(
         await registry.register(worker(name))
     controller = replica()
     await controller.snapshots.refresh()
-    ticking = asyncio.ensure_future(controller.overview.tick())
+    updates = controller.overview.follow()
+    opening = asyncio.ensure_future(anext(updates))
     await asyncio.sleep(0)
-    assert not ticking.done()
-    await ticking
+    assert not opening.done()
+    await opening
+    await updates.aclose()
     assert len((await state(controller))["workers"]) == 2

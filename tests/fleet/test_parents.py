@@ -155,10 +155,14 @@ async def test_failed_registration_is_retried_and_logged_once(
 ) -> None:
     await registry.register(worker(A))
     parent.refuses = True
-    joining()
+    replica = joining()
+    assert replica.parents.states() == [(parent.address, None, False)]
     await wait_until(lambda: "failed; retrying every" in caplog.text, "the failure is logged")
+    [(_, sent_at, is_failing)] = replica.parents.states()
+    assert (time.time() - (sent_at or 0) < 60, is_failing) == (True, True)
     parent.refuses = False
     await wait_until(lambda: parent.registrations, "the cluster is registered")
+    await wait_until(lambda: not replica.parents.states()[0].is_failing, "the parent accepts heartbeats")
     assert caplog.text.count("failed; retrying every") == 1
 
 

@@ -73,7 +73,7 @@ def test_axe_finds_nothing(serve: Serve, open_page: Open, width: int, scheme: st
     assert findings(page) == []
 
 
-@pytest.mark.parametrize("scheme", ["light", "dark"])
+@pytest.mark.parametrize("scheme", ["light", pytest.param("dark", marks=pytest.mark.slow)])
 def test_axe_finds_nothing_in_the_form_for_a_token(serve: Serve, open_page: Open, scheme: str) -> None:
     controller = serve(CONTROLLER_ADMIN_TOKENS="ops=a-token-of-this-test")
     page = open_page(controller.url, color_scheme=scheme, bypass_csp=True)

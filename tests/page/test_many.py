@@ -83,11 +83,12 @@ def fleet(serve: Serve) -> Iterator[ControllerProcess]:
 
 def test_a_stuck_worker_is_found_and_drained(fleet: ControllerProcess, open_page: Open) -> None:
     page = open_page(fleet.url)
-    page.locator("#workers").get_by_role("button", name="No progress").click()
+    page.locator("#workers").get_by_role("button", name="None finished").click()
     first = page.locator("#workers tbody tr").first
     expect(first.locator("a")).to_have_text(STUCK.removeprefix("http://"))
-    expect(first.locator(".progress")).to_have_text("20 s")  # the others stay below 10 s, which is shown as a dash
-    expect(page.locator("#workers .progress", has_text=re.compile(r"\d"))).to_have_count(1)
+    expect(first.locator(".stalled")).to_have_text(re.compile("[2-9][0-9] s|min"))
+    # The others stay below 10 s, which is shown as a dash.
+    expect(page.locator("#workers .stalled", has_text=re.compile(r"\d"))).to_have_count(1)
     first.locator("a").click()
     page.locator("#details").get_by_role("button", name="Drain…").click()
     page.locator("#ask").get_by_label("Reason").fill("stuck")

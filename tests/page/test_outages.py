@@ -40,6 +40,24 @@ def test_the_page_tells_that_redis_is_away(serve: Serve, open_page: Open, work_d
         store.kill()
 
 
+@pytest.mark.slow
+def test_the_page_shows_parents(serve: Serve, open_page: Open) -> None:
+    parent = serve(data="parent")
+    advertised = "http://127.0.0.1:1/child"
+    flags = ["--parent", parent.url, "--advertise", advertised, "--parent-interval", "1", "--poll-interval", "0"]
+    child = serve(*flags, data="child")
+    child.register(A, "m")
+    page = open_page(child.url)
+    parents = page.locator("#replicas table").last
+    expect(parents).to_contain_text(parent.url)
+    expect(parents).to_contain_text("accepted")
+    above = open_page(parent.url)
+    expect(above.locator("#workers tbody tr")).to_contain_text("127.0.0.1:1/child")
+    parent.stop()
+    expect(parents).to_contain_text("failed")
+    expect(page.locator("#problems")).to_contain_text("does not accept the heartbeats of this replica")
+
+
 def test_the_page_connects_again(serve: Serve, open_page: Open) -> None:
     controller = serve("--poll-interval", "0")
     controller.register(A, "m")

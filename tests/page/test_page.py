@@ -78,6 +78,7 @@ def test_drain_resume_and_remove_by_click(serve: Serve, open_page: Open) -> None
     assert controller.names() == [B]
 
 
+@pytest.mark.slow
 def test_refresh_asks_first(serve: Serve, open_page: Open) -> None:
     controller = serve("--poll-interval", "0", "--probe-timeout", "0.2")
     controller.register(A, "m")
@@ -88,6 +89,7 @@ def test_refresh_asks_first(serve: Serve, open_page: Open) -> None:
     expect(page.locator("#workers")).to_contain_text("No worker is registered.")
 
 
+@pytest.mark.slow
 def test_an_action_on_a_worker_that_is_gone_says_so(serve: Serve, open_page: Open) -> None:
     controller = serve("--poll-interval", "0")
     controller.register(A, "m")

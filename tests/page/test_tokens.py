@@ -80,6 +80,7 @@ def test_a_revoked_token_ends_the_page(serve: Serve, open_page: Open) -> None:
     expect(page.locator("#workers")).to_have_count(0)
 
 
+@pytest.mark.slow
 def test_a_token_that_is_no_header_is_not_sent(serve: Serve, open_page: Open) -> None:
     controller = serve(**ENVIRONMENT)
     page = open_page(controller.url)
@@ -89,6 +90,7 @@ def test_a_token_that_is_no_header_is_not_sent(serve: Serve, open_page: Open) ->
     expect(page.get_by_role("alert")).to_have_count(0)
 
 
+@pytest.mark.slow
 def test_an_address_without_tokens_sees_the_page(serve: Serve, open_page: Open) -> None:
     controller = serve(
         "--admin-networks", "127.0.0.0/8", CONTROLLER_CLIENT_TOKENS=ENVIRONMENT["CONTROLLER_CLIENT_TOKENS"]

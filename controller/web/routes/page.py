@@ -82,9 +82,8 @@ async def overview(
     other parts of the state. It ends when the replica ends, or when the token is revoked.
 
     Times are in seconds since 1970. The workers are as of `seen_at`. While Redis is unavailable, `degraded` is the
-    reason, and the workers stay as they were. `not_shrunk_since` tells since when neither the queue that a worker
-    reports has shrunk nor one of its leases has ended, as far as this replica has seen. `per_second` has the dispatch
-    rates of the last minute. In the lottery they are those of this controller only.
+    reason, and the workers stay as they were. `stalled_since` is the time of `stalled_for` in GET `/workers`.
+    `per_second` has the dispatch rates of the last minute. In the lottery they are those of this controller only.
     """
     if EVENT_STREAM not in headers.get("accept", ""):
         return Answer(await services.overview.state(), headers=((b"cache-control", b"no-store"),))

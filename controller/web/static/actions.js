@@ -62,9 +62,10 @@ export async function confirm(app, form) {
   app.render();
   try {
     app.tell(await act(ask, form.elements.reason?.value ?? "", app.token));
-    app.ask = null;
+    if (app.ask === ask) app.ask = null;
   } catch (error) {
     ask.error = error instanceof TypeError ? "The controller cannot be reached. Look whether it was done, and try again." : error.message;
+    if (app.ask !== ask) app.tell(ask.error); // its window was closed meanwhile
   }
   ask.isRunning = false;
   app.render();

@@ -2,9 +2,7 @@
 
 const HISTORY = 60; // messages, one a second
 const LATE = 1 / 3; // of the time between a heartbeat and its expiration. FastChat's workers use half of it
-// Seconds in which a queue does not shrink. Polled workers report every few seconds, others every 45 s.
-const STALLED_POLLED = 60;
-const STALLED = 120;
+const STALLED = 60; // seconds for which no request of a worker has finished, as in the command line
 
 export class Cluster {
   workers = new Map(); // by name
@@ -94,10 +92,10 @@ export class Cluster {
     return { age: this.now - worker.heartbeat_at, left, share: Math.max(0, Math.min(1, left / whole)) };
   }
 
-  /** Seconds for which a worker has shown no progress. null if its queue is empty. */
+  /** Seconds for which none of the requests of a worker has finished. null if it has none. */
   stalled(worker) {
-    if (worker.not_shrunk_since === null) return null;
-    return Math.max(0, Math.min(this.now, this.head.seen_at) - worker.not_shrunk_since);
+    if (worker.stalled_since === null) return null;
+    return Math.max(0, Math.min(this.now, this.head.seen_at) - worker.stalled_since);
   }
 
   /** Return {key, label, level} of a worker. level: "bad", "warn", "idle" or "good". */
@@ -108,8 +106,7 @@ export class Cluster {
     const heartbeat = this.heartbeat(worker);
     if (heartbeat && heartbeat.left <= 0) return { key: "late", label: "overdue", level: "bad" };
     if (heartbeat && heartbeat.share < LATE) return { key: "late", label: "late", level: "warn" };
-    const stalled = this.stalled(worker);
-    if (stalled >= (worker.polled ? STALLED_POLLED : STALLED)) return { key: "stalled", label: "no progress", level: "warn" };
+    if (this.stalled(worker) >= STALLED) return { key: "stalled", label: "stalled", level: "warn" };
     const isFull = worker.capacity !== null && worker.queue_length >= worker.capacity;
     return isFull ? { key: "full", label: "full", level: "good" } : { key: "serving", label: "serving", level: "good" };
   }

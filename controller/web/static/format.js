@@ -35,12 +35,6 @@ export function compare(one, other) {
   return typeof one === "string" ? collator.compare(one, other) : one - other;
 }
 
-/** Return how to sort rows: the function of a column, and 1 or -1. The address may name a column that does not exist. */
-export function sorting(columns, sort) {
-  const column = sort.replace("-", "");
-  return [Object.hasOwn(columns, column) ? columns[column] : columns.name, sort.startsWith("-") ? -1 : 1];
-}
-
 /** Return "1 worker" or "5 workers". */
 export function count(total, noun) {
   return `${number(total)} ${noun}${total === 1 ? "" : "s"}`;

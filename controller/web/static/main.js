@@ -81,6 +81,7 @@ const app = {
   /** Drop the token, and what it has shown. */
   signOut(message = "") {
     disconnect();
+    happened.rewind();
     Object.assign(this, { token: "", signIn: { message }, cluster: new Cluster(), events: [], ask: null, explanation: null });
     this.render();
   },

@@ -3,27 +3,32 @@
 import { html } from "./vendor/lit-html/lit-html.js";
 import { repeat } from "./vendor/lit-html/directives/repeat.js";
 import { link } from "./address.js";
-import { compare, number, sorting, visible } from "./format.js";
+import { number, visible } from "./format.js";
+import { Order, pageNumber } from "./order.js";
 import { name, pager, queue, sortable } from "./widgets.js";
 
 const PAGE = 20;
-const KEYS = {
-  name: (model) => model.name,
-  workers: (model) => model.workers,
-  queue: (model) => model.queue,
-  saturation: (model) => (model.capacity ? model.sized / model.capacity : -1),
-};
+
+const order = new Order({
+  rows: "#models tbody",
+  nameOf: (model) => model.name,
+  columns: {
+    name: (model) => model.name,
+    workers: (model) => model.workers,
+    queue: (model) => model.queue,
+    saturation: (model) => (model.capacity ? model.sized / model.capacity : -1),
+  },
+});
 
 /** The section of the page. */
 export function modelsView(app) {
   const { cluster, view } = app;
   const wanted = view.q.toLowerCase();
   const sort = view.models || "name";
-  const [key, direction] = sorting(KEYS, sort);
-  const models = [...cluster.models.values()].filter((model) => model.name.toLowerCase().includes(wanted) || !hasModel(cluster, wanted));
-  models.sort((one, other) => direction * compare(key(one), key(other)) || compare(one.name, other.name));
+  const found = [...cluster.models.values()].filter((model) => model.name.toLowerCase().includes(wanted));
+  const models = order.apply(found.length ? found : [...cluster.models.values()], sort); // the search is for a worker
   const pages = Math.ceil(models.length / PAGE);
-  const page = Math.min(Number(view.mpage) || 0, Math.max(0, pages - 1));
+  const page = pageNumber(view.mpage, pages);
   const shown = models.slice(page * PAGE, (page + 1) * PAGE);
   const column = (id, label, options = {}) =>
     sortable(id, label, { sort, onSort: (next) => app.show({ models: next === "name" ? "" : next, mpage: "" }), ...options });
@@ -53,10 +58,4 @@ function row(model, view) {
     <td class="queue">${queue(model.queue, model.capacity, model.sized)}</td>
     <td class="number">${load}</td>
   </tr>`;
-}
-
-/** Return true if the name of a model contains a text. Otherwise the search is for a worker, and all models stay. */
-function hasModel(cluster, wanted) {
-  for (const model of cluster.models.keys()) if (model.toLowerCase().includes(wanted)) return true;
-  return false;
 }

@@ -51,7 +51,7 @@ function figures(cluster) {
 /** What is wrong with the connection to the replica, or with that of the replica to Redis. */
 export function connectionView({ cluster, connection }) {
   const parts = [];
-  if (connection.state === "waiting" || (connection.state === "connecting" && connection.message)) {
+  if (connection.state !== "open" && connection.message) {
     const left = Math.max(0, connection.retryAt - performance.now()) / 1000;
     // What changes each second is not for screen readers, which would read the alert each time.
     parts.push(html`<p class="banner warn" role="alert">${connection.message} <span aria-hidden="true">${cluster.head
@@ -103,7 +103,7 @@ export function clusterView({ cluster }) {
       <tbody>${parents.map((each) => html`<tr>
         <th scope="row" class="name">${name(each.address)}</th>
         <td>${each.sent_at === null ? html`<span class="muted">none</span>`
-          : html`${badge(each.is_failing ? { label: "refused", level: "bad" } : { label: "accepted", level: "good" })} ${time(each.sent_at)}`}</td>
+          : html`${badge(each.is_failing ? { label: "failed", level: "bad" } : { label: "accepted", level: "good" })} ${time(each.sent_at)}`}</td>
       </tr>`)}</tbody>
     </table>` : nothing}
   </section>`;

@@ -36,10 +36,10 @@ const OF_WORKERS = [
     many: "have sent no heartbeat for long, and are about to expire.",
   },
   {
-    state: "stalled", label: "no progress", level: "warn",
+    state: "stalled", label: "stalled", level: "warn",
     one: (worker, cluster) =>
-      `has reported a queue of ${number(worker.reported)} that has not shrunk for ${duration(cluster.stalled(worker))}.`,
-    many: "report queues that do not shrink.",
+      `has reported ${count(worker.reported, "request")}, none of which has finished for ${duration(cluster.stalled(worker))}.`,
+    many: "send heartbeats, but none of their requests has finished for a while.",
   },
   {
     state: "drained", label: "drained", level: "idle",

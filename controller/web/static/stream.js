@@ -58,6 +58,7 @@ async function* piecesOf(body) {
  * token: returns the token.
  * onEvent: gets the kind of an event and its data.
  * onState: gets {state, message, retryAt}. state: "connecting", "open", "waiting", or "denied", which ends the stream.
+ *   message: why the connection was lost. "" at the first attempt.
  */
 export class Stream {
   #stop = null;
@@ -78,13 +79,19 @@ export class Stream {
     this.#stop = null;
   }
 
+  /** Begin with the last events again at the next start. */
+  rewind() {
+    this.#lastId = "";
+  }
+
   async #run(stopped) {
     let pause = FIRST_PAUSE;
+    let message = ""; // why the last attempt has ended. It stays until the next one succeeds
     while (!stopped.aborted) {
-      let message = "The controller has ended the connection.";
       try {
-        this.onState({ state: "connecting" });
+        this.onState({ state: "connecting", message, retryAt: performance.now() });
         await this.#follow(stopped, () => (pause = FIRST_PAUSE));
+        message = "The controller has ended the connection.";
       } catch (error) {
         if (stopped.aborted) return;
         message = error instanceof Refusal ? error.message : "The controller cannot be reached.";

@@ -3,56 +3,47 @@
 import { html, nothing } from "./vendor/lit-html/lit-html.js";
 import { repeat } from "./vendor/lit-html/directives/repeat.js";
 import { link } from "./address.js";
-import { compare, duration, number, sorting, visible } from "./format.js";
+import { duration, number, visible } from "./format.js";
+import { Order, pageNumber } from "./order.js";
 import { badge, bar, name, pager, queue, shortName, sortable } from "./widgets.js";
 
 const PAGE = 50; // rows: a page of thousands of workers has as many elements as one of 50
-const RESORT = 3; // seconds for which rows stay where they are, so that a click meets the row that it was meant for
 const STATES = ["serving", "full", "draining", "drained", "failing", "late", "stalled"];
-const LABELS = { stalled: "no progress", late: "late heartbeat" };
+const LABELS = { late: "late heartbeat" };
 const LEVELS = { bad: 0, warn: 1, idle: 2, good: 3 };
 
-const KEYS = {
-  name: () => (worker) => worker.worker_name,
-  state: (cluster) => (worker) => LEVELS[cluster.state(worker).level],
-  queue: () => (worker) => worker.queue_length,
-  leased: () => (worker) => worker.leased,
-  heartbeat: (cluster) => (worker) => cluster.heartbeat(worker)?.left ?? Number.MAX_VALUE,
-  progress: (cluster) => (worker) => cluster.stalled(worker) ?? -1,
-};
+let cluster = null; // the last state, for the columns
 
-const order = { names: new Map(), sort: "", at: 0 }; // the last order of the rows
+const order = new Order({
+  rows: "#workers tbody",
+  nameOf: (worker) => worker.worker_name,
+  columns: {
+    name: (worker) => worker.worker_name,
+    state: (worker) => LEVELS[cluster.state(worker).level],
+    queue: (worker) => worker.queue_length,
+    leased: (worker) => worker.leased,
+    heartbeat: (worker) => cluster.heartbeat(worker)?.left ?? Number.MAX_VALUE,
+    stalled: (worker) => cluster.stalled(worker) ?? -1,
+  },
+});
 
-function chosen({ cluster, view }) {
+/** Return the workers that the search and the filters let through. */
+function chosen({ view }) {
   const wanted = view.q.toLowerCase();
   return [...cluster.workers.values()].filter((worker) =>
     (!view.serves || cluster.serves(worker, view.serves)) &&
     (!view.state || cluster.state(worker).key === view.state) &&
-    (!wanted || worker.worker_name.toLowerCase().includes(wanted) || worker.models_key.toLowerCase().includes(wanted)));
-}
-
-/** Sort workers. While the pointer or the focus is in the rows, only new rows move. */
-function sorted(workers, cluster, sort) {
-  const isUsed = document.querySelector("#workers tbody:is(:hover, :focus-within)") !== null;
-  const isStale = performance.now() - order.at > 1000 * RESORT && !isUsed;
-  if (sort !== order.sort || isStale || !order.names.size) {
-    const [keyOf, direction] = sorting(KEYS, sort);
-    const key = keyOf(cluster);
-    workers.sort((one, other) => direction * compare(key(one), key(other)) || compare(one.worker_name, other.worker_name));
-    Object.assign(order, { sort, at: performance.now(), names: new Map(workers.map((worker, index) => [worker.worker_name, index])) });
-    return workers;
-  }
-  const place = (worker) => order.names.get(worker.worker_name) ?? Number.MAX_VALUE;
-  return workers.sort((one, other) => compare(place(one), place(other)) || compare(one.worker_name, other.worker_name));
+    (!wanted || worker.worker_name.toLowerCase().includes(wanted) || worker.model_names.some((model) => model.toLowerCase().includes(wanted))));
 }
 
 /** The section of the page. */
 export function workersView(app) {
-  const { cluster, view } = app;
+  const { view } = app;
+  cluster = app.cluster;
   const sort = view.sort || "name";
-  const workers = sorted(chosen(app), cluster, sort);
+  const workers = order.apply(chosen(app), sort);
   const pages = Math.ceil(workers.length / PAGE);
-  const page = Math.min(Number(view.page) || 0, Math.max(0, pages - 1));
+  const page = pageNumber(view.page, pages);
   const shown = workers.slice(page * PAGE, (page + 1) * PAGE);
   const column = (id, label, options = {}) =>
     sortable(id, label, { sort, onSort: (next) => app.show({ sort: next === "name" ? "" : next, page: "" }), ...options });
@@ -69,7 +60,7 @@ export function workersView(app) {
         ${column("state", "State", { className: "state" })}
         ${column("queue", "Queue", { className: "queue", first: "-", title: "Running and waiting requests, and capacity" })}
         ${column("leased", "Leases", { className: "number leases", first: "-" })}
-        ${column("progress", "No progress", { className: "number progress", first: "-", title: "Time in which neither the reported queue has shrunk nor a lease has ended" })}
+        ${column("stalled", "None finished", { className: "number stalled", first: "-", title: "Time for which none of its requests has finished" })}
         ${column("heartbeat", "Heartbeat", { className: "heartbeat", title: "Age of the last heartbeat. The bar runs out when the worker expires." })}
       </tr></thead>
       <tbody>${repeat(shown, (worker) => worker.worker_name, (worker) => row(worker, app))}</tbody>
@@ -92,7 +83,7 @@ function filters(app) {
 }
 
 function row(worker, app) {
-  const { cluster, view } = app;
+  const { view } = app;
   const heartbeat = cluster.heartbeat(worker);
   const stalled = cluster.stalled(worker);
   const state = cluster.state(worker);
@@ -106,7 +97,7 @@ function row(worker, app) {
     <td class="state">${badge(state)}</td>
     <td class="queue">${queue(worker.queue_length, worker.capacity)}</td>
     <td class="number leases">${worker.leased ? number(worker.leased) : html`<span class="muted">0</span>`}</td>
-    <td class="number progress">${stalled === null || stalled < 10 ? html`<span class="muted">–</span>` : duration(stalled)}</td>
+    <td class="number stalled">${stalled === null || stalled < 10 ? html`<span class="muted">–</span>` : duration(stalled)}</td>
     <td class="heartbeat">${heartbeat === null
       ? html`<span class="muted">sends none</span>`
       : html`<div class="meter"><span class="amount">${duration(heartbeat.age)}</span>${bar(heartbeat.share, 1, { level })}</div>`}</td>
