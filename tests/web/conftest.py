@@ -11,6 +11,7 @@ from controller.metrics import Metrics
 from controller.replica import Replica, create_worker_client
 from controller.settings import Settings
 from controller.store.registry import Registry
+from controller.tracing import Tracing
 from tests.conftest import Store
 
 
@@ -40,11 +41,11 @@ class Api:
         return address
 
 
-async def open_api(registry: Registry, **settings: Any) -> AsyncIterator[Api]:
+async def open_api(registry: Registry, tracing: Tracing | None = None, /, **settings: Any) -> AsyncIterator[Api]:
     defaults: dict[str, Any] = {"probe_timeout": 60.0, "worker_timeout": 60.0, "register_timeout": 0.0}
     options = Settings(**{**defaults, **settings})
     metrics = Metrics()
-    replica = Replica(options, registry, create_worker_client(options), metrics)
+    replica = Replica(options, registry, create_worker_client(options, tracing), metrics, tracing)
     transport = httpx.ASGITransport(replica.app(), raise_app_exceptions=False)
     async with httpx.AsyncClient(transport=transport, base_url="http://controller") as http:
         yield Api(http, replica, registry, metrics)
