@@ -1,6 +1,7 @@
 """The composition root: builds all objects of one replica from the settings."""
 
 from collections.abc import Awaitable, Callable, Sequence
+from typing import TYPE_CHECKING
 
 from starlette.types import ASGIApp
 
@@ -38,10 +39,14 @@ from controller.store.registry import Registry
 from controller.store_url import StoreUrl
 from controller.upstream.client import WorkerClient
 from controller.web.app import build_app
+from controller.web.asgi.access_log import AccessLog
 from controller.web.asgi.limits import RequestLimits
 from controller.web.openapi.document import build as build_document
 from controller.web.openapi.pages import ApiPages
 from controller.web.services import Services
+
+if TYPE_CHECKING:
+    from controller.tracing import Tracing
 
 
 class Replica:
@@ -50,8 +55,16 @@ class Replica:
     Create and close it in the running event loop.
     """
 
-    def __init__(self, settings: Settings, registry: Registry, workers: WorkerClient, metrics: Metrics) -> None:
+    def __init__(
+        self,
+        settings: Settings,
+        registry: Registry,
+        workers: WorkerClient,
+        metrics: Metrics,
+        tracing: "Tracing | None" = None,
+    ) -> None:
         self._settings = settings
+        self._tracing = tracing
         self.registry = registry
         self.workers = workers
         self.metrics = metrics
@@ -65,7 +78,8 @@ class Replica:
         self.audit.add_sink(self.events.record_audit)
         self.batches = Batches(self.breaker, registry, metrics, self.reconciler)
         self.readiness = Readiness(self.batches, self.snapshots)
-        self.dispatcher = Dispatcher(settings, registry, self.batches, self.snapshots, self.degraded, metrics)
+        make_dispatcher = tracing.dispatcher if tracing else Dispatcher
+        self.dispatcher = make_dispatcher(settings, registry, self.batches, self.snapshots, self.degraded, metrics)
         self.membership = Membership(settings, self.batches, self.snapshots, workers, metrics, self.audit)
         self.capacities = Capacities(self.breaker, registry, self.snapshots, self.audit)
         self.tokens = Tokens(self.breaker, registry, self.access, self.audit, settings.tokens_file)
@@ -132,7 +146,10 @@ class Replica:
 
     def app(self, *background: Callable[[], Awaitable[None]]) -> ASGIApp:
         """Return the ASGI application. It runs the background tasks of the replica and those in `background`."""
-        return build_app(self.services, [*self.background(), *background], self.close)
+        app = build_app(self.services, [*self.background(), *background], self.close)
+        if self._tracing:
+            app = self._tracing.app(app, self.access, self.services.forward_paths)
+        return AccessLog(app, self.access) if self._settings.access_log else app
 
     def background(self) -> Sequence[Callable[[], Awaitable[None]]]:
         """Return the background tasks: functions that run until they return, or are cancelled."""
@@ -179,6 +196,8 @@ class Replica:
         await self.snapshots.close()
         await self.workers.close()
         await self.registry.close()
+        if self._tracing:
+            await self._tracing.close()
 
 
 def create_registry(settings: Settings, store: StoreUrl) -> Registry:
@@ -200,9 +219,10 @@ def create_registry(settings: Settings, store: StoreUrl) -> Registry:
     )
 
 
-def create_worker_client(settings: Settings) -> WorkerClient:
+def create_worker_client(settings: Settings, tracing: "Tracing | None" = None) -> WorkerClient:
     """Return the client for workers. Call this in the running event loop."""
-    return WorkerClient(
+    make_client = tracing.worker_client if tracing else WorkerClient
+    return make_client(
         settings.probe_timeout,
         settings.worker_timeout,
         WorkerAddresses(settings.worker_allow),
@@ -212,4 +232,10 @@ def create_worker_client(settings: Settings) -> WorkerClient:
 
 def create_replica(settings: Settings, store: StoreUrl, metrics: Metrics) -> Replica:
     """Return a replica on the Redis that `store` names. Call this in the running event loop."""
-    return Replica(settings, create_registry(settings, store), create_worker_client(settings), metrics)
+    tracing = None
+    if settings.tracing:
+        from controller.tracing import Tracing  # imported only here, because it needs packages that are optional
+
+        tracing = Tracing()
+    workers = create_worker_client(settings, tracing)
+    return Replica(settings, create_registry(settings, store), workers, metrics, tracing)

@@ -1,10 +1,17 @@
-"""Cancels tasks until they have ended."""
+"""Starts and ends background tasks."""
 
 import asyncio
-from collections.abc import Iterable
-from typing import Any, Final
+from collections.abc import Coroutine, Iterable
+from contextvars import Context
+from typing import Any, Final, TypeVar
 
+_Result = TypeVar("_Result")
 _RETRY_INTERVAL: Final = 0.1  # seconds
+
+
+def start_shared(coroutine: Coroutine[Any, Any, _Result]) -> "asyncio.Task[_Result]":
+    """Start a task that works for many requests, so it has neither the request id nor the trace of the current one."""
+    return asyncio.create_task(coroutine, context=Context())
 
 
 async def end(tasks: "Iterable[asyncio.Task[Any]]") -> None:

@@ -9,7 +9,7 @@ from typing import Final, ParamSpec, TypeVar
 
 from controller.domain.errors import ReplicaBusy, StoreError, StoreRejection, StoreUnavailable
 from controller.metrics import Metrics
-from controller.tasks import end
+from controller.tasks import end, start_shared
 
 logger = logging.getLogger("controller")
 
@@ -89,7 +89,7 @@ class CircuitBreaker:
 
     def _start_probing(self) -> None:
         if self._probing is None:
-            self._probing = asyncio.create_task(self._probe_until_closed())
+            self._probing = start_shared(self._probe_until_closed())
 
     async def _probe_until_closed(self) -> None:
         try:

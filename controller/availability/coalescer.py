@@ -9,6 +9,8 @@ from enum import Enum
 from itertools import takewhile
 from typing import Final, Generic, Literal, TypeAlias, TypeVar
 
+from controller.tasks import start_shared
+
 Item = TypeVar("Item")
 Answer = TypeVar("Answer")
 
@@ -40,7 +42,7 @@ class Coalescer(Generic[Item, Answer]):
         future: asyncio.Future[Answer] = asyncio.get_running_loop().create_future()
         self._waiting.append((item, future))
         if self._task is None:
-            self._task = asyncio.create_task(self._run())
+            self._task = start_shared(self._run())
         return future
 
     async def _run(self) -> None:

@@ -48,9 +48,7 @@ class DegradedMode:
         if self._logged_for != failing_since:
             self._logged_for = failing_since
             logger.warning(
-                "Redis is unavailable: dispatching from a snapshot of %d workers, %.1f s old, valid for another "
-                "%.0f s.",
-                len(snapshot),
-                age,
-                self._max_age - age,
+                "Redis is unavailable: dispatching from a snapshot of %(workers)d workers, %(age).1f s old, valid for "
+                "another %(left).0f s.",
+                {"workers": len(snapshot), "age": age, "left": self._max_age - age},
             )

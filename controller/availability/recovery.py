@@ -136,7 +136,9 @@ class Recovery:
         if not renamed:  # it registered or was removed meanwhile: the next listing decides
             return False
         if await self._registry.remove(worker.name, only_if=worker.registration, reason=f"renamed to {name}"):
-            logger.info("Renamed worker %s to %s, its canonical name.", worker.name, name)
+            logger.info(
+                "Renamed worker %(old)s to %(worker)s, its canonical name.", {"old": worker.name, "worker": name}
+            )
         return True
 
     def _report_jump(self, jump: float) -> None:
@@ -177,7 +179,10 @@ class Recovery:
         ]
         if missing:
             reason = "lost data" if lost_data else "expired heartbeats too early"
-            logger.warning("Redis %s: registering %d workers again from the last snapshot.", reason, len(missing))
+            logger.warning(
+                "Redis %(reason)s: registering %(workers)d workers again from the last snapshot.",
+                {"reason": reason, "workers": len(missing)},
+            )
         await self._registry.check()  # sets the epoch of an empty Redis before the first registration
         for first in range(0, len(missing), _REGISTERED_AT_ONCE):
             batch = missing[first : first + _REGISTERED_AT_ONCE]

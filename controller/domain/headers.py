@@ -1,12 +1,15 @@
-"""Selects the headers of a worker's response that are forwarded to the client (end-to-end, not hop-by-hop headers)."""
+"""Selects the headers that are forwarded: of a worker's response to the client, and of a request to the worker."""
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Final
+
+from controller.domain.request_ids import HEADER
 
 Headers = tuple[tuple[bytes, bytes], ...]
 
 _HOP_BY_HOP: Final = frozenset({b"connection", b"keep-alive", b"te", b"trailer", b"transfer-encoding", b"upgrade"})
+_REQUEST_ID: Final = HEADER.encode()  # our response has the id of the request, which the worker got, too
 # X-Accel-* headers control the proxy in front of a server. A worker must not control the proxy in front of us.
 _DROPPED_PREFIXES: Final = (b"proxy-", b"x-controller-", b"x-accel-")
 # A client needs these to understand the body, so they have priority if there are too many headers.
@@ -25,6 +28,25 @@ _WITHOUT_BODY: Final = (204, 304)
 _MAX_HEADERS: Final = 80
 _MAX_HEADER_BYTES: Final = 8_000
 _MAX_TOTAL_BYTES: Final = 12 * 1024
+# Later versions of the standard may append parts.
+_TRACE_PARENT: Final = re.compile(rb"[0-9a-f]{2}-[0-9a-f]{32}-[0-9a-f]{16}-[0-9a-f]{2}(-[\x21-\x7e]{0,200})?")
+_PRINTABLE: Final = re.compile(rb"[\t\x20-\x7e]+")
+
+
+def trace_context(headers: Sequence[tuple[bytes, bytes]]) -> dict[str, str]:
+    """Return the headers of W3C Trace Context of a request, which go to the worker unchanged.
+
+    The parts of a divided `tracestate` are joined. As the standard says, there is no trace context if `traceparent` is
+    invalid or repeated. `tracestate` is left out if it has other characters than printable ASCII, or is too long.
+    """
+    parents = [value for name, value in headers if name == b"traceparent"]
+    if len(parents) != 1 or not _TRACE_PARENT.fullmatch(parents[0]):
+        return {}
+    state = b",".join(value for name, value in headers if name == b"tracestate")
+    found = {"traceparent": parents[0].decode()}
+    if len(state) <= _MAX_HEADER_BYTES and _PRINTABLE.fullmatch(state):
+        found["tracestate"] = state.decode()
+    return found
 
 
 def end_to_end(headers: Iterable[tuple[bytes, bytes]], status: int) -> Headers:
@@ -41,6 +63,7 @@ def end_to_end(headers: Iterable[tuple[bytes, bytes]], status: int) -> Headers:
         (name, _CONTROL.sub(b" ", value))
         for name, value in lowered
         if name not in _HOP_BY_HOP
+        and name != _REQUEST_ID
         and name not in options
         and not name.startswith(_DROPPED_PREFIXES)
         and _TOKEN.match(name)

@@ -62,7 +62,10 @@ class Capacities:
         self._snapshots.request()
         kind, name = ("worker", target.worker_name) if target.worker_name else ("model", target.model)
         value = "none" if capacity is None else capacity
-        logger.info("The configured capacity of %s %s is now %s. Live workers: %d.", kind, name, value, len(covered))
+        logger.info(
+            "The configured capacity of %(kind)s %(target)s is now %(capacity)s. Live workers: %(live)d.",
+            {"kind": kind, "target": name, "capacity": value, "live": len(covered)},
+        )
         self._audit.record(
             AuditEvent("set_capacity", "done", caller.name, caller.address, f"{kind} {name}", f"capacity {value}")
         )

@@ -98,19 +98,24 @@ class Membership:
             raise  # the audit log has it
         except ControllerError as error:
             self._metrics.registrations.labels("failed").inc()
-            logger.warning("Registration of worker %s failed. It has to register again: %s", name, error)
+            logger.warning(
+                "Registration of worker %(worker)s failed. It has to register again: %(reason)s",
+                {"worker": name, "reason": error},
+            )
             raise
         self._snapshots.request()
         self._metrics.registrations.labels("new" if new else "again").inc()
         if caller.token is not None:
             self._audit.registered(name, caller.name, caller.address)
         logger.info(
-            "Registered %s worker %s: models %s, speed %s, queue length %s",
-            "new" if new else "known",
-            name,
-            list(registered.model_names),
-            registered.speed,
-            registered.queue_length,
+            "Registered %(kind)s worker %(worker)s: models %(models)s, speed %(speed)s, queue length %(queue_length)s",
+            {
+                "kind": "new" if new else "known",
+                "worker": name,
+                "models": list(registered.model_names),
+                "speed": registered.speed,
+                "queue_length": registered.queue_length,
+            },
         )
 
     async def _register(
@@ -155,7 +160,9 @@ class Membership:
         exists = await self._batches.drain(DrainCall(name, drain, who(caller.name, caller.address), reason))
         if exists:
             self._snapshots.request()
-            logger.info("Worker %s is draining." if drain else "Worker %s serves again.", name)
+            logger.info(
+                "Worker %(worker)s is draining." if drain else "Worker %(worker)s serves again.", {"worker": name}
+            )
             self._record("drain_worker" if drain else "resume_worker", name, caller, reason)
         return exists
 
@@ -165,7 +172,7 @@ class Membership:
         if removed:
             self._snapshots.request()  # a recovery must not restore the worker from an old snapshot
             self._metrics.removals.labels("request").inc()
-            logger.info("Removed worker %s on request.", name)
+            logger.info("Removed worker %(worker)s on request.", {"worker": name})
             self._record("remove_worker", name, caller, reason)
         return removed
 

@@ -169,13 +169,14 @@ class Parents:
                 self._record("parent_failing", parent=parent, reason=type(error).__name__)
             if type(error) not in logged:
                 logger.warning(
-                    "Heartbeat to parent %s failed; retrying every %g s: %s", parent, self._interval * _RETRY, error
+                    "Heartbeat to parent %(parent)s failed; retrying every %(interval)g s: %(reason)s",
+                    {"parent": parent, "interval": self._interval * _RETRY, "reason": error},
                 )
             logged.add(type(error))
             return False
         self._metrics.parent_heartbeats.labels("accepted").inc()
         if parent in self._failing:
-            logger.info("Parent %s accepts heartbeats again.", parent)
+            logger.info("Parent %(parent)s accepts heartbeats again.", {"parent": parent})
             del self._failing[parent]
             self._record("parent_recovered", parent=parent)
         return True
@@ -184,4 +185,6 @@ class Parents:
         multimodal = bool(workers) and all(worker.multimodal for worker in workers)
         hops = {HEADER: self._snapshots.cluster_id}
         await self._client.register(parent, self._name, status, multimodal, hops)
-        logger.info("Registered at parent %s: models %s", parent, list(status.model_names))
+        logger.info(
+            "Registered at parent %(parent)s: models %(models)s", {"parent": parent, "models": list(status.model_names)}
+        )

@@ -149,10 +149,9 @@ class Poller:
             self._poll_less_often(worker, error)
         elif deprioritised and failures == _MAX_FAILURES:
             logger.warning(
-                "Worker %s failed %d status polls; it gets requests only if no other worker can: %s",
-                worker.name,
-                failures,
-                error,
+                "Worker %(worker)s failed %(failures)d status polls; it gets requests only if no other worker can: "
+                "%(reason)s",
+                {"worker": worker.name, "failures": failures, "reason": error},
             )
 
     def _poll_less_often(self, worker: Worker, error: WorkerError) -> None:
@@ -162,8 +161,7 @@ class Poller:
         if self._unreachable.get(worker.name) != worker.registration:
             self._unreachable[worker.name] = worker.registration
             logger.info(
-                "Worker %s has never answered a status poll; polling it every %g s from now on: %s",
-                worker.name,
-                interval,
-                error,
+                "Worker %(worker)s has never answered a status poll; polling it every %(interval)g s from now on: "
+                "%(reason)s",
+                {"worker": worker.name, "interval": interval, "reason": error},
             )

@@ -138,15 +138,14 @@ class Refresher:
             removed = await self._registry.remove(worker.name, worker.registration, reason="it failed two probes")
             if removed:
                 self._metrics.removals.labels("refresh").inc()
-                logger.warning("Removed worker %s: it failed two probes.", worker.name)
+                logger.warning("Removed worker %(worker)s: it failed two probes.", {"worker": worker.name})
             return
         status = answer.status
         if forbidden := self._forbidden_models(worker, status):
             logger.warning(
-                "Worker %s reports the model %s, which the token %s does not allow. Its registration stays as it was.",
-                worker.name,
-                forbidden[0],
-                worker.registered_by,
+                "Worker %(worker)s reports the model %(model)s, which the token %(token)s does not allow. Its "
+                "registration stays as it was.",
+                {"worker": worker.name, "model": forbidden[0], "token": worker.registered_by},
             )
             return
         registration = Registration(
@@ -173,12 +172,14 @@ class Refresher:
             try:
                 return await self._request_status(name)
             except WorkerError as error:
-                logger.warning("Worker %s failed a probe; trying once more: %s", name, error)
+                logger.warning(
+                    "Worker %(worker)s failed a probe; trying once more: %(reason)s", {"worker": name, "reason": error}
+                )
             await asyncio.sleep(_PROBE_PAUSE)  # one short network fault must not fail both probes
             try:
                 return await self._request_status(name)
             except WorkerError as error:
-                logger.warning("Worker %s failed two probes: %s", name, error)
+                logger.warning("Worker %(worker)s failed two probes: %(reason)s", {"worker": name, "reason": error})
             return None
 
     async def _request_status(self, name: str) -> _Answer:

@@ -37,4 +37,4 @@ class Sweeper:
                 continue  # the circuit breaker has logged it
             if removed:
                 self._metrics.removals.labels("expired").inc(len(removed))
-                logger.warning("Removed workers whose heartbeat expired: %s", ", ".join(removed))
+                logger.warning("Removed workers whose heartbeat expired: %(workers)s", {"workers": ", ".join(removed)})

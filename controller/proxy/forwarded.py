@@ -53,7 +53,7 @@ class Forwarded:
                 yield piece
         except WorkerError as error:
             self._outcome = "broken"
-            logger.warning("A forwarded response failed, and its client gets an error: %s", error)
+            logger.warning("A forwarded response failed, and its client gets an error: %(reason)s", {"reason": error})
             raise
         else:
             self._outcome = "complete"

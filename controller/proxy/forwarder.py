@@ -24,7 +24,7 @@ from controller.domain.hops import hop_headers
 from controller.metrics import Metrics
 from controller.proxy.forwarded import Forwarded
 from controller.tasks import end
-from controller.upstream.client import WorkerClient
+from controller.upstream.client import NO_HEADERS, WorkerClient
 from controller.upstream.response import WorkerResponse
 
 logger = logging.getLogger("controller")
@@ -77,36 +77,46 @@ class Forwarder:
         self._running: set[object] = set()  # the requests whose clients are connected
         self._left: dict[asyncio.Task[None], int] = {}  # see _go_on()
 
-    async def stream(self, model: str, body: bytes, hops: str = "") -> MaybeStale[Forwarded]:
+    async def stream(
+        self, model: str, body: bytes, hops: str = "", passed: Mapping[str, str] = NO_HEADERS
+    ) -> MaybeStale[Forwarded]:
         """Forward a request for a stream of frames. Each piece is one or more whole frames, unless the body is encoded.
 
         hops: hop list of the request.
+        passed: headers of the request that the worker gets, too.
 
         Returns when the first frame has arrived. Raises TooManyForwards at the limit, NoWorker if the model has no live
         worker, StoreError if Redis is unavailable and there is no fresh snapshot, LoopDetected if the request passed
         this cluster before or too many clusters, and WorkerError if each worker that was tried has failed. A response
         with a status other than 200 raises WorkerRefused.
         """
-        return await self._forward(_Request(model, "/worker_generate_stream", body, self._headers(hops), frames=True))
+        headers = self._headers(hops, passed)
+        return await self._forward(_Request(model, "/worker_generate_stream", body, headers, frames=True))
 
-    async def generate(self, model: str, path: str, body: bytes, hops: str = "") -> MaybeStale[Forwarded]:
+    async def generate(
+        self, model: str, path: str, body: bytes, hops: str = "", passed: Mapping[str, str] = NO_HEADERS
+    ) -> MaybeStale[Forwarded]:
         """Forward a request that FastChat's workers answer as a whole and finish even if their client has left.
 
         So its lease is kept until the worker has answered, also if the client leaves earlier. Returns and raises as
         call().
         """
-        return await self._forward(_Request(model, path, body, self._headers(hops), runs_on=True))
+        return await self._forward(_Request(model, path, body, self._headers(hops, passed), runs_on=True))
 
-    async def look_up(self, model: str, path: str, body: bytes, hops: str = "") -> MaybeStale[Forwarded]:
+    async def look_up(
+        self, model: str, path: str, body: bytes, hops: str = "", passed: Mapping[str, str] = NO_HEADERS
+    ) -> MaybeStale[Forwarded]:
         """Forward a request that puts no load on a worker, without a lease. Returns and raises as call()."""
-        return await self._forward(_Request(model, path, body, self._headers(hops), is_load=False))
+        return await self._forward(_Request(model, path, body, self._headers(hops, passed), is_load=False))
 
-    async def call(self, model: str, path: str, body: bytes, hops: str = "") -> MaybeStale[Forwarded]:
+    async def call(
+        self, model: str, path: str, body: bytes, hops: str = "", passed: Mapping[str, str] = NO_HEADERS
+    ) -> MaybeStale[Forwarded]:
         """Forward any other request. Returns when the first piece of the body has arrived.
 
         Raises as stream(), except that each status below 500 is a normal response.
         """
-        return await self._forward(_Request(model, path, body, self._headers(hops)))
+        return await self._forward(_Request(model, path, body, self._headers(hops, passed)))
 
     @property
     def running(self) -> int:
@@ -125,8 +135,8 @@ class Forwarder:
         if self._background:
             await asyncio.wait(self._background, timeout=time_limit)
 
-    def _headers(self, hops: str) -> Mapping[str, str]:
-        return hop_headers(hops, self._cluster_id())
+    def _headers(self, hops: str, passed: Mapping[str, str]) -> Mapping[str, str]:
+        return {**passed, **hop_headers(hops, self._cluster_id())}
 
     async def _forward(self, request: "_Request") -> MaybeStale[Forwarded]:
         if self._max_forwards and self.running >= self._max_forwards:
@@ -149,7 +159,8 @@ class Forwarder:
         except WorkerError as error:
             outcome = "broken"
             logger.warning(
-                "A request for the model %r failed, and its client gets an error: %s", request.model[:100], error
+                "A request for the model %(model)r failed, and its client gets an error: %(reason)s",
+                {"model": request.model[:100], "reason": error},
             )
             raise
         else:
@@ -170,7 +181,9 @@ class Forwarder:
                 another = await self._another(request, tried) if self._may_retry(error) else None
                 if another is None:
                     raise
-                logger.warning("Retrying a request on worker %s: %s", another.address, error)
+                logger.warning(
+                    "Retrying a request on worker %(worker)s: %(reason)s", {"worker": another.address, "reason": error}
+                )
                 self._metrics.forward_retries.inc()
                 leased = another
 

@@ -45,16 +45,10 @@ def who(token: str, address: str) -> str:
 
 def log_event(event: AuditEvent) -> None:
     """Write an event to the log, on one line."""
-    parts = [f"{event.outcome}: {event.action}", event.target, f"by {who(event.token, event.address)}"]
-    text = " ".join(part for part in parts if part)
-    text = f"{text}: {event.detail}" if event.detail else text
+    text = " ".join(part for part in ("%(outcome)s: %(action)s", event.target and "%(target)s", "by %(by)s") if part)
+    text += ": %(detail)s" if event.detail else ""
     level = logging.INFO if event.outcome == "done" else logging.WARNING
-    logger.log(level, "%s", _one_line(text))
-
-
-def _one_line(text: str) -> str:
-    """Return text without control characters, which could forge lines of the log."""
-    return "".join(character if character.isprintable() else "?" for character in text)
+    logger.log(level, text, {**event._asdict(), "by": who(event.token, event.address)})
 
 
 class Audit:

@@ -206,6 +206,10 @@ class ForwardPaths:
         else:
             self._exact.add(name)
 
+    def lists(self, path: str) -> bool:
+        """Return True if the list has the path itself, and not only a prefix of it."""
+        return path in self._exact
+
     def allows(self, path: str) -> bool:
         """Return True if requests for a path are forwarded.
 
@@ -223,7 +227,10 @@ class ForwardPaths:
         if path not in self._logged and len(self._logged) < _MAX_LOGGED:
             self._logged.add(path)
             reason = "it is for the management of an engine" if is_management(path) else "--forward-paths lacks it"
-            logger.info("A request for %s gets a 404 and is not forwarded: %s. This is logged once.", path, reason)
+            logger.info(
+                "A request for %(path)s gets a 404 and is not forwarded: %(reason)s. This is logged once.",
+                {"path": path, "reason": reason},
+            )
 
 
 def _is_plain(path: str) -> bool:

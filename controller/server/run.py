@@ -52,10 +52,12 @@ def serve(settings: Settings, warnings: Iterable[str] = ()) -> None:
     Raises SettingsError if the address cannot be listened on, EmbeddedStoreError if the embedded store cannot be
     started, and StoreIncompatible if Redis holds the registry of another version.
     """
-    logging.config.dictConfig(logging_config(settings.log_level))
+    logging.config.dictConfig(logging_config(settings.log_level, settings.log_format))
     for warning in warnings:
         logger.warning("%s", warning)
     warn_of_bundle()
+    if settings.tracing:
+        _check_tracing()
     _set_signal_handlers()
     settings = fit_open_files(settings)
     with contextlib.ExitStack() as resources:
@@ -156,6 +158,13 @@ def _set_signal_handlers() -> None:
     accept_reloads()
 
 
+def _check_tracing() -> None:
+    """Raise SettingsError if --tracing cannot work. The replicas start the tracing, each in its process."""
+    from controller.tracing import check_environment  # imported only here, because it needs packages that are optional
+
+    check_environment()
+
+
 def _ignore_end_signals() -> None:
     for number in EndSignals.handled():
         signal.signal(number, signal.SIG_IGN)
@@ -170,8 +179,10 @@ def uvicorn_options(settings: Settings) -> dict[str, Any]:
         "loop": "uvloop",
         "http": partial(BoundedProtocol, ConnectionWatch(limits)),
         "ws": "none",
-        "log_config": logging_config(settings.log_level),
-        "access_log": False,  # a line for each request would cost as much as the request itself
+        "log_config": logging_config(settings.log_level, settings.log_format),
+        "access_log": False,  # ours is controller/web/asgi/access_log.py
+        # Otherwise a pipelined request inherits the request id and the trace of the one before it.
+        "reset_contextvars": True,
         "server_header": False,
         "date_header": False,
         "proxy_headers": False,

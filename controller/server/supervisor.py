@@ -183,7 +183,10 @@ class Supervisor:
                 return True
             replica.end()
             if replica.exitcode == STARTUP_FAILURE:
-                logger.error("Replica %d (process %d) cannot start. Ending the others.", slot, replica.pid)
+                logger.error(
+                    "Replica %(replica)d (process %(pid)d) cannot start. Ending the others.",
+                    {"replica": slot, "pid": replica.pid},
+                )
                 return False
             self._replace(slot, replica)
         return True
@@ -195,16 +198,17 @@ class Supervisor:
         except OSError as error:  # for example, the machine is out of processes
             if str(error) != self._last_error:
                 logger.error(  # noqa: TRY400 - the message has all details
-                    "Replica %d (process %d) crashed and cannot be replaced: %s. Trying again every %g s.",
-                    slot,
-                    replica.pid,
-                    error,
-                    _TICK,
+                    "Replica %(replica)d (process %(pid)d) crashed and cannot be replaced: %(reason)s. Trying again "
+                    "every %(interval)g s.",
+                    {"replica": slot, "pid": replica.pid, "reason": error, "interval": _TICK},
                 )
             self._last_error = str(error)
             return
         self._last_error = ""
-        logger.error("Replica %d (process %d) crashed. Process %d replaces it.", slot, replica.pid, successor.pid)
+        logger.error(
+            "Replica %(replica)d (process %(pid)d) crashed. Process %(successor)d replaces it.",
+            {"replica": slot, "pid": replica.pid, "successor": successor.pid},
+        )
         self._replicas[slot] = successor
 
     def _end(self, wakeup: socket.socket) -> None:

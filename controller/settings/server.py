@@ -10,6 +10,7 @@ from controller.settings import checks
 from controller.settings.declaration import flag, setting
 
 _LOG_LEVELS: Final = ("debug", "info", "warning", "error")
+_LOG_FORMATS: Final = ("auto", "text", "json")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,6 +45,17 @@ class ServerSettings:
         choices=("on", "off"),
     )
     log_level: str = setting("info", "Lowest level that is logged to standard error.", choices=_LOG_LEVELS)
+    log_format: str = setting(
+        "auto",
+        "Format of the log: lines of text, or one JSON object a line. auto is text on a terminal and JSON otherwise.",
+        choices=_LOG_FORMATS,
+    )
+    access_log: bool = setting(False, "Log a line for each request, which costs about half as much as a dispatch.")
+    tracing: bool = setting(
+        False,
+        "Send traces of the requests of clients to a collector, by OTLP. The variables OTEL_... of OpenTelemetry "
+        "configure it. Needs `pip install 'controller-cluster[otel]'`.",
+    )
 
     def check_server(self) -> None:
         """Raise SettingsError if a value is wrong."""
@@ -55,6 +67,7 @@ class ServerSettings:
             raise SettingsError(f"--replicas must be from 1 to 256, not {self.replicas}.")
         checks.seconds(self, "shutdown_delay", "shutdown_timeout")
         checks.one_of(self, "log_level", _LOG_LEVELS)
+        checks.one_of(self, "log_format", _LOG_FORMATS)
         if self.ssl:
             self._check_certificate()
 

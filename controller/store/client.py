@@ -9,7 +9,7 @@ from redis.exceptions import ResponseError
 from redis.exceptions import TimeoutError as RedisTimeoutError
 
 from controller.domain.errors import ReplicaBusy
-from controller.tasks import end
+from controller.tasks import end, start_shared
 
 Result = TypeVar("Result")
 
@@ -168,7 +168,7 @@ class StoreCalls:
             call.connection_lost = True
             call.scope.reschedule(0.0)
         elif silent_for >= self.deadline / 2 and self._pinging is None:
-            self._pinging = asyncio.create_task(self._ping_once())
+            self._pinging = start_shared(self._ping_once())
 
     async def _ping_once(self) -> None:
         try:

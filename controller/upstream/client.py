@@ -134,9 +134,12 @@ class WorkerClient:
         if coding not in ("chunked", "identity"):
             response.close()
             raise StreamBroken(f"{url} used Transfer-Encoding {coding[:100]!r}, which the request did not allow.")
-        opened = WorkerResponse(url, response, self._worker_timeout, self._responses.discard)
+        opened = self._opened(url, response)
         self._responses.add(opened)
         return opened
+
+    def _opened(self, url: str, response: aiohttp.ClientResponse) -> WorkerResponse:
+        return WorkerResponse(url, response, self._worker_timeout, self._responses.discard)
 
     async def _head(self, request: Awaitable[aiohttp.ClientResponse], body: Body) -> aiohttp.ClientResponse:
         """Wait for the head of a response. Raises an error if end_streams() is called meanwhile.

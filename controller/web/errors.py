@@ -26,6 +26,8 @@ from controller.domain.errors import (
     WorkerUnreachable,
 )
 from controller.domain.headers import Headers
+from controller.domain.request_ids import HEADER as REQUEST_ID
+from controller.web.asgi.request_ids import identify
 from controller.web.schemas.fastchat import encode
 
 _STATUS: Final[Mapping[type[ControllerError], int]] = {
@@ -81,7 +83,7 @@ async def http_exception(request: Request, error: Exception) -> Response:
         405: ("method_not_allowed", f"{request.url.path} does not accept {request.method}."),
     }
     code, message = messages.get(error.status_code, ("http_error", error.detail))
-    headers = dict(error.headers or {})
+    headers = {**(error.headers or {}), REQUEST_ID: identify(request.scope)}
     if "expect" in request.headers:
         # The client may never send the body, and the next request would be parsed as the body.
         headers["connection"] = "close"

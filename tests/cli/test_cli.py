@@ -84,6 +84,7 @@ VALUES: dict[str, tuple[str, Any]] = {
     "max_leases_per_token": ("106", 106),
     "registration_rate": ("0.5", 0.5),
     "log_level": ("debug", "debug"),
+    "log_format": ("json", "json"),
 }
 
 
@@ -131,7 +132,11 @@ def test_files_switches_and_addresses_are_read_from_flags_and_variables(served: 
     assert served[5].tokens_file == tmp_path / "tokens"
     assert [token.name for token in served[5].access_rules.tokens] == ["WORKER", "CLIENT", "ADMIN"]
     assert "0123456789abcdef" not in repr(served[5])
+    assert run("serve", "--access-log", "--tracing").exit_code == 0
+    assert run("serve", CONTROLLER_ACCESS_LOG="1", CONTROLLER_TRACING="true").exit_code == 0
+    assert [(settings.access_log, settings.tracing) for settings in served[6:]] == [(True, True)] * 2
     named |= {"parent", "advertise", "by_way", "insecure", "tokens_file", "upstream_tokens_file"}
+    named |= {"access_log", "tracing"}
     named |= {"worker_tokens", "client_tokens", "admin_tokens"}
     assert named == {setting.name for setting in all_settings()}
 
@@ -207,7 +212,7 @@ def test_a_deprecated_name_is_logged_once_with_the_new_name(
     def stop(*_: object) -> None:
         raise EmbeddedStoreError("Stopped by the test.")
 
-    monkeypatch.setattr(server, "logging_config", lambda _: {"version": 1, "incremental": True})
+    monkeypatch.setattr(server, "logging_config", lambda *_: {"version": 1, "incremental": True})
     monkeypatch.setattr(server, "bind_listeners", stop)
     monkeypatch.setattr(server, "_set_signal_handlers", lambda: None)
     assert run("serve", OLD_FLAG, "5").stderr == "Error: Stopped by the test.\n"

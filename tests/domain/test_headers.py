@@ -2,17 +2,45 @@
 
 import pytest
 
-from controller.domain.headers import Headers, end_to_end, is_encoded, without_body
+from controller.domain.headers import Headers, end_to_end, is_encoded, trace_context, without_body
 
 PASSED = [
     (b"content-encoding", b"gzip"),
     (b"location", b"/elsewhere"),
     (b"retry-after", b"3"),
-    (b"x-request-id", b"7"),
+    (b"x-model-id", b"7"),
     (b"x-name", b"caf\xe9"),
     (b"date", b"Mon, 01 Jan 2024 00:00:00 GMT"),
     (b"cache-control", b"no-store"),
 ]
+
+
+PARENT = b"00-%s-%s-01" % (b"ab" * 16, b"cd" * 8)
+
+
+@pytest.mark.parametrize(
+    ("headers", "passed"),
+    [
+        ([], {}),
+        ([(b"traceparent", PARENT)], {"traceparent": PARENT.decode()}),
+        ([(b"traceparent", PARENT + b"-later")], {"traceparent": PARENT.decode() + "-later"}),
+        ([(b"traceparent", PARENT), (b"traceparent", PARENT)], {}),
+        ([(b"traceparent", PARENT.upper())], {}),
+        ([(b"traceparent", PARENT + b" x")], {}),
+        ([(b"traceparent", b"")], {}),
+        ([(b"tracestate", b"a=1")], {}),
+        (
+            [(b"tracestate", b"a=1"), (b"traceparent", PARENT), (b"tracestate", b"b= 2\t")],
+            {"traceparent": PARENT.decode(), "tracestate": "a=1,b= 2\t"},
+        ),
+        ([(b"traceparent", PARENT), (b"tracestate", b"a=\xe9")], {"traceparent": PARENT.decode()}),
+        ([(b"traceparent", PARENT), (b"tracestate", b"a" * 8_001)], {"traceparent": PARENT.decode()}),
+    ],
+)
+def test_a_valid_trace_context_is_passed_on_unchanged(
+    headers: list[tuple[bytes, bytes]], passed: dict[str, str]
+) -> None:
+    assert trace_context(headers) == passed
 
 
 def test_end_to_end_headers_are_passed_on_with_duplicates() -> None:
@@ -27,7 +55,7 @@ def test_end_to_end_headers_are_passed_on_with_duplicates() -> None:
     [
         *("Connection", "Keep-Alive", "TE", "Trailer", "Transfer-Encoding", "Upgrade"),
         *("Proxy-Authenticate", "Proxy-Connection", "proxy-anything"),
-        *("X-Controller-Path", "x-controller-degraded", "X-Accel-Redirect", "X-Accel-Buffering"),
+        *("X-Request-Id", "X-Controller-Path", "x-controller-degraded", "X-Accel-Redirect", "X-Accel-Buffering"),
         *("", "a b", "a:b", "a\xe9"),
     ],
 )

@@ -1,9 +1,11 @@
 """The audit log."""
 
+import json
 import logging
 
 import pytest
 
+from controller.logs import JsonFormatter, TextFormatter
 from controller.security import audit as module
 from controller.security.audit import Audit, AuditEvent, log_event
 
@@ -16,9 +18,17 @@ def test_events_are_one_line_even_with_hostile_names(caplog: pytest.LogCaptureFi
         log_event(AuditEvent("x\r\n2026 INFO forged", "refused", "", "", "a\x1b[2Jb\u2028c"))
     assert caplog.messages == [
         "done: remove_worker http://w:1 by token ops from 10.0.0.1: on request",
-        "refused: x??2026 INFO forged a?[2Jb?c by no token from unknown",
+        "refused: x\r\n2026 INFO forged a\x1b[2Jb\u2028c by no token from unknown",
     ]
     assert [record.levelname for record in caplog.records] == ["INFO", "WARNING"]
+    lines = [TextFormatter().format(record).partition("controller.audit: ")[2] for record in caplog.records]
+    assert lines == [
+        "done: remove_worker http://w:1 by token ops from 10.0.0.1: on request",
+        r"refused: x\r\n2026 INFO forged a\x1b[2Jb\u2028c by no token from unknown",
+    ]
+    done, refused = (json.loads(JsonFormatter().format(record)) for record in caplog.records)
+    assert (done["action"], done["token"], done["address"]) == ("remove_worker", "ops", "10.0.0.1")
+    assert (refused["action"], refused["target"]) == ("x\r\n2026 INFO forged", "a\x1b[2Jb\u2028c")
 
 
 def test_refusals_of_one_address_are_limited_and_counted() -> None:

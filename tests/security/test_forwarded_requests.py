@@ -6,6 +6,7 @@ through proxies that forwarded every path.
 
 import asyncio
 import json
+import re
 
 import pytest
 
@@ -17,7 +18,8 @@ from tests.system.processes import ControllerProcess
 pytestmark = pytest.mark.system
 
 BODY = b'{"model": "m", "prompt": "x"}'
-OURS = {"host", "accept", "accept-encoding", "user-agent", "content-type", "content-length", "x-controller-path"}
+OURS = {"host", "accept", "accept-encoding", "user-agent", "content-type", "content-length"}
+OURS |= {"x-controller-path", "x-request-id"}
 TRICKS = [
     b"//sleep",
     b"///sleep",
@@ -128,7 +130,8 @@ async def test_header_of_a_client_neither_chooses_a_worker_nor_reaches_one(serve
             *("X-Base-Url", "X-Upstream", "X-Upstream-Url", "X-Target-Url", "X-Endpoint", "X-Backend", "Destination"),
             *("X-Gateway-Destination-Endpoint", "X-Router-Url", "X-Proxy-Url", "X-Model", "Model", "X-SMG-Worker"),
             *("Forwarded", "Via", "Referer", "Origin", "Location", "Content-Location", "Refresh", "Alt-Svc"),
-            *("Authorization", "Proxy-Authorization", "Cookie", "X-Api-Key", "Api-Key", "X-Request-Id", "Traceparent"),
+            *("Authorization", "Proxy-Authorization", "Cookie", "X-Api-Key", "Api-Key", "Baggage"),
+            *("Traceparent", "Tracestate"),
             *("User-Agent", "Accept", "Accept-Encoding", "Content-Type", "Content-Language", "Range", "If-None-Match"),
             *("TE", "Trailer", "Keep-Alive", "Upgrade-Insecure-Requests", "X-HTTP-Method", "X-Controller-Degraded"),
         ]  # fmt: skip
@@ -159,8 +162,8 @@ def headers_of(head: bytes) -> dict[str, str]:
 
 
 @pytest.mark.smoke
-async def test_hop_list_is_the_only_header_that_is_passed_on_and_its_form_is_checked(serve: Serve) -> None:
-    """A parent controller sends it, so that loops are found. It has ids of clusters and no address."""
+async def test_the_forms_of_the_passed_headers_are_checked(serve: Serve) -> None:
+    """The hop list, which finds loops, has ids of clusters and no address. Others connect logs and traces."""
     controller = serve("--poll-interval", "0")
     async with bad_worker(rerank=answers(b"{}")) as worker:
         controller.register(worker.address)
@@ -173,4 +176,11 @@ async def test_hop_list_is_the_only_header_that_is_passed_on_and_its_form_is_che
         assert len(worker.heads) == 1
         [first, own] = headers_of(worker.heads[0])["x-controller-path"].split(",")
         assert first == "top"
+        for value in (b"a b", b'a"b', b"caf\xc3\xa9", b"x" * 129):
+            assert (await send(controller, b"/v1/rerank", b"X-Request-Id: " + value))[0] == 200
+            assert re.fullmatch(r"[0-9a-f]{32}", headers_of(worker.heads.pop())["x-request-id"]), value
+        trace = {"traceparent": f"00-{'ab' * 16}-{'cd' * 8}-01", "tracestate": "a=1,b=2", "x-request-id": "req/1"}
+        lines = [f"{name}: {value}".encode() for name, value in trace.items()]
+        assert (await send(controller, b"/v1/rerank", *lines))[0] == 200
+        assert trace.items() <= headers_of(worker.heads.pop()).items()
         assert own != "top"

@@ -87,6 +87,7 @@ WHAT = {
     "proxy": "forwarding with leases and retries",
     "security": "tokens, networks, worker addresses, forwarded paths, limits, attacks, fuzzing",
     "server": "sockets and certificates",
+    "tracing": "the spans of requests",
     "soak": "workers that come and go, with faults",
     "store": "Lua scripts, the reference model, connections",
     "system": "real processes, the real FastChat, kills and signals",

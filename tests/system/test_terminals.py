@@ -170,7 +170,7 @@ async def test_the_controller_serves_in_a_directory_whose_name_is_not_utf_8(
 
 
 def test_names_outside_the_encoding_of_the_log_are_escaped(serve: Serve) -> None:
-    controller = serve("--poll-interval", "0", **NO_UTF_8)
+    controller = serve("--poll-interval", "0", "--log-format", "text", **NO_UTF_8)
     controller.register(A, LLAMA, check=False)
     assert f"Registered new worker {A}: models ['llama \\U0001f999" in controller.log
     assert "Traceback" not in controller.log

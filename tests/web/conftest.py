@@ -11,6 +11,7 @@ from controller.metrics import Metrics
 from controller.replica import Replica, create_worker_client
 from controller.settings import Settings
 from controller.store.registry import Registry
+from controller.tracing import Tracing
 from tests.conftest import Store
 from tests.support.api_document import check_response
 
@@ -50,11 +51,11 @@ async def check_documented(response: httpx.Response) -> None:
     check_response(request.method, request.url.path, response.status_code, headers, body)
 
 
-async def open_api(registry: Registry, **settings: Any) -> AsyncIterator[Api]:
+async def open_api(registry: Registry, tracing: Tracing | None = None, /, **settings: Any) -> AsyncIterator[Api]:
     defaults: dict[str, Any] = {"probe_timeout": 60.0, "worker_timeout": 60.0, "register_timeout": 0.0}
     options = Settings(**{**defaults, **settings})
     metrics = Metrics()
-    replica = Replica(options, registry, create_worker_client(options), metrics)
+    replica = Replica(options, registry, create_worker_client(options, tracing), metrics, tracing)
     transport = httpx.ASGITransport(replica.app(), raise_app_exceptions=False)
     hooks = {"response": [check_documented]}
     async with httpx.AsyncClient(transport=transport, base_url="http://controller", event_hooks=hooks) as http:

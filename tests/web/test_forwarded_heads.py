@@ -13,7 +13,8 @@ from tests.web.conftest import Api
 FRAME = b'{"text": "one", "error_code": 0}\0'
 HEADERS = (
     b"Content-Type: text/plain",
-    b"X-Request-Id: 7",
+    b"X-Model-Id: 7",
+    b"X-Request-Id: of-the-worker",
     b"Set-Cookie: a=1",
     b"Set-Cookie: b=2",
     b"Retry-After: 3",
@@ -27,12 +28,15 @@ HEADERS = (
     b"X-Accel-Buffering: yes",
 )
 PASSED = [
+    (b"x-request-id", b"of-the-client"),
     (b"location", b"/elsewhere"),
     (b"retry-after", b"3"),
     (b"set-cookie", b"a=1"),
     (b"set-cookie", b"b=2"),
-    (b"x-request-id", b"7"),
+    (b"x-model-id", b"7"),
 ]
+
+REQUEST_ID = {"X-Request-Id": "of-the-client"}
 
 
 @pytest.mark.parametrize("path", ["/worker_generate_stream", "/worker_generate", "/v1/rerank"])
@@ -40,7 +44,7 @@ async def test_end_to_end_headers_reach_the_client(api: Api, path: str) -> None:
     answers = sends(plain(FRAME, *HEADERS), end="closed")
     async with bad_worker(worker_generate_stream=answers, worker_generate=answers, rerank=answers) as worker:
         await api.register(worker.address)
-        response = await api.post(path, {"model": "m"})
+        response = await api.http.post(path, json={"model": "m"}, headers=REQUEST_ID)
         assert (response.status_code, response.content) == (200, FRAME)
         length = [] if path == "/worker_generate_stream" else [(b"content-length", b"%d" % len(FRAME))]
         ours = [*length, (b"content-type", b"text/plain"), (b"x-accel-buffering", b"no")]
@@ -52,12 +56,14 @@ async def test_refusal_keeps_its_headers(api: Api, status: bytes) -> None:
     answers = sends(plain(b"no", *HEADERS, status=status), end="closed")
     async with bad_worker(worker_generate=answers, worker_generate_stream=answers) as worker:
         await api.register(worker.address)
-        response = await api.post("/worker_generate", {"model": "m"})
+        response = await api.http.post("/worker_generate", json={"model": "m"}, headers=REQUEST_ID)
         assert (response.status_code, response.content) == (int(status[:3]), b"no")
         kept = [header for header in response.headers.raw if not header[0].startswith(b"x-accel")]
         assert sorted(kept) == sorted([*PASSED, (b"content-length", b"2"), (b"content-type", b"text/plain")])
         for headers in ({}, {HEADER: "top"}):
-            response = await api.http.post("/worker_generate_stream", json={"model": "m"}, headers=headers)
+            response = await api.http.post(
+                "/worker_generate_stream", json={"model": "m"}, headers={**REQUEST_ID, **headers}
+            )
             assert b"50006" in response.content
             own = (b"content-length", b"%d" % len(response.content))
             frames = (b"content-type", b"application/octet-stream")
@@ -152,7 +158,8 @@ async def test_response_without_a_body_is_passed_on(api: Api, status: bytes) -> 
         await api.register(worker.address)
         response = await api.post("/worker_generate", {"model": "m"})
         assert (response.status_code, response.content) == (int(status[:3]), b"")
-        assert response.headers.raw == [(b"etag", b"x"), (b"x-accel-buffering", b"no")]
+        ours = (b"x-request-id", response.headers["x-request-id"].encode())
+        assert response.headers.raw == [(b"etag", b"x"), (b"x-accel-buffering", b"no"), ours]
 
 
 LARGE_HEADS = {

@@ -17,12 +17,14 @@ from starlette.responses import Response
 from starlette.types import Message, Receive, Scope, Send
 
 from controller.domain.errors import BodyTooLarge, ControllerError, Forbidden, TooManyBodies, Unauthorized
-from controller.domain.headers import Headers
+from controller.domain.headers import Headers, trace_context
 from controller.domain.hops import HEADER
+from controller.domain.request_ids import HEADER as REQUEST_ID
 from controller.security.access import Caller, Guard
 from controller.security.networks import Networks, caller_address
 from controller.security.tokens import Plane
 from controller.web.asgi.limits import SMALL_BODY, BodyMemory, RequestLimits
+from controller.web.asgi.request_ids import header, identify
 from controller.web.errors import error_body, error_text, retry_after, status_of
 
 logger = logging.getLogger("controller.web")
@@ -32,6 +34,7 @@ MAX_FORWARDED_BODY: Final = 32 * 1024 * 1024  # enough for a prompt with images
 _CHALLENGE: Final = (b"www-authenticate", b'Basic realm="controller", charset="UTF-8"')
 _NO_PROXIES: Final = Networks()
 _HOPS_HEADER: Final = HEADER.encode()
+_REQUEST_ID_HEADER: Final = REQUEST_ID.encode()
 _OLD_REQUESTS: Final = re.compile(rb"python-requests/(0|1|2\.(1?\d|2[0-6]))\.")
 
 
@@ -57,6 +60,7 @@ class BodyEndpoint(ABC):
 
     guard: is asked before the body is read. None if everybody may use the route.
     limits: those of the replica. None if there are none.
+    hot: the route is on the hot path. Its requests get an id only if they carry one, or if they fail.
 
     A ControllerError becomes an error response. Any other exception is a bug: the client gets a 500, and the log gets
     the traceback.
@@ -65,6 +69,7 @@ class BodyEndpoint(ABC):
     max_body: int = MAX_BODY
     guard: Guard | None = None
     limits: RequestLimits | None = None
+    hot = False
 
     @abstractmethod
     async def _answer(self, scope: Scope, receive: Receive, body: bytes) -> Answer | Response | None:
@@ -72,6 +77,8 @@ class BodyEndpoint(ABC):
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve one request."""
+        if not self.hot:
+            identify(scope)
         try:
             if self.guard is not None:
                 self.guard.admit(scope)
@@ -87,6 +94,7 @@ class BodyEndpoint(ABC):
                 if limits and size > SMALL_BODY:
                     limits.bodies.remove(size)
         except ControllerError as error:
+            identify(scope)
             # On a kept-alive connection, uvicorn discards the rest of the body so that the client reads the response.
             # With `Expect: 100-continue` the body never arrives, and the next request would be parsed as the body, so
             # close the connection instead.
@@ -101,16 +109,21 @@ class BodyEndpoint(ABC):
                 self.guard.record_refusal(scope, error)
             answer = self._error(scope, error.code, str(error), status_of(error), headers)
         except Exception:
-            logger.exception("A request to %s failed because of a bug. The client gets a 500.", scope["path"])
+            request_id = identify(scope)
+            logger.exception(
+                "A request to %(path)s failed because of a bug. The client gets a 500.", {"path": scope["path"]}
+            )
             answer = self._error(
                 scope,
                 "internal_error",
-                "The request failed because of a bug in the controller. Its log has the details.",
+                "The request failed because of a bug in the controller. Its log has the details, with the request id "
+                f"{request_id}.",
                 500,
             )
         if answer is None:
             return None
         if isinstance(answer, Response):
+            answer.raw_headers.extend(header(scope))
             return await answer(scope, receive, send)
         await send(
             {
@@ -120,6 +133,7 @@ class BodyEndpoint(ABC):
                     (b"content-type", answer.content_type),
                     (b"content-length", b"%d" % len(answer.body)),
                     *answer.headers,
+                    *(header(scope) if "request_id" in scope else ()),
                 ],
             }
         )
@@ -257,16 +271,21 @@ class RegistrationEndpoint(BodyEndpoint):
 
 
 class ForwardEndpoint(BodyEndpoint):
-    """Passes path, body and hop list of a request to `handle`. Cancels `handle` when the client disconnects."""
+    """Passes path, body, hop list and passed headers of a request to `handle`.
+
+    The passed headers are those that the worker gets, too: the request id and the trace context. `handle` is cancelled
+    when the client disconnects.
+    """
 
     max_body = MAX_FORWARDED_BODY
 
-    def __init__(self, handle: Callable[[str, bytes, str], Awaitable[Response]]) -> None:
+    def __init__(self, handle: Callable[[str, bytes, str, Mapping[str, str]], Awaitable[Response]]) -> None:
         self._handle = handle
 
     async def _answer(self, scope: Scope, receive: Receive, body: bytes) -> Response | None:
+        passed = {REQUEST_ID: identify(scope), **trace_context(scope["headers"])}
         async with _while_connected(receive):
-            return await self._handle(scope["path"], body, _hops(scope))
+            return await self._handle(scope["path"], body, _hops(scope), passed)
         return None
 
 
@@ -300,7 +319,8 @@ def _hops(scope: Scope) -> str:
 async def read_body(scope: Scope, receive: Receive, limit: int, memory: BodyMemory | None = None) -> bytes | None:
     """Return the whole body of a request, or None if the client has disconnected.
 
-    If the body has more than SMALL_BODY bytes, they are counted in `memory`, and the caller removes them.
+    The request gets its id if it carries one. If the body has more than SMALL_BODY bytes, they are counted in `memory`,
+    and the caller removes them.
 
     Raises BodyTooLarge before it reads if the Content-Length is too large, or once too many bytes have arrived. Raises
     TooManyBodies if there is no memory for the body.
@@ -308,6 +328,8 @@ async def read_body(scope: Scope, receive: Receive, limit: int, memory: BodyMemo
     for name, value in scope["headers"]:
         if name == b"content-length" and int(value) > limit:
             raise _too_large(limit)
+        if name == _REQUEST_ID_HEADER:  # looked for here, because another loop would cost each dispatch more
+            identify(scope)
     message = await receive()
     if not message.get("more_body"):  # almost all bodies arrive in one part, which needs no copy
         if message["type"] != "http.request":

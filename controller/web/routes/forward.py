@@ -4,7 +4,7 @@ To clients and parent controllers, the whole cluster is one worker. FastChat's w
 an `error_code` and a `text` in the body. So these fields are in our errors too, even where the status is an error.
 """
 
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from contextlib import aclosing
 from typing import ClassVar, Final
 
@@ -31,10 +31,11 @@ from controller.web.services import Services
 _UNBUFFERED: Final = (b"x-accel-buffering", b"no")  # otherwise nginx holds frames back
 _JSON: Final = b"application/json"
 _FRAMES: Final = b"application/octet-stream"  # frames are not JSON, and no type is registered for them
-_Forward = Callable[[str, str, bytes, str], Awaitable[MaybeStale[Forwarded]]]
+_Passed = Mapping[str, str]
+_Forward = Callable[[str, str, bytes, str, _Passed], Awaitable[MaybeStale[Forwarded]]]
 
 
-async def worker_generate_stream(services: Services, _: str, body: bytes, hops: str) -> Response:
+async def worker_generate_stream(services: Services, _: str, body: bytes, hops: str, passed: _Passed) -> Response:
     """Forward a request to a worker of its model, and stream the worker's frames back.
 
     An error is a frame with status 200, because FastChat's clients read nothing else. A parent controller, which sends
@@ -43,7 +44,7 @@ async def worker_generate_stream(services: Services, _: str, body: bytes, hops: 
     """
     model = schemas.parse_model(body)
     try:
-        frames, snapshot_age = await services.forwarder.stream(model, body, hops)
+        frames, snapshot_age = await services.forwarder.stream(model, body, hops, passed)
     except (NoWorker, StoreError):
         return _frame(schemas.NO_WORKER, 503 if hops else 200)
     except TooManyForwards as error:  # FastChat's clients read the frame whatever the status is
@@ -66,29 +67,29 @@ def _frame(error_code: int, status: int, text: str = schemas.SERVER_ERROR_MSG) -
     return Response(schemas.error_frame(error_code, text), status, media_type=_FRAMES.decode())
 
 
-async def worker_generate(services: Services, path: str, body: bytes, hops: str) -> Response:
+async def worker_generate(services: Services, path: str, body: bytes, hops: str, passed: _Passed) -> Response:
     """Forward a request that its worker answers as a whole, to a worker of its model.
 
     Our errors have the status 200 too, unless a parent controller sent the request: FastChat's API server fails at any
     other status.
     """
-    return await _fastchat_call(services.forwarder.generate, path, body, hops)
+    return await _fastchat_call(services.forwarder.generate, path, body, hops, passed)
 
 
-async def worker_lookup(services: Services, path: str, body: bytes, hops: str) -> Response:
+async def worker_lookup(services: Services, path: str, body: bytes, hops: str, passed: _Passed) -> Response:
     """Forward a request that is no load to any worker of its model. Errors are as for /worker_generate."""
-    return await _fastchat_call(services.forwarder.look_up, path, body, hops)
+    return await _fastchat_call(services.forwarder.look_up, path, body, hops, passed)
 
 
-async def _fastchat_call(forward: _Forward, path: str, body: bytes, hops: str) -> Response:
+async def _fastchat_call(forward: _Forward, path: str, body: bytes, hops: str, passed: _Passed) -> Response:
     model = schemas.parse_model(body)
     try:
-        return await _call(forward, model, path, body, hops)
+        return await _call(forward, model, path, body, hops, passed)
     except (NoWorker, StoreError, TooManyForwards, WorkerError, LoopDetected) as error:
         return _error(error, fastchat_compatible=not hops)
 
 
-async def other_call(services: Services, path: str, body: bytes, hops: str) -> Response:
+async def other_call(services: Services, path: str, body: bytes, hops: str, passed: _Passed) -> Response:
     """Forward a request for a path of `--forward-paths`, if a worker serves the model in its body. Otherwise 404.
 
     If a parent controller forwarded the request, return an error status so that it retries elsewhere.
@@ -96,7 +97,7 @@ async def other_call(services: Services, path: str, body: bytes, hops: str) -> R
     if not services.forward_paths.allows(path):
         return _not_found(path)
     try:
-        return await _call(services.forwarder.call, schemas.parse_model(body), path, body, hops)
+        return await _call(services.forwarder.call, schemas.parse_model(body), path, body, hops, passed)
     except (NoWorker, InvalidInput) as error:
         return _error(error) if hops and isinstance(error, NoWorker) else _not_found(path)
     except (TooManyForwards, WorkerError, LoopDetected) as error:
@@ -107,9 +108,9 @@ def _not_found(path: str) -> Response:
     return Response(error_body("not_found", f"There is no route {path}."), 404, media_type="application/json")
 
 
-async def _call(forward: _Forward, model: str, path: str, body: bytes, hops: str) -> Response:
+async def _call(forward: _Forward, model: str, path: str, body: bytes, hops: str, passed: _Passed) -> Response:
     try:
-        forwarded, snapshot_age = await forward(model, path, body, hops)
+        forwarded, snapshot_age = await forward(model, path, body, hops, passed)
     except WorkerRefused as error:
         return _with_headers(_with_content_type(error.headers, error.status), Response(error.body, error.status))
     return _ForwardedResponse(forwarded, snapshot_age)

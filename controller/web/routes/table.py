@@ -50,6 +50,7 @@ class Route(NamedTuple):
         """Return the ASGI application of the route."""
         endpoint = self.endpoint(partial(self.handler, services))
         endpoint.limits = services.limits
+        endpoint.hot = self.hot
         if self.plane is Plane.PUBLIC:
             endpoint.max_body = SMALL_BODY  # not counted, so that strangers cannot use up --max-body-memory
         elif services.access.is_closed:

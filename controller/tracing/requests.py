@@ -1,0 +1,89 @@
+"""The span of a request of a client, which the client's own trace may contain."""
+
+from collections.abc import Iterable
+from typing import Any, Final
+
+from opentelemetry import propagate
+from opentelemetry.context import Context
+from opentelemetry.semconv.attributes.client_attributes import CLIENT_ADDRESS
+from opentelemetry.semconv.attributes.error_attributes import ERROR_TYPE
+from opentelemetry.semconv.attributes.http_attributes import (
+    HTTP_REQUEST_METHOD,
+    HTTP_RESPONSE_STATUS_CODE,
+    HTTP_ROUTE,
+)
+from opentelemetry.semconv.attributes.url_attributes import URL_PATH, URL_SCHEME
+from opentelemetry.trace import SpanKind, Status, StatusCode, Tracer
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from controller.security.access import Access
+from controller.security.forward_paths import ForwardPaths
+from controller.security.tokens import Plane
+from controller.web.routes.table import ROUTES
+
+_REQUEST_ID: Final = "controller.request_id"
+_CLIENT_ROUTES: Final = {(route.method, route.path) for route in ROUTES if route.plane is Plane.CLIENT}
+_OTHER_PATHS: Final = {route.path for route in ROUTES if route.plane is not Plane.CLIENT}
+_MAX_TEXT: Final = 200  # characters of a path
+
+
+class TracedRequests:
+    """Traces the requests of clients: to the routes of their plane, and to paths that are forwarded.
+
+    The requests of workers, operators and monitoring are not traced: they are many, and alike.
+    """
+
+    def __init__(self, app: ASGIApp, tracer: Tracer, access: Access, paths: ForwardPaths) -> None:
+        self._app = app
+        self._tracer = tracer
+        self._access = access
+        self._paths = paths
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Serve one request."""
+        if scope["type"] != "http" or not _is_traced(scope["method"], scope["path"]):
+            return await self._app(scope, receive, send)
+        parent = propagate.extract(_joined(scope["headers"]), Context())
+        attributes = self._attributes(scope)
+        route = attributes.get(HTTP_ROUTE)
+        name = f"{scope['method']} {route}" if route else scope["method"]
+        with self._tracer.start_as_current_span(name, parent, SpanKind.SERVER, attributes) as span:
+
+            async def observed(message: Message) -> None:
+                if message["type"] == "http.response.start":
+                    status = message["status"]
+                    span.set_attribute(HTTP_RESPONSE_STATUS_CODE, status)
+                    if status >= 500:
+                        span.set_attribute(ERROR_TYPE, str(status))
+                        span.set_status(Status(StatusCode.ERROR))
+                await send(message)
+
+            try:
+                await self._app(scope, receive, observed)
+            finally:
+                if request_id := scope.get("request_id"):
+                    span.set_attribute(_REQUEST_ID, request_id)
+        return None
+
+    def _attributes(self, scope: Scope) -> dict[str, Any]:
+        method, path = scope["method"], scope["path"]
+        attributes = {HTTP_REQUEST_METHOD: method, URL_PATH: path[:_MAX_TEXT], URL_SCHEME: scope["scheme"]}
+        if address := self._access.address(scope):
+            attributes[CLIENT_ADDRESS] = address
+        # Span names come from lists, so that they are few.
+        if (method, path) in _CLIENT_ROUTES or self._paths.lists(path):
+            attributes[HTTP_ROUTE] = path
+        return attributes
+
+
+def _joined(headers: Iterable[tuple[bytes, bytes]]) -> dict[str, str]:
+    """Return the headers of a request as text. The values of a repeated one are joined, as HTTP says."""
+    joined: dict[str, str] = {}
+    for name, value in headers:
+        key, text = name.decode("latin-1"), value.decode("latin-1")
+        joined[key] = f"{joined[key]},{text}" if key in joined else text
+    return joined
+
+
+def _is_traced(method: str, path: str) -> bool:
+    return (method, path) in _CLIENT_ROUTES or (method == "POST" and path not in _OTHER_PATHS)
