@@ -62,11 +62,14 @@ class Compose:
         self.project = project
         self.port = free_port()
         self.url = f"http://127.0.0.1:{self.port}"
+        prometheus_port = free_port()
+        self.prometheus_url = f"http://127.0.0.1:{prometheus_port}"
         self._options = ["-p", project, *(argument for file in files for argument in ("-f", str(file)))]
         self._env = {
             **os.environ,
             **images(),
             "CONTROLLER_PORT": f"127.0.0.1:{self.port}",
+            "PROMETHEUS_PORT": f"127.0.0.1:{prometheus_port}",
             "DOCKER_BUILDKIT": os.environ.get("DOCKER_BUILDKIT", "0"),
             **env,
         }
