@@ -5,8 +5,10 @@ import contextlib
 import json
 import random
 import re
+import tarfile
 import time
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import httpx
@@ -16,7 +18,7 @@ from controller.store import keys
 from controller.store.connection import connect
 from controller.store.registry import SCHEMA
 from tests.conftest import Figure
-from tests.deploy import dashboards
+from tests.deploy import dashboards, runbook
 from tests.deploy.compose import Compose, docker
 from tests.deploy.conftest import redis_url
 from tests.support.clients import Client
@@ -419,3 +421,19 @@ async def test_a_replica_has_few_privileges(cluster: Compose) -> None:
     await client.aclose()
     assert "127.0.0.1" in docker("port", cluster.containers("loadbalancer")[0], "21001")
     assert docker("ps", "--quiet", "--filter", "publish=6379") == ""
+
+
+async def test_the_runbook_rotates_the_password_of_redis(cluster: Compose) -> None:
+    await all_workers(cluster)
+    await runbook.check_rotation(cluster, redis_url(cluster))
+
+
+async def test_the_runbook_helps_a_full_redis(cluster: Compose) -> None:
+    workers = await all_workers(cluster)
+    await runbook.check_full_redis(cluster, redis_url(cluster), workers)
+
+
+def test_the_runbook_backs_up_redis(cluster: Compose, tmp_path: Path) -> None:
+    runbook.run(cluster, "> backup.tar", tmp_path)
+    with tarfile.open(tmp_path / "backup.tar") as backup:
+        assert "appendonlydir/appendonly.aof.manifest" in backup.getnames()
