@@ -54,6 +54,6 @@ async def check_full_redis(cluster: Compose, admin_url: str, workers: set[str]) 
     assert all("maxmemory" in reason for reason in degraded(cluster))
     assert call(f"{cluster.url}/get_worker_address", {"model": "m"})["address"] in workers
     run(cluster, "CONFIG SET maxmemory")
-    assert await admin.config_get("maxmemory") == {"maxmemory": str(512 * 1024 * 1024)}
+    assert await admin.config_get("maxmemory") == {"maxmemory": str(384 * 1024 * 1024)}
     await admin.aclose()
     await wait_until(lambda: degraded(cluster) == [], "no replica is degraded")

@@ -60,7 +60,7 @@ def assert_documented(expression: str) -> None:
 
 
 def test_the_dashboard_is_generated() -> None:
-    assert dashboard.text() == dashboard.FILE.read_text(), f"run python {dashboard.FILE.with_suffix('.py')}"
+    assert dashboard.text() == dashboard.FILE.read_text(), "run python -m deploy.monitoring.grafana.dashboard"
 
 
 def test_grafana_knows_all_fields_of_the_dashboard() -> None:
