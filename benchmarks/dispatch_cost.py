@@ -17,7 +17,7 @@ import subprocess
 import sys
 import tempfile
 from base64 import b64encode
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Final
@@ -69,13 +69,13 @@ class Subject:
 
 
 @contextmanager
-def replica(secret: str = "", root: Path = ROOT) -> Iterator[Subject]:
+def replica(secret: str = "", root: Path = ROOT, flags: Sequence[str] = ()) -> Iterator[Subject]:
     """Start a replica of a checkout."""
     port = free_port()
     variables = {"PYTHONPATH": str(root), **({"CONTROLLER_ADMIN_TOKENS": f"ops={secret}"} if secret else {})}
     with tempfile.TemporaryDirectory(prefix="cb-") as directory:
         address = ["--host", "127.0.0.1", "--port", str(port), "--data-dir", f"{directory}/data"]
-        command = [sys.executable, "-m", "controller", "serve", *address, "--poll-interval", "0"]
+        command = [sys.executable, "-m", "controller", "serve", *address, "--poll-interval", "0", *flags]
         process = subprocess.Popen(command, cwd=root, env={**os.environ, **variables}, stderr=subprocess.DEVNULL)
         try:
             yield Subject(psutil.Process(process.pid), port, secret)

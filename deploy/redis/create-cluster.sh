@@ -10,7 +10,7 @@ nodes() { getent ahostsv4 redis | awk '{ print $1 }' | sort -u; }
 call() { # calls the Redis at an address
   address=$1
   shift
-  redis-cli -h "$address" --user admin "$@"
+  "${REDIS_PROGRAM:-redis}-cli" -h "$address" --user admin "$@"
 }
 
 is_replicating() { # succeeds if the replica is connected with its master
@@ -25,7 +25,7 @@ if call "$first" cluster info | grep -q '^cluster_known_nodes:[2-9]'; then
   done
 else
   # shellcheck disable=SC2046 # each address is an argument
-  redis-cli --user admin --cluster create $(nodes | sed 's/$/:6379/') --cluster-replicas 1 --cluster-yes
+  "${REDIS_PROGRAM:-redis}-cli" --user admin --cluster create $(nodes | sed 's/$/:6379/') --cluster-replicas 1 --cluster-yes
 fi
 # Without `cluster-require-full-coverage`, the state of a Cluster is "ok" before all of its slots are.
 for node in $(nodes); do

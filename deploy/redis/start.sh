@@ -1,5 +1,6 @@
 #!/bin/sh
-# Starts Redis or a Sentinel for the controllers. Needs an image that is based on Debian, such as redis:8.
+# Starts Redis or a Sentinel for the controllers. Needs an image that is based on Debian, such as redis:8. With
+# REDIS_PROGRAM=valkey, it starts Valkey.
 #
 # The first start generates two random passwords and stores them in a volume: one for the controllers, and one for
 # operators, replicas and Sentinels. The files in REDIS_USERS define the users and their rights. There are no other
@@ -8,6 +9,7 @@ set -eu
 HERE=/etc/redis-controller
 SECRET=/run/controller # shared with the controllers, which can read only their own password
 DATA=/data
+PROGRAM=${REDIS_PROGRAM:-redis} # its commands are $PROGRAM-server and $PROGRAM-cli, and its user has this name, too
 
 trap 'exit 143' TERM # process 1 would ignore SIGTERM without a handler
 umask 077
@@ -31,8 +33,8 @@ if [ -z "$password" ] || [ -z "$operator" ]; then
 fi
 
 run() {
-  find "$DATA" /tmp/redis ! -user redis -exec chown redis: {} +
-  exec setpriv --reuid=redis --regid=redis --clear-groups "$@"
+  find "$DATA" /tmp/redis ! -user "$PROGRAM" -exec chown "$PROGRAM:" {} +
+  exec setpriv --reuid="$PROGRAM" --regid="$PROGRAM" --clear-groups "$@"
 }
 
 matching_lines() { # prints the matching lines of a file, if the file exists
@@ -48,7 +50,7 @@ now() { date +%s; }
 call() { # calls the Redis at an address as the user admin
   host=$1
   shift
-  REDISCLI_AUTH=$operator timeout 1 redis-cli -e -h "$host" --user admin "$@" 2>/dev/null
+  REDISCLI_AUTH=$operator timeout 1 "$PROGRAM-cli" -e -h "$host" --user admin "$@" 2>/dev/null
 }
 
 sentinels_exist() { # succeeds if a Sentinel has an address: it runs or is about to
@@ -60,7 +62,7 @@ sentinels_exist() { # succeeds if a Sentinel has an address: it runs or is about
 
 elected_master() { # prints the address of the master, if at least two Sentinels agree on it
   for name in $REDIS_SENTINELS; do
-    timeout 1 redis-cli -e -h "$name" -p 26379 sentinel get-master-addr-by-name main 2>/dev/null | head -n 1
+    timeout 1 "$PROGRAM-cli" -e -h "$name" -p 26379 sentinel get-master-addr-by-name main 2>/dev/null | head -n 1
   done | sort | uniq -c | awk '$1 > 1 { print $2 }'
 }
 
@@ -96,7 +98,7 @@ if [ "${1:-}" = sentinel ]; then
     matching_lines "$DATA/sentinel.conf" '^sentinel (myid|current-epoch|config-epoch|leader-epoch) '
   } >"$DATA/sentinel.conf.new"
   mv "$DATA/sentinel.conf.new" "$DATA/sentinel.conf"
-  run redis-server "$DATA/sentinel.conf" --sentinel
+  run "$PROGRAM-server" "$DATA/sentinel.conf" --sentinel
 fi
 
 if [ -s "$DATA/nodes.conf" ]; then
@@ -152,4 +154,4 @@ done >/tmp/redis/users.acl
   fi
 } >"$DATA/redis.conf.new"
 mv "$DATA/redis.conf.new" "$DATA/redis.conf"
-run redis-server "$DATA/redis.conf"
+run "$PROGRAM-server" "$DATA/redis.conf"

@@ -3,9 +3,10 @@
 import contextlib
 import json
 import os
+import shlex
 import shutil
 import subprocess
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 from ports import free_port
@@ -62,27 +63,38 @@ class Compose:
         self.project = project
         self.port = free_port()
         self.url = f"http://127.0.0.1:{self.port}"
+        prometheus_port = free_port()
+        self.prometheus_url = f"http://127.0.0.1:{prometheus_port}"
         self._options = ["-p", project, *(argument for file in files for argument in ("-f", str(file)))]
         self._env = {
             **os.environ,
             **images(),
             "CONTROLLER_PORT": f"127.0.0.1:{self.port}",
+            "PROMETHEUS_PORT": f"127.0.0.1:{prometheus_port}",
             "DOCKER_BUILDKIT": os.environ.get("DOCKER_BUILDKIT", "0"),
             **env,
         }
 
     def __call__(self, *arguments: str, timeout: float = 300.0, **env: str) -> str:
         """Run `docker compose ...` with additional environment variables. Return its output."""
-        return self._run("docker", "compose", *self._options, *arguments, timeout=timeout, **env)
+        return self._run("docker", "compose", *self._options, *arguments, timeout=timeout, env=env)
 
     def upgrade(self, **env: str) -> str:
         """Run deploy/upgrade.sh and return its output. Later commands use the same variables if it succeeds."""
-        output = self._run("sh", str(ROOT / "deploy/upgrade.sh"), *self._options, timeout=300.0, **env)
+        output = self._run("sh", str(ROOT / "deploy/upgrade.sh"), *self._options, timeout=300.0, env=env)
         self._env.update(env)
         return output
 
-    def _run(self, *command: str, timeout: float, **env: str) -> str:
-        done = subprocess.run(command, capture_output=True, text=True, timeout=timeout, env={**self._env, **env})
+    def script(self, commands: str, directory: Path) -> None:
+        """Run commands of the documentation for this project, in a directory."""
+        ours = shlex.join(["docker", "compose", *self._options])
+        text = commands.replace("docker compose -f deploy/docker-compose.yml", ours)
+        assert text != commands
+        self._run("sh", "-c", text, timeout=60.0, env={}, cwd=directory)
+
+    def _run(self, *command: str, timeout: float, env: Mapping[str, str], cwd: Path | None = None) -> str:
+        variables = {**self._env, **env}
+        done = subprocess.run(command, capture_output=True, text=True, timeout=timeout, env=variables, cwd=cwd)
         assert done.returncode == 0, f"{' '.join(command)}: {done.stderr}{done.stdout}"
         return done.stdout
 

@@ -1,7 +1,9 @@
 """A cluster in containers, started by `docker compose up`, with stock FastChat workers on its network."""
 
+import os
 import shutil
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
@@ -34,6 +36,15 @@ services:
 """
 
 
+MONITORING = """
+services:
+  prometheus:
+    profiles: !reset []
+    volumes:
+      - {directory}/prometheus.yaml:/etc/prometheus/prometheus.yaml:ro
+"""
+
+
 @pytest.fixture(scope="module", autouse=True)
 def allow_containers() -> Iterator[None]:
     """Let tests connect to containers, whose addresses are not on loopback."""
@@ -61,17 +72,50 @@ def built(tmp_path_factory: pytest.TempPathFactory) -> None:
     docker("build", "--quiet", *worker, *build, str(context))
 
 
+@pytest.fixture(scope="session")
+def prometheus_image(built: None, tmp_path_factory: pytest.TempPathFactory) -> str:
+    """Return the image of Prometheus: PROMETHEUS_IMAGE, or one with the installed program, or "" without either."""
+    program = shutil.which("prometheus")
+    if os.environ.get("PROMETHEUS_IMAGE") or program is None:
+        return os.environ.get("PROMETHEUS_IMAGE", "")
+    context = tmp_path_factory.mktemp("prometheus")
+    shutil.copy(program, context)
+    base = images().get("PYTHON_IMAGE", "python:3.13-slim")
+    (context / "Dockerfile").write_text(PROMETHEUS.format(base=base))
+    docker("build", "--quiet", "--tag", "controller-test-prometheus", str(context))
+    return "controller-test-prometheus"
+
+
+# Debian's Prometheus, as in the official image: the same path, user and directory.
+PROMETHEUS = """
+FROM {base}
+COPY prometheus /bin/prometheus
+RUN install --directory --owner 65534 --group 65534 /prometheus
+USER 65534
+"""
+
+
+def monitoring(directory: Path) -> Path:
+    """Write a Compose file that starts Prometheus without its profile, and with a shorter interval."""
+    text = (ROOT / "deploy/monitoring/prometheus.yaml").read_text().replace("_interval: 15s", "_interval: 2s")
+    (directory / "prometheus.yaml").write_text(text)
+    file = directory / "monitoring.yml"
+    file.write_text(MONITORING.format(directory=directory))
+    return file
+
+
 @pytest.fixture(scope="module")
-def cluster(built: None, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Compose]:
-    """Run deploy/docker-compose.yml unchanged, with three replicas, and add three stock workers."""
+def cluster(built: None, prometheus_image: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Compose]:
+    """Run deploy/docker-compose.yml unchanged, with three replicas, and add three stock workers and Prometheus."""
     directory = tmp_path_factory.mktemp("compose")
     shutil.copytree(ROOT / "deploy/redis", directory / "redis")
     with (directory / "redis/users.acl").open("a") as users:
         users.write(TEST_USER)
     extra = directory / "extra.yml"
     extra.write_text(EXTRA.format(directory=directory))
-    files = (ROOT / "deploy/docker-compose.yml", extra)
-    compose = Compose(project("controller-test"), *files, CONTROLLER_HEARTBEAT_EXPIRATION="12")
+    files = [ROOT / "deploy/docker-compose.yml", extra, *([monitoring(directory)] if prometheus_image else [])]
+    variables = {"CONTROLLER_HEARTBEAT_EXPIRATION": "12", "PROMETHEUS_IMAGE": prometheus_image}
+    compose = Compose(project("controller-test"), *files, **variables)
     with up(compose, "--no-build") as running:
         yield running
     assert compose.leftovers() == []

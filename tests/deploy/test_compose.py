@@ -5,7 +5,10 @@ import contextlib
 import json
 import random
 import re
+import tarfile
 import time
+from functools import partial
+from pathlib import Path
 from typing import Any
 
 import httpx
@@ -15,6 +18,7 @@ from controller.store import keys
 from controller.store.connection import connect
 from controller.store.registry import SCHEMA
 from tests.conftest import Figure
+from tests.deploy import dashboards, runbook
 from tests.deploy.compose import Compose, docker
 from tests.deploy.conftest import redis_url
 from tests.support.clients import Client
@@ -152,6 +156,29 @@ async def test_a_slow_request_is_sent_to_a_worker_once(cluster: Compose) -> None
     ]
     counted = [found for text in metrics for found in calls.findall(text) if found[1] != "0.0"]
     assert counted == [("complete", "1.0")]
+
+
+async def test_every_panel_of_the_dashboard_has_data(cluster: Compose, prometheus_image: str) -> None:
+    """The streams and calls of the tests above are in the panels, and a model without workers in the alerts."""
+    if not prometheus_image:
+        pytest.skip("NOT TESTED, dashboard: prometheus is not installed")
+    prometheus = dashboards.Prometheus(cluster.prometheus_url)
+    await wait_until(lambda: prometheus.targets() == {"controller": 3, "haproxy": 1}, "all targets are scraped")
+    assert prometheus.alerts() == [alert["alert"] for alert in dashboards.ALERTS]
+    for title, expression in dashboards.queries():
+        await wait_until(partial(prometheus.has_data, expression), f"{title} has data: {expression}")
+    [(_, connections)] = prometheus.query("haproxy_process_max_connections")
+    assert float(connections) >= 8000
+
+
+async def test_every_container_has_limits(cluster: Compose) -> None:
+    for service in ("controller", "redis", "loadbalancer", "prometheus"):
+        for container in cluster.containers(service):
+            [state] = json.loads(docker("inspect", container))
+            host = state["HostConfig"]
+            assert (host["NanoCpus"], host["LogConfig"]["Config"]["max-size"]) == (1_000_000_000, "10m"), service
+            assert min(host["Memory"], host["PidsLimit"]) > 0, service
+            assert host["Ulimits"] == [{"Name": "nofile", "Hard": 16384, "Soft": 16384}], service
 
 
 async def test_the_cluster_is_scaled_from_3_to_6_under_load(cluster: Compose, figure: Figure) -> None:
@@ -363,14 +390,17 @@ async def test_a_replica_hangs_under_load(cluster: Compose, figure: Figure) -> N
     await ready_replicas(cluster, 3)
 
 
-async def test_a_worker_cannot_reach_redis(cluster: Compose) -> None:
-    """Redis is on a network of its own. The worker can reach the load balancer with the same call."""
+async def test_a_worker_reaches_the_load_balancer_only(cluster: Compose) -> None:
+    """Redis and Prometheus are on other networks, and HAProxy's page and metrics are not on that of the workers."""
     [redis], worker = cluster.containers("redis"), cluster.containers("stock-worker")[0]
     connect_to = "import socket, sys; socket.create_connection((sys.argv[1], int(sys.argv[2])), 2)"
-    for host, port in (("redis", 6379), (cluster.address(redis), 6379)):
-        with pytest.raises(AssertionError, match=r"gaierror|TimeoutError|unreachable"):
+    unreachable = {"redis": 6379, cluster.address(redis): 6379, "prometheus": 9090, "loadbalancer-metrics": 8405}
+    for host, port in (*unreachable.items(), ("loadbalancer", 8404), ("loadbalancer", 8405)):
+        with pytest.raises(AssertionError, match=r"gaierror|TimeoutError|unreachable|refused"):
             docker("exec", worker, "python3", "-c", connect_to, host, str(port))
     docker("exec", worker, "python3", "-c", connect_to, "loadbalancer", "21001")
+    page = "exec 3<>/dev/tcp/127.0.0.1/8404; printf 'GET /;csv HTTP/1.0\\r\\n\\r\\n' >&3; cat <&3"
+    assert "controllers,controller-1," in docker("exec", *cluster.containers("loadbalancer"), "bash", "-c", page)
 
 
 async def test_a_replica_has_few_privileges(cluster: Compose) -> None:
@@ -391,3 +421,19 @@ async def test_a_replica_has_few_privileges(cluster: Compose) -> None:
     await client.aclose()
     assert "127.0.0.1" in docker("port", cluster.containers("loadbalancer")[0], "21001")
     assert docker("ps", "--quiet", "--filter", "publish=6379") == ""
+
+
+async def test_the_runbook_rotates_the_password_of_redis(cluster: Compose) -> None:
+    await all_workers(cluster)
+    await runbook.check_rotation(cluster, redis_url(cluster))
+
+
+async def test_the_runbook_helps_a_full_redis(cluster: Compose) -> None:
+    workers = await all_workers(cluster)
+    await runbook.check_full_redis(cluster, redis_url(cluster), workers)
+
+
+def test_the_runbook_backs_up_redis(cluster: Compose, tmp_path: Path) -> None:
+    runbook.run(cluster, "> backup.tar", tmp_path)
+    with tarfile.open(tmp_path / "backup.tar") as backup:
+        assert "appendonlydir/appendonly.aof.manifest" in backup.getnames()

@@ -51,6 +51,8 @@ def services(*files: str) -> dict[str, dict[str, Any]]:
 
 
 BASE = "deploy/docker-compose.yml"
+MIB = 1024 * 1024
+OPEN_FILES = 16_384
 TOPOLOGIES = [(BASE,), (BASE, "deploy/docker-compose.sentinel.yml"), (BASE, "deploy/docker-compose.cluster.yml")]
 
 
@@ -62,6 +64,7 @@ def test_all_services_have_few_rights(files: tuple[str, ...]) -> None:
         assert each["read_only"] is True, name
         assert each["cap_drop"] == ["ALL"], name
         assert each["security_opt"] == ["no-new-privileges:true"], name
+        assert each.get("user") != "root", name
         assert "privileged" not in each, name
         added = set(each.get("cap_add", []))
         assert added <= {"CHOWN", "DAC_OVERRIDE", "FOWNER", "SETGID", "SETUID"}, name
@@ -69,20 +72,85 @@ def test_all_services_have_few_rights(files: tuple[str, ...]) -> None:
 
 
 @pytest.mark.parametrize("files", TOPOLOGIES, ids=lambda files: files[-1])
-def test_workers_and_clients_do_not_share_a_network_with_redis(files: tuple[str, ...]) -> None:
+def test_all_services_have_limits(files: tuple[str, ...]) -> None:
+    for name, each in services(*files).items():
+        assert {"mem_limit", "cpus", "pids_limit"} <= each.keys(), name
+        assert each["ulimits"]["nofile"] >= OPEN_FILES, name
+        assert each["logging"] == {"driver": "json-file", "options": {"max-size": "10m", "max-file": "5"}}, name
+
+
+def test_the_limits_fit_the_programs() -> None:
+    """A replica may open what its settings need, and its memory is more than that for bodies."""
+    found, settings = services(BASE), Settings()
+    assert settings.max_connections + settings.max_forwards + 512 <= OPEN_FILES  # as in controller/server/open_files.py
+    assert memory(found["controller"]) >= 2 * settings.max_body_memory * MIB
+    [maxmemory] = re.findall(r"(?m)^maxmemory (\d+)mb$", (ROOT / "deploy/redis/redis.conf").read_text())
+    assert memory(found["redis"]) >= 2 * int(maxmemory) * MIB
+    [files] = re.findall(r"fd-hard-limit (\d+)", (ROOT / "deploy/haproxy/haproxy.cfg").read_text())
+    assert int(files) <= OPEN_FILES
+    assert found["loadbalancer"]["environment"]["HAPROXY_THREADS"] == found["loadbalancer"]["cpus"]
+
+
+def memory(each: dict[str, Any]) -> int:
+    """Return the default limit of memory in bytes."""
+    match = re.search(r"(\d+)([mg])}?$", each["mem_limit"])
+    assert match, each
+    return int(match[1]) * (MIB if match[2] == "m" else 1024 * MIB)
+
+
+def test_images_have_full_versions_and_can_be_replaced() -> None:
+    files = [ROOT / file for topology in TOPOLOGIES for file in topology]
+    files += [ROOT / "deploy/Dockerfile", ROOT / "examples/regions/docker-compose.yml"]
+    defaults: dict[str, set[str]] = {}
+    for file in files:
+        text = re.sub(r"(?m)^ *#.*", "", file.read_text())
+        for name, image in re.findall(r"(?:\$\{|ARG )(\w+_IMAGE)(?::-|=)([^}\s]+)", text):
+            defaults.setdefault(name, set()).add(image)
+    assert defaults.pop("CONTROLLER_IMAGE") == {"controller-cluster"}
+    assert defaults.keys() == {f"{name}_IMAGE" for name in ("PYTHON", "REDIS", "HAPROXY", "PROMETHEUS", "GRAFANA")}
+    for name, images in defaults.items():
+        [image] = images  # the same in all files
+        assert re.fullmatch(r"[a-z/]+:v?\d+\.\d+\.\d+(-slim)?", image), name
+    for name, each in services(*TOPOLOGIES[1], *TOPOLOGIES[2]).items():
+        assert each.get("image", "${").startswith("${"), name
+
+
+@pytest.mark.parametrize("files", TOPOLOGIES, ids=lambda files: files[-1])
+def test_redis_is_on_a_network_without_workers_clients_and_monitoring(files: tuple[str, ...]) -> None:
     found = {name: set(each["networks"]) for name, each in services(*files).items()}
-    of_workers = {"demo-worker", "demo-load", "loadbalancer"}
-    assert {name for name, networks in found.items() if networks == {"workers"}} == of_workers
-    assert {name for name, networks in found.items() if networks == {"workers", "store"}} == {"controller"}
-    assert all(found[name] == {"store"} for name in found.keys() - of_workers - {"controller"})
+    assert {name: networks for name, networks in found.items() if networks != {"store"}} == {
+        "controller": {"store", "workers", "monitoring"},
+        "loadbalancer": {"workers", "clients", "monitoring"},
+        "demo-worker": {"workers"},
+        "demo-load": {"workers", "clients"},
+        "prometheus": {"monitoring"},
+        "grafana": {"monitoring"},
+    }
     assert yaml.safe_load((ROOT / BASE).read_text())["networks"]["store"] == {"internal": True}
 
 
-def test_one_port_is_published_and_on_loopback_only() -> None:
+def test_ports_are_published_on_loopback_only() -> None:
     text = (ROOT / BASE).read_text()
     defaults = re.sub(r"\$\{\w+:-([^}]*)\}", r"\1", text)
     published = {name: each["ports"] for name, each in yaml.safe_load(defaults)["services"].items() if "ports" in each}
-    assert published == {"loadbalancer": ["127.0.0.1:21001:21001"]}
+    assert published == {
+        "loadbalancer": ["127.0.0.1:21001:21001"],
+        "prometheus": ["127.0.0.1:9090:9090"],
+        "grafana": ["127.0.0.1:3000:3000"],
+    }
+
+
+def test_only_a_profile_starts_what_is_not_the_cluster() -> None:
+    found = {name: each.get("profiles") for name, each in services(BASE).items()}
+    assert [name for name, profiles in found.items() if not profiles] == ["controller", "redis", "loadbalancer"]
+    assert {name for name, profiles in found.items() if profiles == ["monitoring"]} == {"prometheus", "grafana"}
+
+
+def test_files_of_the_monitoring_exist() -> None:
+    for name in ("prometheus", "grafana"):
+        for volume in services(BASE)[name]["volumes"]:
+            source, _, _ = volume.partition(":")
+            assert source == "prometheus" or (ROOT / "deploy" / source).exists(), volume
 
 
 def parse(environment: object, monkeypatch: pytest.MonkeyPatch, tokens: Path | None = None) -> Settings:

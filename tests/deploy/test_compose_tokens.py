@@ -11,6 +11,8 @@ from typing import Any
 import pytest
 
 from tests.deploy.compose import ROOT, Compose, docker, image, up
+from tests.deploy.conftest import monitoring
+from tests.deploy.dashboards import Prometheus
 from tests.deploy.test_image import RESTRICTED
 from tests.support.lifeline import project
 from tests.support.waiting import wait_until
@@ -37,9 +39,16 @@ def file(tmp_path: Path) -> Path:
 
 
 @pytest.fixture
-def cluster(built: None, file: Path) -> Iterator[Compose]:
+def cluster(built: None, prometheus_image: str, file: Path, tmp_path: Path) -> Iterator[Compose]:
+    metrics_token = tmp_path / "metrics-token"
+    metrics_token.write_text(f"{TOKENS['admin']}\n")
+    metrics_token.chmod(0o444)  # Prometheus runs as user 65534
     compose = Compose(
-        project("controller-test-tokens"), ROOT / "deploy/docker-compose.yml", CONTROLLER_TOKENS_FILE=str(file)
+        project("controller-test-tokens"),
+        *(ROOT / "deploy/docker-compose.yml", *([monitoring(tmp_path)] if prometheus_image else [])),
+        CONTROLLER_TOKENS_FILE=str(file),
+        METRICS_TOKEN_FILE=str(metrics_token),
+        PROMETHEUS_IMAGE=prometheus_image,
     )
     with up(compose, "--no-build", "--scale", "controller=2") as running:
         yield running
@@ -62,7 +71,7 @@ def is_known(url: str, secret: str) -> bool:
     return status(url, "/get_worker_address", secret, {"model": "m"}) == 200
 
 
-async def test_one_variable_turns_tokens_on(cluster: Compose, file: Path) -> None:
+async def test_one_variable_turns_tokens_on(cluster: Compose, prometheus_image: str, file: Path) -> None:
     await wait_until(lambda: serves(cluster.url), "the cluster is ready", timeout=60)
     url, dispatch = cluster.url, ("/get_worker_address", {"model": "m"})
     assert status(url, "/register_worker", body=WORKER) == 401
@@ -72,6 +81,12 @@ async def test_one_variable_turns_tokens_on(cluster: Compose, file: Path) -> Non
     assert status(url, dispatch[0], TOKENS["client"], dispatch[1]) == 200
     assert status(url, "/workers") == 401
     assert status(url, "/workers", TOKENS["admin"]) == 200
+
+    if prometheus_image:
+        prometheus = Prometheus(cluster.prometheus_url)
+        await wait_until(
+            lambda: prometheus.targets() == {"controller": 2, "haproxy": 1}, "Prometheus has a valid token"
+        )
 
     # The same file with another text. A new file in its place would not be seen in the containers.
     file.chmod(0o644)

@@ -37,6 +37,7 @@ Document = dict[str, Any]
 
 
 def files(folder: Path = FOLDER) -> list[Path]:
+    """Return the manifests of the controllers. test_kubernetes_parts.py is about the folders beside them."""
     return sorted(path for path in folder.glob("*.y*ml") if path.name != KUSTOMIZATION)
 
 
@@ -146,7 +147,11 @@ def test_an_error_in_a_manifest_is_found(tmp_path: Path, name: str, good: str, b
 
 def test_the_kustomization_lists_all_files() -> None:
     assert kustomization()["resources"] == [path.name for path in files()]
-    assert {path.name for path in FOLDER.iterdir()} == {*kustomization()["resources"], KUSTOMIZATION, "README.md"}
+    assert {path.name for path in FOLDER.iterdir() if path.is_file()} == {
+        *kustomization()["resources"],
+        KUSTOMIZATION,
+        "README.md",
+    }
 
 
 def test_the_image_is_this_version_and_can_be_replaced(container: Document) -> None:
@@ -168,8 +173,41 @@ def test_kubectl_renders_all_manifests() -> None:
     [source] = container["envFrom"]
     assert source["configMapRef"]["name"] == config["metadata"]["name"]
     source["configMapRef"]["name"] = "controller"  # the name without the hash
-    assert by_kind == {kind: manifest(kind) for kind in by_kind}
     assert len(by_kind) == len(files())
+    for kind, document in by_kind.items():
+        assert document["metadata"].pop("labels") == LABELS | COMMON_LABELS, kind
+        assert without_instance(document) == without_labels(manifest(kind)), kind
+
+
+COMMON_LABELS = {
+    "app.kubernetes.io/instance": "controller",
+    "app.kubernetes.io/component": "controller",
+    "app.kubernetes.io/part-of": "controller-cluster",
+    "app.kubernetes.io/version": __version__,
+}
+
+
+def without_labels(document: Document) -> Document:
+    del document["metadata"]["labels"]
+    return document
+
+
+def without_instance(document: Any) -> Any:
+    """Return a rendered document without the labels that the kustomization adds to selectors and pods."""
+    if isinstance(document, list):
+        return [without_instance(each) for each in document]
+    if not isinstance(document, dict):
+        return document
+    return {key: without_instance(value) for key, value in document.items() if key not in COMMON_LABELS}
+
+
+def test_the_kustomization_adds_the_usual_labels() -> None:
+    """The instance is in the selectors too. The version is not, because selectors cannot change."""
+    in_selectors, others = kustomization()["labels"]
+    assert in_selectors["includeSelectors"] is others["includeTemplates"] is True
+    assert "includeSelectors" not in others
+    assert in_selectors["pairs"].keys() == {"app.kubernetes.io/instance"}
+    assert in_selectors["pairs"] | others["pairs"] == COMMON_LABELS
 
 
 # Consistency of the manifests
@@ -290,7 +328,12 @@ def test_the_grace_period_is_longer_than_the_shutdown(settings: Settings, pod: D
 
 def test_the_network_policy_allows_the_connections_of_a_replica(settings: Settings) -> None:
     def peers(*labels: dict[str, str]) -> list[Document]:
-        return [{"podSelector": {"matchLabels": found}} for found in labels]
+        """Return selectors that kustomize does not change."""
+        return [
+            {"podSelector": {"matchExpressions": [{"key": key, "operator": "In", "values": [value]}]}}
+            for found in labels
+            for key, value in found.items()
+        ]
 
     policy = manifest("NetworkPolicy")["spec"]
     assert policy["policyTypes"] == ["Ingress", "Egress"]
@@ -349,6 +392,6 @@ def test_memory_is_limited_and_cpu_is_not(container: Document) -> None:
     assert resources["limits"].keys() == {"memory"}
 
 
-@pytest.mark.parametrize("path", sorted(FOLDER.iterdir()), ids=lambda path: path.name)
+@pytest.mark.parametrize("path", sorted(filter(Path.is_file, FOLDER.rglob("*"))), ids=lambda path: path.name)
 def test_lines_are_short(path: Path) -> None:
     assert max(map(len, path.read_text().splitlines())) <= 120

@@ -1,5 +1,5 @@
 # A stock FastChat worker (tests/system/stock_worker.py) in a container.
-ARG PYTHON_IMAGE=python:3.13-slim
+ARG PYTHON_IMAGE=python:3.13.15-slim
 FROM ${PYTHON_IMAGE}
 RUN python3 -m venv /opt/worker
 COPY constraints.txt /tmp/
