@@ -36,6 +36,9 @@ from controller.settings import GROUPS, Settings  # noqa: E402
 from controller.settings.declaration import environment_variables, flag  # noqa: E402
 from controller.store import keys  # noqa: E402
 from controller.store.registry import Registry  # noqa: E402
+from controller.upstream.engines.gauges import Gauges  # noqa: E402
+from controller.upstream.engines.reading import Reader  # noqa: E402
+from controller.upstream.engines.table import ENGINES, Question  # noqa: E402
 from controller.web.routes.table import FALLBACK, ROUTES, Route  # noqa: E402
 from docs.scripts.http_examples import EXAMPLES, as_console  # noqa: E402
 
@@ -362,6 +365,43 @@ def _examples(route: Route) -> str:
     return "\n".join(parts)
 
 
+def engines() -> str:
+    """Return a table of what each kind of engine is asked, and one of what follows from its answers."""
+    asked, known = [], []
+    for kind, engine in ENGINES.items():
+        with_capacity = [question for question in (*engine.load, *engine.models) if _tells_capacity(question.read)]
+        topics = (engine.health, engine.models, engine.awake, engine.load, (*with_capacity, *engine.capacity))
+        asked.append((code(kind), engine.title, *map(_paths, topics)))
+        owner = f"`owned_by` is {code(engine.owned_by)}" if engine.owned_by else ""
+        sign = "<br>".join(filter(None, (owner, _paths(engine.sign)))) or "nothing else fits"
+        lag = "<br>".join(f"{question.lag:g} s" for question in engine.load)
+        known.append((code(kind), sign, lag, _tested(kind), engine.notes))
+    return "\n".join(
+        [
+            table("Kind | Engine | Health | Models | Asleep | Load | Capacity", asked),
+            table("Kind | Recognised by | Lag of the load | Tested with | Notes", known),
+        ]
+    )
+
+
+def _paths(questions: Sequence[Question]) -> str:
+    return "<br>".join(code(question.path) for question in questions)
+
+
+def _tells_capacity(reader: Reader) -> bool:
+    return bool(reader.capacity) if isinstance(reader, Gauges) else "capacity=" in inspect.getsource(reader)
+
+
+def _tested(kind: str) -> str:
+    """Return the versions of an engine whose answers the tests have."""
+    versions: dict[str, bool] = {}
+    for path in (ROOT / "tests/upstream/engines/answers").glob(f"{kind}-*/about.toml"):
+        about = tomllib.loads(path.read_text())
+        versions[about["version"]] = versions.get(about["version"], False) or about["recorded"]
+    ordered = sorted(versions, key=lambda version: [int(number) for number in re.findall(r"\d+", version)])
+    return ", ".join(f"{version} *(real)*" if versions[version] else version for version in ordered)
+
+
 GENERATORS: Final[Mapping[str, Callable[..., str]]] = {
     "routes": routes,
     "route": route,
@@ -375,6 +415,7 @@ GENERATORS: Final[Mapping[str, Callable[..., str]]] = {
     "error-tree": error_tree,
     "commands": commands,
     "layers": layers,
+    "engines": engines,
 }
 
 
