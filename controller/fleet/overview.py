@@ -153,9 +153,7 @@ class Overview:
         snapshots, listing = self._snapshots, self._snapshots.listing
         if listing is None:
             return Changes()
-        taken_at, stalls = snapshots.taken_at, snapshots.stalls
-        seen_at = time.time() - snapshots.age
-        return await self._rows.update(listing, seen_at, lambda worker: stalls.stalled_for(worker, taken_at))
+        return await self._rows.update(listing, time.time() - snapshots.age, snapshots.stalls.stalled_for)
 
     async def _read_replicas(self) -> None:
         """Read what the replicas are, if others are alive than were read. Without Redis, keep what is known."""

@@ -1,1 +1,1 @@
-"""HTTP clients for workers and parent controllers."""
+"""HTTP clients for workers, engines and parent controllers."""

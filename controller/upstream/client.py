@@ -4,7 +4,7 @@ import asyncio
 import time
 from collections.abc import Awaitable, Mapping
 from types import MappingProxyType
-from typing import Final
+from typing import Final, NamedTuple
 
 import aiohttp
 
@@ -18,8 +18,18 @@ from controller.upstream.response import GRACE_PERIOD, UNREACHABLE, WorkerRespon
 from controller.upstream.session import Body, Session, location
 
 _MAX_STATUS_BYTES: Final = 1024 * 1024
+# The metrics of a vLLM server have about 60 KB for each of its engines.
+_MAX_ANSWER_BYTES: Final = 4 * 1024 * 1024
 _CONNECT_TIMEOUT: Final = 2.0  # seconds, which allow for one lost packet
 NO_HEADERS: Final[Mapping[str, str]] = MappingProxyType({})
+
+
+class WorkerAnswer(NamedTuple):
+    """The response to a GET request: its status, its headers and its whole body."""
+
+    status: int
+    headers: Mapping[str, str]
+    body: bytes
 
 
 class WorkerClient:
@@ -102,19 +112,33 @@ class WorkerClient:
             raise WorkerUnreachable(f"{url} cannot be reached: {one_line(error)}") from error
 
     async def _status_body(self, url: str, headers: Mapping[str, str]) -> bytes:
-        body = bytearray()
         async with await self._session.post(url, None, headers) as response:
             if response.status != 200:
                 raise WorkerUnreachable(f"{url} returned status {response.status} instead of 200.")
-            read = response.content.readany
-            coding = response.headers.get("Content-Encoding", "").strip().lower().encode("latin-1", "replace")
-            if coding in CODINGS:
-                read = DecodedBody(coding, read, _MAX_STATUS_BYTES).read
-            while chunk := await read():
-                body += chunk
-                if len(body) > _MAX_STATUS_BYTES:
-                    raise WorkerUnreachable(f"{url} returned more than {_MAX_STATUS_BYTES} bytes.")
-        return bytes(body)
+            return await _whole_body(url, response, _MAX_STATUS_BYTES)
+
+    async def get(self, name: str, path: str, key: str = "") -> WorkerAnswer:
+        """Send a GET request to a worker, and return the response, whatever its status is.
+
+        path: with its query.
+        key: sent as a bearer token. By default, the token that --upstream-tokens-file has for the worker is sent.
+
+        Raises WorkerUnreachable unless a whole response arrives within the timeout of a status call and the size
+        limit. Redirects are not followed. Raises WorkerNotAllowed if the worker's address is not allowed.
+        """
+        url = name + path
+        headers = {"Authorization": f"Bearer {key}"} if key else self._with_token(name, NO_HEADERS)
+        try:
+            async with (
+                asyncio.timeout(self._probe_timeout),
+                await self._session.get(url, headers) as response,
+            ):
+                body = await _whole_body(url, response, _MAX_ANSWER_BYTES)
+                return WorkerAnswer(response.status, response.headers, body)
+        except TimeoutError as error:
+            raise WorkerUnreachable(f"{url} did not respond within {self._probe_timeout:g} s.") from error
+        except UNREACHABLE as error:
+            raise WorkerUnreachable(f"{url} cannot be reached: {one_line(error)}") from error
 
     async def post(self, name: str, path: str, body: bytes, headers: Mapping[str, str] = NO_HEADERS) -> WorkerResponse:
         """Send a JSON body to a worker. Return the response when its head has arrived. The caller must close it.
@@ -170,6 +194,20 @@ class WorkerClient:
             if not returned:
                 response.cancel()
                 response.add_done_callback(_discard)
+
+
+async def _whole_body(url: str, response: aiohttp.ClientResponse, limit: int) -> bytes:
+    """Return the body of a response. Raises WorkerUnreachable if it has more than `limit` bytes."""
+    body = bytearray()
+    read = response.content.readany
+    coding = response.headers.get("Content-Encoding", "").strip().lower().encode("latin-1", "replace")
+    if coding in CODINGS:
+        read = DecodedBody(coding, read, limit).read
+    while chunk := await read():
+        body += chunk
+        if len(body) > limit:
+            raise WorkerUnreachable(f"{url} returned more than {limit} bytes.")
+    return bytes(body)
 
 
 def _discard(response: "asyncio.Future[aiohttp.ClientResponse]") -> None:

@@ -86,7 +86,7 @@ def location(url: str) -> tuple[str, int]:
 
 
 class Session:
-    """An HTTP client for JSON requests by POST. Create and close it in the running event loop.
+    """An HTTP client for JSON requests. Create and close it in the running event loop.
 
     addresses: the rule for the addresses that it connects to. None allows all.
     """
@@ -112,7 +112,7 @@ class Session:
     async def post(
         self, url: str, body: Body | None, headers: Mapping[str, str], connect_timeout: float | None = None
     ) -> aiohttp.ClientResponse:
-        """Send a request and return the response when its head has arrived. Redirects are not followed.
+        """Send a POST request and return the response when its head has arrived. Redirects are not followed.
 
         A server may close a kept connection just as a request is sent on it, or send garbage after its last response.
         The request is then sent once more, on a new connection.
@@ -121,12 +121,30 @@ class Session:
 
         Raises WorkerNotAllowed if the server has an address that is not allowed. Nothing was sent then.
         """
-        timeout = aiohttp.ClientTimeout(total=None, connect=connect_timeout)
         sent = headers if body is None else {**headers, **_JSON}
+        return await self._send("POST", url, sent, body, connect_timeout)
+
+    async def get(self, url: str, headers: Mapping[str, str]) -> aiohttp.ClientResponse:
+        """Send a GET request. Otherwise like post()."""
+        return await self._send("GET", url, headers)
+
+    async def _send(
+        self,
+        method: str,
+        url: str,
+        headers: Mapping[str, str],
+        body: Body | None = None,
+        connect_timeout: float | None = None,
+    ) -> aiohttp.ClientResponse:
+        timeout = aiohttp.ClientTimeout(total=None, connect=connect_timeout)
         try:
-            return await self._kept.post(url, data=body, headers=sent, timeout=timeout, allow_redirects=False)
+            return await self._kept.request(
+                method, url, data=body, headers=headers, timeout=timeout, allow_redirects=False
+            )
         except KeepAliveRace:
-            return await self._fresh.post(url, data=body, headers=sent, timeout=timeout, allow_redirects=False)
+            return await self._fresh.request(
+                method, url, data=body, headers=headers, timeout=timeout, allow_redirects=False
+            )
 
 
 def _open(connector: aiohttp.TCPConnector) -> aiohttp.ClientSession:

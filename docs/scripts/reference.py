@@ -12,7 +12,7 @@ import inspect
 import re
 import sys
 import tomllib
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import Field, fields
 from pathlib import Path
 from typing import Any, Final
@@ -36,6 +36,9 @@ from controller.settings import GROUPS, Settings  # noqa: E402
 from controller.settings.declaration import environment_variables, flag  # noqa: E402
 from controller.store import keys  # noqa: E402
 from controller.store.registry import Registry  # noqa: E402
+from controller.upstream.engines.gauges import Gauges  # noqa: E402
+from controller.upstream.engines.reading import Reader  # noqa: E402
+from controller.upstream.engines.table import ENGINES, Question  # noqa: E402
 from docs.scripts import http_reference  # noqa: E402
 from docs.scripts.markdown import code, table  # noqa: E402
 
@@ -272,6 +275,43 @@ def _indented(text: str) -> str:
     return re.sub(r"(?m)^((?!    ).*\S)\n(?=    \S)", r"\1\n\n", text)
 
 
+def engines() -> str:
+    """Return a table of what each kind of engine is asked, and one of what follows from its answers."""
+    asked, known = [], []
+    for kind, engine in ENGINES.items():
+        with_capacity = [question for question in (*engine.load, *engine.models) if _tells_capacity(question.read)]
+        topics = (engine.health, engine.models, engine.awake, engine.load, (*with_capacity, *engine.capacity))
+        asked.append((code(kind), engine.title, *map(_paths, topics)))
+        owner = f"`owned_by` is {code(engine.owned_by)}" if engine.owned_by else ""
+        sign = "<br>".join(filter(None, (owner, _paths(engine.sign)))) or "nothing else fits"
+        lag = "<br>".join(f"{question.lag:g} s" for question in engine.load)
+        known.append((code(kind), sign, lag, _tested(kind), engine.notes))
+    return "\n".join(
+        [
+            table("Kind | Engine | Health | Models | Asleep | Load | Capacity", asked),
+            table("Kind | Recognised by | Lag of the load | Tested with | Notes", known),
+        ]
+    )
+
+
+def _paths(questions: Sequence[Question]) -> str:
+    return "<br>".join(code(question.path) for question in questions)
+
+
+def _tells_capacity(reader: Reader) -> bool:
+    return bool(reader.capacity) if isinstance(reader, Gauges) else "capacity=" in inspect.getsource(reader)
+
+
+def _tested(kind: str) -> str:
+    """Return the versions of an engine whose answers the tests have."""
+    versions: dict[str, bool] = {}
+    for path in (ROOT / "tests/upstream/engines/answers").glob(f"{kind}-*/about.toml"):
+        about = tomllib.loads(path.read_text())
+        versions[about["version"]] = versions.get(about["version"], False) or about["recorded"]
+    ordered = sorted(versions, key=lambda version: [int(number) for number in re.findall(r"\d+", version)])
+    return ", ".join(f"{version} *(real)*" if versions[version] else version for version in ordered)
+
+
 GENERATORS: Final[Mapping[str, Callable[..., str]]] = {
     "routes": http_reference.routes,
     "route": http_reference.route,
@@ -285,6 +325,7 @@ GENERATORS: Final[Mapping[str, Callable[..., str]]] = {
     "error-tree": error_tree,
     "commands": commands,
     "layers": layers,
+    "engines": engines,
 }
 
 

@@ -1,0 +1,109 @@
+"""The kinds of engines, such as vLLM and llama.cpp, and the state that an engine reports."""
+
+from dataclasses import dataclass
+from enum import StrEnum
+
+
+class EngineKind(StrEnum):
+    """The kind of an engine. It decides what the engine is asked for its state."""
+
+    VLLM = "vllm"
+    SGLANG = "sglang"
+    LLAMACPP = "llamacpp"
+    TGI = "tgi"
+    OLLAMA = "ollama"
+    LMDEPLOY = "lmdeploy"
+    TRTLLM = "trtllm"
+    TRITON = "triton"
+    GENERIC = "generic"
+
+
+@dataclass(frozen=True, slots=True)
+class EngineModel:
+    """A model that an engine serves, or an adapter (LoRA) that it lists as one.
+
+    name: the value of `model` in a request.
+    max_length: largest number of tokens of a prompt and its completion. None if the engine does not say.
+    """
+
+    name: str
+    max_length: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class EngineStatus:
+    """What an engine said about itself. None means that it did not say, which is not the same as 0.
+
+    models: those that it lists, in its order.
+    not_ready: why it should get no requests, as a sentence without its end. "" if it is ready.
+    running: number of requests that it generates for.
+    waiting: number of requests that wait inside the engine.
+    full: True if a request waits because the engine has no room for it.
+    kv_use: used part of its KV cache, from 0 to 1.
+    capacity: number of requests that it runs at once, or accepts.
+    lag: by how many seconds `running` and `waiting` may be out of date. A request that was dispatched less than this
+        time before may be missing in them.
+    """
+
+    models: tuple[EngineModel, ...] = ()
+    not_ready: str = ""
+    running: int | None = None
+    waiting: int | None = None
+    full: bool | None = None
+    kv_use: float | None = None
+    capacity: int | None = None
+    lag: float = 0.0
+
+    @property
+    def ready(self) -> bool:
+        """True if the engine serves requests now."""
+        return not self.not_ready
+
+    @property
+    def queue_length(self) -> int | None:
+        """Number of running and waiting requests. None if one of the two is unknown."""
+        if self.running is None or self.waiting is None:
+            return None
+        return self.running + self.waiting
+
+
+class LearnedCapacity:
+    """Learns how many requests an engine runs at once from its own reports.
+
+    The engine is full when a request waits although others run. The number of running requests is then its capacity.
+    Long prompts need more memory, so the capacity changes: while the engine is full with fewer running requests, the
+    learned value approaches that number, and half of the difference is gone after `half_life` seconds. It grows at
+    once. Time in which the engine is not full teaches nothing. Otherwise, an idle night would lower the value, and
+    the controller would never send enough requests again to correct it.
+    """
+
+    _MAX_STEP = 10.0  # seconds: longer gaps between two reports are not counted as time in which the engine was full
+
+    def __init__(self, half_life: float = 600.0) -> None:
+        self._half_life = half_life
+        self._value: float | None = None
+        self._full_at: float | None = None  # time of the last report, if the engine was full then
+
+    @property
+    def value(self) -> int | None:
+        """The learned capacity. None if the engine was never full."""
+        return None if self._value is None else round(self._value)
+
+    def observe(self, status: EngineStatus, now: float) -> None:
+        """Learn from a report of the engine.
+
+        now: time of the report on a monotonic clock, in seconds.
+        """
+        running, full_at, self._full_at = status.running, self._full_at, None
+        if not running:
+            return  # unknown, or requests wait for something other than the running ones
+        if self._value is not None and running > self._value:
+            self._value = running
+        if not status.full:
+            return
+        self._full_at = now
+        if self._value is None:
+            self._value = running
+        elif full_at is not None:
+            step = min(max(now - full_at, 0.0), self._MAX_STEP)
+            self._value = running + (self._value - running) * 0.5 ** (step / self._half_life)

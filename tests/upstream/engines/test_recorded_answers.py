@@ -1,0 +1,65 @@
+"""Each kind of engine, by version, with the answers in answers/. A real HTTP server serves them."""
+
+import tomllib
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from controller.domain.engine_status import EngineKind, EngineModel, EngineStatus
+from controller.upstream.client import WorkerClient
+from controller.upstream.engines.detection import detect
+from controller.upstream.engines.probe import EngineProbe
+from tests.support.engines import Answer, answer_server
+
+CASES = sorted(path.parent for path in Path(__file__).with_name("answers").glob("*/about.toml"))
+
+
+def about(case: Path) -> dict[str, Any]:
+    return tomllib.loads((case / "about.toml").read_text())
+
+
+def recorded_answers(case: Path) -> dict[str, Answer]:
+    """Return the answer of each path."""
+    return {
+        path: Answer((case / answer["file"]).read_bytes() if "file" in answer else b"", answer.get("status", 200))
+        for path, answer in about(case)["answers"].items()
+    }
+
+
+def expected_status(case: Path) -> EngineStatus:
+    expected: dict[str, Any] = about(case)["expected"]
+    models = (EngineModel(name, known(length)) for name, length in expected.pop("models").items())
+    del expected["kind"]
+    return EngineStatus(models=tuple(models), **{field: known(value) for field, value in expected.items()})
+
+
+def known(value: Any) -> Any:
+    return None if value == "unknown" else value
+
+
+@pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
+async def test_kind_and_state_are_read(client: WorkerClient, case: Path) -> None:
+    expected = expected_status(case)
+    async with answer_server(recorded_answers(case)) as engine:
+        kind = await detect(client, engine.address)
+        assert kind == about(case)["expected"]["kind"]
+        assert case.name.startswith(f"{kind}-")
+        probe = EngineProbe(client, engine.address, kind)
+        assert await probe.poll() == expected
+        assert await probe.poll() == expected  # also with fewer questions
+
+
+@pytest.mark.parametrize("kind", EngineKind)
+def test_each_kind_has_answers(kind: EngineKind) -> None:
+    assert any(about(case)["expected"]["kind"] == kind for case in CASES)
+
+
+@pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
+def test_each_file_is_served_and_its_source_is_named(case: Path) -> None:
+    content = about(case)
+    files = {answer["file"] for answer in content["answers"].values() if "file" in answer}
+    assert files | {"about.toml"} == {path.name for path in case.iterdir()}
+    assert "https://" in content["source"]
+    assert content["version"]
+    assert isinstance(content["recorded"], bool)
