@@ -89,11 +89,11 @@ def _row(worker: Worker, seen_at: float, stalled_for: float | None, known: Row) 
         "multimodal": worker.multimodal,
         "engine": worker.engine.kind if worker.engine else None,
         "registered_by": worker.registered_by or None,
-        **{key: _settled(time, known.get(key)) for key, time in times.items()},
+        **{key: _steady(time, known.get(key)) for key, time in times.items()},
     }
 
 
-def _settled(time: float | None, known: object) -> float | None:
+def _steady(time: float | None, known: object) -> float | None:
     """Return a time that was measured, or the known one if it is the same within the tolerance."""
     if time is not None and isinstance(known, float) and abs(time - known) < _TOLERANCE:
         return known

@@ -83,7 +83,7 @@ def fleet(serve: Serve) -> Iterator[ControllerProcess]:
 
 def test_a_stuck_worker_is_found_and_drained(fleet: ControllerProcess, open_page: Open) -> None:
     page = open_page(fleet.url)
-    page.locator("#workers").get_by_role("button", name="None finished").click()
+    page.locator("#workers").get_by_role("button", name="Stalled for").click()
     first = page.locator("#workers tbody tr").first
     expect(first.locator("a")).to_have_text(STUCK.removeprefix("http://"))
     expect(first.locator(".stalled")).to_have_text(re.compile("[2-9][0-9] s|min"))

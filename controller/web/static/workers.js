@@ -60,7 +60,7 @@ export function workersView(app) {
         ${column("state", "State", { className: "state" })}
         ${column("queue", "Queue", { className: "queue", first: "-", title: "Running and waiting requests, and capacity" })}
         ${column("leased", "Leases", { className: "number leases", first: "-" })}
-        ${column("stalled", "None finished", { className: "number stalled", first: "-", title: "Time for which none of its requests has finished" })}
+        ${column("stalled", "Stalled for", { className: "number stalled", first: "-", title: "Time for which none of its requests has finished" })}
         ${column("heartbeat", "Heartbeat", { className: "heartbeat", title: "Age of the last heartbeat. The bar runs out when the worker expires." })}
       </tr></thead>
       <tbody>${repeat(shown, (worker) => worker.worker_name, (worker) => row(worker, app))}</tbody>
