@@ -159,12 +159,20 @@ async def test_a_slow_request_is_sent_to_a_worker_once(cluster: Compose) -> None
 
 
 async def test_every_panel_of_the_dashboard_has_data(cluster: Compose, prometheus_image: str) -> None:
-    """The streams and calls of the tests above are in the panels, and a model without workers in the alerts."""
+    """Requests of each kind are in the panels, and a model that loses its worker is in the alerts."""
     if not prometheus_image:
         pytest.skip("NOT TESTED, dashboard: prometheus is not installed")
     prometheus = dashboards.Prometheus(cluster.prometheus_url)
     await wait_until(lambda: prometheus.targets() == {"controller": 3, "haproxy": 1}, "all targets are scraped")
     assert prometheus.alerts() == [alert["alert"] for alert in dashboards.ALERTS]
+    worker = {"worker_name": "http://127.0.0.1:1/retired", "check_heart_beat": False}
+    status = {"model_names": ["retired"], "speed": 1, "queue_length": 0}
+    assert call(f"{cluster.url}/register_worker", {**worker, "worker_status": status}) is None
+    seen = 'controller_cluster_model_serving_workers{model="retired"}'
+    await wait_until(partial(prometheus.has_data, seen), "Prometheus has seen the model")
+    assert call(f"{cluster.url}/remove_worker", {"worker_name": worker["worker_name"]}) == {"exist": True}
+    for path in ("get_worker_address", "worker_generate_stream", "worker_generate"):  # after the first scrape
+        assert httpx.post(f"{cluster.url}/{path}", json={"model": "m", "prompt": "a"}, timeout=30.0).status_code == 200
     for title, expression in dashboards.queries():
         await wait_until(partial(prometheus.has_data, expression), f"{title} has data: {expression}")
     [(_, connections)] = prometheus.query("haproxy_process_max_connections")
