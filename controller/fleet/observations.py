@@ -45,7 +45,7 @@ class WorkerRows:
     ) -> Changes:
         """Make the rows of another snapshot, and return what has changed.
 
-        stalled_for: as Stalls.stalled_for(), at the time of the snapshot.
+        stalled_for: as Stalls.stalled_for().
         """
         if listing is self._listing:
             return Changes()

@@ -63,6 +63,7 @@ class Fleet:
         self._leases: dict[str, list[str]] = {name: [] for name in names}
         # Requests of other clients, because ours cannot keep many workers busy.
         self._others = {name: self._chance.choice((0, 2, 3, 4, 5, 8, 9)) if len(names) > 9 else 0 for name in names}
+        self._reports = dict.fromkeys(names, 0)
         for number, name in enumerate(names):
             queue = self._others[name]
             status = {"model_names": _MODELS[number % 3], "speed": 1, "queue_length": queue, "capacity": _CAPACITY}
@@ -90,10 +91,9 @@ class Fleet:
                 if leases and chance.random() < 0.12 * len(leases):
                     self._call("/release_worker", {"lease": leases.pop(0)})
                 if chance.random() < (0.1 if leases else 0.01):
-                    self._others[name] = max(
-                        0, self._others[name] + chance.choice((-1, 0, 1)) * bool(self._others[name])
-                    )
-                    queue = self._others[name] + len(leases)
+                    self._reports[name] += 1
+                    shrinks = self._others[name] > 0 and self._reports[name] % 2  # otherwise it would be stalled
+                    queue = self._others[name] - int(shrinks) + len(leases)
                     self._call("/receive_heart_beat", {"worker_name": name, "queue_length": queue})
 
 

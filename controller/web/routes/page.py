@@ -82,7 +82,7 @@ async def overview(
     other parts of the state. It ends when the replica ends, or when the token is revoked.
 
     Times are in seconds since 1970. The workers are as of `seen_at`. While Redis is unavailable, `degraded` is the
-    reason, and the workers stay as they were. `stalled_since` is the time of `stalled_for` in GET `/workers`.
+    reason, and the workers stay as they were. `stalled_since` is when `stalled_for` in GET `/workers` began.
     `per_second` has the dispatch rates of the last minute. In the lottery they are those of this controller only.
     """
     if EVENT_STREAM not in headers.get("accept", ""):

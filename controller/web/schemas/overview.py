@@ -29,8 +29,9 @@ class OverviewWorker(Struct):
     registered_by: Annotated[str | None, described("The name of the token that registered it, or `null`.")]
     heartbeat_at: Annotated[float | None, described("The time of its last heartbeat. `null` if it sends none.")]
     expires_at: Annotated[float | None, described("When the heartbeat expires. `null` means never.")]
-    not_shrunk_since: Annotated[
-        float | None, described("Since when its queue has not shrunk. `null` if the queue is empty.")
+    stalled_since: Annotated[
+        float | None,
+        described("Since when none of its requests has finished. `null` if its last report was 0."),
     ]
 
 
