@@ -63,7 +63,7 @@ class WorkerRows:
             elif known != row:
                 changed.append({"worker_name": name, **{key: row[key] for key in row if row[key] != known[key]}})
         self._rows, self._listing, self.seen_at = rows, listing, seen_at
-        return Changes(changed, [name for name in before if name not in rows])
+        return Changes(tuple(changed), tuple(name for name in before if name not in rows))
 
 
 def _row(worker: Worker, seen_at: float, stalled_for: float | None, known: Row) -> Row:

@@ -100,25 +100,23 @@ class Overview:
             self._state = None
             if self._viewers:
                 await self._read_replicas()
-                changed, removed = await self._update_rows()
-                update = Update("changes", _encode({**self._head(), "workers": changed, "removed": removed}))
-                for viewer in self._viewers:
-                    viewer.put(update)
+                self._publish(await self._update_rows())
 
     async def state(self) -> bytes:
         """Return the whole state as a JSON object. It is at most a second old."""
         async with self._lock:
             if self._state is None:
                 await self._read_replicas()
-                await self._update_rows()
+                changes = await self._update_rows()
+                if changes != Changes():  # there was a snapshot since the last tick, which the other viewers lack
+                    self._publish(changes)
                 self._state = _encode({**self._head(), "workers": self._rows.all()})
             return self._state
 
     async def follow(self) -> AsyncGenerator[Update, None]:
         """Yield the state, and then once a second what has changed.
 
-        Changes that the state has already may follow it. Ends when the replica is about to end. Raises
-        TooManyFollowers.
+        Ends when the replica is about to end. Raises TooManyFollowers.
         """
         if len(self._viewers) >= _MAX_VIEWERS:
             raise TooManyFollowers(
@@ -129,10 +127,12 @@ class Overview:
         try:
             while True:
                 if viewer.needs_state:
+                    state = await self.state()
+                    # No `await` until here: what waits is older than the state, or a part of it.
                     viewer.needs_state = False
                     while not viewer.updates.empty():
                         viewer.updates.get_nowait()
-                    yield Update("state", await self.state())
+                    yield Update("state", state)
                 if self._stopped:
                     return
                 update = await viewer.updates.get()
@@ -148,6 +148,13 @@ class Overview:
         self._stopped = True
         for viewer in self._viewers:
             viewer.put(None)
+
+    def _publish(self, changes: Changes) -> None:
+        """Send changes to all viewers."""
+        body = {**self._head(), "workers": changes.changed, "removed": changes.removed}
+        update = Update("changes", _encode(body))
+        for viewer in self._viewers:
+            viewer.put(update)
 
     async def _update_rows(self) -> Changes:
         snapshots, listing = self._snapshots, self._snapshots.listing

@@ -87,6 +87,26 @@ async def test_viewers_get_changes_only(store: Store, replica: Open) -> None:
     assert controller.overview.viewers == 0
 
 
+async def test_a_viewer_that_joins_between_two_ticks_takes_nothing_from_another(store: Store, replica: Open) -> None:
+    registry = store.registry()
+    await registry.register(worker(A, "m"))
+    controller = replica()
+    await tick(controller)
+    first, second = controller.overview.follow(), controller.overview.follow()
+    await anext(first)
+    await tick(controller)
+    await anext(first)
+    await registry.register(worker(B, "n"))
+    await controller.snapshots.refresh()
+    controller.overview._state = None  # as a moment later
+    assert [each["worker_name"] for each in (await read(anext(second)))[1]["workers"]] == [A, B]
+    await controller.overview.tick()
+    _, body = await read(anext(first))
+    assert [each["worker_name"] for each in body["workers"]] == [B]
+    for viewer in (first, second):
+        await viewer.aclose()
+
+
 async def test_a_slow_viewer_gets_the_state_again(store: Store, replica: Open) -> None:
     registry = store.registry()
     controller = replica()
