@@ -15,7 +15,7 @@ from controller.web.routes.table import ROUTES
 from tests.support.api_document import document
 from tests.web.conftest import Api
 
-VOID = {"meta"}
+VOID = {"meta", "link"}
 
 
 class Page(HTMLParser):
@@ -58,6 +58,7 @@ async def test_the_page_may_load_and_run_nothing(api: Api) -> None:
     assert policy == {
         "default-src": "'none'",
         "style-src": f"'sha256-{digest}'",
+        "img-src": "'self'",
         "base-uri": "'none'",
         "form-action": "'none'",
         "frame-ancestors": "'none'",
@@ -67,13 +68,18 @@ async def test_the_page_may_load_and_run_nothing(api: Api) -> None:
     assert "@import" not in style
     page = Page(response.text)
     used = {tag for tag, _ in page.elements}
-    assert used.isdisjoint({"script", "link", "img", "iframe", "object", "embed", "form", "input", "base"})
+    assert used.isdisjoint({"script", "img", "iframe", "object", "embed", "form", "input", "base"})
+    assert [attributes for tag, attributes in page.elements if tag == "link"] == [
+        {"rel": "icon", "href": "page/icon.svg"}
+    ]
+    assert (await api.http.get("/page/icon.svg")).status_code == 200
     names = {name for _, attributes in page.elements for name in attributes}
     assert names <= {
         "charset",
         "name",
         "content",
         "lang",
+        "rel",
         "id",
         "class",
         "href",
@@ -96,7 +102,9 @@ def test_each_link_of_the_page_leads_somewhere() -> None:
     page = Page(render(document()))
     ids = page.values("id")
     assert len(set(ids)) == len(ids)
-    assert {href for href in page.values("href") if href != "openapi.json"} <= {f"#{each}" for each in ids}
+    assert {href for href in page.values("href") if href not in ("openapi.json", "page/icon.svg")} <= {
+        f"#{each}" for each in ids
+    }
 
 
 def test_the_page_has_an_outline_for_screen_readers() -> None:

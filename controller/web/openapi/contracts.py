@@ -243,5 +243,5 @@ CONTRACTS: Final[Mapping[str, Contract]] = {
     "/healthz": Contract(responses.Health),
     "/readyz": Contract(responses.Ready, headers=(DEGRADED,), errors=by_status(*STORE, ShuttingDown)),
     "/openapi.json": Contract(dict[str, Any]),
-    "/docs": Contract(media={"text/html": "The page, which loads nothing else."}),
+    "/docs": Contract(media={"text/html": "The page. It needs no scripts."}),
 }
