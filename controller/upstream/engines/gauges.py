@@ -60,8 +60,8 @@ class Gauges:
         running, waiting, active, full = (
             count(_sum(_values(series, gauges))) for gauges in (self.running, self.waiting, self.active, self.full)
         )
-        if waiting is None and running is not None and active is not None:
-            waiting = max(0, active - running)
+        if waiting is None and running is not None and active is not None and active >= running:
+            waiting = active - running
         if full is None:
             full = waiting
         awake, healthy = _values(series, self.awake), _values(series, self.healthy)

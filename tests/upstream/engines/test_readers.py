@@ -156,6 +156,13 @@ def test_waiting_requests_make_an_engine_full_unless_it_gives_their_reason() -> 
         assert gauges(text.encode()).full is full
 
 
+@pytest.mark.parametrize(("active", "waiting"), [(5, 2), (3, 0), (2, None), ("NaN", None)])
+def test_waiting_requests_are_the_active_ones_that_do_not_run(active: object, waiting: int | None) -> None:
+    gauges = Gauges(running=(Gauge("runs"),), waiting=(Gauge("waits"),), active=(Gauge("active"),))
+    assert gauges(f"runs 3\nactive {active}".encode()).waiting == waiting
+    assert gauges(f"runs 3\nactive {active}\nwaits 7".encode()).waiting == 7
+
+
 def test_engine_works_as_long_as_one_of_its_processes_does() -> None:
     gauges = Gauges(healthy=(Gauge("healthy"),), awake=(Gauge("awake"),))
     for values, problem, asleep in (((1, 1), "", False), ((1, 0), "", False), ((0, 0), "its engine", True)):
