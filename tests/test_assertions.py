@@ -6,7 +6,8 @@ from pathlib import Path
 import pytest
 
 TESTS = Path(__file__).parent
-CHECKS = ("assert_", "check_", "wait_for", "wait_until")  # functions that raise an error if a condition is not met
+# Functions that raise an error if a condition is not met. Those of Playwright begin with `to_` and `not_to_`.
+CHECKS = ("assert_", "check_", "wait_for", "wait_until", "to_", "not_to_")
 
 
 def is_check(node: ast.AST) -> bool:

@@ -28,7 +28,8 @@ LIBRARIES: Final = (
 )
 _OPTIONS: Final = (
     *("-q", "-x", "--tb=line", "--part=quick", "--hypothesis-seed=0", "-Wignore::pytest.PytestAssertRewriteWarning"),
-    *(f"-pno:{plugin}" for plugin in ("cacheprovider", "xdist", "cov")),
+    # schemathesis and cloudcoil have plugins that no test needs
+    *(f"-pno:{plugin}" for plugin in ("cacheprovider", "xdist", "cov", "schemathesis", "cloudcoil")),
 )
 _LEFT_OUT: Final = shutil.ignore_patterns("__pycache__", ".*", "site", "node_modules")
 _CLEANUP: Final = 10.0  # seconds for the end of a run after the first failure

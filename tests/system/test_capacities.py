@@ -37,7 +37,7 @@ class Console:
         """Return the cells of a table."""
         status, printed = self.run(*arguments)
         assert status == 0, printed
-        return [[cell.strip() for cell in line.split("│")[1:-1]] for line in printed.splitlines() if line[:1] == "│"]
+        return [line.split() for line in printed.splitlines() if line.split()[:1] in (["model"], ["worker"])]
 
 
 def sources(controller: ControllerProcess) -> dict[str, tuple[int | None, str | None]]:

@@ -6,13 +6,13 @@ The page covers what controller/web/openapi/document.py writes, which is a part 
 import json
 import re
 from collections.abc import Mapping, Sequence
-from pathlib import Path
+from importlib.resources import files
 from typing import Any, Final
 
 from controller.web.html import Html, element, joined
 from controller.web.openapi.words import kind_of, meaning_of
 
-STYLE: Final = Path(__file__).with_name("page.css").read_text()
+STYLE: Final = files("controller.web.openapi").joinpath("page.css").read_text(encoding="utf-8")
 _CONTROLLER: Final = "http://localhost:21001"
 _JSON: Final = "application/json"
 _HEAD: Final = Html(

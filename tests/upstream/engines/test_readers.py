@@ -88,6 +88,7 @@ def check(reader: Reader, body: bytes) -> None:
 @example(b'{"data":[{"id":"\\ud800"}]}')
 @example(b"null")
 def test_any_answer_is_read_or_has_another_shape(name: str, body: bytes) -> None:
+    """The helper fails if a reader raises something else, or returns an impossible number."""
     check(READERS[name], body)
 
 
