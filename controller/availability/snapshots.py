@@ -83,7 +83,7 @@ class SnapshotManager:
                 async with asyncio.timeout(max(0.0, pause) * jitter):  # wait_for() may lose a cancellation
                     await self._requested.wait()
 
-    async def refresh(self) -> None:
+    async def take_now(self) -> None:
         """Take a snapshot now. Raises StoreError."""
         await self.breaker.call(self._take_if_stale)
 

@@ -7,7 +7,7 @@ from typing import Any, Final
 
 from rich.console import Console, RenderableType
 
-from controller.cli.api import request_reply
+from controller.cli.api import Reply, request_reply
 from controller.cli.options import Controller
 from controller.cli.tables import Column, bar, cell, create_console, fit_table, print_json
 from controller.cli.text import count
@@ -35,11 +35,9 @@ async def show_spread(controller: Controller, model: str, repeat: int, with_leas
     body = {"model": model, "lease": _LEASE_TIME} if with_lease else {"model": model}
     try:
         for _ in range(repeat):
-            reply = await request_reply(controller, "/get_worker_address", "address", body)
+            reply = await _dispatch(controller, body, leases)
             workers[reply.fields["address"]] += 1
             is_degraded = is_degraded or reply.is_degraded
-            if lease := reply.fields.get("lease"):
-                leases.append(lease)
     finally:
         released = await _release(controller, leases)
     missing = workers.pop("", 0)
@@ -53,6 +51,23 @@ async def show_spread(controller: Controller, model: str, repeat: int, with_leas
     for note in _notes(model, repeat, missing, released if with_lease else None, is_degraded):
         console.print(cell(note, console.encoding), soft_wrap=not console.is_terminal)
     return not missing
+
+
+async def _dispatch(controller: Controller, body: Mapping[str, Any], leases: list[str]) -> Reply:
+    """Send one request, and add its lease to `leases`, also if this is cancelled while the response is on its way."""
+
+    async def dispatch() -> Reply:
+        reply = await request_reply(controller, "/get_worker_address", "address", body)
+        if lease := reply.fields.get("lease"):
+            leases.append(lease)
+        return reply
+
+    call = asyncio.create_task(dispatch())
+    try:
+        return await asyncio.shield(call)
+    except asyncio.CancelledError:
+        await asyncio.wait([call])
+        raise
 
 
 async def _release(controller: Controller, leases: list[str]) -> int:

@@ -20,7 +20,7 @@ from controller.store.registry import REFUSED, TOKEN_REFUSED, Choice, FailureCal
 _REFUSALS: Final = frozenset({REFUSED, TOKEN_REFUSED})
 
 
-class Leased(NamedTuple):
+class Assignment(NamedTuple):
     """The address of a request's worker, and the request's lease.
 
     Both are "" if the model has no live worker. Only the lease is "" if the request has no lease.
@@ -78,7 +78,7 @@ class Dispatcher:
 
     async def dispatch_with_lease(
         self, model: str, lease_time: float | None = None, token: str = "", protocol: Protocol = Protocol.FASTCHAT
-    ) -> MaybeStale[Leased]:
+    ) -> MaybeStale[Assignment]:
         """Choose a worker for one request and book it until the lease is released or expires.
 
         lease_time: seconds until the lease expires. The default is the setting lease_time.
@@ -92,7 +92,7 @@ class Dispatcher:
         """
         lease_ms = max(1, round(1000 * (self._lease_time if lease_time is None else lease_time)))
         if len(model) > MAX_MODEL_NAME_LENGTH:
-            return MaybeStale(Leased(*self._no_worker(model)))
+            return MaybeStale(Assignment(*self._no_worker(model)))
         began = time.perf_counter()
         counted = token if self._max_leases_per_token else ""
         request = Request(indexed_name(model, protocol), lease_ms, counted)
@@ -111,7 +111,7 @@ class Dispatcher:
                 f"{self._max_leases} leases are active, which is the limit --max-leases of this cluster. No lease was "
                 "granted. Release leases when their requests end, or send the request without `lease`."
             )
-        return MaybeStale(Leased(*choice), snapshot_age)
+        return MaybeStale(Assignment(*choice), snapshot_age)
 
     async def find_worker(
         self, model: str, excluded: frozenset[str] = frozenset(), protocol: Protocol = Protocol.FASTCHAT

@@ -109,7 +109,7 @@ class Parents:
                 if not locked and (parent in self._late or models_changed):
                     locked, last_sent = await self._acquire(parent, urgent=True)
                 if locked and last_sent != status:
-                    await self._snapshots.refresh()  # another replica may have sent a newer status than ours
+                    await self._snapshots.take_now()  # another replica may have sent a newer status than ours
                     workers, status = self._status()
             except StoreError:
                 await self._send_without_lock(parent, self._snapshots.workers())

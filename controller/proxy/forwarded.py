@@ -13,12 +13,12 @@ logger = logging.getLogger("controller")
 class Forwarded:
     """A worker's response, of which the head has arrived.
 
-    The caller must close it. This ends the request and releases its lease, at once or after `read_on`.
+    The caller must close it. This ends the request and releases its lease, at once or after `detach`.
 
     first: first piece of the body.
     on_end: called once with the outcome, or with "" if the outcome was counted already, and with the bytes that the
         client was sent.
-    read_on: called with this response if it is closed before its end. The function must call finish(). None if the
+    detach: called with this response if it is closed before its end. The function must call finish(). None if the
         worker ends the request when its connection is closed.
     """
 
@@ -28,7 +28,7 @@ class Forwarded:
         first: bytes,
         rest: AsyncGenerator[bytes],
         on_end: Callable[[str, int], None],
-        read_on: Callable[["Forwarded"], object] | None,
+        detach: Callable[["Forwarded"], object] | None,
     ) -> None:
         self.status = response.status
         self.headers = response.headers
@@ -37,7 +37,7 @@ class Forwarded:
         self._first = first
         self._rest = rest
         self._on_end = on_end
-        self._read_on = read_on
+        self._detach = detach
         self._outcome = "client_gone"
         self._closed = False
         self._size = 0
@@ -58,7 +58,7 @@ class Forwarded:
         else:
             self._outcome = "complete"
         finally:
-            if self._read_on is None:
+            if self._detach is None:
                 await self._rest.aclose()
 
     def close(self) -> None:
@@ -66,8 +66,8 @@ class Forwarded:
         if self._closed:
             return
         self._closed = True
-        if self._outcome == "client_gone" and self._read_on is not None:
-            self._read_on(self)
+        if self._outcome == "client_gone" and self._detach is not None:
+            self._detach(self)
         else:
             self._end()
 

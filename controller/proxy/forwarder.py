@@ -8,7 +8,7 @@ from collections.abc import AsyncGenerator, Callable, Coroutine, Mapping
 from typing import Final, NamedTuple
 
 from controller.availability.snapshot import MaybeStale
-from controller.dispatch.dispatcher import Dispatcher, Leased
+from controller.dispatch.dispatcher import Assignment, Dispatcher
 from controller.domain.errors import (
     NoWorker,
     StoreError,
@@ -44,12 +44,14 @@ class Forwarder:
     response ends early: before the first whole frame of a stream, or before the first piece of another body. A request
     to a silent worker is not retried: the worker may be working on it, and an overload would spread to other workers.
 
+    A request is *detached* if its client has left and its worker goes on with it. Its lease is kept until it ends.
+
     cluster_id: returns the id of this cluster for the hop list.
     lease_time: in seconds. The leases of longer requests are renewed.
     tries: maximum number of workers that one request is sent to.
     max_forwards: how many requests are forwarded at once, including requests whose clients have left. 0: no limit.
-    max_left: memory for the bodies of requests whose clients have left, in bytes. A request that would exceed it is
-    ended, and its lease is released although the worker may still be working on it.
+    max_detached: memory for the bodies of detached requests, in bytes. A request that would exceed it is ended, and its
+        lease is released although the worker may still be working on it.
     """
 
     def __init__(
@@ -61,7 +63,7 @@ class Forwarder:
         lease_time: float,
         tries: int,
         max_forwards: int = 0,
-        max_left: int = 256 * MIB,
+        max_detached: int = 256 * MIB,
     ) -> None:
         self._dispatcher = dispatcher
         self._workers = workers
@@ -73,9 +75,9 @@ class Forwarder:
         self._renewals: dict[str, asyncio.TimerHandle] = {}  # by lease
         self._background: set[asyncio.Task[None]] = set()
         self._max_forwards = max_forwards
-        self._max_left = max_left
+        self._max_detached = max_detached
         self._running: set[object] = set()  # the requests whose clients are connected
-        self._left: dict[asyncio.Task[None], int] = {}  # see _go_on()
+        self._detached: dict[asyncio.Task[None], int] = {}  # see _detach()
 
     async def stream(
         self, model: str, body: bytes, hops: str = "", passed: Mapping[str, str] = NO_HEADERS
@@ -101,7 +103,7 @@ class Forwarder:
         So its lease is kept until the worker has answered, also if the client leaves earlier. Returns and raises as
         call().
         """
-        return await self._forward(_Request(model, path, body, self._headers(hops, passed), runs_on=True))
+        return await self._forward(_Request(model, path, body, self._headers(hops, passed), outlives_client=True))
 
     async def look_up(
         self, model: str, path: str, body: bytes, hops: str = "", passed: Mapping[str, str] = NO_HEADERS
@@ -121,17 +123,17 @@ class Forwarder:
     @property
     def running(self) -> int:
         """The number of requests that are forwarded now, with those whose clients have left."""
-        return len(self._running) + len(self._left)
+        return len(self._running) + len(self._detached)
 
-    async def close(self, time_limit: float, time_limit_of_left: float) -> None:
+    async def close(self, time_limit: float, time_limit_of_detached: float) -> None:
         """Wait for the requests whose clients have left, then for the releases of leases.
 
-        The requests get `time_limit_of_left` seconds. Longer ones are cancelled. WorkerClient.end_streams()
+        The requests get `time_limit_of_detached` seconds. Longer ones are cancelled. WorkerClient.end_streams()
         ends them sooner. The releases get `time_limit` seconds.
         """
-        if self._left:
-            await asyncio.wait(self._left, timeout=time_limit_of_left)
-        await end(list(self._left))
+        if self._detached:
+            await asyncio.wait(self._detached, timeout=time_limit_of_detached)
+        await end(list(self._detached))
         if self._background:
             await asyncio.wait(self._background, timeout=time_limit)
 
@@ -149,10 +151,10 @@ class Forwarder:
         self._running.add(request.id)
         outcome = "client_gone"
         try:
-            leased, snapshot_age = await self._choose(request)
-            if not leased.address:
+            chosen, snapshot_age = await self._choose(request)
+            if not chosen.address:
                 raise NoWorker(f"No live worker serves the model {request.model[:100]!r}.")  # noqa: TRY301 - counted below
-            forwarded = await self._try_workers(request, leased)
+            forwarded = await self._try_workers(request, chosen)
         except (NoWorker, StoreError):
             outcome = "no_worker"
             raise
@@ -171,12 +173,12 @@ class Forwarder:
                 self._running.discard(request.id)
                 self._count(request.frames, outcome)
 
-    async def _try_workers(self, request: "_Request", leased: Leased) -> Forwarded:
+    async def _try_workers(self, request: "_Request", chosen: Assignment) -> Forwarded:
         """Return the response of the chosen worker, or of another one if it fails before the first frame or piece."""
-        tried = {leased.address}
+        tried = {chosen.address}
         while True:
             try:
-                return await self._send(request, leased)
+                return await self._send(request, chosen)
             except WorkerError as error:
                 another = await self._another(request, tried) if self._may_retry(error) else None
                 if another is None:
@@ -185,30 +187,30 @@ class Forwarder:
                     "Retrying a request on worker %(worker)s: %(reason)s", {"worker": another.address, "reason": error}
                 )
                 self._metrics.forward_retries.inc()
-                leased = another
+                chosen = another
 
-    async def _send(self, request: "_Request", leased: Leased) -> Forwarded:
+    async def _send(self, request: "_Request", chosen: Assignment) -> Forwarded:
         """Return the response of one worker. If this raises, the lease is released, now or when the worker is done."""
-        if not request.runs_on:
-            return await self._exchange(request, leased)
-        exchange = asyncio.create_task(self._exchange(request, leased))
+        if not request.outlives_client:
+            return await self._exchange(request, chosen)
+        exchange = asyncio.create_task(self._exchange(request, chosen))
         try:
             return await asyncio.shield(exchange)
         except asyncio.CancelledError:
             size = len(request.body)
-            if not exchange.done() and size + sum(self._left.values()) > self._max_left:
+            if not exchange.done() and size + sum(self._detached.values()) > self._max_detached:
                 exchange.cancel()  # which releases the lease
             else:
-                self._go_on(_finish(exchange), size)
+                self._detach(_finish(exchange), size)
             raise
 
-    async def _exchange(self, request: "_Request", leased: Leased) -> Forwarded:
+    async def _exchange(self, request: "_Request", chosen: Assignment) -> Forwarded:
         """Return the response of one worker. If this raises, the release of the lease has been started."""
         began = time.perf_counter()
-        self._renew_later(leased.lease)
+        self._renew_later(chosen.lease)
         response = None
         try:
-            response = await self._workers.post(leased.address, request.path, request.body, request.headers)
+            response = await self._workers.post(chosen.address, request.path, request.body, request.headers)
             pieces = await _pieces(response, request.frames)
             first = await anext(pieces, b"")
             self._metrics.first_byte_time.observe(time.perf_counter() - began)
@@ -216,7 +218,7 @@ class Forwarder:
             if response is not None:
                 response.close()
             failed = isinstance(error, WorkerUnreachable | StreamBroken) and not self._workers.streams_ended
-            ended = self._end(leased, failed)
+            ended = self._end(chosen, failed)
             if failed:
                 await asyncio.shield(ended)  # the next dispatch must not choose this worker again
             raise
@@ -230,31 +232,31 @@ class Forwarder:
             self._metrics.forwarded_bytes.inc(size)
             if outcome:
                 self._count(frames, outcome)
-            self._end(leased)
+            self._end(chosen)
 
-        def read_on(forwarded: Forwarded) -> None:
+        def detach(forwarded: Forwarded) -> None:
             self._running.discard(request_id)
-            self._go_on(forwarded.finish())
+            self._detach(forwarded.finish())
 
-        return Forwarded(response, first, pieces, on_end, read_on if request.runs_on else None)
+        return Forwarded(response, first, pieces, on_end, detach if request.outlives_client else None)
 
-    def _go_on(self, coroutine: Coroutine[None, None, None], size: int = 0) -> None:
+    def _detach(self, coroutine: Coroutine[None, None, None], size: int = 0) -> None:
         """Finish a request whose client has left, in the background.
 
         size: of the request's body in bytes, if the body stays in memory.
         """
         task = asyncio.create_task(coroutine)
-        self._left[task] = size
-        task.add_done_callback(self._left.pop)
+        self._detached[task] = size
+        task.add_done_callback(self._detached.pop)
 
     def _may_retry(self, error: WorkerError) -> bool:
         if self._workers.streams_ended:  # this replica ended the request itself
             return False
         return error.status >= 500 if isinstance(error, WorkerRefused) else not isinstance(error, WorkerSilent)
 
-    async def _another(self, request: "_Request", tried: set[str]) -> Leased | None:
+    async def _another(self, request: "_Request", tried: set[str]) -> Assignment | None:
         """Pick a worker not in `tried` and add it. Return None if there is none or the retry limit is reached."""
-        surplus: list[Leased] = []
+        surplus: list[Assignment] = []
         try:
             while len(tried) < self._tries and len(surplus) < _MAX_DISPATCHES:
                 # A search that books nothing comes first: most often, the model has no other worker.
@@ -264,7 +266,7 @@ class Forwarder:
                         return None
                     if not request.is_load:
                         tried.add(address)
-                        return Leased(address, "")
+                        return Assignment(address, "")
                 another, _ = await self._choose(request)
                 if not another.address:
                     return None
@@ -279,22 +281,22 @@ class Forwarder:
                 self._end(each)
         return None
 
-    async def _choose(self, request: "_Request") -> MaybeStale[Leased]:
+    async def _choose(self, request: "_Request") -> MaybeStale[Assignment]:
         """Choose a worker. If the client disconnects meanwhile, the lease is released when the dispatch returns it."""
         if not request.is_load:
             address, snapshot_age = await self._dispatcher.find_worker(request.model)
-            return MaybeStale(Leased(address, ""), snapshot_age)
+            return MaybeStale(Assignment(address, ""), snapshot_age)
         choice = asyncio.ensure_future(self._dispatcher.dispatch_with_lease(request.model, self._lease_time))
         try:
             return await asyncio.shield(choice)
         except TooManyLeases:  # then the request counts as one without a lease
             address, snapshot_age = await self._dispatcher.dispatch(request.model)
-            return MaybeStale(Leased(address, ""), snapshot_age)
+            return MaybeStale(Assignment(address, ""), snapshot_age)
         except asyncio.CancelledError:
             choice.add_done_callback(self._release_unused)
             raise
 
-    def _release_unused(self, choice: "asyncio.Future[MaybeStale[Leased]]") -> None:
+    def _release_unused(self, choice: "asyncio.Future[MaybeStale[Assignment]]") -> None:
         if not choice.cancelled() and choice.exception() is None:
             self._end(choice.result().value)
 
@@ -310,11 +312,11 @@ class Forwarder:
         self._renew_later(lease)
         self._start(self._renew_once(lease))
 
-    def _end(self, leased: Leased, failed: bool = False) -> "asyncio.Task[None]":
+    def _end(self, chosen: Assignment, failed: bool = False) -> "asyncio.Task[None]":
         """Start to release the lease of a request that has ended, and to report its worker's failure if `failed`."""
-        if leased.lease in self._renewals:
-            self._renewals.pop(leased.lease).cancel()
-        return self._start(self._release(leased, failed))
+        if chosen.lease in self._renewals:
+            self._renewals.pop(chosen.lease).cancel()
+        return self._start(self._release(chosen, failed))
 
     def _start(self, coroutine: Coroutine[None, None, None]) -> "asyncio.Task[None]":
         task = asyncio.create_task(coroutine)
@@ -326,12 +328,12 @@ class Forwarder:
         with contextlib.suppress(StoreError):  # the circuit breaker has logged it
             await self._dispatcher.renew(lease)
 
-    async def _release(self, leased: Leased, failed: bool) -> None:
+    async def _release(self, chosen: Assignment, failed: bool) -> None:
         with contextlib.suppress(StoreError):  # the lease is released later, or expires
-            if leased.lease:
-                await self._dispatcher.release(leased.lease)
+            if chosen.lease:
+                await self._dispatcher.release(chosen.lease)
             if failed:
-                await self._dispatcher.report_failure(leased.address)
+                await self._dispatcher.report_failure(chosen.address)
 
 
 async def _pieces(response: WorkerResponse, frames: bool) -> AsyncGenerator[bytes]:
@@ -352,7 +354,7 @@ class _Request(NamedTuple):
     """A request to forward.
 
     frames: the response is a stream of frames, and only whole frames are forwarded.
-    runs_on: the worker does not end the request if its client leaves.
+    outlives_client: the worker does not end the request if its client leaves.
     is_load: it is booked with a lease.
     id: identifies the request while it runs.
     """
@@ -362,6 +364,6 @@ class _Request(NamedTuple):
     body: bytes
     headers: Mapping[str, str]
     frames: bool = False
-    runs_on: bool = False
+    outlives_client: bool = False
     is_load: bool = True
     id: object = None

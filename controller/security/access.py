@@ -13,7 +13,7 @@ from controller.security.networks import Networks, caller_address
 from controller.security.tokens import Plane, Token, digest_of
 
 _AUTHORIZATION: Final = b"authorization"
-_MAX_KNOWN_HEADERS: Final = 4_096
+_MAX_ACCEPTED_HEADERS: Final = 4_096
 
 
 class Caller(NamedTuple):
@@ -83,7 +83,7 @@ class AccessRules:
     proxies: Networks = field(default_factory=Networks)
     is_closed: bool = False
 
-    def opens(self, plane: Plane) -> bool:
+    def has_rule_for(self, plane: Plane) -> bool:
         """Return True if the plane has an allow-list, or an environment token of exactly this plane."""
         return plane in self.networks or any(token.plane is plane for token in self.tokens)
 
@@ -101,7 +101,7 @@ class Access:
         self._sources: dict[str, Sequence[Token]] = {"environment": rules.tokens}
         self._tokens: dict[str, Token] = {}  # by digest
         # Tokens of headers that were accepted, by the SHA-256 of the header: decoding takes longer than hashing.
-        self._known: dict[bytes, Token] = {}
+        self._accepted: dict[bytes, Token] = {}
         self._index()
 
     @property
@@ -156,7 +156,7 @@ class Access:
         for name, value in scope["headers"]:
             if name == _AUTHORIZATION:
                 key = hashlib.sha256(value).digest()
-                token = self._known.get(key)
+                token = self._accepted.get(key)
                 return token if token is not None else self._look_up(value, key)
         return None
 
@@ -168,15 +168,15 @@ class Access:
         token = self._tokens.get(digest)
         if token is None or not compare_digest(token.digest, digest):
             return None
-        if len(self._known) >= _MAX_KNOWN_HEADERS:
-            self._known.clear()
-        self._known[key] = token
+        if len(self._accepted) >= _MAX_ACCEPTED_HEADERS:
+            self._accepted.clear()
+        self._accepted[key] = token
         return token
 
     def _index(self) -> None:
         tokens = (token for _, source in sorted(self._sources.items(), reverse=True) for token in source)
         self._tokens = {token.digest: token for token in tokens}
-        self._known.clear()
+        self._accepted.clear()
 
     def record_refusal(self, scope: Any, error: Unauthorized | Forbidden) -> None:
         """Record in the audit log that a request was refused."""

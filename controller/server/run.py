@@ -88,7 +88,7 @@ def check_exposure(settings: Settings, addresses: Iterable[str]) -> None:
     rules = settings.access_rules
     if rules.is_closed:
         for plane in TOKEN_PLANES:
-            if settings.tokens_file is None and not rules.opens(plane):
+            if settings.tokens_file is None and not rules.has_rule_for(plane):
                 logger.info("Only admin tokens open the routes of the plane %s: it has no token or network.", plane)
         return
     exposed = [published_host(settings.published_host)] if settings.published_host else list(addresses)

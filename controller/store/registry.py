@@ -20,6 +20,7 @@ from controller.store.dispatches import REFUSED, TOKEN_REFUSED, Choice, Dispatch
 from controller.store.errors import FAILURES, store_error
 from controller.store.events import EventPage, EventStore, NewEvent
 from controller.store.leases import LeaseStore
+from controller.store.listings import ListingStore, WorkerList
 from controller.store.tokens import TokenStore
 from controller.store.workers import (
     DrainCall,
@@ -28,7 +29,6 @@ from controller.store.workers import (
     RegisterCall,
     RemoveCall,
     Report,
-    WorkerList,
     WorkerStore,
     digest_of,
 )
@@ -59,6 +59,7 @@ SCHEMA: Final = "4"  # version of the key layout. Scripts of another version mus
 class Registry(
     DispatchStore,
     WorkerStore,
+    ListingStore,
     CapacityStore,
     LeaseStore,
     CoordinationStore,

@@ -5,7 +5,7 @@ from typing import Any, Final
 from opentelemetry.trace import Span, Tracer
 
 from controller.availability.snapshot import MaybeStale
-from controller.dispatch.dispatcher import Dispatcher, Leased
+from controller.dispatch.dispatcher import Assignment, Dispatcher
 
 MODEL: Final = "gen_ai.request.model"  # as in the semantic conventions for generative AI
 _WORKER: Final = "controller.worker"
@@ -27,7 +27,7 @@ class TracedDispatcher(Dispatcher):
             _describe(span, found.value, found.snapshot_age)
             return found
 
-    async def dispatch_with_lease(self, model: str, *arguments: Any, **options: Any) -> MaybeStale[Leased]:
+    async def dispatch_with_lease(self, model: str, *arguments: Any, **options: Any) -> MaybeStale[Assignment]:
         """As Dispatcher.dispatch_with_lease()."""
         with self._tracer.start_as_current_span("choose", attributes=_attributes(model)) as span:
             found = await super().dispatch_with_lease(model, *arguments, **options)

@@ -54,7 +54,7 @@ async def test_workers_with_heartbeats_that_a_jump_ahead_expired_are_restored(
     """The first request finds no worker. The replica then takes a snapshot, which shows the jump."""
     await store.registry().register(worker(C, "m", check_heart_beat=False))
     await store.registry().drain(B)
-    await controller.snapshots.refresh()
+    await controller.snapshots.take_now()
     jump_clock(120)
     for name in (A, B):
         await store.expire_heartbeat(name)
@@ -66,7 +66,7 @@ async def test_workers_with_heartbeats_that_a_jump_ahead_expired_are_restored(
     )
     assert "set ahead by 120.0 s" in caplog.text
     assert "registering 2 workers again" in caplog.text
-    await controller.snapshots.refresh()
+    await controller.snapshots.take_now()
     assert caplog.text.count("was set ahead") == 1, "each jump is logged once"
 
 
@@ -75,7 +75,7 @@ async def test_removed_worker_is_not_restored_after_a_jump_ahead(
 ) -> None:
     await store.registry().remove(A)
     jump_clock(120)
-    await controller.snapshots.refresh()
+    await controller.snapshots.take_now()
     assert [known.name for known in (await store.registry().list_workers()).workers] == [B]
 
 
@@ -84,7 +84,7 @@ async def test_heartbeats_get_the_time_back_that_a_jump_ahead_took(
 ) -> None:
     jump_clock(60)
     await set_seconds_left(store, A, 30)
-    await controller.snapshots.refresh()
+    await controller.snapshots.take_now()
     assert await seconds_left(store, A) > 80
     assert await seconds_left(store, B) > 80
 
@@ -95,12 +95,12 @@ async def test_heartbeats_expire_in_time_after_the_clock_was_set_back(
     other = replica()
     await other.readiness.check()
     await set_seconds_left(store, A, 40)
-    await controller.snapshots.refresh()
+    await controller.snapshots.take_now()
     jump_clock(-3600)
     await set_seconds_left(store, A, 3640)
     await set_seconds_left(store, B, 100)
     for each in (controller, other):
-        await each.snapshots.refresh()
+        await each.snapshots.take_now()
     listed = (await store.registry().list_workers()).workers
     assert all(known.heartbeat_age >= 0 for known in listed), "also of a heartbeat from before the jump"
     assert 30 < await seconds_left(store, A) <= 40
@@ -122,7 +122,7 @@ async def test_longer_expiration_of_another_replica_is_not_corrected(store: Stor
     await store.registry(heartbeat_expiration=150).register(worker(A))
     controller = replica()
     await controller.readiness.check()
-    await controller.snapshots.refresh()
+    await controller.snapshots.take_now()
     assert await seconds_left(store, A) > 140
 
 
@@ -137,7 +137,7 @@ async def test_leases_expire_in_time_after_the_clock_was_set_back(
     for lease, ends_at in await store.client.zrange(key, 0, -1, withscores=True):
         await store.client.zadd(key, {lease: ends_at + 3_600_000})
     jump_clock(-3600)
-    await controller.snapshots.refresh()
+    await controller.snapshots.take_now()
     now = 1000 * time.time()
     ends = {lease: ends_at - now for lease, ends_at in await store.client.zrange(key, 0, -1, withscores=True)}
     assert len(ends) == 301
@@ -176,7 +176,7 @@ async def test_jump_is_a_readiness_warning_and_a_metric(
     controller.snapshots._recovery._metrics = metrics
     assert json.loads((await public.readyz(controller.services, b"")).body) == {"ready": True}
     jump_clock(seconds)
-    await controller.snapshots.refresh()
+    await controller.snapshots.take_now()
     response = await public.readyz(controller.services, b"")
     assert response.status == 200
     assert f"was set {direction} by {abs(seconds):.1f} s" in json.loads(response.body)["warning"]

@@ -254,5 +254,5 @@ async def test_a_replica_that_dispatches_all_the_time_leaves_degraded_mode(
         await controller.dispatcher.dispatch("m")
     await wait_for_recovery(controller)
     assert dispatched > 1
-    await controller.snapshots.refresh()
+    await controller.snapshots.take_now()
     assert sum((await queue_lengths(store)).values()) >= dispatched

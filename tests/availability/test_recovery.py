@@ -81,11 +81,11 @@ async def test_operator_actions_lost_in_a_failover_are_repeated(
     assert await controller.membership.drain(B, drain=False, caller=OPERATOR)
     assert await controller.membership.remove(C, caller=OPERATOR)
     for each in (controller, other):
-        await each.snapshots.refresh()
+        await each.snapshots.take_now()
     await restore(store)
     assert len((await registry.list_workers()).workers) == 3
     for each in (other, controller):
-        await each.snapshots.refresh()
+        await each.snapshots.take_now()
     assert {known.name: known.draining for known in (await registry.list_workers()).workers} == {A: True, B: False}
     assert [(await controller.dispatcher.dispatch("m")).value for _ in range(3)] == [B, B, B]
 
@@ -95,10 +95,10 @@ async def test_worker_that_registers_after_a_failover_is_kept(controller: Replic
     await save(store)
     for _ in range(5):
         await dispatch_shortest_queue(registry, asks(["m"]))
-    await controller.snapshots.refresh()
+    await controller.snapshots.take_now()
     await restore(store)
     await registry.register(worker(C))
-    await controller.snapshots.refresh()
+    await controller.snapshots.take_now()
     assert [known.name for known in (await registry.list_workers()).workers] == [A, B, C]
 
 

@@ -22,7 +22,7 @@ async def names(store: Store) -> list[str]:
 
 
 async def refresh(replica: Replica) -> None:
-    await replica.snapshots.refresh()
+    await replica.snapshots.take_now()
 
 
 @pytest.mark.parametrize("check_heart_beat", [True, False])

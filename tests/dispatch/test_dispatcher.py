@@ -39,7 +39,7 @@ async def test_a_model_that_has_lost_its_last_worker_holds_up_no_other(
     opened = replica(registry)
     await registry.register(worker(A, "m"))
     await registry.register(worker(B, "lost"))
-    await opened.snapshots.refresh()
+    await opened.snapshots.take_now()
     await registry.remove(B)
     listing, begun, may_end = registry.list_workers, asyncio.Event(), asyncio.Event()
 
@@ -68,7 +68,7 @@ async def test_requests_go_to_workers_of_their_protocol_also_without_redis(
     dispatcher, openai = opened.dispatcher, Protocol.OPENAI
     await registry.register(worker(A, "m", "of-workers"))
     await registry.register(replace(worker(B, "m", "of-engines"), engine=Engine("generic")))
-    await opened.snapshots.refresh()
+    await opened.snapshots.take_now()
 
     async def check() -> None:
         assert (await dispatcher.dispatch("m")).value == A

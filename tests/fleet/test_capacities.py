@@ -81,7 +81,7 @@ async def test_capacities_are_restored_after_a_data_loss(
     await registry.register(worker(B, "m", capacity=8))
     await controller.capacities.set(OF_B, 3, caller=OPERATOR)
     await controller.capacities.set(OF_M, 5, caller=OPERATOR)
-    await controller.snapshots.refresh()
+    await controller.snapshots.take_now()
     assert controller.snapshots.capacities.by_target == {OF_B: 3, OF_M: 5}
     other = replica()
     await other.readiness.check()
@@ -95,7 +95,7 @@ async def test_capacities_are_restored_after_a_data_loss(
         assert (await controller.capacities.list()).snapshot_age is not None
     await wait_for_recovery(controller)
     assert await capacities_of(controller) == expected
-    await other.snapshots.refresh()
+    await other.snapshots.take_now()
     assert caplog.text.count("Redis lost capacities: setting 2 of them again.") == 1
     assert await capacities_of(other) == expected
     await other.capacities.set(OF_B, None, caller=OPERATOR)
@@ -109,21 +109,21 @@ async def test_worker_that_registered_after_a_data_loss_gets_the_restored_capaci
     controller: Replica, store: Store, registry: Registry
 ) -> None:
     await controller.capacities.set(OF_M, 5, caller=OPERATOR)
-    await controller.snapshots.refresh()
+    await controller.snapshots.take_now()
     await store.client.delete(keys.capacities(store.namespace))
     await registry.register(worker(A, "m"))
     assert await capacities_of(controller) == {A: (None, ""), B: (5, "configured")}
-    await controller.snapshots.refresh()
+    await controller.snapshots.take_now()
     assert await capacities_of(controller) == {A: (5, "configured"), B: (5, "configured")}
     assert [known.status.capacity for known in controller.snapshots.workers()] == [5, 5]
 
 
 async def test_snapshot_lists_capacities_only_after_a_change(controller: Replica, link: Link) -> None:
     await controller.capacities.set(OF_M, 5, caller=OPERATOR)
-    await controller.snapshots.refresh()
+    await controller.snapshots.take_now()
     listings = link.delivered.count("list_capacities")
     for _ in range(3):
-        await controller.snapshots.refresh()
+        await controller.snapshots.take_now()
     assert link.delivered.count("list_capacities") == listings > 0
 
 
@@ -143,6 +143,6 @@ async def test_dispatch_from_the_snapshot_uses_configured_capacities(
         await registry.register(worker(name, "m", queue_length=3 if name == A else 4))
     await controller.capacities.set(OF_M, 9, caller=OPERATOR)
     await controller.capacities.set(CapacityTarget(worker_name=A), 3, caller=OPERATOR)
-    await controller.snapshots.refresh()
+    await controller.snapshots.take_now()
     with link.broken():
         assert [(await controller.dispatcher.dispatch("m")).value for _ in range(3)] == [B, B, B]

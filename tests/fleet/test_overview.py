@@ -19,7 +19,7 @@ from tests.support.samples import A, B, worker
 
 
 async def tick(replica: Replica) -> None:
-    await replica.snapshots.refresh()
+    await replica.snapshots.take_now()
     await replica.overview.tick()
 
 
@@ -97,7 +97,7 @@ async def test_a_viewer_that_joins_between_two_ticks_takes_nothing_from_another(
     await tick(controller)
     await anext(first)
     await registry.register(worker(B, "n"))
-    await controller.snapshots.refresh()
+    await controller.snapshots.take_now()
     controller.overview._state = None  # as a moment later
     assert [each["worker_name"] for each in (await read(anext(second)))[1]["workers"]] == [A, B]
     await controller.overview.tick()
@@ -186,7 +186,7 @@ async def test_an_outage_keeps_the_old_state(store: Store, replica: Open, monkey
     with monkeypatch.context() as patch:
         patch.setattr(Registry, "_run", AsyncMock(side_effect=StoreUnavailable("Redis is away.")))
         with pytest.raises(StoreUnavailable):
-            await controller.snapshots.refresh()
+            await controller.snapshots.take_now()
         await controller.replicas.join()
         await controller.overview.tick()
         body = await state(controller)
@@ -251,7 +251,7 @@ async def test_many_workers_do_not_block_the_replica(
     for name in (A, B):
         await registry.register(worker(name))
     controller = replica()
-    await controller.snapshots.refresh()
+    await controller.snapshots.take_now()
     updates = controller.overview.follow()
     opening = asyncio.ensure_future(anext(updates))
     await asyncio.sleep(0)

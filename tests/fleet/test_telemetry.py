@@ -12,7 +12,7 @@ from tests.support.samples import A, B, worker
 
 
 async def rendered(replica: Replica) -> str:
-    await replica.snapshots.refresh()
+    await replica.snapshots.take_now()
     await replica.replicas.join()
     replica.telemetry.measure()
     return replica.metrics.render().decode()

@@ -211,7 +211,7 @@ class Cluster:
         return self.replicas[replica].breaker.reason is not None
 
     async def refresh_snapshot(self, replica: int) -> None:
-        await self.replicas[replica].snapshots.refresh()
+        await self.replicas[replica].snapshots.take_now()
 
     async def reconcile(self, replica: int) -> None:
         await self.replicas[replica].snapshots._return_to_redis()

@@ -51,7 +51,7 @@ _ROWS: Final = (
     ("lua/include/leases", f"leases {_STORE} {_LATE} oracle accessed_keys"),
     ("lua/include/dispatch", f"dispatch pools {_STORE} {_LATE} oracle bands accessed_keys"),
     ("lua/include/pools", f"pools {_STORE} {_LATE} oracle accessed_keys"),
-    ("lua/include", f"{_STORE} {_LATE} oracle fleet/poller accessed_keys"),
+    ("lua/include", f"{_STORE} {_LATE} oracle fleet/poller fleet/failed_polls accessed_keys"),
     ("controller/security/forward_paths.py", "security/forward_paths security/forwarded_requests settings"),
     ("controller/security/parent_addresses.py", "security/parent_addresses fleet/parents settings"),
     ("controller/security/upstream_tokens.py", "security/upstream_tokens security/credentials settings"),
@@ -81,7 +81,10 @@ _ROWS: Final = (
     ("controller/store/runner.py", "connection client registry_faults dispatch repeated_scripts"),
     ("controller/store/scripts.py", "scripts registry package"),
     ("controller/store/refresh_lock.py", "fleet/refresh"),
-    ("controller/store/coordination.py", "fleet/parents fleet/poller availability/clock_jumps repeated_scripts"),
+    (
+        "controller/store/coordination.py",
+        "fleet/parents fleet/poller fleet/failed_polls availability/clock_jumps repeated_scripts",
+    ),
     ("controller/store/tokens.py", "web/access repeated_scripts registry_faults"),
     ("controller/store/events.py", "web/events repeated_scripts"),
     ("controller/store/keys.py", "keys registry dispatch leases capacities"),
@@ -91,8 +94,8 @@ _ROWS: Final = (
     ("controller/store/reconciliation.py", "dispatch sequence_numbers availability/reconciler"),
     (
         "controller/store",
-        "registry dispatch capacities failing sweep fleet/membership fleet/refresh fleet/poller web/fastchat_wire "
-        "availability/recovery registry_faults connection",
+        "registry dispatch capacities failing sweep fleet/membership fleet/refresh fleet/poller fleet/failed_polls "
+        "web/fastchat_wire availability/recovery registry_faults connection",
     ),
     (
         "controller/dispatch",

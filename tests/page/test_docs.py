@@ -8,7 +8,7 @@ from tests.page.conftest import Open
 from tests.page.test_accessible import findings
 from tests.system.conftest import Serve
 
-pytestmark = [pytest.mark.system, pytest.mark.smoke]
+pytestmark = [pytest.mark.system]
 
 
 def test_the_page_is_readable_on_screens_and_phones(serve: Serve, open_page: Open) -> None:

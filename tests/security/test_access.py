@@ -37,7 +37,7 @@ def test_accepted_headers_are_decoded_once_and_their_number_is_bounded(monkeypat
     assert len(decoded) == 3
     for i in range(20):
         assert caller(access, f"user-{i}") == "web"
-        assert len(access._known) <= 3
+        assert len(access._accepted) <= 3
 
 
 def test_header_of_a_revoked_token_is_refused_at_once() -> None:
@@ -54,10 +54,10 @@ def test_refused_headers_are_not_kept() -> None:
     for i in range(20):
         with pytest.raises(Unauthorized):
             caller(access, "a", f"wrong-secret-{i:04}")
-    assert access._known == {}
+    assert access._accepted == {}
 
 
 def test_rules_open_the_planes_of_their_tokens_and_networks() -> None:
     rules = AccessRules([TOKEN], {Plane.WORKER: Networks("10.0.0.0/8")})
-    assert [plane for plane in TOKEN_PLANES if rules.opens(plane)] == [Plane.WORKER, Plane.CLIENT]
-    assert not AccessRules().opens(Plane.CLIENT)
+    assert [plane for plane in TOKEN_PLANES if rules.has_rule_for(plane)] == [Plane.WORKER, Plane.CLIENT]
+    assert not AccessRules().has_rule_for(Plane.CLIENT)

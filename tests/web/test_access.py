@@ -61,7 +61,7 @@ async def send(api: Api, route: Route, headers: dict[str, str] | None = None, bo
     return await api.http.request(route.method, path, json={} if body is None else body, headers=headers or {})
 
 
-def opens(route: Route, plane: str) -> bool:
+def has_rule_for(route: Route, plane: str) -> bool:
     return plane in (route.plane, "admin", *route.other_planes)
 
 
@@ -70,7 +70,7 @@ async def test_each_route_opens_for_its_planes_only(closed: Api) -> None:
         for plane, secret in TOKENS.items():
             for headers in (bearer(secret), basic(secret)):
                 status = (await send(closed, route, headers)).status_code
-                assert (status not in (401, 403)) is opens(route, plane) or (
+                assert (status not in (401, 403)) is has_rule_for(route, plane) or (
                     # A worker token that is bound to no worker cannot act as an operator.
                     route.plane is Plane.ADMIN and plane == "worker" and status in (400, 403)
                 ), (route.path, plane, status)

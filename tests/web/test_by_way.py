@@ -54,7 +54,7 @@ async def test_client_that_asks_for_a_lease_gets_a_worker(api: Api) -> None:
 
 async def test_address_comes_from_the_snapshot_while_redis_is_unavailable(api: Api, link: Link) -> None:
     await api.register(A)
-    await api.replica.snapshots.refresh()
+    await api.replica.snapshots.take_now()
     with link.broken():
         response = await api.post("/get_worker_address", {"model": "m"})
         assert response.json() == {"address": CLUSTER}
@@ -100,7 +100,7 @@ async def test_generation_stays_booked_after_its_client_has_left_until_the_worke
         assert healthy.open == 1
         gate.set()
         await wait_until(lambda: ended, "the worker has done its work")
-        await wait_until(lambda: not api.replica.forwarder._left, "the answer is read")
+        await wait_until(lambda: not api.replica.forwarder._detached, "the answer is read")
         await wait_until(lambda: not api.replica.forwarder._background, "the lease is released")
         assert await booked(api) == (0, 0)
         counted = (await api.http.get("/metrics")).text
@@ -130,7 +130,7 @@ async def test_generation_whose_client_leaves_during_the_answer_is_read_to_its_e
         forwarded.close()
         assert await booked(api) == (1, 1)
         assert healthy.open == 1
-        await wait_until(lambda: not api.replica.forwarder._left, "the answer is read")
+        await wait_until(lambda: not api.replica.forwarder._detached, "the answer is read")
         await wait_until(lambda: not api.replica.forwarder._background, "the lease is released")
         assert await booked(api) == (0, 0)
         assert 'controller_calls_total{outcome="client_gone"} 1' in (await api.http.get("/metrics")).text
@@ -158,7 +158,7 @@ async def test_generation_that_fails_after_its_client_has_left_is_released(
         await api.register(healthy.address)
         await leave(api, healthy)
         gate.set()
-        await wait_until(lambda: not api.replica.forwarder._left, "the request has ended")
+        await wait_until(lambda: not api.replica.forwarder._detached, "the request has ended")
         await wait_until(lambda: not api.replica.forwarder._background, "the lease is released")
         assert await booked(api) == (0, 0)
     gc.collect()
@@ -194,7 +194,7 @@ async def test_shutdown_ends_the_wait_for_answers_and_releases_the_leases(api: A
 async def test_requests_whose_clients_have_left_use_a_bounded_amount_of_memory(
     api: Api, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(api.replica.forwarder, "_max_left", 25_000)
+    monkeypatch.setattr(api.replica.forwarder, "_max_detached", 25_000)
     async with bad_worker(worker_generate=hangs) as healthy:
         await api.register(healthy.address)
         await leave(api, healthy, 4, body="a" * 10_000)

@@ -80,7 +80,7 @@ async def test_too_many_capacities_are_400(api: Api, monkeypatch: pytest.MonkeyP
 
 async def test_during_an_outage_capacities_are_listed_but_not_set(api: Api, link: Link) -> None:
     await api.post("/set_capacity", {"model": "m", "capacity": 5})
-    await api.replica.snapshots.refresh()
+    await api.replica.snapshots.take_now()
     with link.broken():
         response = await api.post("/set_capacity", {"model": "m", "capacity": 6})
         assert (response.status_code, response.json()["error"]["code"]) == (503, "store_unavailable")

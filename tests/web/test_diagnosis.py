@@ -58,7 +58,7 @@ async def test_workers_shows_for_how_long_a_queue_has_not_shrunk(api: Api) -> No
     await api.register(B)
 
     async def stalled() -> dict[str, float | None]:
-        await api.replica.snapshots.refresh()
+        await api.replica.snapshots.take_now()
         workers = (await api.http.get("/workers")).json()["workers"]
         return {worker["worker_name"]: worker["stalled_for"] for worker in workers}
 

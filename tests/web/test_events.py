@@ -160,7 +160,7 @@ async def test_events_of_an_outage_are_kept_in_order(api: Api, monkeypatch: pyte
             await feed._record_waiting()
         feed.record("store_recovered", reason="last")
     await wait_until(lambda: api.replica.breaker.reason is None, "Redis is used again")
-    await api.replica.snapshots.refresh()
+    await api.replica.snapshots.take_now()
     await feed._record_waiting()
     events = await listed(api, after=FIRST, limit=1000)
     events += await listed(api, after=events[-1]["id"], limit=1000)

@@ -86,7 +86,7 @@ async def test_the_lottery_has_odds(drawing: Api) -> None:
 async def test_without_redis_the_snapshot_explains(api: Api, link: Link) -> None:
     await api.register(A, worker_status=status(2))
     await api.register(B, worker_status=status(1))
-    await api.replica.snapshots.refresh()
+    await api.replica.snapshots.take_now()
     with link.broken():
         response = await api.http.get("/explain", params={"model": "m"})
         assert "x-controller-degraded" in response.headers

@@ -106,7 +106,7 @@ async def test_the_page_needs_no_token_but_its_data_do(closed: Api) -> None:
 
 async def test_the_overview_as_json(api: Api) -> None:
     await api.register(A, "m", "<img src=x onerror=alert(1)>")
-    await api.replica.snapshots.refresh()
+    await api.replica.snapshots.take_now()
     response = await api.http.get("/overview")
     assert (response.headers["content-type"], response.headers["cache-control"]) == ("application/json", "no-store")
     assert [row["model_names"] for row in response.json()["workers"]] == [["m", "<img src=x onerror=alert(1)>"]]
@@ -115,7 +115,7 @@ async def test_the_overview_as_json(api: Api) -> None:
 async def test_the_stream_begins_with_the_state_and_ends_with_the_replica(api: Api) -> None:
     await api.register(A)
     await api.register(B, "line\u2028break")
-    await api.replica.snapshots.refresh()
+    await api.replica.snapshots.take_now()
     opened = api.http.build_request("GET", "/overview", headers=STREAM)
     pending = asyncio.ensure_future(api.http.send(opened))
     await wait_until(lambda: api.replica.overview.viewers, "the stream is open")
