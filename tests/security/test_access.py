@@ -30,7 +30,7 @@ def test_accepted_headers_are_decoded_once_and_their_number_is_bounded(monkeypat
         decoded.append(header)
         return secret_of(header)
 
-    monkeypatch.setattr(module, "_MAX_KNOWN_HEADERS", 3)
+    monkeypatch.setattr(module, "_MAX_ACCEPTED_HEADERS", 3)
     monkeypatch.setattr(module, "secret_of", decode)
     access = Access(AccessRules(tokens=[TOKEN], is_closed=True), Audit([]))
     assert [caller(access, user) for user in ("a", "b", "c", "a", "b", "c")] == ["web"] * 6
