@@ -7,7 +7,6 @@ from controller.availability.batches import Batches
 from controller.availability.snapshots import SnapshotManager
 from controller.domain.cost import FAILING, FULL, cost
 from controller.domain.dispatch import DispatchMethod, RankedWorker
-from controller.domain.engine import Protocol, indexed_name
 from controller.domain.errors import StoreError
 from controller.domain.worker import Worker
 from controller.settings import Settings
@@ -57,19 +56,19 @@ class Explainer:
         self._batches = batches
         self._snapshots = snapshots
 
-    async def explain(self, model: str, protocol: Protocol = Protocol.FASTCHAT) -> tuple[Explanation, float | None]:
+    async def explain(self, model: str) -> tuple[Explanation, float | None]:
         """Return the explanation, and the age in seconds of the snapshot that it came from.
 
         The age is None if it came from Redis. Raises StoreUnavailable if Redis is unavailable and there is no fresh
         snapshot.
         """
-        indexed, age = indexed_name(model, protocol), None
+        age = None
         try:
-            workers = _serving(await self._batches.list_workers(), indexed)
-            ranked = await self._snapshots.breaker.call(self._registry.rank_workers, indexed)
+            workers = _serving(await self._batches.list_workers(), model)
+            ranked = await self._snapshots.breaker.call(self._registry.rank_workers, model)
         except StoreError as error:
             snapshot, age = self._snapshots.get(error)
-            workers = _serving(snapshot.workers(snapshot.taken_at + age), indexed)
+            workers = _serving(snapshot.workers(snapshot.taken_at + age), model)
             ranked = _rank(workers)
         match self._method:
             case DispatchMethod.SHORTEST_QUEUE:
@@ -83,8 +82,8 @@ class Explainer:
         return Explanation(model, self._method, chosen, len(workers), candidates, draining), age
 
 
-def _serving(workers: Sequence[Worker], indexed: str) -> list[Worker]:
-    return [worker for worker in workers if indexed in worker.indexed_models]
+def _serving(workers: Sequence[Worker], model: str) -> list[Worker]:
+    return [worker for worker in workers if model in worker.indexed_models]
 
 
 def _rank(workers: Sequence[Worker]) -> list[RankedWorker]:

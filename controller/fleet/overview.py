@@ -20,6 +20,7 @@ from controller.metrics import Metrics
 
 _INTERVAL: Final = 1.0
 _MAX_VIEWERS: Final = 256
+_MAX_STATES: Final = 8  # that are sent at once
 _MAX_UNREAD: Final = 5  # messages of a viewer that reads slowly. Then it gets the whole state instead
 _RATES: Final = 60  # seconds of dispatch rates
 
@@ -27,13 +28,14 @@ _encode: Final = msgspec.json.Encoder().encode
 
 
 class Update(NamedTuple):
-    """The state of the cluster as a JSON object, or what has changed since the last update.
+    """The state of the cluster, or what has changed since the last update, as a server-sent event.
 
     kind: "state" or "changes".
+    frame: the event, with a JSON object. All viewers share it.
     """
 
     kind: str
-    body: bytes
+    frame: bytes
 
 
 class _Viewer:
@@ -79,6 +81,9 @@ class Overview:
         self._counted: tuple[float, float] | None = None  # dispatches of this controller, and when
         self._viewers: set[_Viewer] = set()
         self._state: bytes | None = None  # encoded since the last tick
+        self._frame: bytes | None = None  # the same as a server-sent event
+        # Each of the viewers that are sent a state may be sent another one, of some megabytes.
+        self._sending = asyncio.Semaphore(_MAX_STATES)
         self._stopped = False
         self._lock = asyncio.Lock()  # so that the state and the changes that follow it are made from the same rows
 
@@ -97,7 +102,7 @@ class Overview:
         """Measure the dispatch rate, and send what has changed to the viewers."""
         async with self._lock:
             self._rates.append(self._dispatch_rate())
-            self._state = None
+            self._state = self._frame = None
             if self._viewers:
                 await self._read_replicas()
                 self._publish(await self._update_rows())
@@ -127,12 +132,15 @@ class Overview:
         try:
             while True:
                 if viewer.needs_state:
-                    state = await self.state()
-                    # No `await` until here: what waits is older than the state, or a part of it.
-                    viewer.needs_state = False
-                    while not viewer.updates.empty():
-                        viewer.updates.get_nowait()
-                    yield Update("state", state)
+                    async with self._sending:  # until the viewer has been sent the state
+                        state = await self.state()
+                        # No `await` until here: what waits is older than the state, or a part of it.
+                        viewer.needs_state = False
+                        while not viewer.updates.empty():
+                            viewer.updates.get_nowait()
+                        if self._frame is None:
+                            self._frame = _server_sent("state", state)
+                        yield Update("state", self._frame)
                 if self._stopped:
                     return
                 update = await viewer.updates.get()
@@ -152,7 +160,7 @@ class Overview:
     def _publish(self, changes: Changes) -> None:
         """Send changes to all viewers."""
         body = {**self._head(), "workers": changes.changed, "removed": changes.removed}
-        update = Update("changes", _encode(body))
+        update = Update("changes", _server_sent("changes", _encode(body)))
         for viewer in self._viewers:
             viewer.put(update)
 
@@ -196,3 +204,7 @@ class Overview:
             ],
             "parents": [state._asdict() for state in self._parents.states()],
         }
+
+
+def _server_sent(kind: str, body: bytes) -> bytes:
+    return b"event: %s\ndata: %s\n\n" % (kind.encode(), body)

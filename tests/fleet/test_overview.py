@@ -34,8 +34,10 @@ async def row(replica: Replica, name: str = A) -> dict[str, Any]:
 
 
 async def read(update: Awaitable[Update]) -> tuple[str, dict[str, Any]]:
-    kind, body = await update
-    return kind, json.loads(body)
+    kind, frame = await update
+    first, second = frame.decode().removesuffix("\n\n").split("\n")
+    assert first == f"event: {kind}"
+    return kind, json.loads(second.removeprefix("data: "))
 
 
 async def test_the_state_has_workers_and_replicas(store: Store, replica: Open) -> None:
@@ -130,7 +132,7 @@ async def test_an_update_is_encoded_once_for_all_viewers(store: Store, replica: 
     controller = replica()
     await tick(controller)
     viewers = [controller.overview.follow() for _ in range(3)]
-    assert len({id((await anext(viewer)).body) for viewer in viewers}) == 1
+    assert len({id((await anext(viewer)).frame) for viewer in viewers}) == 1
     await tick(controller)
     assert len({id(await anext(viewer)) for viewer in viewers}) == 1
     for viewer in viewers:

@@ -18,7 +18,7 @@ from controller.fleet import membership
 from controller.metrics import Metrics
 from controller.replica import Replica
 from controller.settings import Settings
-from controller.store import keys, workers
+from controller.store import keys, listings, workers
 from controller.store.connection import connect
 from controller.store.registry import Registry, WorkerList
 from controller.upstream.client import WorkerClient
@@ -114,7 +114,7 @@ class Cluster:
 
     def __init__(self, url: str, namespace: str, decays: bool, booking_delay: float, patch: pytest.MonkeyPatch) -> None:
         self.now, self.clock = 1_000_000.0, START
-        for module in (snapshots, recovery, circuit_breaker, membership, workers):
+        for module in (snapshots, recovery, circuit_breaker, membership, workers, listings):
             patch.setattr(module, "time", SimpleNamespace(monotonic=lambda: self.now))
         patch.setattr(circuit_breaker, "_PROBE_INTERVAL", 0.005)
         patch.setattr(membership, "_RETRY_INTERVAL", 0.005)

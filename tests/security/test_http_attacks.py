@@ -185,7 +185,7 @@ async def test_headers_of_a_client_do_not_reach_a_worker(serve: Serve) -> None:
         names = {line.partition(b":")[0].lower() for line in head.split(b"\r\n")[1:] if line}
         assert names <= {
             b"host", b"accept", b"accept-encoding", b"user-agent", b"content-type", b"content-length",
-            b"x-controller-path",
+            b"x-controller-path", b"x-request-id",
         }  # fmt: skip
 
 

@@ -54,7 +54,8 @@ async def whole_state(client: Client, namespace: str) -> WholeState:
         elif kind == "heartbeat":
             state.heartbeats.add(rest)
         elif kind == "checkpoints":
-            state.checkpoints[rest] = (await client.get(key))[-8 * 36 :].split(";")[:-1]
+            written = await client.get(key) or ""  # on a cluster in use, it may be deleted meanwhile
+            state.checkpoints[rest] = written[-8 * 36 :].split(";")[:-1]
         elif key == f"{{{namespace}}}:workers":
             state.workers = dict(await client.zrange(key, 0, -1, withscores=True))
         elif key == f"{{{namespace}}}:models":

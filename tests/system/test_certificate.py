@@ -32,7 +32,7 @@ def served(controller: ControllerProcess) -> str:
 
 def reloaded(controller: ControllerProcess) -> set[str]:
     """Return the ids of the processes that have logged a reload."""
-    return set(re.findall(r"\[(\d+)\] controller.server: Certificate reloaded, valid until \w+ ", controller.log))
+    return set(re.findall(r'Certificate reloaded, valid until \w+ .*"process": (\d+)', controller.log))
 
 
 @pytest.mark.parametrize("number", [1, pytest.param(2, marks=pytest.mark.slow)], ids=["1 replica", "2 replicas"])

@@ -37,6 +37,7 @@ async def test_each_request_is_logged_with_its_caller(logged: Api, caplog: pytes
         await logged.http.post("/get_worker_address", json={"model": "m"}, headers={"X-Forwarded-For": "203.0.113.6"})
         await logged.http.get(f"/absent/http://x:{SECRET}@h", headers=headers)
         await logged.http.get("/healthz")
+        await logged.http.get("/x%22%20200,%200%20bytes%20by%20token%20ops")
     first, *others = lines(caplog)
     assert 0 <= first.pop("duration") < 60
     assert first == {
@@ -52,6 +53,7 @@ async def test_each_request_is_logged_with_its_caller(logged: Api, caplog: pytes
         ("/get_worker_address", 401, "", "203.0.113.6"),
         ("/absent/http", 404, "ops", "203.0.113.5"),
         ("/healthz", 200, "", "127.0.0.1"),
+        ("/x%22%20200,%200%20bytes%20by%20token%20ops", 404, "", "127.0.0.1"),
     ]
     assert " 200, 13 bytes in 0." in caplog.messages[0]
     assert caplog.messages[0].endswith("by token ops")

@@ -5,10 +5,14 @@ import json
 import re
 from collections.abc import AsyncIterator
 from pathlib import Path
+from typing import Any
 
 import pytest
+from starlette.requests import ClientDisconnect
 
 import controller.web
+from controller.web.asgi.endpoint import OperatorEndpoint, RegistrationEndpoint
+from controller.web.routes.table import ROUTES
 from tests.conftest import Store
 from tests.support.samples import A, B
 from tests.support.waiting import wait_until
@@ -131,14 +135,94 @@ async def test_the_stream_begins_with_the_state_and_ends_with_the_replica(api: A
     assert api.replica.overview.viewers == 0
 
 
-@pytest.mark.parametrize("path", ["/drain_worker", "/resume_worker", "/remove_worker", "/refresh_all_workers"])
-async def test_pages_of_other_sites_cannot_act(api: Api, path: str) -> None:
+CHANGES = [route.path for route in ROUTES if route.endpoint in (OperatorEndpoint, RegistrationEndpoint)]
+ORIGINS: tuple[tuple[dict[str, str], bool], ...] = (
+    ({"sec-fetch-site": "cross-site"}, False),
+    ({"sec-fetch-site": "same-site", "origin": "http://controller"}, False),
+    ({"sec-fetch-site": "same-origin", "origin": "http://behind-a-proxy"}, True),
+    ({"sec-fetch-site": "none"}, True),
+    ({"origin": "http://evil.test"}, False),  # a browser that reaches the controller by plain HTTP
+    ({"origin": "http://controller:81"}, False),
+    ({"origin": "null"}, False),
+    ({"origin": "HTTP://Controller"}, True),
+    ({}, True),
+)
+
+
+@pytest.mark.parametrize("path", CHANGES)
+async def test_pages_of_other_sites_cannot_change_anything(api: Api, path: str) -> None:
     """A browser sends such a form without asking, and with a password that it remembers."""
     await api.register(A)
-    for site, status in (("cross-site", 403), ("same-site", 403), ("same-origin", 200), ("none", 200)):
-        headers = {"content-type": "text/plain", "sec-fetch-site": site}
-        response = await api.http.post(path, content=json.dumps({"worker_name": A}), headers=headers)
-        assert response.status_code == status, site
+    body = {"worker_name": A, "check_heart_beat": True, "worker_status": {"model_names": ["m"], "speed": 1,
+            "queue_length": 0}, "capacity": 1, "plane": "worker", "name": "web"}  # fmt: skip
+    for origin, is_own in ORIGINS:
+        headers = {"content-type": "text/plain", **origin}
+        response = await api.http.post(path, content=json.dumps(body), headers=headers)
+        assert (response.status_code != 403) is is_own, origin
+
+
+@pytest.mark.parametrize("path", ["/overview", "/events"])
+async def test_head_of_a_stream_ends_at_once(api: Api, path: str) -> None:
+    response = await api.http.head(path, headers=STREAM)
+    assert response.headers["content-type"].startswith("text/event-stream")
+    assert response.content == b""
+    assert (api.replica.overview.viewers, api.replica.events.followers) == (0, 0)
+
+
+@pytest.mark.parametrize(
+    ("accept", "is_stream"),
+    [
+        ("TEXT/Event-Stream", True),
+        ("application/json, text/event-stream;q=0.5", True),
+        ("application/json, text/event-stream; q=0", False),
+        ("text/event-stream-of-others", False),
+        ("*/*", False),
+    ],
+)
+async def test_the_accepted_type_decides(api: Api, accept: str, is_stream: bool) -> None:
+    response = await api.http.head("/overview", headers={"accept": accept})
+    assert response.headers["content-type"].startswith("text/event-stream") is is_stream
+
+
+async def test_few_viewers_are_sent_a_state_at_once(api: Api, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A viewer that reads slowly keeps its state in memory. Others wait for their turn."""
+    overview = api.replica.overview
+    monkeypatch.setattr(overview, "_sending", asyncio.Semaphore(2))
+    streams = [overview.follow() for _ in range(5)]
+    firsts = [asyncio.ensure_future(anext(stream)) for stream in streams]
+    await wait_until(lambda: sum(first.done() for first in firsts) == 2, "two viewers have a state")
+    assert overview.viewers == 5
+    for number, stream in enumerate(streams):
+        await firsts[number]
+        await stream.aclose()
+    assert all(first.done() for first in firsts)
+    assert overview.viewers == 0
+
+
+async def test_a_large_state_is_sent_in_pieces(api: Api) -> None:
+    """uvicorn would buffer a large piece, whether the client reads or not."""
+    for i in range(100):
+        await api.register(f"http://127.0.0.1:1/{i}", *(f"model-{j}-{'x' * 200}" for j in range(20)))
+    await api.replica.snapshots.take_now()
+    sizes: list[int] = []
+
+    async def send(message: Any) -> None:
+        if message["type"] == "http.response.body":
+            sizes.append(len(message["body"]))
+            if sum(sizes) > 300_000:
+                raise OSError("the client has left")
+
+    async def receive() -> Any:
+        await asyncio.Event().wait()
+
+    scope = {"type": "http", "method": "GET", "path": "/overview", "raw_path": b"/overview", "query_string": b"",
+             "headers": [(b"accept", b"text/event-stream")], "client": ("127.0.0.1", 1), "scheme": "http",
+             "asgi": {"spec_version": "2.4"}, "http_version": "1.1", "root_path": "", "server": ("c", 80)}  # fmt: skip
+    with pytest.raises(ClientDisconnect):
+        await api.replica.app()(scope, receive, send)
+    assert 1 < len(sizes) <= 6
+    assert max(sizes) == 65_536
+    assert api.replica.overview.viewers == 0
 
 
 async def test_viewers_are_limited(api: Api, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -10,13 +10,15 @@ from controller.security.access import Access
 
 logger = logging.getLogger("controller.access")
 
+_QUOTES: Final = str.maketrans({'"': "%22", "\\": "%5C"})
 _TEXT: Final = '%(client)s "%(method)s %(path)s" %(status)d, %(bytes)d bytes in %(duration).4f s'
 
 
 class AccessLog:
     """Logs the requests to an application. It is not there if --access-log is off, so it costs nothing then.
 
-    The line has the path without the query, which could contain a secret, and the name of the token, not the token.
+    The line has the path as it was sent, so that no encoded quote ends it in the text. It lacks the query, which could
+    contain a secret. It has the name of the token, not the token.
     Responses that the HTTP protocol sends by itself, such as 431, are not logged.
     """
 
@@ -44,7 +46,7 @@ class AccessLog:
             {
                 "client": self._access.address(scope) or "unknown",
                 "method": scope["method"],
-                "path": scope["path"],
+                "path": scope["raw_path"].decode("latin-1").translate(_QUOTES),
                 "status": response.status,
                 "bytes": response.size,
                 "duration": round(duration, 6),

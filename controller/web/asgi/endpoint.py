@@ -179,15 +179,10 @@ class CallerEndpoint(BodyEndpoint):
 
 
 class OperatorEndpoint(CallerEndpoint):
-    """As CallerEndpoint, but refuses requests that a page of another site has sent from an operator's browser.
-
-    Such a request would have the rights of the browser's address, or of a password that the browser remembers.
-    """
+    """As CallerEndpoint, but refuses requests that a page of another site has sent from a browser."""
 
     async def _answer(self, scope: Scope, receive: Receive, body: bytes) -> Answer:
-        site = next((value for name, value in scope["headers"] if name == b"sec-fetch-site"), b"none")
-        if site not in (b"same-origin", b"none"):
-            raise Forbidden("A page of another site has sent this request. Nothing was done.")
+        refuse_other_sites(scope)
         return await super()._answer(scope, receive, body)
 
 
@@ -247,6 +242,23 @@ class HeartbeatEndpoint(CallerEndpoint):
         return Answer(error_text(code, message), status, headers, b"text/plain; charset=utf-8")
 
 
+def refuse_other_sites(scope: Scope) -> None:
+    """Raise Forbidden if a page of another site has sent a request from a browser.
+
+    The browser may be allowed to do what the page is not: by its address, or by a password that it remembers. Browsers
+    say in Sec-Fetch-Site where a request comes from, but not to a host with plain HTTP. With every POST they send
+    Origin. Programs send neither.
+    """
+    headers = dict(scope["headers"])
+    site, origin = headers.get(b"sec-fetch-site"), headers.get(b"origin")
+    if site is not None:
+        is_own = site in (b"same-origin", b"none")
+    else:
+        is_own = origin is None or origin.lower().partition(b"://")[2] == headers.get(b"host", b"").lower()
+    if not is_own:
+        raise Forbidden("A page of another site has sent this request. Nothing was done.")
+
+
 class HopEndpoint(BodyEndpoint):
     """Passes the body and the hop list (controller/domain/hops.py) of a request to `handle`."""
 
@@ -264,6 +276,7 @@ class RegistrationEndpoint(BodyEndpoint):
         self._handle = handle
 
     async def _answer(self, scope: Scope, _: Receive, body: bytes) -> Answer:
+        refuse_other_sites(scope)
         caller = self._caller(scope)
         if self.limits:
             await self.limits.registrations.admit(caller.address)

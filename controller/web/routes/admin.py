@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 
-from controller.domain.errors import StoreError
+from controller.domain.errors import InvalidInput, StoreError
 from controller.domain.worker import model_name
 from controller.security.access import Caller
 from controller.security.tokens import Plane
@@ -74,7 +74,9 @@ async def explain(services: Services, query: Mapping[str, str], *_: object) -> A
     its requests per unit of speed. While it is full, the cost is how long the next request would wait, in units of the
     time of a request. In the lottery, workers have `odds` instead.
     """
-    explanation, snapshot_age = await services.explainer.explain(model_name(query.get("model", "")))
+    if "model" not in query:
+        raise InvalidInput("model", "is missing. Send it in the query: /explain?model=NAME")
+    explanation, snapshot_age = await services.explainer.explain(model_name(query["model"]))
     return Answer(schemas.encode(responses.NextDispatch.of(explanation)), headers=degraded(snapshot_age))
 
 

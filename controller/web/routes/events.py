@@ -10,7 +10,7 @@ from controller.domain.errors import InvalidInput
 from controller.domain.events import Event, event_id
 from controller.fleet.events import Events
 from controller.web.asgi.endpoint import Answer
-from controller.web.routes.streams import EVENT_STREAM, FollowResponse
+from controller.web.routes.streams import EVENT_STREAM, FollowResponse, wants_events
 from controller.web.services import Services
 
 _MAX_LIMIT: Final = 1_000
@@ -34,7 +34,7 @@ async def events(
     last, after = (event_id(text) if text else "" for text in (headers.get("last-event-id"), query.get("after")))
     after = last or after
     limit = _limit(query.get("limit", ""))
-    is_stream = EVENT_STREAM in headers.get("accept", "")
+    is_stream = wants_events(headers)
     follow = query.get("follow", "false")
     if follow not in ("true", "false"):
         raise InvalidInput("follow", "must be true or false")
@@ -69,7 +69,7 @@ async def _pieces(
 def _limit(text: str) -> int:
     if not text:
         return _DEFAULT_LIMIT
-    if not (text.isascii() and text.isdigit() and 1 <= int(text) <= _MAX_LIMIT):
+    if not (len(text) <= 4 and text.isascii() and text.isdigit() and 1 <= int(text) <= _MAX_LIMIT):
         raise InvalidInput("limit", f"must be a whole number from 1 to {_MAX_LIMIT}")
     return int(text)
 

@@ -1,5 +1,6 @@
 """The page at `/`, and the state of the cluster that it shows."""
 
+import asyncio
 import hashlib
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator, Mapping
 from importlib.resources import files
@@ -12,7 +13,7 @@ from controller.domain.headers import Headers
 from controller.fleet.overview import Update
 from controller.web.asgi.endpoint import Answer
 from controller.web.errors import error_body
-from controller.web.routes.streams import EVENT_STREAM, FollowResponse
+from controller.web.routes.streams import EVENT_STREAM, FollowResponse, wants_events
 from controller.web.services import Services
 
 _TYPES: Final = {
@@ -56,6 +57,7 @@ def _read(folder: Traversable, prefix: str = "") -> Iterator[tuple[str, _File]]:
 
 
 _FILES: Final[dict[str, _File]] = dict(_read(files("controller.web") / "static"))
+_PIECE: Final = 64 * 1024  # bytes
 _PAGE: Final = _FILES.pop("index.html")  # its links are relative to `/`
 
 
@@ -67,7 +69,7 @@ async def page(_: Services, file_name: str | None, known: bytes) -> Answer | Res
     file = _PAGE if file_name is None else _FILES.get(file_name)
     if file is None:
         return Answer(error_body("not_found", f"The page has no file {file_name}."), 404)
-    if file.etag in (each.strip().removeprefix(b"W/") for each in known.split(b",")):
+    if known == b"*" or file.etag in (each.strip().removeprefix(b"W/") for each in known.split(b",")):
         return Response(status_code=304, headers={key.decode(): value.decode() for key, value in file.headers})
     return Answer(file.body, headers=file.headers, content_type=file.content_type)
 
@@ -85,7 +87,7 @@ async def overview(
     reason, and the workers stay as they were. `stalled_since` is when `stalled_for` in GET `/workers` began.
     `per_second` has the dispatch rates of the last minute. In the lottery they are those of this controller only.
     """
-    if EVENT_STREAM not in headers.get("accept", ""):
+    if not wants_events(headers):
         return Answer(await services.overview.state(), headers=((b"cache-control", b"no-store"),))
     updates = services.overview.follow()
     first = await anext(updates)  # raises TooManyFollowers before the response begins
@@ -94,13 +96,12 @@ async def overview(
 
 async def _pieces(
     first: Update, updates: AsyncGenerator[Update, None], is_admitted: Callable[[], bool]
-) -> AsyncIterator[bytes]:
-    yield _server_sent(first)
-    async for update in updates:
-        if not is_admitted():
-            return
-        yield _server_sent(update)
-
-
-def _server_sent(update: Update) -> bytes:
-    return b"event: %s\ndata: %s\n\n" % (update.kind.encode(), update.body)
+) -> AsyncIterator[bytes | memoryview]:
+    """Yield the updates in small pieces. Each waits until the client has read most of those before."""
+    update: Update | None = first
+    while update is not None and is_admitted():
+        frame = memoryview(update.frame)
+        for begin in range(0, len(frame), _PIECE):
+            yield frame[begin : begin + _PIECE]
+            await asyncio.sleep(0)  # so that other requests do not wait for all viewers
+        update = await anext(updates, None)

@@ -57,7 +57,8 @@ const app = {
 
   /** Ask why the next request of a model would go where. */
   async explain(model) {
-    this.explanation = { model, result: null, message: "" };
+    const asked = { model, result: null, message: "" };
+    this.explanation = asked;
     this.render();
     let answer;
     try {
@@ -66,7 +67,7 @@ const app = {
     } catch (error) {
       answer = { model, result: null, message: error instanceof Refusal ? error.message : "The controller cannot be reached." };
     }
-    if (this.explanation.model === model) this.explanation = answer;
+    if (this.explanation === asked) this.explanation = answer; // otherwise another model was asked for, or none
     this.render();
   },
 
