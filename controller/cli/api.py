@@ -125,7 +125,10 @@ def _raise_refusal(url: str, status: int, body: bytes) -> None:
     with contextlib.suppress(ValueError, KeyError, TypeError):
         message = str(json.loads(body)["error"]["message"])
     if status in (404, 405):
-        message = f"{message} Run a version of the controller that has this route.".lstrip()
+        message = (
+            f"{message} Either --controller-address names another server than a controller, or the controller is of an "
+            "older version, without this route."
+        ).lstrip()
     if not message:
         raise ValueError(f"status {status}")
     is_final = status < 500 and status not in (408, 429)

@@ -9,7 +9,13 @@ from controller.settings.declaration import environment_variables
 
 _PREFIX: Final = "CONTROLLER_"
 # Of the commands for a running controller, and of the files in deploy/.
-_OTHERS: Final = ("CONTROLLER_ADDRESS", "CONTROLLER_TIMEOUT", "CONTROLLER_IMAGE")
+_OTHERS: Final = (
+    "CONTROLLER_ADDRESS",
+    "CONTROLLER_TIMEOUT",
+    "CONTROLLER_IMAGE",
+    "CONTROLLER_MEMORY",
+    "CONTROLLER_CPUS",
+)
 # Kubernetes sets these in all containers, if there is a Service named `controller` or `controller-...`.
 _OF_KUBERNETES: Final = re.compile(
     r"CONTROLLER_(?:[A-Z0-9_]+_)?(?:SERVICE_HOST|SERVICE_PORT(?:_\w+)?|PORT_\d+_(?:TCP|UDP)(?:_\w+)?)\Z"
@@ -28,7 +34,7 @@ def unknown_variables(environment: Iterable[str]) -> list[tuple[str, str]]:
     unknown = []
     for name in sorted(environment):
         if name.startswith(_PREFIX) and name not in known and not _OF_KUBERNETES.match(name):
-            close = difflib.get_close_matches(name.removeprefix(_PREFIX), names, n=1)
+            close = difflib.get_close_matches(name.removeprefix(_PREFIX), names, n=1, cutoff=0.75)
             unknown.append((name, f"{_PREFIX}{close[0]}" if close else ""))
     return unknown
 

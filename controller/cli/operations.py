@@ -115,7 +115,7 @@ async def _wait(controller: Controller, names: set[str], ends_at: float | None) 
                 return SERVES_AGAIN
             elif last.get(name) != (left := _left(worker)):
                 last[name] = left
-                _say(f"{name} has {left} requests left.")
+                _say(f"{name} has {left} {'request' if left == 1 else 'requests'} left.")
             elif (stalled_for := worker.get("stalled_for") or 0.0) >= _STALLED_AFTER and name not in stalled:
                 stalled.add(name)
                 _say(f"{name} is stalled: none of its requests has finished for {duration(stalled_for)}.")

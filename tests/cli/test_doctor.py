@@ -129,7 +129,7 @@ WORKERS: list[tuple[list[dict[str, Any]], list[tuple[Level, str]]]] = [
     ([{}], []),
     ([{"failing": "polls"}, {}], [(PROBLEM, "failing workers")]),
     ([{"failing": "request"}, {}], [(PROBLEM, "failing workers")]),
-    ([{"failing": "request"}], [(PROBLEM, "failing workers"), (PROBLEM, "models")]),
+    ([{"failing": "request"}], [(PROBLEM, "failing workers"), (WARNING, "models")]),
     ([{"stalled_for": 61.0}, {}], [(PROBLEM, "stalled workers")]),
     ([{"stalled_for": 59.0}, {}], []),
     ([{"stalled_for": 61.0, "draining": True}, {}], []),

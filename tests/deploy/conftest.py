@@ -1,7 +1,9 @@
 """A cluster in containers, started by `docker compose up`, with stock FastChat workers on its network."""
 
+import fcntl
 import os
 import shutil
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -58,18 +60,24 @@ TEST_USER = "user test on >test ~* &* +@all\n"
 
 @pytest.fixture(scope="session")
 def built(tmp_path_factory: pytest.TempPathFactory) -> None:
-    """Build the images of the controller and of a stock FastChat worker. Skips the test if Docker is unavailable."""
+    """Build the images of the controller and of a stock FastChat worker. Skips the test if Docker is unavailable.
+
+    One test process builds at a time. The others then get the same image from Docker's cache. If two built at once, the
+    tag would move to another image, and `docker compose up` would replace containers in the middle of a test.
+    """
     reason = docker_problem()
     if reason:
         pytest.skip(f"NOT TESTED, containers: {reason}")
     arguments = [f"PYTHON_IMAGE={images()['PYTHON_IMAGE']}"] if "PYTHON_IMAGE" in images() else []
     build = [word for argument in arguments for word in ("--build-arg", argument)]
-    docker("build", "--quiet", "--tag", image(), "--file", str(ROOT / "deploy/Dockerfile"), *build, str(ROOT))
     context = tmp_path_factory.mktemp("worker")
     for name in ("tests/deploy/worker.Dockerfile", "tests/system/stock_worker.py", "constraints.txt"):
         shutil.copy(ROOT / name, context)
     worker = ["--tag", "controller-test-worker", "--file", str(context / "worker.Dockerfile")]
-    docker("build", "--quiet", *worker, *build, str(context))
+    with (Path(tempfile.gettempdir()) / "controller-test-build.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        docker("build", "--quiet", "--tag", image(), "--file", str(ROOT / "deploy/Dockerfile"), *build, str(ROOT))
+        docker("build", "--quiet", *worker, *build, str(context))
 
 
 @pytest.fixture(scope="session")

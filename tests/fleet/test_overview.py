@@ -170,7 +170,7 @@ async def test_viewers_cost_redis_nothing_but_a_look_at_new_replicas(
     monkeypatch.setattr(Registry, "_run", recorded)
     await controller.overview.tick()
     assert ran == [], "no viewer"
-    viewers = [controller.overview.follow() for _ in range(10)]
+    viewers = [controller.overview.follow() for _ in range(8)]
     for viewer in viewers:
         await anext(viewer)
     for _ in range(5):

@@ -14,7 +14,8 @@ _ALMOST_FULL: Final = 0.8
 _LOCAL: Final = {
     "replicas", "ssl", "shutdown_delay", "shutdown_timeout", "worker_metrics", "data_dir", "redis_password_file",
     "redis_timeout", "snapshot_interval", "trusted_proxies", "tokens_file", "upstream_tokens_file", "head_timeout",
-    "body_timeout", "send_timeout", "idle_timeout", "max_connections", "max_forwards", "max_body_memory",
+    "body_timeout", "send_timeout", "idle_timeout", "max_connections", "max_forwards", "max_body_memory", "log_format",
+    "access_log", "tracing", "insecure",
 }  # fmt: skip
 
 

@@ -90,12 +90,20 @@ def _never_polled(workers: Sequence[Worker], settings: Mapping[str, Any]) -> Ite
 
 def _models(workers: Sequence[Worker], stalled_after: float) -> Iterator[Finding]:
     models = models_of(workers, "name", stalled_after)
-    unserved = [model["model"] for model in models if not model["serving"]]
-    if unserved:
+    draining = [model["model"] for model in models if model["draining"] == model["workers"]]
+    if draining:
         yield problem(
             "models",
-            f"No worker serves {some(unserved)}: all are draining, failing or stalled.",
-            "Resume or start workers. `controller models` shows what is wrong with them.",
+            f"No worker serves {some(draining)}: all are draining.",
+            "Resume or start workers.",
+        )
+    troubled = [model["model"] for model in models if not model["serving"] and model["model"] not in draining]
+    if troubled:
+        yield warning(
+            "models",
+            f"All workers of {some(troubled)} are draining, failing or stalled. Those that are not draining still get "
+            "requests.",
+            "`controller models` shows what is wrong with them.",
         )
     full = [model["model"] for model in models if model["serving"] and (model["saturation"] or 0) >= 1]
     if full:
@@ -115,7 +123,7 @@ def _capacities(workers: Sequence[Worker]) -> Iterator[Finding]:
     if mixed:
         yield warning(
             "capacities",
-            f"{some(mixed)}: the slots of some workers are known, and of others not. Those get all requests that find "
-            "no free slot.",
+            f"{some(mixed)}: the slots of some workers are known, and of others not. The workers without known slots "
+            "get all requests that find no free slot.",
             "Set them for all workers of a model, or for none: `controller capacity set MODEL N`.",
         )

@@ -58,7 +58,8 @@ def overview() -> list[Any]:
         ),
         listing(
             "Alerts",
-            "Pending and firing alerts. docs/guides/runbook.md has a section for each.",
+            "Pending and firing alerts. docs/guides/runbook.md has a section for each. "
+            "Without data: Runbook: ControllerDown.",
             'ALERTS{alertname=~"Controller.+"}',
             *("Time", "Value", "__name__", "instance", "job"),
         ),
