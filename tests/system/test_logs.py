@@ -114,7 +114,7 @@ async def test_a_terminal_shows_text(work_dir: Path) -> None:
     assert [line for line in lines if not EVENT.match(line)] == []
     assert all(line.isprintable() for line in lines)
     [line] = [line for line in lines if "forged" in line]
-    assert r'"GET /a\n2026-01-01 forged\x1b[2J" 404' in line
+    assert '"GET /a%0a2026-01-01%20forged%1b[2J" 404' in line
 
 
 @pytest.mark.parametrize("log_format", ["json", "text"])
