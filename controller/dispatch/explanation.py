@@ -36,7 +36,7 @@ class Explanation(NamedTuple):
     chosen: the name of the worker. "" in the lottery, and if the model has no worker.
     workers: how many live workers serve the model.
     candidates: the first of them, the best first.
-    draining: the names of those that get no requests.
+    draining: the names of the draining workers, which get no requests.
     """
 
     model: str

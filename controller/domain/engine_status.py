@@ -34,7 +34,7 @@ class EngineModel:
 class EngineStatus:
     """What an engine said about itself. None means that it did not say, which is not the same as 0.
 
-    models: those that it lists, in its order.
+    models: the listed models, in the order of the engine.
     not_ready: why it should get no requests, as a sentence without its end. "" if it is ready.
     running: number of requests that it generates for.
     waiting: number of requests that wait inside the engine.

@@ -56,7 +56,7 @@ def _failing(workers: Sequence[Worker]) -> Iterator[Finding]:
 
 
 def _stalled(workers: Sequence[Worker], stalled_after: float) -> Iterator[Finding]:
-    """Yield the workers whose requests do not finish, except for those that an operator already drains."""
+    """Yield the stalled workers that are not draining."""
     stalled = [
         worker
         for worker in sort_workers(workers, "stalled", stalled_after)
@@ -101,7 +101,7 @@ def _models(workers: Sequence[Worker], stalled_after: float) -> Iterator[Finding
     if troubled:
         yield warning(
             "models",
-            f"All workers of {some(troubled)} are draining, failing or stalled. Those that are not draining still get "
+            f"All workers of {some(troubled)} are draining, failing or stalled. Failing and stalled workers still get "
             "requests.",
             "`controller models` shows what is wrong with them.",
         )
