@@ -57,7 +57,7 @@ def show_settings(effective: Sequence[Effective], problem: str, changed: bool, a
     """Print the settings.
 
     problem: why `controller serve` would not start with them. "" if it would.
-    changed: leave out those that have their defaults.
+    changed: show only the settings whose values differ from the defaults.
     """
     shown = [each for each in effective if each.source != "default" or not changed]
     warnings = warnings_of(os.environ)

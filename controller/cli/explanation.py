@@ -44,7 +44,7 @@ def conclusion(explanation: Mapping[str, Any], console: Console) -> Text:
     """Return what would happen to the next request, and why."""
     model, chosen, candidates = (explanation[name] for name in ("model", "chosen", "candidates"))
     if not explanation["workers"]:
-        text = f"No live worker serves the model {model}. `controller models` lists those that are served."
+        text = f"No live worker serves the model {model}. `controller models` lists the served models."
     elif not candidates:
         text = f"All {count(explanation['workers'], 'worker')} of the model {model} are draining."
     elif chosen is None:

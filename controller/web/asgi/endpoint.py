@@ -286,8 +286,8 @@ class RegistrationEndpoint(BodyEndpoint):
 class ForwardEndpoint(BodyEndpoint):
     """Passes path, body, hop list and passed headers of a request to `handle`.
 
-    The passed headers are those that the worker gets, too: the request id and the trace context. `handle` is cancelled
-    when the client disconnects.
+    The passed headers go to the worker as well: the request id and the trace context. `handle` is cancelled when the
+    client disconnects.
     """
 
     max_body = MAX_FORWARDED_BODY

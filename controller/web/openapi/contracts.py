@@ -62,7 +62,7 @@ class Contract:
     headers: headers that a 200 may have.
     without_body: what further statuses without a body mean.
     codes: codes of errors that are no ControllerError, by status, each with its meaning.
-    errors: the errors by status. Those that the endpoint or the protocol raise on other routes too are left out.
+    errors: the errors by status, without the errors that the endpoint or the protocol raises on other routes too.
     forwards: the route passes on responses of workers, of any status.
     summary: what the route does, if the docstring of its handler is about several routes.
     """
@@ -208,7 +208,7 @@ CONTRACTS: Final[Mapping[str, Contract]] = {
         parameters=(
             Parameter(
                 "after",
-                "The id of an event. Those that follow it are listed, otherwise the last.",
+                "The id of an event. The response has the later events. Without it, it has the last ones.",
                 {"type": "string", "pattern": r"^(\d{1,20}-\d{1,20})?$"},
             ),
             Parameter(

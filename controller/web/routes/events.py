@@ -21,7 +21,7 @@ _KEEPALIVE: Final = 15  # seconds without events, after which an empty line keep
 async def events(
     services: Services, query: Mapping[str, str], headers: Mapping[str, str], is_admitted: Callable[[], bool]
 ) -> Answer | Response:
-    """List events of the cluster, oldest first. With `after`, list those that follow that event, otherwise the last.
+    """List events of the cluster, oldest first: those later than the event `after`, or else the last ones.
 
     `limit` is the number of events, 100 by default and 1,000 at most. Each line of the response is a JSON object. With
     `follow=true` the response goes on with new events as they happen, and with `after` it begins with all that follow.

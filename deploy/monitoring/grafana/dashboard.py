@@ -218,7 +218,7 @@ def load_balancer() -> list[Any]:
         ),
         graph(
             "Replicas that HAProxy uses",
-            "Those that pass the check on /readyz.",
+            "Replicas that pass the check on /readyz.",
             ('max by (instance) (haproxy_backend_active_servers{proxy="controllers"})', "ready"),
         ),
     ]
