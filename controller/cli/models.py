@@ -51,8 +51,8 @@ def models_of(
     """Return the sums of the workers of each model.
 
     A worker with several models counts for each of them. Draining workers have a queue, but no capacity for new
-    requests. The capacity is the sum of the known capacities, and null if none is known. The saturation is that capacity's
-    share in use: the queue of the workers with a known capacity, divided by it.
+    requests. The capacity is the sum of the known capacities, and null if none is known. The saturation is the queue of
+    the workers with a known capacity, divided by their capacity.
     """
     by_models: dict[tuple[str, ...], dict[str, int]] = {}  # many workers have the same hundreds of models
     for worker in workers:
