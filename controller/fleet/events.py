@@ -10,6 +10,7 @@ from typing import Final, NamedTuple
 from controller.availability.circuit_breaker import CircuitBreaker
 from controller.domain.errors import EventsUnavailable, StoreError, TooManyFollowers
 from controller.domain.events import Event
+from controller.fleet.unread import Unread
 from controller.security.audit import AuditEvent, who
 from controller.store.registry import EventPage, NewEvent, Registry
 
@@ -45,22 +46,6 @@ class _Read(NamedTuple):
     last_id: str
 
 
-class _Subscriber:
-    """Pages that a subscriber has not read yet. behind: some were dropped, so it has to read them from Redis."""
-
-    def __init__(self) -> None:
-        self.pages: asyncio.Queue[_Read | None] = asyncio.Queue(_MAX_UNREAD)  # None ends the subscription
-        self.behind = False
-
-    def put(self, page: _Read | None) -> None:
-        """Add a page. If there are too many, drop all."""
-        if self.pages.full():
-            self.behind = True
-            while not self.pages.empty():
-                self.pages.get_nowait()
-        self.pages.put_nowait(page)
-
-
 class EventFeed:
     """The events of a cluster, on one replica.
 
@@ -71,7 +56,7 @@ class EventFeed:
     def __init__(self, breaker: CircuitBreaker, registry: Registry) -> None:
         self._breaker = breaker
         self._registry = registry
-        self._subscribers: set[_Subscriber] = set()
+        self._subscribers: set[Unread[_Read]] = set()
         self._position = ""  # id of the last event that the subscribers have got. "" without subscribers
         self._waiting: deque[NewEvent] = deque(maxlen=_MAX_WAITING)
         self._wake = asyncio.Event()
@@ -132,7 +117,7 @@ class EventFeed:
             raise TooManyFollowers(
                 f"{_MAX_SUBSCRIBERS} clients follow the events of this replica already. Try another one, or later."
             )
-        subscriber = _Subscriber()
+        subscriber = Unread[_Read](_MAX_UNREAD)
         self._subscribers.add(subscriber)
         try:
             if not self._position:
@@ -141,25 +126,25 @@ class EventFeed:
                 self._position = self._position or last_id
             first = await self.list(after, _PAGE if after else count)
             if after and len(first.events) == _PAGE:
-                subscriber.behind = True
+                subscriber.is_behind = True
             yield first
             last = first.events[-1].id if first.events else after or self._position
             while not self._stopped:
-                if subscriber.behind:
-                    subscriber.behind = False
+                if subscriber.is_behind:
+                    subscriber.is_behind = False
                     try:
                         page = await self._page(last)
                     except (StoreError, EventsUnavailable):
-                        subscriber.behind = True
+                        subscriber.is_behind = True
                     else:
-                        subscriber.behind = subscriber.behind or len(page.events) == _PAGE
+                        subscriber.is_behind = subscriber.is_behind or len(page.events) == _PAGE
                         last = page.events[-1].id if page.events else page.last_id if page.has_gap else last
                         yield Events(list(page.events), page.has_gap)
                         continue
-                next_page = await subscriber.pages.get()
+                next_page = await subscriber.get()
                 if next_page is None:
                     return
-                if subscriber.behind:  # this page may follow others that were dropped
+                if subscriber.is_behind:  # this page may follow others that were dropped
                     yield Events([])
                     continue
                 is_gap = next_page.has_gap and not _is_after(last, next_page.after)

@@ -16,6 +16,7 @@ from controller.domain.errors import StoreError, TooManyFollowers
 from controller.fleet.observations import Changes, DispatchRate, WorkerRows
 from controller.fleet.parents import Parents
 from controller.fleet.replicas import ReplicaDescription, Replicas
+from controller.fleet.unread import Unread
 from controller.metrics import Metrics
 
 _INTERVAL: Final = 1.0
@@ -36,22 +37,6 @@ class Update(NamedTuple):
 
     kind: str
     frame: bytes
-
-
-class _Viewer:
-    """Updates that a viewer has not read yet. needs_state: some were dropped, so it needs the whole state next."""
-
-    def __init__(self) -> None:
-        self.updates: asyncio.Queue[Update | None] = asyncio.Queue(_MAX_UNREAD)  # None ends the stream
-        self.needs_state = True
-
-    def put(self, update: Update | None) -> None:
-        """Add an update. If there are too many, drop all."""
-        if self.updates.full():
-            self.needs_state = True
-            while not self.updates.empty():
-                self.updates.get_nowait()
-        self.updates.put_nowait(update)
 
 
 class Overview:
@@ -79,7 +64,7 @@ class Overview:
         self._described: Sequence[ReplicaDescription] = ()
         self._rates: deque[float | None] = deque(maxlen=_RATES)
         self._counted: tuple[float, float] | None = None  # dispatches of this controller, and when
-        self._viewers: set[_Viewer] = set()
+        self._viewers: set[Unread[Update]] = set()
         self._state: bytes | None = None  # encoded since the last tick
         self._frame: bytes | None = None  # the same as a server-sent event
         # Each of the viewers that are sent a state may be sent another one, of some megabytes.
@@ -127,26 +112,25 @@ class Overview:
             raise TooManyFollowers(
                 f"{_MAX_VIEWERS} pages are open at this replica already. Use another replica, or close some of them."
             )
-        viewer = _Viewer()
+        viewer = Unread[Update](_MAX_UNREAD, is_behind=True)
         self._viewers.add(viewer)
         try:
             while True:
-                if viewer.needs_state:
+                if viewer.is_behind:
                     async with self._sending:  # until the viewer has been sent the state
                         state = await self.state()
                         # No `await` until here: what waits is older than the state, or a part of it.
-                        viewer.needs_state = False
-                        while not viewer.updates.empty():
-                            viewer.updates.get_nowait()
+                        viewer.is_behind = False
+                        viewer.drop()
                         if self._frame is None:
                             self._frame = _server_sent("state", state)
                         yield Update("state", self._frame)
                 if self._stopped:
                     return
-                update = await viewer.updates.get()
+                update = await viewer.get()
                 if update is None:
                     return
-                if not viewer.needs_state:  # otherwise updates before this one were dropped
+                if not viewer.is_behind:  # otherwise updates before this one were dropped
                     yield update
         finally:
             self._viewers.discard(viewer)
