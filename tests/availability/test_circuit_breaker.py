@@ -151,8 +151,8 @@ async def test_close_ends_the_probes(store: FakeStore) -> None:
     store.probe_error = StoreUnavailable("gone")
     with pytest.raises(StoreUnavailable):
         await store.call()
+    probing = store.breaker._probing
+    assert probing is not None
     await store.breaker.close()
-    probes = store.probes
-    await asyncio.sleep(0.02)
-    assert store.probes == probes
+    assert probing.done()
     await store.breaker.close()

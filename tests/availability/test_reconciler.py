@@ -6,12 +6,13 @@ from functools import partial
 import pytest
 
 from controller.availability.reconciler import Reconciler
+from controller.domain.checkpoints import CHECKPOINT_MS
 from controller.domain.errors import StoreRejection, StoreUnavailable
 from controller.replica import Replica
 from controller.store import keys
 from controller.store.reconciliation import Reconciliation, split
 from controller.store.registry import Registry
-from tests.conftest import Store
+from tests.conftest import CLOCK, Store
 from tests.support.dispatches import dispatch_shortest_queue, workers_of
 from tests.support.invariants import load_of
 from tests.support.outage import Link, queue_lengths, wait_for_recovery
@@ -186,7 +187,10 @@ async def test_concurrent_reconciliations_count_each_booking_once(
     assert await queue_lengths(store) == {A: 2, B: 2}
 
 
+@pytest.mark.usefixtures("store_clock")
 async def test_heartbeat_after_a_reconciliation_leaves_no_negative_count(store: Store, link: Link) -> None:
+    seconds, _ = await store.client.time()
+    await store.client.set(CLOCK, 1000 * seconds)
     registry = store.registry(booking_delay=0.1)
     unanswered: list[str] = []
     registry.on_unanswered = unanswered.append
@@ -195,11 +199,11 @@ async def test_heartbeat_after_a_reconciliation_leaves_no_negative_count(store: 
         for _ in range(5):
             with pytest.raises(StoreUnavailable):
                 await dispatch_shortest_queue(registry, asks(["m"]))
-    await asyncio.sleep(0.06)  # later bookings get another checkpoint
+    await store.client.incrby(CLOCK, CHECKPOINT_MS + 10)  # later bookings get another checkpoint
     assert workers_of(await dispatch_shortest_queue(registry, asks(["m"]))) == [A]
     for reconciliation in split({}, unanswered, 0):
         await registry.reconcile(reconciliation)
-    await asyncio.sleep(0.06)
+    await store.client.incrby(CLOCK, CHECKPOINT_MS + 10)
     await registry.heartbeat(reports([(A, 0)]))
     load = load_of(await store.client.hgetall(keys.worker(store.namespace, A)))
     assert load.dispatched >= 0
