@@ -18,13 +18,6 @@ from tests.support.workers import Behaviour, answers, bad_worker, chunks, hangs,
 
 
 @pytest.fixture
-async def client() -> AsyncIterator[WorkerClient]:
-    opened = WorkerClient(probe_timeout=60.0, worker_timeout=60.0)
-    yield opened
-    await opened.close()
-
-
-@pytest.fixture
 async def client_with_short_timeouts() -> AsyncIterator[WorkerClient]:
     opened = WorkerClient(probe_timeout=0.1, worker_timeout=0.1)
     yield opened

@@ -2,7 +2,6 @@
 
 import asyncio
 import zlib
-from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
@@ -22,13 +21,6 @@ from tests.support.workers import (
     plain,
     sends_without_end,
 )
-
-
-@pytest.fixture
-async def client() -> AsyncIterator[WorkerClient]:
-    opened = WorkerClient(probe_timeout=60.0, worker_timeout=60.0)
-    yield opened
-    await opened.close()
 
 
 @pytest.mark.parametrize("status", [200, 204, 302, 404, 500, 599])

@@ -1,7 +1,7 @@
 """A worker closes a kept connection just as a request arrives: the request is sent again, and no failure is counted."""
 
 import asyncio
-from collections.abc import AsyncIterator, Callable
+from collections.abc import Callable
 from types import SimpleNamespace
 
 import pytest
@@ -26,13 +26,6 @@ def long_race_window(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 STATUS = b'{"model_names": ["m"], "speed": 1, "queue_length": 0}'
-
-
-@pytest.fixture
-async def client() -> AsyncIterator[WorkerClient]:
-    opened = WorkerClient(probe_timeout=60.0, worker_timeout=60.0)
-    yield opened
-    await opened.close()
 
 
 def closes_at_second_request(

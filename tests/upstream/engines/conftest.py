@@ -9,13 +9,6 @@ from tests.support.llamacpp import write_model
 
 
 @pytest.fixture
-async def client() -> AsyncIterator[WorkerClient]:
-    opened = WorkerClient(probe_timeout=60.0, worker_timeout=60.0)
-    yield opened
-    await opened.close()
-
-
-@pytest.fixture
 async def impatient_client() -> AsyncIterator[WorkerClient]:
     """Return a client with a short timeout, for engines that never answer."""
     opened = WorkerClient(probe_timeout=0.2, worker_timeout=0.2)

@@ -1,0 +1,14 @@
+"""A client for workers."""
+
+from collections.abc import AsyncIterator
+
+import pytest
+
+from controller.upstream.client import WorkerClient
+
+
+@pytest.fixture
+async def client() -> AsyncIterator[WorkerClient]:
+    opened = WorkerClient(probe_timeout=60.0, worker_timeout=60.0)
+    yield opened
+    await opened.close()
