@@ -133,7 +133,9 @@ class Telemetry(Collector):
         metrics.cpu_seconds.set(usage.ru_utime + usage.ru_stime)
         metrics.memory_bytes.set(_resident_memory())
         metrics.open_files.set(_open_files())
-        metrics.dispatches.know([model_of(model) for model in self._snapshots.models(None)])
+        models = [model_of(model) for model in self._snapshots.models(None)]
+        metrics.dispatches.know(models)
+        self._learn(models)  # also those that are gone at the next scrape
 
     def collect(self) -> Iterator[Metric]:
         """Yield the metrics of the cluster for prometheus_client."""
@@ -157,15 +159,21 @@ class Telemetry(Collector):
         if self._has_worker_labels:
             yield from _collect_workers(workers[:_MAX_WORKERS])
 
+    def _learn(self, models: Sequence[str]) -> None:
+        """Report these models from now on, up to the limit."""
+        for model in models:
+            if model not in self._models and len(self._models) < _MAX_MODELS:
+                self._models[model] = None
+
     def _collect_models(self, workers: Sequence[Worker]) -> Iterator[Metric]:
         by_models: dict[tuple[str, ...], _Load] = {}  # many workers have the same hundreds of models
         for worker in workers:
             by_models.setdefault(worker.status.model_names, _Load()).add(worker)
         loads: dict[str, _Load] = {}
         for models, load in by_models.items():
+            self._learn(models)
             for model in models:
-                if model in self._models or len(self._models) < _MAX_MODELS:
-                    self._models[model] = None
+                if model in self._models:
                     loads.setdefault(model, _Load()).merge(load)
         families = {
             "workers": ("model_workers", "Live workers of a model."),
