@@ -88,6 +88,12 @@ async def follow(controller: Controller, path: str, parameters: Mapping[str, str
 def _reason(error: Exception, controller: Controller) -> str:
     if isinstance(error, TimeoutError):
         return f"no response within {controller.timeout:g} s"
+    if isinstance(error, aiohttp.ClientConnectorCertificateError):
+        return str(error.certificate_error)
+    if isinstance(error, aiohttp.ClientConnectorSSLError):
+        return "the server does not speak TLS on this port. Try http://"
+    if isinstance(error, aiohttp.ClientConnectorError):
+        return error.os_error.strerror or str(error.os_error)
     return str(error) or type(error).__name__
 
 

@@ -5,19 +5,21 @@ import time
 from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
+import click
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
 from controller.cli.api import request
-from controller.cli.checks.finding import Finding, Level, has_problem, ok, unknown, warning
+from controller.cli.checks.finding import Finding, Level, has_problem, ok, problem, unknown, warning
 from controller.cli.checks.replicas import check_heartbeats, check_process, check_replicas
 from controller.cli.checks.store import check_store
 from controller.cli.checks.workers import check_workers
 from controller.cli.environment import warnings_of
 from controller.cli.options import Controller
 from controller.cli.tables import cell, create_console, print_json
-from controller.cli.text import count
+from controller.cli.text import count, printable
+from controller.cli.workers import fetch_workers
 from controller.domain.errors import ControllerRefused, ControllerUnreachable
 
 _STYLES: Final = {Level.OK: "green", Level.UNKNOWN: "dim", Level.WARNING: "yellow", Level.PROBLEM: "red"}
@@ -26,9 +28,17 @@ _STYLES: Final = {Level.OK: "green", Level.UNKNOWN: "dim", Level.WARNING: "yello
 async def examine(controller: Controller, stalled_after: float, as_json: bool) -> bool:
     """Check a cluster and print the findings. Return True if there is no problem.
 
-    Raises ControllerUnreachable if the controller does not list its workers.
+    Raises ControllerUnreachable if the controller does not list its workers. With `as_json` that is a finding, too.
     """
-    findings = await find(controller, stalled_after)
+    try:
+        findings = await find(controller, stalled_after)
+    except ControllerUnreachable as error:
+        findings = [problem("controller", str(error), "Correct the address or the token, or start the controller.")]
+        if not as_json:
+            for warned in _environment():  # a misspelt CONTROLLER_ADDRESS may be the cause
+                click.echo(printable(f"Warning: {warned.found}"), err=True)
+            raise
+        findings += _environment()
     if as_json:
         print_json({"findings": [finding._asdict() for finding in findings]})
     else:
@@ -36,12 +46,16 @@ async def examine(controller: Controller, stalled_after: float, as_json: bool) -
     return not has_problem(findings)
 
 
+def _environment() -> list[Finding]:
+    return [warning("environment", text, "Correct or remove it.") for text in warnings_of(os.environ)]
+
+
 async def find(controller: Controller, stalled_after: float) -> list[Finding]:
     """Return all findings. Raises ControllerUnreachable as examine()."""
     began = time.monotonic()
-    workers: Sequence[Mapping[str, Any]] = (await request(controller, "/workers", "workers"))["workers"]
+    workers = await fetch_workers(controller)
     findings = [ok("controller", f"answers in {(time.monotonic() - began) * 1000:.0f} ms")]
-    findings += [warning("environment", text, "Correct or remove it.") for text in warnings_of(os.environ)]
+    findings += _environment()
     settings: Mapping[str, Any] = {}
     try:
         replicas: Sequence[Mapping[str, Any]] = (await request(controller, "/replicas", "replicas"))["replicas"]

@@ -10,7 +10,7 @@ import click
 
 from controller.cli.api import request, request_reply
 from controller.cli.options import Controller
-from controller.cli.text import duration, printable
+from controller.cli.text import count, duration, printable
 from controller.cli.workers import fetch_workers
 from controller.domain.errors import ControllerRefused, ControllerUnreachable
 
@@ -61,7 +61,7 @@ async def change_workers(controller: Controller, path: str, done: str, workers: 
 async def refresh_workers(controller: Controller) -> None:
     """Probe all workers, and print how many there are before and afterwards."""
     before = {worker["worker_name"] for worker in await fetch_workers(controller)}
-    click.echo(f"Probing {len(before)} workers.")
+    click.echo(f"Probing {count(len(before), 'worker')}.")
     patient = controller._replace(timeout=max(controller.timeout, _REFRESH_TIMEOUT))
     await request(patient, "/refresh_all_workers", "", {})
     reply = await request_reply(controller, "/workers", "workers")
@@ -71,7 +71,7 @@ async def refresh_workers(controller: Controller) -> None:
     after = {worker["worker_name"] for worker in reply.fields["workers"]}
     for name in sorted(before - after):
         _say(f"{name} is gone.")
-    click.echo(f"{len(after)} workers are alive.")
+    click.echo(f"{count(len(after), 'live worker')}.")
 
 
 def covered(known: Sequence[str], names: Sequence[str]) -> list[str]:
@@ -98,7 +98,7 @@ async def _wait(controller: Controller, names: set[str], ends_at: float | None) 
     stalled: set[str] = set()  # that were reported
     listing = _Listing(controller)
     while True:
-        workers = await listing.read()
+        workers = await listing.read(ends_at)
         for name in sorted(names) if workers is not None else ():
             worker = (workers or {}).get(name)
             if worker is None:
@@ -115,7 +115,7 @@ async def _wait(controller: Controller, names: set[str], ends_at: float | None) 
                 return SERVES_AGAIN
             elif last.get(name) != (left := _left(worker)):
                 last[name] = left
-                _say(f"{name} has {left} {'request' if left == 1 else 'requests'} left.")
+                _say(f"{name} has {count(left, 'request')} left.")
             elif (stalled_for := worker.get("stalled_for") or 0.0) >= _STALLED_AFTER and name not in stalled:
                 stalled.add(name)
                 _say(f"{name} is stalled: none of its requests has finished for {duration(stalled_for)}.")
@@ -134,13 +134,18 @@ class _Listing:
         self._controller = controller
         self._has_complained = False
 
-    async def read(self) -> dict[str, dict[str, Any]] | None:
+    async def read(self, ends_at: float | None) -> dict[str, dict[str, Any]] | None:
         """Return the live workers by name. None if they are unknown: the controller or its Redis is unavailable.
+
+        ends_at: when to stop waiting for a response, on the monotonic clock. None for the time of --timeout.
 
         Raises ControllerRefused.
         """
+        timeout = self._controller.timeout
+        if ends_at is not None:
+            timeout = min(timeout, max(0.1, ends_at - time.monotonic()))
         try:
-            reply = await request_reply(self._controller, "/workers", "workers")
+            reply = await request_reply(self._controller._replace(timeout=timeout), "/workers", "workers")
         except ControllerRefused:
             raise
         except ControllerUnreachable as error:

@@ -28,12 +28,18 @@ class Duration(click.ParamType[float]):
 
     name = "duration"
 
+    def __init__(self, *, is_positive: bool = False) -> None:
+        self._is_positive = is_positive
+
     def convert(self, value: object, param: click.Parameter | None, ctx: click.Context | None) -> float:
         """Return the seconds."""
         match = re.fullmatch(r"(\d{1,6}(?:\.\d{1,3})?)([smh]?)", str(value), re.ASCII)
         if not match:
             self.fail(f"{value!r} is not a time such as 90s, 10m or 2h.", param, ctx)
-        return float(match[1]) * _UNITS[match[2] or "s"]
+        seconds = float(match[1]) * _UNITS[match[2] or "s"]
+        if self._is_positive and not seconds:
+            self.fail("must be more than 0.", param, ctx)
+        return seconds
 
 
 def connects(command: Callable[..., None]) -> Callable[..., None]:
@@ -49,7 +55,7 @@ def connects(command: Callable[..., None]) -> Callable[..., None]:
     )
     @click.option(
         "--timeout",
-        type=Duration(),
+        type=Duration(is_positive=True),
         default="10s",
         show_default=True,
         envvar="CONTROLLER_TIMEOUT",

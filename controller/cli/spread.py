@@ -1,6 +1,7 @@
 """The command `controller dispatch`: sends dispatch requests, and shows how they spread over the workers."""
 
 import asyncio
+import shlex
 from collections import Counter
 from collections.abc import Mapping
 from typing import Any, Final
@@ -105,7 +106,8 @@ def _notes(model: str, repeat: int, missing: int, released: int | None, is_degra
     """Return what to know about the table. released: None if the requests had no lease."""
     notes = []
     if missing:
-        notes.append(f"{missing} of {count(repeat, 'request')} found no worker. `controller explain {model}` says why.")
+        reason = f"`controller explain {shlex.quote(model)}` says why."
+        notes.append(f"{missing} of {count(repeat, 'request')} found no worker. {reason}")
     if is_degraded:
         notes.append("Redis is unavailable: the replica has dispatched from its snapshot, and grants no leases.")
     if released is not None and released:

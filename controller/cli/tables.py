@@ -77,6 +77,8 @@ def fit_table(
     widths = {
         column.name: max(_width(column, row.get(column.name, "")) for row in [headings, *rows]) for column in columns
     }
+    if console.width == PIPE_WIDTH and not console.is_terminal:
+        console.width = max(console.width, _total(widths))  # in pipes and files, no column may be missing
     if len(rows) > _MANY and not console.options.ascii_only:
         full = {
             column.name: max(cell_len(str(row.get(column.name, ""))) for row in [headings, *rows]) for column in columns

@@ -141,7 +141,7 @@ class Access:
                 return Caller(token.plane, address, token)
             if listed and not self._rules.needs_both:
                 return Caller(each, address)
-        raise _refusal(plane, token)
+        raise _refusal(plane, token, has_sent=any(name == _AUTHORIZATION for name, _ in scope["headers"]))
 
     def is_token_enough(self, plane: Plane) -> bool:
         """Return True if a token opens a plane from every address."""
@@ -224,7 +224,12 @@ class Guard:
         self._access.record_refusal(scope, error)
 
 
-def _refusal(plane: Plane, token: Token | None) -> Unauthorized | Forbidden:
+def _refusal(plane: Plane, token: Token | None, *, has_sent: bool) -> Unauthorized | Forbidden:
+    if token is None and has_sent:
+        return Unauthorized(
+            f"The token that was sent is unknown or revoked. This route needs a token of the plane {plane}. "
+            "Nothing was done."
+        )
     if token is None:
         return Unauthorized(
             f"This route needs a token of the plane {plane}, unless your address needs no token. Send the token as "

@@ -57,7 +57,7 @@ async def test_a_model_without_workers_stays_with_0(store: Store, replica: Open)
     assert value(text, "controller_cluster_oldest_heartbeat_seconds") == 0
     await registry.register(worker(A))
     await controller.snapshots.take_now()
-    controller.telemetry.measure()  # nobody scrapes it meanwhile
+    controller.telemetry.measure()  # no scrape comes meanwhile
     await registry.remove(A)
     text = await rendered(controller)
     for name in ("cluster_model_workers", "cluster_model_serving_workers", "cluster_model_saturation"):

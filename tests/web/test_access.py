@@ -324,7 +324,7 @@ async def test_refusals_and_acts_are_in_the_audit_log_without_secrets(
         secret = (await closed.http.post("/create_token", json=body, headers=bearer(TOKENS["admin"]))).json()["token"]
         await closed.http.post("/revoke_token", json={"name": "gpu"}, headers=bearer(TOKENS["admin"]))
     logged = [message for message in caplog.messages if " by " in message]
-    assert [message.partition(": This")[0] for message in logged] == [
+    assert [message.partition(": The token that was sent")[0] for message in logged] == [
         "refused: remove_worker by no token from 127.0.0.1",
         f"done: register_worker {A} by token worker from 127.0.0.1",
         f"done: drain_worker {A} by token admin from 127.0.0.1",
