@@ -15,6 +15,8 @@ from controller.dispatch.explanation import Explainer
 from controller.domain.worker import worker_name
 from controller.fleet.capacities import Capacities
 from controller.fleet.diagnosis import Diagnostician
+from controller.fleet.engine_poller import EnginePoller
+from controller.fleet.engines import Engines
 from controller.fleet.events import EventFeed
 from controller.fleet.membership import Membership
 from controller.fleet.overview import Overview
@@ -83,7 +85,6 @@ class Replica:
         self.membership = Membership(settings, self.batches, self.snapshots, workers, metrics, self.audit)
         self.capacities = Capacities(self.breaker, registry, self.snapshots, self.audit)
         self.tokens = Tokens(self.breaker, registry, self.access, self.audit, settings.tokens_file)
-        self.refresher = Refresher(self.breaker, registry, workers, metrics, settings.probe_timeout, self.access)
         self.sweeper = Sweeper(self.breaker, registry, metrics, settings.sweep_interval)
         self.replicas = Replicas(settings, self.breaker, registry)
         self.diagnostician = Diagnostician(settings, registry, self.snapshots, self.replicas)
@@ -94,6 +95,37 @@ class Replica:
             self.replicas,
             settings.poll_interval,
             self.snapshots.workers,
+        )
+        self.engine_poller = EnginePoller(
+            self.breaker,
+            registry,
+            self.batches,
+            workers,
+            metrics,
+            self.replicas,
+            settings.engine_poll_interval,
+            self.snapshots.worker,
+            self.events.record,
+        )
+        self.engines = Engines(
+            settings,
+            self.breaker,
+            registry,
+            self.batches,
+            self.snapshots,
+            workers,
+            self.engine_poller,
+            metrics,
+            self.audit,
+        )
+        self.refresher = Refresher(
+            self.breaker,
+            registry,
+            workers,
+            metrics,
+            settings.probe_timeout,
+            self.access,
+            self.engine_poller.refresh,
         )
         self.breaker.on_close = self._record_outage
         self.parents = Parents(
@@ -128,6 +160,7 @@ class Replica:
             Explainer(settings, registry, self.batches, self.snapshots),
             self.forwarder,
             self.membership,
+            self.engines,
             self.capacities,
             metrics,
             self.readiness,
@@ -159,6 +192,7 @@ class Replica:
             self.replicas.run,
             self.telemetry.run,
             self.poller.run,
+            self.engine_poller.run,
             self.parents.run,
             self.capacities.run,
             self.tokens.run,
@@ -208,6 +242,7 @@ def create_registry(settings: Settings, store: StoreUrl) -> Registry:
         settings.namespace,
         settings.heartbeat_expiration,
         settings.redis_timeout,
+        engine_expiration=settings.engine_expiration,
         booking_decay=decays,
         # Without decay, a report replaces all bookings, as FastChat does.
         booking_delay=settings.booking_delay if decays else 0.0,

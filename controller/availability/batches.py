@@ -33,6 +33,7 @@ class Batches:
         self._registrations = self._coalesce(registry.register_many)
         self._heartbeats = Coalescer(self._heartbeat_all)
         self._poll_answers = self._coalesce(registry.take_poll_answers)
+        self._engine_answers = self._coalesce(registry.take_engine_answers)
         self._releases = Coalescer(self._release_all)
         self._renewals = self._coalesce(registry.renew_many)
         self._failures = self._coalesce(registry.report_failure_many)
@@ -55,6 +56,10 @@ class Batches:
     def take_poll_answer(self, report: Report) -> "Future[bool]":
         """Record an answer to a status poll. Return True if the worker is registered."""
         return self._poll_answers.submit(report)
+
+    def take_engine_answer(self, report: Report) -> "Future[bool]":
+        """Record an answer of an engine that is ready. Return True if it is registered."""
+        return self._engine_answers.submit(report)
 
     def release(self, lease: str) -> "Future[bool]":
         """Release a lease. Return True if it was active."""

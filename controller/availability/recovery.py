@@ -4,12 +4,11 @@ import asyncio
 import logging
 import time
 from collections.abc import Sequence
-from dataclasses import replace
 from typing import Final
 
 from controller.domain.capacity import CapacityList
 from controller.domain.errors import InvalidInput
-from controller.domain.worker import Registration, Worker, worker_name
+from controller.domain.worker import Worker, worker_name
 from controller.metrics import Metrics
 from controller.store.registry import Registry, WorkerList
 
@@ -128,7 +127,7 @@ class Recovery:
         else:
             renamed = True
             if canonical.registration < worker.registration:
-                registration = _registration(worker, name)
+                registration = worker.as_registered(name)
                 expires_in = _longer(worker, canonical)
                 renamed = await self._registry.refresh(registration, canonical.registration, expires_in=expires_in)
             if worker.draining and not canonical.draining:  # a worker drains if it was drained under either name
@@ -203,18 +202,13 @@ class Recovery:
     async def _restore_worker(self, worker: Worker, expires_in: float | None, name: str) -> bool:
         """Register a worker as the listing has it. Return False if it has registered or was removed meanwhile."""
         restored = await self._registry.restore(
-            _registration(worker, name), expires_in=expires_in, draining=worker.draining, polled=worker.polled
+            worker.as_registered(name), expires_in=expires_in, draining=worker.draining, polled=worker.polled
         )
         if not restored and worker.draining:
             await self._registry.drain(name, reason=_REPEATED)
         if restored and worker.failing:
             await self._registry.report_failure(name, of_polls=worker.failing == "polls")
         return restored
-
-
-def _registration(worker: Worker, name: str) -> Registration:
-    status = replace(worker.status, capacity=worker.reported_capacity)  # the registration decides the capacity again
-    return Registration(name, status, worker.check_heart_beat, worker.multimodal, worker.registered_by, worker.engine)
 
 
 def _canonical_name(name: str) -> str:

@@ -50,6 +50,10 @@ class Snapshot:
     def __len__(self) -> int:
         return len(self._workers)
 
+    def get(self, name: str) -> Worker | None:
+        """Return a worker as Redis listed it. None if there was none."""
+        return self._workers.get(name)
+
     def serves(self, model: str) -> bool:
         """Return True if a worker serves the model and is not draining."""
         return model in self._serving

@@ -105,6 +105,10 @@ class SnapshotManager:
         """Return the live workers of the last snapshot."""
         return self._listing.workers if self._listing is not None else ()
 
+    def worker(self, name: str) -> Worker | None:
+        """Return a live worker of the last snapshot, or None."""
+        return self._snapshot.get(name) if self._snapshot is not None else None
+
     @property
     def listing(self) -> WorkerList | None:
         """The listing from which the last snapshot was made. None before the first one."""

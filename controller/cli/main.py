@@ -19,6 +19,7 @@ SECTIONS: Final = {
         show.workers,
         show.worker,
         show.models,
+        show.engines,
         show.replicas,
         watch,
         show.explain,

@@ -1,13 +1,19 @@
 """The commands of operators: register, drain, resume, remove and refresh workers, and watch what happens."""
 
 from collections.abc import Sequence
+from pathlib import Path
+from typing import Final
 
 import click
 
 from controller.cli.completion import complete_worker
 from controller.cli.options import Controller, Duration, as_json, connects, no_color, run, run_until_interrupted
 from controller.cli.text import printable
+from controller.domain.engine import Protocol
+from controller.domain.engine_entry import AUTO
+from controller.domain.engine_status import EngineKind
 
+FASTCHAT: Final = str(Protocol.FASTCHAT)
 names = click.argument("names", metavar="WORKER...", nargs=-1, required=True, shell_complete=complete_worker)
 reason = click.option("--reason", default="", help="Why, for the log and the events.")
 yes = click.option("--yes", is_flag=True, help="Do not ask, even if a pattern covers several workers.")
@@ -90,50 +96,76 @@ def _change(
     return workers, run(change_workers(controller, path, done, workers, reason))
 
 
-@click.command(short_help="Register a worker that does not do so itself.")
+@click.command(short_help="Register an engine, or a worker that does not do so itself.")
 @click.argument("url")
+@click.option(
+    "--engine",
+    type=click.Choice([AUTO, *map(str, EngineKind), FASTCHAT]),
+    default=AUTO,
+    show_default=True,
+    metavar="KIND",
+    help=f"What it is: {', '.join(EngineKind)}, fastchat for a worker that speaks FastChat's protocol, or auto. Then "
+    "the controller finds it out.",
+)
 @click.option(
     "--model",
     "models",
     multiple=True,
-    help="A model that it serves. Repeat for several. Without any, the controller asks the worker for its status.",
+    metavar="NAME[=PUBLIC]",
+    help="A model that it serves, and the name under which clients ask for it. Repeat for several. By default, it "
+    "serves all of its models under their own names.",
 )
 @click.option("--speed", type=click.FLOAT, default=1.0, show_default=True, help="Its speed, relative to other workers.")
-@click.option("--queue-length", type=click.IntRange(0), default=0, show_default=True, help="Requests that it has now.")
-@click.option("--capacity", type=click.IntRange(1), help="How many requests it runs at once.")
-@click.option("--no-heartbeats", is_flag=True, help="It sends no heartbeats, and stays registered until it is removed.")
-@click.option("--multimodal", is_flag=True, help="It accepts images.")
+@click.option("--capacity", type=click.IntRange(1), help="How many requests it runs at once. By default, it is asked.")
+@click.option(
+    "--api-key-file",
+    type=click.Path(exists=True, dir_okay=False, path_type=Path),
+    help="File with the key that the engine requires.",
+)
+@click.option("--queue-length", type=click.IntRange(0), default=0, help="fastchat: requests that it has now.")
+@click.option("--no-heartbeats", is_flag=True, help="fastchat: it sends none, and stays until it is removed.")
+@click.option("--multimodal", is_flag=True, help="fastchat: it accepts images.")
 @no_color
 @connects
 def register(
     url: str,
+    engine: str,
     models: tuple[str, ...],
     speed: float,
-    queue_length: int,
     capacity: int | None,
+    api_key_file: Path | None,
+    queue_length: int,
     no_heartbeats: bool,
     multimodal: bool,
     controller: Controller,
 ) -> None:
-    """Register the worker at URL, and show what the controller has registered.
+    """Register the engine or the worker at URL, and show what the controller has registered.
 
-    Workers of FastChat register themselves. This is for servers that do not, and for trying things out.
+    The controller asks an engine, such as vLLM or llama.cpp, for its models, its capacity and its load, and polls it
+    from then on. It is registered until it is removed. Workers of FastChat register themselves.
 
     \b
-    Let the controller ask the worker for its models, or name them:
-        controller register http://10.0.0.5:21002
-        controller register http://10.0.0.9:8000 --model llama-3 --no-heartbeats
-    """
-    from controller.cli.registration import register_worker  # imported late, so that --help stays fast
+    Register an engine, and give its model a public name:
+        controller register http://10.0.0.5:8000
+        controller register http://10.0.0.5:8000 --model Qwen/Qwen3-8B=qwen-8b
 
-    if not models and (speed != 1.0 or queue_length or capacity is not None):
+    \b
+    Register a server that speaks FastChat's protocol and sends no heartbeats:
+        controller register http://10.0.0.9:8000 --engine fastchat \\
+            --model llama-3 --no-heartbeats
+    """
+    from controller.cli.registration import Details, register_worker  # imported late, so that --help stays fast
+
+    if queue_length or no_heartbeats or multimodal:
+        if engine not in (AUTO, FASTCHAT):
+            raise click.UsageError("--queue-length, --no-heartbeats and --multimodal are for --engine fastchat.")
+        engine = FASTCHAT
+    if engine == FASTCHAT and not models and (speed != 1.0 or queue_length or capacity is not None):
         raise click.UsageError("--speed, --queue-length and --capacity need --model: without it, the worker is asked.")
-    sentences = run(
-        register_worker(
-            controller, url, models, speed, queue_length, capacity, heartbeats=not no_heartbeats, multimodal=multimodal
-        )
-    )
-    for sentence in sentences:
+    if engine == FASTCHAT and api_key_file is not None:
+        raise click.UsageError("--api-key-file is for engines. Workers of FastChat have --upstream-tokens-file.")
+    details = Details(engine, models, speed, queue_length, capacity, not no_heartbeats, multimodal, api_key_file)
+    for sentence in run(register_worker(controller, url, details)):
         click.echo(printable(sentence))
 
 

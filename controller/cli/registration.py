@@ -1,31 +1,42 @@
-"""The command `controller register`: registers a worker that does not do so itself."""
+"""The command `controller register`: registers an engine, or a worker that does not do so itself."""
 
 from collections.abc import Sequence
-from typing import Any
+from pathlib import Path
+from typing import Any, Final, NamedTuple
 
 from controller.cli.api import request
 from controller.cli.options import Controller
 from controller.cli.tables import create_console
 from controller.cli.worker import worker_table
 from controller.cli.workers import STALLED_AFTER, fetch_workers
+from controller.domain.engine import Protocol
+from controller.domain.engine_entry import AUTO
 from controller.domain.errors import ControllerRefused, ControllerUnreachable, InvalidInput
 from controller.domain.worker import worker_name
 
+_TIMEOUT: Final = 60.0  # seconds: the controller asks the worker, and its timeouts may be long
 
-async def register_worker(
-    controller: Controller,
-    url: str,
-    models: Sequence[str],
-    speed: float,
-    queue_length: int,
-    capacity: int | None,
-    *,
-    heartbeats: bool,
-    multimodal: bool,
-) -> list[str]:
+
+class Details(NamedTuple):
+    """What the options of the command say of a worker.
+
+    engine: a kind of engine, "fastchat", or "auto".
+    models: names, or the engine's own name and the public name with = between.
+    key_file: has the key of the engine. None if it needs none.
+    """
+
+    engine: str
+    models: Sequence[str]
+    speed: float
+    queue_length: int
+    capacity: int | None
+    heartbeats: bool
+    multimodal: bool
+    key_file: Path | None = None
+
+
+async def register_worker(controller: Controller, url: str, details: Details) -> list[str]:
     """Register a worker and print what the controller has registered. Return sentences about it.
-
-    models: without any, the controller asks the worker for its status, and the next three values are ignored.
 
     Raises ControllerUnreachable.
     """
@@ -33,19 +44,62 @@ async def register_worker(
         name = worker_name(url)
     except InvalidInput as error:
         raise ControllerUnreachable(f"{url} {error.problem}.") from error
-    body: dict[str, Any] = {"worker_name": name, "check_heart_beat": heartbeats, "multimodal": multimodal}
-    if models:
-        status: dict[str, Any] = {"model_names": list(models), "speed": speed, "queue_length": queue_length}
-        body["worker_status"] = status if capacity is None else {**status, "capacity": capacity}
+    controller = controller._replace(timeout=max(controller.timeout, _TIMEOUT))
+    if details.engine == Protocol.FASTCHAT:
+        return await _register_fastchat(controller, name, details)
+    try:
+        return await _register_engine(controller, name, details)
+    except ControllerUnreachable as no_engine:
+        # An older controller has no route for engines.
+        may_be_fastchat = not details.models or isinstance(no_engine, ControllerRefused)
+        if details.engine != AUTO or details.key_file or not may_be_fastchat:
+            raise
+        try:
+            return await _register_fastchat(controller, name, details)
+        except ControllerUnreachable as no_worker:
+            raise ControllerUnreachable(f"{no_engine}\nIt is no worker of FastChat either: {no_worker}") from no_worker
+
+
+async def _register_engine(controller: Controller, name: str, details: Details) -> list[str]:
+    body: dict[str, Any] = {
+        "worker_name": name,
+        "engine": details.engine,
+        "models": _public_names(details.models),
+        "speed": details.speed,
+        "capacity": details.capacity,
+    }
+    if details.key_file is not None:
+        body["api_key"] = _read_key(details.key_file)
+    engine = await request(controller, "/register_engine", "worker_name", body)
+    sentence = f"Registered {name}, an engine of the kind {engine['engine']}."
+    if not engine["alive"]:
+        problem = str(engine["problem"]).rstrip(".")
+        return [f"{sentence} It gets no requests yet: {problem}. It does as soon as it is ready."]
+    await _print(controller, name)
+    return [sentence, "The controller polls it until `controller remove`. `controller engines` shows its state."]
+
+
+async def _register_fastchat(controller: Controller, name: str, details: Details) -> list[str]:
+    """Register a worker of FastChat. Without models, the controller asks it for its status."""
+    body: dict[str, Any] = {
+        "worker_name": name,
+        "check_heart_beat": details.heartbeats,
+        "multimodal": details.multimodal,
+    }
+    if details.models:
+        status: dict[str, Any] = {
+            "model_names": list(details.models),
+            "speed": details.speed,
+            "queue_length": details.queue_length,
+        }
+        body["worker_status"] = status if details.capacity is None else {**status, "capacity": details.capacity}
     await request(controller, "/register_worker", "", body)
     try:
-        registered = {worker["worker_name"]: worker for worker in await fetch_workers(controller)}.get(name)
+        registered = await _print(controller, name)
     except ControllerRefused:  # a token for workers may register, but not list
         return [f"Registered {name}."]
     if registered is None:
         return [f"Registered {name}, but it is not listed. `controller watch` shows what happened to it."]
-    console = create_console()
-    console.print(worker_table(registered, console, STALLED_AFTER))
     sentences = [f"Registered {name}."]
     if registered["expires_in"] is not None:
         sentences.append(
@@ -53,3 +107,28 @@ async def register_worker(
             "worker that sends none."
         )
     return sentences
+
+
+async def _print(controller: Controller, name: str) -> dict[str, Any] | None:
+    """Print a worker as the controller lists it. Return None if it does not list it."""
+    registered = {worker["worker_name"]: worker for worker in await fetch_workers(controller)}.get(name)
+    if registered is not None:
+        console = create_console()
+        console.print(worker_table(registered, console, STALLED_AFTER))
+    return registered
+
+
+def _public_names(models: Sequence[str]) -> dict[str, str]:
+    """Return the public name of each model by its own name. The last = separates the two."""
+    names = {}
+    for model in models:
+        own, separator, public = model.rpartition("=")
+        names[own if separator else public] = public
+    return names
+
+
+def _read_key(path: Path) -> str:
+    try:
+        return path.read_text(encoding="ascii").strip()
+    except (OSError, UnicodeDecodeError) as error:
+        raise ControllerUnreachable(f"The key cannot be read from {path}: {error}.") from error

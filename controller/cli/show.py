@@ -48,8 +48,9 @@ def workers(
         draining  it gets no new requests
         drained   it is draining, and has finished its requests
 
-    The column slots has the number of requests that a worker runs at once. "5" is what the worker reports, and "5 set"
-    is configured. It is empty if the number is unknown. With --json and --watch, each state is one line.
+    The column slots has the number of requests that a worker runs at once. "5" is what the worker reports, "5 set" is
+    configured, and "5 learned" comes from an engine's load. It is empty if the number is unknown. With --json and
+    --watch, each state is one line.
 
     \b
     Watch the workers with a problem, and find out more about one:
@@ -63,6 +64,17 @@ def workers(
         run_until_interrupted(call)
     else:
         run(call)
+
+
+@click.command(short_help="Show the registered engines, and why some are not ready.")
+@as_json
+@no_color
+@connects
+def engines(as_json: bool, controller: Controller) -> None:
+    """Show the engines that were registered as a table, also those that are down, and why they get no requests."""
+    from controller.cli.engines import show_engines  # imported late, so that --help stays fast
+
+    run(show_engines(controller, as_json))
 
 
 @click.command(short_help="Show all about one worker, and its last events.")

@@ -86,6 +86,8 @@ def worker_table(worker: Mapping[str, Any], console: Console, stalled_after: flo
         "multimodal": "yes" if worker["multimodal"] else "no",
         "registered by": cell(worker["registered_by"] or "no token", encoding),
     }
+    if worker.get("engine"):
+        facts["engine"] = cell(worker["engine"], encoding)
     table = Table.grid(padding=(0, 2))
     table.add_column(style="dim", no_wrap=True)
     table.add_column(overflow="fold")

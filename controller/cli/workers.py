@@ -150,7 +150,8 @@ def state_cell(worker: Worker, stalled_after: float) -> Text:
 
 
 def slots(worker: Worker) -> str:
-    """Return the capacity, followed by `set` if it is configured. Older controllers do not send the source."""
+    """Return the capacity, with `set` if it is configured, or `learned`. Older controllers do not send the source."""
     if worker["capacity"] is None:
         return ""
-    return f"{worker['capacity']} set" if worker.get("capacity_source") == "configured" else str(worker["capacity"])
+    suffix = {"configured": " set", "learned": " learned"}.get(worker.get("capacity_source") or "", "")
+    return f"{worker['capacity']}{suffix}"

@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from enum import StrEnum
 from typing import Final
 
@@ -45,15 +45,19 @@ class Engine:
     kind: such as "vllm".
     aliases: the engine's own name of each model that has another name here.
     key: the key that the engine requires. "" if it requires none.
+    capacity_learned: its capacity is neither known nor reported, but learned from its load.
+    max_lengths: the largest number of tokens of a prompt and its completion, by model, as far as the engine says it.
     """
 
     kind: str
     aliases: Mapping[str, str] = field(default_factory=dict)
     key: str = field(default="", repr=False)
+    capacity_learned: bool = False
+    max_lengths: Mapping[str, int] = field(default_factory=dict)
 
     def encode(self) -> str:
         """Return the engine as Redis stores it."""
-        return json.dumps({"kind": self.kind, "aliases": dict(self.aliases), "key": self.key}, ensure_ascii=False)
+        return json.dumps(asdict(self), ensure_ascii=False, separators=(",", ":"))
 
     @classmethod
     def decode(cls, text: str) -> "Engine":
@@ -61,8 +65,11 @@ class Engine:
         try:
             fields = json.loads(text)
             kind, aliases, key = fields["kind"], fields["aliases"], fields["key"]
-            if all(isinstance(each, str) for each in (kind, key, *aliases, *aliases.values())):
-                return cls(kind, aliases, key)
+            lengths = fields.get("max_lengths", {})
+            if all(isinstance(each, str) for each in (kind, key, *aliases, *aliases.values())) and all(
+                type(length) is int for length in lengths.values()
+            ):
+                return cls(kind, aliases, key, bool(fields.get("capacity_learned")), lengths)
         except (ValueError, KeyError, TypeError, AttributeError):
             pass
         raise InvalidInput("engine", "is not what the controller writes")

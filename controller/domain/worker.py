@@ -4,7 +4,7 @@ import math
 import re
 import secrets
 from collections.abc import Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from ipaddress import IPv6Address, ip_address
 from socket import AF_INET6, inet_ntop
@@ -183,7 +183,7 @@ class Worker:
     polled: the worker has answered a status poll.
     reported: queue length in the worker's last report.
     booked: number of requests without a lease that were dispatched to the worker since that report.
-    capacity_source: "reported", "configured", or "" if the capacity is unknown.
+    capacity_source: "reported", "configured", "learned" from an engine's load, or "" if the capacity is unknown.
     reported_capacity: the capacity that the worker reports. None if it reports none.
     registered_by, engine: as in Registration.
     own: how many of the requests in that report this cluster may have dispatched.
@@ -219,6 +219,13 @@ class Worker:
     def indexed_models(self) -> tuple[str, ...]:
         """The names of its models in the indexes."""
         return _indexed(self.status.model_names, self.engine)
+
+    def as_registered(self, name: str = "") -> Registration:
+        """Return the registration that makes this worker. name: another name for it."""
+        status = replace(self.status, capacity=self.reported_capacity)  # the registration decides the capacity again
+        return Registration(
+            name or self.name, status, self.check_heart_beat, self.multimodal, self.registered_by, self.engine
+        )
 
     @property
     def drained(self) -> bool:

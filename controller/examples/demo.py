@@ -31,6 +31,7 @@ from rich.text import Text
 EXPIRATION = 4.0
 HEARTBEAT_INTERVAL = 1.0
 SPEEDS = (1, 2, 4)
+START_LIMIT = 60.0  # seconds
 REQUESTS_PER_SECOND = 3.5  # the two remaining workers can serve 3.8
 PROMPT = "every worker takes its share of the load as fast as it can"
 WORKER = "controller.examples.worker"
@@ -166,16 +167,19 @@ class Demo:
         async with aiohttp.ClientSession(timeout=timeout) as http:
             tasks = [asyncio.create_task(self.watch(http))]
             with Live(self.view(), console=console, get_renderable=self.view, refresh_per_second=8):
-                while len(self.workers) < len(SPEEDS) and self.now < 15:
+                while len(self.workers) < len(SPEEDS) and self.now < START_LIMIT:
                     await asyncio.sleep(0.05)
-                tasks.append(asyncio.create_task(self.load(http)))
-                await self.kill_one_worker()
+                if len(self.workers) == len(SPEEDS):
+                    tasks.append(asyncio.create_task(self.load(http)))
+                    await self.kill_one_worker()
             for task in tasks:
                 task.cancel()
             await asyncio.wait(tasks)
         return len(self.workers) == len(SPEEDS) - 1 and not self.chosen_since[self.killed_worker]
 
     def summary(self) -> str:
+        if not self.chosen:
+            return f"The workers did not register within {START_LIMIT:g} s, so nothing was shown. Is the machine busy?"
         shares = ", ".join(f"{self.chosen[name] / self.chosen.total():.0%}" for name in self.speeds)
         return (
             f"{self.chosen.total()} requests. Workers of speed {', '.join(map(str, SPEEDS))} received {shares}.\n"

@@ -135,18 +135,7 @@ class Membership:
             waiting.calls -= 1
             if not waiting.calls:
                 del self._waiting[name]
-        if new is Refusal.TOKEN_WORKER_LIMIT:
-            raise TooManyWorkers(
-                f"The token {token} has registered {self._settings.max_workers_per_token} workers, which is the limit "
-                "--max-workers-per-token of this cluster. The worker was not registered. Remove workers of this token, "
-                "use another token, or raise the limit on all replicas."
-            )
-        if new is Refusal.WORKER_LIMIT:
-            raise TooManyWorkers(
-                f"{self._settings.max_workers} other workers are alive, which is the limit --max-workers of this "
-                "cluster. The worker was not registered. Remove workers, or raise the limit on all replicas."
-            )
-        return registered, new
+        return registered, check_limits(new, token, self._settings)
 
     async def heartbeat(self, name: str, queue_length: int) -> bool:
         """Record a heartbeat. Return True if the worker is registered. Otherwise the worker should register again."""
@@ -217,3 +206,19 @@ class Membership:
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(pause):
                     await self._stop_waiting.wait()
+
+
+def check_limits(result: bool | Refusal, token: str, settings: Settings) -> bool:
+    """Return the result of a registration. Raises TooManyWorkers if it was refused. token: the name of its token."""
+    if result is Refusal.TOKEN_WORKER_LIMIT:
+        raise TooManyWorkers(
+            f"The token {token} has registered {settings.max_workers_per_token} workers, which is the limit "
+            "--max-workers-per-token of this cluster. The worker was not registered. Remove workers of this token, "
+            "use another token, or raise the limit on all replicas."
+        )
+    if result is Refusal.WORKER_LIMIT:
+        raise TooManyWorkers(
+            f"{settings.max_workers} other workers are alive, which is the limit --max-workers of this "
+            "cluster. The worker was not registered. Remove workers, or raise the limit on all replicas."
+        )
+    return result

@@ -8,12 +8,12 @@ import time
 from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Final
-from zlib import crc32
 
 from controller.availability.batches import Batches
 from controller.domain.errors import StoreError, WorkerError, WorkerNotAllowed
 from controller.domain.worker import Worker
 from controller.fleet.replicas import Replicas
+from controller.fleet.sharing import Share
 from controller.metrics import Metrics
 from controller.store.registry import FailureCall, Report
 from controller.tasks import end
@@ -78,16 +78,11 @@ class Poller:
     def _share_workers(self) -> None:
         """Update the list of workers that this replica polls. Without Redis it polls none, and could store no answer.
 
-        Each worker belongs to the replica for which it draws the highest number (rendezvous hashing: Thaler and
-        Ravishankar, 1998). A replica that joins or leaves moves only its own share.
+        Engines are polled by EnginePoller.
         """
         self._shared_at = time.monotonic()
-        salts = [(replica, crc32(replica.encode())) for replica in self._replicas.ids]
-        own = [
-            worker
-            for worker in self._workers()
-            if salts and max(salts, key=lambda salt: crc32(worker.name.encode(), salt[1]))[0] == self._replicas.id
-        ]
+        share = Share(self._replicas.id, self._replicas.ids)
+        own = [worker for worker in self._workers() if worker.engine is None and share.has(worker.name)]
         registrations = {worker.name: worker.registration for worker in own}
         for name, registration in list(self._unreachable.items()):
             if registrations.get(name) != registration:

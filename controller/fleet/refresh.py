@@ -4,6 +4,7 @@ import asyncio
 import contextlib
 import logging
 import time
+from collections.abc import Callable, Coroutine
 from typing import Final, NamedTuple
 
 from controller.availability.circuit_breaker import CircuitBreaker
@@ -36,7 +37,10 @@ class Refresher:
     No worker is removed if all of several workers fail, or by a refresh that request() starts. Concurrent refreshes
     share one run, even on different replicas.
 
+    Engines are asked in their own way. They are never removed: one that is not ready expires.
+
     probe_timeout: in seconds.
+    refresh_engines: polls all engines.
     """
 
     def __init__(
@@ -47,12 +51,14 @@ class Refresher:
         metrics: Metrics,
         probe_timeout: float,
         access: Access,
+        refresh_engines: Callable[[], Coroutine[None, None, None]],
     ) -> None:
         self._breaker = breaker
         self._registry = registry
         self._client = client
         self._metrics = metrics
         self._access = access
+        self._refresh_engines = refresh_engines
         self._requested_at = float("-inf")
         self._removes = False  # the running refresh removes workers
         self._time_limit = 2 * probe_timeout + _PROBE_PAUSE + 1.0
@@ -105,8 +111,19 @@ class Refresher:
             await asyncio.sleep(_LOCK_CHECK_INTERVAL)
 
     async def _refresh_all(self) -> None:
+        engines = asyncio.create_task(self._refresh_engines())
+        try:
+            await self._refresh_workers()
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(self._time_limit):
+                    await engines
+        finally:
+            await end([engines])
+
+    async def _refresh_workers(self) -> None:
         """Probe all workers. A worker whose probes have not ended by the time limit stays as it is."""
-        workers = (await self._breaker.call(self._registry.list_workers)).workers
+        listed = (await self._breaker.call(self._registry.list_workers)).workers
+        workers = [worker for worker in listed if worker.engine is None]
         if not workers:
             return
         permits = asyncio.Semaphore(_MAX_PROBES)

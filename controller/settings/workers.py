@@ -29,6 +29,14 @@ class WorkerSettings:
     poll_interval: float = setting(
         5.0, "How often each worker is polled for its queue length, by one of the replicas. 0 turns polling off."
     )
+    engine_poll_interval: float = setting(
+        1.0, "How often each registered engine is polled for its state and load, by one of the replicas."
+    )
+    engine_expiration: float = setting(
+        10.0,
+        "Time after its last answer at which an engine expires that does not respond any more. It must be longer than "
+        "--engine-poll-interval.",
+    )
     probe_timeout: float = setting(5.0, "Time limit for a worker to return its status.")
     worker_timeout: float = setting(
         100.0,
@@ -67,6 +75,12 @@ class WorkerSettings:
             raise SettingsError(
                 f"--poll-interval must be 0, for never, or at least {_LEAST_POLL_INTERVAL:g} s, not "
                 f"{self.poll_interval}."
+            )
+        checks.positive_seconds(self, "engine_poll_interval", "engine_expiration")
+        if self.engine_poll_interval < _LEAST_POLL_INTERVAL or self.engine_expiration < 2 * self.engine_poll_interval:
+            raise SettingsError(
+                f"--engine-poll-interval must be at least {_LEAST_POLL_INTERVAL:g} s, and --engine-expiration at least "
+                f"twice as long, not {self.engine_poll_interval} s and {self.engine_expiration} s."
             )
         if not 1 <= self.forward_tries <= _MAX_FORWARD_TRIES:
             raise SettingsError(

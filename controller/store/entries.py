@@ -1,9 +1,11 @@
 """Lists in Redis of which each replica keeps a copy: tokens, engines and the routes of models."""
 
 from collections.abc import Mapping
-from typing import NamedTuple
+from typing import Final, NamedTuple
 
 from controller.store.runner import ScriptRunner
+
+ENGINES: Final = "engines"  # the name of the list of engines
 
 
 class EntryList(NamedTuple):

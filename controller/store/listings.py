@@ -124,13 +124,17 @@ def _worker(fields: Sequence[Any]) -> Worker:
         polled=polled == "1",
         reported=reported,
         booked=booked,
-        capacity_source=capacity_source if capacity else "",
+        capacity_source=_capacity_source(capacity_source, engine) if capacity else "",
         reported_capacity=int(reported_capacity) if reported_capacity else None,
         registered_by=fields[18],
         engine=engine,
         own=fields[20],
         own_work=float(fields[21]) / 1000,
     )
+
+
+def _capacity_source(stored: str, engine: Engine | None) -> str:
+    return "learned" if stored == "reported" and engine and engine.capacity_learned else stored
 
 
 def _number(text: str) -> float:

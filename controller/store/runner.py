@@ -52,7 +52,7 @@ class ScriptRunner:
         max_leases: int = 0,
         max_workers_per_token: int = 0,
         max_leases_per_token: int = 0,
-        engine_expiration: float = 5.0,
+        engine_expiration: float = 10.0,
     ) -> None:
         self._client = client
         self._namespace = namespace

@@ -7,6 +7,7 @@ from controller.dispatch.dispatcher import Dispatcher
 from controller.dispatch.explanation import Explainer
 from controller.fleet.capacities import Capacities
 from controller.fleet.diagnosis import Diagnostician
+from controller.fleet.engines import Engines
 from controller.fleet.events import EventFeed
 from controller.fleet.membership import Membership
 from controller.fleet.overview import Overview
@@ -32,6 +33,7 @@ class Services:
     explainer: Explainer
     forwarder: Forwarder
     membership: Membership
+    engines: Engines
     capacities: Capacities
     metrics: Metrics
     readiness: Readiness

@@ -99,6 +99,13 @@ EXAMPLES: Final = (
             "worker_status": {"model_names": ["echo"], "speed": 1, "queue_length": 0},
         },
     ),
+    Example(
+        "/register_engine",
+        {**_NAME, "models": {"Qwen/Qwen3-8B": "qwen-8b"}},
+        Text(['{"error":{"code":"worker_unreachable","message":"... is no engine that can be used: ..."}}']),
+        status=502,
+        note="If the URL is that of another server:",
+    ),
     Example("/receive_heart_beat", {**_NAME, "queue_length": 0}, {"exist": True}),
     Example("/get_worker_address", {"model": "echo"}, {"address": WORKER}),
     Example(
@@ -181,6 +188,7 @@ EXAMPLES: Final = (
         ),
         note="An excerpt. `started_at` is in seconds since 1970.",
     ),
+    Example("/engines", response={"engines": []}),
     Example("/report_failure", _NAME, {"exist": True}),
     Example("/set_capacity", {"model": "echo", "capacity": 4}, {"previous": None, "workers": 1}),
     Example("/capacities", response={"capacities": [{"model": "echo", "capacity": 4}]}),
@@ -231,6 +239,7 @@ EXAMPLES: Final = (
                     "expires_in": 77.592,
                     "stalled_for": None,
                     "registered_by": None,
+                    "engine": None,
                 }
             ]
         },

@@ -56,6 +56,8 @@ VALUES: dict[str, tuple[str, Any]] = {
     "booking_delay": ("0.1", 0.1),
     "lease_time": ("60", 60.0),
     "poll_interval": ("0", 0.0),
+    "engine_poll_interval": ("0.5", 0.5),
+    "engine_expiration": ("20", 20.0),
     "default_capacity": ("5", 5),
     "capacity": ("m=5,n=3", "m=5,n=3"),
     "worker_networks": ("10.0.0.0/8", "10.0.0.0/8"),

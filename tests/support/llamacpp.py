@@ -1,6 +1,7 @@
 """Real llama.cpp servers with a tiny model, which the tests write themselves."""
 
 import contextlib
+import importlib.util
 import json
 import re
 import urllib.request
@@ -8,10 +9,12 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 from tests.support.llamacpp_server import CONTEXT, NAME
 from tests.system.processes import Process
 
-__all__ = ["CONTEXT", "NAME", "LlamaServer", "llama_server", "write_model"]
+__all__ = ["CONTEXT", "NAME", "LlamaServer", "llama_server", "tiny_model", "write_model"]
 
 _SCRIPT = Path(__file__).with_name("llamacpp_server.py")
 _WIDTH, _LAYERS, _HEADS = 64, 2, 4
@@ -60,6 +63,17 @@ def write_model(path: Path) -> None:
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()
     writer.close()
+
+
+@pytest.fixture(scope="session")
+def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return a model for llama.cpp. Skips the test if the package with the real server is not installed."""
+    for package in ("xllamacpp", "gguf"):
+        if importlib.util.find_spec(package) is None:
+            pytest.skip(f"NOT TESTED: a real llama.cpp server. There is no wheel of {package} for this platform.")
+    path = tmp_path_factory.mktemp("llamacpp") / "tiny.gguf"
+    write_model(path)
+    return path
 
 
 class LlamaServer(Process):

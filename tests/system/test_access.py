@@ -104,6 +104,7 @@ async def test_a_rogue_host_can_do_nothing(closed: ControllerProcess, secret: st
     attempts: dict[str, Any] = {
         "POST /register_worker": rogue,
         "POST /register_worker ": {**registration, "worker_status": None},  # the controller would fetch a URL
+        "POST /register_engine": {"worker_name": "http://127.0.0.1:1/rogue"},
         "POST /receive_heart_beat": {"worker_name": "http://127.0.0.1:1/own", "queue_length": 10**6},
         "POST /get_worker_address": {"model": "m"},
         "POST /worker_generate_stream": {"model": "m", "prompt": "x"},
@@ -116,6 +117,7 @@ async def test_a_rogue_host_can_do_nothing(closed: ControllerProcess, secret: st
         "GET /events": {},
         "GET /overview": {},
         "GET /replicas": {},
+        "GET /engines": {},
         "GET /explain": {},
         "POST /create_token": {"plane": "admin", "name": "rogue"},
         "POST /remove_worker": {"worker_name": "http://127.0.0.1:1/own"},
@@ -145,6 +147,7 @@ OTHERS = {"worker_name": "http://127.0.0.1:1/others"}
 ONLY_ADMINS: dict[str, Any] = {
     "GET /workers": {},
     "GET /replicas": {},
+    "GET /engines": {},
     "GET /explain?model=others": {},
     "GET /events": {},
     "GET /metrics": {},
@@ -156,6 +159,7 @@ ONLY_ADMINS: dict[str, Any] = {
 }
 ONLY_OWNERS: dict[str, Any] = {
     "POST /register_worker": {**OTHERS, **REPORTED},  # to replace the worker
+    "POST /register_engine": {**OTHERS, "engine": "vllm", "api_key": "stolen"},
     "POST /receive_heart_beat": {**OTHERS, "queue_length": 10**6},
     "POST /drain_worker": OTHERS,
     "POST /resume_worker": OTHERS,
@@ -171,6 +175,7 @@ NOT_FOR_WORKERS: dict[str, Any] = {
     "POST /register_worker": {**REPORTED, "worker_name": "http://127.0.0.2:1", "worker_status": {
         "model_names": ["others"], "speed": 1, "queue_length": 0}},  # to get the requests of a model
     "POST /register_worker ": {**REPORTED, "worker_name": "http://169.254.169.254"},
+    "POST /register_engine ": {"worker_name": "http://169.254.169.254", "engine": "vllm"},
     "POST /register_worker  ": {**OTHERS, "check_heart_beat": True, "worker_status": None},  # to have it fetched
 }  # fmt: skip
 

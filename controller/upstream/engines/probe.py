@@ -17,6 +17,7 @@ Topic = Literal["health", "models", "awake", "load", "capacity"]
 _STATE_INTERVAL: Final = 5.0  # seconds between two questions for health and models
 _CAPACITY_INTERVAL: Final = 60.0
 _MAX_SILENCES: Final = 2
+_STATE: Final[tuple[Topic, ...]] = ("health", "models")  # decide whether an engine is ready
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,6 +61,7 @@ class EngineProbe:
         self._required = frozenset(models)
         self._clock = clock
         self._missing: set[str] = set()  # paths that the engine does not have
+        self._known: set[Topic] = set()  # topics of which there was a response
         self._state_due = self._capacity_due = float("-inf")
         self._models: tuple[EngineModel, ...] = ()
         self._no_models = "its models are not known yet"  # why the engine lists none
@@ -74,8 +76,8 @@ class EngineProbe:
     async def poll(self) -> EngineStatus:
         """Ask for what is due, and return the state of the engine. The load comes first. Run one poll at a time.
 
-        Raises WorkerUnreachable if no question gets a response in time, and WorkerNotAllowed if the address of the
-        engine is not allowed.
+        Raises WorkerUnreachable if no question gets a response in time, or if there was none yet about its health or
+        its models. Raises WorkerNotAllowed if the address of the engine is not allowed.
         """
         now = self._clock()
         outcomes: dict[Topic, _Outcome] = {}
@@ -86,6 +88,10 @@ class EngineProbe:
             self._missing.clear()
             self._state_due = self._capacity_due = now
             raise next(outcome.error for outcome in outcomes.values() if outcome.error)
+        for topic in _STATE:
+            error = outcomes.get(topic, _Outcome()).error
+            if error and topic not in self._known:
+                raise error  # silence is no reason to call an engine not ready that may serve requests
         if "models" in outcomes:
             self._state_due = now + _STATE_INTERVAL
         if "capacity" in outcomes:
@@ -144,6 +150,8 @@ class EngineProbe:
 
     def _take(self, topic: Topic, outcome: _Outcome) -> None:
         """Update the known state of the engine."""
+        if not outcome.error:
+            self._known.add(topic)
         if topic == "health":
             self._take_health(outcome)
         if topic == "models" and not outcome.error:

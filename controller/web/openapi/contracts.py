@@ -166,6 +166,11 @@ CONTRACTS: Final[Mapping[str, Contract]] = {
         fastchat.Registration,
         errors=by_status(InvalidInput, WorkerNotAllowed, WorkerUnreachable, LoopDetected, TooManyWorkers, *STORE),
     ),
+    "/register_engine": Contract(
+        admin_responses.RegisteredEngine,
+        admin.EngineRequest,
+        errors=by_status(InvalidInput, WorkerNotAllowed, WorkerUnreachable, TooManyWorkers, *STORE),
+    ),
     "/drain_worker": _OPERATION,
     "/resume_worker": _OPERATION,
     "/remove_worker": _OPERATION,
@@ -191,6 +196,7 @@ CONTRACTS: Final[Mapping[str, Contract]] = {
     "/revoke_token": Contract(responses.Exists, admin.TokenNameRequest, errors=by_status(InvalidInput, *STORE)),
     "/tokens": Contract(admin_responses.Tokens),
     "/capacities": Contract(admin_responses.SetCapacities, headers=(DEGRADED,), errors=_LISTED),
+    "/engines": Contract(admin_responses.RegisteredEngines, errors=_LISTED),
     "/replicas": Contract(admin_responses.Replicas, errors=_LISTED),
     "/explain": Contract(
         admin_responses.NextDispatch,

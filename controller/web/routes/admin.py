@@ -32,10 +32,12 @@ async def resume_worker(services: Services, body: bytes, caller: Caller) -> Answ
 
 
 async def remove_worker(services: Services, body: bytes, caller: Caller) -> Answer:
-    """Remove a worker. A bound worker token may remove its own workers."""
+    """Remove a worker, and stop polling it if it is an engine. A bound worker token may remove its own workers."""
     name, reason = schemas.parse_operation(body)
     caller.check_own_worker(name)
-    return EXISTS if await services.membership.remove(name, caller=caller, reason=reason) else UNKNOWN
+    was_polled = await services.engines.remove(name)  # first, or a replica could register it again
+    removed = await services.membership.remove(name, caller=caller, reason=reason)
+    return EXISTS if removed or was_polled else UNKNOWN
 
 
 async def refresh_all_workers(services: Services, _: bytes, caller: Caller) -> Answer:
@@ -59,6 +61,14 @@ async def workers(services: Services, _: bytes) -> Answer:
     found, snapshot_age = await services.membership.list_workers()
     body = schemas.encode(responses.Workers.of(found, services.membership.stalled_for))
     return Answer(body, headers=degraded(snapshot_age))
+
+
+async def engines(services: Services, _: bytes) -> Answer:
+    """List the engines that were registered, also those that are not alive, with the reason.
+
+    The reason is found out now, so the response may take as long as a poll (`--probe-timeout`).
+    """
+    return Answer(schemas.encode(responses.RegisteredEngines.of(await services.engines.list())))
 
 
 async def replicas(services: Services, _: bytes) -> Answer:

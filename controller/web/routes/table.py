@@ -78,6 +78,7 @@ ROUTES: Final = (
     Route("POST", "/worker_get_status", client.worker_get_status, Plane.CLIENT, HopEndpoint),
     Route("POST", "/receive_heart_beat", worker.receive_heart_beat, Plane.WORKER, HeartbeatEndpoint, hot=True),
     Route("POST", "/register_worker", worker.register_worker, Plane.WORKER, RegistrationEndpoint),
+    Route("POST", "/register_engine", worker.register_engine, Plane.WORKER, RegistrationEndpoint),
     *(
         Route("POST", path, handler, Plane.ADMIN, OperatorEndpoint, other_planes=(Plane.WORKER,))
         for path, handler in (
@@ -100,6 +101,7 @@ ROUTES: Final = (
     Route("GET", "/tokens", admin.tokens, Plane.ADMIN),
     Route("GET", "/capacities", admin.capacities, Plane.ADMIN),
     Route("GET", "/workers", admin.workers, Plane.ADMIN),
+    Route("GET", "/engines", admin.engines, Plane.ADMIN),
     Route("GET", "/replicas", admin.replicas, Plane.ADMIN),
     Route("GET", "/explain", admin.explain, Plane.ADMIN, QueryEndpoint),
     Route("GET", "/overview", page.overview, Plane.ADMIN, QueryEndpoint),

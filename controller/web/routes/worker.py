@@ -3,6 +3,7 @@
 from controller.security.access import Caller
 from controller.web.asgi.endpoint import Answer
 from controller.web.routes.answers import EXISTS, NULL, UNKNOWN
+from controller.web.schemas import admin, admin_responses
 from controller.web.schemas import fastchat as schemas
 from controller.web.services import Services
 
@@ -22,6 +23,17 @@ async def register_worker(services: Services, body: bytes, hops: str, caller: Ca
         caller=caller,
     )
     return NULL
+
+
+async def register_engine(services: Services, body: bytes, _: str, caller: Caller) -> Answer:
+    """Register an inference engine, such as vLLM, or register it with other values. It is asked for its state first.
+
+    From then on, the replicas poll it. It is alive while it is ready, and is registered until it is removed.
+    502 if it does not respond. Then nothing is registered. A token that is bound to workers or models registers only
+    these.
+    """
+    state = await services.engines.register(*admin.parse_engine(body), caller)
+    return Answer(schemas.encode(admin_responses.RegisteredEngine.of(state)))
 
 
 async def receive_heart_beat(services: Services, body: bytes, caller: Caller) -> Answer:

@@ -6,8 +6,10 @@ from typing import Annotated, Final, NamedTuple
 import msgspec
 
 from controller.domain.capacity import CapacityTarget, check_capacity
+from controller.domain.engine_entry import AUTO, MAX_KEY_LENGTH, EngineEntry
+from controller.domain.engine_status import EngineKind
 from controller.domain.errors import InvalidInput
-from controller.domain.worker import model_name, worker_name
+from controller.domain.worker import MAX_MODELS, MAX_SPEED, MIN_SPEED, model_name, worker_name
 from controller.json_bodies import MODEL_NAME, Capacity, JsonBody, described
 from controller.security.tokens import Plane, parse_plane, token_name
 from controller.web.schemas.fields import URL, ModelPatterns, TokenName, TokenPlane, WorkerPatterns
@@ -41,6 +43,36 @@ class TokenNameRequest(msgspec.Struct):
     name: TokenName
 
 
+class EngineRequest(msgspec.Struct):
+    """An engine to register."""
+
+    worker_name: Annotated[
+        str, described("The URL below which the engine serves /v1/models.", "http://localhost:8000", **URL)
+    ]
+    engine: Annotated[str, described("Its kind. `auto` finds it out.", "vllm", enum=[AUTO, *map(str, EngineKind)])] = (
+        AUTO
+    )
+    models: Annotated[
+        dict[str, str],
+        described(
+            "The models to serve: the public name by the engine's own name. Without any, it serves all models under "
+            "their own names.",
+            {"Qwen/Qwen3-8B": "qwen-8b"},
+            maxProperties=MAX_MODELS,
+            propertyNames=MODEL_NAME,
+            additionalProperties={"type": "string", **MODEL_NAME},
+        ),
+    ] = {}
+    api_key: Annotated[
+        str, described("The key that the engine requires.", pattern="^[ -~]*$", maxLength=MAX_KEY_LENGTH)
+    ] = ""
+    speed: Annotated[
+        int | float,
+        described("The speed, relative to other workers.", 1, type="number", minimum=MIN_SPEED, maximum=MAX_SPEED),
+    ] = 1
+    capacity: Annotated[Capacity, described("How many requests it runs at once. `null` to ask the engine.", 64)] = None
+
+
 class NewToken(NamedTuple):
     """A request to create a token. Its secret is not known yet."""
 
@@ -56,6 +88,7 @@ _capacity: Final = JsonBody(
 
 
 _token: Final = JsonBody(TokenRequest, "body", "Send plane and name, and for a worker token workers and models.")
+_engine: Final = JsonBody(EngineRequest, "body", "Send worker_name, and what the engine cannot say itself.")
 _token_name: Final = JsonBody(TokenNameRequest, "body", "Send the name of the token.")
 
 
@@ -68,6 +101,14 @@ def parse_token(body: bytes) -> NewToken:
 def parse_token_name(body: bytes) -> str:
     """Return the name in a request to revoke a token."""
     return token_name(_token_name.read(body).name)
+
+
+def parse_engine(body: bytes) -> tuple[str, EngineEntry]:
+    """Return the name of an engine to register, and the entry for it."""
+    request = _engine.read(body)
+    name = worker_name(request.worker_name)
+    capacity = None if request.capacity is None else check_capacity(request.capacity)
+    return name, EngineEntry(request.engine, request.models, request.api_key, request.speed, capacity)
 
 
 def parse_capacity(body: bytes) -> tuple[CapacityTarget, int | None]:

@@ -9,6 +9,7 @@ from controller.dispatch.explanation import Explanation
 from controller.domain.capacity import CapacityList, CapacityTarget
 from controller.domain.dispatch import DispatchMethod
 from controller.domain.worker import Worker
+from controller.fleet.engines import EngineState
 from controller.fleet.replicas import ReplicaDescription
 from controller.json_bodies import described
 from controller.security.tokens import Token
@@ -25,7 +26,8 @@ class ListedWorker(Struct):
     leased: Annotated[int, described("The number of active leases.", 0)]
     capacity: Annotated[int | None, described("How many requests it runs at once. `null` if that is unknown.", 8)]
     capacity_source: Annotated[
-        Literal["reported", "configured"] | None, described("Where the capacity comes from. `null` if it is unknown.")
+        Literal["reported", "configured", "learned"] | None,
+        described("Where the capacity comes from. `learned`: from an engine's load. `null` if it is unknown."),
     ]
     draining: Annotated[bool, described("It gets no more requests.")]
     drained: Annotated[bool, described("It is draining and has finished its requests.")]
@@ -46,6 +48,9 @@ class ListedWorker(Struct):
         ),
     ]
     registered_by: Annotated[str | None, described("The name of the token that registered it, or `null`.")]
+    engine: Annotated[
+        str | None, described("The kind of inference engine. `null` if it speaks FastChat's protocol.", "vllm")
+    ]
 
     @classmethod
     def of(cls, worker: Worker, stalled_for: float | None) -> "ListedWorker":
@@ -57,10 +62,10 @@ class ListedWorker(Struct):
             queue_length=worker.status.queue_length,
             leased=worker.leased,
             capacity=worker.status.capacity,
-            capacity_source=worker.capacity_source or None,  # type: ignore[arg-type]  # the store holds one of the two
+            capacity_source=worker.capacity_source or None,  # type: ignore[arg-type]  # the store holds one of these
             draining=worker.draining,
             drained=worker.drained,
-            failing=worker.failing or None,  # type: ignore[arg-type]  # the store holds one of the two
+            failing=worker.failing or None,  # type: ignore[arg-type]  # the store holds one of these
             polled=worker.polled,
             multimodal=worker.multimodal,
             check_heart_beat=worker.check_heart_beat,
@@ -68,6 +73,7 @@ class ListedWorker(Struct):
             expires_in=worker.expires_in,
             stalled_for=None if stalled_for is None else round(stalled_for, 1),
             registered_by=worker.registered_by or None,
+            engine=worker.engine.kind if worker.engine else None,
         )
 
 
@@ -80,6 +86,46 @@ class Workers(Struct):
     def of(cls, workers: Iterable[Worker], stalled_for: Callable[[Worker], float | None]) -> "Workers":
         """Return the body of a list. stalled_for: as in Stalls."""
         return cls([ListedWorker.of(worker, stalled_for(worker)) for worker in workers])
+
+
+class RegisteredEngine(Struct):
+    """An engine that was registered. The replicas poll it until it is removed."""
+
+    worker_name: KnownWorker
+    engine: Annotated[str, described("Its kind. `auto` if it is not known yet.", "vllm")]
+    alive: Annotated[bool, described("It is ready, and gets requests.")]
+    problem: Annotated[str | None, described("Why it gets no requests, or fewer. `null` if there is no reason.")]
+    model_names: Annotated[tuple[str, ...], described("The public names of the models that it serves.", ["qwen-8b"])]
+    capacity: Annotated[int | None, described("How many requests it runs at once. `null` if that is unknown.", 64)]
+    speed: Annotated[int | float, described("As registered.", 1)]
+    has_key: Annotated[bool, described("It was registered with a key.")]
+    registered_by: Annotated[str | None, described("The name of the token that registered it, or `null`.")]
+
+    @classmethod
+    def of(cls, state: EngineState) -> "RegisteredEngine":
+        """Return the entry of an engine."""
+        return cls(
+            worker_name=state.name,
+            engine=state.kind,
+            alive=state.alive,
+            problem=state.problem or None,
+            model_names=state.models,
+            capacity=state.capacity,
+            speed=state.entry.speed,
+            has_key=bool(state.entry.key),
+            registered_by=state.entry.registered_by or None,
+        )
+
+
+class RegisteredEngines(Struct):
+    """All registered engines, sorted by name."""
+
+    engines: list[RegisteredEngine]
+
+    @classmethod
+    def of(cls, states: Iterable[EngineState]) -> "RegisteredEngines":
+        """Return the body of a list."""
+        return cls([RegisteredEngine.of(state) for state in states])
 
 
 class PreviousCapacity(Struct):

@@ -32,7 +32,7 @@ function workerDetails(app, workerName) {
   const queues = cluster.queues(workerName);
   const heartbeat = cluster.heartbeat(worker);
   const stalled = cluster.stalled(worker);
-  const source = { configured: " (configured)", reported: " (reported)" }[worker.capacity_source] ?? "";
+  const source = { configured: " (configured)", learned: " (learned)", reported: " (reported)" }[worker.capacity_source] ?? "";
   return html`<p class="lead">${badge(cluster.state(worker))} ${explainState(worker, events)}</p>
     <div class="actions">
       ${worker.draining

@@ -206,10 +206,17 @@ async def test_one_silence_of_the_health_route_is_tolerated(client: WorkerClient
         assert (await probe.poll()).ready  # the earlier silences do not count any more
 
 
-async def test_engine_whose_health_was_never_answered_is_not_ready(client: WorkerClient, clock: FakeClock) -> None:
-    async with answer_server({**VLLM, "/health": DISCONNECTS}) as engine:
+@pytest.mark.parametrize("path", ["/health", "/v1/models"])
+async def test_engine_whose_state_was_never_answered_is_silent(
+    client: WorkerClient, clock: FakeClock, path: str
+) -> None:
+    """It may be ready, and serve requests of another replica. So it is not reported as one that is not."""
+    async with answer_server({**VLLM, path: DISCONNECTS}) as engine:
         probe = EngineProbe(client, engine.address, EngineKind.VLLM, clock=clock)
-        assert (await probe.poll()).not_ready == "its health is not known yet"
+        with pytest.raises(WorkerUnreachable, match=f"{path} cannot be reached"):
+            await probe.poll()
+        engine.answers[path] = VLLM[path]
+        assert (await probe.poll()).ready
 
 
 async def test_silent_engine_is_unreachable_although_only_its_load_was_due(

@@ -1,0 +1,175 @@
+"""Polls the engines that were registered, and keeps those alive that are ready. The replicas share the engines."""
+
+import asyncio
+import contextlib
+import logging
+import random
+import time
+from collections.abc import Callable, Mapping
+from typing import Final
+
+from controller.availability.batches import Batches
+from controller.availability.circuit_breaker import CircuitBreaker
+from controller.domain.errors import StoreError, WorkerError
+from controller.domain.worker import Registration, Worker
+from controller.fleet.engine_watch import EngineWatch, differs, entry_of
+from controller.fleet.replicas import Replicas
+from controller.fleet.shared_list import SharedList
+from controller.fleet.sharing import Share
+from controller.metrics import Metrics
+from controller.store.entries import ENGINES
+from controller.store.registry import FailureCall, Registry, Report
+from controller.tasks import end
+from controller.upstream.client import WorkerClient
+
+logger = logging.getLogger("controller")
+
+_LOOK_INTERVAL: Final = 0.5  # seconds between two looks at the list of engines and at the replicas
+_MAX_POLLS: Final = 256  # at once, for engines that responded last time. The others get as many
+_MAX_FAILURES: Final = 2  # consecutive polls without a response, after which an engine is deprioritised
+_MANY_FAILURES: Final = 8  # an engine that has not responded this often is polled less often
+_LONGEST_PAUSE: Final = 30.0  # seconds between two polls of such an engine
+_AT_ONCE: Final = 0.001  # seconds
+
+
+class EnginePoller:
+    """One replica's share of the polling of engines.
+
+    An engine is alive for as long as it answers polls and is ready. An engine that is ready again is registered again.
+    An engine that says it is not ready is out at once. One that does not respond is deprioritised, and expires.
+
+    interval: between two polls of an engine, in seconds.
+    find: returns a live worker of the last snapshot by its name, or None.
+    record: records an event.
+    """
+
+    def __init__(
+        self,
+        breaker: CircuitBreaker,
+        registry: Registry,
+        batches: Batches,
+        client: WorkerClient,
+        metrics: Metrics,
+        replicas: Replicas,
+        interval: float,
+        find: Callable[[str], Worker | None],
+        record: Callable[..., None],
+    ) -> None:
+        self.entries = SharedList(registry, ENGINES)
+        self._breaker = breaker
+        self._registry = registry
+        self._batches = batches
+        self._client = client
+        self._metrics = metrics
+        self._replicas = replicas
+        self._interval = interval
+        self._find = find
+        self._record = record
+        self._permits = asyncio.Semaphore(_MAX_POLLS)
+        self._permits_of_silent = asyncio.Semaphore(_MAX_POLLS)  # hung engines must not delay the polls of the others
+        self._shared: tuple[Mapping[str, str], tuple[str, ...]] = ({}, ())  # from which the share was made
+        self._watches: dict[str, tuple[str, asyncio.Task[None]]] = {}  # the record and the polls of each engine of ours
+
+    async def run(self) -> None:
+        """Poll until cancelled."""
+        try:
+            while True:
+                with contextlib.suppress(StoreError):  # the circuit breaker has logged it. The known engines stay
+                    await self.update()
+                await self._share()
+                await asyncio.sleep(_LOOK_INTERVAL)
+        finally:
+            await end([task for _, task in self._watches.values()])
+
+    async def update(self) -> None:
+        """Get the list of engines from Redis if it has changed. Raises StoreError."""
+        await self._breaker.call(self.entries.update)
+
+    async def refresh(self) -> None:
+        """Poll all engines of the cluster once, with all questions. Raises StoreError."""
+        await self.update()
+        watches = [
+            EngineWatch(self._client, name, entry)
+            for name, record in self.entries.entries.items()
+            if (entry := entry_of(name, record)) is not None
+        ]
+        await asyncio.gather(*map(self._poll, watches))
+
+    async def _share(self) -> None:
+        """Begin to poll the engines that belong to this replica now, and end the polls of the others."""
+        entries, replicas = self.entries.entries, tuple(self._replicas.ids)
+        if entries is self._shared[0] and replicas == self._shared[1]:
+            return
+        self._shared = entries, replicas
+        share = Share(self._replicas.id, replicas)
+        own = {name: record for name, record in entries.items() if share.has(name)}
+        left = [name for name, (record, _) in self._watches.items() if own.get(name) != record]
+        await end([self._watches.pop(name)[1] for name in left])
+        for name, record in own.items():
+            if name not in self._watches:
+                self._watches[name] = record, asyncio.create_task(self._watch(name, record))
+
+    async def _watch(self, name: str, record: str) -> None:
+        """Poll one engine until cancelled."""
+        entry = entry_of(name, record)
+        if entry is None:
+            return
+        watch = EngineWatch(self._client, name, entry)
+        await asyncio.sleep(random.uniform(0, self._interval))  # noqa: S311 - engines must not be polled in step
+        while True:
+            began = time.monotonic()
+            try:
+                await self._poll(watch)
+            except StoreError:
+                pass  # the circuit breaker has logged it
+            except Exception:  # a bug must not end the polls of this engine
+                logger.exception("Polling the engine %s failed because of a bug.", name)
+            pause = min(self._interval * max(1, watch.silences // _MANY_FAILURES), max(_LONGEST_PAUSE, self._interval))
+            await asyncio.sleep(max(0.0, began + pause - time.monotonic()))
+
+    async def _poll(self, watch: EngineWatch) -> None:
+        """Poll an engine once, and record the result. Raises StoreError."""
+        async with self._permits_of_silent if watch.silences else self._permits:
+            try:
+                status = await watch.poll()
+            except WorkerError as error:
+                await self._record_silence(watch, error)
+                return
+        self._metrics.polls_answered.inc()
+        registration = watch.registration(status)
+        problem = status.not_ready or ("" if registration.status.model_names else "its token allows none of its models")
+        if problem:
+            await self._expire(watch, problem)
+            return
+        watch.note("")
+        report = Report(watch.name, status.queue_length, watch.polled_at - status.lag)
+        worker = self._find(watch.name)
+        if not await self._batches.take_engine_answer(report):
+            # An operator may have removed it since the list was read: then it is not restored.
+            await self._breaker.call(self._registry.restore, registration, polled=True)
+        elif worker is not None and differs(worker, registration):
+            await self._refresh(registration, worker, report.written_at)
+
+    async def _record_silence(self, watch: EngineWatch, error: WorkerError) -> None:
+        self._metrics.polls_failed.inc()
+        if watch.note(str(error)):
+            self._record("engine_unavailable", worker=watch.name, reason=str(error))
+        if watch.silences >= _MAX_FAILURES and self._find(watch.name):
+            await self._batches.report_failure(FailureCall(watch.name, of_polls=True))
+
+    async def _expire(self, watch: EngineWatch, problem: str) -> None:
+        """Let an engine expire at once that says that it is not ready."""
+        if watch.note(problem):
+            self._record("engine_unavailable", worker=watch.name, reason=problem)
+        worker = self._find(watch.name)
+        if worker is not None and worker.engine is not None:
+            await self._refresh(worker.as_registered(), worker, None, expires_in=_AT_ONCE)
+
+    async def _refresh(
+        self, registration: Registration, worker: Worker, written_at: float | None, expires_in: float | None = None
+    ) -> None:
+        await self._breaker.call(
+            lambda: self._registry.refresh(
+                registration, worker.registration, written_at=written_at, expires_in=expires_in
+            )
+        )

@@ -1,0 +1,201 @@
+"""The operations on engines, which are registered once and polled from then on."""
+
+import asyncio
+import logging
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Final, NamedTuple
+
+from controller.availability.batches import Batches
+from controller.availability.circuit_breaker import CircuitBreaker
+from controller.availability.snapshots import SnapshotManager
+from controller.domain.engine_entry import AUTO, EngineEntry
+from controller.domain.engine_status import EngineKind
+from controller.domain.errors import TooManyWorkers, WorkerError, WorkerUnreachable
+from controller.domain.worker import Registration, Worker
+from controller.fleet.engine_poller import EnginePoller
+from controller.fleet.engine_watch import EngineWatch, entry_of
+from controller.fleet.membership import check_limits
+from controller.metrics import Metrics
+from controller.security.access import Caller
+from controller.security.audit import Audit, AuditEvent
+from controller.settings import Settings
+from controller.store.entries import ENGINES
+from controller.store.registry import RegisterCall, Registry, Report
+from controller.upstream.client import WorkerClient
+
+logger = logging.getLogger("controller")
+
+MAX_ENGINES: Final = 10_000
+_MAX_EXAMINED: Final = 64  # engines that a list asks why they are not alive
+
+
+class EngineState(NamedTuple):
+    """A registered engine.
+
+    kind: as it is registered, or as it was found out. "auto" if it is not known.
+    models: the public names of the models that it serves now.
+    problem: why it gets no requests, or fewer. "" if there is no reason, or if it was not asked.
+    """
+
+    name: str
+    entry: EngineEntry
+    kind: str
+    alive: bool
+    models: tuple[str, ...]
+    capacity: int | None
+    problem: str = ""
+
+
+class Engines:
+    """The engines of the cluster, as operators see them. Methods raise StoreError."""
+
+    def __init__(
+        self,
+        settings: Settings,
+        breaker: CircuitBreaker,
+        registry: Registry,
+        batches: Batches,
+        snapshots: SnapshotManager,
+        client: WorkerClient,
+        poller: EnginePoller,
+        metrics: Metrics,
+        audit: Audit,
+    ) -> None:
+        self._settings = settings
+        self._breaker = breaker
+        self._registry = registry
+        self._batches = batches
+        self._snapshots = snapshots
+        self._client = client
+        self._poller = poller
+        self._metrics = metrics
+        self._audit = audit
+
+    async def register(self, name: str, entry: EngineEntry, caller: Caller) -> EngineState:
+        """Register an engine, or register it with other values. It is asked for its state first.
+
+        An engine that responds but is not ready, for example because it loads its model, is registered and gets
+        requests when it is ready.
+
+        Raises WorkerUnreachable if it does not respond, or if its kind should be found out and it lists no models.
+        Raises WorkerNotAllowed if its address is not allowed. Raises Forbidden if the caller's token does not allow it
+        or its models. Raises TooManyWorkers at a limit. Nothing is registered then.
+        """
+        caller.check_worker(name)
+        await self._client.check_address(name)
+        entry = replace(
+            entry, registered_by=caller.name, allowed=tuple(caller.token.models) if caller.token is not None else ()
+        )
+        watch = EngineWatch(self._client, name, entry)
+        status = await watch.poll()
+        if entry.kind == AUTO and watch.kind is EngineKind.GENERIC and not status.models:
+            raise WorkerUnreachable(
+                f"{name} is no engine that can be used: {status.not_ready}. Nothing was registered. Register the URL "
+                "below which it serves /v1/models, or name its kind."
+            )
+        caller.check_models(replace(entry, allowed=()).public_names(model.name for model in status.models).values())
+        registration = watch.registration(status)
+        before = (await self._entries()).get(name)
+        await self._write(name, entry.encode())
+        if status.ready:
+            try:
+                await self._admit(registration)
+            except TooManyWorkers:
+                await self._write(name, before or "")
+                raise
+        self._audit.record(
+            AuditEvent("register_engine", "done", caller.name, caller.address, name, f"kind {watch.kind}")
+        )
+        logger.info(
+            "Registered engine %(worker)s (%(kind)s): models %(models)s",
+            {"worker": name, "kind": watch.kind, "models": list(registration.status.model_names)},
+        )
+        return EngineState(
+            name,
+            entry,
+            str(watch.kind),
+            status.ready,
+            registration.status.model_names,
+            registration.status.capacity,
+            status.not_ready,
+        )
+
+    async def remove(self, name: str) -> bool:
+        """Delete an engine from the list, so that it is polled no more. Return False if it is not registered.
+
+        Its worker stays for the caller to remove.
+        """
+        removed = await self._breaker.force_call(lambda: self._registry.set_entry(ENGINES, name, "", limit=MAX_ENGINES))
+        if removed:
+            await self._poller.update()
+        return bool(removed)
+
+    async def list(self) -> list[EngineState]:
+        """Return the registered engines, sorted by name. Those that are not alive or fail are asked for the reason."""
+        entries = await self._entries()
+        alive = {worker.name: worker for worker in await self._batches.list_workers() if worker.engine is not None}
+        states = []
+        silent = []
+        for name, record in sorted(entries.items()):
+            entry = entry_of(name, record)
+            if entry is None:
+                continue
+            worker = alive.get(name)
+            if worker is not None and not worker.failing:
+                states.append(_state_of(worker, entry))
+            else:
+                silent.append((name, entry, worker))
+        examined = await asyncio.gather(*(self._examine(*each) for each in silent[:_MAX_EXAMINED]))
+        unknown = [
+            EngineState(name, entry, entry.kind, worker is not None, (), None)
+            for name, entry, worker in silent[_MAX_EXAMINED:]
+        ]
+        return sorted([*states, *examined, *unknown])
+
+    async def _examine(self, name: str, entry: EngineEntry, worker: Worker | None) -> EngineState:
+        """Return the state of an engine that is not alive or fails, with the reason."""
+        watch = EngineWatch(self._client, name, entry)
+        models: Sequence[str] = ()
+        try:
+            status = await watch.poll()
+            problem = status.not_ready or ("requests to it have failed" if worker else "it has just become ready")
+            models = watch.registration(status).status.model_names
+        except WorkerError as error:
+            problem = str(error)
+        kind = str(watch.kind or entry.kind)
+        return EngineState(name, entry, kind, worker is not None, tuple(models), None, problem)
+
+    async def _entries(self) -> dict[str, str]:
+        await self._poller.update()
+        return dict(self._poller.entries.entries)
+
+    async def _write(self, name: str, record: str) -> None:
+        written = await self._breaker.call(lambda: self._registry.set_entry(ENGINES, name, record, limit=MAX_ENGINES))
+        if written is None:
+            raise TooManyWorkers(
+                f"{MAX_ENGINES} engines are registered, which is the limit. Nothing was registered. Remove some, also "
+                "those that are down."
+            )
+        await self._poller.update()
+
+    async def _admit(self, registration: Registration) -> None:
+        """Let an engine serve from now on. Raises TooManyWorkers.
+
+        The requests of an engine that is alive stay booked.
+        """
+        alive = {worker.name: worker for worker in await self._batches.list_workers()}.get(registration.name)
+        if alive is not None and alive.engine is not None:
+            await self._breaker.call(lambda: self._registry.refresh(registration, alive.registration))
+        else:
+            result = await self._batches.register(RegisterCall(registration))
+            new = check_limits(result, registration.registered_by, self._settings)
+            self._metrics.registrations.labels("new" if new else "again").inc()
+            # It has answered. An engine that never has is not deprioritised while it is silent.
+            await self._batches.take_engine_answer(Report(registration.name, registration.status.queue_length))
+        self._snapshots.request()
+
+
+def _state_of(worker: Worker, entry: EngineEntry) -> EngineState:
+    kind = worker.engine.kind if worker.engine is not None else entry.kind
+    return EngineState(worker.name, entry, kind, True, worker.status.model_names, worker.status.capacity)
