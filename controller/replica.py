@@ -17,6 +17,7 @@ from controller.fleet.capacities import Capacities
 from controller.fleet.diagnosis import Diagnostician
 from controller.fleet.events import EventFeed
 from controller.fleet.membership import Membership
+from controller.fleet.model_routes import ModelRoutes
 from controller.fleet.overview import Overview
 from controller.fleet.parents import Parents
 from controller.fleet.poller import Poller
@@ -82,6 +83,7 @@ class Replica:
         self.dispatcher = make_dispatcher(settings, registry, self.batches, self.snapshots, self.degraded, metrics)
         self.membership = Membership(settings, self.batches, self.snapshots, workers, metrics, self.audit)
         self.capacities = Capacities(self.breaker, registry, self.snapshots, self.audit)
+        self.model_routes = ModelRoutes(self.breaker, registry, self.audit)
         self.tokens = Tokens(self.breaker, registry, self.access, self.audit, settings.tokens_file)
         self.refresher = Refresher(self.breaker, registry, workers, metrics, settings.probe_timeout, self.access)
         self.sweeper = Sweeper(self.breaker, registry, metrics, settings.sweep_interval)
@@ -129,6 +131,7 @@ class Replica:
             self.forwarder,
             self.membership,
             self.capacities,
+            self.model_routes,
             metrics,
             self.readiness,
             self.refresher,
@@ -161,6 +164,7 @@ class Replica:
             self.poller.run,
             self.parents.run,
             self.capacities.run,
+            self.model_routes.run,
             self.tokens.run,
             self.events.run_recording,
             self.events.run_reading,

@@ -9,6 +9,7 @@ from controller.fleet.capacities import Capacities
 from controller.fleet.diagnosis import Diagnostician
 from controller.fleet.events import EventFeed
 from controller.fleet.membership import Membership
+from controller.fleet.model_routes import ModelRoutes
 from controller.fleet.overview import Overview
 from controller.fleet.refresh import Refresher
 from controller.fleet.replicas import Replicas
@@ -33,6 +34,7 @@ class Services:
     forwarder: Forwarder
     membership: Membership
     capacities: Capacities
+    model_routes: ModelRoutes
     metrics: Metrics
     readiness: Readiness
     refresher: Refresher
