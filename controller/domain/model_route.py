@@ -13,6 +13,7 @@ MAX_ROUTES: Final = 500
 MAX_TARGETS: Final = 16
 MAX_FALLBACKS: Final = 16
 MAX_WEIGHT: Final = 10**6
+_WEIGHT_RULE: Final = f"each weight must be a whole number from 0 to {MAX_WEIGHT}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,7 +40,7 @@ class ModelRoute:
         _check_names("targets", self.targets)
         _check_names("fallbacks", self.fallbacks)
         if not all(type(weight) is int and 0 <= weight <= MAX_WEIGHT for weight in self.targets.values()):
-            raise InvalidInput("targets", f"each weight must be a whole number from 0 to {MAX_WEIGHT}")
+            raise InvalidInput("targets", _WEIGHT_RULE)
         if not any(self.targets.values()):
             raise InvalidInput(
                 "targets", "need a weight above 0. With all weights 0, no target would get requests. Remove the route"
@@ -84,6 +85,13 @@ class ModelRoute:
     def __str__(self) -> str:
         targets = ", ".join(f"{name}={weight}" for name, weight in self.targets.items())
         return f"targets {targets}" + (f"; fallbacks {', '.join(self.fallbacks)}" if self.fallbacks else "")
+
+
+def whole_weight(weight: float) -> int:
+    """Return a weight as a whole number: JSON may have 90.0. Raises InvalidInput if it is none, or out of bounds."""
+    if not 0 <= weight <= MAX_WEIGHT or weight % 1:  # also rejects NaN
+        raise InvalidInput("targets", _WEIGHT_RULE)
+    return int(weight)
 
 
 def _check_names(field: str, names: Iterable[str]) -> None:

@@ -59,6 +59,11 @@ async def test_any_name_of_a_model_can_have_a_route(api: Api, model: str) -> Non
     assert (await api.post("/remove_model_route", {"model": model})).json() == {"exist": True}
 
 
+async def test_weight_may_be_written_as_a_float(api: Api) -> None:
+    assert (await api.post("/set_model_route", {"model": "gpt", "targets": {"a": 90.0, "b": 1e1}})).status_code == 200
+    assert (await listed(api))[0]["targets"] == {"a": 90, "b": 10}
+
+
 async def test_fastchats_routes_do_not_obey_a_route(api: Api) -> None:
     await api.register(A, "served")
     await api.post("/set_model_route", {"model": "alias", "targets": {"served": 1}})

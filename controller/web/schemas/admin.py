@@ -7,7 +7,7 @@ import msgspec
 
 from controller.domain.capacity import CapacityTarget, check_capacity
 from controller.domain.errors import InvalidInput
-from controller.domain.model_route import ModelRoute
+from controller.domain.model_route import ModelRoute, whole_weight
 from controller.domain.worker import model_name, worker_name
 from controller.json_bodies import MODEL_NAME, Capacity, JsonBody, described
 from controller.security.tokens import Plane, parse_plane, token_name
@@ -89,7 +89,8 @@ _token_name: Final = JsonBody(TokenNameRequest, "body", "Send the name of the to
 def parse_model_route(body: bytes) -> tuple[str, ModelRoute]:
     """Return a request to set the route of a name: the name, and the route."""
     request = _model_route.read(body)
-    return model_name(request.model), ModelRoute(request.targets, tuple(request.fallbacks))
+    targets = {name: whole_weight(weight) for name, weight in request.targets.items()}
+    return model_name(request.model), ModelRoute(targets, tuple(request.fallbacks))
 
 
 def parse_routed_name(body: bytes) -> str:

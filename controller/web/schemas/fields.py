@@ -88,7 +88,7 @@ ModelPatterns = Annotated[
 ]
 RoutedName = Annotated[str, described("The name that clients send as their model.", "gpt-small", **MODEL_NAME)]
 Targets = Annotated[
-    dict[str, int],
+    dict[str, int | float],
     described(
         "The weight of each model that serves the requests. They are split by the weights. A model with weight 0 gets "
         "none. One weight at least is above 0.",
