@@ -7,6 +7,7 @@ from longest_fleets import BATCH, BATCHES, LEASE_MS, NAMESPACE, Subject, batches
 
 from controller.domain.capacity import MAX_CAPACITIES, CapacityTarget
 from controller.domain.dispatch import DispatchMethod
+from controller.domain.model_route import MAX_FALLBACKS, MAX_ROUTES, MAX_TARGETS, ModelRoute
 from controller.security.tokens import Plane, encode_token, token_of
 from controller.store import keys
 from controller.store.entries import EntryList
@@ -145,6 +146,18 @@ async def tokens(s: Subject) -> None:
         await s.registry.set_token("token", None)
 
 
+async def routes(s: Subject) -> None:
+    targets = {f"organisation/model-{i}": i + 1 for i in range(MAX_TARGETS)}
+    record = ModelRoute(targets, tuple(f"organisation/fallback-{i}" for i in range(MAX_FALLBACKS))).encode()
+    records = {f"organisation/name-{i}": record for i in range(MAX_ROUTES - 1)}
+    with s.registry.case(f"{MAX_ROUTES:,} routes"):
+        s.routes_version += 3  # set_entry() adds 2
+        await s.registry.restore_entries("routes", EntryList(s.routes_version, "change", records))
+        await s.registry.set_entry("routes", "name", record, limit=MAX_ROUTES)
+        await s.registry.list_entries("routes")
+        await s.registry.set_entry("routes", "name", "", limit=MAX_ROUTES)
+
+
 async def coordination(s: Subject) -> None:
     with s.registry.case("100 replicas"):
         for i in range(100):
@@ -211,6 +224,7 @@ GROUPS: Final = (
     capacities,
     outages,
     tokens,
+    routes,
     coordination,
     expired_leases,
     expired_workers,

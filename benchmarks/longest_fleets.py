@@ -118,6 +118,7 @@ class Subject:
     size: int
     version: int = 0  # of the configured capacities
     tokens_version: int = 0
+    routes_version: int = 0
 
     @property
     def names(self) -> list[str]:

@@ -19,6 +19,7 @@ from controller.fleet.engine_poller import EnginePoller
 from controller.fleet.engines import Engines
 from controller.fleet.events import EventFeed
 from controller.fleet.membership import Membership
+from controller.fleet.model_routes import ModelRoutes
 from controller.fleet.overview import Overview
 from controller.fleet.parents import Parents
 from controller.fleet.poller import Poller
@@ -84,6 +85,7 @@ class Replica:
         self.dispatcher = make_dispatcher(settings, registry, self.batches, self.snapshots, self.degraded, metrics)
         self.membership = Membership(settings, self.batches, self.snapshots, workers, metrics, self.audit)
         self.capacities = Capacities(self.breaker, registry, self.snapshots, self.audit)
+        self.model_routes = ModelRoutes(self.breaker, registry, self.audit)
         self.tokens = Tokens(self.breaker, registry, self.access, self.audit, settings.tokens_file)
         self.sweeper = Sweeper(self.breaker, registry, metrics, settings.sweep_interval)
         self.replicas = Replicas(settings, self.breaker, registry)
@@ -162,6 +164,7 @@ class Replica:
             self.membership,
             self.engines,
             self.capacities,
+            self.model_routes,
             metrics,
             self.readiness,
             self.refresher,
@@ -195,6 +198,7 @@ class Replica:
             self.engine_poller.run,
             self.parents.run,
             self.capacities.run,
+            self.model_routes.run,
             self.tokens.run,
             self.events.run_recording,
             self.events.run_reading,

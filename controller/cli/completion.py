@@ -1,4 +1,4 @@
-"""Shell completion: the command `controller completion`, and the names of workers and models that it completes."""
+"""Shell completion: the command `controller completion`, and the names of workers, models and routes."""
 
 import asyncio
 import contextlib
@@ -61,6 +61,22 @@ def complete_model(context: click.Context, _: click.Parameter, incomplete: str) 
     return _items({str(model) for worker in _workers(context) for model in worker["model_names"]}, incomplete)
 
 
+def complete_models(context: click.Context, parameter: click.Parameter, incomplete: str) -> list[CompletionItem[Any]]:
+    """Return the list that was typed, with each model that begins with its last part."""
+    before, comma, last = incomplete.rpartition(",")
+    return [CompletionItem(f"{before}{comma}{item.value}") for item in complete_model(context, parameter, last)]
+
+
+def complete_route(context: click.Context, _: click.Parameter, incomplete: str) -> list[CompletionItem[Any]]:
+    """Return the names with a route that begin with what was typed."""
+    from controller.cli.api import request  # imported late, so that --help stays fast
+
+    with contextlib.suppress(Exception):
+        listed = asyncio.run(request(_controller(context), "/model_routes", "model_routes"))["model_routes"]
+        return _items({str(route["model"]) for route in listed}, incomplete)
+    return []
+
+
 def _items(names: set[str], incomplete: str) -> list[CompletionItem[Any]]:
     return [CompletionItem(name) for name in sorted(names) if name.startswith(incomplete) and _SAFE.match(name)]
 
@@ -69,7 +85,10 @@ def _workers(context: click.Context) -> list[dict[str, Any]]:
     """Return the workers of the controller. If anything fails there are none: a key press must not print errors."""
     from controller.cli.workers import fetch_workers  # imported late, so that --help stays fast
 
-    address = context.params.get("controller_address") or "http://localhost:21001"
     with contextlib.suppress(Exception):
-        return asyncio.run(fetch_workers(Controller(address, _TIMEOUT)))
+        return asyncio.run(fetch_workers(_controller(context)))
     return []
+
+
+def _controller(context: click.Context) -> Controller:
+    return Controller(context.params.get("controller_address") or "http://localhost:21001", _TIMEOUT)

@@ -9,6 +9,7 @@ from controller.cli import show
 from controller.cli.capacity import capacity
 from controller.cli.completion import completion
 from controller.cli.operate import drain, refresh, register, remove, resume, watch
+from controller.cli.route import route
 from controller.cli.serve import config, serve
 from controller.cli.token import token
 
@@ -26,7 +27,7 @@ SECTIONS: Final = {
         show.doctor,
     ),
     "Take workers in and out of service": (register, drain, resume, remove, refresh),
-    "Try out and set up": (show.dispatch, capacity, token),
+    "Try out and set up": (show.dispatch, capacity, route, token),
 }
 
 

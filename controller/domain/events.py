@@ -29,7 +29,7 @@ KINDS: Final[Mapping[str, str]] = {
     "store_recovered": "A replica uses Redis again. It did not for `seconds`, because of `reason`.",
     "parent_failing": "A parent does not accept the heartbeats of this cluster.",
     "parent_recovered": "A parent accepts the heartbeats of this cluster again.",
-    "action": "An operator changed a capacity or a token.",
+    "action": "An operator changed a capacity, a route of a model name or a token.",
     "refused": "A request was refused, because its token or address does not allow it.",
 }
 

@@ -1,5 +1,6 @@
 """This replica's copy of a list in Redis, such as the tokens that were created at runtime."""
 
+import asyncio
 import logging
 from collections.abc import Mapping
 from typing import Final
@@ -9,6 +10,7 @@ from controller.store.registry import Registry
 
 logger = logging.getLogger("controller")
 
+INTERVAL: Final = 0.5  # seconds between two updates of the copy of each replica
 _UNKNOWN: Final = EntryList(0, "", {})
 
 
@@ -22,6 +24,7 @@ class SharedList:
         self._registry = registry
         self._name = name
         self._known = _UNKNOWN
+        self._lock = asyncio.Lock()  # of two updates at once, the one that ends last may have read an older list
 
     @property
     def entries(self) -> Mapping[str, str]:
@@ -33,6 +36,10 @@ class SharedList:
 
         Return True if the copy is another one now. Raises StoreError.
         """
+        async with self._lock:
+            return await self._update()
+
+    async def _update(self) -> bool:
         known = self._known
         found = await self._registry.list_entries(self._name, known.version, known.change)
         if found is not None and found.version < known.version:

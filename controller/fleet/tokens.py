@@ -5,11 +5,10 @@ import contextlib
 import logging
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Final
 
 from controller.availability.circuit_breaker import CircuitBreaker
 from controller.domain.errors import InvalidInput, StoreError
-from controller.fleet.shared_list import SharedList
+from controller.fleet.shared_list import INTERVAL, SharedList
 from controller.security.access import Access, Caller
 from controller.security.audit import Audit, AuditEvent
 from controller.security.tokens import Plane, Token, create_secret, decode_token, parse_file, token_of
@@ -17,8 +16,6 @@ from controller.store.registry import Registry
 from controller.store.tokens import TOKENS
 
 logger = logging.getLogger("controller")
-
-_INTERVAL: Final = 0.5  # seconds between two looks at Redis and at the file
 
 
 class Tokens:
@@ -49,7 +46,7 @@ class Tokens:
                 if tokens is not None:
                     self._access.replace("file", tokens)
                     logger.info("Read %d tokens from %s.", len(tokens), self._file.path)
-            await asyncio.sleep(_INTERVAL)
+            await asyncio.sleep(INTERVAL)
 
     async def update(self) -> None:
         """Get the tokens from Redis if they have changed. Restore them there if Redis lost some. Raises StoreError.
@@ -80,6 +77,7 @@ class Tokens:
             )
         secret = create_secret()
         token = token_of(name, plane, secret, workers, models)
+        await self._breaker.call(self.update)  # restores lost tokens first, because later they would replace this one
         if self._access.token_named(name) or not await self._breaker.call(self._registry.set_token, name, token):
             raise InvalidInput("name", f"{name!r} is the name of a token already. Revoke it first, or choose another")
         await self._spread()
@@ -91,6 +89,7 @@ class Tokens:
 
     async def revoke(self, name: str, caller: Caller) -> bool:
         """Revoke a token that was created at runtime. Return False if there is none. Raises StoreUnavailable."""
+        await self._breaker.call(self.update)  # restores lost tokens first, because later this one would be among them
         revoked = await self._breaker.call(self._registry.set_token, name, None)
         if not revoked and any(token.name == name for _, token in self._access.tokens()):
             raise InvalidInput(
@@ -105,7 +104,7 @@ class Tokens:
     async def _spread(self) -> None:
         """Wait until each replica has looked at Redis once more."""
         await self._breaker.call(self.update)
-        await asyncio.sleep(2 * _INTERVAL)
+        await asyncio.sleep(2 * INTERVAL)
 
     def _record(self, action: str, name: str, detail: str, caller: Caller) -> None:
         self._audit.record(AuditEvent(action, "done", caller.name, caller.address, name, detail))

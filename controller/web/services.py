@@ -10,6 +10,7 @@ from controller.fleet.diagnosis import Diagnostician
 from controller.fleet.engines import Engines
 from controller.fleet.events import EventFeed
 from controller.fleet.membership import Membership
+from controller.fleet.model_routes import ModelRoutes
 from controller.fleet.overview import Overview
 from controller.fleet.refresh import Refresher
 from controller.fleet.replicas import Replicas
@@ -35,6 +36,7 @@ class Services:
     membership: Membership
     engines: Engines
     capacities: Capacities
+    model_routes: ModelRoutes
     metrics: Metrics
     readiness: Readiness
     refresher: Refresher

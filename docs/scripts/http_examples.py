@@ -193,6 +193,25 @@ EXAMPLES: Final = (
     Example("/set_capacity", {"model": "echo", "capacity": 4}, {"previous": None, "workers": 1}),
     Example("/capacities", response={"capacities": [{"model": "echo", "capacity": 4}]}),
     Example(
+        "/set_model_route",
+        {"model": "gpt-small", "targets": {"echo": 90, "echo-next": 10}, "fallbacks": ["echo-small"]},
+        {"unserved": ["echo-next", "echo-small"]},
+    ),
+    Example(
+        "/model_routes",
+        response={
+            "model_routes": [
+                {
+                    "model": "gpt-small",
+                    "targets": {"echo": 90, "echo-next": 10},
+                    "fallbacks": ["echo-small"],
+                    "unserved": ["echo-next", "echo-small"],
+                }
+            ]
+        },
+    ),
+    Example("/remove_model_route", {"model": "gpt-small"}, {"exist": True}),
+    Example(
         "/create_token",
         {"plane": "worker", "name": "gpu-rack-1", "workers": ["10.0.1.0/24"], "models": ["vicuna-*"]},
         {"token": "WmhWi8Dmzq4d6Z0mXaFqRj0rjWkRUOPgbqkqwR4xWAo"},

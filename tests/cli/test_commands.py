@@ -20,6 +20,7 @@ from tests.cli.conftest import FakeController
 from tests.cli.samples import candidate, listed, replica
 
 A, B = "http://10.0.0.5:21002", "http://10.0.0.6:21002"
+ROUTE = {"model": "gpt-small", "targets": {"qwen-7b": 90, "next": 10}, "fallbacks": ["qwen-1b"], "unserved": ["next"]}
 
 
 def test_each_command_stands_in_one_section_of_the_help(fake: FakeController) -> None:
@@ -47,16 +48,19 @@ def test_help_fits_80_columns(fake: FakeController, command: tuple[str, ...]) ->
     assert [line for line in ran.stdout.splitlines() if len(line) > 80] == []
 
 
-@pytest.mark.parametrize("command", [["workers"], ["models"], ["capacity", "list"], ["token", "list"], ["replicas"]])
+@pytest.mark.parametrize(
+    "command", [["workers"], ["models"], ["capacity", "list"], ["token", "list"], ["route", "list"], ["replicas"]]
+)
 def test_lists_are_json_on_demand(fake: FakeController, command: list[str]) -> None:
     fake.responses = {
         "/workers": {"workers": [listed(A, "m")]},
         "/capacities": {"capacities": [{"model": "m", "capacity": 5}]},
         "/tokens": {"tokens": []},
+        "/model_routes": {"model_routes": [ROUTE]},
         "/replicas": {"replicas": [replica("r")]},
     }
     ran = fake.run(*command, "--json")
-    field = {"capacity": "capacities", "token": "tokens"}.get(command[0], command[0])
+    field = {"capacity": "capacities", "token": "tokens", "route": "model_routes"}.get(command[0], command[0])
     value = json.loads(ran.stdout)
     assert ran.exit_code == 0
     assert list(value) == [field]
@@ -330,3 +334,40 @@ def test_durations(seconds: float, shown: str) -> None:
 
 def test_counts() -> None:
     assert [count(number, "worker") for number in (0, 1, 1_000)] == ["0 workers", "1 worker", "1,000 workers"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ([], "Missing option '--to'"),
+        (["--to", "a=x"], "'a=x' is not a model with a weight such as qwen-7b=90"),
+        (["--to", "a=-1"], "'a=-1' is not a model with a weight"),
+        (["--to", "a=0.5"], "'a=0.5' is not a model with a weight"),
+        (["--to", "a="], "'a=' is not a model with a weight"),
+        (["--to", "a=\u0663"], "is not a model with a weight"),
+        (["--to", "a,,b"], "'' is not a model with a weight"),
+        (["--to", "=5"], "'=5' is not a model with a weight"),
+        (["--to", "a", "--to", "b,a=3"], "'a' is there twice"),
+        (["--to", "a", "--fallback", "b,"], "A name is empty"),
+    ],
+)
+def test_wrong_arguments_of_a_route_are_refused_before_the_call(
+    fake: FakeController, arguments: list[str], message: str
+) -> None:
+    ran = fake.run("route", "set", "gpt", *arguments, COLUMNS="200")
+    assert ran.exit_code == 2
+    assert message in ran.stderr
+    assert fake.requests == []
+
+
+def test_route_is_sent_as_it_was_written(fake: FakeController) -> None:
+    fake.responses = {"/set_model_route": {"unserved": []}}
+    ran = fake.run("route", "set", "gpt", "--to", "b=2, a", "--to", "c=d=0", "--fallback", "f", "--fallback", "g,a")
+    assert (ran.exit_code, ran.stderr) == (0, "")
+    assert (
+        ran.stdout
+        == "Requests of gpt go to b=2, a=1, c=d=0, with the fallbacks f, g, a. All replicas use this route now.\n"
+    )
+    [body] = fake.sent("/set_model_route")
+    assert body == {"model": "gpt", "targets": {"b": 2, "a": 1, "c=d": 0}, "fallbacks": ["f", "g", "a"]}
+    assert list(body["targets"]) == ["b", "a", "c=d"]

@@ -70,7 +70,17 @@ def test_workers_and_models_come_from_the_controller(fake: FakeController) -> No
     assert completed(fake, "worker", "10.0.0.6") == ["10.0.0.6:21002"]
     assert completed(fake, "explain", "vicuna") == ["vicuna-13b", "vicuna-7b"]
     assert completed(fake, "workers", "--model", "l") == ["llama"]
+    assert completed(fake, "route", "set", "gpt", "--to", "vicuna-7") == ["vicuna-7b"]
+    assert completed(fake, "route", "set", "gpt", "--fallback", "x,l") == ["x,llama"]
     assert completed(fake, "dispatch", "--controller-address", "http://127.0.0.1:1", "v") == []
+
+
+def test_names_of_routes_come_from_the_controller(fake: FakeController) -> None:
+    routes = [{"model": name} for name in ("gpt", "a b", "other")]
+    fake.responses = {"/model_routes": {"model_routes": routes}}
+    assert completed(fake, "route", "remove", "") == completed(fake, "route", "set", "") == ["gpt", "other"]
+    fake.responses = {"/model_routes": {"model_routes": "nonsense"}}
+    assert completed(fake, "route", "remove", "") == []
 
 
 @pytest.mark.parametrize(

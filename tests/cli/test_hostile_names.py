@@ -34,6 +34,9 @@ COMMANDS = [
     ["remove", "*"],
     ["refresh"],
     ["capacity", "list"],
+    ["route", "list"],
+    ["route", "set", "n", "--to", "m=1,n=2", "--fallback", "o"],
+    ["route", "remove", "n"],
     ["token", "list"],
     ["token", "create", "--plane", "admin", "--name", "n"],
 ]
@@ -64,6 +67,13 @@ def hostile() -> dict[str, Any]:
         "/events": json.dumps(event) + "\n",
         "/capacities": {"capacities": [{"model": EVIL, "capacity": 1}, {"worker_name": WORKER, "capacity": 2}]},
         "/tokens": {"tokens": [{"plane": "worker", "name": EVIL, "source": EVIL, "workers": [EVIL], "models": [EVIL]}]},
+        "/model_routes": {
+            "model_routes": [
+                {"model": EVIL, "targets": {EVIL: 1, WORKER: 2}, "fallbacks": [EVIL], "unserved": [EVIL]},
+            ]
+        },
+        "/set_model_route": {"unserved": ["m", EVIL]},
+        "/remove_model_route": {"exist": True},
         "/get_worker_address": {"address": WORKER, "lease": EVIL},
         "/release_worker": {"released": True},
         "/create_token": {"token": EVIL},

@@ -16,6 +16,7 @@ from controller.cli.doctor import findings_table
 from controller.cli.explanation import candidates_table
 from controller.cli.models import models_of, models_table
 from controller.cli.replicas import differences_table, differing_settings, replicas_table
+from controller.cli.routes import routes_table
 from controller.cli.spread import spread_table
 from controller.cli.tables import Column, bar, fit_table
 from controller.cli.tokens import tokens_table
@@ -38,6 +39,7 @@ def tables(url: str, model: str) -> dict[str, Callable[[Console], RenderableType
     workers = [listed(url, model, "m"), listed("http://h:1", model, draining=True, stalled_for=75.0)]
     explanation = {"model": model, "workers": 3, "candidates": [candidate(url), candidate("b")], "excluded": []}
     token = {"plane": "worker", "name": "gpu-rack-1", "source": "created", "workers": [url, "*.b"], "models": [model]}
+    route = {"model": "m", "targets": {model: 90, "n": 10}, "fallbacks": [model], "unserved": ["n"]}
     return {
         "workers": lambda console: workers_table(workers, console),
         "worker": lambda console: worker_table(workers[0], console, 60.0),
@@ -49,6 +51,7 @@ def tables(url: str, model: str) -> dict[str, Callable[[Console], RenderableType
         "doctor": lambda console: findings_table([ok("a", url), problem("models", model, f"See {url}.")], console),
         "config": lambda console: settings_table([Effective(each, url, "default") for each in all_settings()], console),
         "capacities": lambda console: capacities_table([{"worker_name": url, "capacity": 5}], console),
+        "routes": lambda console: routes_table([route], console),
         "tokens": lambda console: tokens_table([token], console),
     }
 

@@ -12,8 +12,9 @@ from tests.deploy.compose import ROOT
 pytestmark = pytest.mark.deploy
 
 HAPROXY = [(ROOT / "deploy/haproxy" / name).read_text() for name in ("haproxy.cfg", "fixed-addresses.cfg")]
-WAITS = {"/register_worker", "/register_engine", "/engines", "/refresh_all_workers"}
-ONCE = {"/create_token", "/revoke_token"}  # the response of a repeated request says that there was nothing to do
+WAITS = {"/register_worker", "/register_engine", "/engines", "/refresh_all_workers", "/set_model_route"}
+# The response of a repeated request says that there was nothing to do.
+ONCE = {"/create_token", "/revoke_token", "/remove_model_route"}
 
 ENDLESS = {"/events", "/overview"}  # the response may go on, and may be silent for 15 s
 FILES = {"/", "/page/{file:path}"}  # of the page. Its user can load them again

@@ -16,7 +16,7 @@ _OF_SCRIPTS: Final = "test_repeated_scripts"  # has tests of each script, and ta
 _ROWS: Final = (
     ("lua/leases", f"leases web/leases failing sequence_numbers availability/clock_jumps {_LATE} oracle accessed_keys"),
     ("lua/capacities", f"capacities fleet/capacities web/capacities {_LATE} oracle accessed_keys"),
-    ("lua/entries", "web/access repeated_scripts registry_faults accessed_keys"),
+    ("lua/entries", "web/access fleet/model_routes web/model_routes repeated_scripts registry_faults accessed_keys"),
     ("lua/events", "web/events repeated_scripts registry_faults accessed_keys"),
     ("lua/include/events", "web/events accessed_keys"),
     ("lua/coordination/join_replicas", "fleet/replicas repeated_scripts registry_faults accessed_keys"),
@@ -70,6 +70,7 @@ _ROWS: Final = (
     ("controller/domain/clock.py", "domain/clock availability/clock_jumps"),
     ("controller/domain/errors.py", "domain settings security/tokens docs web/fastchat_wire web/heartbeat_errors"),
     ("controller/domain/capacity.py", "domain/capacity capacities fleet/capacities web/capacities settings"),
+    ("controller/domain/model_route.py", "domain/model_route fleet/model_routes web/model_routes"),
     ("controller/domain/worker.py", "domain fleet/membership web/lenient_bodies web/fastchat_wire settings cli/cli"),
     ("controller/domain/dispatch.py", "settings availability/degraded"),
     ("controller/domain/events.py", "web/events docs"),

@@ -123,6 +123,9 @@ async def test_a_rogue_host_can_do_nothing(closed: ControllerProcess, secret: st
         "POST /remove_worker": {"worker_name": "http://127.0.0.1:1/own"},
         "POST /drain_worker": {"worker_name": "http://127.0.0.1:1/own"},
         "POST /set_capacity": {"model": "m", "capacity": 1},
+        "POST /set_model_route": {"model": "m", "targets": {"rogue": 1}},
+        "POST /remove_model_route": {"model": "m"},
+        "GET /model_routes": {},
         "POST /refresh_all_workers": {},
         "POST /report_failure": {"worker_name": "http://127.0.0.1:1/own"},
     }
@@ -154,6 +157,9 @@ ONLY_ADMINS: dict[str, Any] = {
     "GET /tokens": {},
     "GET /capacities": {},
     "POST /set_capacity": {"model": "others", "capacity": 1},
+    "GET /model_routes": {},
+    "POST /set_model_route": {"model": "others", "targets": {"own": 1}},  # to get the requests of a model
+    "POST /remove_model_route": {"model": "others"},
     "POST /create_token": {"plane": "admin", "name": "rogue"},
     "POST /revoke_token": {"name": "rack"},
 }

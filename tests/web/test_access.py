@@ -30,7 +30,7 @@ pytestmark = pytest.mark.usefixtures("quick_look")
 
 @pytest.fixture
 def quick_look(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(fleet_tokens, "_INTERVAL", 0.02)
+    monkeypatch.setattr(fleet_tokens, "INTERVAL", 0.02)
 
 
 @pytest.fixture
@@ -278,6 +278,21 @@ async def test_tokens_survive_that_redis_loses_them(store: Store) -> None:
         await api.replica.tokens.update()
         assert (await api.http.post("/list_models", headers=bearer(secret))).status_code == 200
         assert await store.client.hget(f"{{{store.namespace}}}:tokens", "entry:web")
+
+
+async def test_a_token_that_is_created_after_redis_lost_the_others_is_kept(store: Store) -> None:
+    async for api in open_api(store.registry(), **SETTINGS):
+        admin = bearer(TOKENS["admin"])
+        for name in ("web", "app"):
+            await api.http.post("/create_token", json={"plane": "client", "name": name}, headers=admin)
+        await store.client.delete(f"{{{store.namespace}}}:tokens")
+        body = {"plane": "client", "name": "new"}
+        secret = (await api.http.post("/create_token", json=body, headers=admin)).json()["token"]
+        assert (await api.http.post("/list_models", headers=bearer(secret))).status_code == 200
+        await store.client.delete(f"{{{store.namespace}}}:tokens")
+        assert (await api.http.post("/revoke_token", json={"name": "web"}, headers=admin)).json() == {"exist": True}
+        found = await store.client.hgetall(f"{{{store.namespace}}}:tokens")
+        assert {name for name in found if name.startswith("entry:")} == {"entry:app", "entry:new"}
 
 
 async def test_a_changed_tokens_file_is_read_again(

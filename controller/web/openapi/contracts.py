@@ -188,6 +188,11 @@ CONTRACTS: Final[Mapping[str, Contract]] = {
         ],
         errors=by_status(InvalidInput, *STORE),
     ),
+    "/set_model_route": Contract(
+        admin_responses.Unserved, admin.ModelRouteRequest, errors=by_status(InvalidInput, *STORE)
+    ),
+    "/remove_model_route": Contract(responses.Exists, admin.RoutedNameRequest, errors=by_status(InvalidInput, *STORE)),
+    "/model_routes": Contract(admin_responses.ModelRoutes, headers=(DEGRADED,), errors=_LISTED),
     "/create_token": Contract(
         admin_responses.NewSecret,
         admin.TokenRequest,

@@ -1,7 +1,9 @@
-"""The routes of operators: draining, removing, listing and probing workers, their capacities, tokens and metrics."""
+"""The routes of operators: workers, their capacities, routes of model names, tokens, and metrics."""
 
+import asyncio
 from collections.abc import Mapping
 
+from controller.domain.engine import Protocol
 from controller.domain.errors import InvalidInput, StoreError
 from controller.domain.worker import model_name
 from controller.security.access import Caller
@@ -104,6 +106,39 @@ async def capacities(services: Services, _: bytes) -> Answer:
     """List the capacities that were set for workers and models."""
     found, snapshot_age = await services.capacities.list()
     return Answer(schemas.encode(responses.SetCapacities.of(found)), headers=degraded(snapshot_age))
+
+
+async def set_model_route(services: Services, body: bytes, caller: Caller) -> Answer:
+    """Set which models serve the requests of a name: an alias, a split by weights, and fallbacks.
+
+    It replaces an earlier route of the name. Targets and fallbacks are names of served models and never of routes, and
+    need not have a worker yet. A target may be the name itself, which then means the served model. Requests to the
+    routes of OpenAI's API obey the route. `/get_worker_address` and the other routes of FastChat do not. All replicas
+    that reach Redis use it when the response arrives.
+    """
+    model, route = admin.parse_model_route(body)
+    await services.model_routes.set(model, route, caller)
+    served, _ = await _served_models(services)
+    return Answer(schemas.encode(responses.Unserved.of(route, served)))
+
+
+async def remove_model_route(services: Services, body: bytes, caller: Caller) -> Answer:
+    """Remove the route of a name. No replica that reaches Redis uses it when the response arrives."""
+    return EXISTS if await services.model_routes.remove(admin.parse_routed_name(body), caller) else UNKNOWN
+
+
+async def model_routes(services: Services, _: bytes) -> Answer:
+    """List the routes of model names."""
+    routes, age = await services.model_routes.list()
+    served, age_of_served = await _served_models(services)
+    body = schemas.encode(responses.ModelRoutes.of(routes, served))
+    return Answer(body, headers=degraded(age_of_served if age is None else age))
+
+
+async def _served_models(services: Services) -> tuple[set[str], float | None]:
+    """Return the models that a live worker of any protocol serves, and the age of the snapshot as in MaybeStale."""
+    lists = await asyncio.gather(*(services.dispatcher.list_models(protocol=protocol) for protocol in Protocol))
+    return {model for models, _ in lists for model in models}, lists[0].snapshot_age
 
 
 async def create_token(services: Services, body: bytes, caller: Caller) -> Answer:

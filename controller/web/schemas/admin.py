@@ -9,10 +9,20 @@ from controller.domain.capacity import CapacityTarget, check_capacity
 from controller.domain.engine_entry import AUTO, MAX_KEY_LENGTH, EngineEntry
 from controller.domain.engine_status import EngineKind
 from controller.domain.errors import InvalidInput
+from controller.domain.model_route import ModelRoute, whole_weight
 from controller.domain.worker import MAX_MODELS, MAX_SPEED, MIN_SPEED, model_name, worker_name
 from controller.json_bodies import MODEL_NAME, Capacity, JsonBody, described
 from controller.security.tokens import Plane, parse_plane, token_name
-from controller.web.schemas.fields import URL, ModelPatterns, TokenName, TokenPlane, WorkerPatterns
+from controller.web.schemas.fields import (
+    URL,
+    Fallbacks,
+    ModelPatterns,
+    RoutedName,
+    Targets,
+    TokenName,
+    TokenPlane,
+    WorkerPatterns,
+)
 
 
 class CapacityRequest(msgspec.Struct):
@@ -26,6 +36,20 @@ class CapacityRequest(msgspec.Struct):
     model: Annotated[
         str | None, described("The model of the workers.", "echo", type=["string", "null"], **MODEL_NAME)
     ] = None
+
+
+class ModelRouteRequest(msgspec.Struct):
+    """Which models serve the requests of a name."""
+
+    model: RoutedName
+    targets: Targets
+    fallbacks: Fallbacks = []
+
+
+class RoutedNameRequest(msgspec.Struct):
+    """A request about the route of a name."""
+
+    model: RoutedName
 
 
 class TokenRequest(msgspec.Struct):
@@ -86,10 +110,25 @@ _capacity: Final = JsonBody(
     CapacityRequest, "body", "Send capacity, which may be null, and either worker_name or model."
 )
 
-
+_model_route: Final = JsonBody(
+    ModelRouteRequest, "body", "Send model, targets as an object with a weight for each model, and optional fallbacks."
+)
+_routed_name: Final = JsonBody(RoutedNameRequest, "body", "Send the name of the model.")
 _token: Final = JsonBody(TokenRequest, "body", "Send plane and name, and for a worker token workers and models.")
 _engine: Final = JsonBody(EngineRequest, "body", "Send worker_name, and what the engine cannot say itself.")
 _token_name: Final = JsonBody(TokenNameRequest, "body", "Send the name of the token.")
+
+
+def parse_model_route(body: bytes) -> tuple[str, ModelRoute]:
+    """Return a request to set the route of a name: the name, and the route."""
+    request = _model_route.read(body)
+    targets = {name: whole_weight(weight) for name, weight in request.targets.items()}
+    return model_name(request.model), ModelRoute(targets, tuple(request.fallbacks))
+
+
+def parse_routed_name(body: bytes) -> str:
+    """Return the name in a request to remove its route."""
+    return model_name(_routed_name.read(body).model)
 
 
 def parse_token(body: bytes) -> NewToken:

@@ -1,6 +1,6 @@
 """The bodies of responses to operators. The API document has the types and their descriptions."""
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from typing import Annotated, Any, Literal
 
 from msgspec import UNSET, Struct, UnsetType
@@ -8,6 +8,7 @@ from msgspec import UNSET, Struct, UnsetType
 from controller.dispatch.explanation import Explanation
 from controller.domain.capacity import CapacityList, CapacityTarget
 from controller.domain.dispatch import DispatchMethod
+from controller.domain.model_route import ModelRoute
 from controller.domain.worker import Worker
 from controller.fleet.engines import EngineState
 from controller.fleet.replicas import ReplicaDescription
@@ -157,6 +158,56 @@ class SetCapacities(Struct):
     def of(cls, capacities: CapacityList) -> "SetCapacities":
         """Return the body of a list."""
         return cls([SetCapacity.of(*each) for each in sorted(capacities.by_target.items())])
+
+
+UnservedModels = Annotated[
+    list[str],
+    described(
+        "Those of its models that no live worker serves now: targets with a weight above 0 and fallbacks.",
+        ["qwen-7b-next"],
+    ),
+]
+
+
+class Unserved(Struct):
+    """The result of setting a route."""
+
+    unserved: UnservedModels
+
+    @classmethod
+    def of(cls, route: ModelRoute, served: Collection[str]) -> "Unserved":
+        """Return the body of a response. served: the models that live workers serve."""
+        return cls([model for model in route.models if model not in served])
+
+
+class ListedModelRoute(Struct):
+    """The route of a name."""
+
+    model: Annotated[str, described("The name that clients send as their model.", "gpt-small")]
+    targets: Annotated[
+        Mapping[str, int],
+        described("The weight of each model that serves the requests.", {"qwen-7b": 90, "qwen-7b-next": 10}),
+    ]
+    fallbacks: Annotated[
+        Sequence[str], described("The models to try when no target has a live worker, in this order.", ["qwen-1b"])
+    ]
+    unserved: UnservedModels
+
+
+class ModelRoutes(Struct):
+    """The routes of model names, sorted by name."""
+
+    model_routes: list[ListedModelRoute]
+
+    @classmethod
+    def of(cls, routes: Mapping[str, ModelRoute], served: Collection[str]) -> "ModelRoutes":
+        """Return the body of a list. served: the models that live workers serve."""
+        return cls(
+            [
+                ListedModelRoute(model, route.targets, route.fallbacks, Unserved.of(route, served).unserved)
+                for model, route in routes.items()
+            ]
+        )
 
 
 class NewSecret(Struct):

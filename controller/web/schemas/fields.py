@@ -8,8 +8,9 @@ from typing import Annotated, Any, Final
 import msgspec
 
 from controller.domain.lease import LEASE, MAX_LEASE_TIME
+from controller.domain.model_route import MAX_FALLBACKS, MAX_TARGETS, MAX_WEIGHT
 from controller.domain.worker import MAX_NAME_LENGTH, MIN_SPEED
-from controller.json_bodies import described
+from controller.json_bodies import MODEL_NAME, described
 from controller.security.tokens import MAX_PATTERNS, NAME, PATTERN, TOKEN_PLANES
 
 COMPONENTS: Final = "#/components/schemas/"  # where the document has the types
@@ -84,4 +85,28 @@ WorkerPatterns = Annotated[
 ModelPatterns = Annotated[
     list[str],
     described("The models that these workers may serve. An empty list means all.", ["vicuna-*"], **_PATTERNS),
+]
+RoutedName = Annotated[str, described("The name that clients send as their model.", "gpt-small", **MODEL_NAME)]
+Targets = Annotated[
+    dict[str, int | float],
+    described(
+        "The weight of each model that serves the requests. They are split by the weights. A model with weight 0 gets "
+        "none. One weight at least is above 0.",
+        {"qwen-7b": 90, "qwen-7b-next": 10},
+        minProperties=1,
+        maxProperties=MAX_TARGETS,
+        propertyNames=MODEL_NAME,
+        additionalProperties={"type": "integer", "minimum": 0, "maximum": MAX_WEIGHT},
+        **{"not": {"additionalProperties": {"const": 0}}},
+    ),
+]
+Fallbacks = Annotated[
+    list[str],
+    described(
+        "The models to try when no target has a live worker, in this order.",
+        ["qwen-1b"],
+        maxItems=MAX_FALLBACKS,
+        uniqueItems=True,
+        items={"type": "string", **MODEL_NAME},
+    ),
 ]

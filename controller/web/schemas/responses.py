@@ -51,7 +51,7 @@ class Models(Struct):
 class Exists(Struct):
     """Whether what the request is about exists."""
 
-    exist: Annotated[bool, described("`false`: there is no such worker or token, and nothing was done.", True)]
+    exist: Annotated[bool, described("`false`: there is no such worker, route or token, and nothing was done.", True)]
 
 
 class Released(Struct):
