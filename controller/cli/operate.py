@@ -40,6 +40,7 @@ def drain(
         1  an error, or a worker is not alive
         3  the deadline has passed
         4  a worker serves again, because it was resumed
+        5  no request is known, but a worker has never reported its queue
     """
     from controller.cli.operations import wait_for_workers  # imported late, so that --help stays fast
 
@@ -86,8 +87,19 @@ def _change(
     workers, has_several = run(find_workers(controller, names))
     if has_several and not yes:
         click.echo("\n".join(map(printable, workers)))
-        click.confirm(f"These are {len(workers)} workers. Go on?", abort=True)
+        if not _agrees(f"These are {len(workers)} workers. Go on?"):
+            click.echo("Nothing was changed.", err=True)
+            raise SystemExit(1)
     return workers, run(change_workers(controller, path, done, workers, reason))
+
+
+def _agrees(question: str) -> bool:
+    """Ask a question. Ctrl-C, and the end of the input, mean no."""
+    try:
+        return click.confirm(question)
+    except click.Abort:
+        click.echo(err=True)
+        return False
 
 
 @click.command(short_help="Register a worker that does not do so itself.")
@@ -131,7 +143,8 @@ def register(
     sentences = run(
         register_worker(
             controller, url, models, speed, queue_length, capacity, heartbeats=not no_heartbeats, multimodal=multimodal
-        )
+        ),
+        "Interrupted. The worker may have been registered. `controller workers` lists it then.",
     )
     for sentence in sentences:
         click.echo(printable(sentence))
@@ -143,7 +156,7 @@ def refresh(controller: Controller) -> None:
     """Probe all workers now. A worker that fails two probes is removed."""
     from controller.cli.operations import refresh_workers  # imported late, so that --help stays fast
 
-    run(refresh_workers(controller))
+    run(refresh_workers(controller), "Interrupted. The controller goes on if it has begun to probe the workers.")
 
 
 @click.command(short_help="Show events as they happen.")

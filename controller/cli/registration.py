@@ -7,8 +7,9 @@ from controller.cli.api import request
 from controller.cli.options import Controller
 from controller.cli.tables import create_console
 from controller.cli.worker import worker_table
-from controller.cli.workers import STALLED_AFTER, fetch_workers
+from controller.cli.workers import fetch_workers
 from controller.domain.errors import ControllerRefused, ControllerUnreachable, InvalidInput
+from controller.domain.stalls import STALLED_AFTER
 from controller.domain.worker import worker_name
 
 

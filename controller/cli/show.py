@@ -51,6 +51,9 @@ def workers(
     The column slots has the number of requests that a worker runs at once. "5" is what the worker reports, and "5 set"
     is configured. It is empty if the number is unknown. With --json and --watch, each state is one line.
 
+    Long names are shortened if the terminal has no room. `| cat` and --json show them in full. The exit status is 1 if
+    no live worker serves the model of --model.
+
     \b
     Watch the workers with a problem, and find out more about one:
         controller workers --watch --sort state
@@ -62,7 +65,7 @@ def workers(
     if watch:
         run_until_interrupted(call)
     else:
-        run(call)
+        raise SystemExit(0 if run(call) else 1)
 
 
 @click.command(short_help="Show all about one worker, and its last events.")
@@ -179,7 +182,8 @@ def dispatch(model: str, repeat: int, no_lease: bool, as_json: bool, controller:
     """
     from controller.cli.spread import show_spread  # imported late, so that --help stays fast
 
-    raise SystemExit(0 if run(show_spread(controller, model, repeat, not no_lease, as_json)) else 1)
+    call = show_spread(controller, model, repeat, not no_lease, as_json)
+    raise SystemExit(0 if run(call, "Interrupted. Leases that were not released end within 5 minutes.") else 1)
 
 
 @click.command(short_help="Check Redis, replicas, settings and workers.")
