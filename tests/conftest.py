@@ -1,10 +1,9 @@
-"""Stores to test on: fakeredis and the embedded server.
+"""Stores to test on: the embedded server, and in tests/store and tests/availability each kind of store.
 
-Where redis-server is installed, the tests of availability run on it, too. So do the tests of the store, as the
-restricted user of deploy/redis/users.acl ("redis-server-acl").
+These two also run on fakeredis. Where redis-server is installed, the tests of availability run on it, too. So do the
+tests of the store, as the restricted user of deploy/redis/users.acl ("redis-server-acl").
 
-A test that takes `store` runs once on each store. It fails if it leaves inconsistent indexes, or keys that would never
-expire.
+A test that takes `store` fails if it leaves inconsistent indexes, or keys that would never expire.
 """
 
 import signal
@@ -32,7 +31,6 @@ from tests.support.stores import (
     CLOCK,
     NO_PROC_TITLE,
     REDIS_SERVER,
-    STORES,
     STORES_WITH_RIGHTS,
     WITHOUT_DECAY,
     Store,
@@ -184,9 +182,10 @@ def store_clock(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(scripts, "source", with_settable_clock)
 
 
-@pytest.fixture(params=STORES)
+@pytest.fixture
 async def store(request: pytest.FixtureRequest) -> AsyncIterator[Store]:
-    async with open_store(request, request.param) as opened:
+    """Return a real server. Most tests are about what is above the store, so one kind of store is enough."""
+    async with open_store(request, "embedded") as opened:
         yield opened
 
 
