@@ -7,9 +7,9 @@ import pytest
 from playwright.sync_api import Page, Route, expect
 
 from tests.page.conftest import Open
-from tests.system.conftest import Serve
+from tests.system.processes import ControllerProcess
 
-pytestmark = [pytest.mark.system, pytest.mark.smoke]
+pytestmark = pytest.mark.system
 
 EXPECTED = r"Failed to load resource: .* 404|TypeError|Error: The style sheet is missing"
 OTHER = "0123456789abcdef"
@@ -40,9 +40,8 @@ def other_style(text: str) -> str:
 
 @pytest.mark.parametrize("changed", [other_scripts, other_style])
 def test_a_page_of_two_versions_is_loaded_again_once(
-    serve: Serve, open_page: Open, changed: Callable[[str], str]
+    controller: ControllerProcess, open_page: Open, changed: Callable[[str], str]
 ) -> None:
-    controller = serve("--poll-interval", "0")
     page = open_page(f"{controller.url}/healthz", EXPECTED)
     loads: list[str] = []
     page.on("request", lambda request: loads.append(request.url) if request.is_navigation_request() else None)

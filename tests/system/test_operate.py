@@ -47,8 +47,7 @@ def running(controller: ControllerProcess, *arguments: str) -> Iterator["subproc
 
 
 @pytest.fixture
-def controller(serve: Serve) -> ControllerProcess:
-    controller = serve("--poll-interval", "0")
+def controller(controller: ControllerProcess) -> ControllerProcess:
     for name in (A, B, C):
         controller.register(name)
     return controller
