@@ -33,7 +33,7 @@ from tests.support.waiting import wait_for_each, wait_until
 from tests.system.load import load
 from tests.system.processes import call, serves
 
-KILL_SECONDS = 60.0
+KILL_SECONDS = 30.0
 pytestmark = [pytest.mark.deploy, pytest.mark.timeout(400)]
 
 
@@ -129,7 +129,7 @@ async def test_the_cluster_is_scaled_from_3_to_6_under_load(cluster: Compose, fi
     assert set(results.addresses) == workers
 
 
-async def test_replicas_are_killed_at_random_for_a_minute(cluster: Compose, figure: Figure) -> None:
+async def test_replicas_are_killed_at_random(cluster: Compose, figure: Figure) -> None:
     cluster("up", "--detach", "--no-build", "--no-recreate", "--scale", "controller=3")
     await ready_replicas(cluster, 3)
     workers = await all_workers(cluster)
