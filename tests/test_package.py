@@ -11,7 +11,7 @@ import pytest
 from controller.store import scripts
 
 ROOT = Path(__file__).parents[1]
-SERVE = "from controller.web.routes import page; print(len(page._FILES), len(page._PAGE.body))"
+SERVE = "from controller.web.routes import page; print(len(page._FILES), len(page._FILES[None].body))"
 LOAD = "from controller.store import scripts; print(scripts.folder()); print(scripts.source('register'))"
 
 

@@ -1,9 +1,13 @@
 """The commands `controller capacity ...`: how many requests the workers run at once."""
 
+from typing import Final
+
 import click
 
 from controller.cli.options import Controller, as_json, connects, no_color, run
 from controller.domain.worker import MAX_CAPACITY
+
+_INTERRUPTED: Final = "Interrupted. The capacity may have been changed. `controller capacity list` shows it."
 
 
 @click.group()
@@ -59,7 +63,7 @@ def set_(target: str, slots: int, controller: Controller) -> None:
     """
     from controller.cli.capacities import set_capacity  # imported late, so that --help stays fast
 
-    click.echo(run(set_capacity(controller, target, slots)))
+    click.echo(run(set_capacity(controller, target, slots), _INTERRUPTED))
 
 
 @capacity.command()
@@ -72,4 +76,4 @@ def unset(target: str, controller: Controller) -> None:
     """
     from controller.cli.capacities import set_capacity  # imported late, so that --help stays fast
 
-    click.echo(run(set_capacity(controller, target, None)))
+    click.echo(run(set_capacity(controller, target, None), _INTERRUPTED))

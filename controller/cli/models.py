@@ -10,10 +10,11 @@ from controller.cli.api import request_reply
 from controller.cli.options import Controller
 from controller.cli.tables import Column, Row, bar, cell, create_console, fit_table, print_json
 from controller.cli.text import count
-from controller.cli.workers import DEGRADED, STALLED_AFTER, Worker, is_stalled
+from controller.cli.workers import DEGRADED, Worker, is_stalled
+from controller.domain.stalls import STALLED_AFTER
 
 _COLUMNS: Final = (
-    Column("model", breaks=True),
+    Column("model", shortens=True),
     Column("workers", right=True),
     Column("queue", right=True),
     Column("slots", right=True),

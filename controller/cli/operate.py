@@ -46,6 +46,7 @@ def drain(
         1  an error, or a worker is not alive
         3  the deadline has passed
         4  a worker serves again, because it was resumed
+        5  no request is known, but a worker has never reported its queue
     """
     from controller.cli.operations import wait_for_workers  # imported late, so that --help stays fast
 
@@ -92,8 +93,19 @@ def _change(
     workers, has_several = run(find_workers(controller, names))
     if has_several and not yes:
         click.echo("\n".join(map(printable, workers)))
-        click.confirm(f"These are {len(workers)} workers. Go on?", abort=True)
+        if not _agrees(f"These are {len(workers)} workers. Go on?"):
+            click.echo("Nothing was changed.", err=True)
+            raise SystemExit(1)
     return workers, run(change_workers(controller, path, done, workers, reason))
+
+
+def _agrees(question: str) -> bool:
+    """Ask a question. Ctrl-C, and the end of the input, mean no."""
+    try:
+        return click.confirm(question)
+    except click.Abort:
+        click.echo(err=True)
+        return False
 
 
 @click.command(short_help="Register an engine, or a worker that does not do so itself.")
@@ -165,7 +177,8 @@ def register(
     if engine == FASTCHAT and api_key_file is not None:
         raise click.UsageError("--api-key-file is for engines. Workers of FastChat have --upstream-tokens-file.")
     details = Details(engine, models, speed, queue_length, capacity, not no_heartbeats, multimodal, api_key_file)
-    for sentence in run(register_worker(controller, url, details)):
+    interrupted = "Interrupted. The worker may have been registered. `controller workers` lists it then."
+    for sentence in run(register_worker(controller, url, details), interrupted):
         click.echo(printable(sentence))
 
 
@@ -175,7 +188,7 @@ def refresh(controller: Controller) -> None:
     """Probe all workers now. A worker that fails two probes is removed."""
     from controller.cli.operations import refresh_workers  # imported late, so that --help stays fast
 
-    run(refresh_workers(controller))
+    run(refresh_workers(controller), "Interrupted. The controller goes on if it has begun to probe the workers.")
 
 
 @click.command(short_help="Show events as they happen.")

@@ -1,7 +1,6 @@
 """What the commands of operators do: requests to a running controller, and their results as text."""
 
 import asyncio
-import re
 import time
 from collections.abc import Sequence
 from typing import Any, Final
@@ -9,17 +8,18 @@ from typing import Any, Final
 import click
 
 from controller.cli.api import request, request_reply
-from controller.cli.options import Controller
+from controller.cli.options import Controller, Interrupted
+from controller.cli.patterns import covered
 from controller.cli.text import count, duration, printable
 from controller.cli.workers import fetch_workers
 from controller.domain.errors import ControllerRefused, ControllerUnreachable
+from controller.domain.stalls import STALLED_AFTER
 
 _REFRESH_TIMEOUT: Final = 120.0  # seconds
-_STALLED_AFTER: Final = 60.0  # seconds
 _INTERVAL: Final = 1.0  # seconds between two looks at workers that drain
 # After Redis lost its data, replicas restore the workers within seconds. Until then, none is listed.
 _GONE_AFTER: Final = 8.0  # seconds for which a worker is not listed
-DEADLINE_PASSED, SERVES_AGAIN = 3, 4  # exit statuses
+DEADLINE_PASSED, SERVES_AGAIN, NOT_KNOWN = 3, 4, 5  # exit statuses
 
 
 async def find_workers(controller: Controller, names: Sequence[str]) -> tuple[list[str], bool]:
@@ -36,23 +36,34 @@ async def wait_for_workers(controller: Controller, workers: Sequence[str], deadl
     """Wait until draining workers have finished their requests. Return the exit status.
 
     deadline: how long to wait, in seconds. None for any time.
+
+    Raises ControllerRefused, and Interrupted after Ctrl-C.
     """
     ends_at = None if deadline is None else time.monotonic() + deadline
     try:
         return await _wait(controller, set(workers), ends_at)
-    except asyncio.CancelledError:
-        click.echo("Not waiting any more. The workers go on draining. `controller resume` lets them serve again.")
-        raise
+    except asyncio.CancelledError as error:
+        raise Interrupted(
+            "Not waiting any more. The workers go on draining. `controller resume` lets them serve again."
+        ) from error
 
 
 async def change_workers(controller: Controller, path: str, done: str, workers: Sequence[str], reason: str) -> bool:
-    """Send a request for each worker. Return True if all workers were alive. Raises ControllerUnreachable.
+    """Send a request for each worker. Return True if all workers were alive.
 
     done: begins the line about a worker: "Resumed".
+
+    Raises ControllerUnreachable, and Interrupted after Ctrl-C.
     """
     all_alive = True
-    for name in workers:
-        answer = await request(controller, path, "exist", {"worker_name": name, "reason": reason})
+    for number, name in enumerate(workers):
+        try:
+            answer = await request(controller, path, "exist", {"worker_name": name, "reason": reason})
+        except asyncio.CancelledError as error:
+            raise Interrupted(
+                f"Interrupted after {number} of {count(len(workers), 'worker')}. The request about {name} may have "
+                "been carried out, too. `controller workers` shows the state."
+            ) from error
         all_alive = all_alive and answer["exist"]
         _say(f"{done} {name}." if answer["exist"] else f"{name} is gone: its heartbeats have stopped.")
     return all_alive
@@ -74,25 +85,9 @@ async def refresh_workers(controller: Controller) -> None:
     click.echo(f"{count(len(after), 'live worker')}.")
 
 
-def covered(known: Sequence[str], names: Sequence[str]) -> list[str]:
-    """Return the known workers that the names and patterns cover, in the order of `names`."""
-    found: dict[str, None] = {}
-    for name in names:
-        covered = [worker for worker in known if _covers(name.rstrip("/"), worker)]
-        if not covered:
-            raise ControllerUnreachable(f"No live worker is named {name}. `controller workers` lists them.")
-        found.update(dict.fromkeys(covered))
-    return list(found)
-
-
-def _covers(pattern: str, worker: str) -> bool:
-    """Return True if a pattern covers a worker, with the scheme or without it. Brackets belong to IPv6 addresses."""
-    form = re.escape(pattern).replace(r"\*", ".*").replace(r"\?", ".")
-    return any(re.fullmatch(form, name, re.DOTALL) for name in (worker, worker.partition("://")[2]))
-
-
 async def _wait(controller: Controller, names: set[str], ends_at: float | None) -> int:
     """Wait until workers have finished their requests or are gone. Return the exit status."""
+    status = 0
     last: dict[str, int] = {}
     missing_since: dict[str, float] = {}
     stalled: set[str] = set()  # that were reported
@@ -109,18 +104,26 @@ async def _wait(controller: Controller, names: set[str], ends_at: float | None) 
             missing_since.pop(name, None)
             if worker["drained"]:
                 names.discard(name)
-                _say(f"{name} is idle.")
+                if _reports(worker):
+                    _say(f"{name} is idle.")
+                    continue
+                status = NOT_KNOWN
+                _say(
+                    f"{name}: it is not known whether requests are left. It sends no heartbeats and has answered no "
+                    "poll, so it has never reported its queue.",
+                    err=True,
+                )
             elif not worker["draining"]:
                 _say(f"{name} serves again: it was resumed. Not waiting any more.", err=True)
                 return SERVES_AGAIN
             elif last.get(name) != (left := _left(worker)):
                 last[name] = left
                 _say(f"{name} has {count(left, 'request')} left.")
-            elif (stalled_for := worker.get("stalled_for") or 0.0) >= _STALLED_AFTER and name not in stalled:
+            elif (stalled_for := worker.get("stalled_for") or 0.0) >= STALLED_AFTER and name not in stalled:
                 stalled.add(name)
                 _say(f"{name} is stalled: none of its requests has finished for {duration(stalled_for)}.")
         if not names:
-            return 0
+            return status
         if ends_at is not None and time.monotonic() >= ends_at:
             _say(f"The deadline has passed. Still draining: {', '.join(sorted(names))}.", err=True)
             return DEADLINE_PASSED
@@ -170,3 +173,8 @@ def _say(text: str, err: bool = False) -> None:
 
 def _left(worker: dict[str, Any]) -> int:
     return max(int(worker["queue_length"]), int(worker["leased"]))
+
+
+def _reports(worker: dict[str, Any]) -> bool:
+    """Return True if a worker reports its queue: with heartbeats, or as the response to polls."""
+    return bool(worker["check_heart_beat"] or worker["polled"])

@@ -11,6 +11,7 @@ import click
 
 from controller.cli.text import printable
 from controller.domain.errors import ControllerError
+from controller.domain.stalls import STALLED_AFTER
 
 Result = TypeVar("Result")
 _UNITS: Final = {"s": 1, "m": 60, "h": 3600}
@@ -90,14 +91,29 @@ interval: Final = click.option(
 stalled_after: Final = click.option(
     "--stalled-after",
     type=Duration(),
-    default="60s",
+    default=f"{STALLED_AFTER:g}s",
     show_default=True,
     help="Call a worker stalled if none of its requests has finished for this long.",
 )
 
 
-def run(call: Coroutine[Any, Any, Result]) -> Result:
-    """Return the result of a call. An error of the controller ends the command with its message."""
+class Interrupted(Exception):
+    """Ctrl-C has ended a command. The message says what was done, and what goes on."""
+
+
+def run(call: Coroutine[Any, Any, Result], interrupted: str = "Interrupted. Nothing was changed.") -> Result:
+    """Return the result of a call. An error of the controller ends the command with its message.
+
+    interrupted: what to say after Ctrl-C, unless the call raises Interrupted. Commands that change something need it.
+    """
+    try:
+        return _run(call)
+    except (KeyboardInterrupt, Interrupted) as error:
+        click.echo(f"\n{printable(str(error) or interrupted)}", err=True)  # after the ^C of the terminal
+        raise SystemExit(1) from error
+
+
+def _run(call: Coroutine[Any, Any, Result]) -> Result:
     try:
         return asyncio.run(call)
     except ControllerError as error:
@@ -111,9 +127,9 @@ def run(call: Coroutine[Any, Any, Result]) -> Result:
         ) from error
 
 
-def run_until_interrupted(call: Coroutine[Any, Any, None]) -> None:
+def run_until_interrupted(call: Coroutine[Any, Any, object]) -> None:
     """Run a call that goes on until Ctrl-C, which is a normal end."""
     try:
-        run(call)
+        _run(call)
     except KeyboardInterrupt:
         click.echo()

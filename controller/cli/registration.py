@@ -8,10 +8,11 @@ from controller.cli.api import request
 from controller.cli.options import Controller
 from controller.cli.tables import create_console
 from controller.cli.worker import worker_table
-from controller.cli.workers import STALLED_AFTER, fetch_workers
+from controller.cli.workers import fetch_workers
 from controller.domain.engine import Protocol
 from controller.domain.engine_entry import AUTO
 from controller.domain.errors import ControllerRefused, ControllerUnreachable, InvalidInput
+from controller.domain.stalls import STALLED_AFTER
 from controller.domain.worker import worker_name
 
 _TIMEOUT: Final = 60.0  # seconds: the controller asks the worker, and its timeouts may be long

@@ -15,6 +15,8 @@ from controller.cli.options import Controller
 from controller.cli.tables import Column, Row, cell, create_console, fit_table, print_json
 from controller.cli.text import count, duration, printable
 from controller.domain.errors import ControllerUnreachable
+from controller.settings import settings_of
+from controller.settings.declaration import Scope
 
 Replica = Mapping[str, Any]
 
@@ -30,8 +32,6 @@ _DIFFERENCES: Final = (
     Column("value", wraps=True, breaks=True),
     Column("replicas", wraps=True, breaks=True),
 )
-# Replicas on several machines need these to differ, and replicas of one `serve` have the same.
-_MAY_DIFFER: Final = {"host", "port", "ssl_keyfile", "ssl_certfile", "log_level", "published_host"}
 
 
 async def show_replicas(controller: Controller, as_json: bool) -> None:
@@ -74,10 +74,12 @@ async def fetch_replicas(controller: Controller) -> list[dict[str, Any]]:
 def differing_settings(replicas: Sequence[Replica]) -> dict[str, dict[str, list[str]]]:
     """Return the settings that differ: for each one the names of the replicas by value, the most common value first.
 
+    Those of a machine, such as its address, are not compared.
     Settings that a replica does not report, because it is older, are not compared with it.
     """
     differing = {}
-    for name in sorted({name for replica in replicas for name in replica["settings"]} - _MAY_DIFFER):
+    reported = {name for replica in replicas for name in replica["settings"]}
+    for name in sorted(reported - settings_of(Scope.MACHINE)):
         by_value: dict[str, list[str]] = {}
         for replica in replicas:
             if name in replica["settings"]:

@@ -52,6 +52,9 @@ def workers(
     configured, and "5 learned" comes from an engine's load. It is empty if the number is unknown. With --json and
     --watch, each state is one line.
 
+    Long names are shortened if the terminal has no room. `| cat` and --json show them in full. The exit status is 1 if
+    no live worker serves the model of --model.
+
     \b
     Watch the workers with a problem, and find out more about one:
         controller workers --watch --sort state
@@ -63,7 +66,7 @@ def workers(
     if watch:
         run_until_interrupted(call)
     else:
-        run(call)
+        raise SystemExit(0 if run(call) else 1)
 
 
 @click.command(short_help="Show the registered engines, and why some are not ready.")
@@ -191,7 +194,8 @@ def dispatch(model: str, repeat: int, no_lease: bool, as_json: bool, controller:
     """
     from controller.cli.spread import show_spread  # imported late, so that --help stays fast
 
-    raise SystemExit(0 if run(show_spread(controller, model, repeat, not no_lease, as_json)) else 1)
+    call = show_spread(controller, model, repeat, not no_lease, as_json)
+    raise SystemExit(0 if run(call, "Interrupted. Leases that were not released end within 5 minutes.") else 1)
 
 
 @click.command(short_help="Check Redis, replicas, settings and workers.")

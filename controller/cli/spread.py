@@ -9,7 +9,7 @@ from typing import Any, Final
 from rich.console import Console, RenderableType
 
 from controller.cli.api import Reply, request_reply
-from controller.cli.options import Controller
+from controller.cli.options import Controller, Interrupted
 from controller.cli.tables import Column, bar, cell, create_console, fit_table, print_json
 from controller.cli.text import count
 from controller.domain.errors import ControllerUnreachable
@@ -18,7 +18,7 @@ _LEASE_TIME: Final = 300  # seconds after which the leases end by themselves, if
 _BAR: Final = 20  # characters
 _AT_ONCE: Final = 16  # releases
 _COLUMNS: Final = (
-    Column("worker", breaks=True),
+    Column("worker", shortens=True),
     Column("requests", right=True),
     Column("share", right=True),
     Column("spread"),
@@ -28,7 +28,7 @@ _COLUMNS: Final = (
 async def show_spread(controller: Controller, model: str, repeat: int, with_lease: bool, as_json: bool) -> bool:
     """Dispatch some requests, print where they went, and release them. Return True if all got a worker.
 
-    Raises ControllerUnreachable, after releasing what was booked.
+    Raises ControllerUnreachable, and Interrupted after Ctrl-C, after releasing what was booked.
     """
     workers: Counter[str] = Counter()
     leases: list[str] = []
@@ -39,8 +39,14 @@ async def show_spread(controller: Controller, model: str, repeat: int, with_leas
             reply = await _dispatch(controller, body, leases)
             workers[reply.fields["address"]] += 1
             is_degraded = is_degraded or reply.is_degraded
-    finally:
+    except asyncio.CancelledError as error:
         released = await _release(controller, leases)
+        notes = _notes(model, workers.total(), workers[""], released if with_lease else None, is_degraded)
+        raise Interrupted(" ".join([f"Interrupted after {count(workers.total(), 'request')}.", *notes])) from error
+    except ControllerUnreachable:
+        await _release(controller, leases)
+        raise
+    released = await _release(controller, leases)
     missing = workers.pop("", 0)
     if as_json:
         counts = [{"worker_name": name, "requests": number} for name, number in workers.most_common()]

@@ -31,12 +31,14 @@ class Column(NamedTuple):
     right: its cells are justified to the right.
     wraps: its cells are wrapped between words.
     breaks: its words may be broken if the terminal has no room for them.
+    shortens: the middle of its words may be left out if the terminal has no room for them, as in long names.
     """
 
     name: str
     right: bool = False
     wraps: bool = False
     breaks: bool = False
+    shortens: bool = False
 
 
 def create_console() -> Console:
@@ -66,11 +68,12 @@ def fit_table(
     *,
     is_live: bool = False,
 ) -> RenderableType:
-    """Return a table with the columns that the console has room for. No word is broken as long as this is possible.
+    """Return a table with the columns that the console has room for. No word is broken if all have room.
 
     title: the text above it, which may come from the network.
     columns: from the most important one on. Where the terminal is too narrow, the last ones are left out.
-    required: how many of them are left out only if the others would not fit either, with their words broken.
+    required: how many of them are left out only if the others would not fit either, with their words broken or
+        shortened.
     is_live: the table is part of a screen that refreshes. Each row has one line, and what has no room is cut.
     """
     headings: Row = {column.name: column.name for column in columns}
@@ -91,12 +94,71 @@ def fit_table(
             return _table(title, columns, rows, shown, console, is_broken=False, is_live=is_live)
     for number in range(required, 0, -1):
         shown = {
-            column.name: min(_LEAST, widths[column.name]) if column.breaks else widths[column.name]
+            column.name: min(_LEAST, widths[column.name]) if column.breaks or column.shortens else widths[column.name]
             for column in columns[:number]
         }
         if _total(shown) <= console.width:
             break
+    rows = _shortened(rows, columns[: len(shown)], widths, shown, console)
     return _table(title, columns, rows, shown, console, is_broken=True, is_live=is_live)
+
+
+def _shortened(
+    rows: Sequence[Row],
+    columns: Sequence[Column],
+    wanted: Mapping[str, int],
+    least: Mapping[str, int],
+    console: Console,
+) -> list[Row]:
+    """Return rows in which the words of columns that may be shortened fit the console.
+
+    The columns share the room that is left, the ones that need little first. All that may be broken take part.
+    """
+    flexible = sorted((wanted[column.name] - least[column.name], column.name) for column in columns)
+    room = max(0, console.width - _total(least))
+    widths = dict(least)
+    needing = [(need, name) for need, name in flexible if need]
+    for number, (need, name) in enumerate(needing):
+        given = min(need, room // (len(needing) - number))
+        widths[name] += given
+        room -= given
+    shortening = [column for column in columns if column.shortens]
+    return [
+        {**row, **{each.name: _shorten(row.get(each.name, ""), each, widths, console) for each in shortening}}
+        for row in rows
+    ]
+
+
+def _shorten(content: Text | str, column: Column, widths: Mapping[str, int], console: Console) -> Text | str:
+    """Return a cell of a column in which the middle of long words is left out. Without wrapping, it is one word."""
+    text = str(content)
+    words = text.split(" ") if column.wraps else [text]
+    short = " ".join(_without_middle(word, widths[column.name], console.encoding) for word in words)
+    if short == text:
+        return content
+    return Text(short, style=content.style if isinstance(content, Text) else "")
+
+
+def _without_middle(word: str, width: int, encoding: str) -> str:
+    """Return a word in at most `width` cells of the terminal."""
+    if cell_len(word) <= width:
+        return word
+    ellipsis = "\u2026" if _can_encode("\u2026", encoding) else "..."
+    kept = max(2, width - len(ellipsis))
+    begin, end = word, word
+    while cell_len(begin) > kept // 2:
+        begin = begin[:-1]
+    while cell_len(end) > kept - kept // 2:
+        end = end[1:]
+    return f"{begin}{ellipsis}{end}"
+
+
+def _can_encode(character: str, encoding: str) -> bool:
+    try:
+        character.encode(encoding)
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 class _LongTable:
@@ -159,25 +221,25 @@ def _table(
             column.name,
             justify="right" if column.right else "left",
             overflow="ellipsis" if is_live else "fold",
-            no_wrap=is_live or not (column.wraps or (is_broken and column.breaks)),
+            no_wrap=is_live or not (column.wraps or (is_broken and (column.breaks or column.shortens))),
             min_width=widths[column.name],
         )
     for row in rows:
         table.add_row(*(row.get(name, "") for name in widths))
-    left_out = [column.name for column in columns[len(widths) :]]
-    if left_out and not is_live:
-        table.caption = f"Not shown for lack of space: {', '.join(left_out)}. `| cat` shows all columns."
+    notes = []
+    if left_out := [column.name for column in columns[len(widths) :]]:
+        notes.append(f"Not shown for lack of space: {', '.join(left_out)}.")
+    if is_broken and any(column.shortens for column in columns):
+        notes.append("Long names are shortened.")
+    if notes and not is_live:
+        table.caption = f"{' '.join(notes)} `| cat` shows everything."
         table.caption_justify = "left"
     return table
 
 
 def bar(share: float, width: int, encoding: str) -> str:
     """Return a bar of `width` characters at most. share: from 0 to 1."""
-    full = "\u2588"
-    try:
-        full.encode(encoding)
-    except UnicodeEncodeError:
-        full = "#"
+    full = "\u2588" if _can_encode("\u2588", encoding) else "#"
     length = round(width * min(max(share, 0.0), 1.0))
     return full * (max(length, 1) if share > 0 else 0)
 

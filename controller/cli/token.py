@@ -51,7 +51,10 @@ def create(plane: str, name: str, workers: tuple[str, ...], models: tuple[str, .
     """
     from controller.cli.tokens import create_token  # imported late, so that --help stays fast
 
-    secret = run(create_token(controller, plane, name, workers, models))
+    secret = run(
+        create_token(controller, plane, name, workers, models),
+        f"Interrupted. The token {name} may exist. Its secret is lost: use `controller token revoke {name}`.",
+    )
     click.echo(secret)
     click.echo(
         f"This is the token {name}. It is not shown again. In an address: http://{name}:TOKEN@host:port", err=True
@@ -76,4 +79,5 @@ def revoke(name: str, controller: Controller) -> None:
     """Revoke a token that was created with `controller token create`. All replicas refuse it when the command ends."""
     from controller.cli.tokens import revoke_token  # imported late, so that --help stays fast
 
-    click.echo(run(revoke_token(controller, name)))
+    interrupted = f"Interrupted. The token {name} may have been revoked. `controller token list` shows the others."
+    click.echo(run(revoke_token(controller, name), interrupted))

@@ -10,8 +10,8 @@ from rich.text import Text
 
 from controller.cli.api import follow, request_reply
 from controller.cli.events import as_line, day_of
-from controller.cli.operations import covered
 from controller.cli.options import Controller
+from controller.cli.patterns import covered
 from controller.cli.tables import cell, create_console, print_json
 from controller.cli.text import duration, printable
 from controller.cli.workers import DEGRADED, slots, state_cell

@@ -11,23 +11,23 @@ from controller.cli.options import Controller
 from controller.cli.screen import Watch
 from controller.cli.tables import TABLE_LINES, Column, Row, cell, create_console, fit_table, print_json
 from controller.cli.text import count, duration
+from controller.domain.stalls import STALLED_AFTER
 
 Worker = Mapping[str, Any]
 
 # From the most important one on. Where the terminal is too narrow, the last ones are left out.
 _COLUMNS: Final = (
-    Column("worker", breaks=True),
+    Column("worker", shortens=True),
     Column("state"),
     Column("queue", right=True),
     Column("slots", right=True),
-    Column("models", wraps=True, breaks=True),
+    Column("models", wraps=True, shortens=True),
     Column("leased", right=True),
     Column("heartbeat", right=True),
     Column("expires in", right=True),
     Column("speed", right=True),
 )
 _ALWAYS_SHOWN: Final = 5
-STALLED_AFTER: Final = 60.0  # seconds
 # The states that need a look come first.
 _STYLES: Final = {"failing": "red", "stalled": "red", "draining": "yellow", "drained": "yellow", "serving": "green"}
 _ORDER: Final = {state: number for number, state in enumerate(_STYLES)}
@@ -35,35 +35,51 @@ _ORDER: Final = {state: number for number, state in enumerate(_STYLES)}
 
 async def show_workers(
     controller: Controller, model: str, sort: str, stalled_after: float, as_json: bool, interval: float | None
-) -> None:
-    """Print the live workers of a controller, once or every `interval` seconds. Raises ControllerUnreachable."""
+) -> bool:
+    """Print the live workers of a controller, once or every `interval` seconds.
+
+    model: only the workers of this model, or "" for all. Return False if it has none.
+
+    Raises ControllerUnreachable.
+    """
 
     async def read() -> Reply:
         reply = await request_reply(controller, "/workers", "workers")
         listed = [worker for worker in reply.fields["workers"] if not model or model in worker["model_names"]]
         return Reply({"workers": sort_workers(listed, sort, stalled_after)}, reply.is_degraded)
 
-    if as_json and interval is None:
-        print_json((await read()).fields)
-        return
     if interval is None:
         reply = await read()
-        console = create_console()
-        console.print(workers_table(reply.fields["workers"], console, stalled_after))
-        if reply.is_degraded:
+        listed, console = reply.fields["workers"], create_console()
+        if as_json:
+            print_json(reply.fields)
+        elif listed or not model:
+            console.print(workers_table(listed, console, stalled_after))
+        else:
+            console.print(_without_workers(model, console), soft_wrap=not console.is_terminal)
+        if reply.is_degraded and not as_json:
             console.print(DEGRADED, style="yellow")
-        return
+        return bool(listed) or not model
     watch = Watch(controller, interval)
     if as_json:
         await watch.print_lines(read)
-        return
+        return True
 
     def render(reply: Reply, console: Console, height: int | None) -> list[RenderableType]:
         rows = None if height is None else height - TABLE_LINES - int(reply.is_degraded)
-        table = workers_table(reply.fields["workers"], console, stalled_after, max_rows=rows)
-        return [table, *([Text(DEGRADED, style="yellow")] if reply.is_degraded else [])]
+        listed = reply.fields["workers"]
+        table = workers_table(listed, console, stalled_after, max_rows=rows)
+        shown = table if listed or not model else _without_workers(model, console)
+        return [shown, *([Text(DEGRADED, style="yellow")] if reply.is_degraded else [])]
 
     await watch.show(read, render)
+    return True
+
+
+def _without_workers(model: str, console: Console) -> Text:
+    return cell(
+        f"No live worker serves the model {model}. `controller models` lists the served models.", console.encoding
+    )
 
 
 DEGRADED: Final = "Redis is unavailable: this is the state from before, as the replica remembers it."

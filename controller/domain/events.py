@@ -56,8 +56,8 @@ class Event:
         return int(self.id.partition("-")[0]) / 1000
 
 
-def event_id(text: str) -> str:
-    """Return the id of an event that a client sent. Raises InvalidInput."""
+def event_id(text: str, field_name: str) -> str:
+    """Return the id of an event that a client sent in a field or header. Raises InvalidInput."""
     if not _ID.fullmatch(text) or max(map(int, text.split("-"))) >= _MAX_PART:
-        raise InvalidInput("after", "must be the id of an event, such as 1764200000000-0")
+        raise InvalidInput(field_name, "must be the id of an event, such as 1764200000000-0")
     return text

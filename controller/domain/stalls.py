@@ -5,6 +5,7 @@ from typing import Final, NamedTuple
 
 from controller.domain.worker import Worker
 
+STALLED_AFTER: Final = 60.0  # seconds for which none of a worker's requests has finished, until it counts as stalled
 _MAX_GAP: Final = 30.0  # seconds between two observations. After a longer outage, nothing is known of what has finished
 
 

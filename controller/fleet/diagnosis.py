@@ -1,14 +1,13 @@
 """Collects what `controller doctor` needs to know of a replica and its Redis."""
 
-import resource
 import time
-from pathlib import Path
 from typing import Final
 
 from controller import __version__
 from controller.availability.snapshots import SnapshotManager
 from controller.domain.diagnosis import Diagnosis, ReplicaDiagnosis, StoreDiagnosis
 from controller.domain.errors import StoreError
+from controller.fleet import process
 from controller.fleet.replicas import Replicas
 from controller.settings import Settings
 from controller.store.registry import Registry
@@ -39,8 +38,8 @@ class Diagnostician:
             name=self._replicas.name,
             version=__version__,
             snapshot_age=round(self._snapshots.age, 3),
-            open_files=_open_files(),
-            open_files_limit=_open_files_limit(),
+            open_files=process.open_files(),
+            open_files_limit=process.open_files_limit(),
             clock_jump=None if jump is None else jump[0],
         )
         return Diagnosis(replica=replica, store=self._last)
@@ -59,15 +58,3 @@ class Diagnostician:
             facts=facts,
             unknown=unknown,
         )
-
-
-def _open_files() -> int | None:
-    try:
-        return sum(1 for _ in Path("/proc/self/fd").iterdir())
-    except OSError:  # not on Linux
-        return None
-
-
-def _open_files_limit() -> int | None:
-    soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
-    return None if soft == resource.RLIM_INFINITY else soft

@@ -13,6 +13,7 @@ from controller import __version__
 from controller.availability.snapshots import SnapshotManager
 from controller.domain.dispatch import DispatchMethod
 from controller.domain.errors import StoreError, TooManyFollowers
+from controller.domain.stalls import STALLED_AFTER
 from controller.fleet.observations import Changes, DispatchRate, WorkerRows
 from controller.fleet.parents import Parents
 from controller.fleet.replicas import ReplicaDescription, Replicas
@@ -181,6 +182,7 @@ class Overview:
             "replica": {"id": self._replicas.id, "name": self._replicas.name, "version": __version__},
             "degraded": None if reason is None else str(reason),
             "dispatch_method": self._method,
+            "stalled_after": STALLED_AFTER,
             "dispatches": {"scope": "controller" if is_lottery else "cluster", "per_second": list(self._rates)},
             "replicas": [
                 {"id": each.id, "name": each.name, "version": each.version, "started_at": each.started_at}

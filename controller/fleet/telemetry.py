@@ -4,11 +4,9 @@ import asyncio
 import contextlib
 import itertools
 import math
-import resource
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, fields
-from pathlib import Path
 from typing import Final
 
 from prometheus_client.core import GaugeMetricFamily, Metric
@@ -18,6 +16,7 @@ from controller.availability.snapshots import SnapshotManager
 from controller.domain.engine import model_of
 from controller.domain.errors import StoreError
 from controller.domain.worker import Worker
+from controller.fleet import process
 from controller.fleet.events import EventFeed
 from controller.fleet.replicas import Replicas
 from controller.metrics import Metrics
@@ -28,7 +27,6 @@ _INTERVAL: Final = 1.0
 _CHECK_EVERY: Final = 10  # intervals between two looks at the memory of Redis
 _MAX_MODELS: Final = 1_000
 _MAX_WORKERS: Final = 1_000
-_PAGE_SIZE: Final = resource.getpagesize()
 _PREFIX: Final = "controller_cluster"
 
 
@@ -129,10 +127,9 @@ class Telemetry(Collector):
         metrics.snapshot_age.set(self._snapshots.age)
         metrics.forwards.set(self._forwards())
         metrics.followers.set(self._events.followers)
-        usage = resource.getrusage(resource.RUSAGE_SELF)
-        metrics.cpu_seconds.set(usage.ru_utime + usage.ru_stime)
-        metrics.memory_bytes.set(_resident_memory())
-        metrics.open_files.set(_open_files())
+        metrics.cpu_seconds.set(process.cpu_seconds())
+        metrics.memory_bytes.set(process.resident_memory() or 0)
+        metrics.open_files.set(process.open_files() or 0)
         models = [model_of(model) for model in self._snapshots.models(None)]
         metrics.dispatches.know(models)
         self._learn(models)  # also those that are gone at the next scrape
@@ -227,18 +224,3 @@ def _collect_workers(workers: Sequence[Worker]) -> Iterator[Metric]:
         if worker.status.capacity is not None:
             capacities.add_metric([worker.name], worker.status.capacity)
     yield from (queues, capacities, ages)
-
-
-def _resident_memory() -> int:
-    """Return the memory of this process in bytes. 0 where there is no /proc."""
-    try:
-        return int(Path("/proc/self/statm").read_text().split()[1]) * _PAGE_SIZE
-    except OSError:
-        return 0
-
-
-def _open_files() -> int:
-    try:
-        return sum(1 for _ in Path("/proc/self/fd").iterdir())
-    except OSError:
-        return 0

@@ -4,6 +4,7 @@ from dataclasses import Field, dataclass, fields
 from typing import Any, Final
 
 from controller.settings.access import AccessSettings
+from controller.settings.declaration import Scope
 from controller.settings.dispatching import DispatchSettings
 from controller.settings.hierarchy import HierarchySettings
 from controller.settings.limits import LimitSettings
@@ -42,8 +43,13 @@ GROUPS: Final[tuple[Any, ...]] = Settings.__bases__  # in the order of --help an
 
 
 def all_settings() -> tuple["Field[Any]", ...]:
-    """Return the fields of Settings. Their metadata has `help`, `also`, `choices` and `old_name`."""
+    """Return the fields of Settings. Their metadata has `help`, `also`, `choices`, `old_name` and `scope`."""
     return tuple(setting for group in GROUPS for setting in fields(group))
+
+
+def settings_of(scope: Scope) -> frozenset[str]:
+    """Return the names of the settings with a scope."""
+    return frozenset(setting.name for setting in all_settings() if setting.metadata["scope"] is scope)
 
 
 def public_values(settings: Settings) -> dict[str, object]:

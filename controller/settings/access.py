@@ -9,7 +9,7 @@ from controller.security.access import AccessRules
 from controller.security.networks import Networks
 from controller.security.tokens import TOKEN_PLANES, Token, parse_file, parse_list
 from controller.settings import checks
-from controller.settings.declaration import environment_variable, flag, setting
+from controller.settings.declaration import Scope, environment_variable, flag, setting
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,6 +33,7 @@ class AccessSettings:
         "File with more tokens, one per line: worker|client|admin NAME TOKEN [workers=PATTERN,...] "
         "[models=PATTERN,...]. With patterns, a worker token is only valid for these workers and models. A changed "
         "file is read again.",
+        scope=Scope.PROCESS,
     )
     worker_networks: str | None = setting(
         None, "Networks from which workers may register without a token, such as 10.0.0.0/8. Separate with commas."
@@ -49,15 +50,18 @@ class AccessSettings:
     trusted_proxies: str | None = setting(
         None,
         "Networks of load balancers whose header X-Forwarded-For is believed. Without it, their own address counts.",
+        scope=Scope.PROCESS,
     )
     insecure: bool = setting(
         False,
         "Serve other machines without tokens and networks. Everybody who reaches the port may then do everything.",
+        scope=Scope.PROCESS,
     )
     published_host: str | None = setting(
         None,
         "Address at which a container engine or a load balancer publishes the port, such as 127.0.0.1:21001, if other "
         "machines can reach it only there. If it is a loopback address, --insecure is not needed.",
+        scope=Scope.MACHINE,
     )
 
     @property

@@ -2,7 +2,16 @@
 
 from collections.abc import Sequence
 from dataclasses import Field, field
+from enum import StrEnum
 from typing import Any
+
+
+class Scope(StrEnum):
+    """What a setting concerns, and so whether it may differ between the replicas of a cluster."""
+
+    CLUSTER = "cluster"  # decisions about the same workers and requests: all replicas need the same value
+    PROCESS = "process"  # a replica and its connections: replicas with different values work, but behave differently
+    MACHINE = "machine"  # its addresses, files and log level, which replicas on several machines need to differ
 
 
 def setting(
@@ -14,6 +23,7 @@ def setting(
     old_name: str | None = None,
     secret: bool = False,
     has_password: bool = False,
+    scope: Scope = Scope.CLUSTER,
 ) -> Any:
     """Declare a setting.
 
@@ -33,6 +43,7 @@ def setting(
             "choices": tuple(choices),
             "old_name": old_name,
             "secret": secret,
+            "scope": scope,
         },
     )
 

@@ -5,7 +5,7 @@ from typing import ClassVar, Final
 
 from controller.domain.errors import SettingsError
 from controller.settings import checks
-from controller.settings.declaration import flag, setting
+from controller.settings.declaration import Scope, flag, setting
 
 _LIMITS: Final = {
     "max_connections": 10**6,
@@ -25,24 +25,41 @@ class LimitSettings:
 
     title: ClassVar = "Limits"
 
-    head_timeout: float = setting(30.0, "Time limit for a client to send the head of a request. 0 turns the limit off.")
+    head_timeout: float = setting(
+        30.0,
+        "Time limit for a client to send the head of a request. 0 turns the limit off.",
+        scope=Scope.PROCESS,
+    )
     body_timeout: float = setting(
-        120.0, "Time limit for a client to send the body of a request. 0 turns the limit off."
+        120.0,
+        "Time limit for a client to send the body of a request. 0 turns the limit off.",
+        scope=Scope.PROCESS,
     )
     send_timeout: float = setting(
-        60.0, "Longest time for which a client may read nothing of a waiting response. 0 turns the limit off."
+        60.0,
+        "Longest time for which a client may read nothing of a waiting response. 0 turns the limit off.",
+        scope=Scope.PROCESS,
     )
-    idle_timeout: float = setting(75.0, "How long an idle connection is kept. Best longer than clients keep it.")
+    idle_timeout: float = setting(
+        75.0,
+        "How long an idle connection is kept. Best longer than clients keep it.",
+        scope=Scope.PROCESS,
+    )
     max_connections: int = setting(
-        10_000, "Largest number of connections to each replica. Others get a 503. 0 turns the limit off."
+        10_000,
+        "Largest number of connections to each replica. Others get a 503. 0 turns the limit off.",
+        scope=Scope.PROCESS,
     )
     max_forwards: int = setting(
-        2_000, "Largest number of requests that each replica forwards at once. Others get a 503. 0 turns the limit off."
+        2_000,
+        "Largest number of requests that each replica forwards at once. Others get a 503. 0 turns the limit off.",
+        scope=Scope.PROCESS,
     )
     max_body_memory: int = setting(
         512,
         "Memory of each replica for bodies that it receives or holds for a worker, in MiB. Requests with more than 16 "
         "KiB get a 503 if it is used up. 0 turns the limit off.",
+        scope=Scope.PROCESS,
     )
     max_workers: int = setting(
         10_000,

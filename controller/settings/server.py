@@ -7,7 +7,7 @@ from typing import ClassVar, Final
 
 from controller.domain.errors import SettingsError
 from controller.settings import checks
-from controller.settings.declaration import flag, setting
+from controller.settings.declaration import Scope, flag, setting
 
 _LOG_LEVELS: Final = ("debug", "info", "warning", "error")
 _LOG_FORMATS: Final = ("auto", "text", "json")
@@ -20,20 +20,47 @@ class ServerSettings:
     title: ClassVar = "Server"
 
     host: str = setting(
-        "localhost", "Address or name to listen on. :: means all addresses, 0.0.0.0 all IPv4 addresses."
+        "localhost",
+        "Address or name to listen on. :: means all addresses, 0.0.0.0 all IPv4 addresses.",
+        scope=Scope.MACHINE,
     )
-    port: int = setting(21001, "Port to listen on. 0 picks a free one.")
-    replicas: int = setting(1, "Number of identical processes that serve the port.")
-    ssl: bool = setting(False, "Serve HTTPS. Needs --ssl-keyfile and --ssl-certfile.")
-    ssl_keyfile: Path | None = setting(None, "The private key for --ssl.", also=["SSL_KEYFILE"])
-    ssl_certfile: Path | None = setting(None, "The certificate for --ssl.", also=["SSL_CERTFILE"])
+    port: int = setting(
+        21001,
+        "Port to listen on. 0 picks a free one.",
+        scope=Scope.MACHINE,
+    )
+    replicas: int = setting(
+        1,
+        "Number of identical processes that serve the port.",
+        scope=Scope.PROCESS,
+    )
+    ssl: bool = setting(
+        False,
+        "Serve HTTPS. Needs --ssl-keyfile and --ssl-certfile.",
+        scope=Scope.PROCESS,
+    )
+    ssl_keyfile: Path | None = setting(
+        None,
+        "The private key for --ssl.",
+        also=["SSL_KEYFILE"],
+        scope=Scope.MACHINE,
+    )
+    ssl_certfile: Path | None = setting(
+        None,
+        "The certificate for --ssl.",
+        also=["SSL_CERTFILE"],
+        scope=Scope.MACHINE,
+    )
     shutdown_delay: float = setting(
         2.0,
         "How long to keep serving after SIGTERM while /readyz returns 503, so that load balancers can remove the "
         "replica.",
+        scope=Scope.PROCESS,
     )
     shutdown_timeout: float = setting(
-        30.0, "Time limit for running requests after --shutdown-delay. Then they are ended."
+        30.0,
+        "Time limit for running requests after --shutdown-delay. Then they are ended.",
+        scope=Scope.PROCESS,
     )
     target_utilization: float = setting(
         0.8,
@@ -43,18 +70,30 @@ class ServerSettings:
         "off",
         "Whether /metrics has the queue length, capacity and heartbeat of each of the first 1,000 workers.",
         choices=("on", "off"),
+        scope=Scope.PROCESS,
     )
-    log_level: str = setting("info", "Lowest level that is logged to standard error.", choices=_LOG_LEVELS)
+    log_level: str = setting(
+        "info",
+        "Lowest level that is logged to standard error.",
+        choices=_LOG_LEVELS,
+        scope=Scope.MACHINE,
+    )
     log_format: str = setting(
         "auto",
         "Format of the log: lines of text, or one JSON object a line. auto is text on a terminal and JSON otherwise.",
         choices=_LOG_FORMATS,
+        scope=Scope.PROCESS,
     )
-    access_log: bool = setting(False, "Log a line for each request, which costs about half as much as a dispatch.")
+    access_log: bool = setting(
+        False,
+        "Log a line for each request, which costs about half as much as a dispatch.",
+        scope=Scope.PROCESS,
+    )
     tracing: bool = setting(
         False,
         "Send traces of the requests of clients to a collector, by OTLP. The variables OTEL_... of OpenTelemetry "
         "configure it. Needs `pip install 'controller-cluster[otel]'`.",
+        scope=Scope.PROCESS,
     )
 
     def check_server(self) -> None:

@@ -7,7 +7,7 @@ from typing import ClassVar, Final
 
 from controller.domain.errors import SettingsError
 from controller.settings import checks
-from controller.settings.declaration import setting
+from controller.settings.declaration import Scope, setting
 from controller.store_url import StoreKind, StoreUrl, parse_store_url, read_password_file
 
 DEFAULT_DATA_DIR: Final = Path("controller-data")
@@ -32,17 +32,25 @@ class StoreSettings:
         None,
         "File with the password for --redis-url, which keeps it out of command lines and environments. Each new "
         "connection reads the file, so a changed password needs no restart.",
+        scope=Scope.PROCESS,
     )
-    data_dir: Path | None = setting(None, f"Data directory of the embedded store.  [default: ./{DEFAULT_DATA_DIR}]")
+    data_dir: Path | None = setting(
+        None,
+        f"Data directory of the embedded store.  [default: ./{DEFAULT_DATA_DIR}]",
+        scope=Scope.PROCESS,
+    )
     namespace: str = setting(
         "controller", "Prefix of all keys. Clusters that share one Redis need different namespaces."
     )
     redis_timeout: float = setting(
         0.25,
         "Time limit for a call to Redis. If it is exceeded, dispatching continues from a snapshot until Redis is back.",
+        scope=Scope.PROCESS,
     )
     snapshot_interval: float = setting(
-        1.0, "How often the snapshot is taken. With thousands of workers it is taken less often."
+        1.0,
+        "How often the snapshot is taken. With thousands of workers it is taken less often.",
+        scope=Scope.PROCESS,
     )
     register_timeout: float = setting(
         90.0,

@@ -9,7 +9,7 @@ from controller.security.forward_paths import ForwardPaths
 from controller.security.upstream_tokens import UpstreamTokens
 from controller.security.worker_addresses import WorkerAddresses
 from controller.settings import checks
-from controller.settings.declaration import setting
+from controller.settings.declaration import Scope, setting
 
 _MAX_FORWARD_TRIES: Final = 16
 _LEAST_POLL_INTERVAL: Final = 0.05
@@ -53,6 +53,7 @@ class WorkerSettings:
         None,
         "File with tokens for workers. Each line has the URL of a worker or a pattern as in --worker-allow, and the "
         "token that is sent to these workers as Authorization: Bearer. A change needs no restart.",
+        scope=Scope.PROCESS,
     )
     forward_paths: str = setting(
         "default",

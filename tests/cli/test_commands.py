@@ -88,6 +88,18 @@ def test_workers_are_filtered_and_sorted(fake: FakeController) -> None:
     assert fake.run("workers", "--sort", "x").exit_code == 2
 
 
+def test_a_model_without_workers_is_named(fake: FakeController) -> None:
+    fake.responses = {"/workers": {"workers": [listed(A, "m")]}}
+    ran = fake.run("workers", "--model", "no such")
+    expected = "No live worker serves the model no such. `controller models` lists the served models.\n"
+    assert (ran.exit_code, ran.stdout) == (1, expected)
+    ran = fake.run("workers", "--model", "no such", "--json")
+    assert (ran.exit_code, json.loads(ran.stdout)) == (1, {"workers": []})
+    assert fake.run("workers", "--model", "m").exit_code == 0
+    fake.responses = {"/workers": {"workers": []}}
+    assert fake.run("workers").exit_code == 0
+
+
 def test_models_are_the_sums_of_their_workers() -> None:
     workers = [
         listed(A, "m", "n", queue_length=4, leased=1, capacity=5),

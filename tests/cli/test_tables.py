@@ -6,6 +6,7 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
+from rich.cells import cell_len
 from rich.console import Console, RenderableType
 
 from controller.cli import tables as tables_module
@@ -83,7 +84,7 @@ def test_no_line_is_longer_than_the_terminal(name: str, width: int) -> None:
     lines = lines_of(tables(LONG_URL, LONG_MODEL)[name], width)
     assert max(map(len, lines)) <= width
     text = "".join("".join(lines).split())
-    assert any(part in text for part in ("lease_time", "host-1", "http://", "meta", "gpu-rack-1")), text
+    assert any(part in text for part in ("lease_time", "host-1", "http:", "meta", "gpu-rack-1")), text
 
 
 @pytest.mark.parametrize("width", [40, 60, 80, 120])
@@ -132,6 +133,28 @@ def test_a_column_that_does_not_fit_is_named_below() -> None:
     narrow = lines_of(lambda console: fit_table("t", columns, 1, rows, console), 66)
     assert "2" * 20 not in "".join(narrow)
     assert "Not shown for lack of space: second." in " ".join(" ".join(narrow).split())
+
+
+@pytest.mark.parametrize(
+    ("encoding", "model", "shown"),
+    [
+        ("utf-8", "meta-llama/Llama-3.1-70B-Instruct", "meta-llam…B-Instruct"),
+        ("ascii", "meta-llama/Llama-3.1-70B-Instruct", "meta-lla...-Instruct"),
+        ("utf-8", "名前" * 20, "名前名前…前名前名前"),
+        ("utf-8", "two words " * 9, "two words…two words"),
+        ("utf-8", "short", "short"),
+    ],
+)
+def test_long_names_are_shortened_in_the_middle(encoding: str, model: str, shown: str) -> None:
+    printed = io.TextIOWrapper(io.BytesIO(), encoding=encoding)
+    console = Console(width=54, file=printed)
+    console.print(models_table(models_of([listed(URL, model, capacity=50)]), console))
+    printed.seek(0)
+    text = printed.read()
+    assert shown in text
+    assert max(map(cell_len, text.splitlines())) <= 54
+    assert len([line for line in text.splitlines() if "50" in line]) == 1
+    assert ("Long names are shortened." in " ".join(text.split())) is (model != "short")
 
 
 @pytest.mark.parametrize(

@@ -10,8 +10,11 @@ from pathlib import Path
 import pytest
 
 from tests.deploy.compose import ROOT, Compose, docker, docker_problem, image, images, up
+from tests.deploy.manifests import container, environment, pod, settings
 from tests.support import network
 from tests.support.lifeline import project
+
+__all__ = ["container", "environment", "pod", "settings"]
 
 # Three stock workers, and the ACL file with the Redis user of the tests.
 EXTRA = """

@@ -4,7 +4,6 @@ The tests use the schemas of kubernetes-validate, so they need no cluster. If ku
 output of `kubectl kustomize`.
 """
 
-import re
 import shutil
 import subprocess
 from collections.abc import Iterator
@@ -13,101 +12,25 @@ from typing import Any
 
 import kubernetes_validate
 import pytest
-import yaml
-from click.testing import CliRunner
 
 from controller import __version__
-from controller.cli.main import main
-from controller.server import run as server
-from controller.settings import Settings, all_settings
-from controller.settings.declaration import environment_variables
-from controller.store_url import parse_store_url
+from controller.settings import Settings
 from controller.web.routes.table import ROUTES
+from tests.deploy.manifests import (
+    FOLDER,
+    KUBECTL,
+    KUSTOMIZATION,
+    LABELS,
+    VERSIONS,
+    Document,
+    check,
+    documents,
+    files,
+    kustomization,
+    manifest,
+)
 
 pytestmark = pytest.mark.deploy
-
-FOLDER = Path(__file__).parents[2] / "deploy" / "kubernetes"
-KUSTOMIZATION = "kustomization.yaml"
-# The oldest supported version, which README.md names, and the latest version.
-VERSIONS = ("1.27", ".".join(kubernetes_validate.latest_version().split(".")[:2]))
-LABELS = {"app.kubernetes.io/name": "controller-cluster"}
-KUBECTL = shutil.which("kubectl")
-
-Document = dict[str, Any]
-
-
-def files(folder: Path = FOLDER) -> list[Path]:
-    """Return the manifests of the controllers. test_kubernetes_parts.py is about the folders beside them."""
-    return sorted(path for path in folder.glob("*.y*ml") if path.name != KUSTOMIZATION)
-
-
-def documents(text: str) -> list[Document]:
-    return [document for document in yaml.safe_load_all(text) if document is not None]
-
-
-def kustomization() -> Document:
-    [document] = documents((FOLDER / KUSTOMIZATION).read_text())
-    return document
-
-
-def manifest(kind: str) -> Document:
-    [found] = [document for path in files() for document in documents(path.read_text()) if document["kind"] == kind]
-    return found
-
-
-def check(text: str, version: str) -> None:
-    """Check documents against a version of Kubernetes. Raises ValidationError or SchemaNotFoundError."""
-    found = documents(text)
-    assert found
-    for document in found:
-        assert kubernetes_validate.validate(document, version, strict=True) == version
-
-
-@pytest.fixture
-def pod() -> Document:
-    return manifest("Deployment")["spec"]["template"]
-
-
-@pytest.fixture
-def container(pod: Document) -> Document:
-    [container] = pod["spec"]["containers"]
-    return container
-
-
-@pytest.fixture
-def environment(container: Document) -> dict[str, str]:
-    """Return the environment variables of a replica, from its ConfigMap and from its container."""
-    [source] = container["envFrom"]
-    name = source["configMapRef"]["name"]
-    [generator] = [each for each in kustomization()["configMapGenerator"] if each["name"] == name]
-    shared = dict(literal.split("=", 1) for literal in generator["literals"])
-    own = {variable["name"]: variable["value"] for variable in container["env"]}
-    assert len(own) == len(container["env"])
-    assert not shared.keys() & own.keys()
-    return shared | own
-
-
-@pytest.fixture
-def settings(environment: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Settings:
-    """Return the settings that `controller` reads from the arguments and variables of the container."""
-    return parse(environment, tmp_path, monkeypatch)
-
-
-def parse(environment: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Settings:
-    parsed: list[Settings] = []
-    monkeypatch.setattr(server, "serve", lambda settings, _: parsed.append(settings))
-    password = tmp_path / "password"
-    password.write_text("secret\n")
-    tokens = tmp_path / "tokens"
-    tokens.write_text(f"worker rack {'s' * 32}\n")
-    files = {"CONTROLLER_REDIS_PASSWORD_FILE": str(password), "CONTROLLER_TOKENS_FILE": str(tokens)}
-    assert files.keys() <= environment.keys()
-    variables = environment | files
-    [container] = manifest("Deployment")["spec"]["template"]["spec"]["containers"]
-    result = CliRunner().invoke(main, container["args"], env=variables)
-    assert result.exit_code == 0, result.output
-    return parsed[0]
-
 
 # The schemas
 
@@ -270,126 +193,9 @@ def test_the_service_account_has_no_token(pod: Document) -> None:
     assert pod["spec"]["automountServiceAccountToken"] is account["automountServiceAccountToken"] is False
 
 
-# Consistency with the controller
-
-
-def test_every_variable_is_a_setting(environment: dict[str, str], settings: Settings) -> None:
-    known = {variable for setting in all_settings() for variable in environment_variables(setting)}
-    assert environment.keys() <= known
-    assert {"CONTROLLER_HOST", "CONTROLLER_REDIS_URL", "CONTROLLER_REDIS_PASSWORD_FILE"} < environment.keys()
-    assert settings.host == "0.0.0.0"
-    assert settings.replicas == 1  # Kubernetes manages the replicas
-
-
-def test_requests_by_way_are_turned_on_by_the_commented_variables(
-    environment: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    commented = dict(re.findall(r"# - (CONTROLLER_\w+)=(\S+)", (FOLDER / KUSTOMIZATION).read_text()))
-    assert commented.keys() == {"CONTROLLER_BY_WAY", "CONTROLLER_ADVERTISE"}
-    settings = parse(environment | commented, tmp_path, monkeypatch)
-    service = manifest("Service")
-    assert settings.by_way
-    assert settings.advertise == f"http://{service['metadata']['name']}:{settings.port}"
-
-
-def test_the_service_does_not_override_settings(pod: Document) -> None:
-    """Without enableServiceLinks: false, the Service "controller" would set CONTROLLER_PORT=tcp://... in each pod."""
-    name = manifest("Service")["metadata"]["name"].upper()
-    assert any(f"{name}_PORT" in environment_variables(setting) for setting in all_settings())
-    assert pod["spec"]["enableServiceLinks"] is False
-
-
-@pytest.mark.parametrize(
-    ("name", "variable"),
-    [("redis", "CONTROLLER_REDIS_PASSWORD_FILE"), ("tokens", "CONTROLLER_TOKENS_FILE")],
-)
-def test_secrets_are_mounted_at_the_paths_of_the_settings(
-    environment: dict[str, str], pod: Document, container: Document, name: str, variable: str
-) -> None:
-    [mount] = [mount for mount in container["volumeMounts"] if mount["name"] == name]
-    [volume] = [volume for volume in pod["spec"]["volumes"] if volume["name"] == name]
-    [item] = volume["secret"]["items"]
-    assert environment[variable] == f"{mount['mountPath']}/{item['path']}"
-    assert "subPath" not in mount, "a changed Secret would not reach the pods"
-    assert mount["readOnly"] is True
-    assert volume["secret"]["defaultMode"] == 0o440  # readable for the group, which is fsGroup
-    command = f"kubectl create secret generic {volume['secret']['secretName']} --from-file={item['key']}="
-    assert command in (FOLDER / "README.md").read_text()
-
-
-def test_the_grace_period_is_longer_than_the_shutdown(settings: Settings, pod: Document, container: Document) -> None:
-    final_frames = 1  # seconds
-    longest = settings.shutdown_delay + settings.shutdown_timeout + final_frames
-    assert pod["spec"]["terminationGracePeriodSeconds"] > longest
-    readiness = container["readinessProbe"]
-    unready_after = readiness["periodSeconds"] * readiness["failureThreshold"] + readiness["timeoutSeconds"]
-    assert unready_after < settings.shutdown_delay
-
-
-def test_the_network_policy_allows_the_connections_of_a_replica(settings: Settings) -> None:
-    def peers(*labels: dict[str, str]) -> list[Document]:
-        """Return selectors that kustomize does not change."""
-        return [
-            {"podSelector": {"matchExpressions": [{"key": key, "operator": "In", "values": [value]}]}}
-            for found in labels
-            for key, value in found.items()
-        ]
-
-    policy = manifest("NetworkPolicy")["spec"]
-    assert policy["policyTypes"] == ["Ingress", "Egress"]
-    clients, workers = {"controller-client": "true"}, {"controller-worker": "true"}
-    [ingress] = policy["ingress"]
-    assert ingress["from"] == peers(clients, workers, {"app.kubernetes.io/name": "prometheus"})
-    redis, dns, to_workers = policy["egress"]
-    [(host, port)] = parse_store_url(settings.redis_url or "").hosts
-    assert redis == {
-        "to": peers({"app.kubernetes.io/name": host}),
-        "ports": [{"protocol": "TCP", "port": port}],
-    }
-    assert dns == {"ports": [{"protocol": protocol, "port": 53} for protocol in ("UDP", "TCP")]}
-    assert to_workers == {"to": peers(workers), "ports": [{"protocol": "TCP"}]}
-
-
-# Security and resources
-
-
-def test_pods_start_with_tokens_only(settings: Settings) -> None:
-    assert settings.access_rules.is_closed
-    assert not settings.insecure
-    assert settings.published_host is None
-
-
-def test_the_pod_meets_the_restricted_standard(pod: Document, container: Document) -> None:
-    assert pod["spec"]["securityContext"] == {
-        "runAsNonRoot": True,
-        "runAsUser": 10001,
-        "runAsGroup": 10001,
-        "fsGroup": 10001,
-        "seccompProfile": {"type": "RuntimeDefault"},
-    }
-    assert container["securityContext"] == {
-        "allowPrivilegeEscalation": False,
-        "readOnlyRootFilesystem": True,
-        "capabilities": {"drop": ["ALL"]},
-    }
-    assert {mount["mountPath"] for mount in container["volumeMounts"] if not mount.get("readOnly")} == {"/tmp"}  # noqa: S108
-    assert "hostPath" not in str(pod)
-
-
-def test_the_image_runs_as_the_pods_user(pod: Document) -> None:
-    user = f"USER {pod['spec']['securityContext']['runAsUser']}:{pod['spec']['securityContext']['runAsGroup']}\n"
-    assert user in (FOLDER.parent / "Dockerfile").read_text()
-
-
 def test_a_rollout_keeps_the_number_of_replicas() -> None:
     rollout = {"maxSurge": 1, "maxUnavailable": 0}
     assert manifest("Deployment")["spec"]["strategy"] == {"type": "RollingUpdate", "rollingUpdate": rollout}
-
-
-def test_memory_is_limited_and_cpu_is_not(container: Document) -> None:
-    resources = container["resources"]
-    assert resources["requests"].keys() == {"cpu", "memory"}
-    assert resources["limits"].keys() == {"memory"}
 
 
 @pytest.mark.parametrize("path", sorted(filter(Path.is_file, FOLDER.rglob("*"))), ids=lambda path: path.name)

@@ -19,8 +19,8 @@ import yaml
 
 from controller.settings import Settings
 from tests.deploy.compose import ROOT, docker, docker_problem, images
+from tests.deploy.manifests import FOLDER, KUBECTL, VERSIONS, Document, check, documents
 from tests.deploy.test_image import RESTRICTED, running
-from tests.deploy.test_kubernetes import FOLDER, KUBECTL, VERSIONS, Document, check, documents
 from tests.support.waiting import wait_until
 
 pytestmark = pytest.mark.deploy

@@ -4,6 +4,7 @@ import asyncio
 import http.client
 import itertools
 import json
+import re
 import signal
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
@@ -171,8 +172,9 @@ async def test_a_disconnected_client_ends_its_request_at_the_worker(url: str, ga
 async def test_the_page_and_its_stream_arrive(url: str) -> None:
     """The browser shows a new worker, so no message may be held back."""
     async with httpx.AsyncClient(timeout=120) as client:
-        assert "<title>Controller</title>" in (await client.get(url)).text
-        assert (await client.get(f"{url}/page/vendor/lit-html/lit-html.js")).status_code == 200
+        page = (await client.get(url)).text
+        [module] = re.findall(r'<link rel="modulepreload" href="(.+?)">', page)
+        assert (await client.get(f"{url}/{module}")).status_code == 200
         headers = {"accept": "text/event-stream"}
         async with client.stream("GET", f"{url}/overview", headers=headers) as response, bad_worker() as worker:
             lines = response.aiter_lines()

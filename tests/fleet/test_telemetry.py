@@ -91,7 +91,7 @@ async def test_memory_of_redis(store: Store, replica: Open) -> None:
     controller = replica()
     await controller.registry.check()
     used = value(await rendered(controller), "controller_cluster_redis_memory_bytes")
-    assert (used == 0) == (store.kind == "fakeredis"), "fakeredis has no INFO memory"
+    assert used > 0
     assert value(await rendered(controller), "controller_cluster_redis_max_memory_bytes") == 0
 
 

@@ -15,7 +15,7 @@ from tests.history.run import run_history
 pytestmark = [pytest.mark.system, pytest.mark.slow]
 
 SEED = os.environ.get("HISTORY_SEED", "random")
-SECONDS = float(os.environ.get("HISTORY_SECONDS", "60"))
+SECONDS = float(os.environ.get("HISTORY_SECONDS", "30"))
 
 
 @pytest.mark.timeout(SECONDS + 300)

@@ -35,7 +35,7 @@ def findings(page: Page, applied: Sequence[str] = ("color-contrast", "button-nam
     ("width", "scheme"),
     [
         (1280, "light"),
-        (360, "dark"),
+        pytest.param(360, "dark", marks=pytest.mark.slow),
         pytest.param(1280, "dark", marks=pytest.mark.slow),
         pytest.param(360, "light", marks=pytest.mark.slow),
     ],
@@ -74,7 +74,8 @@ def test_axe_finds_nothing(serve: Serve, open_page: Open, width: int, scheme: st
     assert findings(page) == []
 
 
-@pytest.mark.parametrize("scheme", ["light", pytest.param("dark", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("scheme", ["light", "dark"])
 def test_axe_finds_nothing_in_the_form_for_a_token(serve: Serve, open_page: Open, scheme: str) -> None:
     controller = serve(CONTROLLER_ADMIN_TOKENS="ops=a-token-of-this-test")
     page = open_page(controller.url, color_scheme=scheme, bypass_csp=True)

@@ -8,6 +8,7 @@ from playwright.sync_api import Page, expect
 
 from tests.page.conftest import Open
 from tests.system.conftest import Serve
+from tests.system.processes import ControllerProcess
 
 pytestmark = [pytest.mark.system, pytest.mark.smoke]
 
@@ -50,8 +51,7 @@ def open_windows(page: Page, url: str, names: tuple[str, ...], kind: str) -> Non
 
 
 @pytest.mark.parametrize("width", [360, pytest.param(1280, marks=pytest.mark.slow)])
-def test_names_are_text(serve: Serve, open_page: Open, width: int) -> None:
-    controller = serve("--poll-interval", "0")
+def test_names_are_text(controller: ControllerProcess, open_page: Open, width: int) -> None:
     for name in WORKERS:
         controller.register(name, *MODELS)
     reason: dict[str, Any] = {"worker_name": WORKERS[0], "reason": "<b onclick=alert(1)>\u202e" + "z" * 400}

@@ -39,7 +39,6 @@ async def register_many(url: str, names: list[str]) -> None:
     await registry.close()
 
 
-@pytest.mark.smoke
 def test_1000_workers(serve: Serve, open_page: Open) -> None:
     controller = serve("--poll-interval", "0", "--heartbeat-expiration", "3600")
     names = [f"http://127.0.{number // 200}.{number % 200 + 1}:21002" for number in range(1_000)]

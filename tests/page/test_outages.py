@@ -14,6 +14,7 @@ pytestmark = [pytest.mark.system, pytest.mark.smoke]
 A = "http://127.0.0.1:1/a"
 
 
+@pytest.mark.slow
 def test_the_page_tells_that_redis_is_away(serve: Serve, open_page: Open, work_dir: Path) -> None:
     store = Server(work_dir / "redis", "--save", "", "--appendonly", "no")
     try:

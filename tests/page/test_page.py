@@ -45,8 +45,7 @@ def test_a_worker_appears_and_expires(serve: Serve, open_page: Open, work_dir: P
     expect(page.locator("#problems")).to_contain_text("echo has no worker since")
 
 
-def test_drain_resume_and_remove_by_click(serve: Serve, open_page: Open) -> None:
-    controller = serve("--poll-interval", "0")
+def test_drain_resume_and_remove_by_click(controller: ControllerProcess, open_page: Open) -> None:
     controller.register(A, "m")
     controller.register(B, "m")
     page = open_page(controller.url)
@@ -90,8 +89,7 @@ def test_refresh_asks_first(serve: Serve, open_page: Open) -> None:
 
 
 @pytest.mark.slow
-def test_an_action_on_a_worker_that_is_gone_says_so(serve: Serve, open_page: Open) -> None:
-    controller = serve("--poll-interval", "0")
+def test_an_action_on_a_worker_that_is_gone_says_so(controller: ControllerProcess, open_page: Open) -> None:
     controller.register(A, "m")
     page = open_page(f"{controller.url}/#worker={A}")
     page.locator("#details").get_by_role("button", name="Drain…").click()
@@ -100,8 +98,7 @@ def test_an_action_on_a_worker_that_is_gone_says_so(serve: Serve, open_page: Ope
     expect(page.get_by_text("the worker is not registered any more")).to_be_visible()
 
 
-def test_the_page_explains_the_next_request(serve: Serve, open_page: Open) -> None:
-    controller = serve("--poll-interval", "0")
+def test_the_page_explains_the_next_request(controller: ControllerProcess, open_page: Open) -> None:
     controller.register(A, "m & n", queue_length=3)
     controller.register(B, "m & n", queue_length=1)
     controller.register("http://127.0.0.1:1/c", "m & n")
@@ -119,8 +116,7 @@ def test_the_page_explains_the_next_request(serve: Serve, open_page: Open) -> No
     expect(page.locator("#workers .chip")).to_contain_text("serves m & n")
 
 
-def test_search_sort_filter_and_permalink(serve: Serve, open_page: Open) -> None:
-    controller = serve("--poll-interval", "0")
+def test_search_sort_filter_and_permalink(controller: ControllerProcess, open_page: Open) -> None:
     for number in range(12):
         controller.register(f"http://127.0.0.1:1/w{number}", f"model-{number % 3}", queue_length=number)
     controller.post("/drain_worker", {"worker_name": "http://127.0.0.1:1/w4"})
@@ -152,8 +148,7 @@ def test_search_sort_filter_and_permalink(serve: Serve, open_page: Open) -> None
     expect(nonsense.locator("#workers")).to_contain_text("No worker matches.")
 
 
-def test_with_the_keyboard_only(serve: Serve, open_page: Open) -> None:
-    controller = serve("--poll-interval", "0")
+def test_with_the_keyboard_only(controller: ControllerProcess, open_page: Open) -> None:
     controller.register(A, "m")
     page = open_page(controller.url)
     expect(page.locator("#workers tbody tr")).to_have_count(1)

@@ -3,26 +3,19 @@
 import asyncio
 import contextlib
 import socket
-from collections.abc import AsyncIterator, Callable
+from collections.abc import Callable
 from contextlib import asynccontextmanager
 from typing import Any
 
 import pytest
 
-from tests.conftest import Store, open_store
-from tests.system.conftest import serve, work_dir
+from tests.conftest import Store
+from tests.system.conftest import controller, serve, shared_process, work_dir
 from tests.web.conftest import Api, open_api
 
-__all__ = ["serve", "work_dir"]  # fixtures of the system tests
+__all__ = ["controller", "serve", "shared_process", "work_dir"]  # fixtures of the system tests
 
 OpenApi = Callable[..., contextlib.AbstractAsyncContextManager[Api]]
-
-
-@pytest.fixture
-async def store(request: pytest.FixtureRequest) -> AsyncIterator[Store]:
-    """Return one store only: these tests are about requests, and other tests are about stores."""
-    async with open_store(request, "embedded") as opened:
-        yield opened
 
 
 @pytest.fixture

@@ -35,8 +35,6 @@ async def closed(store: Store) -> AsyncIterator[Api]:
 
 async def test_wrong_tokens_never_reach_redis(closed: Api, store: Store) -> None:
     """CVE-2026-42208: a key of a request was put into a query before it was checked."""
-    if store.kind == "fakeredis":
-        pytest.skip("fakeredis does not count commands")
     before = await store.client.info("commandstats")
     for secret in HOSTILE:
         for scheme in (b"Bearer ", b"Basic "):

@@ -156,7 +156,6 @@ def assert_nowhere(controller: ControllerProcess, *secrets: str) -> None:
 
 
 @pytest.mark.system
-@pytest.mark.smoke
 @pytest.mark.parametrize("answer", ["200 OK", "401 Unauthorized", "403 Forbidden", "500 Broken"])
 async def test_credentials_of_a_parent_reach_only_the_parent(serve: Serve, answer: str) -> None:
     """A parent that refuses them repeats them in its response, to see them in our log."""
@@ -215,7 +214,6 @@ async def contents(client: Any, key: Any) -> object:
 
 
 @pytest.mark.system
-@pytest.mark.smoke
 def test_refused_start_shows_no_credentials(serve: Serve, work_dir: Path) -> None:
     path = work_dir / "tokens"
     path.write_text("127.0.0.1 s3cret one\n")
@@ -234,7 +232,6 @@ def test_refused_start_shows_no_credentials(serve: Serve, work_dir: Path) -> Non
 
 
 @pytest.mark.system
-@pytest.mark.smoke
 async def test_cluster_registers_at_a_parent_that_requires_a_token(serve: Serve) -> None:
     secret, wrong = "s3cret-of-the-region-0123", "s3cret-of-another-0123456"
     parent = serve(

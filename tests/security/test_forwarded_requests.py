@@ -117,8 +117,7 @@ class _EveryPath(dict[str, object]):
 
 
 @pytest.mark.smoke
-async def test_header_of_a_client_neither_chooses_a_worker_nor_reaches_one(serve: Serve) -> None:
-    controller = serve("--poll-interval", "0")
+async def test_header_of_a_client_neither_chooses_a_worker_nor_reaches_one(controller: ControllerProcess) -> None:
     behaviours = {"worker_generate_stream": chunks(b"a\0"), "worker_generate": answers(b"{}"), "rerank": answers(b"{}")}
     async with bad_worker(**behaviours) as chosen, bad_worker(**behaviours) as target:
         controller.register(chosen.address, "m")
@@ -162,9 +161,8 @@ def headers_of(head: bytes) -> dict[str, str]:
 
 
 @pytest.mark.smoke
-async def test_the_forms_of_the_passed_headers_are_checked(serve: Serve) -> None:
+async def test_the_forms_of_the_passed_headers_are_checked(controller: ControllerProcess) -> None:
     """The hop list, which finds loops, has ids of clusters and no address. Others connect logs and traces."""
-    controller = serve("--poll-interval", "0")
     async with bad_worker(rerank=answers(b"{}")) as worker:
         controller.register(worker.address)
         assert (await send(controller, b"/v1/rerank", b"X-Controller-Path: top"))[0] == 200

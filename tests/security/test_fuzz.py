@@ -32,7 +32,7 @@ from tests.system.processes import ControllerProcess
 
 pytestmark = [pytest.mark.system, pytest.mark.timeout(900)]
 
-SECONDS = float(os.environ.get("FUZZ_SECONDS", "10"))
+SECONDS = float(os.environ.get("FUZZ_SECONDS", "5"))
 HANG = 30.0  # seconds
 Example = TypeVar("Example")
 

@@ -54,8 +54,7 @@ AMBIGUOUS = {
 }
 
 
-async def test_ambiguous_requests_get_a_400_and_smuggle_nothing(serve: Serve) -> None:
-    controller = serve()
+async def test_ambiguous_requests_get_a_400_and_smuggle_nothing(controller: ControllerProcess) -> None:
     controller.register(A)
     wrong = {}
     for name, rest in AMBIGUOUS.items():
@@ -70,8 +69,7 @@ async def test_ambiguous_requests_get_a_400_and_smuggle_nothing(serve: Serve) ->
     assert "Traceback" not in controller.log
 
 
-async def test_a_request_in_the_body_of_another_is_not_served(serve: Serve) -> None:
-    controller = serve()
+async def test_a_request_in_the_body_of_another_is_not_served(controller: ControllerProcess) -> None:
     controller.register(A)
     async with connect(controller) as connection:
         connection.send(POST + length(len(SMUGGLED)) + b"\r\n" + SMUGGLED + DISPATCH)
@@ -93,9 +91,8 @@ OFFERS = {
 @pytest.mark.parametrize("chunked", [False, True])
 @pytest.mark.parametrize("offer", OFFERS)
 async def test_a_request_that_offers_an_upgrade_is_served_with_its_body(
-    serve: Serve, offer: str, chunked: bool
+    controller: ControllerProcess, offer: str, chunked: bool
 ) -> None:
-    controller = serve()
     controller.register(A)
     body = b'{"model":"m"}' + b" " * 9_000 + SMUGGLED.replace(b"\r\n", b"  ")
     smuggling = b"\r\n" * 3_000 + SMUGGLED
@@ -115,8 +112,7 @@ async def test_a_request_that_offers_an_upgrade_is_served_with_its_body(
     assert "WARNING" not in controller.log
 
 
-async def test_many_offers_in_one_read_and_a_tunnel(serve: Serve) -> None:
-    controller = serve()
+async def test_many_offers_in_one_read_and_a_tunnel(controller: ControllerProcess) -> None:
     controller.register(A)
     offer = b"GET /healthz HTTP/1.1\r\nHost: x\r\nConnection: Upgrade\r\nUpgrade: foo\r\n\r\n"
     async with connect(controller) as connection:
@@ -129,8 +125,7 @@ async def test_many_offers_in_one_read_and_a_tunnel(serve: Serve) -> None:
     assert controller.names() == [A]
 
 
-async def test_a_body_that_was_refused_early_is_not_taken_for_a_request(serve: Serve) -> None:
-    controller = serve()
+async def test_a_body_that_was_refused_early_is_not_taken_for_a_request(controller: ControllerProcess) -> None:
     controller.register(A)
     bodies = SMUGGLED * (2 * MIB // len(SMUGGLED))
     async with connect(controller) as connection:
@@ -144,8 +139,9 @@ async def test_a_body_that_was_refused_early_is_not_taken_for_a_request(serve: S
     assert controller.names() == [A]
 
 
-async def test_pipelined_requests_are_answered_in_order_and_an_invalid_one_ends_the_connection(serve: Serve) -> None:
-    controller = serve()
+async def test_pipelined_requests_are_answered_in_order_and_an_invalid_one_ends_the_connection(
+    controller: ControllerProcess,
+) -> None:
     controller.register(A)
     listing = b"POST /list_models HTTP/1.1\r\nHost: x\r\nContent-Length: 0\r\n\r\n"
     probe = b"GET /healthz HTTP/1.1\r\nHost: x\r\n\r\n"
@@ -172,8 +168,7 @@ HOSTILE_HEADERS = (
 )
 
 
-async def test_headers_of_a_client_do_not_reach_a_worker(serve: Serve) -> None:
-    controller = serve("--poll-interval", "0")
+async def test_headers_of_a_client_do_not_reach_a_worker(controller: ControllerProcess) -> None:
     async with bad_worker(worker_generate=answers(b"{}")) as worker:
         await asyncio.to_thread(controller.register, worker.address)
         request = DISPATCH.replace(b"/get_worker_address", b"/worker_generate")
@@ -189,8 +184,7 @@ async def test_headers_of_a_client_do_not_reach_a_worker(serve: Serve) -> None:
         }  # fmt: skip
 
 
-async def test_hop_by_hop_headers_of_a_worker_do_not_reach_a_client(serve: Serve) -> None:
-    controller = serve("--poll-interval", "0")
+async def test_hop_by_hop_headers_of_a_worker_do_not_reach_a_client(controller: ControllerProcess) -> None:
     extra = (
         "X-Secret: 1",
         "Keep-Alive: timeout=5",
@@ -262,9 +256,7 @@ async def test_a_body_of_200_megabytes_is_refused_and_memory_stays_flat(
     assert controller.dispatch() == A
 
 
-async def test_clients_that_disconnect_at_any_point_leave_nothing_behind(serve: Serve) -> None:
-    controller = serve("--poll-interval", "0")
-
+async def test_clients_that_disconnect_at_any_point_leave_nothing_behind(controller: ControllerProcess) -> None:
     async def answer(_: BadWorker, writer: asyncio.StreamWriter, __: bytes) -> None:
         writer.write(b"HTTP/1.1 200 OK\r\nConnection: close\r\n\r\n")
         while True:

@@ -1,18 +1,23 @@
-"""Decides which tests share a worker of pytest-xdist: those of one file, and all tests of containers.
+"""Decides which tests share a worker of pytest-xdist: those of one file, and those of some files with containers.
 
-Tests of containers mostly wait. One worker runs all of them, so that the others use the processor meanwhile. It also
-builds the images only once.
+Tests of containers mostly wait. Two workers run all of them, so that the others use the processor meanwhile, and so
+that few containers run at the same time.
 """
+
+from typing import Final
 
 from xdist.scheduler import LoadFileScheduling
 
-CONTAINERS = "tests/deploy/containers"  # the name of the group
-FILES = {f"tests/deploy/test_{name}.py" for name in ("compose", "leftovers", "regions", "topologies")}
+GROUPS: Final = {
+    f"tests/deploy/test_{name}.py": f"tests/deploy/{group}"
+    for group, names in {"one Redis": ("compose", "leftovers"), "several": ("regions", "topologies")}.items()
+    for name in names
+}
 
 
 class Scheduling(LoadFileScheduling):
-    """`--dist loadfile` that treats the files of containers as one file."""
+    """`--dist loadfile` that treats the files of a group as one file."""
 
     def _split_scope(self, nodeid: str) -> str:
         file: str = super()._split_scope(nodeid)
-        return CONTAINERS if file in FILES else file
+        return GROUPS.get(file, file)

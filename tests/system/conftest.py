@@ -24,6 +24,26 @@ def work_dir(short_dir: Path) -> Iterator[Path]:
     shutil.rmtree(directory, ignore_errors=True)
 
 
+@pytest.fixture(scope="module")
+def shared_process(short_dir: Path) -> Iterator[ControllerProcess]:
+    """Start the controller that the tests of a file share. It does not poll."""
+    directory = short_dir / f"system-{next(_directories)}"
+    process = ControllerProcess(directory / "data", "--poll-interval", "0")
+    try:
+        yield process.ready()
+    finally:
+        process.stop()
+        shutil.rmtree(directory, ignore_errors=True)
+
+
+@pytest.fixture
+def controller(shared_process: ControllerProcess) -> ControllerProcess:
+    """Return a controller without workers, for tests that need no flags. Other tests of the file use it, too."""
+    for name in shared_process.names():
+        shared_process.post("/remove_worker", {"worker_name": name})
+    return shared_process
+
+
 @pytest.fixture
 def serve(work_dir: Path) -> Iterator[Serve]:
     """Yield a function that starts a controller and waits until it is ready.

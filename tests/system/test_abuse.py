@@ -68,8 +68,7 @@ async def test_a_flood_is_stopped_and_the_replica_keeps_serving(serve: Serve, ca
     assert "Traceback" not in controller.log
 
 
-async def test_a_large_head_and_some_pipelined_requests_are_served(serve: Serve) -> None:
-    controller = serve()
+async def test_a_large_head_and_some_pipelined_requests_are_served(controller: ControllerProcess) -> None:
     controller.register(A)
     reader, writer = await asyncio.open_connection("127.0.0.1", controller.port)
     large = DISPATCH.replace(b"Host: x\r\n", b"Host: x\r\nX: " + b"a" * 60_000 + b"\r\n")
@@ -81,8 +80,7 @@ async def test_a_large_head_and_some_pipelined_requests_are_served(serve: Serve)
     assert controller.workers()[0]["queue_length"] == 100
 
 
-async def test_large_bodies_are_accepted_in_large_and_in_small_parts(serve: Serve) -> None:
-    controller = serve()
+async def test_large_bodies_are_accepted_in_large_and_in_small_parts(controller: ControllerProcess) -> None:
     prompt = b'{"model": "absent", "prompt": "%s"}' % (b"a" * 20 * MEGABYTE)
     head = POST.replace(b"/get_worker_address", b"/worker_generate_stream") + b"Connection: close\r\n"
     small = b"".join(b"1\r\n%c\r\n" % byte for byte in b" " * 70_000 + b'{"model": "absent"}') + b"0\r\n\r\n"
@@ -107,8 +105,7 @@ async def test_large_bodies_are_accepted_in_large_and_in_small_parts(serve: Serv
         CHUNKED + b"5\r\nabcde\r\nx",
     ],
 )
-async def test_invalid_http_gets_a_json_error(serve: Serve, head: bytes) -> None:
-    controller = serve()
+async def test_invalid_http_gets_a_json_error(controller: ControllerProcess, head: bytes) -> None:
     reader, writer = await asyncio.open_connection("127.0.0.1", controller.port)
     writer.write(head)
     answer = await reader.read()
@@ -118,8 +115,7 @@ async def test_invalid_http_gets_a_json_error(serve: Serve, head: bytes) -> None
     writer.close()
 
 
-async def test_invalid_data_after_a_request_does_not_corrupt_its_response(serve: Serve) -> None:
-    controller = serve()
+async def test_invalid_data_after_a_request_does_not_corrupt_its_response(controller: ControllerProcess) -> None:
     gate = asyncio.Event()
 
     async def stream_until_gate(_: object, writer: asyncio.StreamWriter, __: bytes) -> None:
@@ -140,8 +136,7 @@ async def test_invalid_data_after_a_request_does_not_corrupt_its_response(serve:
         writer.close()
 
 
-async def test_an_early_response_to_expect_100_continue_closes_the_connection(serve: Serve) -> None:
-    controller = serve()
+async def test_an_early_response_to_expect_100_continue_closes_the_connection(controller: ControllerProcess) -> None:
     reader, writer = await asyncio.open_connection("127.0.0.1", controller.port)
     writer.write(b"POST /healthz HTTP/1.1\r\nHost: x\r\nExpect: 100-continue\r\nContent-Length: 50\r\n\r\n")
     answer = await reader.read()
@@ -150,8 +145,7 @@ async def test_an_early_response_to_expect_100_continue_closes_the_connection(se
     writer.close()
 
 
-async def test_a_too_large_content_length_is_rejected_before_the_body_is_sent(serve: Serve) -> None:
-    controller = serve()
+async def test_a_too_large_content_length_is_rejected_before_the_body_is_sent(controller: ControllerProcess) -> None:
     reader, writer = await asyncio.open_connection("127.0.0.1", controller.port)
     writer.write(POST + b"Expect: 100-continue\r\nContent-Length: 99999999\r\n\r\n")
     head = await reader.readuntil(b"\r\n\r\n")

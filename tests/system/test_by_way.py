@@ -54,7 +54,7 @@ async def most_leased_during(controller: ControllerProcess, request: Callable[[]
     return await running, most
 
 
-@pytest.mark.parametrize("pydantic", [pytest.param(1, marks=pytest.mark.smoke), 2])
+@pytest.mark.parametrize("pydantic", [1, 2])
 async def test_each_generation_of_the_stock_api_server_is_booked_while_it_runs(
     serve: Serve, work_dir: Path, pydantic: int
 ) -> None:

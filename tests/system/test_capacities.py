@@ -10,7 +10,7 @@ import pytest
 from tests.system.conftest import Serve
 from tests.system.processes import ControllerProcess, call
 
-pytestmark = [pytest.mark.system, pytest.mark.smoke]
+pytestmark = pytest.mark.system
 
 A, B = "http://127.0.0.1:1/a", "http://127.0.0.1:1/b"
 

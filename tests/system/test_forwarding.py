@@ -74,9 +74,8 @@ async def disconnect(writer: asyncio.StreamWriter) -> None:
         await writer.wait_closed()
 
 
-async def test_disconnected_clients_leave_no_leases_and_no_connections(serve: Serve) -> None:
+async def test_disconnected_clients_leave_no_leases_and_no_connections(controller: ControllerProcess) -> None:
     """1,000 clients disconnect after three frames each. Their requests to the worker are cancelled."""
-    controller = serve("--poll-interval", "0")
     async with bad_worker(worker_generate_stream=chunks(*[b"frame\0"] * 10_000, pause=0.01)) as worker:
         controller.register(worker.address, check=False)
 
@@ -120,8 +119,9 @@ async def test_clients_that_disconnect_before_the_response(serve: Serve, path: s
     assert "Exception" not in controller.log
 
 
-async def test_generations_whose_clients_have_left_are_booked_until_the_worker_answers(serve: Serve) -> None:
-    controller = serve("--poll-interval", "0")
+async def test_generations_whose_clients_have_left_are_booked_until_the_worker_answers(
+    controller: ControllerProcess,
+) -> None:
     gate = asyncio.Event()
 
     async def respond_after_gate(worker: BadWorker, writer: asyncio.StreamWriter, body: bytes) -> None:

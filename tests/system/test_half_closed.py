@@ -47,8 +47,7 @@ async def exchange(controller: ControllerProcess, data: bytes) -> bytes:
 
 
 @pytest.mark.parametrize("version", ["1.1", "1.0"])
-async def test_a_half_closed_client_gets_its_response(serve: Serve, version: str) -> None:
-    controller = serve()
+async def test_a_half_closed_client_gets_its_response(controller: ControllerProcess, version: str) -> None:
     controller.register(A)
 
     async def announces_the_close() -> bytes:
@@ -65,8 +64,7 @@ async def test_a_half_closed_client_gets_its_response(serve: Serve, version: str
     )
 
 
-async def test_pipelined_requests_are_answered_in_order(serve: Serve) -> None:
-    controller = serve()
+async def test_pipelined_requests_are_answered_in_order(controller: ControllerProcess) -> None:
     controller.register(A)
     ping = b"GET /test_connection HTTP/1.1\r\nHost: x\r\n\r\n"
     response = await exchange(controller, (request() + ping) * 300)  # more than one read receives
@@ -79,16 +77,14 @@ async def test_pipelined_requests_are_answered_in_order(serve: Serve) -> None:
     [b"", b"POST /get_worker", request()[:-1], b"\r\n", request() + b"POST /get_worker", request() + request()[:-1]],
     ids=["nothing", "head", "body", "line break", "second head", "second body"],
 )
-async def test_an_incomplete_request_closes_the_connection(serve: Serve, data: bytes) -> None:
-    controller = serve()
+async def test_an_incomplete_request_closes_the_connection(controller: ControllerProcess, data: bytes) -> None:
     controller.register(A)
     body = (await exchange(controller, data)).partition(b"\r\n\r\n")[2]
     # The controller may answer a complete request before it notices the EOF after the incomplete one.
     assert body == b"" or (body == DISPATCHED and data.startswith(request()))
 
 
-async def test_an_idle_connection_is_closed_after_eof(serve: Serve) -> None:
-    controller = serve()
+async def test_an_idle_connection_is_closed_after_eof(controller: ControllerProcess) -> None:
     controller.register(A)
     async with connected(controller, request(), eof=False) as (reader, writer):
         assert (await reader.readuntil(DISPATCHED)).startswith(b"HTTP/1.1 200 OK\r\n")
@@ -97,9 +93,8 @@ async def test_an_idle_connection_is_closed_after_eof(serve: Serve) -> None:
 
 
 @pytest.mark.parametrize("path", ["/worker_generate_stream", "/worker_generate"])
-async def test_a_slow_response_arrives_too(serve: Serve, path: str) -> None:
+async def test_a_slow_response_arrives_too(controller: ControllerProcess, path: str) -> None:
     """The controller sends interim responses meanwhile, which fail if the client has disconnected."""
-    controller = serve("--poll-interval", "0")
     gate = asyncio.Event()
 
     async def respond_after_gate(_: BadWorker, writer: asyncio.StreamWriter, __: bytes) -> None:
@@ -117,9 +112,8 @@ async def test_a_slow_response_arrives_too(serve: Serve, path: str) -> None:
 
 
 @pytest.mark.parametrize("version", ["1.1", "1.0"])
-async def test_a_disconnected_client_is_noticed(serve: Serve, version: str) -> None:
+async def test_a_disconnected_client_is_noticed(controller: ControllerProcess, version: str) -> None:
     """The client closes both halves at once, or one after the other. For HTTP/1.0, closing one half is enough."""
-    controller = serve("--poll-interval", "0")
     async with bad_worker(rerank=hangs) as worker:
         controller.register(worker.address, check=False)
         for eof in (False, True):
@@ -133,9 +127,7 @@ async def test_a_disconnected_client_is_noticed(serve: Serve, version: str) -> N
     assert "Traceback" not in controller.log
 
 
-async def test_closing_the_sending_half_during_a_stream_counts_as_a_disconnect(serve: Serve) -> None:
-    controller = serve("--poll-interval", "0")
-
+async def test_closing_the_sending_half_during_a_stream_counts_as_a_disconnect(controller: ControllerProcess) -> None:
     async def send_first_frame(_: BadWorker, writer: asyncio.StreamWriter, __: bytes) -> None:
         writer.write(b"HTTP/1.1 200 OK\r\nConnection: close\r\n\r\nfirst\0")
         await asyncio.sleep(3600)

@@ -1,91 +1,35 @@
 """Clients and workers during outages of the store, and the consistency of the store afterwards."""
 
 import asyncio
-import contextlib
 import os
 import signal
-import time
-from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 
 import pytest
 from redis.asyncio import Redis
 
 from controller.store import keys
-from controller.store.connection import connect
 from controller.store.registry import SCHEMA
 from tests.conftest import Figure
-from tests.support.clients import Client
 from tests.support.faults import Proxy, proxy_in_thread
-from tests.support.invariants import check_invariants
-from tests.support.outage import queue_length
 from tests.support.waiting import wait_for_each, wait_until
 from tests.system.conftest import Serve
-from tests.system.load import LoadResults, load
-from tests.system.processes import ControllerProcess, serves, stock_worker
-from tests.system.processes import Server as WorkerProcess
-from tests.system.servers import Cluster, Server, cluster, sentinels, single
+from tests.system.load import load
+from tests.system.outages import (
+    FREQUENT_SNAPSHOTS,
+    PERSISTENT,
+    check_bookings,
+    check_heartbeats,
+    register_without_heartbeats,
+    wait_for_growth,
+    wait_for_recovery,
+    wait_for_snapshots,
+    workers,
+)
+from tests.system.processes import serves
+from tests.system.servers import single
 
 pytestmark = pytest.mark.system
-
-# The timeout is the default, because it determines the latencies that are printed.
-FREQUENT_SNAPSHOTS = ("--snapshot-interval", "0.2", "--redis-timeout", "0.25")
-PERSISTENT = ("--appendonly", "yes", "--appendfsync", "always", "--save", "")
-
-
-@contextlib.asynccontextmanager
-async def workers(work_dir: Path, controller: ControllerProcess) -> AsyncIterator[list[WorkerProcess]]:
-    """Run three stock workers that send heartbeats every second."""
-    with contextlib.ExitStack() as stack:
-        flags = ("--model-names", "m")
-        started = [stack.enter_context(stock_worker(work_dir, controller.url, *flags)) for _ in range(3)]
-        await wait_until(lambda: set(controller.names()) == {w.url for w in started}, "the workers are registered")
-        yield started
-
-
-async def check_heartbeats(controller: ControllerProcess, started: list[WorkerProcess]) -> None:
-    """Assert that every worker sends heartbeats and that none has ended."""
-    began = time.monotonic()
-
-    def heard_from() -> set[str]:
-        now = time.monotonic()
-        return {w["worker_name"] for w in controller.workers() if w["heartbeat_age"] < now - began}
-
-    await wait_until(lambda: heard_from() == {w.url for w in started}, "all workers send heartbeats")
-    assert all(w.popen.poll() is None for w in started)
-
-
-async def wait_for_snapshots(controllers: list[ControllerProcess], number: int = 3) -> None:
-    """Wait until the snapshot of every replica contains `number` workers."""
-    await wait_for_each(controllers, lambda each: len(each.names()) == number, "the replica lists the workers")
-    await asyncio.sleep(1.5)  # several snapshot intervals, because no route shows the workers of a snapshot
-
-
-async def check_bookings(url: str, number: int) -> None:
-    """Wait until the store holds `number` bookings. Replicas may still reconcile those made in degraded mode."""
-    client: Client = connect(url, timeout=60.0)
-
-    async def booked() -> int:
-        names = await client.zrange(keys.workers("controller"), 0, -1)
-        return sum([await queue_length(client, "controller", name) for name in names])
-
-    async def is_complete() -> bool:
-        return await booked() == number
-
-    try:
-        await wait_until(is_complete, "every dispatch is booked")
-        await check_invariants(client, "controller")
-        assert await booked() == number, "no dispatch is booked twice"
-    finally:
-        await client.aclose()
-
-
-def register_without_heartbeats(controller: ControllerProcess) -> set[str]:
-    """Register three workers without heartbeats, so that only dispatches change their queues. Return their names."""
-    names = {f"http://127.0.0.1:1/w{i}" for i in range(3)}
-    for name in names:
-        controller.register(name, check=False)
-    return names
 
 
 @pytest.mark.slow
@@ -109,25 +53,6 @@ async def test_a_store_that_hangs_for_several_heartbeats(serve: Serve, work_dir:
     figure("Redis stopped for several heartbeats (SIGSTOP)", results)
     assert results.failed == []
     assert set(results.addresses) == {w.url for w in started}
-
-
-async def wait_for_growth(count: Callable[[], int], description: str) -> None:
-    """Wait until a count has grown by more than 100."""
-    before = count()
-    await wait_until(lambda: count() > before + 100, description)
-
-
-async def wait_for_recovery(replicas: list[ControllerProcess], results: LoadResults) -> None:
-    """Wait until all replicas dispatch through the store again."""
-    await wait_for_each(replicas, lambda replica: serves(replica.url), "the replica uses the store again")
-    last = {"degraded": -1, "total": 0}
-
-    def none_degraded() -> bool:
-        if results.degraded > last["degraded"]:
-            last.update(degraded=results.degraded, total=results.total)
-        return results.total > last["total"] + 50
-
-    await wait_until(none_degraded, "50 dispatches in a row use the store")
 
 
 async def test_every_dispatch_during_an_outage_is_booked_once(serve: Serve, work_dir: Path, figure: Figure) -> None:
@@ -241,82 +166,6 @@ async def test_a_replica_starts_without_its_store_and_waits_for_it(serve: Serve,
         controller.register("http://127.0.0.1:1/a")
         assert controller.dispatch() == "http://127.0.0.1:1/a"
         assert controller.popen.poll() is None
-
-
-@pytest.mark.slow
-async def test_sentinel_promotes_another_server_if_the_master_is_killed(
-    serve: Serve, work_dir: Path, figure: Figure
-) -> None:
-    async with sentinels(work_dir) as store:
-        replicas = [serve("--redis-url", store.url, *FREQUENT_SNAPSHOTS, data=f"r{i}") for i in range(2)]
-        async with workers(work_dir, replicas[0]) as started:
-            await wait_for_snapshots(replicas)
-            async with load([replica.url for replica in replicas]) as results:
-                await wait_until(lambda: results.total > 100, "the load has started")
-                store.first.kill()
-                await wait_until(lambda: store.new_master(store.first), "another server is promoted")
-                await wait_for_recovery(replicas, results)
-            await check_heartbeats(replicas[0], started)
-        master = await store.master()
-        assert master is not None
-        client: Client = connect(master.url, timeout=60.0)
-        await check_invariants(client, "controller")
-        await client.aclose()
-    figure("Sentinel failover, master killed", results)
-    assert results.failed == []
-    assert results.degraded > 0
-
-
-@pytest.mark.slow
-async def test_a_planned_failover_loses_nothing(serve: Serve, work_dir: Path, figure: Figure) -> None:
-    """The procedure of docs/guides/redis.md: first pause the writes, then fail over."""
-    async with sentinels(work_dir) as store:
-        replicas = [serve("--redis-url", store.url, *FREQUENT_SNAPSHOTS, data=f"r{i}") for i in range(2)]
-        register_without_heartbeats(replicas[0])
-        await wait_for_snapshots(replicas)
-        async with load([replica.url for replica in replicas]) as results:
-            await wait_until(lambda: results.total > 100, "the load has started")
-            await store.first.execute("CLIENT", "PAUSE", "60000", "WRITE")
-            await store.sentinels[0].execute("SENTINEL", "FAILOVER", "main")
-            await wait_until(lambda: store.new_master(store.first), "another server is promoted")
-            await wait_for_recovery(replicas, results)
-        master = await store.master()
-        assert master is not None
-        figure("Sentinel failover, planned (every dispatch booked once)", results)
-        assert results.failed == []
-        await check_bookings(master.url, results.total)
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("planned", [True, False])
-async def test_a_cluster_replaces_the_master_of_the_slot(
-    serve: Serve, work_dir: Path, figure: Figure, planned: bool
-) -> None:
-    async with cluster(work_dir) as store:
-        replicas = [serve("--redis-url", store.url, *FREQUENT_SNAPSHOTS, data=f"r{i}") for i in range(2)]
-        async with workers(work_dir, replicas[0]) as started:
-            await wait_for_snapshots(replicas)
-            before = await store.owner(keys.namespace("controller"))
-            assert before is not None
-            async with load([replica.url for replica in replicas]) as results:
-                await wait_until(lambda: results.total > 100, "the load has started")
-                if planned:
-                    follower = store.nodes[store.nodes.index(before) + 3]
-                    await follower.execute("CLUSTER", "FAILOVER")
-                else:
-                    before.kill()
-                await wait_until(lambda: has_new_owner(store, before), "another node is the master of the slot")
-                await wait_for_recovery(replicas, results)
-            await check_heartbeats(replicas[0], started)
-        figure(f"Cluster failover, {'planned' if planned else 'master killed'}", results)
-        assert results.failed == []
-        if not planned:
-            assert results.degraded > 0
-
-
-async def has_new_owner(store: Cluster, before: Server) -> bool:
-    owner = await store.owner(keys.namespace("controller"))
-    return owner is not None and owner is not before
 
 
 async def test_two_namespaces_are_isolated(serve: Serve, work_dir: Path) -> None:

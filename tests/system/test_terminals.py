@@ -13,7 +13,7 @@ from ports import free_port
 
 from tests.support.waiting import wait_until
 from tests.system.conftest import Serve
-from tests.system.processes import serves
+from tests.system.processes import ControllerProcess, serves
 from tests.system.test_serve import A
 
 pytestmark = pytest.mark.system
@@ -51,8 +51,7 @@ def error_of(finished: "subprocess.CompletedProcess[bytes]") -> str:
 
 
 @pytest.mark.parametrize("case", ENVIRONMENTS)
-def test_the_table_uses_the_characters_of_the_encoding(serve: Serve, case: str) -> None:
-    controller = serve("--poll-interval", "0")
+def test_the_table_uses_the_characters_of_the_encoding(controller: ControllerProcess, case: str) -> None:
     controller.register(A, LLAMA, check=False)
     shown = shell('exec "$@"', "workers", "--controller-address", controller.url, **ENVIRONMENTS[case])
     assert (shown.returncode, shown.stderr) == (0, b"")
@@ -64,8 +63,7 @@ def test_the_table_uses_the_characters_of_the_encoding(serve: Serve, case: str) 
 
 
 @pytest.mark.parametrize("case", ["ASCII", "Latin-1", "UTF-8"])
-def test_sentences_use_the_characters_of_the_encoding(serve: Serve, case: str) -> None:
-    controller = serve("--poll-interval", "0")
+def test_sentences_use_the_characters_of_the_encoding(controller: ControllerProcess, case: str) -> None:
     address = ("--controller-address", controller.url)
     for words, status in ((("capacity", "set", LLAMA, "5"), 0), (("explain", LLAMA), 1), (("dispatch", LLAMA), 1)):
         shown = shell('exec "$@"', *words, *address, **ENVIRONMENTS[case])
@@ -73,8 +71,7 @@ def test_sentences_use_the_characters_of_the_encoding(serve: Serve, case: str) -
         assert any(name in shown.stdout.decode() for name in (LLAMA, "llama ? ??"))
 
 
-def test_the_table_on_a_terminal_without_utf_8(serve: Serve) -> None:
-    controller = serve("--poll-interval", "0")
+def test_the_table_on_a_terminal_without_utf_8(controller: ControllerProcess) -> None:
     controller.register(A, LLAMA, check=False)
     ours, theirs = pty.openpty()
     command = [*CONTROLLER, "workers", "--controller-address", controller.url]
@@ -94,8 +91,7 @@ def test_the_table_on_a_terminal_without_utf_8(serve: Serve) -> None:
 
 
 @pytest.mark.slow
-def test_a_closed_pipe_causes_no_traceback(serve: Serve) -> None:
-    controller = serve("--poll-interval", "0")
+def test_a_closed_pipe_causes_no_traceback(controller: ControllerProcess) -> None:
     for i in range(300):  # more output than a pipe buffers
         controller.register(f"http://127.0.0.1:1/{i}", "m" * 200, check=False)
     for words in (("workers", "--controller-address", controller.url), ("serve", "--help")):
@@ -104,8 +100,7 @@ def test_a_closed_pipe_causes_no_traceback(serve: Serve) -> None:
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="there is no /dev/full")
-def test_output_that_cannot_be_written(serve: Serve) -> None:
-    controller = serve()
+def test_output_that_cannot_be_written(controller: ControllerProcess) -> None:
     for words in (
         ("workers", "--controller-address", controller.url),
         ("--help",),

@@ -6,7 +6,7 @@ import httpx
 import pytest
 
 from tests.support.workers import bad_worker, plain, sends
-from tests.system.conftest import Serve
+from tests.system.processes import ControllerProcess
 
 pytestmark = pytest.mark.system
 
@@ -30,8 +30,7 @@ async def receive(url: str, path: str, gate: asyncio.Event) -> tuple[bytes, bool
 
 
 @pytest.mark.parametrize("end", ["open", "closed", "reset"])
-async def test_garbage_in_the_middle_ends_the_response(serve: Serve, end: str) -> None:
-    controller = serve("--poll-interval", "0")
+async def test_garbage_in_the_middle_ends_the_response(controller: ControllerProcess, end: str) -> None:
     garbage = plain(b"oops", status=b"502 Bad Gateway")
     for path in ("worker_generate_stream", "worker_generate"):
         for at_once in (False, True):
@@ -54,8 +53,7 @@ async def test_garbage_in_the_middle_ends_the_response(serve: Serve, end: str) -
                 controller.post("/remove_worker", {"worker_name": worker.address})
 
 
-async def test_a_broken_compressed_stream_is_reported_as_incomplete(serve: Serve) -> None:
-    controller = serve("--poll-interval", "0")
+async def test_a_broken_compressed_stream_is_reported_as_incomplete(controller: ControllerProcess) -> None:
     body = b"not to be read"
     head = CHUNKED + b"Content-Encoding: br\r\n\r\n"
     answers = sends(head + b"%x\r\n%s\r\n" % (len(body) - 5, body[:-5]), end="closed")
@@ -64,8 +62,7 @@ async def test_a_broken_compressed_stream_is_reported_as_incomplete(serve: Serve
         assert await receive(controller.url, "/worker_generate_stream", asyncio.Event()) == (body[:-5], False)
 
 
-async def test_a_truncated_response_is_shorter_than_its_content_length(serve: Serve) -> None:
-    controller = serve("--poll-interval", "0")
+async def test_a_truncated_response_is_shorter_than_its_content_length(controller: ControllerProcess) -> None:
     gate = asyncio.Event()
     cut = plain(b"x" * 1000)[:-500]
     async with bad_worker(worker_generate=sends(cut, b"", end="closed", gate=gate)) as worker:

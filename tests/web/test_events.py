@@ -252,6 +252,16 @@ async def test_followers_are_limited(api: Api, monkeypatch: pytest.MonkeyPatch) 
     await pages.aclose()
 
 
+@pytest.mark.parametrize(
+    ("headers", "path", "name"),
+    [({"last-event-id": "x"}, "/events", "Last-Event-ID"), ({}, "/events?after=x", "after")],
+)
+async def test_a_bad_position_is_named_as_it_was_sent(api: Api, headers: dict[str, str], path: str, name: str) -> None:
+    response = await api.http.get(path, headers={**STREAM, **headers})
+    assert response.status_code == 400
+    assert response.json()["error"]["message"].startswith(f"{name}: must be the id of an event")
+
+
 async def test_a_gap_is_an_ordinary_message(api: Api) -> None:
     """EventSource.onmessage gets it."""
     await api.register(A)

@@ -23,6 +23,19 @@ FILES = sorted(file.relative_to(STATIC).as_posix() for file in STATIC.rglob("*")
 SERVED = [name for name in FILES if not name.endswith("LICENSE")]
 STREAM = {"accept": "text/event-stream"}
 TOKEN = "an-admin-token-of-this-test"
+WITHOUT_VERSION = ("start.js", "icon.svg")
+
+
+async def version_of(api: Api) -> str:
+    """Return the version in the paths of the page's files."""
+    [version] = re.findall(r'<meta name="page-version" content="([0-9a-f]{16})">', (await api.http.get("/")).text)
+    return version
+
+
+async def path_of(api: Api, name: str) -> str:
+    if name == "index.html":
+        return "/"
+    return f"/page/{name}" if name in WITHOUT_VERSION else f"/page/{await version_of(api)}/{name}"
 
 
 @pytest.fixture
@@ -47,9 +60,10 @@ async def test_the_page_is_strict(api: Api) -> None:
 
 @pytest.mark.parametrize("name", SERVED)
 async def test_files_load_only_files_that_exist(api: Api, name: str) -> None:
-    response = await api.http.get("/" if name == "index.html" else f"/page/{name}")
+    response = await api.http.get(await path_of(api, name))
     assert response.status_code == 200
-    assert response.content == (STATIC / name).read_bytes()
+    version = await version_of(api) if name == "index.html" else "VERSION"
+    assert response.content == (STATIC / name).read_bytes().replace(b"VERSION", version.encode())
     linked = re.findall(r'(?:from ?|import ?\(?|href=|src=)"([^"#]+)"', response.text)
     for link in linked:
         url = response.url.join(link)
@@ -67,14 +81,27 @@ def test_our_scripts_make_no_html_from_text() -> None:
     assert [name for name in scripts if forbidden.search((STATIC / name).read_text())] == []
 
 
-async def test_a_known_file_is_not_sent_again(api: Api) -> None:
-    first = await api.http.get("/page/main.js")
+@pytest.mark.parametrize("name", ["main.js", "start.js", "index.html"])
+async def test_a_known_file_is_not_sent_again(api: Api, name: str) -> None:
+    path = await path_of(api, name)
+    first = await api.http.get(path)
     etag = first.headers["etag"]
-    assert first.headers["cache-control"] == "no-cache"
+    caching = "public, max-age=31536000, immutable" if name == "main.js" else "no-cache"
+    assert first.headers["cache-control"] == caching
     for known in (etag, f"W/{etag}", f'"other", {etag}'):
-        again = await api.http.get("/page/main.js", headers={"if-none-match": known})
+        again = await api.http.get(path, headers={"if-none-match": known})
         assert (again.status_code, again.content, again.headers["etag"]) == (304, b"", etag)
-    assert (await api.http.get("/page/page.css", headers={"if-none-match": etag})).status_code == 200
+        assert again.headers["cache-control"] == caching
+    assert (await api.http.get(await path_of(api, "page.css"), headers={"if-none-match": etag})).status_code == 200
+
+
+async def test_files_of_another_version_are_missing_and_their_absence_is_not_cached(api: Api) -> None:
+    """A load balancer may send the requests of one page to replicas of two versions."""
+    version = await version_of(api)
+    for other in ("0" * 16, version.upper(), version[:-1]):
+        response = await api.http.get(f"/page/{other}/main.js")
+        assert (response.status_code, response.headers["cache-control"]) == (404, "no-store")
+    assert (await api.http.get("/page/main.js")).status_code == 404
 
 
 @pytest.mark.parametrize(
@@ -98,7 +125,7 @@ async def test_other_files_are_not_served(api: Api, path: str) -> None:
 
 async def test_the_page_needs_no_token_but_its_data_do(closed: Api) -> None:
     assert (await closed.http.get("/")).status_code == 200
-    assert (await closed.http.get("/page/main.js")).status_code == 200
+    assert (await closed.http.get(await path_of(closed, "main.js"))).status_code == 200
     for headers in ({}, STREAM, {**STREAM, "authorization": "Bearer wrong"}):
         refused = await closed.http.get("/overview", headers=headers)
         assert (refused.status_code, refused.json()["error"]["code"]) == (401, "unauthorized")

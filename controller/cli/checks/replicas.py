@@ -7,16 +7,11 @@ from controller import __version__
 from controller.cli.checks.finding import Finding, ok, problem, some, unknown, warning
 from controller.cli.replicas import Replica, differing_settings
 from controller.cli.text import count
+from controller.settings import settings_of
+from controller.settings.declaration import Scope
 
 _STOCK_INTERVAL: Final = 45.0  # seconds between two heartbeats of FastChat's workers
 _ALMOST_FULL: Final = 0.8
-# Settings that concern only the process and its connections.
-_LOCAL: Final = {
-    "replicas", "ssl", "shutdown_delay", "shutdown_timeout", "worker_metrics", "data_dir", "redis_password_file",
-    "redis_timeout", "snapshot_interval", "trusted_proxies", "tokens_file", "upstream_tokens_file", "head_timeout",
-    "body_timeout", "send_timeout", "idle_timeout", "max_connections", "max_forwards", "max_body_memory", "log_format",
-    "access_log", "tracing", "insecure",
-}  # fmt: skip
 
 
 def check_replicas(replicas: Sequence[Replica]) -> Iterator[Finding]:
@@ -37,8 +32,9 @@ def check_replicas(replicas: Sequence[Replica]) -> Iterator[Finding]:
     else:
         yield ok("versions", f"{count(len(replicas), 'replica')} of version {', '.join(versions) or '?'}")
     differing = differing_settings(replicas)
+    local = settings_of(Scope.PROCESS)
     advice = "Start all replicas with the same settings. `controller replicas` lists the values."
-    if decisive := [name for name in differing if name not in _LOCAL]:
+    if decisive := [name for name in differing if name not in local]:
         found = f"The replicas have different settings: {', '.join(decisive)}. They decide differently about the same "
         yield problem("settings", f"{found}workers and requests.", advice)
     elif differing:

@@ -14,7 +14,7 @@ from typing import Final, NamedTuple, cast
 from urllib.parse import parse_qsl
 
 from starlette.responses import Response
-from starlette.types import Message, Receive, Scope, Send
+from starlette.types import Receive, Scope, Send
 
 from controller.domain.errors import BodyTooLarge, ControllerError, Forbidden, TooManyBodies, Unauthorized
 from controller.domain.headers import Headers, trace_context
@@ -23,7 +23,8 @@ from controller.domain.request_ids import HEADER as REQUEST_ID
 from controller.security.access import Caller, Guard
 from controller.security.networks import Networks, caller_address
 from controller.security.tokens import Plane
-from controller.web.asgi.limits import SMALL_BODY, BodyMemory, RequestLimits
+from controller.web.asgi.body import read_body
+from controller.web.asgi.limits import SMALL_BODY, RequestLimits
 from controller.web.asgi.request_ids import header, identify
 from controller.web.errors import error_body, error_text, retry_after, status_of
 
@@ -34,7 +35,6 @@ MAX_FORWARDED_BODY: Final = 32 * 1024 * 1024  # enough for a prompt with images
 _CHALLENGE: Final = (b"www-authenticate", b'Basic realm="controller", charset="UTF-8"')
 _NO_PROXIES: Final = Networks()
 _HOPS_HEADER: Final = HEADER.encode()
-_REQUEST_ID_HEADER: Final = REQUEST_ID.encode()
 _OLD_REQUESTS: Final = re.compile(rb"python-requests/(0|1|2\.(1?\d|2[0-6]))\.")
 
 
@@ -327,54 +327,3 @@ async def _while_connected(receive: Receive) -> AsyncIterator[None]:
 
 def _hops(scope: Scope) -> str:
     return ",".join(value.decode("latin-1") for name, value in scope["headers"] if name == _HOPS_HEADER)
-
-
-async def read_body(scope: Scope, receive: Receive, limit: int, memory: BodyMemory | None = None) -> bytes | None:
-    """Return the whole body of a request, or None if the client has disconnected.
-
-    The request gets its id if it carries one. If the body has more than SMALL_BODY bytes, they are counted in `memory`,
-    and the caller removes them.
-
-    Raises BodyTooLarge before it reads if the Content-Length is too large, or once too many bytes have arrived. Raises
-    TooManyBodies if there is no memory for the body.
-    """
-    for name, value in scope["headers"]:
-        if name == b"content-length" and int(value) > limit:
-            raise _too_large(limit)
-        if name == _REQUEST_ID_HEADER:  # looked for here, because another loop would cost each dispatch more
-            identify(scope)
-    message = await receive()
-    if not message.get("more_body"):  # almost all bodies arrive in one part, which needs no copy
-        if message["type"] != "http.request":
-            return None
-        body: bytes = message.get("body", b"")
-        if len(body) > limit:
-            raise _too_large(limit)
-        if memory and len(body) > SMALL_BODY:
-            memory.add(len(body))
-        return body
-    return await _read_in_parts(message, receive, limit, memory or BodyMemory())
-
-
-async def _read_in_parts(message: Message, receive: Receive, limit: int, memory: BodyMemory) -> bytes | None:
-    body = bytearray()
-    counted = 0
-    try:
-        while message["type"] == "http.request":
-            body += message.get("body", b"")
-            if len(body) > limit:
-                raise _too_large(limit)
-            if len(body) > SMALL_BODY:
-                memory.add(len(body) - counted)
-                counted = len(body)
-            if not message.get("more_body"):
-                counted = 0  # the caller removes them
-                return bytes(body)
-            message = await receive()
-        return None
-    finally:
-        memory.remove(counted)
-
-
-def _too_large(limit: int) -> BodyTooLarge:
-    return BodyTooLarge(f"The body is too long: this route accepts at most {limit} bytes. Nothing was done.")

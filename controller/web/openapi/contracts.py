@@ -246,7 +246,10 @@ CONTRACTS: Final[Mapping[str, Contract]] = {
     "/page/{file:path}": replace(
         _PAGE,
         summary="Return one of its files.",
-        parameters=(*_PAGE.parameters, Parameter("file", "The name of the file.", {"type": "string"}, "path", True)),
+        parameters=(
+            *_PAGE.parameters,
+            Parameter("file", "The version of the page and the name of the file.", {"type": "string"}, "path", True),
+        ),
         codes={404: {"not_found": "The page has no such file."}},
     ),
     "/metrics": Contract(media={"text/plain": "Prometheus's text format, version 0.0.4."}),

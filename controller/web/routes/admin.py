@@ -19,7 +19,8 @@ from controller.web.services import Services
 async def drain_worker(services: Services, body: bytes, caller: Caller) -> Answer:
     """Stop dispatching to a worker. The requests that it has go on. A bound worker token may drain its own workers.
 
-    `reason` is optional: at most 500 characters for the log and the events.
+    `reason` is optional: at most 500 characters for the log and the events. The response comes at once. The worker has
+    finished when GET `/workers` shows it as `drained`. A deadline for that is up to the client.
     """
     name, reason = schemas.parse_operation(body)
     caller.check_own_worker(name)

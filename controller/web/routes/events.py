@@ -31,8 +31,8 @@ async def events(
     resumes after a lost connection with the header `Last-Event-ID`, at any replica. The kind `gap` means that events
     are missing there, because the cluster keeps only about the last 10,000, or because Redis lost its data.
     """
-    last, after = (event_id(text) if text else "" for text in (headers.get("last-event-id"), query.get("after")))
-    after = last or after
+    sent = {"Last-Event-ID": headers.get("last-event-id"), "after": query.get("after")}
+    after = next(iter([event_id(text, name) for name, text in sent.items() if text]), "")
     limit = _limit(query.get("limit", ""))
     is_stream = wants_events(headers)
     follow = query.get("follow", "false")

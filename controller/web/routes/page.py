@@ -29,13 +29,17 @@ _POLICY: Final = (
     "form-action 'none'; frame-ancestors 'none'; require-trusted-types-for 'script'; trusted-types lit-html"
 )
 _HEADERS: Final[Headers] = (
-    (b"cache-control", b"no-cache"),  # a browser asks whether its copy is current, because replicas are upgraded
     (b"content-security-policy", _POLICY.encode()),
     (b"cross-origin-opener-policy", b"same-origin"),
     (b"cross-origin-resource-policy", b"same-origin"),
     (b"referrer-policy", b"no-referrer"),
     (b"x-content-type-options", b"nosniff"),
 )
+
+
+_PIECE: Final = 64 * 1024  # bytes
+# Files whose names have no version: the script that loads the others, and the icon, which other pages have, too.
+_WITHOUT_VERSION: Final = ("start.js", "icon.svg")
 
 
 class _File(NamedTuple):
@@ -45,30 +49,55 @@ class _File(NamedTuple):
     headers: Headers
 
 
-def _read(folder: Traversable, prefix: str = "") -> Iterator[tuple[str, _File]]:
+def _read(folder: Traversable, prefix: str = "") -> Iterator[tuple[str, bytes]]:
+    """Yield the names and the contents of the files that belong to the page."""
     for entry in folder.iterdir():
-        kind = entry.name.rpartition(".")[2]
         if entry.is_dir():
             yield from _read(entry, f"{prefix}{entry.name}/")
-        elif kind in _TYPES:
-            body = entry.read_bytes()
-            etag = f'"{hashlib.sha256(body).hexdigest()[:32]}"'.encode()
-            yield f"{prefix}{entry.name}", _File(body, _TYPES[kind], etag, (*_HEADERS, (b"etag", etag)))
+        elif entry.name.rpartition(".")[2] in _TYPES:
+            yield f"{prefix}{entry.name}", entry.read_bytes()
 
 
-_FILES: Final[dict[str, _File]] = dict(_read(files("controller.web") / "static"))
-_PIECE: Final = 64 * 1024  # bytes
-_PAGE: Final = _FILES.pop("index.html")  # its links are relative to `/`
+def _file(name: str, body: bytes, caching: bytes) -> _File:
+    etag = f'"{hashlib.sha256(body).hexdigest()[:32]}"'.encode()
+    headers = ((b"cache-control", caching), *_HEADERS, (b"etag", etag))
+    return _File(body, _TYPES[name.rpartition(".")[2]], etag, headers)
+
+
+def _files() -> Iterator[tuple[str | None, _File]]:
+    """Yield the files by the rest of their path after `/page/`, and the page itself as None.
+
+    Replicas of two versions may serve behind one address, during an upgrade. So the page names a digest of all its
+    files in their paths, and a replica has only those of its own version. Otherwise a browser could get modules of two
+    versions, which need not fit together.
+    """
+    bodies = dict(sorted(_read(files("controller.web") / "static")))
+    whole = hashlib.sha256()
+    for name, body in bodies.items():
+        whole.update(f"{name} {hashlib.sha256(body).hexdigest()}\n".encode())
+    version = whole.hexdigest()[:16]
+    for name, body in bodies.items():
+        if name == "index.html":  # its links are relative to `/`
+            yield None, _file(name, body.replace(b"VERSION", version.encode()), b"no-cache")
+        elif name in _WITHOUT_VERSION:  # a browser asks whether its copy is current
+            yield name, _file(name, body, b"no-cache")
+        else:
+            yield f"{version}/{name}", _file(name, body, b"public, max-age=31536000, immutable")
+
+
+_FILES: Final[dict[str | None, _File]] = dict(_files())
 
 
 async def page(_: Services, file_name: str | None, known: bytes) -> Answer | Response:
     """Return the page for operators, or one of its files. These need no token, but the data of the page do.
 
-    The response has an `ETag`. A request with this value in `If-None-Match` gets a 304 without a body.
+    The response has an `ETag`. A request with this value in `If-None-Match` gets a 304 without a body. The paths of
+    most files have a version, which is a digest of all of them. A replica has the files of its own version only.
     """
-    file = _PAGE if file_name is None else _FILES.get(file_name)
+    file = _FILES.get(file_name)
     if file is None:
-        return Answer(error_body("not_found", f"The page has no file {file_name}."), 404)
+        problem = f"The page of this replica has no file {file_name}. A page of another version may have it."
+        return Answer(error_body("not_found", problem), 404, headers=((b"cache-control", b"no-store"),))
     if known == b"*" or file.etag in (each.strip().removeprefix(b"W/") for each in known.split(b",")):
         return Response(status_code=304, headers={key.decode(): value.decode() for key, value in file.headers})
     return Answer(file.body, headers=file.headers, content_type=file.content_type)

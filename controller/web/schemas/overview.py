@@ -75,6 +75,9 @@ class Overview(Struct):
     replica: ThisReplica
     degraded: Annotated[str | None, described("Why Redis is not used. `null` if it is.")]
     dispatch_method: Annotated[str, described("How a worker is chosen.", enum=list(map(str, DispatchMethod)))]
+    stalled_after: Annotated[
+        float, described("Seconds for which none of a worker's requests has finished, until the page calls it stalled.")
+    ]
     dispatches: DispatchRates
     replicas: list[OtherReplica]
     parents: list[ParentCluster]

@@ -2,7 +2,6 @@
 
 const HISTORY = 60; // messages, one a second
 const LATE = 1 / 3; // of the time between a heartbeat and its expiration. FastChat's workers use half of it
-const STALLED = 60; // seconds for which no request of a worker has finished, as in the command line
 
 export class Cluster {
   workers = new Map(); // by name
@@ -106,7 +105,7 @@ export class Cluster {
     const heartbeat = this.heartbeat(worker);
     if (heartbeat && heartbeat.left <= 0) return { key: "late", label: "overdue", level: "bad" };
     if (heartbeat && heartbeat.share < LATE) return { key: "late", label: "late", level: "warn" };
-    if (this.stalled(worker) >= STALLED) return { key: "stalled", label: "stalled", level: "warn" };
+    if (this.stalled(worker) >= this.head.stalled_after) return { key: "stalled", label: "stalled", level: "warn" };
     const isFull = worker.capacity !== null && worker.queue_length >= worker.capacity;
     return isFull ? { key: "full", label: "full", level: "good" } : { key: "serving", label: "serving", level: "good" };
   }
