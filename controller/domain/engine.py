@@ -45,15 +45,20 @@ class Engine:
     kind: such as "vllm".
     aliases: the engine's own name of each model that has another name here.
     key: the key that the engine requires. "" if it requires none.
+    max_lengths: largest number of tokens of a prompt and its completion, by the name of the model here, if it is known.
     """
 
     kind: str
     aliases: Mapping[str, str] = field(default_factory=dict)
     key: str = field(default="", repr=False)
+    max_lengths: Mapping[str, int] = field(default_factory=dict)
 
     def encode(self) -> str:
         """Return the engine as Redis stores it."""
-        return json.dumps({"kind": self.kind, "aliases": dict(self.aliases), "key": self.key}, ensure_ascii=False)
+        fields = {"kind": self.kind, "aliases": dict(self.aliases), "key": self.key}
+        if self.max_lengths:
+            fields["max_lengths"] = dict(self.max_lengths)
+        return json.dumps(fields, ensure_ascii=False)
 
     @classmethod
     def decode(cls, text: str) -> "Engine":
@@ -61,8 +66,10 @@ class Engine:
         try:
             fields = json.loads(text)
             kind, aliases, key = fields["kind"], fields["aliases"], fields["key"]
-            if all(isinstance(each, str) for each in (kind, key, *aliases, *aliases.values())):
-                return cls(kind, aliases, key)
+            lengths = fields.get("max_lengths", {})
+            texts = (kind, key, *aliases, *aliases.values(), *lengths)
+            if all(isinstance(each, str) for each in texts) and all(type(each) is int for each in lengths.values()):
+                return cls(kind, aliases, key, lengths)
         except (ValueError, KeyError, TypeError, AttributeError):
             pass
         raise InvalidInput("engine", "is not what the controller writes")
