@@ -7,6 +7,7 @@ from starlette.types import ASGIApp
 
 from controller.availability.batches import Batches
 from controller.availability.degraded import DegradedMode
+from controller.availability.known_models import KnownModels
 from controller.availability.readiness import Readiness
 from controller.availability.reconciler import Reconciler
 from controller.availability.snapshots import SnapshotManager
@@ -29,7 +30,13 @@ from controller.fleet.sweeper import Sweeper
 from controller.fleet.telemetry import Telemetry
 from controller.fleet.tokens import Tokens
 from controller.metrics import Metrics
-from controller.proxy.forwarder import MIB, Forwarder
+from controller.proxy.bookings import Bookings
+from controller.proxy.fastchat_models import FastChatModels
+from controller.proxy.forwarder import Forwarder
+from controller.proxy.gateway import Gateway
+from controller.proxy.retry_budget import RetryBudget
+from controller.proxy.running import MIB, RunningForwards
+from controller.proxy.trials import Trials
 from controller.security.access import Access
 from controller.security.audit import Audit
 from controller.security.forward_paths import ForwardPaths
@@ -140,18 +147,33 @@ class Replica:
             metrics,
         )
         self.overview = Overview(settings.dispatch_method, metrics, self.snapshots, self.replicas, self.parents)
+        self.bookings = Bookings(self.dispatcher, settings.lease_time)
+        self.running = RunningForwards(metrics, settings.max_forwards, (settings.max_body_memory or 512) * MIB // 2)
         self.forwarder = Forwarder(
+            workers, self.bookings, self.running, metrics, self._cluster_id, settings.forward_tries
+        )
+        self.known_models = KnownModels(
+            self.snapshots, registry, lambda: {*self.model_routes.names(), *self.engine_poller.named_models()}
+        )
+        self.trials = Trials(registry, self.snapshots, self.replicas.id)
+        self.gateway = Gateway(
             self.dispatcher,
             workers,
+            self.snapshots,
+            self.bookings,
+            self.running,
+            RetryBudget(settings.retry_budget, lambda: len(self.replicas.ids)),
+            self.trials,
+            self.known_models,
+            FastChatModels(self.forwarder),
             metrics,
-            lambda: self.snapshots.cluster_id,
-            settings.lease_time,
+            self._cluster_id,
             settings.forward_tries,
-            settings.max_forwards,
-            (settings.max_body_memory or 512) * MIB // 2,
+            self.model_routes.candidates,
+            self.model_routes.names,
         )
         self.telemetry = Telemetry(
-            settings, metrics, self.snapshots, self.replicas, self.events, registry, lambda: self.forwarder.running
+            settings, metrics, self.snapshots, self.replicas, self.events, registry, lambda: self.running.count
         )
         metrics.add(self.telemetry)
         metrics.measure_scripts(scripts.names())
@@ -161,6 +183,7 @@ class Replica:
             self.dispatcher,
             Explainer(settings, registry, self.batches, self.snapshots),
             self.forwarder,
+            self.gateway,
             self.membership,
             self.engines,
             self.capacities,
@@ -203,7 +226,11 @@ class Replica:
             self.events.run_recording,
             self.events.run_reading,
             self.overview.run,
+            self.known_models.run,
         )
+
+    def _cluster_id(self) -> str:
+        return self.snapshots.cluster_id
 
     def _record_outage(self, seconds: float, reason: str) -> None:
         self.events.record("store_recovered", replica=self.replicas.name, seconds=f"{seconds:.1f}", reason=reason)
@@ -225,7 +252,9 @@ class Replica:
 
     async def close(self) -> None:
         """Finish the background work and close all connections."""
-        await self.forwarder.close(self._settings.redis_timeout, self._settings.shutdown_timeout)
+        await self.running.close(self._settings.shutdown_timeout)
+        await self.bookings.close(self._settings.redis_timeout)
+        await self.trials.close()
         await self.refresher.close()
         await self.poller.close()
         await self.replicas.close()
@@ -266,6 +295,8 @@ def create_worker_client(settings: Settings, tracing: "Tracing | None" = None) -
         settings.worker_timeout,
         WorkerAddresses(settings.worker_allow),
         UpstreamTokens(settings.upstream_tokens_file),
+        settings.connect_timeout,
+        settings.first_byte_timeout,
     )
 
 

@@ -96,7 +96,7 @@ def test_each_error_is_listed_with_its_status() -> None:
     page = (reference.REFERENCE / "errors.md").read_text()
     responses = page[page.index("## Responses\n") : page.index("## Responses with status 200")]
     for error in error_classes():
-        if error.__subclasses__() or error.code in SENDS_NO_RESPONSE or error is errors.WorkerRefused:
+        if error.__subclasses__() or error.code in SENDS_NO_RESPONSE or issubclass(error, errors.WorkerRefused):
             continue
         statuses = re.findall(rf"(?m)^\| (\d+) \|.*`{error.code}`", responses)
         assert statuses, error.code

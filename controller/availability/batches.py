@@ -37,6 +37,7 @@ class Batches:
         self._releases = Coalescer(self._release_all)
         self._renewals = self._coalesce(registry.renew_many)
         self._failures = self._coalesce(registry.report_failure_many)
+        self._recoveries = self._coalesce(registry.clear_failures)
         self._drains = self._coalesce(registry.drain_many)
         # A full Redis rejects writes and so opens the circuit breaker, but it needs the removals most.
         self._removals: Coalescer[RemoveCall, bool] = Coalescer(
@@ -72,6 +73,10 @@ class Batches:
     def report_failure(self, call: FailureCall) -> "Future[bool | None]":
         """Deprioritise a worker, as Registry.report_failure()."""
         return self._failures.submit(call)
+
+    def clear_failure(self, name: str) -> "Future[bool]":
+        """Clear the failure of a worker, as Registry.clear_failures(). Return True if the worker is alive."""
+        return self._recoveries.submit(name)
 
     def drain(self, call: DrainCall) -> "Future[bool]":
         """Drain a worker or resume it, as Registry.drain()."""

@@ -2,12 +2,14 @@
 
 import heapq
 from bisect import bisect
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import replace
+from functools import cached_property
 from itertools import accumulate
 from typing import Generic, NamedTuple, TypeVar
 
 from controller.domain.cost import cost
+from controller.domain.engine import model_of
 from controller.domain.worker import Worker
 
 Result = TypeVar("Result")
@@ -57,6 +59,27 @@ class Snapshot:
     def serves(self, model: str) -> bool:
         """Return True if a worker serves the model and is not draining."""
         return model in self._serving
+
+    def worker(self, name: str) -> Worker | None:
+        """Return a worker as Redis listed it. None if it is not in the snapshot."""
+        return self._workers.get(name)
+
+    @cached_property
+    def failing_engines(self) -> Mapping[str, Sequence[str]]:
+        """The engines that get no requests because one has failed, by model, where others serve the model."""
+        failed = [
+            worker
+            for worker in self._workers.values()
+            if worker.failing == "request" and worker.engine is not None and not worker.draining
+        ]
+        found: dict[str, list[str]] = {}
+        if failed:
+            ready = (worker for worker in self._workers.values() if not (worker.failing or worker.draining))
+            served = {model for worker in ready for model in worker.indexed_models}
+            for worker in failed:
+                for model in served.intersection(worker.indexed_models):
+                    found.setdefault(model_of(model), []).append(worker.name)
+        return found
 
     def shortest_queue(self, model: str) -> str:
         """Choose the worker with the lowest load and book it. Return "" if the model has no worker.

@@ -129,6 +129,24 @@ class SnapshotManager:
         """The capacities set at runtime, as of the last snapshot."""
         return self._capacities
 
+    @property
+    def snapshot(self) -> Snapshot | None:
+        """The last snapshot. None if there is none yet."""
+        return self._snapshot
+
+    async def find(self, name: str) -> Worker | None:
+        """Return a worker as of the last snapshot. If the snapshot lacks it, take another one first.
+
+        Returns None if there is no such worker, or if Redis is unavailable.
+        """
+        before = self._snapshot
+        found = before.worker(name) if before is not None else None
+        if found is None:
+            with contextlib.suppress(StoreError):
+                await self.breaker.call(self._take_next, before)
+            found = self._snapshot.worker(name) if self._snapshot is not None else None
+        return found
+
     def models(self, multimodal: bool | None) -> list[str]:
         """Return the models of the last snapshot, as Registry.list_models()."""
         return self._snapshot.list_models(multimodal) if self._snapshot is not None else []
@@ -169,6 +187,12 @@ class SnapshotManager:
         """Take a snapshot, unless one was taken since `since`."""
         async with self._lock:
             if since is None or self._snapshot is since:
+                await self._take()
+
+    async def _take_next(self, since: Snapshot | None) -> None:
+        """Take a snapshot, unless one was taken since `since`, which is None if there was none."""
+        async with self._lock:
+            if self._snapshot is since:
                 await self._take()
 
     async def _take_and_release(self) -> None:

@@ -61,15 +61,15 @@ class Dispatcher:
         self._finds: Coalescer[Find, MaybeStale[str]] = Coalescer(self._find_all)
         self._model_lists: Coalescer[bool | None, MaybeStale[list[str]]] = Coalescer(self._list_models_all)
 
-    async def dispatch(self, model: str) -> MaybeStale[str]:
-        """Choose a worker of FastChat's protocol for one request and book it.
+    async def dispatch(self, model: str, protocol: Protocol = Protocol.FASTCHAT) -> MaybeStale[str]:
+        """Choose a worker for one request and book it. Return its address, or "" if the model has no live worker.
 
-        Returns its address, or "" if the model has no live worker.
+        protocol: as in dispatch_with_lease().
         """
         if len(model) > MAX_MODEL_NAME_LENGTH:
             return MaybeStale(self._no_worker(model).worker)
         began = time.perf_counter()
-        request = Request(model)
+        request = Request(indexed_name(model, protocol))
         choice, snapshot_age = await self._dispatches.submit(request)
         if not choice.worker and snapshot_age is None:
             choice, snapshot_age = await self._verify(request)
@@ -148,6 +148,11 @@ class Dispatcher:
         if exists:
             self._snapshots.request()
         return exists
+
+    async def clear_failure(self, name: str) -> None:
+        """Clear the failure of a worker that has served a request, without a change of its heartbeat."""
+        await self._batches.clear_failure(name)
+        self._snapshots.request()
 
     async def list_models(
         self, multimodal: bool | None = None, protocol: Protocol = Protocol.FASTCHAT

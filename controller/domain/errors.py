@@ -28,10 +28,13 @@
     │   └── ParentRefused       a parent controller does not accept the token in --parent
     ├── LoopDetected            a request was forwarded in a loop, or through too many clusters
     ├── NoWorker                no live worker serves the requested model
+    ├── ModelNotFound           no worker has served the requested model lately
+    ├── WrongProtocol           the workers of the model do not speak the protocol of the request
     └── WorkerError             a call to a worker failed
         ├── WorkerUnreachable   the connection failed, or the worker returned no valid status
         │   └── WorkerNotAllowed    the worker has an address that the controller does not connect to
         ├── WorkerRefused       the worker returned an error status
+        │   └── WorkerBusy          the worker has no room for the request now
         ├── WorkerSilent        the worker sent no data within the timeout
         └── StreamBroken        the worker's response ended early
 
@@ -237,6 +240,18 @@ class NoWorker(ControllerError):
     code = "no_worker"
 
 
+class ModelNotFound(ControllerError):
+    """No worker has served the requested model for some hours, and no list names it."""
+
+    code = "model_not_found"
+
+
+class WrongProtocol(ControllerError):
+    """A model has only workers of FastChat's protocol, and they have no such route."""
+
+    code = "wrong_protocol"
+
+
 class WorkerError(ControllerError):
     """A call to a worker failed."""
 
@@ -265,6 +280,12 @@ class WorkerRefused(WorkerError):
         self.status = status
         self.headers = headers
         self.body = body
+
+
+class WorkerBusy(WorkerRefused):
+    """An engine has no room for a request now: status 429, or a 503 that says so."""
+
+    code = "worker_busy"
 
 
 class WorkerSilent(WorkerError):

@@ -12,6 +12,11 @@ _HOP_BY_HOP: Final = frozenset({b"connection", b"keep-alive", b"te", b"trailer",
 _REQUEST_ID: Final = HEADER.encode()  # our response has the id of the request, which the worker got, too
 # X-Accel-* headers control the proxy in front of a server. A worker must not control the proxy in front of us.
 _DROPPED_PREFIXES: Final = (b"proxy-", b"x-controller-", b"x-accel-")
+# The client's credentials are for us. The trace context and the request id are added after a check of their form.
+_NOT_FOR_ENGINES: Final = frozenset(
+    {b"authorization", b"x-api-key", b"api-key", b"x-auth-token", b"cookie", b"host", b"content-length", b"expect"}
+    | {_REQUEST_ID, b"traceparent", b"tracestate", b"http2-settings"}
+)
 # A client needs these to understand the body, so they have priority if there are too many headers.
 _ESSENTIAL: Final = frozenset(
     {b"content-type", b"content-encoding", b"content-length", b"content-range", b"location", b"retry-after"}
@@ -49,6 +54,37 @@ def trace_context(headers: Sequence[tuple[bytes, bytes]]) -> dict[str, str]:
     return found
 
 
+def for_engine(headers: Sequence[tuple[bytes, bytes]]) -> dict[str, str]:
+    """Return the headers of a request that an engine gets. The values of a repeated one are joined, as HTTP says.
+
+    Left out are the headers of the connection, those with credentials for us, and those that the controller writes
+    itself. So is a value that is not UTF-8, because the HTTP client could not send it unchanged.
+    """
+    options = _connection_options(headers)
+    joined: dict[str, str] = {}
+    for name, value in headers:
+        if (
+            name in _HOP_BY_HOP
+            or name in _NOT_FOR_ENGINES
+            or name in options
+            or name.startswith(_DROPPED_PREFIXES)
+            or not _TOKEN.match(name)
+            or _CONTROL.search(value)
+        ):
+            continue
+        try:
+            text = value.decode()
+        except UnicodeDecodeError:
+            continue
+        key = name.decode()
+        joined[key] = f"{joined[key]}, {text}" if key in joined else text
+    return joined
+
+
+def _connection_options(headers: Iterable[tuple[bytes, bytes]]) -> set[bytes]:
+    return {option.strip().lower() for name, value in headers if name == b"connection" for option in value.split(b",")}
+
+
 def end_to_end(headers: Iterable[tuple[bytes, bytes]], status: int) -> Headers:
     """Return the headers of a response that are meant for the client, with names in lower case.
 
@@ -56,9 +92,7 @@ def end_to_end(headers: Iterable[tuple[bytes, bytes]], status: int) -> Headers:
     limits of common clients are dropped.
     """
     lowered = [(name.lower(), value) for name, value in headers]
-    options = {
-        option.strip().lower() for name, value in lowered if name == b"connection" for option in value.split(b",")
-    }
+    options = _connection_options(lowered)
     kept = [
         (name, _CONTROL.sub(b" ", value))
         for name, value in lowered

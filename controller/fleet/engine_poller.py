@@ -68,6 +68,7 @@ class EnginePoller:
         self._permits = asyncio.Semaphore(_MAX_POLLS)
         self._permits_of_silent = asyncio.Semaphore(_MAX_POLLS)  # hung engines must not delay the polls of the others
         self._shared: tuple[Mapping[str, str], tuple[str, ...]] = ({}, ())  # from which the share was made
+        self._named: tuple[Mapping[str, str], frozenset[str]] = ({}, frozenset())  # and from which list
         self._watches: dict[str, tuple[str, asyncio.Task[None]]] = {}  # the record and the polls of each engine of ours
 
     async def run(self) -> None:
@@ -84,6 +85,14 @@ class EnginePoller:
     async def update(self) -> None:
         """Get the list of engines from Redis if it has changed. Raises StoreError."""
         await self._breaker.call(self.entries.update)
+
+    def named_models(self) -> frozenset[str]:
+        """Return the public names that operators gave to models of engines, alive or not."""
+        entries = self.entries.entries
+        if entries is not self._named[0]:
+            read = (entry_of(name, record) for name, record in entries.items())
+            self._named = entries, frozenset(name for entry in read if entry for name in entry.names.values())
+        return self._named[1]
 
     async def refresh(self) -> None:
         """Poll all engines of the cluster once, with all questions. Raises StoreError."""

@@ -14,7 +14,7 @@ from prometheus_client.core import (
 from prometheus_client.registry import Collector
 
 from controller import __version__
-from controller.metrics import dispatches
+from controller.metrics import by_model
 from controller.metrics.instruments import FAST, SIZES, SLOW, Counter, Gauge, Histogram, Labelled, OwnCounter
 from controller.metrics.memory import CELLS, MetricsMemory, Row
 
@@ -81,9 +81,14 @@ class Metrics(Collector):
         self._preface = _NOT_SHARED.format(replicas) if replicas > 1 and not memory else ""
         self._method = method
         self._families: list[_Family] = []
-        self._used = dispatches.CELLS_NEEDED
+        names = by_model.ModelNames(self._row)
+        self.dispatches = by_model.ModelCounters(self._row, names, by_model.DISPATCHES, 0)
+        self._first_of_gateway = by_model.cells_needed(by_model.DISPATCHES)
+        self.gateway_requests = by_model.ModelCounters(
+            self._row, names, by_model.GATEWAY_REQUESTS, self._first_of_gateway
+        )
+        self._used = self._first_of_gateway + by_model.cells_needed(by_model.GATEWAY_REQUESTS)
         self._registry = CollectorRegistry()
-        self.dispatches = dispatches.DispatchCounters(self._row, 0)
         self.dispatch_batches = self._counter("dispatch_batches", "Calls to Redis that dispatched requests.")
         self.batch_size = self._histogram("dispatch_batch_size", "Requests that one call to Redis dispatched.", SIZES)
         self.dispatch_time = self._histogram(
@@ -115,6 +120,9 @@ class Metrics(Collector):
         self.forwarded_bytes = self._counter("forwarded_bytes", "Bytes of bodies that workers sent to clients.")
         self.forward_retries = self._counter(
             "forward_retries", "Retries of forwarded requests on another worker, also after a 5xx."
+        )
+        self.refused_retries = self._counter(
+            "forward_refused_retries", "Retries of requests to engines that --retry-budget did not allow."
         )
         self.store_failures = self._counter("store_failures", "Failed calls to Redis.")
         self.store_clock_jumps = self._counters(
@@ -157,7 +165,7 @@ class Metrics(Collector):
 
     def collect(self) -> Iterator[Metric]:
         """Yield the metrics for prometheus_client. Counters are sums over the replicas that share the memory."""
-        yield self._collect_dispatches()
+        yield from self._collect_models()
         for family in self._families:
             label = [family.label] if family.label else []
             if family.kind in (Gauge, OwnCounter):
@@ -179,19 +187,26 @@ class Metrics(Collector):
 
     def count_dispatches(self) -> float:
         """Return the number of requests for a worker, of all replicas that share the memory."""
-        return sum(dispatches.sums(self._rows, 0).values())
+        return sum(by_model.sums(self._rows, by_model.DISPATCHES, 0).values())
 
     def render(self) -> bytes:
         """Return all metrics as text."""
         return self._preface.encode() + generate_latest(self._registry)
 
-    def _collect_dispatches(self) -> Metric:
+    def _collect_models(self) -> Iterator[Metric]:
         found = CounterMetricFamily(
             "controller_dispatches", "Requests for a worker.", labels=["model", "method", "outcome"]
         )
-        for (model, outcome), count in dispatches.sums(self._rows, 0).items():
+        for (model, outcome), count in by_model.sums(self._rows, by_model.DISPATCHES, 0).items():
             found.add_metric([model, self._method, outcome], count)
-        return found
+        yield found
+        found = CounterMetricFamily(
+            "controller_gateway_requests", "Requests to engines, by OpenAI's protocol.", labels=["model", "outcome"]
+        )
+        first = self._first_of_gateway
+        for (model, outcome), count in by_model.sums(self._rows, by_model.GATEWAY_REQUESTS, first).items():
+            found.add_metric([model, outcome], count)
+        yield found
 
     def _collect_of_replicas(self, family: _Family) -> Metric:
         kind = GaugeMetricFamily if family.kind is Gauge else CounterMetricFamily

@@ -43,6 +43,17 @@ class WorkerSettings:
         "Longest time that a worker may send nothing, before or during its response to a forwarded request.",
         also=["FASTCHAT_WORKER_API_TIMEOUT"],
     )
+    connect_timeout: float = setting(
+        2.0,
+        "Time limit for the connection of a forwarded request to its worker, with the lookup of the host name. "
+        "--worker-timeout limits it, too.",
+    )
+    first_byte_timeout: float = setting(
+        0.0,
+        "Longest time that an engine may take until the first byte of its response. Then another engine is tried. 0 "
+        "turns the limit off, because engines keep requests waiting. --worker-timeout limits the time between two "
+        "parts of the response.",
+    )
     worker_allow: str | None = setting(
         None,
         "Workers that may register and be connected to: host names such as *.gpu.internal, IP addresses or networks, "
@@ -68,10 +79,18 @@ class WorkerSettings:
         "worker can crash this many.",
     )
 
+    retry_budget: float = setting(
+        0.2,
+        "Largest share of retries in the requests to engines that a replica forwards in 10 s. Besides these, all "
+        "replicas together may retry 10 requests in 10 s.",
+    )
+
     def check_workers(self) -> None:
         """Raise SettingsError if a value is wrong."""
-        checks.positive_seconds(self, "heartbeat_expiration", "worker_timeout", "probe_timeout")
-        checks.seconds(self, "poll_interval")
+        checks.positive_seconds(self, "heartbeat_expiration", "worker_timeout", "probe_timeout", "connect_timeout")
+        checks.seconds(self, "poll_interval", "first_byte_timeout")
+        if not 0 <= self.retry_budget <= 1:
+            raise SettingsError(f"--retry-budget must be a share from 0 to 1, not {self.retry_budget}.")
         if 0 < self.poll_interval < _LEAST_POLL_INTERVAL:
             raise SettingsError(
                 f"--poll-interval must be 0, for never, or at least {_LEAST_POLL_INTERVAL:g} s, not "

@@ -170,6 +170,13 @@ class WorkerStore(ScriptRunner):
         """Record answers to polls of engines, which keep an engine alive. Return as heartbeat()."""
         return await self._report(reports, self._engine_expiration_ms, of_polls=True)
 
+    async def clear_failures(self, names: Sequence[str]) -> list[bool]:
+        """Clear the failures of workers that have served requests. Their heartbeats and loads do not change.
+
+        Returns for each whether the worker is alive.
+        """
+        return await self._report([Report(name, None) for name in names], "", of_polls=False)
+
     async def _report(self, reports: Sequence[Report], expiration: int | str, *, of_polls: bool) -> list[bool]:
         known = await self._run_each(
             "heartbeat",

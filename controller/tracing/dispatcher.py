@@ -20,10 +20,10 @@ class TracedDispatcher(Dispatcher):
         super().__init__(*arguments)
         self._tracer = tracer
 
-    async def dispatch(self, model: str) -> MaybeStale[str]:
+    async def dispatch(self, model: str, *arguments: Any) -> MaybeStale[str]:
         """As Dispatcher.dispatch()."""
         with self._tracer.start_as_current_span("choose", attributes=_attributes(model)) as span:
-            found = await super().dispatch(model)
+            found = await super().dispatch(model, *arguments)
             _describe(span, found.value, found.snapshot_age)
             return found
 

@@ -1,6 +1,6 @@
 """The spans of a request to a worker: the whole exchange, and the wait for its first part."""
 
-from collections.abc import Mapping
+from collections.abc import Awaitable, Mapping
 from typing import Any, Final
 from urllib.parse import urlsplit
 
@@ -13,7 +13,7 @@ from opentelemetry.semconv.attributes.url_attributes import URL_FULL
 from opentelemetry.trace import Span, SpanKind, Status, StatusCode, Tracer
 
 from controller.upstream.client import NO_HEADERS, WorkerClient
-from controller.upstream.response import WorkerResponse
+from controller.upstream.response import ReadRules, WorkerResponse
 
 _BODY_SIZE: Final = "http.response.body.size"
 _TRACE_CONTEXT: Final = ("traceparent", "tracestate")
@@ -29,19 +29,17 @@ class TracedWorkerClient(WorkerClient):
     async def post(self, name: str, path: str, body: bytes, headers: Mapping[str, str] = NO_HEADERS) -> WorkerResponse:
         """As WorkerClient.post()."""
         exchange = _Exchange(self._tracer, name, path)
-        try:
-            response = await super().post(name, path, body, exchange.headers(headers))
-        except BaseException as error:
-            exchange.fail(error)
-            exchange.end()
-            raise
-        exchange.begin(response.status)
-        if isinstance(response, _TracedResponse):
-            response.exchange = exchange
-        return response
+        return await exchange.run(super().post(name, path, body, exchange.headers(headers)))
 
-    def _opened(self, url: str, response: aiohttp.ClientResponse) -> WorkerResponse:
-        return _TracedResponse(url, response, self._worker_timeout, self._responses.discard)
+    async def post_to_engine(
+        self, name: str, target: str, body: bytes, headers: Mapping[str, str], key: str = ""
+    ) -> WorkerResponse:
+        """As WorkerClient.post_to_engine(). The span has the path without the query."""
+        exchange = _Exchange(self._tracer, name, target.partition("?")[0])
+        return await exchange.run(super().post_to_engine(name, target, body, exchange.headers(headers), key))
+
+    def _opened(self, url: str, response: aiohttp.ClientResponse, rules: ReadRules) -> WorkerResponse:
+        return _TracedResponse(url, response, rules, self._responses.discard)
 
 
 class _Exchange:
@@ -68,6 +66,19 @@ class _Exchange:
         propagate.inject(ours, self._context)
         replaced = _TRACE_CONTEXT if "traceparent" in ours else ()
         return {**{name: value for name, value in headers.items() if name not in replaced}, **ours}
+
+    async def run(self, request: Awaitable[WorkerResponse]) -> WorkerResponse:
+        """Return the response to a request, which ends the spans when it is closed."""
+        try:
+            response = await request
+        except BaseException as error:
+            self.fail(error)
+            self.end()
+            raise
+        self.begin(response.status)
+        if isinstance(response, _TracedResponse):
+            response.exchange = self
+        return response
 
     def begin(self, status: int) -> None:
         """Record the status of the response, whose head has arrived."""

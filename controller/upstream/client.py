@@ -3,6 +3,7 @@
 import asyncio
 import time
 from collections.abc import Awaitable, Mapping
+from math import inf
 from types import MappingProxyType
 from typing import Final, NamedTuple
 
@@ -14,13 +15,21 @@ from controller.json_bodies import read_status
 from controller.security.upstream_tokens import UpstreamTokens
 from controller.security.worker_addresses import WorkerAddresses
 from controller.upstream.decoding import CODINGS, DecodedBody
-from controller.upstream.response import GRACE_PERIOD, UNREACHABLE, WorkerResponse, one_line, upstream_errors
+from controller.upstream.response import (
+    FIRST_BYTE,
+    GRACE_PERIOD,
+    UNREACHABLE,
+    ReadRules,
+    WorkerResponse,
+    one_line,
+    upstream_errors,
+)
 from controller.upstream.session import Body, Session, location
 
 _MAX_STATUS_BYTES: Final = 1024 * 1024
 # The metrics of a vLLM server have about 60 KB for each of its engines.
 _MAX_ANSWER_BYTES: Final = 4 * 1024 * 1024
-_CONNECT_TIMEOUT: Final = 2.0  # seconds, which allow for one lost packet
+CONNECT_TIMEOUT: Final = 2.0  # seconds, which allow for one lost packet
 NO_HEADERS: Final[Mapping[str, str]] = MappingProxyType({})
 
 
@@ -37,6 +46,8 @@ class WorkerClient:
 
     probe_timeout: for a whole status call, in seconds.
     worker_timeout: for each wait for a worker, in seconds: for the head of its response, and for each read of the body.
+    connect_timeout: for the name lookup and the connection, in seconds. worker_timeout limits it, too.
+    first_byte_timeout: for the wait for the first piece of an engine's response, in seconds. 0: no limit.
     addresses: the rule for the addresses of workers. By default, --worker-allow is not set.
     tokens: the tokens that workers require. By default, there are none.
     """
@@ -47,10 +58,13 @@ class WorkerClient:
         worker_timeout: float,
         addresses: WorkerAddresses | None = None,
         tokens: UpstreamTokens | None = None,
+        connect_timeout: float = CONNECT_TIMEOUT,
+        first_byte_timeout: float = 0.0,
     ) -> None:
         self._probe_timeout = probe_timeout
         self._worker_timeout = worker_timeout
-        self._connect_timeout = min(_CONNECT_TIMEOUT, worker_timeout)
+        self._connect_timeout = min(connect_timeout, worker_timeout)
+        self._first_byte_timeout = first_byte_timeout or inf
         self._streams_ended = asyncio.Event()
         self._responses: set[WorkerResponse] = set()
         self._addresses = addresses or WorkerAddresses()
@@ -89,8 +103,8 @@ class WorkerClient:
                     "address."
                 ) from error
 
-    def _with_token(self, name: str, headers: Mapping[str, str]) -> Mapping[str, str]:
-        token = self._tokens.header(name)
+    def _with_token(self, name: str, headers: Mapping[str, str], key: str = "") -> Mapping[str, str]:
+        token = f"Bearer {key}" if key else self._tokens.header(name)
         return {**headers, "Authorization": token} if token else headers
 
     async def status(self, name: str, headers: Mapping[str, str] = NO_HEADERS) -> WorkerStatus:
@@ -127,7 +141,7 @@ class WorkerClient:
         limit. Redirects are not followed. Raises WorkerNotAllowed if the worker's address is not allowed.
         """
         url = name + path
-        headers = {"Authorization": f"Bearer {key}"} if key else self._with_token(name, NO_HEADERS)
+        headers = self._with_token(name, NO_HEADERS, key)
         try:
             async with (
                 asyncio.timeout(self._probe_timeout),
@@ -145,12 +159,41 @@ class WorkerClient:
 
         Raises WorkerUnreachable if the connection fails, and WorkerSilent or StreamBroken if no valid head arrives.
         """
-        url = name + path
-        headers = self._with_token(name, headers)
+        url, sent = name + path, Body(body)
+        request = self._session.post(url, sent, self._with_token(name, headers), self._connect_timeout)
+        return await self._respond(url, request, sent, self._worker_timeout, ReadRules(self._worker_timeout))
+
+    async def post_to_engine(
+        self, name: str, target: str, body: bytes, headers: Mapping[str, str], key: str = ""
+    ) -> WorkerResponse:
+        """Send a body of any type to an engine, otherwise like post().
+
+        target: path and query, encoded.
+        headers: all that the engine gets, besides those that describe the connection.
+        key: as in get().
+
+        The body of the response stays as the engine encodes it. The wait until its first piece is limited by
+        first_byte_timeout instead of worker_timeout. Raises as post().
+        """
+        url, sent = name + target, Body(body)
+        limit = self._first_byte_timeout
+        rules = ReadRules(self._worker_timeout, limit, decompresses=False)
+        request = self._session.post_as_is(url, sent, self._with_token(name, headers, key), self._connect_timeout)
+        return await self._respond(url, request, sent, limit, rules, FIRST_BYTE)
+
+    async def _respond(
+        self,
+        url: str,
+        request: Awaitable[aiohttp.ClientResponse],
+        sent: Body,
+        limit: float,
+        rules: ReadRules,
+        setting: str = "",
+    ) -> WorkerResponse:
+        """Return a response when its head has arrived, within `limit` seconds, which `setting` sets."""
         with upstream_errors(url):
-            sent = Body(body)
             sent.progress_at += self._connect_timeout  # the connection has a timeout of its own
-            response = await self._head(self._session.post(url, sent, headers, self._connect_timeout), sent)
+            response = await self._head(request, sent, limit, setting)
         if not 200 <= response.status <= 599:
             response.close()
             raise StreamBroken(f"{url} returned the invalid HTTP status {response.status}.")
@@ -158,14 +201,19 @@ class WorkerClient:
         if coding not in ("chunked", "identity"):
             response.close()
             raise StreamBroken(f"{url} used Transfer-Encoding {coding[:100]!r}, which the request did not allow.")
-        opened = self._opened(url, response)
+        if rules.first_timeout is not None:  # the wait for the head is a part of it
+            left = max(GRACE_PERIOD, sent.progress_at + rules.first_timeout - time.monotonic())
+            rules = rules._replace(first_timeout=left)
+        opened = self._opened(url, response, rules)
         self._responses.add(opened)
         return opened
 
-    def _opened(self, url: str, response: aiohttp.ClientResponse) -> WorkerResponse:
-        return WorkerResponse(url, response, self._worker_timeout, self._responses.discard)
+    def _opened(self, url: str, response: aiohttp.ClientResponse, rules: ReadRules) -> WorkerResponse:
+        return WorkerResponse(url, response, rules, self._responses.discard)
 
-    async def _head(self, request: Awaitable[aiohttp.ClientResponse], body: Body) -> aiohttp.ClientResponse:
+    async def _head(
+        self, request: Awaitable[aiohttp.ClientResponse], body: Body, limit: float, setting: str
+    ) -> aiohttp.ClientResponse:
         """Wait for the head of a response. Raises an error if end_streams() is called meanwhile.
 
         The timeout starts again with each part of the body that is sent, because a busy worker may receive a large
@@ -177,14 +225,14 @@ class WorkerClient:
         grace_used_at = 0.0  # the progress that got the grace period
         try:
             while not response.done() and not ended.done():
-                left = body.progress_at + self._worker_timeout - time.monotonic()
+                left = body.progress_at + limit - time.monotonic()
                 if left <= 0 and grace_used_at == body.progress_at:
-                    raise TimeoutError
+                    raise TimeoutError(setting)
                 if left <= 0:
                     grace_used_at, left = body.progress_at, GRACE_PERIOD
                 # The connection may take less than its timeout, which `left` includes until the body is sent.
-                left = min(left, self._worker_timeout)
-                await asyncio.wait((response, ended), timeout=left, return_when=asyncio.FIRST_COMPLETED)
+                wait = None if limit == inf else min(left, limit)
+                await asyncio.wait((response, ended), timeout=wait, return_when=asyncio.FIRST_COMPLETED)
             if self._streams_ended.is_set():
                 raise _shutdown_error()
             returned = True

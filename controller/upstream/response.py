@@ -5,7 +5,7 @@ import re
 from collections.abc import AsyncGenerator, Callable, Iterator
 from contextlib import aclosing, contextmanager
 from math import inf
-from typing import Final
+from typing import Final, NamedTuple
 
 import aiohttp
 
@@ -26,19 +26,30 @@ _MAX_PIECE: Final = 32 * 1024  # bytes: a client that does not read keeps a few 
 
 # Seconds. After this process was stopped, it reads the data that arrived meanwhile before it calls a worker silent.
 GRACE_PERIOD: Final = 0.02
+FIRST_BYTE: Final = "--first-byte-timeout"
 # ValueError: the resolver or the URL parser rejects the host name.
 UNREACHABLE: Final = (aiohttp.ClientError, OSError, ValueError)
 _NO_CONNECTION: Final = (aiohttp.ClientConnectorError, aiohttp.ConnectionTimeoutError, ValueError)
 
 
+class ReadRules(NamedTuple):
+    """How the body of a response is read.
+
+    timeout: for each read of the body, in seconds. A slow client does not make its worker look silent, because the
+        time between two reads does not count.
+    first_timeout: for the first read, in seconds. `inf` for no limit, None for `timeout`.
+    decompresses: a compressed body is decompressed: the request did not allow compression, so the client may not
+        understand it, and no frame or error could be appended. The headers describe the decompressed body.
+    """
+
+    timeout: float
+    first_timeout: float | None = None
+    decompresses: bool = True
+
+
 class WorkerResponse:
     """A worker's response, of which the head has arrived.
 
-    A compressed body is decompressed: the request did not allow compression, so the client may not understand it, and
-    no frame or error could be appended. `headers` describe the decompressed body.
-
-    timeout: for each read of the body, in seconds. A slow client does not make its worker look silent, because the
-    time between two reads does not count.
     on_close: called with this response when it is closed.
     """
 
@@ -46,7 +57,7 @@ class WorkerResponse:
         self,
         url: str,
         response: aiohttp.ClientResponse,
-        timeout: float,
+        rules: ReadRules,
         on_close: Callable[["WorkerResponse"], None],
     ) -> None:
         self.url = url
@@ -54,23 +65,25 @@ class WorkerResponse:
         self.headers = end_to_end(response.raw_headers, response.status)
         self._read = self._receive
         coding = content_coding(self.headers)
-        if coding in CODINGS:
+        if rules.decompresses and coding in CODINGS:
             self.headers = without_coding(self.headers)
             self._read = DecodedBody(coding, self._receive, _MAX_PIECE).read
         self.encoded = is_encoded(self.headers)
         self._response = response
         self._content = response.content
-        self._timeout = timeout
+        self._timeout = rules.timeout
+        self._limit = rules.timeout if rules.first_timeout is None else rules.first_timeout  # of the running read
         self._on_close = on_close
         # One timer serves all reads and compares times. A timer per read would cost more than the read itself.
         self._loop = asyncio.get_running_loop()
         self._reading_since = inf
         self._grace_used_by = 0.0  # start of the read that got the grace period
-        self._timer = self._loop.call_later(timeout, self._check_time)
+        self._timer: asyncio.TimerHandle | None = None
+        self._start_timer(self._limit)
 
     def close(self) -> None:
         """Close the connection. If the response is complete, the connection is already free for another request."""
-        self._timer.cancel()
+        self._stop_timer()
         self._on_close(self)
         self._response.close()
 
@@ -129,7 +142,19 @@ class WorkerResponse:
                 return piece
             raise
         self._reading_since = inf
+        if self._limit != self._timeout:
+            self._stop_timer()
+            self._limit = self._timeout
+            self._start_timer(self._limit)
         return piece
+
+    def _start_timer(self, seconds: float) -> None:
+        if seconds != inf:
+            self._timer = self._loop.call_later(seconds, self._check_time)
+
+    def _stop_timer(self) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
 
     def _unread(self) -> bytes:
         """Return the data that arrived before an error. After an error, aiohttp's reader returns no data."""
@@ -143,14 +168,14 @@ class WorkerResponse:
             self._content.set_exception(error)
 
     def _check_time(self) -> None:
-        left = min(self._reading_since + self._timeout - self._loop.time(), self._timeout)
+        left = min(self._reading_since + self._limit - self._loop.time(), self._limit)
         if left <= 0 and self._grace_used_by != self._reading_since:
             self._grace_used_by = self._reading_since
             left = GRACE_PERIOD
         if left <= 0:
-            self.fail(TimeoutError())
+            self.fail(TimeoutError("" if self._limit == self._timeout else FIRST_BYTE))
         else:
-            self._timer = self._loop.call_later(left, self._check_time)
+            self._start_timer(left)
 
 
 @contextmanager
@@ -161,7 +186,7 @@ def upstream_errors(url: str) -> Iterator[None]:
     except _NO_CONNECTION as error:
         raise WorkerUnreachable(f"{url} cannot be reached: {one_line(error)}") from error
     except TimeoutError as error:
-        raise WorkerSilent(f"{url} sent no data within --worker-timeout.") from error
+        raise WorkerSilent(f"{url} sent no data within {str(error) or '--worker-timeout'}.") from error
     except UNREACHABLE as error:
         raise StreamBroken(f"The response of {url} ended early: {one_line(error)}") from error
 

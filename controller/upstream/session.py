@@ -124,6 +124,12 @@ class Session:
         sent = headers if body is None else {**headers, **_JSON}
         return await self._send("POST", url, sent, body, connect_timeout)
 
+    async def post_as_is(
+        self, url: str, body: Body, headers: Mapping[str, str], connect_timeout: float | None = None
+    ) -> aiohttp.ClientResponse:
+        """Send a body of any type, to a URL that is encoded already. Otherwise like post()."""
+        return await self._send("POST", URL(url, encoded=True), headers, body, connect_timeout)
+
     async def get(self, url: str, headers: Mapping[str, str]) -> aiohttp.ClientResponse:
         """Send a GET request. Otherwise like post()."""
         return await self._send("GET", url, headers)
@@ -131,7 +137,7 @@ class Session:
     async def _send(
         self,
         method: str,
-        url: str,
+        url: str | URL,
         headers: Mapping[str, str],
         body: Body | None = None,
         connect_timeout: float | None = None,

@@ -1,6 +1,7 @@
 """Error responses: status and body for each error."""
 
 from collections.abc import Mapping
+from functools import partial
 from typing import Final
 
 from starlette.exceptions import HTTPException
@@ -15,6 +16,8 @@ from controller.domain.errors import (
     InvalidInput,
     LimitReached,
     LoopDetected,
+    ModelNotFound,
+    NoWorker,
     ReplicaBusy,
     ShuttingDown,
     StoreUnavailable,
@@ -24,10 +27,12 @@ from controller.domain.errors import (
     Unauthorized,
     WorkerNotAllowed,
     WorkerUnreachable,
+    WrongProtocol,
 )
 from controller.domain.headers import Headers
 from controller.domain.request_ids import HEADER as REQUEST_ID
 from controller.web.asgi.request_ids import identify
+from controller.web.schemas import openai
 from controller.web.schemas.fastchat import encode
 
 _STATUS: Final[Mapping[type[ControllerError], int]] = {
@@ -40,6 +45,9 @@ _STATUS: Final[Mapping[type[ControllerError], int]] = {
     StoreUnavailable: 503,
     ReplicaBusy: 503,
     EventsUnavailable: 503,
+    ModelNotFound: 404,
+    WrongProtocol: 404,
+    NoWorker: 503,
     LoopDetected: 508,
     ShuttingDown: 503,
     LimitReached: 429,
@@ -87,4 +95,7 @@ async def http_exception(request: Request, error: Exception) -> Response:
     if "expect" in request.headers:
         # The client may never send the body, and the next request would be parsed as the body.
         headers["connection"] = "close"
-    return Response(error_body(code, message), error.status_code, headers, "application/json")
+    make_body = error_body
+    if openai.is_openai_path(request.url.path):
+        make_body = partial(openai.error_body, error.status_code)
+    return Response(make_body(code, message), error.status_code, headers, "application/json")

@@ -17,6 +17,7 @@ from controller.fleet.replicas import Replicas
 from controller.fleet.tokens import Tokens
 from controller.metrics import Metrics
 from controller.proxy.forwarder import Forwarder
+from controller.proxy.gateway import Gateway
 from controller.security.access import Access
 from controller.security.forward_paths import ForwardPaths
 from controller.web.asgi.limits import RequestLimits
@@ -33,6 +34,7 @@ class Services:
     dispatcher: Dispatcher
     explainer: Explainer
     forwarder: Forwarder
+    gateway: Gateway
     membership: Membership
     engines: Engines
     capacities: Capacities

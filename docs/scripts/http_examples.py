@@ -152,10 +152,32 @@ EXAMPLES: Final = (
     Example(
         "*",
         {"model": "unknown", "prompt": "hello"},
-        {"error": {"code": "not_found", "message": "There is no route /v1/rerank."}},
+        {
+            "error": {
+                "message": "The model 'unknown' does not exist. GET /v1/models lists the models.",
+                "type": "invalid_request_error",
+                "param": "model",
+                "code": "model_not_found",
+            }
+        },
         status=404,
         sent_to="/v1/rerank",
-        note="If no live worker serves the model, or the body names none, the status is 404:",
+        note="If the model is unknown:",
+    ),
+    Example("/v1/models", response={"data": [], "object": "list"}, note="If no engine is registered:"),
+    Example(
+        "/v1/models/{model:path}",
+        response={
+            "error": {
+                "message": "The model 'org/unknown' does not exist. GET /v1/models lists the models.",
+                "type": "invalid_request_error",
+                "param": "model",
+                "code": "model_not_found",
+            }
+        },
+        status=404,
+        sent_to="/v1/models/org/unknown",
+        note="If no engine serves the model:",
     ),
     Example("/worker_get_status", response={"model_names": ["echo"], "speed": 1, "queue_length": 1}),
     Example(

@@ -18,10 +18,11 @@ ONCE = {"/create_token", "/revoke_token", "/remove_model_route"}
 
 ENDLESS = {"/events", "/overview"}  # the response may go on, and may be silent for 15 s
 FILES = {"/", "/page/{file:path}"}  # of the page. Its user can load them again
+MODELS = {"/v1/models", "/v1/models/{model:path}"}  # OpenAI's clients retry them by themselves
 
 
 def own_routes() -> set[str]:
-    return {route.path for route in ROUTES if route.endpoint is not ForwardEndpoint} - ONCE - ENDLESS - FILES
+    return {route.path for route in ROUTES if route.endpoint is not ForwardEndpoint} - ONCE - ENDLESS - FILES - MODELS
 
 
 @pytest.mark.parametrize(

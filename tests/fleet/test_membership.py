@@ -212,7 +212,7 @@ async def test_streams_are_counted_by_outcome_and_release_their_leases(replica: 
         await anext(streamed(controller))
     for outcome in ("no_worker", "client_gone", "complete", "broken"):
         assert has_metric(controller, f'streams_total{{outcome="{outcome}"}} 1.0')
-    await wait_until(lambda: not controller.forwarder._background, "the leases of the streams are released")
+    await wait_until(lambda: not controller.bookings._background, "the leases of the streams are released")
     [known] = (await registry.list_workers()).workers
     assert (known.leased, known.status.queue_length, known.failing) == (0, 0, "request"), (
         "every outcome releases the lease"
@@ -234,7 +234,7 @@ async def test_refusal_or_shutdown_does_not_deprioritise_the_worker(replica: Ope
         controller.end_streams()
         with pytest.raises(StreamBroken):
             await waiting
-    await wait_until(lambda: not controller.forwarder._background, "the leases of the streams are released")
+    await wait_until(lambda: not controller.bookings._background, "the leases of the streams are released")
     [known] = (await registry.list_workers()).workers
     assert (known.leased, known.failing) == (0, "")
 
@@ -249,7 +249,7 @@ async def test_stream_holds_a_lease_until_it_ends(replica: Open, registry: Regis
         assert (known.leased, known.status.queue_length) == (1, 1)
         async for _ in frames:
             pass
-    await wait_until(lambda: not controller.forwarder._background, "the lease of the stream is released")
+    await wait_until(lambda: not controller.bookings._background, "the lease of the stream is released")
     [known] = (await registry.list_workers()).workers
     assert (known.leased, known.status.queue_length, known.failing) == (0, 0, "")
 

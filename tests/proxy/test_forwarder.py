@@ -4,6 +4,7 @@ import asyncio
 import sys
 from collections import Counter
 from functools import partial
+from typing import Any
 
 import pytest
 
@@ -41,7 +42,7 @@ async def call(replica: Replica, path: str = "/count_token") -> tuple[int, str, 
 
 async def state(replica: Replica, registry: Registry) -> dict[str, tuple[int, str]]:
     """Return the leases and the failure of each worker, after the leases of ended requests are released."""
-    await wait_until(lambda: not replica.forwarder._background, "the leases are released")
+    await wait_until(lambda: not replica.bookings._background, "the leases are released")
     return {known.name: (known.leased, known.failing) for known in (await registry.list_workers()).workers}
 
 
@@ -126,8 +127,8 @@ async def test_request_is_retried_after_a_5xx_and_the_worker_is_not_deprioritise
 
 async def test_lease_of_a_long_request_is_renewed(store: Store, replica: Open, registry: Registry) -> None:
     controller = replica(lease_time=60.0)
-    assert controller.forwarder._renew_after <= 60.0 / 2
-    controller.forwarder._renew_after = 0.01
+    assert controller.bookings._renew_after <= 60.0 / 2
+    controller.bookings._renew_after = 0.01
     parts = asyncio.Semaphore(1)
 
     async def slow(_worker: BadWorker, writer: asyncio.StreamWriter, __: bytes) -> None:
@@ -153,7 +154,7 @@ async def test_lease_of_a_long_request_is_renewed(store: Store, replica: Open, r
                 parts.release()
             response.close()
             assert await state(controller, registry) == {healthy.address: (0, "")}
-            assert controller.forwarder._renewals == {}
+            assert controller.bookings._renewals == {}
 
 
 @pytest.mark.parametrize("tries", [1, 2, 3])
@@ -203,8 +204,8 @@ async def test_client_that_disconnects_during_a_dispatch_leaves_no_lease(
     dispatched, resumed = asyncio.Event(), asyncio.Event()
     dispatch = controller.dispatcher.dispatch_with_lease
 
-    async def slow_dispatch(model: str, lease_time: float | None = None) -> object:
-        chosen = await dispatch(model, lease_time)
+    async def slow_dispatch(model: str, lease_time: float | None = None, **options: Any) -> object:
+        chosen = await dispatch(model, lease_time, **options)
         dispatched.set()
         await resumed.wait()
         return chosen

@@ -84,7 +84,8 @@ async def test_management_of_engines_is_not_reachable(serve: Serve, paths: str) 
         controller.register(engine.address)
         for path in MANAGEMENT:
             status, content = await send(controller, path.encode())
-            error = {"code": "not_found", "message": f"There is no route {path}."}
+            message = f"There is no route {path}."
+            error = {"message": message, "type": "invalid_request_error", "param": None, "code": "not_found"}
             served_by_us = path == "/metrics"
             assert status == (405 if served_by_us else 404), path
             assert served_by_us or json.loads(content) == {"error": error}
@@ -168,7 +169,7 @@ async def test_the_forms_of_the_passed_headers_are_checked(controller: Controlle
         assert (await send(controller, b"/v1/rerank", b"X-Controller-Path: top"))[0] == 200
         for value in (b"http://127.0.0.1:1", b"a b", b"a:1", b"a@b", b"a/b", b"a;b", b"a.example"):
             status, content = await send(controller, b"/v1/rerank", b"X-Controller-Path: " + value)
-            assert status == 404, (value, content)
+            assert status == 400, (value, content)
             status, _ = await send(controller, b"/worker_generate", b"X-Controller-Path: " + value)
             assert status == 400, value
         assert len(worker.heads) == 1

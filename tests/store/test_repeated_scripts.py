@@ -137,6 +137,7 @@ CALLS: dict[str, Call] = {
         "held", replica.name, 600.0, "", 6_000.0
     ),
     "heartbeat": lambda registry, *_: registry.heartbeat(reports([(A, 3), (B, 0)])),
+    "heartbeat, of served requests": lambda registry, *_: registry.clear_failures([A, B]),
     "heartbeat, of polls": lambda registry, *_: registry.take_poll_answers(reports([(A, 3), (B, 0)])),
     "record_events": lambda registry, *_: registry.record_events([NewEvent("store_recovered", {"reason": "a"})]),
     "list_events": lambda registry, *_: registry.list_events("", 100),

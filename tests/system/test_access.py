@@ -110,6 +110,8 @@ async def test_a_rogue_host_can_do_nothing(closed: ControllerProcess, secret: st
         "POST /worker_generate_stream": {"model": "m", "prompt": "x"},
         "POST /v1/chat/completions": {"model": "m"},
         "POST /list_models": {},
+        "GET /v1/models": {},
+        "GET /v1/models/m": {},
         "GET /workers": {},
         "GET /metrics": {},
         "GET /tokens": {},
@@ -174,6 +176,8 @@ ONLY_OWNERS: dict[str, Any] = {
 NOT_FOR_WORKERS: dict[str, Any] = {
     "POST /get_worker_address": {"model": "others"},
     "POST /list_models": {},
+    "GET /v1/models": {},
+    "GET /v1/models/others": {},
     "POST /report_failure": OTHERS,
     "POST /refresh_all_workers": {},
     "POST /worker_generate_stream": {"model": "others", "prompt": "x"},
@@ -304,5 +308,6 @@ def test_each_route_that_is_not_public_is_tried_above() -> None:
     similar = {"/release_worker", "/renew_lease", "/list_multimodal_models", "/list_language_models"}
     similar |= {"/worker_generate", "/worker_get_embeddings", "/count_token", "/worker_get_conv_template"}
     similar |= {"/model_details", "/worker_get_status", "/resume_worker", "/revoke_token", "/capacities"}
+    similar |= {"/v1/models/{model:path}"}
     paths = {route.path for route in ROUTES if route.plane != "public"} - similar
     assert {path for path in paths if f'{path}"' not in tried} == set()

@@ -9,7 +9,6 @@ import pytest
 
 from controller.domain.errors import StreamBroken, WorkerError, WorkerSilent, WorkerUnreachable
 from controller.domain.worker import WorkerStatus
-from controller.upstream import client as upstream
 from controller.upstream import response as upstream_response
 from controller.upstream.client import WorkerClient
 from tests.support.streams import frames_from
@@ -96,8 +95,7 @@ async def test_silent_name_server_ends_by_the_connect_timeout(monkeypatch: pytes
         await asyncio.sleep(3600)
 
     monkeypatch.setattr(aiohttp.DefaultResolver, "resolve", hang)
-    monkeypatch.setattr(upstream, "_CONNECT_TIMEOUT", 0.1)
-    opened = WorkerClient(probe_timeout=60.0, worker_timeout=60.0)
+    opened = WorkerClient(probe_timeout=60.0, worker_timeout=60.0, connect_timeout=0.1)
     with pytest.raises(WorkerUnreachable):
         await collect(opened, "http://region.invalid:21001")
     await opened.close()

@@ -172,7 +172,7 @@ async def test_worker_is_not_deprioritised(replica: Open, registry: Registry) ->
         for _ in range(3):
             assert [piece async for piece in streamed(controller)] == [b"a\0"]
         assert kept.connections == 3
-        await wait_until(lambda: not controller.forwarder._background, "the leases are released")
+        await wait_until(lambda: not controller.bookings._background, "the leases are released")
         [known] = (await registry.list_workers()).workers
         assert (known.failing, known.leased) == ("", 0)
 

@@ -83,7 +83,7 @@ async def test_generation_is_booked_from_its_start_to_its_end(api: Api, path: st
         assert await booked(api) == (3, 3)
         gate.set()
         assert [(await call).json()["text"] for call in calls] == ["done"] * 3
-        await wait_until(lambda: not api.replica.forwarder._background, "the leases are released")
+        await wait_until(lambda: not api.replica.bookings._background, "the leases are released")
         assert await booked(api) == (0, 0)
 
 
@@ -100,8 +100,8 @@ async def test_generation_stays_booked_after_its_client_has_left_until_the_worke
         assert healthy.open == 1
         gate.set()
         await wait_until(lambda: ended, "the worker has done its work")
-        await wait_until(lambda: not api.replica.forwarder._detached, "the answer is read")
-        await wait_until(lambda: not api.replica.forwarder._background, "the lease is released")
+        await wait_until(lambda: not api.replica.running._detached, "the answer is read")
+        await wait_until(lambda: not api.replica.bookings._background, "the lease is released")
         assert await booked(api) == (0, 0)
         counted = (await api.http.get("/metrics")).text
         assert 'controller_calls_total{outcome="client_gone"} 1' in counted
@@ -130,8 +130,8 @@ async def test_generation_whose_client_leaves_during_the_answer_is_read_to_its_e
         forwarded.close()
         assert await booked(api) == (1, 1)
         assert healthy.open == 1
-        await wait_until(lambda: not api.replica.forwarder._detached, "the answer is read")
-        await wait_until(lambda: not api.replica.forwarder._background, "the lease is released")
+        await wait_until(lambda: not api.replica.running._detached, "the answer is read")
+        await wait_until(lambda: not api.replica.bookings._background, "the lease is released")
         assert await booked(api) == (0, 0)
         assert 'controller_calls_total{outcome="client_gone"} 1' in (await api.http.get("/metrics")).text
 
@@ -158,11 +158,16 @@ async def test_generation_that_fails_after_its_client_has_left_is_released(
         await api.register(healthy.address)
         await leave(api, healthy)
         gate.set()
-        await wait_until(lambda: not api.replica.forwarder._detached, "the request has ended")
-        await wait_until(lambda: not api.replica.forwarder._background, "the lease is released")
+        await wait_until(lambda: not api.replica.running._detached, "the request has ended")
+        await wait_until(lambda: not api.replica.bookings._background, "the lease is released")
         assert await booked(api) == (0, 0)
     gc.collect()
     assert "never retrieved" not in caplog.text
+
+
+async def close(api: Api, time_limit: float) -> None:
+    await api.replica.running.close(time_limit)
+    await api.replica.bookings.close(60.0)
 
 
 async def test_shutdown_waits_for_the_answers_to_clients_that_have_left(api: Api) -> None:
@@ -170,7 +175,7 @@ async def test_shutdown_waits_for_the_answers_to_clients_that_have_left(api: Api
     async with bad_worker(worker_generate=waits_for(gate, ended)) as healthy:
         await api.register(healthy.address)
         await leave(api, healthy)
-        closing = asyncio.create_task(api.replica.forwarder.close(60.0, 60.0))
+        closing = asyncio.create_task(close(api, 60.0))
         await asyncio.sleep(0.05)
         assert await booked(api) == (1, 1)
         gate.set()
@@ -187,19 +192,19 @@ async def test_shutdown_ends_the_wait_for_answers_and_releases_the_leases(api: A
         assert await booked(api) == (3, 3)
         if by == "end_streams":
             api.replica.end_streams()
-        await api.replica.forwarder.close(60.0, 60.0 if by == "end_streams" else 0.01)
+        await close(api, 60.0 if by == "end_streams" else 0.01)
         assert await booked(api) == (0, 0)
 
 
 async def test_requests_whose_clients_have_left_use_a_bounded_amount_of_memory(
     api: Api, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(api.replica.forwarder, "_max_detached", 25_000)
+    monkeypatch.setattr(api.replica.running, "_max_detached", 25_000)
     async with bad_worker(worker_generate=hangs) as healthy:
         await api.register(healthy.address)
         await leave(api, healthy, 4, body="a" * 10_000)
         await wait_until(lambda: healthy.open == 2, "two of them are ended")
-        await wait_until(lambda: not api.replica.forwarder._background, "their leases are released")
+        await wait_until(lambda: not api.replica.bookings._background, "their leases are released")
         assert await booked(api) == (2, 2)
 
 

@@ -48,6 +48,8 @@ async def test_end_to_end_headers_reach_the_client(api: Api, path: str) -> None:
         assert (response.status_code, response.content) == (200, FRAME)
         length = [] if path == "/worker_generate_stream" else [(b"content-length", b"%d" % len(FRAME))]
         ours = [*length, (b"content-type", b"text/plain"), (b"x-accel-buffering", b"no")]
+        if path == "/v1/rerank":
+            ours.append((b"x-served-model", b"m"))
         assert sorted(response.headers.raw) == sorted([*PASSED, *ours])
 
 

@@ -266,7 +266,7 @@ class HopEndpoint(BodyEndpoint):
         self._handle = handle
 
     async def _answer(self, scope: Scope, _: Receive, body: bytes) -> Answer:
-        return await self._handle(body, _hops(scope))
+        return await self._handle(body, hops_of(scope))
 
 
 class RegistrationEndpoint(BodyEndpoint):
@@ -280,7 +280,7 @@ class RegistrationEndpoint(BodyEndpoint):
         caller = self._caller(scope)
         if self.limits:
             await self.limits.registrations.admit(caller.address)
-        return await self._handle(body, _hops(scope), caller)
+        return await self._handle(body, hops_of(scope), caller)
 
 
 class ForwardEndpoint(BodyEndpoint):
@@ -297,13 +297,13 @@ class ForwardEndpoint(BodyEndpoint):
 
     async def _answer(self, scope: Scope, receive: Receive, body: bytes) -> Response | None:
         passed = {REQUEST_ID: identify(scope), **trace_context(scope["headers"])}
-        async with _while_connected(receive):
-            return await self._handle(scope["path"], body, _hops(scope), passed)
+        async with while_connected(receive):
+            return await self._handle(scope["path"], body, hops_of(scope), passed)
         return None
 
 
 @asynccontextmanager
-async def _while_connected(receive: Receive) -> AsyncIterator[None]:
+async def while_connected(receive: Receive) -> AsyncIterator[None]:
     """Cancel the block when the client disconnects, without raising CancelledError to the caller."""
     task = cast("asyncio.Task[object]", asyncio.current_task())
     disconnected = False
@@ -325,5 +325,6 @@ async def _while_connected(receive: Receive) -> AsyncIterator[None]:
         listener.cancel()
 
 
-def _hops(scope: Scope) -> str:
+def hops_of(scope: Scope) -> str:
+    """Return the hop list of a request (controller/domain/hops.py). "" if it has none."""
     return ",".join(value.decode("latin-1") for name, value in scope["headers"] if name == _HOPS_HEADER)

@@ -14,6 +14,7 @@ from controller.domain.errors import (
     EventsUnavailable,
     InvalidInput,
     LoopDetected,
+    ModelNotFound,
     NoWorker,
     ReplicaBusy,
     ShuttingDown,
@@ -31,7 +32,7 @@ from controller.domain.errors import (
 )
 from controller.json_bodies import MODEL_NAME, described
 from controller.web.errors import status_of_kind
-from controller.web.schemas import admin, admin_responses, fastchat, responses
+from controller.web.schemas import admin, admin_responses, fastchat, openai, responses
 from controller.web.schemas.overview import Overview
 
 DEGRADED: Final = "X-Controller-Degraded"
@@ -157,6 +158,13 @@ CONTRACTS: Final[Mapping[str, Contract]] = {
     "/count_token": _forwarded("Count the tokens of a prompt on a worker."),
     "/worker_get_conv_template": _forwarded("Return the conversation template of a model from a worker."),
     "/model_details": _forwarded("Return the context length of a model from a worker."),
+    "/v1/models": Contract(openai.OpenAiModels, headers=(DEGRADED,), errors=by_status(*STORE)),
+    "/v1/models/{model:path}": Contract(
+        openai.OpenAiModel,
+        headers=(DEGRADED,),
+        errors=by_status(ModelNotFound, NoWorker, *STORE),
+        parameters=(Parameter("model", "The name of the model.", {"type": "string"}, "path", True),),
+    ),
     "/worker_get_status": Contract(
         responses.TotalStatus, headers=(DEGRADED,), errors=by_status(InvalidInput, LoopDetected, *STORE)
     ),

@@ -1,35 +1,24 @@
-"""The routes that are forwarded to a worker of a model.
+"""The routes of FastChat's workers, which are forwarded to a worker of the model.
 
 To clients and parent controllers, the whole cluster is one worker. FastChat's workers return errors with status 200 and
 an `error_code` and a `text` in the body. So these fields are in our errors too, even where the status is an error.
 """
 
 from collections.abc import Awaitable, Callable, Mapping
-from contextlib import aclosing
-from typing import ClassVar, Final
+from typing import Final
 
-from starlette.responses import Response, StreamingResponse
-from starlette.types import Receive, Scope, Send
+from starlette.responses import Response
 
 from controller.availability.snapshot import MaybeStale
-from controller.domain.errors import (
-    InvalidInput,
-    LoopDetected,
-    NoWorker,
-    StoreError,
-    TooManyForwards,
-    WorkerError,
-    WorkerRefused,
-)
-from controller.domain.headers import Headers, is_encoded, without_body, without_length
+from controller.domain.errors import LoopDetected, NoWorker, StoreError, TooManyForwards, WorkerError, WorkerRefused
+from controller.domain.headers import is_encoded, without_body
 from controller.proxy.forwarded import Forwarded
 from controller.web.asgi.endpoint import degraded
-from controller.web.errors import error_body, retry_after, status_of
+from controller.web.errors import retry_after, status_of
+from controller.web.routes.forwarded import ForwardedResponse, with_content_type, with_headers
 from controller.web.schemas import fastchat as schemas
 from controller.web.services import Services
 
-_UNBUFFERED: Final = (b"x-accel-buffering", b"no")  # otherwise nginx holds frames back
-_JSON: Final = b"application/json"
 _FRAMES: Final = b"application/octet-stream"  # frames are not JSON, and no type is registered for them
 _Passed = Mapping[str, str]
 _Forward = Callable[[str, str, bytes, str, _Passed], Awaitable[MaybeStale[Forwarded]]]
@@ -48,18 +37,20 @@ async def worker_generate_stream(services: Services, _: str, body: bytes, hops: 
     except (NoWorker, StoreError):
         return _frame(schemas.NO_WORKER, 503 if hops else 200)
     except TooManyForwards as error:  # FastChat's clients read the frame whatever the status is
-        return _with_headers(retry_after(error), _frame(schemas.ENGINE_OVERLOADED, 503))
+        return with_headers(retry_after(error), _frame(schemas.ENGINE_OVERLOADED, 503))
     except WorkerRefused as error:
         status = (error.status if error.status >= 500 else 502) if hops else 200
         if error.body.endswith(b"\0") and not is_encoded(error.headers):
-            headers = _with_content_type(error.headers, status, _FRAMES)
-            return _with_headers(headers, Response(error.body, status))
-        return _with_headers(without_body(error.headers), _frame(schemas.WORKER_TIMEOUT, status))
+            headers = with_content_type(error.headers, status, _FRAMES)
+            return with_headers(headers, Response(error.body, status))
+        return with_headers(without_body(error.headers), _frame(schemas.WORKER_TIMEOUT, status))
     except WorkerError:
         return _frame(schemas.WORKER_TIMEOUT, 502 if hops else 200)
     except LoopDetected as error:
         return _frame(schemas.INTERNAL_ERROR, status_of(error) if hops else 200, str(error))
-    return (_ForwardedResponse if frames.encoded else _FrameResponse)(frames, snapshot_age, _FRAMES)
+    headers = (*with_content_type(frames.headers, frames.status, _FRAMES), *degraded(snapshot_age))
+    final_frame = None if frames.encoded else schemas.error_frame(schemas.WORKER_TIMEOUT)
+    return ForwardedResponse(frames, headers, final_frame)
 
 
 def _frame(error_code: int, status: int, text: str = schemas.SERVER_ERROR_MSG) -> Response:
@@ -89,83 +80,13 @@ async def _fastchat_call(forward: _Forward, path: str, body: bytes, hops: str, p
         return _error(error, fastchat_compatible=not hops)
 
 
-async def other_call(services: Services, path: str, body: bytes, hops: str, passed: _Passed) -> Response:
-    """Forward a request for a path of `--forward-paths`, if a worker serves the model in its body. Otherwise 404.
-
-    If a parent controller forwarded the request, return an error status so that it retries elsewhere.
-    """
-    if not services.forward_paths.allows(path):
-        return _not_found(path)
-    try:
-        return await _call(services.forwarder.call, schemas.parse_model(body), path, body, hops, passed)
-    except (NoWorker, InvalidInput) as error:
-        return _error(error) if hops and isinstance(error, NoWorker) else _not_found(path)
-    except (TooManyForwards, WorkerError, LoopDetected) as error:
-        return _error(error)
-
-
-def _not_found(path: str) -> Response:
-    return Response(error_body("not_found", f"There is no route {path}."), 404, media_type="application/json")
-
-
 async def _call(forward: _Forward, model: str, path: str, body: bytes, hops: str, passed: _Passed) -> Response:
     try:
         forwarded, snapshot_age = await forward(model, path, body, hops, passed)
     except WorkerRefused as error:
-        return _with_headers(_with_content_type(error.headers, error.status), Response(error.body, error.status))
-    return _ForwardedResponse(forwarded, snapshot_age)
-
-
-class _ForwardedResponse(StreamingResponse):
-    """A worker's response. If the worker disconnects early, we do too, so that the client notices the missing part."""
-
-    final_frame: ClassVar[bytes | None] = None
-
-    def __init__(self, forwarded: Forwarded, snapshot_age: float | None, content_type: bytes = _JSON) -> None:
-        self._forwarded = forwarded
-        self._pieces = forwarded.pieces()
-        super().__init__(self._pieces, forwarded.status)
-        headers = forwarded.headers if self.final_frame is None else without_length(forwarded.headers)
-        headers = _with_content_type(headers, forwarded.status, content_type)
-        self.raw_headers = [*headers, _UNBUFFERED, *degraded(snapshot_age)]
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Send the response until its end, or until the client disconnects."""
-        try:
-            await super().__call__(scope, receive, send)
-        finally:
-            self._forwarded.close()
-
-    async def stream_response(self, send: Send) -> None:
-        """Send the response as it arrives."""
-        await send({"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers})
-        try:
-            async with aclosing(self._pieces) as pieces:
-                async for piece in pieces:
-                    await send({"type": "http.response.body", "body": piece, "more_body": True})
-        except WorkerError:
-            if self.final_frame is not None:
-                await send({"type": "http.response.body", "body": self.final_frame})
-        else:
-            await send({"type": "http.response.body", "body": b""})
-
-
-class _FrameResponse(_ForwardedResponse):
-    """A stream of frames. If the worker disconnects early, the final frame is an error."""
-
-    final_frame = schemas.error_frame(schemas.WORKER_TIMEOUT)
-
-
-def _with_content_type(headers: Headers, status: int, content_type: bytes = _JSON) -> Headers:
-    """Return the headers with a Content-Type, which is `content_type` if the worker sent none."""
-    if status in (204, 304) or any(name == b"content-type" for name, _ in headers):
-        return headers
-    return (*headers, (b"content-type", content_type))
-
-
-def _with_headers(headers: Headers, response: Response) -> Response:
-    response.raw_headers.extend(headers)
-    return response
+        return with_headers(with_content_type(error.headers, error.status), Response(error.body, error.status))
+    headers = with_content_type(forwarded.headers, forwarded.status)
+    return ForwardedResponse(forwarded, (*headers, *degraded(snapshot_age)))
 
 
 def _error(
@@ -182,4 +103,4 @@ def _error(
         status, error_code = 503, schemas.NO_WORKER
     body = schemas.worker_error(error.code, str(error), error_code)
     response = Response(body, 200 if fastchat_compatible else status, media_type="application/json")
-    return _with_headers(retry_after(error), response)
+    return with_headers(retry_after(error), response)

@@ -23,8 +23,9 @@ from controller.web.asgi.endpoint import (
     RegistrationEndpoint,
     TokenEndpoint,
 )
+from controller.web.asgi.gateway import GatewayEndpoint, ModelEndpoint
 from controller.web.asgi.limits import SMALL_BODY
-from controller.web.routes import admin, client, events, forward, page, public, worker
+from controller.web.routes import admin, client, events, forward, gateway, page, public, worker
 from controller.web.services import Services
 
 
@@ -75,6 +76,8 @@ ROUTES: Final = (
         Route("POST", path, forward.worker_lookup, Plane.CLIENT, ForwardEndpoint)
         for path in ("/count_token", "/worker_get_conv_template", "/model_details")
     ),
+    Route("GET", "/v1/models", gateway.models, Plane.CLIENT, ModelEndpoint),
+    Route("GET", "/v1/models/{model:path}", gateway.model, Plane.CLIENT, ModelEndpoint),
     Route("POST", "/worker_get_status", client.worker_get_status, Plane.CLIENT, HopEndpoint),
     Route("POST", "/receive_heart_beat", worker.receive_heart_beat, Plane.WORKER, HeartbeatEndpoint, hot=True),
     Route("POST", "/register_worker", worker.register_worker, Plane.WORKER, RegistrationEndpoint),
@@ -120,6 +123,6 @@ ROUTES: Final = (
     Route("GET", "/docs", public.docs, Plane.PUBLIC),
 )
 
-# POST to any path that is not in the table. It is forwarded if --forward-paths has the path, because workers that are
-# not FastChat's have routes of their own. Otherwise the client gets a 404.
-FALLBACK: Final = Route("POST", "*", forward.other_call, Plane.CLIENT, ForwardEndpoint)
+# POST to any path that is not in the table. It is forwarded if --forward-paths has the path. Otherwise the client gets
+# a 404.
+FALLBACK: Final = Route("POST", "*", gateway.forward, Plane.CLIENT, GatewayEndpoint)

@@ -1,0 +1,81 @@
+"""Remembers which models had a live worker lately, to tell a model that is away from one that does not exist."""
+
+import asyncio
+import contextlib
+import json
+import time
+from collections.abc import Callable, Collection, Iterable
+from typing import Final
+
+from controller.availability.snapshots import SnapshotManager
+from controller.domain.engine import model_of
+from controller.domain.errors import ControllerError
+from controller.store.registry import Registry
+
+_REMEMBERED: Final = 12 * 3600.0  # seconds
+_INTERVAL: Final = 1.0
+_MAX_MODELS: Final = 10_000
+_MAX_EVENTS: Final = 1_000
+
+
+class KnownModels:
+    """The models that had a live worker in the last 12 hours, and those that a list of the cluster names.
+
+    All replicas see the same snapshots, so they remember the same models. A replica that has started since reads in the
+    cluster's events which models have vanished. Two replicas may differ only if more than 1,000 events have happened
+    since, or if the event of a worker with many models has only the first ones.
+
+    named: returns the models that the lists of the cluster name, such as those with a route.
+    """
+
+    def __init__(
+        self,
+        snapshots: SnapshotManager,
+        registry: Registry,
+        named: Callable[[], Collection[str]] = frozenset,
+        clock: Callable[[], float] = time.time,
+    ) -> None:
+        self._snapshots = snapshots
+        self._registry = registry
+        self._named = named
+        self._clock = clock
+        self._seen_at: dict[str, float] = {}  # in seconds since 1970, the oldest first
+        self._has_read_events = False
+
+    async def run(self) -> None:
+        """Remember the models of the snapshots until cancelled."""
+        while True:
+            self.observe()
+            await asyncio.sleep(_INTERVAL)
+
+    def observe(self) -> None:
+        """Remember the models of the last snapshot."""
+        self._see(map(model_of, self._snapshots.models(None)), self._clock())
+
+    async def has(self, model: str) -> bool:
+        """Return True if a model is known. Call this only for a model without a live worker: it may call Redis."""
+        self.observe()
+        if self._is_known(model):
+            return True
+        if not self._has_read_events:
+            with contextlib.suppress(ControllerError):  # the next call tries it again
+                await self._read_events()
+        return self._is_known(model)
+
+    def _is_known(self, model: str) -> bool:
+        return model in self._named() or self._clock() - self._seen_at.get(model, 0.0) < _REMEMBERED
+
+    async def _read_events(self) -> None:
+        page = await self._snapshots.breaker.call(self._registry.list_events, "", _MAX_EVENTS)
+        for event in page.events:
+            if event.kind == "models_vanished":
+                with contextlib.suppress(ValueError):
+                    names = json.loads(event.fields.get("models", "[]"))
+                    self._see((name for name in names if isinstance(name, str)), event.time)
+        self._has_read_events = True
+
+    def _see(self, models: Iterable[str], at: float) -> None:
+        for model in models:
+            self._seen_at[model] = max(at, self._seen_at.pop(model, 0.0))
+        while len(self._seen_at) > _MAX_MODELS:
+            del self._seen_at[next(iter(self._seen_at))]

@@ -1,0 +1,67 @@
+"""Forwards requests of OpenAI's kind to workers of FastChat's protocol, which may have routes of their own."""
+
+from collections.abc import Mapping
+from typing import Final
+
+from controller.availability.snapshot import MaybeStale
+from controller.domain.errors import NoWorker, WorkerRefused, WrongProtocol
+from controller.proxy.forwarded import Forwarded
+from controller.proxy.forwarder import Forwarder
+from controller.proxy.model_field import ModelField
+from controller.upstream.engines.refusals import NO_ROUTE
+from controller.upstream.engines.verdicts import is_openai_error
+
+_MAX_ERROR: Final = 64 * 1024  # bytes
+
+
+class FastChatModels:
+    """The models that only workers of FastChat's protocol serve.
+
+    FastChat's own workers have no route of OpenAI's kind. Clusters below this one and other workers may have some.
+    """
+
+    def __init__(self, forwarder: Forwarder) -> None:
+        self._forwarder = forwarder
+
+    async def call(
+        self, model: str, path: str, field: ModelField, hops: str, passed: Mapping[str, str]
+    ) -> MaybeStale[Forwarded | WorkerRefused] | None:
+        """Return the response of a worker to a request for `path`, or None if no live worker serves the model.
+
+        Raises WrongProtocol if the worker has no such route, and otherwise as Forwarder.call().
+        """
+        try:
+            forwarded, snapshot_age = await self._forwarder.call(model, path, field.renamed(model), hops, passed)
+        except NoWorker:
+            return None
+        except WorkerRefused as error:
+            if error.status in NO_ROUTE and not is_openai_error(error.body):
+                raise _wrong_protocol(model, path) from error
+            raise
+        if forwarded.status not in NO_ROUTE:
+            return MaybeStale(forwarded, snapshot_age)
+        refused = await _whole(forwarded)
+        if refused is None or not is_openai_error(refused.body):
+            raise _wrong_protocol(model, path)
+        return MaybeStale(refused, snapshot_age)
+
+
+async def _whole(forwarded: Forwarded) -> WorkerRefused | None:
+    """Return an error response that was read whole and closed. None if it is long. Raises WorkerError."""
+    body = b""
+    try:
+        async for piece in forwarded.pieces():
+            body += piece
+            if len(body) > _MAX_ERROR:
+                return None
+    finally:
+        forwarded.close()
+    return WorkerRefused(f"A worker returned status {forwarded.status}.", forwarded.status, forwarded.headers, body)
+
+
+def _wrong_protocol(model: str, path: str) -> WrongProtocol:
+    return WrongProtocol(
+        f"The model {model[:100]!r} is served by workers of FastChat's protocol only, and they have no route {path}. "
+        "To chat with FastChat's workers, use FastChat's OpenAI API server: start "
+        "`python3 -m fastchat.serve.openai_api_server --controller-address` with the address of this controller."
+    )

@@ -1,0 +1,63 @@
+"""Responses of workers on their way to clients, as FastChat's routes and OpenAI's send them."""
+
+from contextlib import aclosing
+from typing import Final
+
+from starlette.responses import Response, StreamingResponse
+from starlette.types import Receive, Scope, Send
+
+from controller.domain.errors import WorkerError
+from controller.domain.headers import Headers, without_length
+from controller.proxy.forwarded import Forwarded
+
+_UNBUFFERED: Final = (b"x-accel-buffering", b"no")  # otherwise nginx holds frames back
+JSON: Final = b"application/json"
+
+
+class ForwardedResponse(StreamingResponse):
+    """A worker's response. If the worker disconnects early, we do too, so that the client notices the missing part.
+
+    headers: those of the client's response, besides X-Accel-Buffering.
+    final_frame: sent if the worker disconnects early. The response then ends as if it were complete. None if nothing
+        can be appended to the body.
+    """
+
+    def __init__(self, forwarded: Forwarded, headers: Headers, final_frame: bytes | None = None) -> None:
+        self._forwarded = forwarded
+        self._pieces = forwarded.pieces()
+        self._final_frame = final_frame
+        super().__init__(self._pieces, forwarded.status)
+        self.raw_headers = [*(headers if final_frame is None else without_length(headers)), _UNBUFFERED]
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Send the response until its end, or until the client disconnects."""
+        try:
+            await super().__call__(scope, receive, send)
+        finally:
+            self._forwarded.close()
+
+    async def stream_response(self, send: Send) -> None:
+        """Send the response as it arrives."""
+        await send({"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers})
+        try:
+            async with aclosing(self._pieces) as pieces:
+                async for piece in pieces:
+                    await send({"type": "http.response.body", "body": piece, "more_body": True})
+        except WorkerError:
+            if self._final_frame is not None:
+                await send({"type": "http.response.body", "body": self._final_frame})
+        else:
+            await send({"type": "http.response.body", "body": b""})
+
+
+def with_content_type(headers: Headers, status: int, content_type: bytes = JSON) -> Headers:
+    """Return the headers with a Content-Type, which is `content_type` if the worker sent none."""
+    if status in (204, 304) or any(name == b"content-type" for name, _ in headers):
+        return headers
+    return (*headers, (b"content-type", content_type))
+
+
+def with_headers(headers: Headers, response: Response) -> Response:
+    """Return the response with more headers."""
+    response.raw_headers.extend(headers)
+    return response
