@@ -78,5 +78,5 @@ def engine_worker(
     max_lengths: Mapping[str, int] | None = None,
 ) -> Registration:
     """Return the registration of an engine."""
-    engine = Engine("generic", aliases or {}, key, max_lengths or {})
+    engine = Engine("generic", aliases or {}, key, max_lengths=max_lengths or {})
     return Registration(name, WorkerStatus(models or ("m",), 1, queue_length), True, False, engine=engine)
