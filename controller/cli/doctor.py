@@ -11,6 +11,7 @@ from rich.table import Table
 from rich.text import Text
 
 from controller.cli.api import request
+from controller.cli.checks.engines import check_engines
 from controller.cli.checks.finding import Finding, Level, has_problem, ok, problem, unknown, warning
 from controller.cli.checks.replicas import check_heartbeats, check_process, check_replicas
 from controller.cli.checks.store import check_store
@@ -69,6 +70,10 @@ async def find(controller: Controller, stalled_after: float) -> list[Finding]:
         findings += check_store(diagnosis["store"])
     except ControllerUnreachable as error:
         findings.append(_unreadable("Redis", error))
+    try:
+        findings += check_engines((await request(controller, "/engines", "engines"))["engines"])
+    except ControllerUnreachable as error:
+        findings.append(_unreadable("engines", error))
     findings += check_heartbeats(settings, workers)
     findings += check_workers(workers, settings, stalled_after)
     return findings

@@ -6,6 +6,7 @@ from typing import Any
 import pytest
 
 from controller import __version__
+from controller.cli.checks.engines import check_engines
 from controller.cli.checks.finding import Finding, Level
 from controller.cli.checks.replicas import check_heartbeats, check_process, check_replicas
 from controller.cli.checks.store import check_store
@@ -54,6 +55,17 @@ def notable(findings: Any) -> list[tuple[Level, str]]:
 )
 def test_redis(facts: dict[str, Any], expected: list[tuple[Level, str]]) -> None:
     assert notable(check_store(diagnosis(**facts)["store"])) == expected
+
+
+def test_engines_that_are_not_ready_are_a_problem() -> None:
+    ready = {"worker_name": "http://127.0.0.1:1", "alive": True, "problem": None}
+    failing = {"worker_name": "http://127.0.0.1:2", "alive": True, "problem": "requests to it have failed"}
+    away = {"worker_name": "http://127.0.0.1:3", "alive": False, "problem": "it is asleep"}
+    assert [finding.level for finding in check_engines([ready])] == [OK]
+    assert list(check_engines([])) == []
+    found = list(check_engines([ready, failing, away]))
+    assert notable(found) == [(PROBLEM, "engines"), (PROBLEM, "engines")]
+    assert found[1].found == "http://127.0.0.1:3 gets no requests: it is asleep."
 
 
 def test_redis_without_rights_is_unknown_and_no_problem() -> None:
@@ -152,6 +164,7 @@ def healthy() -> dict[str, Any]:
         "/workers": {"workers": [listed("http://h:1", "m")]},
         "/replicas": {"replicas": [replica("r", __version__, **DEFAULTS)]},
         "/diagnosis": diagnosis(),
+        "/engines": {"engines": []},
     }
 
 
