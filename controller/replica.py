@@ -146,7 +146,14 @@ class Replica:
             self.events.record,
             metrics,
         )
-        self.overview = Overview(settings.dispatch_method, metrics, self.snapshots, self.replicas, self.parents)
+        self.overview = Overview(
+            settings.dispatch_method,
+            metrics,
+            self.snapshots,
+            self.replicas,
+            self.parents,
+            lambda: self.engine_poller.entries.entries,
+        )
         self.bookings = Bookings(self.dispatcher, settings.lease_time)
         self.running = RunningForwards(metrics, settings.max_forwards, (settings.max_body_memory or 512) * MIB // 2)
         self.forwarder = Forwarder(

@@ -2,9 +2,10 @@
 
 import asyncio
 import contextlib
+import heapq
 import time
 from collections import deque
-from collections.abc import AsyncGenerator, Sequence
+from collections.abc import AsyncGenerator, Callable, Iterable, Sequence
 from typing import Final, NamedTuple
 
 import msgspec
@@ -24,6 +25,7 @@ _INTERVAL: Final = 1.0
 _MAX_VIEWERS: Final = 256
 _MAX_STATES: Final = 8  # that are sent at once
 _MAX_UNREAD: Final = 5  # messages of a viewer that reads slowly. Then it gets the whole state instead
+_MAX_MISSING: Final = 100
 _RATES: Final = 60  # seconds of dispatch rates
 
 _encode: Final = msgspec.json.Encoder().encode
@@ -45,6 +47,8 @@ class Overview:
 
     The workers come from the snapshot that the replica takes anyway. The replicas are read when one has joined or left.
     So viewers cost Redis nothing else. Each update is built and encoded once for all viewers.
+
+    engines: returns the names of the registered engines, alive or not.
     """
 
     def __init__(
@@ -54,12 +58,14 @@ class Overview:
         snapshots: SnapshotManager,
         replicas: Replicas,
         parents: Parents,
+        engines: Callable[[], Iterable[str]],
     ) -> None:
         self._method = method
         self._metrics = metrics
         self._snapshots = snapshots
         self._replicas = replicas
         self._parents = parents
+        self._engines = engines
         self._rows = WorkerRows()
         self._rate = DispatchRate()
         self._described: Sequence[ReplicaDescription] = ()
@@ -188,8 +194,14 @@ class Overview:
                 {"id": each.id, "name": each.name, "version": each.version, "started_at": each.started_at}
                 for each in self._described
             ],
+            "missing_engines": self._missing_engines(),
             "parents": [state._asdict() for state in self._parents.states()],
         }
+
+    def _missing_engines(self) -> list[str]:
+        """Return the engines that are registered and not alive, sorted. At most 100, because each update has them."""
+        missing = (name for name in self._engines() if self._snapshots.worker(name) is None)
+        return heapq.nsmallest(_MAX_MISSING, missing) if self._snapshots.listing is not None else []
 
 
 def _server_sent(kind: str, body: bytes) -> bytes:

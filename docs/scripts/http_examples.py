@@ -302,7 +302,7 @@ EXAMPLES: Final = (
             [
                 '{"time":...,"seen_at":...,"replica":{"id":"...","name":"...","version":"..."},',
                 '"degraded":null,"dispatch_method":"shortest_queue","stalled_after":60.0,',
-                '"dispatches":{"scope":"cluster","per_second":[...]},"replicas":[...],"parents":[],',
+                '"dispatches":{"scope":"cluster","per_second":[...]},"replicas":[...],"missing_engines":[],"parents":[],',
                 '"workers":[{"worker_name":"http://localhost:...","model_names":["echo"],...}]}',
             ]
         ),

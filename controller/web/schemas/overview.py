@@ -80,5 +80,8 @@ class Overview(Struct):
     ]
     dispatches: DispatchRates
     replicas: list[OtherReplica]
+    missing_engines: Annotated[
+        list[str], described("The engines that are registered and not alive. At most the first 100 are listed.")
+    ]
     parents: list[ParentCluster]
     workers: list[OverviewWorker]

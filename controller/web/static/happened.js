@@ -10,17 +10,19 @@ const SHOWN = 25;
 const OF_WORKERS = {
   worker_registered: "registered",
   worker_changed: "registered with other models or another token",
-  worker_restored: "was restored from a snapshot",
-  worker_expired: "expired: it sent no heartbeat in time",
+  worker_restored: "is back",
+  worker_expired: "expired",
   worker_removed: "was removed",
   worker_draining: "drains",
   worker_resumed: "gets requests again",
   worker_failing: "is failing",
+  engine_unavailable: "gets no requests",
   worker_recovered: "has recovered",
 };
 const LEVELS = {
   worker_expired: "bad",
   worker_failing: "bad",
+  engine_unavailable: "bad",
   models_vanished: "bad",
   parent_failing: "bad",
   refused: "warn",

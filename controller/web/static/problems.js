@@ -15,6 +15,7 @@ export function problems({ cluster, events, view }) {
     ...unserved(cluster, events, view),
     ...OF_WORKERS.flatMap((kind) => ofWorkers(workers.get(kind.state) ?? [], kind, cluster, view)),
     ...saturated(cluster, view),
+    ...engines(cluster.head, events),
     ...versions(cluster.head),
     ...parents(cluster),
   ].sort((one, other) => RANKS[one.level] - RANKS[other.level]);
@@ -96,6 +97,21 @@ function saturated(cluster, view) {
     text: html`<a href=${link(view, { model: model.name })}>${name(model.name)}</a> has ${count(model.sized, "request")} for
       ${count(model.capacity, "slot")}. New requests wait.`,
   }));
+}
+
+/** Registered engines that are not alive, with the last reason that is known. */
+function engines({ missing_engines: missing = [] }, events) {
+  const reasons = new Map();
+  for (const { kind, worker, reason } of events) {
+    if (kind === "engine_unavailable") reasons.set(worker, reason);
+  }
+  const shown = missing.slice(0, SINGLY).map((engine) => ({
+    level: "bad",
+    label: "engine",
+    text: html`${name(engine)} is registered, but gets no requests${reasons.has(engine) ? `: ${reasons.get(engine)}` : "."}`,
+  }));
+  const more = missing.length - shown.length;
+  return more ? [...shown, { level: "bad", label: "engine", text: `${count(more, "other engine")} not alive. See controller engines.` }] : shown;
 }
 
 function versions({ replicas }) {
