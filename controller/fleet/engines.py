@@ -10,7 +10,7 @@ from controller.availability.batches import Batches
 from controller.availability.circuit_breaker import CircuitBreaker
 from controller.availability.snapshots import SnapshotManager
 from controller.domain.engine_entry import AUTO, EngineEntry
-from controller.domain.engine_status import EngineKind
+from controller.domain.engine_status import EngineKind, EngineStatus
 from controller.domain.errors import TooManyWorkers, WorkerError, WorkerUnreachable
 from controller.domain.worker import Registration, Worker
 from controller.fleet.engine_poller import EnginePoller
@@ -19,6 +19,7 @@ from controller.fleet.membership import check_limits
 from controller.metrics import Metrics
 from controller.security.access import Caller
 from controller.security.audit import Audit, AuditEvent
+from controller.security.tokens import Plane
 from controller.settings import Settings
 from controller.store.entries import ENGINES
 from controller.store.registry import RegisterCall, Registry, Report
@@ -88,12 +89,17 @@ class Engines:
             entry, registered_by=caller.name, allowed=tuple(caller.token.models) if caller.token is not None else ()
         )
         watch = EngineWatch(self._client, name, entry)
-        status = await watch.poll()
-        if entry.kind == AUTO and watch.kind is EngineKind.GENERIC and not status.models:
+        try:
+            status = await _first_status(watch)
+        except WorkerUnreachable as error:
+            if caller.plane is Plane.ADMIN:
+                raise
+            # The answer of a host may be none of the caller's business, who chose the address.
+            logger.warning("Registration of engine %(worker)s failed: %(reason)s", {"worker": name, "reason": error})
             raise WorkerUnreachable(
-                f"{name} is no engine that can be used: {status.not_ready}. Nothing was registered. Register the URL "
-                "below which it serves /v1/models, or name its kind."
-            )
+                f"{name} does not answer as an engine does. Nothing was registered. The log of the controller has the "
+                "reason, which only a token for admins may read."
+            ) from error
         caller.check_models(replace(entry, allowed=()).public_names(model.name for model in status.models).values())
         registration = watch.registration(status)
         before = (await self._entries()).get(name)
@@ -118,7 +124,7 @@ class Engines:
             status.ready,
             registration.status.model_names,
             registration.status.capacity,
-            status.not_ready,
+            status.not_ready if caller.plane is Plane.ADMIN else status.not_ready and "it is not ready",
         )
 
     async def remove(self, name: str) -> bool:
@@ -194,6 +200,17 @@ class Engines:
             # It has answered. An engine that never has is not deprioritised while it is silent.
             await self._batches.take_engine_answer(Report(registration.name, registration.status.queue_length))
         self._snapshots.request()
+
+
+async def _first_status(watch: EngineWatch) -> EngineStatus:
+    """Return the state of an engine that is to be registered. Raises WorkerUnreachable."""
+    status = await watch.poll()
+    if watch.entry.kind == AUTO and watch.kind is EngineKind.GENERIC and not status.models:
+        raise WorkerUnreachable(
+            f"{watch.name} is no engine that can be used: {status.not_ready}. Nothing was registered. Register the URL "
+            "below which it serves /v1/models, or name its kind."
+        )
+    return status
 
 
 def _state_of(worker: Worker, entry: EngineEntry) -> EngineState:

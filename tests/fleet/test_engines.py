@@ -115,6 +115,23 @@ async def test_server_without_models_is_no_engine(polling: Starter, engine: Answ
     assert await replica.engines.list() == []
 
 
+async def test_only_admins_read_what_another_host_answered(
+    polling: Starter, engine: AnswerServer, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Otherwise, a worker token could be used to read from hosts that only the controller reaches."""
+    replica = polling()
+    engine.answers = {"/v1/models": Answer(b'{"error": "the password is tulip"}', 404)}
+    with pytest.raises(WorkerUnreachable, match="tulip"):
+        await replica.engines.register(engine.address, EngineEntry(), ADMIN)
+    holder = Caller(Plane.WORKER, "127.0.0.1", token_of("t", Plane.WORKER, "s" * 32, [], []))
+    with pytest.raises(WorkerUnreachable) as raised:
+        await replica.engines.register(engine.address, EngineEntry(), holder)
+    assert "tulip" not in str(raised.value)
+    assert "tulip" in caplog.text
+    state = await replica.engines.register(engine.address, EngineEntry("vllm"), holder)
+    assert (state.alive, state.problem) == (False, "it is not ready")
+
+
 async def test_engine_that_loads_its_model_serves_when_it_is_ready(
     polling: Starter, engine: AnswerServer, registry: Registry
 ) -> None:
