@@ -15,6 +15,7 @@ from tests.conftest import CLOCK, Store
 from tests.model.decay import CLOCK_PERIOD
 from tests.support.dispatches import dispatch_shortest_queue, workers_of
 from tests.support.invariants import check_invariants
+from tests.support.parts import examples
 from tests.support.samples import A, B, C, asks, reports, worker
 
 NAMES = [A, B, C]
@@ -52,7 +53,7 @@ worker_case_lists = st.lists(
 
 @pytest.mark.usefixtures("store_clock")
 @pytest.mark.parametrize("decays", [True, False])
-@settings(max_examples=60, suppress_health_check=list(HealthCheck))
+@settings(max_examples=examples(60), suppress_health_check=list(HealthCheck))
 @given(worker_cases=worker_case_lists, leased=st.booleans())
 async def test_dispatch_chooses_a_worker_of_the_lowest_band(
     store: Store, decays: bool, worker_cases: list[WorkerCase], leased: bool

@@ -11,6 +11,7 @@ from controller.store.registry import Registry
 from tests.conftest import Store
 from tests.support.dispatches import dispatch_shortest_queue, workers_of
 from tests.support.samples import A, B, C, asks, reports, worker
+from tests.support.stores import register_all
 
 OF_A, OF_M, OF_N = CapacityTarget(worker_name=A), CapacityTarget(model="m"), CapacityTarget(model="n")
 
@@ -112,8 +113,7 @@ async def test_capacities_of_many_workers_are_applied_in_several_calls(
 ) -> None:
     names = [f"http://w{i}:1" for i in range(600)]
     await registry.set_capacity(OF_M, 5)
-    for name in names:
-        await registry.register(worker(name, check_heart_beat=False))
+    await register_all(registry, [worker(name, check_heart_beat=False) for name in names])
     await registry.set_capacity(OF_M, 6)
     sizes: list[int] = []
     run = Registry._run

@@ -12,6 +12,7 @@ from tests.conftest import Store
 from tests.support.dispatches import dispatch_lottery, workers_of
 from tests.support.invariants import check_invariants
 from tests.support.samples import A, B, C, asks, reports, worker
+from tests.support.stores import register_all
 
 SPEEDS = {f"http://serving{i}:1": speed for i, speed in enumerate((0.5, 1, 2, 3, 5))}
 FAILING = {f"http://failing{i}:1": 1 + i % 4 for i in range(195)}
@@ -39,7 +40,7 @@ async def test_195_failing_workers_of_200_are_not_drawn(store: Store, lost: str)
         await registry.register(worker(name, speed=speed))
     for name in FAILING:
         assert await registry.report_failure(name)
-    drawn = await draws(registry, 20_000 if store.kind != "fakeredis" else 4_000)
+    drawn = await draws(registry, 20_000 if store.kind.startswith("redis-server") else 4_000)
     assert chi_square(drawn, SPEEDS) < CHI_SQUARE_4, drawn
     await check_invariants(store.client, store.namespace)
     if lost == "the odds":
@@ -70,18 +71,17 @@ async def test_failing_worker_is_drawn_when_all_others_have_expired(store: Store
     assert workers_of(await dispatch_lottery(registry, asks(["m"] * 3))) == [A] * 3
 
 
+@pytest.mark.slow_on_fakeredis
 @pytest.mark.parametrize("loses", ["heartbeats", "hashes"])
 async def test_lottery_finds_the_only_live_worker_among_many_expired_ones(store: Store, loses: str) -> None:
     registry = store.registry(draw=random.Random(15).random)
     await registry.register(worker(A, "m", "n"))
     dead = [f"http://dead{i}:1" for i in range(300)]
-    for name in dead:
-        await registry.register(worker(name, "m", "n", speed=3))
-    for name in dead:
-        if loses == "heartbeats":
-            await store.expire_heartbeat(name)
-        else:
-            await store.client.delete(keys.worker(store.namespace, name))
+    await register_all(registry, [worker(name, "m", "n", speed=3) for name in dead])
+    if loses == "heartbeats":
+        await store.expire_heartbeat(*dead)
+    else:
+        await store.client.delete(*(keys.worker(store.namespace, name) for name in dead))
     assert workers_of(await dispatch_lottery(registry, asks(["m", "n"] * 20))) == [A] * 40
     if loses == "hashes":
         await store.client.delete(*await store.client.keys(f"{{{store.namespace}}}*"))
@@ -111,7 +111,7 @@ async def test_odds_stay_exact_when_workers_repeatedly_fail_and_recover(
         await registry.register(worker(name, speed=speed, check_heart_beat=False))
     drawn: Counter[str] = Counter()
     flapping = list(SPEEDS)[1::2]
-    for _ in range(400 if store.kind != "fakeredis" else 150):
+    for _ in range(400 if store.kind.startswith("redis-server") else 100):
         for name in flapping:
             await registry.report_failure(name)
         assert not set(workers_of(await dispatch_lottery(registry, asks(["m"] * 2)))) & set(flapping)

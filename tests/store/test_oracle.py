@@ -124,6 +124,7 @@ def test_leases_that_expire_within_a_batch_lower_the_cost_of_their_worker(machin
 
 
 @pytest.mark.deep
+@pytest.mark.slow_on_fakeredis
 @pytest.mark.usefixtures("store_clock")
 @pytest.mark.parametrize(("decays", "max_sets"), [(True, 24), (True, 0), (False, 24), (False, 1)])
 @pytest.mark.parametrize("kind", STORES_WITH_RIGHTS)

@@ -300,6 +300,7 @@ async def test_scripts_accept_what_the_invalid_calls_are_made_of(
     await registry._run(script, *arguments)
 
 
+@pytest.mark.slow_on_fakeredis
 @pytest.mark.parametrize(("script", "arguments"), INVALID, ids=[f"{s}-{' '.join(a)}" for s, a in INVALID])
 async def test_scripts_validate_arguments_before_they_write(
     store: Store, registry: Registry, script: str, arguments: list[str]

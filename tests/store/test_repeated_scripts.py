@@ -301,6 +301,7 @@ async def test_second_run_returns_the_same_reply(fleet: Fleet, case: str) -> Non
     assert twice == once
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("fleet", ["embedded"], indirect=True)
 @pytest.mark.parametrize("case", cases({}))
 async def test_second_run_does_not_undo_calls_of_another_replica(fleet: Fleet, case: str) -> None:

@@ -7,7 +7,7 @@ import shutil
 import socket
 import subprocess
 import time
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -16,9 +16,10 @@ from typing import Any
 import fakeredis
 import pytest
 
+from controller.domain.worker import Registration
 from controller.store import keys
 from controller.store.connection import connect
-from controller.store.registry import Registry
+from controller.store.registry import RegisterCall, Registry, RemoveCall
 from controller.store_url import StoreUrl, parse_store_url
 from tests.support import budget, rights
 from tests.support.clients import Client
@@ -106,10 +107,15 @@ class Store:
         self.registries.append(opened)
         return opened
 
-    async def expire_heartbeat(self, name: str) -> None:
-        """Expire a worker's heartbeat. Its other keys stay, as after an expiration in Redis."""
-        await self.client.delete(keys.heartbeat(self.namespace, name))
-        await self.client.zadd(keys.workers(self.namespace), {name: 1.0}, xx=True)
+    async def expire_heartbeat(self, *names: str) -> None:
+        """Expire the heartbeats of workers. Their other keys stay, as after an expiration in Redis."""
+        await self.client.delete(*(keys.heartbeat(self.namespace, name) for name in names))
+        await self.client.zadd(keys.workers(self.namespace), dict.fromkeys(names, 1.0), xx=True)
+
+
+async def register_all(registry: Registry, workers: Sequence[Registration]) -> None:
+    """Register many workers in few calls."""
+    await registry.register_many([RegisterCall(each) for each in workers])
 
 
 @contextlib.asynccontextmanager
@@ -137,8 +143,7 @@ async def open_store(request: pytest.FixtureRequest, kind: str) -> AsyncIterator
         slack = 10_000.0 if kind == "fakeredis" else 1_000.0  # its scripts see time pass, much of it on a busy machine
         state = await check_invariants(client, namespace, store.decays, slack=slack)
         registry = store.registry()
-        for name in state.hashes:
-            await registry.remove(name)
+        await registry.remove_many([RemoveCall(name) for name in state.hashes])
         await check_nothing_leaks(client, namespace)
     finally:
         monkeypatch.undo()
