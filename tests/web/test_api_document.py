@@ -106,7 +106,7 @@ def test_the_examples_of_the_reference_match_the_document(example: Example) -> N
         return
     if example.status == 200:
         check_request(method, example.url_path.partition("?")[0], example.body)
-    else:
+    elif example.status == 400:
         with pytest.raises(ValidationError):
             check_request(method, example.url_path.partition("?")[0], example.body)
     operation = api_document.operation(method, example.url_path.partition("?")[0])
