@@ -8,6 +8,7 @@ expire.
 """
 
 import contextlib
+import importlib.util
 import itertools
 import re
 import shutil
@@ -38,6 +39,7 @@ from controller.store_url import StoreUrl, parse_store_url
 from tests.support import budget, certificates, lifeline, longest_scripts, network, parts, rights
 from tests.support.clients import Client
 from tests.support.invariants import check_invariants, check_nothing_leaks
+from tests.support.llamacpp import write_model
 from tests.support.outage import Link
 from tests.support.samples import A, B, worker
 from tests.support.waiting import wait_until
@@ -362,3 +364,14 @@ async def controller(store: Store, link: Link, replica: Open) -> Replica:
     opened = replica()
     await opened.readiness.check()
     return opened
+
+
+@pytest.fixture(scope="session")
+def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return a model for llama.cpp. Skips the test if the package with the real server is not installed."""
+    for package in ("xllamacpp", "gguf"):
+        if importlib.util.find_spec(package) is None:
+            pytest.skip(f"NOT TESTED: a real llama.cpp server. There is no wheel of {package} for this platform.")
+    path = tmp_path_factory.mktemp("llamacpp") / "tiny.gguf"
+    write_model(path)
+    return path

@@ -1,11 +1,8 @@
-import importlib.util
 from collections.abc import AsyncIterator
-from pathlib import Path
 
 import pytest
 
 from controller.upstream.client import WorkerClient
-from tests.support.llamacpp import write_model
 
 
 @pytest.fixture
@@ -29,14 +26,3 @@ class FakeClock:
 @pytest.fixture
 def clock() -> FakeClock:
     return FakeClock()
-
-
-@pytest.fixture(scope="session")
-def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Return a model for llama.cpp. Skips the test if the package with the real server is not installed."""
-    for package in ("xllamacpp", "gguf"):
-        if importlib.util.find_spec(package) is None:
-            pytest.skip(f"NOT TESTED: a real llama.cpp server. There is no wheel of {package} for this platform.")
-    path = tmp_path_factory.mktemp("llamacpp") / "tiny.gguf"
-    write_model(path)
-    return path
