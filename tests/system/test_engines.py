@@ -8,13 +8,10 @@ from pathlib import Path
 
 import pytest
 
-from tests.support.llamacpp import LlamaServer, llama_server, tiny_model
+from tests.support.llamacpp import LlamaServer, llama_server
 from tests.support.waiting import wait_until
 from tests.system.conftest import Serve
 from tests.system.processes import ControllerProcess, call, stock_worker
-
-__all__ = ["tiny_model"]  # a fixture
-
 
 pytestmark = pytest.mark.system
 
