@@ -216,6 +216,8 @@ def create_registry(settings: Settings, store: StoreUrl) -> Registry:
         max_leases=settings.max_leases,
         max_workers_per_token=settings.max_workers_per_token,
         max_leases_per_token=settings.max_leases_per_token,
+        affinity_ttl=settings.affinity_ttl,
+        max_affinity_keys=settings.max_affinity_keys,
     )
 
 

@@ -7,10 +7,11 @@ from typing import Final
 from controller.metrics.memory import MAX_NAMES, Row
 
 OUTCOMES: Final = ("chosen", "no_worker", "degraded", "store_unavailable", "refused")
+AFFINITY_OUTCOMES: Final = ("hit", "overloaded", "gone", "new")  # of dispatches with an affinity, besides "chosen"
 UNKNOWN: Final = "(unknown)"  # models that have never had a worker, so that clients cannot add series
 OTHER: Final = "(other)"  # models for which there is no room
-CELLS_NEEDED: Final = (MAX_NAMES + 2) * len(OUTCOMES)
-_OUTCOME_CELLS: Final = {outcome: number for number, outcome in enumerate(OUTCOMES)}
+_OUTCOME_CELLS: Final = {outcome: number for number, outcome in enumerate((*OUTCOMES, *AFFINITY_OUTCOMES))}
+CELLS_NEEDED: Final = (MAX_NAMES + 2) * len(_OUTCOME_CELLS)
 
 
 class DispatchCounters:
@@ -49,17 +50,17 @@ class DispatchCounters:
         if number < MAX_NAMES and self._row.add_name(number, model):
             self._models[model] = self._cell_of(number)
             return self._models[model]
-        return self._first + len(OUTCOMES)
+        return self._first + len(_OUTCOME_CELLS)
 
     def _cell_of(self, number: int) -> int:
-        return self._first + (number + 2) * len(OUTCOMES)
+        return self._first + (number + 2) * len(_OUTCOME_CELLS)
 
 
-def sums(rows: Sequence[Row], first: int) -> Mapping[tuple[str, str], float]:
+def sums(rows: Sequence[Row], first: int, outcomes: Sequence[str] = OUTCOMES) -> Mapping[tuple[str, str], float]:
     """Return the dispatches by model and outcome, as sums over rows."""
     total: defaultdict[tuple[str, str], float] = defaultdict(float)
     for row in rows:
         for number, model in enumerate([UNKNOWN, OTHER, *row.names()]):
-            for place, outcome in enumerate(OUTCOMES):
-                total[model, outcome] += row.cells[first + number * len(OUTCOMES) + place]
+            for outcome in outcomes:
+                total[model, outcome] += row.cells[first + number * len(_OUTCOME_CELLS) + _OUTCOME_CELLS[outcome]]
     return total

@@ -158,6 +158,7 @@ class Metrics(Collector):
     def collect(self) -> Iterator[Metric]:
         """Yield the metrics for prometheus_client. Counters are sums over the replicas that share the memory."""
         yield self._collect_dispatches()
+        yield self._collect_affinity()
         for family in self._families:
             label = [family.label] if family.label else []
             if family.kind in (Gauge, OwnCounter):
@@ -191,6 +192,19 @@ class Metrics(Collector):
         )
         for (model, outcome), count in dispatches.sums(self._rows, 0).items():
             found.add_metric([model, self._method, outcome], count)
+        return found
+
+    def _collect_affinity(self) -> Metric:
+        found = CounterMetricFamily(
+            "controller_dispatch_affinity",
+            "Dispatches with an affinity, by whether a remembered worker was chosen. Only models that have some.",
+            labels=["model", "outcome"],
+        )
+        counts = dispatches.sums(self._rows, 0, dispatches.AFFINITY_OUTCOMES)
+        used = {model for (model, _), count in counts.items() if count}
+        for (model, outcome), count in counts.items():
+            if model in used:
+                found.add_metric([model, outcome], count)
         return found
 
     def _collect_of_replicas(self, family: _Family) -> Metric:

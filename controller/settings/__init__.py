@@ -4,6 +4,7 @@ from dataclasses import Field, dataclass, fields
 from typing import Any, Final
 
 from controller.settings.access import AccessSettings
+from controller.settings.affinity import AffinitySettings
 from controller.settings.dispatching import DispatchSettings
 from controller.settings.hierarchy import HierarchySettings
 from controller.settings.limits import LimitSettings
@@ -18,6 +19,7 @@ class Settings(
     StoreSettings,
     WorkerSettings,
     DispatchSettings,
+    AffinitySettings,
     AccessSettings,
     LimitSettings,
     HierarchySettings,
@@ -33,6 +35,7 @@ class Settings(
         self.check_store()
         self.check_workers()
         self.check_dispatch()
+        self.check_affinity()
         self.check_access()
         self.check_limits()
         self.check_hierarchy()
