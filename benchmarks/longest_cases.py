@@ -42,6 +42,13 @@ async def dispatches(s: Subject) -> None:
                 for some in batches(leases):
                     await s.registry.renew_many(some)
                     await s.registry.release(some)
+    with s.registry.case("256 with affinities"):
+        for number in range(BATCHES):
+            affine = [
+                request._replace(affinity=tuple(f"{number}-{i}-{key}" for key in range(12)))
+                for i, request in enumerate(s.requests_of_one_model())
+            ]
+            await s.dispatch(DispatchMethod.SHORTEST_QUEUE, affine)
     leases = await s.grant(min(RELEASED_AT_ONCE, s.fleet.leases))
     with s.registry.case("1,000 after an outage"):
         await s.registry.release(leases)

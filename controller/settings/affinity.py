@@ -39,7 +39,7 @@ class AffinitySettings:
     )
     max_affinity_keys: int = setting(
         200_000,
-        "How many sessions and beginnings of prompts are remembered, from 1000 to 10000000. Each takes about 120 bytes "
+        "How many sessions and beginnings of prompts are remembered, from 1000 to 10000000. Each takes about 80 bytes "
         "of Redis's memory. All replicas need the same number.",
     )
 
