@@ -76,3 +76,16 @@ async def test_a_server_that_is_no_engine_is_not_registered(serve: Serve, work_d
         assert (ran.returncode, f"Registered {worker.url}." in ran.stdout) == (0, True), "it speaks FastChat's protocol"
         assert listed(controller)[worker.url]["engine"] is None
     assert call(f"{controller.url}/engines", method="GET") == {"engines": []}
+
+
+async def test_a_region_is_an_engine_of_its_parent(serve: Serve, engines: list[LlamaServer]) -> None:
+    region = serve(data="region")
+    parent = serve(data="parent")
+    assert command(region, "register", engines[0].address).returncode == 0
+    ran = command(parent, "register", region.url)
+    assert ran.returncode == 0, ran.stderr
+    assert [model["id"] for model in call(f"{parent.url}/v1/models", method="GET")["data"]] == ["tiny"]
+    chat = {"model": "tiny", "messages": [{"role": "user", "content": "x"}], "max_tokens": 2}
+    assert call(f"{parent.url}/v1/chat/completions", chat)["usage"]["completion_tokens"] >= 1
+    assert command(region, "remove", engines[0].address).returncode == 0
+    await wait_until(lambda: not listed(parent), "the parent knows that the region has no models")
