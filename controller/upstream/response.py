@@ -1,6 +1,8 @@
 """A worker's response, read after its head has arrived. Its content is not trusted."""
 
 import asyncio
+import errno
+import os
 import re
 from collections.abc import AsyncGenerator, Callable, Iterator
 from contextlib import aclosing, contextmanager
@@ -197,6 +199,10 @@ def one_line(error: BaseException) -> str:
         return "the connection was closed before the head was complete"  # aiohttp's text is the incomplete head
     if isinstance(error, aiohttp.ClientResponseError):
         return repr(error.message.strip().partition("\n")[0])[1:-1][:200].rstrip(":")
+    if isinstance(error, aiohttp.ClientConnectorError):
+        number = error.os_error.errno or 0
+        if number in errno.errorcode:  # aiohttp's text repeats the address, and says `ssl:default` without TLS
+            return os.strerror(number).lower()
     text = str(error)
     if isinstance(error, aiohttp.ClientPayloadError):  # aiohttp's text contains a status 400 that the worker never sent
         message = re.search(r"message='([^']*)'", text)
