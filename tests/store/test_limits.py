@@ -8,7 +8,7 @@ import pytest
 from controller.domain.dispatch import DispatchMethod
 from controller.domain.worker import Registration
 from controller.store import keys
-from controller.store.registry import REFUSED, TOKEN_REFUSED, Refusal, RegisterCall, Request
+from controller.store.registry import REFUSED, TOKEN_REFUSED, Choice, Refusal, RegisterCall, Request
 from tests.conftest import CLOCK, Store
 from tests.support.dispatches import dispatch, leases_of, workers_of
 from tests.support.invariants import whole_state
@@ -94,7 +94,7 @@ async def test_requests_without_a_lease_are_served_at_the_limit(store: Store, me
     await registry.register(worker(A))
     await dispatch(registry, method, asks(["m"], 60_000))
     choices = await dispatch(registry, method, [*asks(["m"]), *asks(["m"], 60_000), *asks(["m"])])
-    assert [tuple(choice) for choice in choices] == [(A, ""), ("", REFUSED), (A, "")]
+    assert choices == [Choice(A), Choice("", REFUSED), Choice(A)]
 
 
 @every_method

@@ -135,9 +135,10 @@ async def open_store(request: pytest.FixtureRequest, kind: str) -> AsyncIterator
         client = open_client()
     await wait_until(lambda: answers(client), f"{kind} responds")
     store = Store(kind, client, open_client, namespace)
-    monkeypatch = pytest.MonkeyPatch()
     if kind == "fakeredis":
-        budget.no_time_limit(monkeypatch)
+        # The fixture, and not a patch of our own: a test may change the scripts too, and each change has to be undone
+        # before the ones that came earlier.
+        budget.no_time_limit(request.getfixturevalue("monkeypatch"))
     try:
         yield store
         slack = 10_000.0 if kind == "fakeredis" else 1_000.0  # its scripts see time pass, much of it on a busy machine
@@ -146,7 +147,6 @@ async def open_store(request: pytest.FixtureRequest, kind: str) -> AsyncIterator
         await registry.remove_many([RemoveCall(name) for name in state.hashes])
         await check_nothing_leaks(client, namespace)
     finally:
-        monkeypatch.undo()
         for registry in store.registries:
             await registry.close()  # a call that took long on a slow machine may have started a ping
         await client.aclose()
