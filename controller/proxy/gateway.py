@@ -2,8 +2,7 @@
 
 import logging
 from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
-from contextlib import aclosing
-from typing import Final, NamedTuple
+from typing import NamedTuple
 
 from controller.availability.known_models import KnownModels
 from controller.availability.snapshot import MaybeStale
@@ -21,11 +20,11 @@ from controller.domain.errors import (
     WorkerBusy,
     WorkerError,
     WorkerRefused,
-    WorkerUnreachable,
 )
 from controller.domain.hops import hop_headers
 from controller.metrics import Metrics
 from controller.proxy.bookings import Bookings
+from controller.proxy.engine_responses import counted_outcome, is_failure, judged_pieces, more_telling
 from controller.proxy.exchanges import Exchanges
 from controller.proxy.fastchat_models import FastChatModels
 from controller.proxy.forwarded import Forwarded
@@ -34,13 +33,11 @@ from controller.proxy.retry_budget import RetryBudget
 from controller.proxy.running import RunningForwards
 from controller.proxy.trials import Outcome, Trials
 from controller.upstream.client import WorkerClient
-from controller.upstream.engines.verdicts import Verdict, judge, may_be_retried
 from controller.upstream.response import WorkerResponse
 
 logger = logging.getLogger("controller")
 
 Candidates = Callable[[str], Sequence[str]]
-_MAX_JUDGED: Final = 64 * 1024  # bytes of an error. A longer one is passed on without a retry
 
 
 def only_itself(model: str) -> Sequence[str]:
@@ -141,7 +138,7 @@ class Gateway:
             try:
                 served = await self._serve(model, request)
             except WorkerError as error:
-                failure, failed_model = _more_telling(failure, error), model
+                failure, failed_model = more_telling(failure, error), model
                 continue
             if served is not None:
                 return served
@@ -246,7 +243,7 @@ class Gateway:
             try:
                 return await self._exchange(model, request, chosen, is_trial, running)
             except WorkerError as error:
-                failure = _more_telling(failure, error)
+                failure = more_telling(failure, error)
                 another = None
                 if self._exchanges.may_retry and len(tried) < self._tries and self._take_retry():
                     another = await self._bookings.choose_another(model, tried, Protocol.OPENAI)
@@ -271,7 +268,7 @@ class Gateway:
             if forwarded.status < 400:
                 outcome = Outcome.SUCCEEDED
         except WorkerError as error:
-            outcome = Outcome.FAILED if _is_failure(error) else Outcome.UNKNOWN
+            outcome = Outcome.FAILED if is_failure(error) else Outcome.UNKNOWN
             raise
         finally:
             if is_trial:
@@ -298,17 +295,17 @@ class Gateway:
         async def read(response: WorkerResponse) -> AsyncGenerator[bytes]:
             nonlocal status
             status = response.status
-            return await _pieces(response)
+            return await judged_pieces(response)
 
         def on_end(outcome: str, _: int) -> None:
             self._running.end(running)
-            self._metrics.gateway_requests.count(_counted(outcome, status), model)
+            self._metrics.gateway_requests.count(counted_outcome(outcome, status), model)
 
         forwarded = await self._exchanges.run(
             chosen,
             lambda: self._workers.post_to_engine(name, target, body, headers, key),
             read,
-            _is_failure,
+            is_failure,
             on_end,
             late_failures_count=True,
         )
@@ -321,45 +318,3 @@ class Gateway:
             return True
         self._metrics.refused_retries.inc()
         return False
-
-
-def _is_failure(error: WorkerError) -> bool:
-    """Return True if an error deprioritises the engine. A silent engine may have a long queue."""
-    if isinstance(error, WorkerRefused):
-        return not isinstance(error, WorkerBusy)
-    return isinstance(error, WorkerUnreachable | StreamBroken)
-
-
-def _more_telling(before: WorkerError | None, error: WorkerError) -> WorkerError:
-    """Return the one of two failures that the client gets: the last response of an engine, if there was any."""
-    return before if isinstance(before, WorkerRefused) and not isinstance(error, WorkerRefused) else error
-
-
-def _counted(outcome: str, status: int) -> str:
-    if outcome != "complete" or status < 400:
-        return outcome
-    return "engine_error" if status >= 500 else "client_error"
-
-
-async def _pieces(response: WorkerResponse) -> AsyncGenerator[bytes]:
-    """Return the body of a response. Raises WorkerBusy or WorkerRefused if another engine might do better."""
-    pieces = response.pieces()
-    if not may_be_retried(response.status):
-        return pieces
-    body = b""
-    async for piece in pieces:
-        body += piece
-        if len(body) > _MAX_JUDGED:
-            return _joined(body, pieces)
-    verdict = judge(response.status, response.headers, body)
-    if verdict is Verdict.REQUEST:
-        return _joined(body, pieces)
-    kind = WorkerBusy if verdict is Verdict.BUSY else WorkerRefused
-    raise kind(f"{response.url} returned status {response.status}.", response.status, response.headers, body)
-
-
-async def _joined(first: bytes, rest: AsyncGenerator[bytes]) -> AsyncGenerator[bytes]:
-    async with aclosing(rest):
-        yield first
-        async for piece in rest:
-            yield piece
