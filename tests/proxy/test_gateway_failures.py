@@ -1,6 +1,7 @@
 """Engines that fail or are busy: what is tried next, what counts, and how an engine comes back."""
 
 import asyncio
+import time
 from collections import Counter
 
 import httpx
@@ -220,9 +221,13 @@ async def test_failing_engine_gets_few_requests_and_comes_back(
             for _ in range(number):
                 served[await ask(http, address)] += 1
 
+        began = time.monotonic()
         await asyncio.gather(*(client(address, 200) for address in (first, second) * 4))
         assert served == {(200, b"good"): 1_600}
-        assert 1 <= len(bad.requests) < 16, "less than 1 % of the requests"
+        # Each client may send it a request before the first failure is known. The first trials are 1, 2 and 4 s apart.
+        # A slow machine needs so long for the requests that there are more trials.
+        trials_due = 3 + (time.monotonic() - began) / trials._MAX_PAUSE
+        assert 1 <= len(bad.requests) <= 8 + trials_due, "less than 1 % of the requests of a machine that is not slow"
         broken = False
 
         async def is_back() -> bool:
