@@ -222,7 +222,9 @@ class ForwardPaths:
         """
         if not _is_plain(path):
             return False
-        if (path in self._exact or path.startswith(self._prefixes)) and not is_management(path):
+        # Engines answer a slash at the end with a redirect to their own address.
+        is_listed = path in self._exact or (path.startswith(self._prefixes) and not path.endswith("/"))
+        if is_listed and not is_management(path):
             return True
         self._log(path)
         return False

@@ -98,6 +98,8 @@ def test_setting_replaces_the_default_or_adds_to_it() -> None:
         ("default,/my/*", ["/my/path", "/v1/rerank"], ["/x"]),
         (EVERYTHING, ["/my/path", "/v1/rerank", "/x"], ["/"]),
         ("", [], ["/v1/rerank", "/x"]),
+        ("default,/x/,/my/*", ["/x/", "/my/x"], ["/x", "/my/", "/my/x/", "/v1/rerank/", "/v1/audio/speech/"]),
+        (EVERYTHING, ["/x"], ["/x/", "/v1/rerank/"]),
     ):
         rule = ForwardPaths(paths)
         assert [path for path in allowed if not rule.allows(path)] == []
