@@ -33,7 +33,8 @@ from controller.upstream.trust import trusted
 # Seconds. FastChat's workers close an idle connection after 5 s, and a request must not be sent at that moment.
 _KEEP_ALIVE: Final = 4.0
 # Seconds. If a kept connection breaks within this time after a request was sent, the server may have closed it before.
-_RACE_WINDOW: Final = 2.0
+# Our side learns of that within one round trip. A server that breaks the connection later may have run the request.
+_RACE_WINDOW: Final = 0.05
 _PEER_TIMEOUT: Final = 10.0  # seconds: a connection is dropped if its peer acknowledges nothing for this long
 _READ_AHEAD: Final = 32 * 1024
 _PART: Final = 256 * 1024  # bytes of a request's body that are sent at once

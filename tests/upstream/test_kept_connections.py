@@ -71,6 +71,26 @@ async def test_request_that_broke_later_is_not_sent_again(
         assert len(kept.requests) == 2
 
 
+async def test_request_that_a_worker_worked_on_is_not_sent_again(
+    client: WorkerClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A race is over after one round trip. A worker that crashes later has begun the request."""
+    monkeypatch.undo()
+
+    def behave(_: int, request: int, writer: asyncio.StreamWriter) -> bool:
+        if request == 1:
+            writer.write(plain(b"a\0"))
+        else:
+            asyncio.get_running_loop().call_later(0.3, reset, writer)
+        return True
+
+    async with keeping_worker(behave) as kept:
+        assert await collect(client, kept.address) == b"a\0"
+        with pytest.raises(StreamBroken):
+            await collect(client, kept.address)
+        assert (kept.connections, len(kept.requests)) == (1, 2)
+
+
 async def test_garbage_after_a_response_is_not_the_response_to_the_next_request(client: WorkerClient) -> None:
     def behave(number: int, request: int, writer: asyncio.StreamWriter) -> bool:
         writer.write(plain(b"a\0") if request == 1 else b"GARBAGE\r\n\r\n")
