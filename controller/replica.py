@@ -32,6 +32,7 @@ from controller.fleet.telemetry import Telemetry
 from controller.fleet.tokens import Tokens
 from controller.metrics import Metrics
 from controller.proxy.bookings import Bookings
+from controller.proxy.engine_models import EngineModels
 from controller.proxy.fastchat_models import FastChatModels
 from controller.proxy.forwarder import Forwarder
 from controller.proxy.gateway import Gateway
@@ -166,16 +167,20 @@ class Replica:
         self.trials = Trials(registry, self.snapshots, self.replicas.id)
         self.gateway = Gateway(
             self.dispatcher,
-            workers,
             self.snapshots,
-            self.bookings,
-            self.running,
-            RetryBudget(settings.retry_budget, lambda: len(self.replicas.ids)),
-            self.trials,
             self.known_models,
+            EngineModels(
+                self.dispatcher,
+                workers,
+                self.snapshots,
+                self.bookings,
+                self.running,
+                RetryBudget(settings.retry_budget, lambda: len(self.replicas.ids)),
+                self.trials,
+                AffinityRules.of(settings),
+                metrics,
+            ),
             FastChatModels(self.forwarder),
-            AffinityRules.of(settings),
-            metrics,
             self._cluster_id,
             settings.forward_tries,
             self.model_routes.candidates,

@@ -8,7 +8,7 @@ from collections.abc import Callable, Collection, Iterable
 from typing import Final
 
 from controller.availability.snapshots import SnapshotManager
-from controller.domain.engine import model_of
+from controller.domain.engine import Protocol, indexed_name
 from controller.domain.errors import ControllerError
 from controller.store.registry import Registry
 
@@ -39,7 +39,7 @@ class KnownModels:
         self._registry = registry
         self._named = named
         self._clock = clock
-        self._seen_at: dict[str, float] = {}  # in seconds since 1970, the oldest first
+        self._seen_at: dict[str, float] = {}  # by indexed_name(), in seconds since 1970, the oldest first
         self._has_read_events = False
 
     async def run(self) -> None:
@@ -50,20 +50,27 @@ class KnownModels:
 
     def observe(self) -> None:
         """Remember the models of the last snapshot."""
-        self._see(map(model_of, self._snapshots.models(None)), self._clock())
+        self._see(self._snapshots.models(None), self._clock())
 
-    async def has(self, model: str) -> bool:
-        """Return True if a model is known. Call this only for a model without a live worker: it may call Redis."""
+    async def has(self, model: str, protocol: Protocol | None = None) -> bool:
+        """Return True if a model is known. Call this only for a model without a live worker: it may call Redis.
+
+        protocol: only workers of this protocol count. By default, those of all protocols do. A list names models of
+            engines.
+        """
         self.observe()
-        if self._is_known(model):
+        if self._is_known(model, protocol):
             return True
         if not self._has_read_events:
             with contextlib.suppress(ControllerError):  # the next call tries it again
                 await self._read_events()
-        return self._is_known(model)
+        return self._is_known(model, protocol)
 
-    def _is_known(self, model: str) -> bool:
-        return model in self._named() or self._clock() - self._seen_at.get(model, 0.0) < _REMEMBERED
+    def _is_known(self, model: str, protocol: Protocol | None) -> bool:
+        if protocol is not Protocol.FASTCHAT and model in self._named():
+            return True
+        names = [indexed_name(model, each) for each in Protocol if protocol in (None, each)]
+        return any(self._clock() - self._seen_at.get(name, 0.0) < _REMEMBERED for name in names)
 
     async def _read_events(self) -> None:
         page = await self._snapshots.breaker.call(self._registry.list_events, "", _MAX_EVENTS)
@@ -71,6 +78,7 @@ class KnownModels:
             if event.kind == "models_vanished":
                 with contextlib.suppress(ValueError):
                     names = json.loads(event.fields.get("models", "[]"))
+                    # The events do not say the protocol, so these models are not known to be of engines.
                     self._see((name for name in names if isinstance(name, str)), event.time)
         self._has_read_events = True
 

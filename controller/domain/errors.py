@@ -35,6 +35,8 @@
         │   └── WorkerNotAllowed    the worker has an address that the controller does not connect to
         ├── WorkerRefused       the worker returned an error status
         │   └── WorkerBusy          the worker has no room for the request now
+        ├── WorkerRejectsKey    an engine rejects the controller's key for it
+        ├── WorkerRedirected    an engine answered a request with a redirect
         ├── WorkerSilent        the worker sent no data within the timeout
         └── StreamBroken        the worker's response ended early
 
@@ -286,6 +288,18 @@ class WorkerBusy(WorkerRefused):
     """An engine has no room for a request now: status 429, or a 503 that says so."""
 
     code = "worker_busy"
+
+
+class WorkerRejectsKey(WorkerError):
+    """An engine rejects the controller's key for it, or requires one: status 401 or 403."""
+
+    code = "worker_rejects_key"
+
+
+class WorkerRedirected(WorkerError):
+    """An engine answered a request with a redirect, which would lead the client past the controller."""
+
+    code = "worker_redirected"
 
 
 class WorkerSilent(WorkerError):

@@ -14,9 +14,11 @@ _REQUEST_ID: Final = HEADER.encode()  # our response has the id of the request, 
 _DROPPED_PREFIXES: Final = (b"proxy-", b"x-controller-", b"x-accel-")
 # The client's credentials are for us. The trace context and the request id are added after a check of their form.
 _NOT_FOR_ENGINES: Final = frozenset(
-    {b"authorization", b"x-api-key", b"api-key", b"x-auth-token", b"cookie", b"host", b"content-length", b"expect"}
-    | {_REQUEST_ID, b"traceparent", b"tracestate", b"http2-settings"}
+    {b"authorization", b"cookie", b"host", b"content-length", b"expect", b"http2-settings"}
+    | {_REQUEST_ID, b"traceparent", b"tracestate"}
 )
+# Of headers such as X-Api-Key, X-Goog-Api-Key, Ocp-Apim-Subscription-Key and X-Auth-Token.
+_CREDENTIAL_SUFFIXES: Final = (b"api-key", b"subscription-key", b"auth-token")
 # A client needs these to understand the body, so they have priority if there are too many headers.
 _ESSENTIAL: Final = frozenset(
     {b"content-type", b"content-encoding", b"content-length", b"content-range", b"location", b"retry-after"}
@@ -68,6 +70,7 @@ def for_engine(headers: Sequence[tuple[bytes, bytes]]) -> dict[str, str]:
             or name in _NOT_FOR_ENGINES
             or name in options
             or name.startswith(_DROPPED_PREFIXES)
+            or name.endswith(_CREDENTIAL_SUFFIXES)
             or not _TOKEN.match(name)
             or _CONTROL.search(value)
         ):

@@ -1,15 +1,19 @@
 """Forwards requests of OpenAI's kind to workers of FastChat's protocol, which may have routes of their own."""
 
-from collections.abc import Mapping
+import logging
 from typing import Final
 
 from controller.availability.snapshot import MaybeStale
 from controller.domain.errors import NoWorker, WorkerRefused, WrongProtocol
+from controller.proxy.engine_responses import unusable_response
 from controller.proxy.forwarded import Forwarded
 from controller.proxy.forwarder import Forwarder
-from controller.proxy.model_field import ModelField
+from controller.proxy.gateway_request import GatewayRequest
+from controller.proxy.tries import Tries
 from controller.upstream.engines.refusals import NO_ROUTE
 from controller.upstream.engines.verdicts import is_openai_error
+
+logger = logging.getLogger("controller")
 
 _MAX_ERROR: Final = 64 * 1024  # bytes
 
@@ -24,20 +28,29 @@ class FastChatModels:
         self._forwarder = forwarder
 
     async def call(
-        self, model: str, path: str, field: ModelField, hops: str, passed: Mapping[str, str]
+        self, model: str, request: GatewayRequest, tries: Tries
     ) -> MaybeStale[Forwarded | WorkerRefused] | None:
-        """Return the response of a worker to a request for `path`, or None if no live worker serves the model.
+        """Return the response of a worker to a request, or None if no live worker serves the model.
 
-        Raises WrongProtocol if the worker has no such route, and otherwise as Forwarder.call().
+        Raises WrongProtocol if the worker has no such route, WorkerRejectsKey and WorkerRedirected, and otherwise as
+        Forwarder.call().
         """
+        path, body = request.path, request.field.renamed(model)
         try:
-            forwarded, snapshot_age = await self._forwarder.call(model, path, field.renamed(model), hops, passed)
+            forwarded, snapshot_age = await self._forwarder.call(
+                model, path, body, request.hops, request.passed, tries=tries
+            )
         except NoWorker:
             return None
         except WorkerRefused as error:
             if error.status in NO_ROUTE and not is_openai_error(error.body):
                 raise _wrong_protocol(model, path) from error
             raise
+        unusable = unusable_response(f"A worker of the model {model[:100]!r}", forwarded.status)
+        if unusable is not None:
+            await _whole(forwarded)
+            logger.warning("A response is not passed on: %(reason)s", {"reason": unusable})
+            raise unusable
         if forwarded.status not in NO_ROUTE:
             return MaybeStale(forwarded, snapshot_age)
         refused = await _whole(forwarded)

@@ -23,6 +23,7 @@ from controller.proxy.bookings import Bookings
 from controller.proxy.exchanges import Exchanges
 from controller.proxy.forwarded import Forwarded
 from controller.proxy.running import RunningForwards
+from controller.proxy.tries import Tries
 from controller.upstream.client import NO_HEADERS, WorkerClient
 from controller.upstream.response import WorkerResponse
 
@@ -94,25 +95,34 @@ class Forwarder:
         return await self._forward(_Request(model, path, body, self._headers(hops, passed), is_load=False))
 
     async def call(
-        self, model: str, path: str, body: bytes, hops: str = "", passed: Mapping[str, str] = NO_HEADERS
+        self,
+        model: str,
+        path: str,
+        body: bytes,
+        hops: str = "",
+        passed: Mapping[str, str] = NO_HEADERS,
+        *,
+        tries: Tries | None = None,
     ) -> MaybeStale[Forwarded]:
         """Forward any other request. Returns when the first piece of the body has arrived.
 
+        tries: of the request, at least one of which must be left. By default, none was used.
+
         Raises as stream(), except that each status below 500 is a normal response.
         """
-        return await self._forward(_Request(model, path, body, self._headers(hops, passed)))
+        return await self._forward(_Request(model, path, body, self._headers(hops, passed)), tries)
 
     def _headers(self, hops: str, passed: Mapping[str, str]) -> Mapping[str, str]:
         return {**passed, **hop_headers(hops, self._cluster_id())}
 
-    async def _forward(self, request: "_Request") -> MaybeStale[Forwarded]:
+    async def _forward(self, request: "_Request", tries: Tries | None = None) -> MaybeStale[Forwarded]:
         running = self._running.begin()
         outcome = "client_gone"
         try:
             chosen, snapshot_age = await self._bookings.choose(request.model, is_load=request.is_load)
             if not chosen.address:
                 raise NoWorker(f"No live worker serves the model {request.model[:100]!r}.")  # noqa: TRY301 - counted below
-            forwarded = await self._try_workers(request, chosen, running)
+            forwarded = await self._try_workers(request, chosen, running, tries or Tries(self._tries))
         except (NoWorker, StoreError):
             outcome = "no_worker"
             raise
@@ -131,15 +141,16 @@ class Forwarder:
                 self._running.end(running)
                 self._count(request.frames, outcome)
 
-    async def _try_workers(self, request: "_Request", chosen: Assignment, running: object) -> Forwarded:
+    async def _try_workers(self, request: "_Request", chosen: Assignment, running: object, tries: Tries) -> Forwarded:
         """Return the response of the chosen worker, or of another one if it fails before the first frame or piece."""
         tried = {chosen.address}
         while True:
+            tries.use()
             try:
                 return await self._send(request, chosen, running)
             except WorkerError as error:
                 another = None
-                if self._may_retry(error) and len(tried) < self._tries:
+                if self._may_retry(error) and tries.left:
                     another = await self._bookings.choose_another(request.model, tried, is_load=request.is_load)
                 if another is None:
                     raise

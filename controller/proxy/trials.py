@@ -21,6 +21,8 @@ _FIRST_PAUSE: Final = 1.0  # seconds from a failure to the first trial, doubled 
 _MAX_PAUSE: Final = 60.0
 _LOCK_TIME: Final = 60.0  # seconds, after which a trial may overlap with the next one
 _WAIT_FOR_REQUEST: Final = 50.0  # seconds: less than the time of the lock
+_FIRST_LIMIT: Final = 10.0  # seconds until the first byte of a trial's response, doubled by each trial that fails
+_MAX_LIMIT: Final = 50.0  # seconds: less than the time of the lock
 _NEXT_LOOK: Final = 0.5  # seconds until this replica asks for a lock again that it did not get
 _REMEMBERED: Final = 600.0  # seconds for which the number of failed trials is kept
 
@@ -95,6 +97,14 @@ class Trials:
                 self._start(self._acquire(name, engine))
         return ""
 
+    def time_limit(self, name: str) -> float:
+        """Return the time limit for the first byte of a running trial, in seconds.
+
+        Without a limit, the request would wait for an engine that has hung. But the first byte may take long, above all
+        without streaming, so the limit grows.
+        """
+        return _doubled(_FIRST_LIMIT, self._engines[name].failed, _MAX_LIMIT)
+
     def end(self, name: str, outcome: Outcome) -> None:
         """Release the lock of a trial that has ended."""
         self._start(self._complete(name, self._engines[name], outcome))
@@ -120,7 +130,7 @@ class Trials:
     async def _complete(self, name: str, engine: _Engine, outcome: Outcome) -> None:
         pause, result = _NEXT_LOOK, str(engine.failed)
         if outcome is Outcome.FAILED:
-            pause, result = min(_FIRST_PAUSE * 2.0**engine.failed, _MAX_PAUSE), str(engine.failed + 1)
+            pause, result = _doubled(_FIRST_PAUSE, engine.failed, _MAX_PAUSE), str(engine.failed + 1)
         elif outcome is Outcome.SUCCEEDED:
             pause, result = _FIRST_PAUSE, ""  # the snapshots of the others may still show the failure
         try:
@@ -137,6 +147,10 @@ class Trials:
         task = start_shared(coroutine)
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
+
+
+def _doubled(first: float, times: int, limit: float) -> float:
+    return min(first * 2.0 ** min(times, 30), limit)  # the exponent of an engine that fails for a day would overflow
 
 
 def _job(name: str) -> str:

@@ -74,9 +74,9 @@ class WorkerSettings:
     )
     forward_tries: int = setting(
         2,
-        "Largest number of workers that a forwarded request is tried on. It is retried if its worker returns a 5xx, or "
-        "fails before the first whole frame of a stream or the first part of another body. A request that crashes its "
-        "worker can crash this many.",
+        "Largest number of workers that a forwarded request is tried on, for all names of a route together. It is "
+        "retried if its worker returns a 5xx, or fails before the first whole frame of a stream or the first part of "
+        "another body. A request that crashes its worker can crash this many.",
     )
 
     retry_budget: float = setting(

@@ -1,6 +1,7 @@
 """The spans of a request to a worker: the whole exchange, and the wait for its first part."""
 
 from collections.abc import Awaitable, Mapping
+from math import inf
 from typing import Any, Final
 from urllib.parse import urlsplit
 
@@ -32,11 +33,19 @@ class TracedWorkerClient(WorkerClient):
         return await exchange.run(super().post(name, path, body, exchange.headers(headers)))
 
     async def post_to_engine(
-        self, name: str, target: str, body: bytes, headers: Mapping[str, str], key: str = ""
+        self,
+        name: str,
+        target: str,
+        body: bytes,
+        headers: Mapping[str, str],
+        key: str = "",
+        trial_limit: float = inf,
     ) -> WorkerResponse:
         """As WorkerClient.post_to_engine(). The span has the path without the query."""
         exchange = _Exchange(self._tracer, name, target.partition("?")[0])
-        return await exchange.run(super().post_to_engine(name, target, body, exchange.headers(headers), key))
+        return await exchange.run(
+            super().post_to_engine(name, target, body, exchange.headers(headers), key, trial_limit)
+        )
 
     def _opened(self, url: str, response: aiohttp.ClientResponse, rules: ReadRules) -> WorkerResponse:
         return _TracedResponse(url, response, rules, self._responses.discard)

@@ -164,22 +164,33 @@ class WorkerClient:
         return await self._respond(url, request, sent, self._worker_timeout, ReadRules(self._worker_timeout))
 
     async def post_to_engine(
-        self, name: str, target: str, body: bytes, headers: Mapping[str, str], key: str = ""
+        self,
+        name: str,
+        target: str,
+        body: bytes,
+        headers: Mapping[str, str],
+        key: str = "",
+        trial_limit: float = inf,
     ) -> WorkerResponse:
         """Send a body of any type to an engine, otherwise like post().
 
         target: path and query, encoded.
         headers: all that the engine gets, besides those that describe the connection.
         key: as in get().
+        trial_limit: for the wait for the first piece in seconds, if it is less than first_byte_timeout.
 
         The body of the response stays as the engine encodes it. The wait until its first piece is limited by
         first_byte_timeout instead of worker_timeout. Raises as post().
         """
-        url, sent = name + target, Body(body)
-        limit = self._first_byte_timeout
-        rules = ReadRules(self._worker_timeout, limit, decompresses=False)
+        sent = Body(body)
+        limit, setting = self._first_byte_timeout, FIRST_BYTE
+        if trial_limit < limit:
+            limit, setting = trial_limit, f"the {trial_limit:g} s of a trial"
+        rules = ReadRules(self._worker_timeout, limit, setting, decompresses=False)
+        url = name + target
         request = self._session.post_as_is(url, sent, self._with_token(name, headers, key), self._connect_timeout)
-        return await self._respond(url, request, sent, limit, rules, FIRST_BYTE)
+        logged = url.partition("?")[0]  # the query is the client's, and may have a secret
+        return await self._respond(logged, request, sent, limit, rules, setting)
 
     async def _respond(
         self,

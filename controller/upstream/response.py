@@ -40,12 +40,14 @@ class ReadRules(NamedTuple):
     timeout: for each read of the body, in seconds. A slow client does not make its worker look silent, because the
         time between two reads does not count.
     first_timeout: for the first read, in seconds. `inf` for no limit, None for `timeout`.
+    first_setting: what sets first_timeout, for the error.
     decompresses: a compressed body is decompressed: the request did not allow compression, so the client may not
         understand it, and no frame or error could be appended. The headers describe the decompressed body.
     """
 
     timeout: float
     first_timeout: float | None = None
+    first_setting: str = FIRST_BYTE
     decompresses: bool = True
 
 
@@ -75,6 +77,7 @@ class WorkerResponse:
         self._content = response.content
         self._timeout = rules.timeout
         self._limit = rules.timeout if rules.first_timeout is None else rules.first_timeout  # of the running read
+        self._first_setting = rules.first_setting
         self._on_close = on_close
         # One timer serves all reads and compares times. A timer per read would cost more than the read itself.
         self._loop = asyncio.get_running_loop()
@@ -175,7 +178,7 @@ class WorkerResponse:
             self._grace_used_by = self._reading_since
             left = GRACE_PERIOD
         if left <= 0:
-            self.fail(TimeoutError("" if self._limit == self._timeout else FIRST_BYTE))
+            self.fail(TimeoutError("" if self._limit == self._timeout else self._first_setting))
         else:
             self._start_timer(left)
 

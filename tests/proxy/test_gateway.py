@@ -175,6 +175,37 @@ async def test_unknown_model_is_404_and_one_that_is_away_503(
                 assert (await http.get(f"{each}/v1/models/m")).status_code == 503
 
 
+async def test_model_of_engines_that_only_fastchats_workers_serve_is_503(
+    serve: Serve, registry: Registry, http: httpx.AsyncClient
+) -> None:
+    no_route = worker_answers(b'{"detail":"Not Found"}', "404 Not Found")
+    async with (
+        serve() as (replica, address),
+        openai_engine(answers()) as engine,
+        bad_worker(completions=no_route) as fastchat,
+    ):
+        for model in ("m", "only-fastchat"):
+            await registry.register(worker(f"{fastchat.address}/{model}", model))
+        await registry.register(engine_worker(engine.address))
+        await replica.snapshots.take_now()
+        replica.known_models.observe()
+        assert (await http.post(address + CHAT, json={"model": "m"})).status_code == 200
+        await registry.remove(engine.address)
+        await replica.snapshots.take_now()
+        for response in (
+            await http.post(address + CHAT, json={"model": "m"}),
+            await http.get(f"{address}/v1/models/m"),
+        ):
+            assert (response.status_code, response.json()["error"]["code"]) == (503, "no_worker")
+            assert int(response.headers["retry-after"]) > 0
+        response = await http.post(address + CHAT, json={"model": "only-fastchat"})
+        assert (response.status_code, response.json()["error"]["code"]) == (404, "wrong_protocol")
+        response = await http.get(f"{address}/v1/models/only-fastchat")
+        assert (response.status_code, response.json()["error"]["code"]) == (404, "model_not_found")
+        replica.gateway._candidates = lambda _: ("only-fastchat", "m")
+        assert (await http.post(address + CHAT, json={"model": "x"})).status_code == 503
+
+
 @pytest.mark.parametrize(
     ("content", "headers", "param"),
     [

@@ -18,14 +18,16 @@ from controller.domain.errors import (
     TooManyForwards,
     WorkerError,
     WorkerNotAllowed,
+    WorkerRedirected,
     WorkerRefused,
+    WorkerRejectsKey,
     WorkerSilent,
     WorkerUnreachable,
     WrongProtocol,
 )
 from controller.domain.headers import for_engine, without_length
 from controller.proxy.forwarded import Forwarded
-from controller.proxy.gateway import GatewayRequest, Served
+from controller.proxy.gateway_request import GatewayRequest, Served
 from controller.proxy.model_field import read_model
 from controller.web.asgi.endpoint import Answer, degraded
 from controller.web.asgi.gateway import GatewayCall
@@ -35,19 +37,24 @@ from controller.web.schemas import openai
 from controller.web.services import Services
 
 _SERVED_MODEL: Final = b"x-served-model"
-_REPLACED: Final = frozenset({_SERVED_MODEL, b"date", b"server"})  # the HTTP server adds the last two to all responses
+# The HTTP server adds `date` and `server` to all responses. The locations may have the address of the engine in them.
+_NOT_PASSED: Final = frozenset({_SERVED_MODEL, b"date", b"server", b"location", b"content-location", b"refresh"})
 _RETRY_AFTER: Final = ((b"retry-after", b"5"),)  # seconds: the time of a poll or two
 _PRINTABLE: Final = "".join(map(chr, range(0x20, 0x7F))).replace("%", "")  # of the name of a model
 _URL: Final = "".join(map(chr, range(0x21, 0x7F)))  # of a query, which is encoded already
 _STATUS: Final[Mapping[type[ControllerError], int]] = {
     WorkerSilent: 504,
     StreamBroken: 502,
+    WorkerRejectsKey: 502,
+    WorkerRedirected: 502,
     WorkerNotAllowed: 502,  # the fault is not the client's
 }
 _FAILED: Final = "Each engine that was tried has failed. Send the request again."
 _SUMMARIES: Final[Mapping[type[ControllerError], str]] = {
-    WorkerSilent: "The engine sent nothing within the time limit of --first-byte-timeout. Send the request again.",
+    WorkerSilent: "The engine sent nothing within its time limit for the first byte. Send the request again.",
     WorkerUnreachable: "No engine of the model can be reached. Send the request again.",
+    WorkerRejectsKey: "The engine rejects the controller's key for it. The key of the client is not at fault.",
+    WorkerRedirected: "The engine answered with a redirect, which is not passed on. Check the path of the request.",
 }
 _LAST_EVENT: Final = openai.error_event(
     StreamBroken.code, "The engine ended the response early, so the rest of it is missing. Send the request again."
@@ -63,7 +70,7 @@ async def forward(services: Services, call: GatewayCall) -> Response:
 
     An error of the controller has OpenAI's form: `{"error": {"message", "type", "param", "code"}}`. The status is 404
     if the model is unknown, or if the path is not forwarded. It is 503 with `Retry-After` if the model is known, but no
-    worker serves it now.
+    worker serves it now. It is 502 if an engine rejects the controller's key for it, or answers with a redirect.
     """
     if not services.forward_paths.allows(call.path):
         body = openai.error_body(404, "not_found", f"There is no route {call.path}.")
@@ -99,7 +106,7 @@ def _response(served: Served) -> Response:
     """Return the response of an engine as it is, with the name of the model that was used."""
     response = served.response
     headers = (
-        *(header for header in response.headers if header[0] not in _REPLACED),
+        *(header for header in response.headers if header[0] not in _NOT_PASSED),
         (_SERVED_MODEL, quote(served.model, safe=_PRINTABLE).encode()),
         *degraded(served.snapshot_age),
     )
@@ -138,7 +145,8 @@ async def models(services: Services, _: str) -> Answer:
 async def model(services: Services, name: str) -> Answer:
     """Describe one model of the list. Its name may have slashes in it.
 
-    A model that is not in the list gets a 404, or a 503 if it is known, but no worker serves it now.
+    A model that is not in the list gets a 503 if engines have served it lately, or if it is known and no worker serves
+    it now. Otherwise it gets a 404.
     """
     found, snapshot_age = await services.gateway.list_models()
     described = next((each for each in found if each.name == name), None)
