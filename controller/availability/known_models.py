@@ -10,6 +10,7 @@ from typing import Final
 from controller.availability.snapshots import SnapshotManager
 from controller.domain.engine import Protocol, indexed_name
 from controller.domain.errors import ControllerError
+from controller.domain.events import Event
 from controller.store.registry import Registry
 
 _REMEMBERED: Final = 12 * 3600.0  # seconds
@@ -74,12 +75,19 @@ class KnownModels:
 
     async def _read_events(self) -> None:
         page = await self._snapshots.breaker.call(self._registry.list_events, "", _MAX_EVENTS)
+        vanished: dict[str, float] = {}  # when, by the models that have vanished and not appeared since
         for event in page.events:
-            if event.kind == "models_vanished":
-                with contextlib.suppress(ValueError):
-                    names = json.loads(event.fields.get("models", "[]"))
-                    # The events do not say the protocol, so these models are not known to be of engines.
-                    self._see((name for name in names if isinstance(name, str)), event.time)
+            for name in _models(event) if event.kind in ("models_vanished", "models_appeared") else ():
+                vanished.pop(name, None)
+                if event.kind == "models_vanished":
+                    vanished[name] = event.time
+                    self._see((name,), event.time)
+        # The events do not say the protocol. A model that has vanished last, and has workers of FastChat's protocol
+        # all the same, has lost its engines.
+        snapshot = self._snapshots.snapshot
+        for name, at in vanished.items():
+            if snapshot is not None and snapshot.serves(name):
+                self._see((indexed_name(name, Protocol.OPENAI),), at)
         self._has_read_events = True
 
     def _see(self, models: Iterable[str], at: float) -> None:
@@ -87,3 +95,12 @@ class KnownModels:
             self._seen_at[model] = max(at, self._seen_at.pop(model, 0.0))
         while len(self._seen_at) > _MAX_MODELS:
             del self._seen_at[next(iter(self._seen_at))]
+
+
+def _models(event: Event) -> list[str]:
+    """Return the models of an event. It has only the first ones of many."""
+    try:
+        names = json.loads(event.fields.get("models", "[]"))
+    except ValueError:  # another program has written it
+        return []
+    return [name for name in names if isinstance(name, str)] if isinstance(names, list) else []

@@ -202,6 +202,9 @@ async def test_model_of_engines_that_only_fastchats_workers_serve_is_503(
         assert (response.status_code, response.json()["error"]["code"]) == (404, "wrong_protocol")
         response = await http.get(f"{address}/v1/models/only-fastchat")
         assert (response.status_code, response.json()["error"]["code"]) == (404, "model_not_found")
+        async with serve() as (_, later):  # a replica that has never seen the engine
+            assert (await http.post(later + CHAT, json={"model": "m"})).status_code == 503
+            assert (await http.post(later + CHAT, json={"model": "only-fastchat"})).status_code == 404
         replica.gateway._candidates = lambda _: ("only-fastchat", "m")
         assert (await http.post(address + CHAT, json={"model": "x"})).status_code == 503
 

@@ -71,6 +71,20 @@ async def test_worker_of_fastchats_protocol_shares_the_tries(
         assert (len(engine.requests), len(one.requests) + len(other.requests)) == (1, 1)
 
 
+async def test_worker_without_the_route_uses_no_try(serve: Serve, registry: Registry, http: httpx.AsyncClient) -> None:
+    async with (
+        bad_worker(completions=worker_answers(b"no route", "404 No")) as fastchat,
+        openai_engine(answers(b"oops", 500)) as bad,
+        openai_engine(answers(b"good")) as good,
+        serve(forward_tries=2) as (replica, address),
+    ):
+        await registry.register(worker(fastchat.address, "a"))
+        await registry.register(engine_worker(bad.address, "b"))
+        await registry.register(engine_worker(good.address, "c"))
+        replica.gateway._candidates = lambda _: ("a", "b", "c")
+        assert await ask(http, address) == (200, b"good")
+
+
 async def test_name_with_workers_of_fastchats_protocol_does_not_end_the_search(
     serve: Serve, registry: Registry, http: httpx.AsyncClient
 ) -> None:
