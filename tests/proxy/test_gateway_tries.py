@@ -116,7 +116,7 @@ async def test_busy_engine_is_left_alone_for_a_while(
         await registry.register(engine_worker(busy.address))
         assert (await ask(http, address, **{"X-Session-Id": "s"}))[0] == 429
         await registry.register(engine_worker(good.address, queue_length=100))
-        for _ in range(50):
+        for _ in range(20):
             assert await ask(http, address, **{"X-Session-Id": "s"}) == (200, b"good")
         assert len(busy.requests) == 1
         await wait_until(lambda: not replica.bookings._background, "the leases are released")
