@@ -114,6 +114,7 @@ class Replica:
             metrics,
             self.replicas,
             settings.engine_poll_interval,
+            settings.engine_expiration / 4,
             self.snapshots.worker,
             self.events.record,
         )

@@ -23,18 +23,20 @@ _TOLERANCE: Final = 0.1  # by which part a learned capacity may differ from the 
 class EngineWatch:
     """Polls one engine, and says how it should be registered. Create a new one if its entry changes.
 
+    timeout: as in EngineProbe.
     silences: consecutive polls without a response.
     polled_at: start of the last poll, on the monotonic clock.
     kind: of the engine. None until it is known.
     """
 
-    def __init__(self, client: WorkerClient, name: str, entry: EngineEntry) -> None:
+    def __init__(self, client: WorkerClient, name: str, entry: EngineEntry, timeout: float | None = None) -> None:
         self.name = name
         self.entry = entry
         self.silences = 0
         self.polled_at = 0.0
         self.kind = None if entry.kind == AUTO else EngineKind(entry.kind)
         self._client = client
+        self._timeout = timeout
         self._probe: EngineProbe | None = None
         self._learned = LearnedCapacity()
         self._problem = ""  # what was logged last: why it is not ready, "" if it is
@@ -48,7 +50,9 @@ class EngineWatch:
                 kind = (
                     await detect(self._client, self.name, entry.key) if entry.kind == AUTO else EngineKind(entry.kind)
                 )
-                self._probe = EngineProbe(self._client, self.name, kind, entry.key, models=tuple(entry.names))
+                self._probe = EngineProbe(
+                    self._client, self.name, kind, entry.key, models=tuple(entry.names), timeout=self._timeout
+                )
                 self.kind = kind
             status = await self._probe.poll()
         except WorkerError:
@@ -88,7 +92,7 @@ class EngineWatch:
     def note(self, problem: str) -> bool:
         """Log that the engine is ready again, or why it is not ready, once for each change between the two.
 
-        problem: why it is not ready, as a sentence. "" if it is.
+        problem: why it is not ready, or that it does not respond, as a sentence. "" if it is ready.
 
         Return True if the engine is not ready since this poll. It is taken to have been ready before the first one.
         """
@@ -96,7 +100,7 @@ class EngineWatch:
         self._problem = problem
         if changed and problem:
             logger.warning(
-                "Engine %(worker)s gets no requests: %(reason)s.", {"worker": self.name, "reason": problem.rstrip(".")}
+                "Engine %(worker)s is not ready: %(reason)s.", {"worker": self.name, "reason": problem.rstrip(".")}
             )
         elif changed:
             logger.info("Engine %(worker)s is ready.", {"worker": self.name})
