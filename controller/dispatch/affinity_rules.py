@@ -10,7 +10,7 @@ from controller.domain.affinity import Affinity, AffinityKind, prefix_keys, prom
 from controller.settings import Settings
 
 _MAX_DECODED: Final = 8 * 1024 * 1024  # bytes of a body: a long conversation with some pictures
-_MAX_VALUES: Final = 200_000  # for example a prompt of so many token ids
+_MAX_VALUES: Final = 200_000  # for example a prompt of token ids
 
 
 class AffinityRules:
