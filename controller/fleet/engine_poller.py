@@ -156,7 +156,7 @@ class EnginePoller:
         if not await self._batches.take_engine_answer(report):
             # An operator may have removed it since the list was read: then it is not restored.
             await self._breaker.call(self._registry.restore, registration, polled=True)
-        elif worker is not None and differs(worker, registration):
+        elif worker is not None and differs(worker.as_registered(), registration):
             await self._refresh(registration, worker, report.written_at)
 
     async def _record_silence(self, watch: EngineWatch, error: WorkerError) -> None:

@@ -9,7 +9,7 @@ from typing import Final, NamedTuple
 from controller.availability.batches import Batches
 from controller.availability.circuit_breaker import CircuitBreaker
 from controller.availability.snapshots import SnapshotManager
-from controller.domain.engine_entry import AUTO, EngineEntry
+from controller.domain.engine_entry import AUTO, MAX_ENGINES, EngineEntry
 from controller.domain.engine_status import EngineKind
 from controller.domain.errors import TooManyWorkers, WorkerError, WorkerUnreachable
 from controller.domain.worker import Registration, Worker
@@ -26,7 +26,6 @@ from controller.upstream.client import WorkerClient
 
 logger = logging.getLogger("controller")
 
-MAX_ENGINES: Final = 10_000
 _MAX_EXAMINED: Final = 64  # engines that a list asks why they are not alive
 
 
@@ -121,6 +120,28 @@ class Engines:
             status.not_ready,
         )
 
+    async def check_address(self, name: str) -> None:
+        """As WorkerClient.check_address()."""
+        await self._client.check_address(name)
+
+    async def add(self, name: str, entry: EngineEntry) -> None:
+        """Write the entry of an engine without asking the engine. The replicas poll it when they read the list again.
+
+        Raises TooManyWorkers.
+        """
+        await self._set_entry(name, entry.encode())
+
+    async def admit(self, name: str, entry: EngineEntry) -> None:
+        """Let an engine of the list serve now if it is ready, also if it was removed a short while ago.
+
+        Raises WorkerError if it does not respond, and TooManyWorkers.
+        """
+        watch = EngineWatch(self._client, name, entry)
+        status = await watch.poll()
+        registration = watch.registration(status)
+        if status.ready and registration.status.model_names:
+            await self._admit(registration)
+
     async def remove(self, name: str) -> bool:
         """Delete an engine from the list, so that it is polled no more. Return False if it is not registered.
 
@@ -171,13 +192,16 @@ class Engines:
         return dict(self._poller.entries.entries)
 
     async def _write(self, name: str, record: str) -> None:
+        await self._set_entry(name, record)
+        await self._poller.update()
+
+    async def _set_entry(self, name: str, record: str) -> None:
         written = await self._breaker.call(lambda: self._registry.set_entry(ENGINES, name, record, limit=MAX_ENGINES))
         if written is None:
             raise TooManyWorkers(
                 f"{MAX_ENGINES} engines are registered, which is the limit. Nothing was registered. Remove some, also "
                 "those that are down."
             )
-        await self._poller.update()
 
     async def _admit(self, registration: Registration) -> None:
         """Let an engine serve from now on. Raises TooManyWorkers.

@@ -101,6 +101,10 @@ class RegisteredEngine(Struct):
     speed: Annotated[int | float, described("As registered.", 1)]
     has_key: Annotated[bool, described("It was registered with a key.")]
     registered_by: Annotated[str | None, described("The name of the token that registered it, or `null`.")]
+    source: Annotated[
+        str | None,
+        described("`file` if `--workers-file` lists it, `dns` if `--workers-dns` does, `null` if it was registered."),
+    ]
 
     @classmethod
     def of(cls, state: EngineState) -> "RegisteredEngine":
@@ -115,6 +119,7 @@ class RegisteredEngine(Struct):
             speed=state.entry.speed,
             has_key=bool(state.entry.key),
             registered_by=state.entry.registered_by or None,
+            source=state.entry.source or None,
         )
 
 
