@@ -29,7 +29,7 @@ _MAX_POLLS: Final = 256  # at once, for engines that responded last time. The ot
 _MAX_FAILURES: Final = 2  # consecutive polls without a response, after which an engine is deprioritised
 _MANY_FAILURES: Final = 8  # an engine that has not responded this often is polled less often
 _LONGEST_PAUSE: Final = 30.0  # seconds between two polls of such an engine
-_AT_ONCE: Final = 0.001  # seconds
+AT_ONCE: Final = 0.001  # seconds
 
 
 class EnginePoller:
@@ -172,7 +172,7 @@ class EnginePoller:
             self._record("engine_unavailable", worker=watch.name, reason=problem)
         worker = self._find(watch.name)
         if worker is not None and worker.engine is not None:
-            await self._refresh(worker.as_registered(), worker, None, expires_in=_AT_ONCE)
+            await self._refresh(worker.as_registered(), worker, None, expires_in=AT_ONCE)
 
     async def _refresh(
         self, registration: Registration, worker: Worker, written_at: float | None, expires_in: float | None = None

@@ -2,6 +2,7 @@
 
 import asyncio
 import logging
+import time
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import Final, NamedTuple
@@ -9,16 +10,18 @@ from typing import Final, NamedTuple
 from controller.availability.batches import Batches
 from controller.availability.circuit_breaker import CircuitBreaker
 from controller.availability.snapshots import SnapshotManager
+from controller.domain.engine import Engine
 from controller.domain.engine_entry import AUTO, MAX_ENGINES, EngineEntry
-from controller.domain.engine_status import EngineKind
+from controller.domain.engine_status import AgentReport, EngineKind
 from controller.domain.errors import TooManyWorkers, WorkerError, WorkerUnreachable
-from controller.domain.worker import Registration, Worker
-from controller.fleet.engine_poller import EnginePoller
+from controller.domain.worker import Registration, Worker, WorkerStatus
+from controller.fleet.engine_poller import AT_ONCE, EnginePoller
 from controller.fleet.engine_watch import EngineWatch, entry_of
 from controller.fleet.membership import check_limits
 from controller.metrics import Metrics
 from controller.security.access import Caller
 from controller.security.audit import Audit, AuditEvent
+from controller.security.tokens import Plane
 from controller.settings import Settings
 from controller.store.entries import ENGINES
 from controller.store.registry import RegisterCall, Registry, Report
@@ -118,6 +121,62 @@ class Engines:
             registration.status.model_names,
             registration.status.capacity,
             status.not_ready,
+        )
+
+    async def register_unpolled(
+        self, name: str, entry: EngineEntry, report: AgentReport, caller: Caller
+    ) -> EngineState:
+        """Register an engine whose agent polls it and sends heartbeats. It is not in the list of polled engines.
+
+        If the agent reports a problem, the engine expires at once instead.
+
+        entry: with a kind and the models. Raises as register(), but does not ask the engine.
+        """
+        caller.check_worker(name)
+        if report.problem:
+            await self._expire(name, report.problem, caller)
+            return EngineState(name, entry, entry.kind, False, (), None, report.problem)
+        caller.check_models(entry.names.values())
+        await self._client.check_address(name)
+        registration = Registration(
+            name,
+            WorkerStatus(tuple(entry.names.values()), entry.speed, report.queue_length or 0, entry.capacity),
+            check_heart_beat=True,
+            multimodal=False,
+            registered_by=caller.name,
+            engine=Engine(
+                entry.kind,
+                {public: own for own, public in entry.names.items() if public != own},
+                entry.key,
+                capacity_learned=report.capacity_learned and entry.capacity is not None,
+                max_lengths=report.max_lengths,
+            ),
+        )
+        await self._admit(registration)
+        await self._batches.take_engine_answer(Report(name, report.queue_length, time.monotonic() - report.age))
+        await self.remove(name)  # last: until now, polls may have kept it alive
+        self._audit.record(
+            AuditEvent("register_engine", "done", caller.name, caller.address, name, f"kind {entry.kind}, by its agent")
+        )
+        logger.info(
+            "Registered engine %(worker)s (%(kind)s) of an agent: models %(models)s",
+            {"worker": name, "kind": entry.kind, "models": list(registration.status.model_names)},
+        )
+        status = registration.status
+        return EngineState(name, entry, entry.kind, True, status.model_names, status.capacity)
+
+    async def _expire(self, name: str, problem: str, caller: Caller) -> None:
+        """Let an engine of the caller expire at once. If it was drained, it still drains when it returns."""
+        worker = {worker.name: worker for worker in await self._batches.list_workers()}.get(name)
+        is_own = worker is not None and (worker.registered_by == caller.name or caller.plane is Plane.ADMIN)
+        if worker is None or worker.engine is None or not is_own:
+            return
+        registration = worker.as_registered()
+        await self._breaker.call(lambda: self._registry.refresh(registration, worker.registration, expires_in=AT_ONCE))
+        self._snapshots.request()
+        logger.warning(
+            "Engine %(worker)s gets no requests, as its agent reports: %(reason)s.",
+            {"worker": name, "reason": problem.rstrip(".")},
         )
 
     async def check_address(self, name: str) -> None:

@@ -89,6 +89,18 @@ class Workers(Struct):
         return cls([ListedWorker.of(worker, stalled_for(worker)) for worker in workers])
 
 
+class Draining(Struct):
+    """The result of draining a worker."""
+
+    exist: Annotated[bool, described("`false`: there is no such live worker, and nothing was done.", True)]
+    drained: Annotated[
+        bool,
+        described(
+            "`true`: the worker has finished its requests. `false`: it has not, or this replica does not know it yet."
+        ),
+    ]
+
+
 class RegisteredEngine(Struct):
     """An engine that was registered. The replicas poll it until it is removed."""
 

@@ -3,15 +3,26 @@
 Field names and shapes follow `fastchat/serve/controller.py`.
 """
 
-from typing import Annotated, Final
+from typing import Annotated, Final, NamedTuple
 
 import msgspec
 
 from controller.domain.errors import InvalidInput
 from controller.domain.lease import LEASE, MAX_LEASE_TIME
 from controller.domain.worker import WorkerStatus, whole_queue_length, worker_name
-from controller.json_bodies import Fields, JsonBody, QueueLength, described, read_status
-from controller.web.schemas.fields import MAX_REASON, Lease, MayLease, ModelName, Reason, Status, WorkerName
+from controller.json_bodies import Fields, JsonBody, described, read_status
+from controller.web.schemas.fields import (
+    MAX_REASON,
+    EngineAge,
+    HeartbeatQueueLength,
+    Lease,
+    MayLease,
+    ModelName,
+    Reason,
+    Status,
+    WorkerName,
+    check_age,
+)
 
 # FastChat's error codes and text (fastchat/constants.py). Its web server shows the text to users.
 ENGINE_OVERLOADED: Final = 42903
@@ -59,7 +70,20 @@ class Heartbeat(msgspec.Struct):
     """A heartbeat of a worker."""
 
     worker_name: WorkerName
-    queue_length: QueueLength
+    queue_length: HeartbeatQueueLength
+    engine_age: EngineAge = None
+
+
+class ParsedHeartbeat(NamedTuple):
+    """A checked heartbeat.
+
+    queue_length: None if an engine does not say it.
+    engine_age: the age of the queue length in seconds if the agent of an engine has sent the heartbeat, otherwise None.
+    """
+
+    name: str
+    queue_length: int | None
+    engine_age: float | None
 
 
 class Registration(msgspec.Struct):
@@ -134,10 +158,19 @@ def parse_operation(body: bytes) -> tuple[str, str]:
     return worker_name(operation.worker_name), operation.reason
 
 
-def parse_heartbeat(body: bytes) -> tuple[str, int]:
-    """Return the worker's name and the queue length of a heartbeat."""
+def parse_heartbeat(body: bytes) -> ParsedHeartbeat:
+    """Return a heartbeat. Only that of an engine may lack the queue length."""
     heartbeat = _heartbeat.read(body)
-    return worker_name(heartbeat.worker_name), whole_queue_length(heartbeat.queue_length)
+    name, age = worker_name(heartbeat.worker_name), heartbeat.engine_age
+    if age is not None:
+        check_age("engine_age", age)
+    if heartbeat.queue_length is None:
+        if age is None:
+            raise InvalidInput(
+                "queue_length", "is null. Only the agent of an engine, which sends engine_age, may do so"
+            )
+        return ParsedHeartbeat(name, None, age)
+    return ParsedHeartbeat(name, whole_queue_length(heartbeat.queue_length), age)
 
 
 def parse_register(body: bytes) -> RegisterRequest:
