@@ -72,6 +72,8 @@ class EngineEntry:
             raise InvalidInput("speed", f"must be a number from {MIN_SPEED:g} to {MAX_SPEED:g}")
         if self.capacity is not None and not 1 <= self.capacity <= MAX_CAPACITY:
             raise InvalidInput("capacity", f"must be a whole number from 1 to {MAX_CAPACITY}, or be left out")
+        if type(self.leaving_since) not in (int, float):
+            raise InvalidInput("leaving_since", "must be a number of seconds")
 
     def public_names(self, models: Iterable[str]) -> dict[str, str]:
         """Return those of an engine's models that are served: the public name by the engine's own name."""

@@ -92,10 +92,7 @@ class Agent:
         self._drain_until = time.monotonic() + self._time_to_drain
         logger.info(
             "Draining %(worker)s, for at most %(seconds)g s.",
-            {
-                "worker": self._name,
-                "seconds": self._time_to_drain,
-            },
+            {"worker": self._name, "seconds": self._time_to_drain},
         )
         end = await self._drain()
         await self._remove()
@@ -131,7 +128,7 @@ class Agent:
         if not answer:  # refused, because the token is bound to no workers
             await self._expire("its agent ends, and has no token that may drain it")
             return False
-        return not answer["exist"] or bool(answer.get("drained"))
+        return not answer.get("exist", True) or bool(answer.get("drained"))
 
     async def _poll(self) -> _State:
         try:
@@ -160,7 +157,7 @@ class Agent:
         if known is not None and (self._stops or not differs(known, registration)):
             beat = {"worker_name": self._name, "queue_length": state.status.queue_length, "engine_age": age}
             answer = await self._call("/receive_heart_beat", beat)
-            if not answer or answer["exist"]:
+            if not answer or answer.get("exist", True):
                 return
             self._registered = None
             logger.info("The controller does not have %(worker)s any more.", {"worker": self._name})

@@ -22,6 +22,7 @@ from controller.tasks import end, start_shared
 logger = logging.getLogger("controller")
 
 _INTERVAL: Final = 1.0  # seconds between two looks at a source
+_PAUSE: Final = 0.2  # the same, if there was more to do than in one look
 _LOCK_TTL: Final = 5.0  # seconds after which another replica decides if the deciding one has ended
 _MAX_CHANGES: Final = 500  # between two looks, so that the lock is renewed in time
 _MAX_CALLS: Final = 64  # at once
@@ -60,6 +61,8 @@ class Discovery:
         self._admissions: set[asyncio.Task[None]] = set()
         # The list and the engines of each source that were in line. Comparing 10,000 of them takes a while.
         self._done: dict[str, tuple[Mapping[str, str], Mapping[str, EngineEntry]]] = {}
+        self._decoded: dict[str, tuple[str, EngineEntry | None]] = {}  # records and entries of the list
+        self._removed: set[str] = set()  # by this replica
         self._retry_at: dict[str, float] = {}  # monotonic time, by engine that could not be registered
         self._logged: set[tuple[str, str]] = set()  # engines and why they cannot be registered, or are left alone
 
@@ -84,7 +87,7 @@ class Discovery:
                 pass  # the circuit breaker has logged it
             except Exception:  # a bug must not end the discovery
                 logger.exception("The engines of %s could not be compared because of a bug.", source.flag)
-            await asyncio.sleep(0 if has_more else _INTERVAL)
+            await asyncio.sleep(min(_PAUSE, _INTERVAL) if has_more else _INTERVAL)
 
     async def close(self) -> None:
         """Let another replica decide at once."""
@@ -106,7 +109,7 @@ class Discovery:
         listed = self._poller.entries.entries
         if (done := self._done.get(source.kind)) and done[0] is listed and done[1] is proposal.engines:
             return False
-        known = {name: entry for name, record in listed.items() if (entry := entry_of(name, record)) is not None}
+        known = self._read(listed)
         wanted = [
             (name, entry)
             for name, entry in proposal.engines.items()
@@ -128,6 +131,15 @@ class Discovery:
             self._done[source.kind] = listed, proposal.engines
         await self._poller.update()
         return len(changes) > _MAX_CHANGES or len(steps) > _MAX_CHANGES
+
+    def _read(self, listed: Mapping[str, str]) -> dict[str, EngineEntry]:
+        """Return the entries of the list. Only new records are decoded, because that takes a while for 10,000."""
+        before = self._decoded
+        self._decoded = {
+            name: before[name] if name in before and before[name][0] == record else (record, entry_of(name, record))
+            for name, record in listed.items()
+        }
+        return {name: entry for name, (_, entry) in self._decoded.items() if entry is not None}
 
     def _may_replace(self, source: Source, name: str, known: EngineEntry) -> bool:
         """Return True if a source decides about a known engine. The file goes before the names."""
@@ -160,14 +172,15 @@ class Discovery:
             self._retry_at.pop(name, None)
             if known is not None and known.leaving_since and not known.was_draining:
                 await self._batches.drain(DrainCall(name, False, source.flag, "it is listed again"))
-        if known is None:
+        if known is None and name in self._removed:
+            self._removed.discard(name)
             admission = start_shared(self._admit(name, entry))
             self._admissions.add(admission)
             admission.add_done_callback(self._admissions.discard)
         return True
 
     async def _admit(self, name: str, entry: EngineEntry) -> None:
-        """Let a new engine serve at once if it is ready. Otherwise it does when a poll says so."""
+        """Let an engine serve at once if it is ready. The polls alone do not restore it while its removal is recent."""
         async with self._permits:
             try:
                 await self._engines.admit(name, entry)
@@ -199,6 +212,7 @@ class Discovery:
             if worker is None:
                 await self._engines.remove(name)  # first, or a replica could register it again
                 await self._batches.remove(RemoveCall(name, by=source.flag, reason=reason))
+                self._removed.add(name)
                 logger.info("Removed engine %(worker)s: %(reason)s.", {"worker": name, "reason": reason})
                 return
             if not entry.leaving_since:

@@ -3,7 +3,7 @@
 Field names and shapes follow `fastchat/serve/controller.py`.
 """
 
-from typing import Annotated, Final, NamedTuple
+from typing import Annotated, Final
 
 import msgspec
 
@@ -72,18 +72,6 @@ class Heartbeat(msgspec.Struct):
     worker_name: WorkerName
     queue_length: HeartbeatQueueLength
     engine_age: EngineAge = None
-
-
-class ParsedHeartbeat(NamedTuple):
-    """A checked heartbeat.
-
-    queue_length: None if an engine does not say it.
-    engine_age: the age of the queue length in seconds if the agent of an engine has sent the heartbeat, otherwise None.
-    """
-
-    name: str
-    queue_length: int | None
-    engine_age: float | None
 
 
 class Registration(msgspec.Struct):
@@ -158,19 +146,21 @@ def parse_operation(body: bytes) -> tuple[str, str]:
     return worker_name(operation.worker_name), operation.reason
 
 
-def parse_heartbeat(body: bytes) -> ParsedHeartbeat:
-    """Return a heartbeat. Only that of an engine may lack the queue length."""
+def parse_heartbeat(body: bytes) -> tuple[str, int | None, float | None]:
+    """Return the worker's name, the queue length and the engine's age of a heartbeat.
+
+    The queue length is None if an engine does not say it. The age is None unless the agent of an engine has sent the
+    heartbeat. It is that of the queue length, in seconds.
+    """
     heartbeat = _heartbeat.read(body)
-    name, age = worker_name(heartbeat.worker_name), heartbeat.engine_age
+    name, queue_length, age = worker_name(heartbeat.worker_name), heartbeat.queue_length, heartbeat.engine_age
     if age is not None:
         check_age("engine_age", age)
-    if heartbeat.queue_length is None:
-        if age is None:
-            raise InvalidInput(
-                "queue_length", "is null. Only the agent of an engine, which sends engine_age, may do so"
-            )
-        return ParsedHeartbeat(name, None, age)
-    return ParsedHeartbeat(name, whole_queue_length(heartbeat.queue_length), age)
+    if queue_length is not None:
+        return name, whole_queue_length(queue_length), age
+    if age is None:
+        raise InvalidInput("queue_length", "is null. Only the agent of an engine, which sends engine_age, may do so")
+    return name, None, age
 
 
 def parse_register(body: bytes) -> RegisterRequest:
