@@ -65,12 +65,12 @@ async def _register_engine(controller: Controller, name: str, details: Details) 
     body: dict[str, Any] = {
         "worker_name": name,
         "engine": details.engine,
-        "models": _public_names(details.models),
+        "models": public_names(details.models),
         "speed": details.speed,
         "capacity": details.capacity,
     }
     if details.key_file is not None:
-        body["api_key"] = _read_key(details.key_file)
+        body["api_key"] = read_key(details.key_file)
     engine = await request(controller, "/register_engine", "worker_name", body)
     sentence = f"Registered {name}, an engine of the kind {engine['engine']}."
     if not engine["alive"]:
@@ -119,7 +119,7 @@ async def _print(controller: Controller, name: str) -> dict[str, Any] | None:
     return registered
 
 
-def _public_names(models: Sequence[str]) -> dict[str, str]:
+def public_names(models: Sequence[str]) -> dict[str, str]:
     """Return the public name of each model by its own name. The last = separates the two."""
     names = {}
     for model in models:
@@ -128,7 +128,8 @@ def _public_names(models: Sequence[str]) -> dict[str, str]:
     return names
 
 
-def _read_key(path: Path) -> str:
+def read_key(path: Path) -> str:
+    """Return the key in a file. Raises ControllerUnreachable."""
     try:
         return path.read_text(encoding="ascii").strip()
     except (OSError, UnicodeDecodeError) as error:

@@ -29,7 +29,7 @@ _MAX_POLLS: Final = 256  # at once, for engines that are alive
 _MAX_OTHER_POLLS: Final = 1_024  # at once, for the others, most of which do not respond
 _MANY_FAILURES: Final = 8  # an engine that has not responded this often is polled less often
 _LONGEST_PAUSE: Final = 30.0  # seconds between two polls of such an engine
-_AT_ONCE: Final = 0.001  # seconds
+AT_ONCE: Final = 0.001  # seconds
 
 
 class EnginePoller:
@@ -161,7 +161,7 @@ class EnginePoller:
         if not await self._batches.take_engine_answer(report):
             # An operator may have removed it since the list was read: then it is not restored.
             await self._breaker.call(self._registry.restore, registration, polled=True)
-        elif worker is not None and differs(worker, registration):
+        elif worker is not None and differs(worker.as_registered(), registration):
             await self._refresh(registration, worker, report.written_at)
 
     async def _record_silence(self, watch: EngineWatch, error: WorkerError) -> None:
@@ -177,7 +177,7 @@ class EnginePoller:
             self._record("engine_unavailable", worker=watch.name, reason=problem)
         worker = self._find(watch.name)
         if worker is not None and worker.engine is not None:
-            await self._refresh(worker.as_registered(), worker, None, expires_in=_AT_ONCE)
+            await self._refresh(worker.as_registered(), worker, None, expires_in=AT_ONCE)
 
     async def _refresh(
         self, registration: Registration, worker: Worker, written_at: float | None, expires_in: float | None = None

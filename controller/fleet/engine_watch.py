@@ -9,7 +9,7 @@ from controller.domain.engine import Engine
 from controller.domain.engine_entry import AUTO, EngineEntry
 from controller.domain.engine_status import EngineKind, EngineStatus, LearnedCapacity
 from controller.domain.errors import InvalidInput, WorkerError
-from controller.domain.worker import MAX_CAPACITY, Registration, Worker, WorkerStatus
+from controller.domain.worker import MAX_CAPACITY, Registration, WorkerStatus
 from controller.upstream.client import WorkerClient
 from controller.upstream.engines.detection import detect
 from controller.upstream.engines.probe import EngineProbe
@@ -107,22 +107,22 @@ class EngineWatch:
         return changed and bool(problem)
 
 
-def differs(worker: Worker, registration: Registration) -> bool:
-    """Return True if a worker is registered otherwise than its engine says now. Small changes of what is learned stay.
+def differs(known: Registration, registration: Registration) -> bool:
+    """Return True if an engine is registered otherwise than it says now. Small changes of what is learned do not count.
 
     Otherwise, each poll of a busy engine could register it again.
     """
-    known, said = worker.reported_capacity, registration.status.capacity
-    if known and said and registration.engine and registration.engine.capacity_learned:
-        is_other_capacity = abs(said - known) > max(1, _TOLERANCE * known)
+    before, now = known.status.capacity, registration.status.capacity
+    if before and now and registration.engine and registration.engine.capacity_learned:
+        is_other_capacity = abs(now - before) > max(1, _TOLERANCE * before)
     else:
-        is_other_capacity = known != said
+        is_other_capacity = before != now
     return (
         is_other_capacity
-        or worker.engine != registration.engine
-        or worker.status.model_names != registration.status.model_names
-        or worker.status.speed != registration.status.speed
-        or worker.registered_by != registration.registered_by
+        or known.engine != registration.engine
+        or known.status.model_names != registration.status.model_names
+        or known.status.speed != registration.status.speed
+        or known.registered_by != registration.registered_by
     )
 
 
