@@ -24,7 +24,13 @@ def spread(heights: Sequence[float], gap: float) -> list[float]:
     return moved
 
 
-def draw(file: Path, label: str, logarithmic: bool, means: Mapping[str, Mapping[float, float]]) -> None:
+def draw(
+    file: Path,
+    label: str,
+    logarithmic: bool,
+    means: Mapping[str, Mapping[float, float]],
+    waits: str = "mean wait before a slot, s",
+) -> None:
     """Plot the mean wait against the varied parameter. Each row is a line with its name at the end."""
     mpl.rcParams.update({"svg.hashsalt": "dispatch_quality", "font.size": 11})
     figure = Figure(figsize=(9, 5), layout="constrained")
@@ -39,16 +45,16 @@ def draw(file: Path, label: str, logarithmic: bool, means: Mapping[str, Mapping[
     axes.yaxis.set_minor_locator(NullLocator())
     axes.yaxis.set_major_formatter(FuncFormatter(lambda seconds, _: f"{seconds:g}"))
     axes.set_xlabel(label)
-    axes.set_ylabel("mean wait before a slot, s")
+    axes.set_ylabel(waits)
     axes.grid(color="#DDDDDD", linewidth=0.6)
     axes.spines[["top", "right"]].set_visible(False)
-    for by_value, colour, marker in zip(means.values(), COLOURS, MARKERS, strict=True):
+    for by_value, colour, marker in zip(means.values(), COLOURS, MARKERS, strict=False):
         style = "-" if marker else "--"
         axes.plot(values, list(by_value.values()), color=colour, marker=marker, linestyle=style)
     lasts = [by_value[values[-1]] for by_value in means.values()]
     low, high = (math.log10(limit) for limit in axes.get_ylim())
     heights = spread([(math.log10(last) - low) / (high - low) for last in lasts], LEAST_GAP)
-    for case, colour, last, height in zip(means, COLOURS, lasts, heights, strict=True):
+    for case, colour, last, height in zip(means, COLOURS, lasts, heights, strict=False):
         axes.annotate(
             case,
             (values[-1], last),

@@ -61,6 +61,11 @@ class Subject:
     async def lease(self, number: int) -> None:
         self.leases += await self.dispatch(SHORTEST_QUEUE, [Request(LEASED, 60_000)] * number)
 
+    async def lease_affine(self, i: int) -> None:
+        """Dispatch the next turn of one of 100 conversations: 11 of its 12 keys are known."""
+        keys = tuple(f"conversation-{i % 100}-{i // 100 + 12 - number}" for number in range(12))
+        self.leases += await self.dispatch(SHORTEST_QUEUE, [Request(LEASED, 60_000, "", keys)])
+
     async def dispatch(self, method: DispatchMethod, requests: Sequence[Request]) -> list[str]:
         """Dispatch all requests, in as many calls as it takes. Return their leases."""
         leases: list[str] = []
@@ -113,6 +118,7 @@ CASES = {
     ),
     "dispatch_shortest_queue with a lease": Case(lambda s, _: s.lease(1)),
     f"dispatch_shortest_queue with leases, {BATCH} in a call, each": Case(lambda s, _: s.lease(BATCH), BATCH, BATCH),
+    "dispatch_shortest_queue with a lease and an affinity": Case(lambda s, i: s.lease_affine(i)),
     "release": Case(lambda s, _: s.release(), leases=1),
     f"release, {BATCH} in a call, each": Case(lambda s, _: s.release(BATCH), BATCH, BATCH, BATCH),
     "dispatch_lottery": Case(lambda s, _: s.dispatch(LOTTERY, ONE)),

@@ -11,6 +11,7 @@ from controller.availability.known_models import KnownModels
 from controller.availability.readiness import Readiness
 from controller.availability.reconciler import Reconciler
 from controller.availability.snapshots import SnapshotManager
+from controller.dispatch.affinity_rules import AffinityRules
 from controller.dispatch.dispatcher import Dispatcher
 from controller.dispatch.explanation import Explainer
 from controller.domain.worker import worker_name
@@ -173,6 +174,7 @@ class Replica:
             self.trials,
             self.known_models,
             FastChatModels(self.forwarder),
+            AffinityRules.of(settings),
             metrics,
             self._cluster_id,
             settings.forward_tries,
@@ -291,6 +293,8 @@ def create_registry(settings: Settings, store: StoreUrl) -> Registry:
         max_leases=settings.max_leases,
         max_workers_per_token=settings.max_workers_per_token,
         max_leases_per_token=settings.max_leases_per_token,
+        affinity_ttl=settings.affinity_ttl,
+        max_affinity_keys=settings.max_affinity_keys,
     )
 
 

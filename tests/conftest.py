@@ -24,6 +24,7 @@ from controller.store import scripts
 from controller.store.embedded.store import EmbeddedStore
 from controller.store.registry import Registry
 from tests.support import certificates, lifeline, longest_scripts, network, parts, rights
+from tests.support.llamacpp import tiny_model
 from tests.support.outage import Link
 from tests.support.samples import A, B, worker
 from tests.support.stores import (
@@ -52,6 +53,7 @@ __all__ = [  # tests import these from here
     "open_store",
     "redis_server",
     "redis_version",
+    "tiny_model",
 ]
 
 # No deadline: the time that an example takes depends on how busy the machine is.

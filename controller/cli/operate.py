@@ -52,7 +52,8 @@ def drain(
 
     workers, all_alive = _change(controller, "/drain_worker", "Draining", names, reason, yes)
     if wait or deadline is not None:
-        raise SystemExit(run(wait_for_workers(controller, workers, deadline)))
+        interrupted = "Not waiting any more. The workers go on draining."
+        raise SystemExit(run(wait_for_workers(controller, workers, deadline), interrupted))
     raise SystemExit(0 if all_alive else 1)
 
 
@@ -96,7 +97,8 @@ def _change(
         if not _agrees(f"These are {len(workers)} workers. Go on?"):
             click.echo("Nothing was changed.", err=True)
             raise SystemExit(1)
-    return workers, run(change_workers(controller, path, done, workers, reason))
+    interrupted = "Interrupted. Some of the workers may have been changed. `controller workers` shows the state."
+    return workers, run(change_workers(controller, path, done, workers, reason), interrupted)
 
 
 def _agrees(question: str) -> bool:

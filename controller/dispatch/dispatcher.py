@@ -10,6 +10,7 @@ from controller.availability.coalescer import AGAIN, Again, Coalescer
 from controller.availability.degraded import DegradedMode
 from controller.availability.snapshot import MaybeStale
 from controller.availability.snapshots import SnapshotManager
+from controller.domain.affinity import Affinity
 from controller.domain.engine import Protocol, indexed_name, model_of, protocol_of
 from controller.domain.errors import StoreError, TooManyLeases
 from controller.domain.worker import MAX_MODEL_NAME_LENGTH
@@ -77,25 +78,34 @@ class Dispatcher:
         return MaybeStale(choice.worker, snapshot_age)
 
     async def dispatch_with_lease(
-        self, model: str, lease_time: float | None = None, token: str = "", protocol: Protocol = Protocol.FASTCHAT
+        self,
+        model: str,
+        lease_time: float | None = None,
+        token: str = "",
+        protocol: Protocol = Protocol.FASTCHAT,
+        affinity: Affinity | None = None,
     ) -> MaybeStale[Assignment]:
         """Choose a worker for one request and book it until the lease is released or expires.
 
         lease_time: seconds until the lease expires. The default is the setting lease_time.
         token: name of the token of the request. "" if it needed none.
         protocol: that of the request. Only workers that understand it are chosen.
+        affinity: the request goes to a worker that got an earlier one with the same keys, unless it is gone or
+            overloaded. Leave it out when a request is sent to another worker after a failure. The lottery ignores it.
 
         While Redis is unavailable there are no leases: the lease is "" and the request counts as one without a lease.
+        There is no affinity either.
 
         Raises TooManyLeases at a limit: the setting max_leases for all leases, or max_leases_per_token for the leases
         of `token`.
         """
         lease_ms = max(1, round(1000 * (self._lease_time if lease_time is None else lease_time)))
         if len(model) > MAX_MODEL_NAME_LENGTH:
-            return MaybeStale(Assignment(*self._no_worker(model)))
+            self._no_worker(model)
+            return MaybeStale(Assignment("", ""))
         began = time.perf_counter()
         counted = token if self._max_leases_per_token else ""
-        request = Request(indexed_name(model, protocol), lease_ms, counted)
+        request = Request(indexed_name(model, protocol), lease_ms, counted, affinity.keys if affinity else ())
         choice, snapshot_age = await self._dispatches.submit(request)
         if not choice.worker and not choice.lease and snapshot_age is None:
             choice, snapshot_age = await self._verify(request)
@@ -111,7 +121,7 @@ class Dispatcher:
                 f"{self._max_leases} leases are active, which is the limit --max-leases of this cluster. No lease was "
                 "granted. Release leases when their requests end, or send the request without `lease`."
             )
-        return MaybeStale(Assignment(*choice), snapshot_age)
+        return MaybeStale(Assignment(choice.worker, choice.lease), snapshot_age)
 
     async def find_worker(
         self, model: str, excluded: frozenset[str] = frozenset(), protocol: Protocol = Protocol.FASTCHAT
@@ -185,6 +195,8 @@ class Dispatcher:
                 continue
             if choice.worker:
                 count_chosen(model_of(request.model))
+                if choice.affinity:
+                    self._metrics.affinity.count(choice.affinity, model_of(request.model))
             elif choice.lease in _REFUSALS:
                 self._metrics.dispatches.count("refused", model_of(request.model))
         return [AGAIN if choice is None else MaybeStale(choice) for choice in choices]

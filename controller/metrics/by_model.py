@@ -1,4 +1,4 @@
-"""The counters of dispatches and of requests to engines, by model and outcome."""
+"""The counters of dispatches, of requests to engines and of affinity, by model and outcome."""
 
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
@@ -16,6 +16,7 @@ GATEWAY_REQUESTS: Final = (
     "no_worker",
     "client_gone",
 )
+AFFINITY: Final = ("hit", "overloaded", "gone", "new")  # of dispatches with an affinity
 UNKNOWN: Final = "(unknown)"  # models that have never had a worker, so that clients cannot add series
 OTHER: Final = "(other)"  # models for which there is no room
 

@@ -87,7 +87,9 @@ class Metrics(Collector):
         self.gateway_requests = by_model.ModelCounters(
             self._row, names, by_model.GATEWAY_REQUESTS, self._first_of_gateway
         )
-        self._used = self._first_of_gateway + by_model.cells_needed(by_model.GATEWAY_REQUESTS)
+        self._first_of_affinity = self._first_of_gateway + by_model.cells_needed(by_model.GATEWAY_REQUESTS)
+        self.affinity = by_model.ModelCounters(self._row, names, by_model.AFFINITY, self._first_of_affinity)
+        self._used = self._first_of_affinity + by_model.cells_needed(by_model.AFFINITY)
         self._registry = CollectorRegistry()
         self.dispatch_batches = self._counter("dispatch_batches", "Calls to Redis that dispatched requests.")
         self.batch_size = self._histogram("dispatch_batch_size", "Requests that one call to Redis dispatched.", SIZES)
@@ -206,6 +208,17 @@ class Metrics(Collector):
         first = self._first_of_gateway
         for (model, outcome), count in by_model.sums(self._rows, by_model.GATEWAY_REQUESTS, first).items():
             found.add_metric([model, outcome], count)
+        yield found
+        found = CounterMetricFamily(
+            "controller_dispatch_affinity",
+            "Dispatches with an affinity, by whether a remembered worker was chosen. Only models that have some.",
+            labels=["model", "outcome"],
+        )
+        counts = by_model.sums(self._rows, by_model.AFFINITY, self._first_of_affinity)
+        used = {model for (model, _), count in counts.items() if count}
+        for (model, outcome), count in counts.items():
+            if model in used:
+                found.add_metric([model, outcome], count)
         yield found
 
     def _collect_of_replicas(self, family: _Family) -> Metric:

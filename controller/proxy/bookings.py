@@ -7,6 +7,7 @@ from typing import Final
 
 from controller.availability.snapshot import MaybeStale
 from controller.dispatch.dispatcher import Assignment, Dispatcher
+from controller.domain.affinity import Affinity
 from controller.domain.engine import Protocol
 from controller.domain.errors import StoreError, TooManyLeases
 
@@ -31,18 +32,26 @@ class Bookings:
         self._background: set[asyncio.Task[None]] = set()
 
     async def choose(
-        self, model: str, protocol: Protocol = Protocol.FASTCHAT, *, is_load: bool = True
+        self,
+        model: str,
+        protocol: Protocol = Protocol.FASTCHAT,
+        *,
+        is_load: bool = True,
+        affinity: Affinity | None = None,
     ) -> MaybeStale[Assignment]:
         """Choose a worker. If the client disconnects meanwhile, the lease is released when the dispatch returns it.
 
         is_load: False for a request that is not booked.
+        affinity: as in Dispatcher.dispatch_with_lease().
 
         Raises StoreError as Dispatcher.dispatch_with_lease().
         """
         if not is_load:
             address, snapshot_age = await self._dispatcher.find_worker(model, protocol=protocol)
             return MaybeStale(Assignment(address, ""), snapshot_age)
-        choice = asyncio.ensure_future(self._dispatcher.dispatch_with_lease(model, self._lease_time, protocol=protocol))
+        choice = asyncio.ensure_future(
+            self._dispatcher.dispatch_with_lease(model, self._lease_time, protocol=protocol, affinity=affinity)
+        )
         try:
             return await asyncio.shield(choice)
         except TooManyLeases:  # then the request counts as one without a lease

@@ -8,6 +8,7 @@ from typing import Final, NamedTuple
 from controller.availability.known_models import KnownModels
 from controller.availability.snapshot import MaybeStale
 from controller.availability.snapshots import SnapshotManager
+from controller.dispatch.affinity_rules import AffinityRules
 from controller.dispatch.dispatcher import Assignment, Dispatcher
 from controller.domain.engine import Protocol, indexed_name
 from controller.domain.engine_status import EngineModel
@@ -99,6 +100,7 @@ class Gateway:
         trials: Trials,
         known: KnownModels,
         fastchat: FastChatModels,
+        affinity: AffinityRules,
         metrics: Metrics,
         cluster_id: Callable[[], str],
         tries: int,
@@ -114,6 +116,7 @@ class Gateway:
         self._trials = trials
         self._known = known
         self._fastchat = fastchat
+        self._affinity = affinity
         self._metrics = metrics
         self._cluster_id = cluster_id
         self._tries = tries
@@ -223,15 +226,14 @@ class Gateway:
                 self._running.end(running)
                 self._metrics.gateway_requests.count(outcome, model)
 
-    async def _choose(self, model: str, _: GatewayRequest) -> MaybeStale[tuple[Assignment, bool]]:
-        """Choose an engine. Return True with it if the request is the trial of a failing engine.
-
-        The request is an argument because its path, headers and body are what a session or a prefix is found by.
-        """
+    async def _choose(self, model: str, request: GatewayRequest) -> MaybeStale[tuple[Assignment, bool]]:
+        """Choose an engine. Return True with it if the request is the trial of a failing engine."""
         failing = self._trials.take(model) if self._budget.has_room else ""
         if failing:
             return MaybeStale((Assignment(failing, ""), True))
-        chosen, snapshot_age = await self._bookings.choose(model, Protocol.OPENAI)
+        chosen, snapshot_age = await self._bookings.choose(
+            model, Protocol.OPENAI, affinity=self._affinity.find_in(model, request.headers, request.field.body)
+        )
         return MaybeStale((chosen, False), snapshot_age)
 
     async def _try_engines(

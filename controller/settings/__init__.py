@@ -4,6 +4,7 @@ from dataclasses import Field, dataclass, fields
 from typing import Any, Final
 
 from controller.settings.access import AccessSettings
+from controller.settings.affinity import AffinitySettings
 from controller.settings.declaration import Scope
 from controller.settings.dispatching import DispatchSettings
 from controller.settings.hierarchy import HierarchySettings
@@ -19,6 +20,7 @@ class Settings(
     StoreSettings,
     WorkerSettings,
     DispatchSettings,
+    AffinitySettings,
     AccessSettings,
     LimitSettings,
     HierarchySettings,
@@ -34,6 +36,7 @@ class Settings(
         self.check_store()
         self.check_workers()
         self.check_dispatch()
+        self.check_affinity()
         self.check_access()
         self.check_limits()
         self.check_hierarchy()

@@ -21,21 +21,27 @@ class Request(NamedTuple):
 
     lease_ms: milliseconds until its lease expires, 0 for a request without a lease.
     token: name of the token whose leases are limited. "" if the lease counts for none.
+    affinity: the keys of its affinity, the most specific one first. Only shortest_queue uses them.
     """
 
     model: str
     lease_ms: int = 0
     token: str = ""
+    affinity: tuple[str, ...] = ()
 
 
 class Choice(NamedTuple):
     """The worker chosen for a request, "" if there is none, and its lease, "" without one.
 
     There is none if the model has no live worker, or if the lease is REFUSED or TOKEN_REFUSED.
+
+    affinity: "hit" if a worker was chosen that a key of the request's affinity remembered, otherwise why none was:
+        "overloaded", "gone" or "new". "" for a request without affinity.
     """
 
     worker: str = ""
     lease: str = ""
+    affinity: str = ""
 
 
 class Find(NamedTuple):
@@ -80,12 +86,16 @@ class DispatchStore(ScriptRunner):
         match method:
             case DispatchMethod.SHORTEST_QUEUE:
                 script = "dispatch_shortest_queue"
-                arguments = (a for model, lease_ms, token in requests for a in (model, self._lease(lease_ms, token)))
+                arguments = (
+                    a
+                    for model, lease_ms, token, affinity in requests
+                    for a in (model, self._lease(lease_ms, token, affinity))
+                )
             case DispatchMethod.LOTTERY:
                 script = "dispatch_lottery"
                 arguments = (
                     a
-                    for model, lease_ms, token in requests
+                    for model, lease_ms, token, _ in requests
                     for a in (model, self._lease(lease_ms, token), repr(self._draw()))
                 )
             case _:
@@ -96,11 +106,17 @@ class DispatchStore(ScriptRunner):
         except BaseException:  # also when cancelled
             self.on_unanswered(call_id)
             raise
-        pairs = zip(answers[::2], answers[1::2], strict=True)
-        return [None if worker is None else Choice(worker, lease) for worker, lease in pairs]
+        pairs = zip(answers[0 : 2 * len(requests) : 2], answers[1 : 2 * len(requests) : 2], strict=True)
+        choices = [None if worker is None else Choice(worker, lease) for worker, lease in pairs]
+        if len(answers) > 2 * len(requests):
+            _add_outcomes(choices, requests, answers[2 * len(requests) :])
+        return choices
 
-    def _lease(self, lease_ms: int, token: str) -> int | str:
-        return f"{lease_ms}@{token}@{self._max_leases_per_token}" if token else lease_ms
+    def _lease(self, lease_ms: int, token: str, affinity: Sequence[str] = ()) -> int | str:
+        text = f"{lease_ms}@{token}@{self._max_leases_per_token}" if token else lease_ms
+        if affinity:
+            return f"{text}#{self._affinity_ttl_ms}#{self._max_affinity_keys}#{','.join(affinity)}"
+        return text
 
     async def find_workers(self, finds: Sequence[Find]) -> list[str]:
         """Find a live worker at random for each model, and book nothing. Returns "" if a model has no such worker.
@@ -149,3 +165,11 @@ class DispatchStore(ScriptRunner):
             )
             if done >= len(items):
                 return
+
+
+def _add_outcomes(choices: list[Choice | None], requests: Sequence[Request], outcomes: Iterable[str]) -> None:
+    """Add the outcomes to the choices of the requests with an affinity that got a worker."""
+    left = iter(outcomes)
+    for number, choice in enumerate(choices):
+        if choice is not None and choice.worker and requests[number].affinity:
+            choices[number] = choice._replace(affinity=next(left))

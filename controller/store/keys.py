@@ -165,6 +165,11 @@ def job_result(name: str, job_name: str) -> str:
     return f"{{{name}}}:job_result:{job_name}"
 
 
+def affinity(name: str, generation: str) -> str:
+    """HASH with a TTL: the worker that was remembered for each key of an affinity, by key. See `--affinity-ttl`."""
+    return f"{{{name}}}:affinity:{generation}"
+
+
 def events(name: str) -> str:
     """STREAM: about the last 10,000 events: what happened to workers, models, replicas and the store."""
     return f"{{{name}}}:events"

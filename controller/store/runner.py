@@ -35,7 +35,7 @@ class ScriptRunner:
     heartbeat_expiration, engine_expiration: in seconds.
     deadline: in seconds, see StoreCalls.
     booking_decay, booking_delay, default_capacities, max_workers, max_leases, max_workers_per_token,
-    max_leases_per_token: as in the settings.
+    max_leases_per_token, affinity_ttl, max_affinity_keys: as in the settings.
     on_run: called after each run of a script, with its name and the seconds that it took. It must not raise.
     """
 
@@ -53,6 +53,8 @@ class ScriptRunner:
         max_workers_per_token: int = 0,
         max_leases_per_token: int = 0,
         engine_expiration: float = 10.0,
+        affinity_ttl: float = 1800.0,
+        max_affinity_keys: int = 200_000,
     ) -> None:
         self._client = client
         self._namespace = namespace
@@ -66,6 +68,8 @@ class ScriptRunner:
         self._max_leases = max_leases
         self._max_workers_per_token = max_workers_per_token
         self._max_leases_per_token = max_leases_per_token
+        self._affinity_ttl_ms = max(1000, round(affinity_ttl * 1000))
+        self._max_affinity_keys = max_affinity_keys
         self._calls = StoreCalls(self._ping, deadline)
         self.on_run: Callable[[str, float], None] = lambda _script, _seconds: None
         # Replies are kept for repeated calls and for the reconciler. Both may come as late as a replica takes to find

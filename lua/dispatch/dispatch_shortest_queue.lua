@@ -10,6 +10,10 @@
   that misses. For a model with several pools, the best workers of the pools are compared by cost and sequence number.
   The reference model is tests/model/shortest_queue.py.
 
+  A request with an affinity goes to the worker that was remembered for one of its keys, unless that worker cannot be
+  chosen or costs too much (include/affinity/prefer_remembered.lua). The worker of the request is then remembered for
+  all of its keys.
+
   Expired workers found on the way are purged, at most about MAX_PURGED index entries per call, so that one call cannot
   block Redis for long. Requests for other models in the batch are answered nevertheless.
 
@@ -34,6 +38,7 @@
     token_workers           HASH    rw
     sequence                STRING  rw
     reply:<request_id>      STRING  rw
+    affinity:<generation>   HASH    rw
     events                  STREAM  w
 
   Input:
@@ -45,7 +50,8 @@
     ARGV[5…]  for each request: model, lease_ttl
                 model: the name of the model
                 lease_ttl: the milliseconds after which the lease expires; 0 for a request without a lease; followed
-                by '@<token>@<limit>' if at most `limit` leases of the token may be active
+                by '@<token>@<limit>' if at most `limit` leases of the token may be active, and by
+                '#<ttl>#<max_keys>#<key>,<key>,…' for an affinity (include/arguments/parse_affinity.lua)
 
   Output:
     an array with two entries for each request, in order: worker, lease
@@ -53,6 +59,8 @@
               not suffice: repeat the request, with another id
       lease   the name of the lease; '' for a request without one; nil if worker is nil; 'refused' if max_leases leases
               are active, 'token_refused' if the token is at its limit; then worker is ''
+    then one entry for each request with an affinity that got a worker, in order: 'hit', 'overloaded', 'gone' or 'new',
+    as include/affinity/prefer_remembered.lua says
     an empty array: reconcile.lua has taken this call back, and nothing was done
     error 'INVALID …' if an argument is invalid; nothing was done
 ]]
@@ -68,9 +76,11 @@
 --- @include "leave_pools" when called
 --- @include "now"
 --- @include "pools_of" when called
+--- @include "prefer_remembered" when called
 --- @include "purge_worker" when called
 --- @include "read_load"
 --- @include "read_requests"
+--- @include "remember_worker" when called
 --- @include "run_batch"
 --- @include "update_head"
 --- @include "whole_number"
@@ -83,9 +93,10 @@ local requests = read_requests(5, { "model", "lease_ttl" })
 if not reply_ttl or not requests then
   return redis.error_reply("INVALID arguments")
 end
-local has_leases = false
+local has_leases, outcomes = false, nil -- outcomes: those of requests with an affinity
 for _, request in ipairs(requests) do
   has_leases = has_leases or request.lease_ttl > 0
+  outcomes = outcomes or request.affinity and {}
 end
 local lease_limit = has_leases and whole_number(max_leases, 0) -- a call without leases does not need it
 if lease_limit == nil then
@@ -192,7 +203,7 @@ local function best_of_pool(model, pool, index, limit, head, is_known_alive)
 end
 
 local function choose(request, seq)
-  local is_leased = request.lease_ttl > 0
+  local is_leased, affinity = request.lease_ttl > 0, request.affinity
   if is_leased then
     local refusal, has_ended = lease_refusal(request, lease_limit, time, decays, #requests)
     if has_ended then
@@ -220,6 +231,12 @@ local function choose(request, seq)
   elseif not best then
     return nil
   end
+  if affinity then
+    local outcome
+    best, outcome = prefer_remembered(affinity, best, pools_by_model[request.model], time, decay_time)
+    outcomes[#outcomes + 1] = outcome
+    remember_worker(affinity, best.name)
+  end
   local lease = ""
   if is_leased then
     lease = grant_lease(best, request, seq, time)
@@ -240,4 +257,5 @@ return run_batch({
   requests = requests,
   books_untracked = true,
   needs_seq = true,
+  outcomes = outcomes,
 }, choose)

@@ -8,7 +8,8 @@ from dataclasses import replace
 
 from controller.domain.capacity import CapacityTarget, DefaultCapacities
 from controller.domain.worker import Registration, Worker
-from controller.store.registry import Choice
+from controller.store.registry import Choice, Request
+from tests.model.affinity import AffinityMap, highest_cost, prefer
 from tests.model.capacity import effective_capacity
 from tests.model.decay import DecayClock
 from tests.model.load import Load
@@ -20,6 +21,8 @@ from tests.support.pools import Pools
 
 IN_FLIGHT_WINDOW = 200
 LEASE_TTL = 5_000
+AFFINITY_TTL = 5_000
+MAX_AFFINITY_KEYS = 20
 DEFAULT_CAPACITIES = DefaultCapacities({"n": 3, "o": 2})
 
 
@@ -62,6 +65,7 @@ class Oracle:
         self.removed: set[str] = set()
         self.drained: set[str] = set()  # purged while they were draining
         self.capacities: dict[CapacityTarget, int] = {}
+        self.affinity = AffinityMap(AFFINITY_TTL, MAX_AFFINITY_KEYS)
 
     def reading(self, known: Known) -> float:
         clock = self.clocks.get(known.clock)
@@ -178,19 +182,54 @@ class Oracle:
             known.leases[choice.lease] = self.now
             self.leases[choice.lease] = self.now + LEASE_TTL
 
-    def check_dispatches(self, requested: list[tuple[str, bool]], choices: list[Choice]) -> None:
+    def preferred(self, request: Request, best: Indexed, chosen: Choice) -> tuple[str | None, str]:
+        """Return the remembered worker to choose, or None, and the outcome. Remember the worker that was chosen.
+
+        If a cost is so close to the limit that rounding decides, the answer follows the choice.
+        """
+        serving = set(itertools.chain(*(self.pools.members[pool] for pool in self.pools.of(request.model))))
+
+        def can_be_chosen(name: str) -> bool:
+            return name in serving and not self.known[name].load.failing
+
+        def cost(name: str) -> float:
+            return self.decayed_load(self.known[name]).cost(-math.inf, 1.0)
+
+        def is_overloaded(name: str, number: int) -> bool:
+            load = self.known[name].load
+            highest = highest_cost(best.load.cost(-math.inf, 1.0), cost(name), load.speed, load.capacity, number)
+            if math.isclose(cost(name), highest, rel_tol=2e-6, abs_tol=1e-9):
+                return (chosen.worker, chosen.affinity) != (name, "hit")
+            return cost(name) > highest
+
+        remembered = self.affinity.remembered(request.affinity, self.now)
+        preferred, outcome, gone = prefer(remembered, can_be_chosen, cost, is_overloaded)
+        self.affinity.remember(request.affinity, chosen.worker, gone, self.now)
+        if preferred and chosen.affinity == "hit" and math.isclose(cost(preferred), cost(chosen.worker), rel_tol=2e-6):
+            return chosen.worker, outcome
+        return preferred, outcome
+
+    def check_dispatches(self, requests: Sequence[Request], choices: list[Choice]) -> None:
         """Check that the reference model makes the same choices, and book them."""
         first = self.sequence + 1
-        self.sequence += len(requested)
-        assert len(choices) == len(requested)
-        for seq, (model, leased), choice in zip(itertools.count(first), requested, choices, strict=False):
+        self.sequence += len(requests)
+        assert len(choices) == len(requests)
+        for seq, request, choice in zip(itertools.count(first), requests, choices, strict=False):
+            leased = request.lease_ms > 0
             if leased:
                 self.expire_leases()
-            best = self.best(model, leased)
+            best = self.best(request.model, leased)
             assert (choice.worker != "") == (best is not None)
             if best is None:
+                assert choice.affinity == ""
                 continue
             known = self.known[choice.worker]
+            preferred, outcome = self.preferred(request, best, choice) if request.affinity else (None, "")
+            assert choice.affinity == outcome
+            if preferred is not None:
+                assert choice.worker == preferred
+                self.book(choice, seq)
+                continue
             costs = [load.cost(-math.inf, 1.0) for load in (best.load, self.decayed_load(known))]
             assert math.isclose(*costs, rel_tol=2e-6, abs_tol=1e-9), (choice, self.known)
             if costs[0] == costs[1]:
@@ -234,6 +273,10 @@ class Oracle:
             self.check_worker(known, state)
         for model, pools in state.pools.items():
             assert pools == self.pools.of(model)
+        assert state.affinity == {
+            str(number): {key: "\n".join(names) for key, names in by_key.items()}
+            for number, by_key in self.affinity.generations.items()
+        }
         for name, clock in self.clocks.items():
             written = [float(part) for part in clocks[name].split()]
             reading = written[0] + max(0.0, self.now - written[1]) / written[2]

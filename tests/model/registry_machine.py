@@ -19,7 +19,14 @@ from controller.store.connection import connect
 from controller.store.reconciliation import split
 from controller.store.registry import Choice, Registry, Request
 from tests.conftest import CLOCK
-from tests.model.oracle import DEFAULT_CAPACITIES, IN_FLIGHT_WINDOW, LEASE_TTL, Oracle
+from tests.model.oracle import (
+    AFFINITY_TTL,
+    DEFAULT_CAPACITIES,
+    IN_FLIGHT_WINDOW,
+    LEASE_TTL,
+    MAX_AFFINITY_KEYS,
+    Oracle,
+)
 from tests.support import rights
 from tests.support.clients import Client
 from tests.support.dispatches import dispatch_lottery, dispatch_shortest_queue, worker_of_lease
@@ -38,6 +45,7 @@ targets = names.map(lambda name: CapacityTarget(worker_name=name)) | st.sampled_
 queues = st.integers(0, 8)
 ages = st.sampled_from([0, 0, 0, 30, 150, 400, 3_000])
 models = st.sampled_from(["m", "m", "n", "n", "o", "absent"])
+affinities = st.lists(st.integers(0, 25).map("key-{}".format), min_size=1, max_size=5, unique=True).map(tuple)
 requests = st.lists(st.tuples(models, st.booleans()), min_size=1, max_size=6)
 statuses = st.builds(
     WorkerStatus,
@@ -46,6 +54,10 @@ statuses = st.builds(
     queue_length=queues,
     capacity=st.sampled_from([None, None, 1, 4]),
 )
+
+
+def _asked(requested: list[tuple[str, bool]]) -> list[Request]:
+    return [Request(model, LEASE_TTL * leased) for model, leased in requested]
 
 
 class RegistryMachine(Oracle, RuleBasedStateMachine):
@@ -75,6 +87,8 @@ class RegistryMachine(Oracle, RuleBasedStateMachine):
             IN_FLIGHT_WINDOW / 1000,
             draw=lambda: next(self.draws),
             default_capacities=DEFAULT_CAPACITIES,
+            affinity_ttl=AFFINITY_TTL / 1000,
+            max_affinity_keys=MAX_AFFINITY_KEYS,
         )
         self.tick(0)
 
@@ -162,11 +176,16 @@ class RegistryMachine(Oracle, RuleBasedStateMachine):
     @rule(requested=requests)
     def dispatch(self, requested: list[tuple[str, bool]]) -> None:
         """Dispatch requests. The first one goes to the worker that was ranked first, unless a lease may end before."""
-        asked = [Request(model, LEASE_TTL * leased) for model, leased in requested]
+        asked = _asked(requested)
         ranked = [each.name for each in self.run(self.registry.rank_workers(asked[0].model))]
         choices = self.run(dispatch_shortest_queue(self.registry, asked))
         assert asked[0].lease_ms or choices[0].worker == (ranked[0] if ranked else "")
-        self.check_dispatches(requested, choices)
+        self.check_dispatches(asked, choices)
+
+    @rule(requested=st.lists(st.tuples(models, st.booleans(), affinities | st.just(())), min_size=1, max_size=6))
+    def dispatch_with_affinity(self, requested: list[tuple[str, bool, tuple[str, ...]]]) -> None:
+        asked = [Request(model, LEASE_TTL * leased, "", keys_) for model, leased, keys_ in requested]
+        self.check_dispatches(asked, self.run(dispatch_shortest_queue(self.registry, asked)))
 
     @rule(requested=requests, data=st.data())
     def dispatch_by_lottery(self, requested: list[tuple[str, bool]], data: st.DataObject) -> None:
@@ -213,7 +232,7 @@ class RegistryMachine(Oracle, RuleBasedStateMachine):
             if by_lottery:
                 self.check_draws(requested, choices, [0.5] * len(requested))
             else:
-                self.check_dispatches(requested, choices)
+                self.check_dispatches(_asked(requested), choices)
             self.tick(pause)
             if reported is not None:
                 self.reports([(name, reported, 0) for name in NAMES], polls=False)

@@ -48,6 +48,8 @@ _ROWS: Final = (
         f"availability/clock_jumps {_LATE} accessed_keys",
     ),
     ("lua/include/capacities", f"capacities fleet/capacities {_LATE} oracle"),
+    ("lua/include/affinity", "affinity oracle repeated_scripts registry_faults accessed_keys"),
+    ("lua/include/arguments/parse_affinity", "affinity registry_faults"),
     ("lua/include/leases", f"leases {_STORE} {_LATE} oracle accessed_keys"),
     ("lua/include/dispatch", f"dispatch pools {_STORE} {_LATE} oracle bands accessed_keys"),
     ("lua/include/pools", f"pools {_STORE} {_LATE} oracle accessed_keys"),

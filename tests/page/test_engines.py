@@ -6,11 +6,9 @@ import pytest
 from playwright.sync_api import expect
 
 from tests.page.conftest import Open
-from tests.support.llamacpp import llama_server, tiny_model
+from tests.support.llamacpp import llama_server
 from tests.system.conftest import Serve
 from tests.system.processes import call
-
-__all__ = ["tiny_model"]  # a fixture
 
 pytestmark = pytest.mark.system
 

@@ -10,8 +10,9 @@ import pytest
 import uvicorn
 
 from controller.replica import Replica
+from controller.store.registry import Registry
 from controller.web.asgi.protocol import BoundedProtocol
-from tests.conftest import Open
+from tests.conftest import Open, Store
 from tests.support.waiting import wait_until
 
 Serve = Callable[..., contextlib.AbstractAsyncContextManager[tuple[Replica, str]]]
@@ -20,7 +21,9 @@ Serve = Callable[..., contextlib.AbstractAsyncContextManager[tuple[Replica, str]
 @contextlib.asynccontextmanager
 async def served(replica: Replica) -> AsyncIterator[str]:
     """Serve a replica in this process, with its background tasks. Yield its address."""
-    config = uvicorn.Config(replica.app(), port=0, log_level="warning", lifespan="on", http=BoundedProtocol)
+    config = uvicorn.Config(
+        replica.app(), port=0, log_level="warning", lifespan="on", http=BoundedProtocol, timeout_keep_alive=600
+    )
     server = uvicorn.Server(config)
     serving = asyncio.create_task(server.serve())
     await wait_until(lambda: server.started or serving.done(), "the server listens")
@@ -31,6 +34,12 @@ async def served(replica: Replica) -> AsyncIterator[str]:
         replica.end_streams()
         server.should_exit = True
         await serving
+
+
+@pytest.fixture
+def registry(store: Store) -> Registry:
+    """Return a registry whose engines do not expire during a test, because these tests poll none."""
+    return store.registry(engine_expiration=3600.0)
 
 
 @pytest.fixture

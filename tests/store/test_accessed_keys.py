@@ -65,6 +65,7 @@ class Calls:
             max_leases=99,
             max_workers_per_token=99,
             max_leases_per_token=99,
+            max_affinity_keys=2,
         )
 
     async def expired(self, name: str, *models: str) -> None:
@@ -122,6 +123,9 @@ class Calls:
                 leases += leases_of(await dispatch(registry, method, asks(["m", "n"], LEASE_MS)))
                 await dispatch(registry, method, asks(["m", "m", "n", "absent"]))
                 await client.incrby(CLOCK, 60)
+        for number in range(3):
+            affine = [Request("m", LEASE_MS, "chat", (f"key-{number}", "all"))]
+            leases += leases_of(await dispatch_shortest_queue(registry, affine))
         await registry.renew(leases[0])
         await registry.release(leases[:6])
         await registry.report_failure(A)

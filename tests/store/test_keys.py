@@ -31,6 +31,7 @@ NAMES: dict[Callable[..., str], tuple[str, ...]] = {
     keys.replica_descriptions: ("{ns}:replica_descriptions",),
     keys.draining: ("{ns}:draining:http://a:1", "http://a:1"),
     keys.capacities: ("{ns}:capacities",),
+    keys.affinity: ("{ns}:affinity:7", "7"),
     keys.tokens: ("{ns}:tokens",),
     keys.engines: ("{ns}:engines",),
     keys.routes: ("{ns}:routes",),

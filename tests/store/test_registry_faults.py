@@ -144,6 +144,11 @@ def registration(**changed: str) -> list[str]:
     return list({**valid, **changed}.values())
 
 
+AFFINITIES = [
+    *("#", "#x", "#999#9#x", "#1000#0#x", "#1000#9#", "#1000#9#x,,y", "#1000#9#x y", "#1000#9#x#y", "#1.5#9#x"),
+    *("@#1000#9#x", "#1000#9#,", "#1000#9#{n}:worker", "x#1000#9#x", "#1000#9#" + "x" * 65),
+    "#1000#9#" + ",".join("abcdefghijklmnopq"),
+]
 INVALID = [
     ("drain", ["id", "1", "0", A, "2", "", ""]),
     ("drain", ["id", "1", "0", A, "", "", ""]),
@@ -174,6 +179,7 @@ INVALID = [
     ("dispatch_shortest_queue", ["id", "1", "0", "0", "m"]),
     ("dispatch_shortest_queue", ["id", "1", "0", "0", "m", "0", "m", "x"]),
     ("dispatch_shortest_queue", ["id", "1", "0", "-1", "m", "1"]),
+    *(("dispatch_shortest_queue", ["id", "1", "0", "0", "m", f"0{affinity}"]) for affinity in AFFINITIES),
     ("dispatch_lottery", ["id", "0", "0", "0", "m", "0", "0.5"]),
     ("dispatch_lottery", ["id", "1", "0", "0"]),
     ("dispatch_lottery", ["id", "1", "0", "x", "m", "1", "0.5"]),
@@ -265,6 +271,8 @@ VALID = [
     ("heartbeat", ["id", "1", "1", "0", "0", "0", A, "1", "0"]),
     ("heartbeat", ["id", "1", "", "1", "0", "0", A, "", "0"]),
     ("dispatch_shortest_queue", ["id", "1", "0", "0", "m", "0"]),
+    ("dispatch_shortest_queue", ["id", "1", "0", "0", "m", "0#1000#9#x"]),
+    ("dispatch_shortest_queue", ["id", "1", "0", "0", "m", "0#1000#9#" + ",".join("abcdefghijklmnop")]),
     ("dispatch_lottery", ["id", "1", "0", "0", "m", "0", "0.5"]),
     ("find_workers", ["m", "0.5", ""]),
     ("report_failure", ["id", "1", "0", A, "polls"]),

@@ -19,7 +19,7 @@ from controller.store import keys, scripts
 from controller.store.connection import connect
 from controller.store.entries import EntryList
 from controller.store.reconciliation import split
-from controller.store.registry import Find, NewEvent, Registry
+from controller.store.registry import Find, NewEvent, Registry, Request
 from tests.conftest import CLOCK, STORES_WITH_RIGHTS
 from tests.support import rights
 from tests.support.clients import Client
@@ -130,6 +130,9 @@ CALLS: dict[str, Call] = {
     "dispatch_lottery, leased": lambda registry, *_: dispatch_lottery(registry, asks(["m", "n"], LEASE_MS)),
     "dispatch_shortest_queue": lambda registry, *_: dispatch_shortest_queue(registry, asks(["m", "m", "n"])),
     "dispatch_shortest_queue, leased": lambda r, *_: dispatch_shortest_queue(r, asks(["m", "n"], LEASE_MS)),
+    "dispatch_shortest_queue, affine": lambda r, *_: dispatch_shortest_queue(
+        r, [Request("m", LEASE_MS, "", ("x", "y")), Request("m", 0, "", ("z", "y"))]
+    ),
     "drain": lambda registry, *_: registry.drain(A),
     "drain, to resume": lambda registry, *_: registry.drain(A, drain=False),
     "complete_job": lambda registry, replica, _: registry.complete_job("held", replica.name, 600.0, "sent", 6_000.0),

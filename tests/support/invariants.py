@@ -40,6 +40,7 @@ class WholeState:
     lists: dict[str, dict[str, str]] = field(default_factory=dict)
     token_counts: dict[str, dict[str, str]] = field(default_factory=dict, compare=False)
     heads: dict[str, dict[str, str]] = field(default_factory=dict)
+    affinity: dict[str, dict[str, str]] = field(default_factory=dict, compare=False)  # expires
     odds: dict[str, str] = field(default_factory=dict, compare=False)  # a cache of the lotteries
     leases: list[str] = field(default_factory=list, compare=False)  # those of removed workers expire
 
@@ -67,6 +68,9 @@ async def whole_state(client: Client, namespace: str) -> WholeState:
         elif kind == "decay":
             if await client.pttl(key) == -1:  # otherwise the pool has no worker
                 state.decay_clocks[rest] = await client.get(key)
+        elif kind == "affinity":
+            assert await client.pttl(key) != -1, f"{key} would never expire"
+            state.affinity[rest] = await client.hgetall(key)
         elif kind == "leases":
             assert await client.pttl(key) != -1, f"{key} would never expire"
             state.leases = [lease for lease, _ in await client.zrange(key, 0, -1, withscores=True)]

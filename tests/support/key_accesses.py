@@ -36,7 +36,7 @@ _READS: Final = {
 }
 _WRITES: Final = {
     *("APPEND", "DEL", "HDEL", "HINCRBY", "HSET", "INCR", "INCRBY", "PEXPIRE", "SADD", "SET", "SREM", "ZADD", "ZREM"),
-    "XADD",
+    *("RENAME", "UNLINK", "XADD"),
 }
 
 

@@ -51,7 +51,7 @@ async def openai_engine(behaviour: Behaviour) -> AsyncIterator[OpenAiEngine]:
     runner = web.AppRunner(app, handler_cancellation=True, shutdown_timeout=0.1)
     await runner.setup()
     try:
-        site = web.TCPSite(runner, "127.0.0.1", 0)
+        site = web.TCPSite(runner, "127.0.0.1", 0, backlog=2048)
         await site.start()
         host, port = runner.addresses[0][:2]
         engine.address = f"http://{host}:{port}"

@@ -6,14 +6,11 @@ from pathlib import Path
 
 import pytest
 
-from tests.support.llamacpp import LlamaServer, llama_server, tiny_model
+from tests.support.llamacpp import LlamaServer, llama_server
 from tests.support.waiting import wait_until
 from tests.system.conftest import Serve
 from tests.system.engines import command, listed
 from tests.system.processes import call, stock_worker
-
-__all__ = ["tiny_model"]  # a fixture
-
 
 pytestmark = pytest.mark.system
 

@@ -97,7 +97,7 @@ async def test_without_a_valid_token_no_route_does_anything(closed: Api) -> None
 async def test_public_routes_need_no_token(closed: Api) -> None:
     for route in ROUTES:
         if route.plane is Plane.PUBLIC:
-            public = route._replace(path=route.path.replace("{file:path}", "main.js"))
+            public = route._replace(path=route.path.replace("{file:path}", "start.js"))
             assert (await send(closed, public)).status_code == 200, route.path
 
 

@@ -104,9 +104,9 @@ def test_the_examples_of_the_reference_match_the_document(example: Example) -> N
     if example.path == FALLBACK.path:
         check_value(example.response, {"$ref": "#/components/schemas/Error"})
         return
-    if example.status == 200:
+    if example.status in (200, 404):  # the document cannot say which models there are
         check_request(method, example.url_path.partition("?")[0], example.body)
-    else:
+    elif example.status == 400:
         with pytest.raises(ValidationError):
             check_request(method, example.url_path.partition("?")[0], example.body)
     operation = api_document.operation(method, example.url_path.partition("?")[0])

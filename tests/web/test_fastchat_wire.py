@@ -72,7 +72,7 @@ async def test_workers_shows_all_fields(api: Api) -> None:
     assert 0 < workers[0].pop("expires_in") <= 90
     assert workers[1].pop("expires_in") is None
     idle = {"queue_length": 0, "leased": 0, "draining": False, "drained": False, "failing": None, "polled": False}
-    nothing = {"capacity": None, "capacity_source": None, "registered_by": None, "stalled_for": None}
+    nothing = {"capacity": None, "capacity_source": None, "registered_by": None, "stalled_for": None, "engine": None}
     shared = {"speed": 1, "multimodal": False, **nothing, **idle}
     assert workers == [
         {"worker_name": A, "model_names": ["m", "n"], "check_heart_beat": True, **shared},

@@ -232,22 +232,24 @@ class BoundedProtocol(HttpToolsProtocol):
         return True
 
     def _check_client(self, since: float, probe_after: float) -> None:
-        """Abort the connection if the client has closed it. Repeat until the last response begins.
+        """Abort the connection if the client has closed it. Repeat until the last response is complete.
 
         This method sends interim responses at growing intervals. If the client has closed the connection, its operating
         system replies with a reset. HTTP/1.0 has no interim responses, so such a connection is aborted after a short
-        time. Once a response has begun, a failed write shows that the client has closed the connection.
+        time. Once a response has begun, its own parts take the place of interim responses. A stream may be silent after
+        the first part, so no failed write would show the reset.
         """
         cycle = self.cycle
-        if self.transport.is_closing() or cycle.response_started:
+        if self.transport.is_closing() or cycle.response_complete:
             return
         waited = self.loop.time() - since
+        is_waiting = not cycle.response_started
         if self.transport.get_extra_info("socket").getsockopt(socket.SOL_SOCKET, socket.SO_ERROR) or (
-            cycle.scope["http_version"] == "1.0" and waited >= _HTTP_1_0_GRACE
+            is_waiting and cycle.scope["http_version"] == "1.0" and waited >= _HTTP_1_0_GRACE
         ):
             self.transport.abort()
             return
-        if waited >= probe_after and cycle.scope["http_version"] != "1.0" and not self.pipeline:
+        if is_waiting and waited >= probe_after and cycle.scope["http_version"] != "1.0" and not self.pipeline:
             self.transport.write(_INTERIM)
             probe_after = 2 * waited
         self.loop.call_later(_CHECK_INTERVAL, self._check_client, since, probe_after)

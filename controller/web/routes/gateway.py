@@ -17,6 +17,7 @@ from controller.domain.errors import (
     StreamBroken,
     TooManyForwards,
     WorkerError,
+    WorkerNotAllowed,
     WorkerRefused,
     WorkerSilent,
     WorkerUnreachable,
@@ -38,7 +39,11 @@ _REPLACED: Final = frozenset({_SERVED_MODEL, b"date", b"server"})  # the HTTP se
 _RETRY_AFTER: Final = ((b"retry-after", b"5"),)  # seconds: the time of a poll or two
 _PRINTABLE: Final = "".join(map(chr, range(0x20, 0x7F))).replace("%", "")  # of the name of a model
 _URL: Final = "".join(map(chr, range(0x21, 0x7F)))  # of a query, which is encoded already
-_STATUS: Final[Mapping[type[ControllerError], int]] = {WorkerSilent: 504, StreamBroken: 502}
+_STATUS: Final[Mapping[type[ControllerError], int]] = {
+    WorkerSilent: 504,
+    StreamBroken: 502,
+    WorkerNotAllowed: 502,  # the fault is not the client's
+}
 _FAILED: Final = "Each engine that was tried has failed. Send the request again."
 _SUMMARIES: Final[Mapping[type[ControllerError], str]] = {
     WorkerSilent: "The engine sent nothing within the time limit of --first-byte-timeout. Send the request again.",

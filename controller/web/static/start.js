@@ -5,7 +5,7 @@
 
 const MESSAGE =
   "The page cannot be loaded. Replicas of two versions run behind this address, or the connection was lost. " +
-  "Reload the page when all replicas run the same version: the command `controller replicas` lists them.";
+  "Reload the page when all replicas run the same version: “controller replicas” lists them.";
 
 const version = document.querySelector("meta[name=page-version]").content;
 try {
@@ -14,13 +14,15 @@ try {
   await import(`./${version}/main.js`);
 } catch (error) {
   const [navigation] = performance.getEntriesByType("navigation");
-  if (navigation.type === "reload") {
+  if (navigation && navigation.type !== "reload") {
+    location.reload(); // once: another replica may answer
+  } else {
     console.error(error);
     const text = document.createElement("p");
     text.setAttribute("role", "alert");
     text.textContent = MESSAGE;
-    document.getElementById("page").replaceChildren(text);
-  } else {
-    location.reload(); // once: another replica may answer
+    const main = document.createElement("main");
+    main.append(text);
+    document.getElementById("page").replaceChildren(main);
   }
 }

@@ -6,21 +6,28 @@
     names  the names of the arguments of a request: 'model', 'lease_ttl', and 'draw' for the lottery
 
   The argument for lease_ttl is a number of milliseconds, 0 for no lease. If the leases of a token are limited, '@', its
-  name, '@' and the limit follow.
+  name, '@' and the limit follow. If the request has an affinity, '#' and the text of it follow.
 
-  Output: an array of tables with these names, `token` and `token_limit`, which are nil without a limit. lease_ttl, draw
-  and token_limit are numbers. nil if an argument is invalid, or if there is no request.
+  Output: an array of tables with these names, `token` and `token_limit`, which are nil without a limit, and `affinity`,
+  as include/arguments/parse_affinity.lua returns it, which is nil without one. lease_ttl, draw and token_limit are
+  numbers. nil if an argument is invalid, or if there is no request.
 ]]
+--- @include "parse_affinity" when called
 --- @include "whole_number"
 local function read_requests(first, names)
   local size, has_draws = #names, #names == 3
   local requests = {}
   for i = first, #ARGV, size do
     local lease_ttl = ARGV[i + 1] == "0" and 0 or whole_number(ARGV[i + 1], 0)
-    local token, token_limit
+    local token, token_limit, affinity
     if not lease_ttl then
-      lease_ttl, token, token_limit = (ARGV[i + 1] or ""):match("^(%d+)@([%w._-]+)@(%d+)$")
-      lease_ttl, token_limit = lease_ttl and whole_number(lease_ttl, 1), tonumber(token_limit)
+      local text, written = (ARGV[i + 1] or ""):match("^([^#]*)(.*)$")
+      affinity = written ~= "" and parse_affinity(written:sub(2)) or nil
+      lease_ttl = affinity and whole_number(text, 0)
+      if not lease_ttl and (affinity or written == "") then
+        lease_ttl, token, token_limit = text:match("^(%d+)@([%w._-]+)@(%d+)$")
+        lease_ttl, token_limit = lease_ttl and whole_number(lease_ttl, 1), tonumber(token_limit)
+      end
     end
     local draw = has_draws and tonumber(ARGV[i + 2])
     if not lease_ttl or (has_draws and not (draw and draw >= 0 and draw < 1)) then
@@ -29,6 +36,9 @@ local function read_requests(first, names)
     local request = { model = ARGV[i], lease_ttl = lease_ttl, draw = draw }
     if token then
       request.token, request.token_limit = token, token_limit
+    end
+    if affinity then
+      request.affinity = affinity
     end
     requests[#requests + 1] = request
   end

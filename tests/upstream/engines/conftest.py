@@ -3,9 +3,6 @@ from collections.abc import AsyncIterator
 import pytest
 
 from controller.upstream.client import WorkerClient
-from tests.support.llamacpp import tiny_model
-
-__all__ = ["tiny_model"]  # a fixture
 
 
 @pytest.fixture

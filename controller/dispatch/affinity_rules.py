@@ -1,0 +1,60 @@
+"""Finds the affinity of a request by the settings."""
+
+from collections.abc import Mapping, Sequence
+from typing import Self
+
+import msgspec
+
+from controller.domain.affinity import Affinity, AffinityKind, prefix_keys, prompt_of, session_keys, session_of
+from controller.settings import Settings
+
+
+class AffinityRules:
+    """Which keys the requests of each model get.
+
+    default: for models that by_model does not name.
+    header: in lower case.
+    fields: of the body, the first one that it has counts.
+    """
+
+    def __init__(
+        self, default: AffinityKind, by_model: Mapping[str, AffinityKind], header: str, fields: Sequence[str]
+    ) -> None:
+        self._default = default
+        self._by_model = by_model
+        self._header = header
+        self._fields = fields
+
+    @classmethod
+    def of(cls, settings: Settings) -> Self:
+        """Return the rules of the settings."""
+        default, by_model = settings.affinity_kinds
+        return cls(default, by_model, settings.affinity_header.lower(), settings.session_fields)
+
+    def find_in(self, model: str, headers: Mapping[str, str], body: bytes) -> Affinity | None:
+        """As find(), of a body that is not decoded yet. One that is not JSON has no affinity, except by the header."""
+        if self._by_model.get(model, self._default) is AffinityKind.OFF:
+            return None
+        try:
+            fields = msgspec.json.decode(body)
+        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+            fields = None
+        return self.find(model, headers, fields)
+
+    def find(self, model: str, headers: Mapping[str, str], body: object) -> Affinity | None:
+        """Return the affinity of a request, or None if it has none. It never raises.
+
+        model: the name with which the worker serves it. An alias would separate the keys of one model.
+        headers: with names in lower case, or with a get() that ignores the case.
+        body: as decoded from JSON. Anything but an object has no affinity, except by the header.
+        """
+        kind = self._by_model.get(model, self._default)
+        if kind is AffinityKind.OFF:
+            return None
+        fields = body if isinstance(body, dict) else {}
+        keys: tuple[str, ...] = ()
+        if kind is not AffinityKind.PREFIX:
+            keys = session_keys(model, headers.get(self._header) or session_of(fields, self._fields))
+        if kind is not AffinityKind.SESSION:
+            keys += prefix_keys(model, prompt_of(fields))
+        return Affinity(keys) if keys else None
