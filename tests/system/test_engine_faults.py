@@ -10,7 +10,7 @@ import openai
 import pytest
 from openai import AsyncOpenAI, OpenAI
 
-from tests.support.llamacpp import LlamaServer, tiny_model
+from tests.support.llamacpp import LlamaServer
 from tests.support.metrics import value
 from tests.support.openai_engines import answers, openai_engine
 from tests.support.waiting import wait_until
@@ -32,7 +32,6 @@ from tests.system.engines import (
 from tests.system.processes import ControllerProcess, call, fastchat, stock_worker
 from tests.system.test_fastchat import models_of
 
-__all__ = ["tiny_model"]  # a fixture
 pytestmark = [pytest.mark.system, pytest.mark.smoke]
 
 Replicas = Callable[..., list[ControllerProcess]]

@@ -10,7 +10,7 @@ import openai
 import pytest
 from openai import OpenAI
 
-from tests.support.llamacpp import CONTEXT, LlamaServer, tiny_model
+from tests.support.llamacpp import CONTEXT, LlamaServer
 from tests.support.metrics import value
 from tests.system.engines import (
     NO_TOKEN,
@@ -26,7 +26,6 @@ from tests.system.engines import (
 )
 from tests.system.processes import ControllerProcess
 
-__all__ = ["tiny_model"]  # a fixture
 pytestmark = [pytest.mark.system, pytest.mark.smoke]
 
 TOOL: dict[str, Any] = {
