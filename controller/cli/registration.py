@@ -1,5 +1,6 @@
 """The command `controller register`: registers an engine, or a worker that does not do so itself."""
 
+import contextlib
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Final, NamedTuple
@@ -76,7 +77,8 @@ async def _register_engine(controller: Controller, name: str, details: Details) 
     if not engine["alive"]:
         problem = str(engine["problem"]).rstrip(".")
         return [f"{sentence} It gets no requests yet: {problem}. It does as soon as it is ready."]
-    await _print(controller, name)
+    with contextlib.suppress(ControllerRefused):  # a token for workers may register, but not list
+        await _print(controller, name)
     return [sentence, "The controller polls it until `controller remove`. `controller engines` shows its state."]
 
 
