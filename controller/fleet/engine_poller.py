@@ -27,7 +27,7 @@ logger = logging.getLogger("controller")
 _LOOK_INTERVAL: Final = 0.5  # seconds between two looks at the list of engines and at the replicas
 _MAX_POLLS: Final = 256  # at once, for engines that are alive
 _MAX_OTHER_POLLS: Final = 1_024  # at once, for the others, most of which do not respond
-_MANY_FAILURES: Final = 8  # an engine that has not responded this often is polled less often
+_PART_OF_SILENCE: Final = 0.1  # an engine is polled less often, the longer it has not responded
 _LONGEST_PAUSE: Final = 30.0  # seconds between two polls of such an engine
 AT_ONCE: Final = 0.001  # seconds
 
@@ -137,7 +137,8 @@ class EnginePoller:
                 pass  # the circuit breaker has logged it
             except Exception:  # a bug must not end the polls of this engine
                 logger.exception("Polling the engine %s failed because of a bug.", name)
-            pause = min(self._interval * max(1, watch.silences // _MANY_FAILURES), max(_LONGEST_PAUSE, self._interval))
+            silence = 0.0 if watch.silent_since is None else began - watch.silent_since
+            pause = max(self._interval, min(_PART_OF_SILENCE * silence, _LONGEST_PAUSE))
             await asyncio.sleep(max(0.0, began + pause - time.monotonic()))
 
     async def _poll(self, watch: EngineWatch) -> None:

@@ -25,6 +25,7 @@ class EngineWatch:
 
     timeout: as in EngineProbe.
     silences: consecutive polls without a response.
+    silent_since: start of the first of them, on the monotonic clock. None if the last poll got a response.
     polled_at: start of the last poll, on the monotonic clock.
     kind: of the engine. None until it is known.
     """
@@ -33,6 +34,7 @@ class EngineWatch:
         self.name = name
         self.entry = entry
         self.silences = 0
+        self.silent_since: float | None = None
         self.polled_at = 0.0
         self.kind = None if entry.kind == AUTO else EngineKind(entry.kind)
         self._client = client
@@ -57,10 +59,12 @@ class EngineWatch:
             status = await self._probe.poll()
         except WorkerError:
             self.silences += 1
+            if self.silent_since is None:
+                self.silent_since = self.polled_at
             if self.silences >= _DETECT_AGAIN_AFTER:
                 self._probe = None
             raise
-        self.silences = 0
+        self.silences, self.silent_since = 0, None
         self._learned.observe(status, self.polled_at)
         return status
 
