@@ -67,8 +67,9 @@ class Child:
     def has_logged(self, word: str) -> bool:
         return word in self.log.read_text(errors="replace")
 
-    def wait_until(self, ready: Callable[[], bool]) -> None:
-        deadline = time.monotonic() + START_TIMEOUT
+    def wait_until(self, ready: Callable[[], bool], timeout: float = START_TIMEOUT) -> None:
+        """Wait for a condition, for at most `timeout` seconds. Raises ProcessFailed."""
+        deadline = time.monotonic() + timeout
         while not ready():
             if self.process.poll() is not None or time.monotonic() > deadline:
                 tail = "\n".join(self.log.read_text(errors="replace").splitlines()[-8:])

@@ -17,7 +17,9 @@ from controller.dispatch.explanation import Explainer
 from controller.domain.worker import worker_name
 from controller.fleet.capacities import Capacities
 from controller.fleet.diagnosis import Diagnostician
+from controller.fleet.discovery import Discovery
 from controller.fleet.engine_poller import EnginePoller
+from controller.fleet.engine_sources import sources_of
 from controller.fleet.engines import Engines
 from controller.fleet.events import EventFeed
 from controller.fleet.membership import Membership
@@ -115,6 +117,7 @@ class Replica:
             metrics,
             self.replicas,
             settings.engine_poll_interval,
+            settings.engine_expiration / 4,
             self.snapshots.worker,
             self.events.record,
         )
@@ -128,6 +131,15 @@ class Replica:
             self.engine_poller,
             metrics,
             self.audit,
+        )
+        self.discovery = Discovery(
+            self.breaker,
+            registry,
+            self.batches,
+            self.engines,
+            self.engine_poller,
+            self.replicas.id,
+            sources_of(settings),
         )
         self.refresher = Refresher(
             self.breaker,
@@ -233,6 +245,7 @@ class Replica:
             self.telemetry.run,
             self.poller.run,
             self.engine_poller.run,
+            self.discovery.run,
             self.parents.run,
             self.capacities.run,
             self.model_routes.run,
@@ -271,6 +284,7 @@ class Replica:
         await self.trials.close()
         await self.refresher.close()
         await self.poller.close()
+        await self.discovery.close()
         await self.replicas.close()
         await self.parents.close()
         await self.events.close()

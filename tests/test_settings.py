@@ -108,6 +108,13 @@ def test_every_setting_has_a_flag_a_variable_and_a_help_text() -> None:
         ({"forward_paths": "v1"}, "--forward-paths must have paths .* This one is wrong: 'v1'"),
         ({"forward_paths": "default,/sleep"}, "--forward-paths has /sleep, which is for the management of an engine"),
         ({"upstream_tokens_file": Path("/nowhere")}, "--upstream-tokens-file /nowhere cannot be read"),
+        ({"workers_file": Path("/nowhere")}, "--workers-file /nowhere cannot be used: .*No such file"),
+        ({"workers_dns": "engines:8000,"}, "--workers-dns must have names such as .* This one is wrong: ''"),
+        ({"workers_dns": "engines:0"}, "This one is wrong: 'engines:0'"),
+        ({"workers_dns": "engines/v1"}, "This one is wrong: 'engines/v1'. It must not have a path"),
+        ({"workers_dns": "http://engines"}, "This one is wrong: 'http://engines'"),
+        ({"workers_dns": "a b"}, "This one is wrong: 'a b'"),
+        ({"workers_dns": ""}, "This one is wrong: ''"),
         ({"parent_interval": 0}, "--parent-interval must be a positive number"),
         ({"redis_timeout": 61}, "--redis-timeout must be at most 60 s, not 61"),
     ],
@@ -160,3 +167,8 @@ def test_capacities_are_split_at_commas_and_at_the_last_equals_sign() -> None:
     assert defaults.by_model == {"m": 5, "a=b/c": 1_000_000}
     assert defaults.default == 7
     assert Settings().default_capacities.of(["m"]) is None
+
+
+def test_names_of_engines_have_the_port_of_http_unless_they_name_one() -> None:
+    assert Settings(workers_dns="Engines.default.svc:8000, b").dns_names == (("engines.default.svc", 8000), ("b", 80))
+    assert Settings().dns_names == ()

@@ -21,6 +21,7 @@ _COLUMNS: Final = (
     Column("slots", right=True),
     Column("speed", right=True),
     Column("key"),
+    Column("source"),
     Column("registered by"),
 )
 _ALWAYS_SHOWN: Final = 4
@@ -57,6 +58,7 @@ def engines_table(engines: Sequence[Mapping[str, Any]], console: Console) -> Ren
             "slots": "" if engine["capacity"] is None else str(engine["capacity"]),
             "speed": f"{engine['speed']:g}",
             "key": "yes" if engine["has_key"] else "",
+            "source": cell(engine.get("source") or "", console.encoding),
             "registered by": cell(engine["registered_by"] or "", console.encoding),
         }
         for engine in engines

@@ -6,6 +6,7 @@ import click
 
 from controller import __version__
 from controller.cli import show
+from controller.cli.agent import agent
 from controller.cli.capacity import capacity
 from controller.cli.completion import completion
 from controller.cli.operate import drain, refresh, register, remove, resume, watch
@@ -14,7 +15,7 @@ from controller.cli.serve import config, serve
 from controller.cli.token import token
 
 SECTIONS: Final = {
-    "Run a controller": (serve, config, completion, show.version),
+    "Run a controller": (serve, agent, config, completion, show.version),
     "See what happens": (
         show.top,
         show.workers,

@@ -1,5 +1,6 @@
 """The command `controller register`: registers an engine, or a worker that does not do so itself."""
 
+import contextlib
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Final, NamedTuple
@@ -65,18 +66,19 @@ async def _register_engine(controller: Controller, name: str, details: Details) 
     body: dict[str, Any] = {
         "worker_name": name,
         "engine": details.engine,
-        "models": _public_names(details.models),
+        "models": public_names(details.models),
         "speed": details.speed,
         "capacity": details.capacity,
     }
     if details.key_file is not None:
-        body["api_key"] = _read_key(details.key_file)
+        body["api_key"] = read_key(details.key_file)
     engine = await request(controller, "/register_engine", "worker_name", body)
     sentence = f"Registered {name}, an engine of the kind {engine['engine']}."
     if not engine["alive"]:
         problem = str(engine["problem"]).rstrip(".")
         return [f"{sentence} It gets no requests yet: {problem}. It does as soon as it is ready."]
-    await _print(controller, name)
+    with contextlib.suppress(ControllerRefused):  # a token for workers may register, but not list
+        await _print(controller, name)
     return [sentence, "The controller polls it until `controller remove`. `controller engines` shows its state."]
 
 
@@ -119,7 +121,7 @@ async def _print(controller: Controller, name: str) -> dict[str, Any] | None:
     return registered
 
 
-def _public_names(models: Sequence[str]) -> dict[str, str]:
+def public_names(models: Sequence[str]) -> dict[str, str]:
     """Return the public name of each model by its own name. The last = separates the two."""
     names = {}
     for model in models:
@@ -128,7 +130,8 @@ def _public_names(models: Sequence[str]) -> dict[str, str]:
     return names
 
 
-def _read_key(path: Path) -> str:
+def read_key(path: Path) -> str:
+    """Return the key in a file. Raises ControllerUnreachable."""
     try:
         return path.read_text(encoding="ascii").strip()
     except (OSError, UnicodeDecodeError) as error:

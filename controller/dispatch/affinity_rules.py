@@ -1,12 +1,16 @@
 """Finds the affinity of a request by the settings."""
 
+import contextlib
 from collections.abc import Mapping, Sequence
-from typing import Self
+from typing import Final, Self
 
 import msgspec
 
 from controller.domain.affinity import Affinity, AffinityKind, prefix_keys, prompt_of, session_keys, session_of
 from controller.settings import Settings
+
+_MAX_DECODED: Final = 8 * 1024 * 1024  # bytes of a body: a long conversation with some pictures
+_MAX_VALUES: Final = 200_000  # for example a prompt of token ids
 
 
 class AffinityRules:
@@ -32,13 +36,17 @@ class AffinityRules:
         return cls(default, by_model, settings.affinity_header.lower(), settings.session_fields)
 
     def find_in(self, model: str, headers: Mapping[str, str], body: bytes) -> Affinity | None:
-        """As find(), of a body that is not decoded yet. One that is not JSON has no affinity, except by the header."""
+        """As find(), of a body that is not decoded yet.
+
+        One that is not JSON, or that would take long to decode, has no affinity, except by the header.
+        """
         if self._by_model.get(model, self._default) is AffinityKind.OFF:
             return None
-        try:
-            fields = msgspec.json.decode(body)
-        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
-            fields = None
+        fields = None
+        # Millions of small values would block the process for seconds, and take many times the memory of the body.
+        if len(body) <= _MAX_DECODED and sum(map(body.count, (b",", b"[", b"{"))) <= _MAX_VALUES:
+            with contextlib.suppress(msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+                fields = msgspec.json.decode(body)
         return self.find(model, headers, fields)
 
     def find(self, model: str, headers: Mapping[str, str], body: object) -> Affinity | None:

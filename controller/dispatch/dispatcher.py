@@ -11,7 +11,7 @@ from controller.availability.degraded import DegradedMode
 from controller.availability.snapshot import MaybeStale
 from controller.availability.snapshots import SnapshotManager
 from controller.domain.affinity import Affinity
-from controller.domain.engine import Protocol, indexed_name, model_of, protocol_of
+from controller.domain.engine import RESERVED, Protocol, indexed_name, model_of, protocol_of
 from controller.domain.errors import StoreError, TooManyLeases
 from controller.domain.worker import MAX_MODEL_NAME_LENGTH
 from controller.metrics import Metrics
@@ -67,7 +67,7 @@ class Dispatcher:
 
         protocol: as in dispatch_with_lease().
         """
-        if len(model) > MAX_MODEL_NAME_LENGTH:
+        if len(model) > MAX_MODEL_NAME_LENGTH or model[:1] == RESERVED:
             return MaybeStale(self._no_worker(model).worker)
         began = time.perf_counter()
         request = Request(indexed_name(model, protocol))
@@ -100,7 +100,7 @@ class Dispatcher:
         of `token`.
         """
         lease_ms = max(1, round(1000 * (self._lease_time if lease_time is None else lease_time)))
-        if len(model) > MAX_MODEL_NAME_LENGTH:
+        if len(model) > MAX_MODEL_NAME_LENGTH or model[:1] == RESERVED:
             self._no_worker(model)
             return MaybeStale(Assignment("", ""))
         began = time.perf_counter()
@@ -133,7 +133,7 @@ class Dispatcher:
         excluded: names of workers that must not be returned.
         protocol: as in dispatch_with_lease().
         """
-        if len(model) > MAX_MODEL_NAME_LENGTH:
+        if len(model) > MAX_MODEL_NAME_LENGTH or model[:1] == RESERVED:
             return MaybeStale("")
         find = Find(indexed_name(model, protocol), excluded)
         found = await self._finds.submit(find)
@@ -175,9 +175,9 @@ class Dispatcher:
         return MaybeStale([model_of(model) for model in models if protocol_of(model) is protocol], snapshot_age)
 
     def _no_worker(self, model: str) -> Choice:
-        """Return the result for a model name that is too long to be registered.
+        """Return the result for a model name that no worker can register: it is too long, or begins with RESERVED.
 
-        Redis is not called, because the name may be as long as a whole request body.
+        Redis is not called, because the name may be as long as a whole request body, or that of an index of engines.
         """
         self._metrics.dispatches.count("no_worker", model)
         return Choice()

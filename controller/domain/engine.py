@@ -9,7 +9,7 @@ from typing import Final
 from controller.domain.errors import InvalidInput
 
 # Stands before the name of a model that a worker serves by OpenAI's protocol. No name of a model has this character.
-_OPENAI: Final = "\x1d"
+RESERVED: Final = "\x1d"
 
 
 class Protocol(StrEnum):
@@ -25,17 +25,17 @@ def indexed_name(model: str, protocol: Protocol) -> str:
     A model may have workers of both protocols. They have indexes of their own, so that a request finds only workers
     that understand it, without a search.
     """
-    return _OPENAI + model if protocol is Protocol.OPENAI else model
+    return RESERVED + model if protocol is Protocol.OPENAI else model
 
 
 def model_of(indexed: str) -> str:
     """Return the name of a model from its name in the indexes."""
-    return indexed[1:] if indexed[:1] == _OPENAI else indexed
+    return indexed[1:] if indexed[:1] == RESERVED else indexed
 
 
 def protocol_of(indexed: str) -> Protocol:
     """Return the protocol from the name of a model in the indexes."""
-    return Protocol.OPENAI if indexed[:1] == _OPENAI else Protocol.FASTCHAT
+    return Protocol.OPENAI if indexed[:1] == RESERVED else Protocol.FASTCHAT
 
 
 @dataclass(frozen=True, slots=True)

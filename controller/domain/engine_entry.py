@@ -3,6 +3,7 @@
 import json
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field, fields
+from enum import StrEnum
 from fnmatch import fnmatchcase
 from typing import Any, Final
 
@@ -12,6 +13,15 @@ from controller.domain.worker import MAX_CAPACITY, MAX_MODELS, MAX_SPEED, MIN_SP
 
 AUTO: Final = "auto"
 MAX_KEY_LENGTH: Final = 4_096
+MAX_ENGINES: Final = 10_000
+
+
+class EngineSource(StrEnum):
+    """Where an entry comes from. It is removed if its source does not list it any more."""
+
+    HAND = ""  # `controller register`, and POST /register_engine
+    FILE = "file"  # --workers-file
+    DNS = "dns"  # --workers-dns
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,6 +36,10 @@ class EngineEntry:
     capacity: how many requests it runs at once, if the operator says so. None to ask the engine.
     registered_by: name of the token of the registration. "" if it needed none.
     allowed: patterns of the models that this token allows. Empty if it allows all.
+    source: one of EngineSource.
+    leaving_since: when its source ceased to list it, in seconds since 1970. It drains, and is removed when it is idle.
+        0 while it is listed.
+    was_draining: it was draining already when it ceased to be listed, so it still drains if it is listed again.
 
     Raises InvalidInput if a value is not acceptable.
     """
@@ -37,6 +51,9 @@ class EngineEntry:
     capacity: int | None = None
     registered_by: str = ""
     allowed: tuple[str, ...] = ()
+    source: str = EngineSource.HAND
+    leaving_since: float = 0.0
+    was_draining: bool = False
 
     def __post_init__(self) -> None:
         if self.kind != AUTO and self.kind not in set(EngineKind):
@@ -55,6 +72,8 @@ class EngineEntry:
             raise InvalidInput("speed", f"must be a number from {MIN_SPEED:g} to {MAX_SPEED:g}")
         if self.capacity is not None and not 1 <= self.capacity <= MAX_CAPACITY:
             raise InvalidInput("capacity", f"must be a whole number from 1 to {MAX_CAPACITY}, or be left out")
+        if type(self.leaving_since) not in (int, float):
+            raise InvalidInput("leaving_since", "must be a number of seconds")
 
     def public_names(self, models: Iterable[str]) -> dict[str, str]:
         """Return those of an engine's models that are served: the public name by the engine's own name."""

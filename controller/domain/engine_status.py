@@ -1,5 +1,6 @@
 """The kinds of engines, such as vLLM and llama.cpp, and the state that an engine reports."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import StrEnum
 
@@ -65,6 +66,24 @@ class EngineStatus:
         if self.running is None or self.waiting is None:
             return None
         return self.running + self.waiting
+
+
+@dataclass(frozen=True, slots=True)
+class AgentReport:
+    """What the agent of an engine reports when it registers the engine.
+
+    queue_length: None if the engine does not say it.
+    age: of the queue length, in seconds.
+    capacity_learned: its capacity is learned from its load.
+    max_lengths: as in Engine.
+    problem: why it should get no requests, as a sentence. "" if it is ready.
+    """
+
+    queue_length: int | None
+    age: float
+    capacity_learned: bool
+    max_lengths: Mapping[str, int]
+    problem: str = ""
 
 
 class LearnedCapacity:

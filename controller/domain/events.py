@@ -18,7 +18,7 @@ KINDS: Final[Mapping[str, str]] = {
     "worker_removed": "A live worker was removed.",
     "worker_draining": "A worker gets no more requests.",
     "worker_resumed": "A draining worker gets requests again.",
-    "engine_unavailable": "An engine gets no requests from now on, because of `reason`.",
+    "engine_unavailable": "An engine is not ready, or does not respond, because of `reason`.",
     "worker_failing": "A worker gets requests only if no other worker can serve them. reason: `request` or `polls`.",
     "worker_recovered": "A failing worker has answered, or has sent a heartbeat.",
     "models_appeared": "These models have a worker again, or for the first time.",

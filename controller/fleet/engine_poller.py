@@ -25,11 +25,11 @@ from controller.upstream.client import WorkerClient
 logger = logging.getLogger("controller")
 
 _LOOK_INTERVAL: Final = 0.5  # seconds between two looks at the list of engines and at the replicas
-_MAX_POLLS: Final = 256  # at once, for engines that responded last time. The others get as many
-_MAX_FAILURES: Final = 2  # consecutive polls without a response, after which an engine is deprioritised
-_MANY_FAILURES: Final = 8  # an engine that has not responded this often is polled less often
+_MAX_POLLS: Final = 256  # at once, for engines that are alive
+_MAX_OTHER_POLLS: Final = 1_024  # at once, for the others, most of which do not respond
+_PART_OF_SILENCE: Final = 0.1  # an engine is polled less often, the longer it has not responded
 _LONGEST_PAUSE: Final = 30.0  # seconds between two polls of such an engine
-_AT_ONCE: Final = 0.001  # seconds
+AT_ONCE: Final = 0.001  # seconds
 
 
 class EnginePoller:
@@ -39,6 +39,8 @@ class EnginePoller:
     An engine that says it is not ready is out at once. One that does not respond is deprioritised, and expires.
 
     interval: between two polls of an engine, in seconds.
+    timeout: for each question, in seconds. Much less than the expiration of an engine, so that one that does not
+        respond is deprioritised before it expires.
     find: returns a live worker of the last snapshot by its name, or None.
     record: records an event.
     """
@@ -52,6 +54,7 @@ class EnginePoller:
         metrics: Metrics,
         replicas: Replicas,
         interval: float,
+        timeout: float,
         find: Callable[[str], Worker | None],
         record: Callable[..., None],
     ) -> None:
@@ -63,10 +66,11 @@ class EnginePoller:
         self._metrics = metrics
         self._replicas = replicas
         self._interval = interval
+        self._timeout = timeout
         self._find = find
         self._record = record
         self._permits = asyncio.Semaphore(_MAX_POLLS)
-        self._permits_of_silent = asyncio.Semaphore(_MAX_POLLS)  # hung engines must not delay the polls of the others
+        self._other_permits = asyncio.Semaphore(_MAX_OTHER_POLLS)  # hung engines must not delay the polls of live ones
         self._shared: tuple[Mapping[str, str], tuple[str, ...]] = ({}, ())  # from which the share was made
         self._named: tuple[Mapping[str, str], frozenset[str]] = ({}, frozenset())  # and from which list
         self._watches: dict[str, tuple[str, asyncio.Task[None]]] = {}  # the record and the polls of each engine of ours
@@ -98,7 +102,7 @@ class EnginePoller:
         """Poll all engines of the cluster once, with all questions. Raises StoreError."""
         await self.update()
         watches = [
-            EngineWatch(self._client, name, entry)
+            EngineWatch(self._client, name, entry, self._timeout)
             for name, record in self.entries.entries.items()
             if (entry := entry_of(name, record)) is not None
         ]
@@ -123,7 +127,7 @@ class EnginePoller:
         entry = entry_of(name, record)
         if entry is None:
             return
-        watch = EngineWatch(self._client, name, entry)
+        watch = EngineWatch(self._client, name, entry, self._timeout)
         await asyncio.sleep(random.uniform(0, self._interval))  # noqa: S311 - engines must not be polled in step
         while True:
             began = time.monotonic()
@@ -133,12 +137,14 @@ class EnginePoller:
                 pass  # the circuit breaker has logged it
             except Exception:  # a bug must not end the polls of this engine
                 logger.exception("Polling the engine %s failed because of a bug.", name)
-            pause = min(self._interval * max(1, watch.silences // _MANY_FAILURES), max(_LONGEST_PAUSE, self._interval))
+            silence = 0.0 if watch.silent_since is None else began - watch.silent_since
+            pause = max(self._interval, min(_PART_OF_SILENCE * silence, _LONGEST_PAUSE))
             await asyncio.sleep(max(0.0, began + pause - time.monotonic()))
 
     async def _poll(self, watch: EngineWatch) -> None:
         """Poll an engine once, and record the result. Raises StoreError."""
-        async with self._permits_of_silent if watch.silences else self._permits:
+        is_alive = not watch.silences and self._find(watch.name) is not None
+        async with self._permits if is_alive else self._other_permits:
             try:
                 status = await watch.poll()
             except WorkerError as error:
@@ -156,14 +162,14 @@ class EnginePoller:
         if not await self._batches.take_engine_answer(report):
             # An operator may have removed it since the list was read: then it is not restored.
             await self._breaker.call(self._registry.restore, registration, polled=True)
-        elif worker is not None and differs(worker, registration):
+        elif worker is not None and differs(worker.as_registered(), registration):
             await self._refresh(registration, worker, report.written_at)
 
     async def _record_silence(self, watch: EngineWatch, error: WorkerError) -> None:
         self._metrics.polls_failed.inc()
         if watch.note(str(error)):
             self._record("engine_unavailable", worker=watch.name, reason=str(error))
-        if watch.silences >= _MAX_FAILURES and self._find(watch.name):
+        if self._find(watch.name):  # a poll without a response has asked two questions, if the first took long
             await self._batches.report_failure(FailureCall(watch.name, of_polls=True))
 
     async def _expire(self, watch: EngineWatch, problem: str) -> None:
@@ -172,7 +178,7 @@ class EnginePoller:
             self._record("engine_unavailable", worker=watch.name, reason=problem)
         worker = self._find(watch.name)
         if worker is not None and worker.engine is not None:
-            await self._refresh(worker.as_registered(), worker, None, expires_in=_AT_ONCE)
+            await self._refresh(worker.as_registered(), worker, None, expires_in=AT_ONCE)
 
     async def _refresh(
         self, registration: Registration, worker: Worker, written_at: float | None, expires_in: float | None = None

@@ -9,7 +9,7 @@ from controller.domain.engine import Engine
 from controller.domain.engine_entry import AUTO, EngineEntry
 from controller.domain.engine_status import EngineKind, EngineStatus, LearnedCapacity
 from controller.domain.errors import InvalidInput, WorkerError
-from controller.domain.worker import MAX_CAPACITY, Registration, Worker, WorkerStatus
+from controller.domain.worker import MAX_CAPACITY, Registration, WorkerStatus
 from controller.upstream.client import WorkerClient
 from controller.upstream.engines.detection import detect
 from controller.upstream.engines.probe import EngineProbe
@@ -23,18 +23,22 @@ _TOLERANCE: Final = 0.1  # by which part a learned capacity may differ from the 
 class EngineWatch:
     """Polls one engine, and says how it should be registered. Create a new one if its entry changes.
 
+    timeout: as in EngineProbe.
     silences: consecutive polls without a response.
+    silent_since: start of the first of them, on the monotonic clock. None if the last poll got a response.
     polled_at: start of the last poll, on the monotonic clock.
     kind: of the engine. None until it is known.
     """
 
-    def __init__(self, client: WorkerClient, name: str, entry: EngineEntry) -> None:
+    def __init__(self, client: WorkerClient, name: str, entry: EngineEntry, timeout: float | None = None) -> None:
         self.name = name
         self.entry = entry
         self.silences = 0
+        self.silent_since: float | None = None
         self.polled_at = 0.0
         self.kind = None if entry.kind == AUTO else EngineKind(entry.kind)
         self._client = client
+        self._timeout = timeout
         self._probe: EngineProbe | None = None
         self._learned = LearnedCapacity()
         self._problem = ""  # what was logged last: why it is not ready, "" if it is
@@ -48,15 +52,19 @@ class EngineWatch:
                 kind = (
                     await detect(self._client, self.name, entry.key) if entry.kind == AUTO else EngineKind(entry.kind)
                 )
-                self._probe = EngineProbe(self._client, self.name, kind, entry.key, models=tuple(entry.names))
+                self._probe = EngineProbe(
+                    self._client, self.name, kind, entry.key, models=tuple(entry.names), timeout=self._timeout
+                )
                 self.kind = kind
             status = await self._probe.poll()
         except WorkerError:
             self.silences += 1
+            if self.silent_since is None:
+                self.silent_since = self.polled_at
             if self.silences >= _DETECT_AGAIN_AFTER:
                 self._probe = None
             raise
-        self.silences = 0
+        self.silences, self.silent_since = 0, None
         self._learned.observe(status, self.polled_at)
         return status
 
@@ -88,7 +96,7 @@ class EngineWatch:
     def note(self, problem: str) -> bool:
         """Log that the engine is ready again, or why it is not ready, once for each change between the two.
 
-        problem: why it is not ready, as a sentence. "" if it is.
+        problem: why it is not ready, or that it does not respond, as a sentence. "" if it is ready.
 
         Return True if the engine is not ready since this poll. It is taken to have been ready before the first one.
         """
@@ -96,29 +104,29 @@ class EngineWatch:
         self._problem = problem
         if changed and problem:
             logger.warning(
-                "Engine %(worker)s gets no requests: %(reason)s.", {"worker": self.name, "reason": problem.rstrip(".")}
+                "Engine %(worker)s is not ready: %(reason)s.", {"worker": self.name, "reason": problem.rstrip(".")}
             )
         elif changed:
             logger.info("Engine %(worker)s is ready.", {"worker": self.name})
         return changed and bool(problem)
 
 
-def differs(worker: Worker, registration: Registration) -> bool:
-    """Return True if a worker is registered otherwise than its engine says now. Small changes of what is learned stay.
+def differs(known: Registration, registration: Registration) -> bool:
+    """Return True if an engine is registered otherwise than it says now. Small changes of what is learned do not count.
 
     Otherwise, each poll of a busy engine could register it again.
     """
-    known, said = worker.reported_capacity, registration.status.capacity
-    if known and said and registration.engine and registration.engine.capacity_learned:
-        is_other_capacity = abs(said - known) > max(1, _TOLERANCE * known)
+    before, now = known.status.capacity, registration.status.capacity
+    if before and now and registration.engine and registration.engine.capacity_learned:
+        is_other_capacity = abs(now - before) > max(1, _TOLERANCE * before)
     else:
-        is_other_capacity = known != said
+        is_other_capacity = before != now
     return (
         is_other_capacity
-        or worker.engine != registration.engine
-        or worker.status.model_names != registration.status.model_names
-        or worker.status.speed != registration.status.speed
-        or worker.registered_by != registration.registered_by
+        or known.engine != registration.engine
+        or known.status.model_names != registration.status.model_names
+        or known.status.speed != registration.status.speed
+        or known.registered_by != registration.registered_by
     )
 
 

@@ -2,6 +2,7 @@
 
 import asyncio
 import logging
+import time
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import Final, NamedTuple
@@ -9,11 +10,12 @@ from typing import Final, NamedTuple
 from controller.availability.batches import Batches
 from controller.availability.circuit_breaker import CircuitBreaker
 from controller.availability.snapshots import SnapshotManager
-from controller.domain.engine_entry import AUTO, EngineEntry
-from controller.domain.engine_status import EngineKind, EngineStatus
+from controller.domain.engine import Engine
+from controller.domain.engine_entry import AUTO, MAX_ENGINES, EngineEntry
+from controller.domain.engine_status import AgentReport, EngineKind, EngineStatus
 from controller.domain.errors import TooManyWorkers, WorkerError, WorkerUnreachable
-from controller.domain.worker import Registration, Worker
-from controller.fleet.engine_poller import EnginePoller
+from controller.domain.worker import Registration, Worker, WorkerStatus
+from controller.fleet.engine_poller import AT_ONCE, EnginePoller
 from controller.fleet.engine_watch import EngineWatch, entry_of
 from controller.fleet.membership import check_limits
 from controller.metrics import Metrics
@@ -27,7 +29,6 @@ from controller.upstream.client import WorkerClient
 
 logger = logging.getLogger("controller")
 
-MAX_ENGINES: Final = 10_000
 _MAX_EXAMINED: Final = 64  # engines that a list asks why they are not alive
 
 
@@ -127,6 +128,84 @@ class Engines:
             status.not_ready if caller.plane is Plane.ADMIN else status.not_ready and "it is not ready",
         )
 
+    async def register_unpolled(
+        self, name: str, entry: EngineEntry, report: AgentReport, caller: Caller
+    ) -> EngineState:
+        """Register an engine whose agent polls it and sends heartbeats. It is not in the list of polled engines.
+
+        If the agent reports a problem, the engine expires at once instead.
+
+        entry: with a kind and the models. Raises as register(), but does not ask the engine.
+        """
+        caller.check_worker(name)
+        if report.problem:
+            await self._expire(name, report.problem, caller)
+            return EngineState(name, entry, entry.kind, False, (), None, report.problem)
+        caller.check_models(entry.names.values())
+        await self._client.check_address(name)
+        registration = Registration(
+            name,
+            WorkerStatus(tuple(entry.names.values()), entry.speed, report.queue_length or 0, entry.capacity),
+            check_heart_beat=True,
+            multimodal=False,
+            registered_by=caller.name,
+            engine=Engine(
+                entry.kind,
+                {public: own for own, public in entry.names.items() if public != own},
+                entry.key,
+                capacity_learned=report.capacity_learned and entry.capacity is not None,
+                max_lengths=report.max_lengths,
+            ),
+        )
+        await self._admit(registration)
+        await self._batches.take_engine_answer(Report(name, report.queue_length, time.monotonic() - report.age))
+        await self.remove(name)  # last: until now, polls may have kept it alive
+        self._audit.record(
+            AuditEvent("register_engine", "done", caller.name, caller.address, name, f"kind {entry.kind}, by its agent")
+        )
+        logger.info(
+            "Registered engine %(worker)s (%(kind)s) of an agent: models %(models)s",
+            {"worker": name, "kind": entry.kind, "models": list(registration.status.model_names)},
+        )
+        status = registration.status
+        return EngineState(name, entry, entry.kind, True, status.model_names, status.capacity)
+
+    async def _expire(self, name: str, problem: str, caller: Caller) -> None:
+        """Let an engine of the caller expire at once. If it was drained, it still drains when it returns."""
+        worker = {worker.name: worker for worker in await self._batches.list_workers()}.get(name)
+        is_own = worker is not None and (worker.registered_by == caller.name or caller.plane is Plane.ADMIN)
+        if worker is None or worker.engine is None or not is_own:
+            return
+        registration = worker.as_registered()
+        await self._breaker.call(lambda: self._registry.refresh(registration, worker.registration, expires_in=AT_ONCE))
+        self._snapshots.request()
+        logger.warning(
+            "Engine %(worker)s gets no requests, as its agent reports: %(reason)s.",
+            {"worker": name, "reason": problem.rstrip(".")},
+        )
+
+    async def check_address(self, name: str) -> None:
+        """As WorkerClient.check_address()."""
+        await self._client.check_address(name)
+
+    async def add(self, name: str, entry: EngineEntry) -> None:
+        """Write the entry of an engine without asking the engine. The replicas poll it when they read the list again.
+
+        Raises TooManyWorkers.
+        """
+        await self._set_entry(name, entry.encode())
+
+    async def admit(self, name: str, entry: EngineEntry) -> None:
+        """Let an engine of the list serve now if it is ready, also if it was removed a short while ago.
+
+        Raises WorkerError if it does not respond, and TooManyWorkers.
+        """
+        watch = EngineWatch(self._client, name, entry)
+        status = await watch.poll()
+        registration = watch.registration(status)
+        if status.ready and registration.status.model_names:
+            await self._admit(registration)
+
     async def remove(self, name: str) -> bool:
         """Delete an engine from the list, so that it is polled no more. Return False if it is not registered.
 
@@ -177,13 +256,16 @@ class Engines:
         return dict(self._poller.entries.entries)
 
     async def _write(self, name: str, record: str) -> None:
+        await self._set_entry(name, record)
+        await self._poller.update()
+
+    async def _set_entry(self, name: str, record: str) -> None:
         written = await self._breaker.call(lambda: self._registry.set_entry(ENGINES, name, record, limit=MAX_ENGINES))
         if written is None:
             raise TooManyWorkers(
                 f"{MAX_ENGINES} engines are registered, which is the limit. Nothing was registered. Remove some, also "
                 "those that are down."
             )
-        await self._poller.update()
 
     async def _admit(self, registration: Registration) -> None:
         """Let an engine serve from now on. Raises TooManyWorkers.

@@ -137,8 +137,15 @@ class Membership:
                 del self._waiting[name]
         return registered, check_limits(new, token, self._settings)
 
-    async def heartbeat(self, name: str, queue_length: int) -> bool:
-        """Record a heartbeat. Return True if the worker is registered. Otherwise the worker should register again."""
+    async def heartbeat(self, name: str, queue_length: int | None, engine_age: float | None = None) -> bool:
+        """Record a heartbeat. Return True if the worker is registered. Otherwise the worker should register again.
+
+        queue_length: None if an engine does not say it.
+        engine_age: the age of the queue length in seconds, if the agent of an engine has sent it. The engine expires
+            after the setting engine_expiration.
+        """
+        if engine_age is not None:
+            return await self._batches.take_engine_answer(Report(name, queue_length, time.monotonic() - engine_age))
         return await self._batches.heartbeat(Report(name, queue_length, time.monotonic()))
 
     async def drain(self, name: str, drain: bool = True, *, caller: Caller, reason: str = "") -> bool:
@@ -175,6 +182,11 @@ class Membership:
         except StoreError as error:
             snapshot, age = self._snapshots.get(error)
             return MaybeStale(snapshot.workers(time.monotonic()), age)
+
+    def has_drained(self, name: str) -> bool:
+        """Return True if the last snapshot has a worker as drained, as Worker.drained says. It may be a while old."""
+        worker = self._snapshots.worker(name)
+        return worker is not None and worker.drained
 
     def stalled_for(self, worker: Worker) -> float | None:
         """As Stalls.stalled_for(), as far as this replica has seen."""

@@ -42,6 +42,11 @@ class Forwarded:
         self._closed = False
         self._size = 0
 
+    @property
+    def is_whole(self) -> bool:
+        """True if the first piece is the whole body, by its Content-Length."""
+        return (b"content-length", b"%d" % len(self._first)) in self.headers
+
     async def pieces(self) -> AsyncGenerator[bytes]:
         """Yield the body as it arrives. Call this once. Raises WorkerError if the response is incomplete."""
         try:

@@ -211,6 +211,11 @@ class ForwardPaths:
         else:
             self._exact.add(name)
 
+    @property
+    def exact(self) -> frozenset[str]:
+        """The paths that the list has itself, and not only a prefix of them."""
+        return frozenset(self._exact)
+
     def lists(self, path: str) -> bool:
         """Return True if the list has the path itself, and not only a prefix of it."""
         return path in self._exact

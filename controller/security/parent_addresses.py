@@ -34,8 +34,11 @@ class ParentAddress:
         return text
 
 
-def parse_parent(text: str) -> ParentAddress:
-    """Parse one address of --parent. Raises SettingsError, which does not quote credentials."""
+def parse_parent(text: str, flag: str = "--parent") -> ParentAddress:
+    """Parse one address of a controller. Raises SettingsError, which does not quote credentials.
+
+    flag: the name of the option that has the address.
+    """
     scheme, slashes, rest = text.strip().partition("://")
     authority, slash, path = rest.partition("/")
     credentials, at, host = authority.rpartition("@")
@@ -46,16 +49,16 @@ def parse_parent(text: str) -> ParentAddress:
     except InvalidInput as error:
         if "@" in text:  # the problem may quote a part of the token
             raise SettingsError(
-                f"--parent must be an address such as {_FORM}. Write special characters in the name and the token as "
+                f"{flag} must be an address such as {_FORM}. Write special characters in the name and the token as "
                 "in URLs: %2F for a slash, %40 for @, %2C for a comma."
             ) from None
-        raise SettingsError(f"--parent must be an address such as {_FORM}: {error.problem}.") from error
+        raise SettingsError(f"{flag} must be an address such as {_FORM}: {error.problem}.") from error
     if not at:
         return ParentAddress(address)
     name, colon, token = (unquote(part) for part in credentials.partition(":"))
     if not colon or not token or ":" in name or _CONTROL.search(name + token):
         raise SettingsError(
-            f"--parent has an @ without a name and a token before it. It must be an address such as {_FORM}."
+            f"{flag} has an @ without a name and a token before it. It must be an address such as {_FORM}."
         )
     encoded = b64encode(f"{name}:{token}".encode()).decode()
     written = credentials.partition(":")[2]

@@ -3,8 +3,10 @@
 from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar, Final
+from urllib.parse import urlsplit
 
-from controller.domain.errors import SettingsError
+from controller.domain.errors import InvalidInput, SettingsError
+from controller.domain.worker import worker_name
 from controller.security.forward_paths import ForwardPaths
 from controller.security.upstream_tokens import UpstreamTokens
 from controller.security.worker_addresses import WorkerAddresses
@@ -13,6 +15,7 @@ from controller.settings.declaration import Scope, setting
 
 _MAX_FORWARD_TRIES: Final = 16
 _LEAST_POLL_INTERVAL: Final = 0.05
+_HTTP_PORT: Final = 80
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,6 +39,19 @@ class WorkerSettings:
         10.0,
         "Time after its last answer at which an engine expires that does not respond any more. It must be longer than "
         "--engine-poll-interval.",
+    )
+    workers_file: Path | None = setting(
+        None,
+        "YAML file that lists engines. A changed file is read again: new engines are registered, and engines that it "
+        "does not list any more drain and are removed.",
+        scope=Scope.PROCESS,
+    )
+    workers_dns: str | None = setting(
+        None,
+        "Names whose addresses are engines, each with an optional port, such as vllm.default.svc:8000. The default "
+        "port is 80. Separate several with commas. They are looked up every 5 s. An address that has left the name "
+        "drains and is removed.",
+        scope=Scope.PROCESS,
     )
     probe_timeout: float = setting(5.0, "Time limit for a worker to return its status.")
     worker_timeout: float = setting(
@@ -107,6 +123,31 @@ class WorkerSettings:
                 f"--forward-tries must be from 1 to {_MAX_FORWARD_TRIES} workers, not {self.forward_tries}."
             )
         # These raise SettingsError if a value is wrong.
+        _ = self.dns_names
+        if self.workers_file is not None:
+            from controller.settings.workers_file import read_workers_file  # imported late, so that --help stays fast
+
+            read_workers_file(self.workers_file)
         WorkerAddresses(self.worker_allow)
         ForwardPaths(self.forward_paths)
         UpstreamTokens(self.upstream_tokens_file)
+
+    @property
+    def dns_names(self) -> tuple[tuple[str, int], ...]:
+        """The names and ports of --workers-dns. Raises SettingsError."""
+        if self.workers_dns is None:
+            return ()
+        return tuple(_name_and_port(part.strip()) for part in self.workers_dns.split(","))
+
+
+def _name_and_port(part: str) -> tuple[str, int]:
+    try:
+        url = urlsplit(worker_name(f"http://{part}"))
+        problem = "must not have a path" if url.path else ""
+    except InvalidInput as error:
+        problem = error.problem
+    if problem:
+        raise SettingsError(
+            f"--workers-dns must have names such as vllm.default.svc:8000. This one is wrong: {part!r}. It {problem}."
+        )
+    return str(url.hostname), url.port or _HTTP_PORT

@@ -131,26 +131,28 @@ class WorkerClient:
                 raise WorkerUnreachable(f"{url} returned status {response.status} instead of 200.")
             return await _whole_body(url, response, _MAX_STATUS_BYTES)
 
-    async def get(self, name: str, path: str, key: str = "") -> WorkerAnswer:
+    async def get(self, name: str, path: str, key: str = "", time_limit: float | None = None) -> WorkerAnswer:
         """Send a GET request to a worker, and return the response, whatever its status is.
 
         path: with its query.
         key: sent as a bearer token. By default, the token that --upstream-tokens-file has for the worker is sent.
+        time_limit: in seconds. By default, and at most, that of a status call.
 
-        Raises WorkerUnreachable unless a whole response arrives within the timeout of a status call and the size
+        Raises WorkerUnreachable unless a whole response arrives within the timeout and the size
         limit. Redirects are not followed. Raises WorkerNotAllowed if the worker's address is not allowed.
         """
         url = name + path
+        limit = self._probe_timeout if time_limit is None else min(time_limit, self._probe_timeout)
         headers = self._with_token(name, NO_HEADERS, key)
         try:
             async with (
-                asyncio.timeout(self._probe_timeout),
+                asyncio.timeout(limit),
                 await self._session.get(url, headers) as response,
             ):
                 body = await _whole_body(url, response, _MAX_ANSWER_BYTES)
                 return WorkerAnswer(response.status, response.headers, body)
         except TimeoutError as error:
-            raise WorkerUnreachable(f"{url} did not respond within {self._probe_timeout:g} s.") from error
+            raise WorkerUnreachable(f"{url} did not respond within {limit:g} s.") from error
         except UNREACHABLE as error:
             raise WorkerUnreachable(f"{url} cannot be reached: {one_line(error)}") from error
 

@@ -50,8 +50,11 @@ def build_app(
         lifespan=lifespan,
     )
     app.router.redirect_slashes = False  # the target of a redirect would come from the header Host
-    app.router.default = _posts(FALLBACK.build(services), app.router.default)
+    forwarding = FALLBACK.build(services)
+    app.router.default = _posts(forwarding, app.router.default)
     hot = {route.path: endpoint for route, endpoint in zip(ROUTES, endpoints, strict=True) if route.hot}
+    others = {route.path for route in ROUTES}
+    hot |= {path: forwarding for path in services.forward_paths.exact if path not in others}
     return HotPath(hot, app, services.readiness)
 
 
@@ -77,8 +80,8 @@ async def _restart(run: Callable[[], Awaitable[None]]) -> None:
 class HotPath:
     """Passes POST requests for hot routes directly to their endpoints, and all other requests to Starlette's router.
 
-    benchmarks/dispatch.py measures how much time this saves. During shutdown, each response closes its connection, so
-    that clients without a load balancer reconnect to other replicas.
+    Forwarded paths are such routes, too. benchmarks/dispatch.py measures how much time this saves. During shutdown,
+    each response closes its connection, so that clients without a load balancer reconnect to other replicas.
     """
 
     def __init__(self, endpoints: Mapping[str, ASGIApp], app: ASGIApp, readiness: Readiness) -> None:

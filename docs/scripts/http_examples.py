@@ -257,7 +257,7 @@ EXAMPLES: Final = (
         by_admin=True,
     ),
     Example("/revoke_token", {"name": "gpu-rack-1"}, {"exist": True}, by_admin=True),
-    Example("/drain_worker", _NAME, {"exist": True}),
+    Example("/drain_worker", _NAME, {"exist": True, "drained": False}),
     Example(
         "/workers",
         response={

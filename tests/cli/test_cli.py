@@ -61,6 +61,7 @@ VALUES: dict[str, tuple[str, Any]] = {
     "poll_interval": ("0", 0.0),
     "engine_poll_interval": ("0.5", 0.5),
     "engine_expiration": ("20", 20.0),
+    "workers_dns": ("engines:8000", "engines:8000"),
     "default_capacity": ("5", 5),
     "capacity": ("m=5,n=3", "m=5,n=3"),
     "affinity": ("prefix,m=off", "prefix,m=off"),
@@ -127,6 +128,9 @@ def test_files_switches_and_addresses_are_read_from_flags_and_variables(served: 
     (tmp_path / "tokens").write_text("http://10.0.0.5:21002 t")
     assert run("serve", "--upstream-tokens-file", str(tmp_path / "tokens")).exit_code == 0
     assert served.pop().upstream_tokens_file == tmp_path / "tokens"
+    (tmp_path / "workers").write_text("workers: []")
+    assert run("serve", "--workers-file", str(tmp_path / "workers")).exit_code == 0
+    assert served.pop().workers_file == tmp_path / "workers"
     addresses = ("--parent", "http://top:1,http://Other:1/", "--advertise", "http://lb:1")
     assert run("serve", *addresses).exit_code == 0
     assert run("serve", *addresses, CONTROLLER_BY_WAY="true").exit_code == 0
@@ -145,7 +149,7 @@ def test_files_switches_and_addresses_are_read_from_flags_and_variables(served: 
     assert run("serve", "--access-log", "--tracing").exit_code == 0
     assert run("serve", CONTROLLER_ACCESS_LOG="1", CONTROLLER_TRACING="true").exit_code == 0
     assert [(settings.access_log, settings.tracing) for settings in served[6:]] == [(True, True)] * 2
-    named |= {"parent", "advertise", "by_way", "insecure", "tokens_file", "upstream_tokens_file"}
+    named |= {"parent", "advertise", "by_way", "insecure", "tokens_file", "upstream_tokens_file", "workers_file"}
     named |= {"access_log", "tracing"}
     named |= {"worker_tokens", "client_tokens", "admin_tokens"}
     assert named == {setting.name for setting in all_settings()}

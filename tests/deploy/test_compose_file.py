@@ -100,13 +100,18 @@ def memory(each: dict[str, Any]) -> int:
 
 def test_images_have_full_versions_and_can_be_replaced() -> None:
     files = [ROOT / file for topology in TOPOLOGIES for file in topology]
-    files += [ROOT / "deploy/Dockerfile", ROOT / "examples/regions/docker-compose.yml"]
+    files += [
+        ROOT / "deploy/Dockerfile",
+        ROOT / "deploy/llamacpp/Dockerfile",
+        ROOT / "examples/regions/docker-compose.yml",
+    ]
     defaults: dict[str, set[str]] = {}
     for file in files:
         text = re.sub(r"(?m)^ *#.*", "", file.read_text())
         for name, image in re.findall(r"(?:\$\{|ARG )(\w+_IMAGE)(?::-|=)([^}\s]+)", text):
             defaults.setdefault(name, set()).add(image)
     assert defaults.pop("CONTROLLER_IMAGE") == {"controller-cluster"}
+    assert defaults.pop("LLAMACPP_IMAGE") == {"controller-llamacpp"}
     assert defaults.keys() == {f"{name}_IMAGE" for name in ("PYTHON", "REDIS", "HAPROXY", "PROMETHEUS", "GRAFANA")}
     for name, images in defaults.items():
         [image] = images  # the same in all files
@@ -123,6 +128,8 @@ def test_redis_is_on_a_network_without_workers_clients_and_monitoring(files: tup
         "loadbalancer": {"workers", "clients", "monitoring"},
         "demo-worker": {"workers"},
         "demo-load": {"workers", "clients"},
+        "llamacpp": {"workers"},
+        "llamacpp-register": {"workers"},
         "prometheus": {"monitoring"},
         "grafana": {"monitoring"},
     }
@@ -143,6 +150,7 @@ def test_ports_are_published_on_loopback_only() -> None:
 def test_only_a_profile_starts_what_is_not_the_cluster() -> None:
     found = {name: each.get("profiles") for name, each in services(BASE).items()}
     assert [name for name, profiles in found.items() if not profiles] == ["controller", "redis", "loadbalancer"]
+    assert {name for name, profiles in found.items() if profiles == ["engines"]} == {"llamacpp", "llamacpp-register"}
     assert {name for name, profiles in found.items() if profiles == ["monitoring"]} == {"prometheus", "grafana"}
 
 

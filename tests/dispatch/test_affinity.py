@@ -102,3 +102,15 @@ async def test_degraded_mode_ignores_affinity(registry: Registry, replica: Open,
     with link.broken():
         chosen = {(await dispatcher.dispatch_with_lease("m", affinity=affinity)).value.address for _ in range(4)}
     assert chosen == {A, B}
+
+
+@pytest.mark.parametrize("piece", [b"[],", b"{},", b"1,"])
+def test_body_of_millions_of_values_is_not_decoded(piece: bytes, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Decoding it would block the process for seconds, and take many times the memory of the body."""
+    rules = AffinityRules.of(Settings(affinity="both"))
+    body = b'{"model":"m","user":"u","messages":[' + piece * 1_000_000 + b"0]}"
+    monkeypatch.setattr("msgspec.json.decode", None)  # calling it fails
+    assert rules.find_in("m", {}, body) is None
+    session = {"x-session-id": "s"}
+    assert rules.find_in("m", session, body) == Affinity(session_keys("m", "s"))
+    assert rules.find_in("m", session, b'"' + b"x" * 9_000_000 + b'"') == Affinity(session_keys("m", "s"))

@@ -23,6 +23,18 @@ async def test_model_name_that_is_too_long_to_be_registered_never_reaches_redis(
     assert link.delivered == []
 
 
+async def test_no_name_of_a_model_reaches_the_index_of_another_protocol(replica: Open, registry: Registry) -> None:
+    """Redis indexes the models of engines under names with a character that no model has."""
+    dispatcher = replica(registry).dispatcher
+    await registry.register(replace(worker(A, "m"), engine=Engine("vllm")))
+    assert (await dispatcher.dispatch_with_lease("m", protocol=Protocol.OPENAI)).value.address == A
+    for name in ("\x1dm", "\x1d", "\x1d\x1dm"):
+        for protocol in Protocol:
+            assert (await dispatcher.dispatch(name, protocol)).value == ""
+            assert (await dispatcher.dispatch_with_lease(name, protocol=protocol)).value == ("", "")
+            assert (await dispatcher.find_worker(name, protocol=protocol)).value == ""
+
+
 async def test_longest_model_name_is_dispatched(registry: Registry, replica: Open) -> None:
     dispatcher = replica(registry).dispatcher
     name = "m" * MAX_MODEL_NAME_LENGTH

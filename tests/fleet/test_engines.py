@@ -230,6 +230,25 @@ async def test_models_and_load_follow_the_engine(
     assert (known.status.capacity, known.capacity_source) == (3, "learned"), "it was full with 3 running requests"
 
 
+async def test_hung_engines_do_not_delay_the_polls_of_live_ones(
+    polling: Starter, engine: AnswerServer, registry: Registry, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A replica that has just started does not know yet which engines hang."""
+    monkeypatch.setattr(engine_poller, "_MAX_OTHER_POLLS", 1)
+    first = polling()
+    await first.engines.register(engine.address, EngineEntry(), ADMIN)
+    async with answer_server({}, HANGS) as hung:
+        for number in range(20):
+            entry = EngineEntry("vllm").encode()
+            await registry.set_entry(ENGINES, f"{hung.address}/{number}", entry, limit=100)
+        second = polling()
+        await polling.stop(first)
+        await wait_until(lambda: len(second.engine_poller._watches) == 21, "the new replica polls all engines")
+        seen = len(engine.requests)
+        await wait_until(lambda: engine.requests[seen:].count("/metrics") >= 5, "the live engine is polled again")
+        assert await is_alive(registry)
+
+
 async def test_unknown_load_is_not_zero(polling: Starter, engine: AnswerServer, registry: Registry) -> None:
     """The requests that were dispatched stay booked, because nothing says that they have ended."""
     replica = polling()

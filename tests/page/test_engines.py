@@ -24,4 +24,4 @@ def test_a_dead_engine_needs_attention(serve: Serve, open_page: Open, work_dir: 
         expect(page.locator("body")).to_contain_text("llamacpp")
     expect(page.locator("#problems")).to_contain_text("is registered, but gets no requests: ")
     expect(page.locator("#problems")).to_contain_text("cannot be reached")
-    expect(page.locator("#events")).to_contain_text("gets no requests")
+    expect(page.locator("#events")).to_contain_text("is not ready")

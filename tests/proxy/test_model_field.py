@@ -165,3 +165,19 @@ def test_files_of_any_content_are_passed_over(content: bytes, value: bytes) -> N
 def test_damaged_form_is_invalid(body: bytes, content_type: str) -> None:
     with pytest.raises(InvalidInput):
         read_model(body, content_type)
+
+
+@pytest.mark.parametrize("letters", range(5))
+def test_key_with_escapes_is_found(letters: int) -> None:
+    escaped = "".join(f"\\u{ord(each):04X}" for each in "model"[:letters]) + "model"[letters:]
+    body = f'{{"\\u006dode1": "x", "{escaped}": "m", "nested": {{"model": "n"}}}}'.encode()
+    field = read_model(body)
+    assert field.name == "m"
+    assert json.loads(field.renamed("new")) == {"mode1": "x", "model": "new", "nested": {"model": "n"}}
+
+
+def test_body_of_very_many_values_is_not_searched() -> None:
+    body = b'{"model":"m"' + b',"\\u006dode1":1' * 200_001 + b"}"
+    with pytest.raises(InvalidInput, match="more than 200000 values"):
+        read_model(body).renamed("new")
+    assert read_model(body).renamed("m") is body, "an engine without an alias gets it as it is"

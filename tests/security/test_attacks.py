@@ -74,7 +74,7 @@ async def test_a_slow_worker_delays_no_other_request(api: Api) -> None:
 
 def test_nothing_is_unpickled_and_no_path_comes_from_a_request() -> None:
     """VU#777338: a router unpickled what the network sent. Only files that an operator names are opened."""
-    forbidden = {"pickle", "marshal", "shelve", "dill", "yaml"}
+    forbidden = {"pickle", "marshal", "shelve", "dill"}  # tests/security/test_code.py says what YAML may do
     files = list(Path(controller.__file__).parent.rglob("*.py"))
     assert len(files) > 50
     for file in files:

@@ -25,15 +25,22 @@ def work_dir(short_dir: Path) -> Iterator[Path]:
 
 
 @pytest.fixture(scope="module")
-def shared_process(short_dir: Path) -> Iterator[ControllerProcess]:
-    """Start the controller that the tests of a file share. It does not poll."""
+def module_dir(short_dir: Path) -> Iterator[Path]:
+    """Yield a directory for the processes that the tests of a file share."""
     directory = short_dir / f"system-{next(_directories)}"
-    process = ControllerProcess(directory / "data", "--poll-interval", "0")
+    directory.mkdir()
+    yield directory
+    shutil.rmtree(directory, ignore_errors=True)
+
+
+@pytest.fixture(scope="module")
+def shared_process(module_dir: Path) -> Iterator[ControllerProcess]:
+    """Start the controller that the tests of a file share. It does not poll."""
+    process = ControllerProcess(module_dir / "data", "--poll-interval", "0")
     try:
         yield process.ready()
     finally:
         process.stop()
-        shutil.rmtree(directory, ignore_errors=True)
 
 
 @pytest.fixture

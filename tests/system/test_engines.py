@@ -1,8 +1,6 @@
 """Real llama.cpp servers as workers: registered by one command each, polled by the replicas, out when they die."""
 
 import json
-import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -11,7 +9,8 @@ import pytest
 from tests.support.llamacpp import LlamaServer, llama_server
 from tests.support.waiting import wait_until
 from tests.system.conftest import Serve
-from tests.system.processes import ControllerProcess, call, stock_worker
+from tests.system.engines import command, listed
+from tests.system.processes import call, stock_worker
 
 pytestmark = pytest.mark.system
 
@@ -23,15 +22,6 @@ def engines(tiny_model: Path, work_dir: Path) -> Iterator[list[LlamaServer]]:
     other.mkdir()
     with llama_server(one, tiny_model) as first, llama_server(other, tiny_model) as second:
         yield [first, second]
-
-
-def command(controller: ControllerProcess, *arguments: str) -> subprocess.CompletedProcess[str]:
-    run = [sys.executable, "-m", "controller", *arguments, "--controller-address", controller.url]
-    return subprocess.run(run, capture_output=True, text=True, check=False)
-
-
-def listed(controller: ControllerProcess) -> dict[str, dict[str, object]]:
-    return {worker["worker_name"]: worker for worker in call(f"{controller.url}/workers", method="GET")["workers"]}
 
 
 async def test_engines_are_registered_by_a_command_and_leave_when_they_die(

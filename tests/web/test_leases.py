@@ -79,7 +79,7 @@ async def test_worker_drains_until_it_is_resumed(api: Api) -> None:
     await api.register(A)
     await api.register(B)
     _, lease_id = await dispatch_with_lease(api)
-    assert (await api.post("/drain_worker", {"worker_name": A})).json() == {"exist": True}
+    assert (await api.post("/drain_worker", {"worker_name": A})).json() == {"exist": True, "drained": False}
     assert {await api.dispatch() for _ in range(3)} == {B}
     shown = {w["worker_name"]: w for w in (await api.http.get("/workers")).json()["workers"]}
     assert (shown[A]["draining"], shown[A]["drained"], shown[B]["draining"]) == (True, False, False)
@@ -90,7 +90,10 @@ async def test_worker_drains_until_it_is_resumed(api: Api) -> None:
     assert (await api.post("/receive_heart_beat", {"worker_name": A, "queue_length": 0})).json() == {"exist": True}
     assert (await api.post("/resume_worker", {"worker_name": A})).json() == {"exist": True}
     assert await api.dispatch() == A
-    assert (await api.post("/drain_worker", {"worker_name": "http://127.0.0.1:1/c"})).json() == {"exist": False}
+    assert (await api.post("/drain_worker", {"worker_name": "http://127.0.0.1:1/c"})).json() == {
+        "exist": False,
+        "drained": False,
+    }
 
 
 async def test_worker_is_drained_when_it_reports_an_empty_queue(api: Api) -> None:

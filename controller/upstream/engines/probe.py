@@ -43,6 +43,7 @@ class EngineProbe:
     key: the token that the engine requires. By default, that of --upstream-tokens-file.
     models: names of which the engine must list one, as it calls them. By default, any.
     clock: returns a monotonic time in seconds.
+    timeout: for each question, in seconds. By default, and at most, that of a status call.
     """
 
     def __init__(
@@ -53,6 +54,7 @@ class EngineProbe:
         key: str = "",
         models: Collection[str] = (),
         clock: Callable[[], float] = time.monotonic,
+        timeout: float | None = None,
     ) -> None:
         self._client = client
         self._name = name
@@ -60,6 +62,7 @@ class EngineProbe:
         self._key = key
         self._required = frozenset(models)
         self._clock = clock
+        self._timeout = timeout
         self._missing: set[str] = set()  # paths that the engine does not have
         self._known: set[Topic] = set()  # topics of which there was a response
         self._state_due = self._capacity_due = float("-inf")
@@ -133,7 +136,7 @@ class EngineProbe:
         problem = ""
         for question in self._open(topic):
             try:
-                answer = await self._client.get(self._name, question.path, self._key)
+                answer = await self._client.get(self._name, question.path, self._key, self._timeout)
             except WorkerError as error:
                 return _Outcome(error=error)
             problem = f"{question.path} {refusal(answer)}"

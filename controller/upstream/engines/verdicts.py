@@ -14,10 +14,20 @@ _MAX_DECODED: Final = 64 * 1024
 # Engines return a 500 for some requests that are invalid or too long (vLLM: vllm-project/router#148; llama.cpp returns
 # one if a request is not JSON, or does not fit its template). Each phrase is from the message of an engine.
 _INVALID: Final = re.compile(
-    r"context (length|size|window)|maximum (model|context|input|sequence) ?length|max_model_len|too (long|large|many)"
+    r"context (length|size|window)|maximum (model|context|input|sequence) ?length|max_model_len"
     r"|longer than the (maximum|model)|exceeds? the (maximum|available|context|model)|maximum allowed length"
-    r"|validation error|invalid (request|param|argument|value|input|json)|bad ?request|json\.exception"
-    r"|(failed|unable) to parse|unsupported param|must be (a|an|one of|at least|at most|between|less|greater|positive)",
+    r"|(prompt|input|request|message|content|sequence|text|image|schema|grammar)s? (is|are|was) too (long|large|many)"
+    r"|too (long|large|many) (prompt|input|token|message|image|stop)"
+    r"|validation error|invalid (request|param|json|prompt|message|role|tool|schema|grammar|image)|bad ?request"
+    r"|json\.exception|(failed|unable) to parse (the )?(request|messages|input|prompt|tool|json|grammar|schema|chat)"
+    r"|unsupported param|must be (one of|at least|at most|between|less than|greater than|positive|non-negative)"
+    r"|must be an? ([a-z-]+ )?(array|list|string|object|number|integer|boolean|dict)",
+    re.IGNORECASE,
+)
+# These say that the engine itself has failed, whatever else is in the message.
+_FAULT: Final = re.compile(
+    r"\b(cuda|nccl|rocm|hip|gpu|out of memory|oom|errno|engine ?core|enginedead|worker (process|died)|device"
+    r"|traceback|broken pipe|segmentation|assertion)",
     re.IGNORECASE,
 )
 _INVALID_TYPES: Final = re.compile(
@@ -60,6 +70,8 @@ def judge(status: int, headers: Headers, body: bytes) -> Verdict:
     message, kinds, code = _read(_decoded(headers, body))
     if status == 503:
         return Verdict.BUSY if _BUSY.search(message) else Verdict.FAULT
+    if _FAULT.search(message):
+        return Verdict.FAULT
     is_invalid = 400 <= code <= 499 or _INVALID.search(message) or any(map(_INVALID_TYPES.search, kinds))
     return Verdict.REQUEST if is_invalid else Verdict.FAULT
 

@@ -179,7 +179,9 @@ CONTRACTS: Final[Mapping[str, Contract]] = {
         admin.EngineRequest,
         errors=by_status(InvalidInput, WorkerNotAllowed, WorkerUnreachable, TooManyWorkers, *STORE),
     ),
-    "/drain_worker": _OPERATION,
+    "/drain_worker": Contract(
+        admin_responses.Draining, fastchat.OperationRequest, errors=by_status(InvalidInput, *STORE)
+    ),
     "/resume_worker": _OPERATION,
     "/remove_worker": _OPERATION,
     "/refresh_all_workers": Contract(None, headers=(ERROR,)),

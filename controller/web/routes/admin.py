@@ -20,11 +20,13 @@ async def drain_worker(services: Services, body: bytes, caller: Caller) -> Answe
     """Stop dispatching to a worker. The requests that it has go on. A bound worker token may drain its own workers.
 
     `reason` is optional: at most 500 characters for the log and the events. The response comes at once. The worker has
-    finished when GET `/workers` shows it as `drained`. A deadline for that is up to the client.
+    finished when GET `/workers` shows it as `drained`, or this route does when it is called again. A deadline for that
+    is up to the client.
     """
     name, reason = schemas.parse_operation(body)
     caller.check_own_worker(name)
-    return EXISTS if await services.membership.drain(name, caller=caller, reason=reason) else UNKNOWN
+    exists = await services.membership.drain(name, caller=caller, reason=reason)
+    return Answer(schemas.encode(responses.Draining(exists, exists and services.membership.has_drained(name))))
 
 
 async def resume_worker(services: Services, body: bytes, caller: Caller) -> Answer:

@@ -32,7 +32,10 @@ class ForwardedResponse(StreamingResponse):
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Send the response until its end, or until the client disconnects."""
         try:
-            await super().__call__(scope, receive, send)
+            if self._forwarded.is_whole:
+                await self.stream_response(send)  # it waits for nothing, so no task has to watch the client
+            else:
+                await super().__call__(scope, receive, send)
         finally:
             self._forwarded.close()
 

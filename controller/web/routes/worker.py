@@ -31,14 +31,21 @@ async def register_engine(services: Services, body: bytes, _: str, caller: Calle
     From then on, the replicas poll it. It is alive while it is ready, and is registered until it is removed.
     502 if it does not respond. Then nothing is registered. A token that is bound to workers or models registers only
     these.
+
+    With a `status`, the agent of the engine registers it. The controller then does not ask the engine. The agent sends
+    heartbeats with `engine_age`.
     """
-    state = await services.engines.register(*admin.parse_engine(body), caller)
+    name, entry, status = admin.parse_engine(body)
+    if status is None:
+        state = await services.engines.register(name, entry, caller)
+    else:
+        state = await services.engines.register_unpolled(name, entry, status, caller)
     return Answer(schemas.encode(admin_responses.RegisteredEngine.of(state)))
 
 
 async def receive_heart_beat(services: Services, body: bytes, caller: Caller) -> Answer:
     """Record a heartbeat. `exist` is false only if Redis holds no such worker. While Redis is unavailable, 503."""
-    name, queue_length = schemas.parse_heartbeat(body)
+    name, queue_length, engine_age = schemas.parse_heartbeat(body)
     caller.check_worker(name)
-    known = await services.membership.heartbeat(name, queue_length)
+    known = await services.membership.heartbeat(name, queue_length, engine_age)
     return EXISTS if known else UNKNOWN

@@ -7,13 +7,23 @@ import msgspec
 
 from controller.domain.capacity import CapacityTarget, check_capacity
 from controller.domain.engine_entry import AUTO, MAX_KEY_LENGTH, EngineEntry
-from controller.domain.engine_status import EngineKind
+from controller.domain.engine_status import AgentReport, EngineKind
 from controller.domain.errors import InvalidInput
 from controller.domain.model_route import ModelRoute, whole_weight
-from controller.domain.worker import MAX_MODELS, MAX_SPEED, MIN_SPEED, model_name, worker_name
+from controller.domain.worker import (
+    MAX_MODELS,
+    MAX_QUEUE_LENGTH,
+    MAX_SPEED,
+    MIN_SPEED,
+    model_name,
+    whole_queue_length,
+    worker_name,
+)
 from controller.json_bodies import MODEL_NAME, Capacity, JsonBody, described
 from controller.security.tokens import Plane, parse_plane, token_name
 from controller.web.schemas.fields import (
+    AGE,
+    MAX_REASON,
     URL,
     Fallbacks,
     ModelPatterns,
@@ -22,7 +32,10 @@ from controller.web.schemas.fields import (
     TokenName,
     TokenPlane,
     WorkerPatterns,
+    check_age,
 )
+
+MAX_LENGTH: Final = 10**9  # tokens
 
 
 class CapacityRequest(msgspec.Struct):
@@ -67,6 +80,38 @@ class TokenNameRequest(msgspec.Struct):
     name: TokenName
 
 
+class EngineReport(msgspec.Struct):
+    """What the agent of an engine knows of its state."""
+
+    queue_length: Annotated[
+        int | None,
+        described(
+            "The number of running and waiting requests. `null` if the engine does not say it.",
+            0,
+            type=["integer", "null"],
+            minimum=0,
+            maximum=MAX_QUEUE_LENGTH,
+        ),
+    ] = None
+    age: Annotated[int | float, described("For how many seconds it has been out of date.", 0, type="number", **AGE)] = 0
+    capacity_learned: Annotated[bool, described("Whether the capacity was learned from its load.", False)] = False
+    max_lengths: Annotated[
+        dict[str, int],
+        described(
+            "The largest number of tokens of a prompt and its completion, by public name.",
+            {"qwen-8b": 4096},
+            maxProperties=MAX_MODELS,
+            additionalProperties={"type": "integer", "minimum": 1, "maximum": MAX_LENGTH},
+        ),
+    ] = {}
+    problem: Annotated[
+        str,
+        described(
+            "Why it should get no requests. It expires at once then. Empty if it is ready.", maxLength=MAX_REASON
+        ),
+    ] = ""
+
+
 class EngineRequest(msgspec.Struct):
     """An engine to register."""
 
@@ -95,6 +140,21 @@ class EngineRequest(msgspec.Struct):
         described("The speed, relative to other workers.", 1, type="number", minimum=MIN_SPEED, maximum=MAX_SPEED),
     ] = 1
     capacity: Annotated[Capacity, described("How many requests it runs at once. `null` to ask the engine.", 64)] = None
+    status: Annotated[
+        EngineReport | None,
+        described(
+            "Only the agent of an engine sends it. The controller then does not poll the engine, which is alive as "
+            "long as the agent sends heartbeats. `engine` and `models` are needed."
+        ),
+    ] = None
+
+
+class EngineRegistration(NamedTuple):
+    """A checked registration of an engine. status: None if the controller asks the engine itself."""
+
+    name: str
+    entry: EngineEntry
+    status: AgentReport | None
 
 
 class NewToken(NamedTuple):
@@ -142,12 +202,27 @@ def parse_token_name(body: bytes) -> str:
     return token_name(_token_name.read(body).name)
 
 
-def parse_engine(body: bytes) -> tuple[str, EngineEntry]:
-    """Return the name of an engine to register, and the entry for it."""
+def parse_engine(body: bytes) -> EngineRegistration:
+    """Return an engine to register."""
     request = _engine.read(body)
     name = worker_name(request.worker_name)
     capacity = None if request.capacity is None else check_capacity(request.capacity)
-    return name, EngineEntry(request.engine, request.models, request.api_key, request.speed, capacity)
+    entry = EngineEntry(request.engine, request.models, request.api_key, request.speed, capacity)
+    report = request.status
+    if report is None:
+        return EngineRegistration(name, entry, None)
+    if entry.kind == AUTO or not entry.names:
+        raise InvalidInput("engine", "and models are needed if there is a status. The controller asks no engine then")
+    check_age("status.age", report.age)
+    queue_length = None if report.queue_length is None else whole_queue_length(report.queue_length)
+    if not set(report.max_lengths) <= set(entry.names.values()):
+        raise InvalidInput("status.max_lengths", "has a model that is not in models")
+    if not all(1 <= length <= MAX_LENGTH for length in report.max_lengths.values()):
+        raise InvalidInput("status.max_lengths", f"must have numbers of tokens from 1 to {MAX_LENGTH}")
+    if len(report.problem) > MAX_REASON:
+        raise InvalidInput("status.problem", f"must have at most {MAX_REASON} characters")
+    status = AgentReport(queue_length, report.age, report.capacity_learned, report.max_lengths, report.problem)
+    return EngineRegistration(name, entry, status)
 
 
 def parse_capacity(body: bytes) -> tuple[CapacityTarget, int | None]:

@@ -89,6 +89,18 @@ class Workers(Struct):
         return cls([ListedWorker.of(worker, stalled_for(worker)) for worker in workers])
 
 
+class Draining(Struct):
+    """The result of draining a worker."""
+
+    exist: Annotated[bool, described("`false`: there is no such live worker, and nothing was done.", True)]
+    drained: Annotated[
+        bool,
+        described(
+            "`true`: the worker has finished its requests. `false`: it has not, or this replica does not know it yet."
+        ),
+    ]
+
+
 class RegisteredEngine(Struct):
     """An engine that was registered. The replicas poll it until it is removed."""
 
@@ -101,6 +113,10 @@ class RegisteredEngine(Struct):
     speed: Annotated[int | float, described("As registered.", 1)]
     has_key: Annotated[bool, described("It was registered with a key.")]
     registered_by: Annotated[str | None, described("The name of the token that registered it, or `null`.")]
+    source: Annotated[
+        str | None,
+        described("`file` if `--workers-file` lists it, `dns` if `--workers-dns` does, `null` if it was registered."),
+    ]
 
     @classmethod
     def of(cls, state: EngineState) -> "RegisteredEngine":
@@ -115,6 +131,7 @@ class RegisteredEngine(Struct):
             speed=state.entry.speed,
             has_key=bool(state.entry.key),
             registered_by=state.entry.registered_by or None,
+            source=state.entry.source or None,
         )
 
 

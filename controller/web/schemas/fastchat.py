@@ -10,8 +10,19 @@ import msgspec
 from controller.domain.errors import InvalidInput
 from controller.domain.lease import LEASE, MAX_LEASE_TIME
 from controller.domain.worker import WorkerStatus, whole_queue_length, worker_name
-from controller.json_bodies import Fields, JsonBody, QueueLength, described, read_status
-from controller.web.schemas.fields import MAX_REASON, Lease, MayLease, ModelName, Reason, Status, WorkerName
+from controller.json_bodies import Fields, JsonBody, described, read_status
+from controller.web.schemas.fields import (
+    MAX_REASON,
+    EngineAge,
+    HeartbeatQueueLength,
+    Lease,
+    MayLease,
+    ModelName,
+    Reason,
+    Status,
+    WorkerName,
+    check_age,
+)
 
 # FastChat's error codes and text (fastchat/constants.py). Its web server shows the text to users.
 ENGINE_OVERLOADED: Final = 42903
@@ -59,7 +70,8 @@ class Heartbeat(msgspec.Struct):
     """A heartbeat of a worker."""
 
     worker_name: WorkerName
-    queue_length: QueueLength
+    queue_length: HeartbeatQueueLength
+    engine_age: EngineAge = None
 
 
 class Registration(msgspec.Struct):
@@ -134,10 +146,21 @@ def parse_operation(body: bytes) -> tuple[str, str]:
     return worker_name(operation.worker_name), operation.reason
 
 
-def parse_heartbeat(body: bytes) -> tuple[str, int]:
-    """Return the worker's name and the queue length of a heartbeat."""
+def parse_heartbeat(body: bytes) -> tuple[str, int | None, float | None]:
+    """Return the worker's name, the queue length and the engine's age of a heartbeat.
+
+    The queue length is None if an engine does not say it. The age is None unless the agent of an engine has sent the
+    heartbeat. It is that of the queue length, in seconds.
+    """
     heartbeat = _heartbeat.read(body)
-    return worker_name(heartbeat.worker_name), whole_queue_length(heartbeat.queue_length)
+    name, queue_length, age = worker_name(heartbeat.worker_name), heartbeat.queue_length, heartbeat.engine_age
+    if age is not None:
+        check_age("engine_age", age)
+    if queue_length is not None:
+        return name, whole_queue_length(queue_length), age
+    if age is None:
+        raise InvalidInput("queue_length", "is null. Only the agent of an engine, which sends engine_age, may do so")
+    return name, None, age
 
 
 def parse_register(body: bytes) -> RegisterRequest:

@@ -7,9 +7,10 @@ from typing import Annotated, Any, Final
 
 import msgspec
 
+from controller.domain.errors import InvalidInput
 from controller.domain.lease import LEASE, MAX_LEASE_TIME
 from controller.domain.model_route import MAX_FALLBACKS, MAX_TARGETS, MAX_WEIGHT
-from controller.domain.worker import MAX_NAME_LENGTH, MIN_SPEED
+from controller.domain.worker import MAX_NAME_LENGTH, MAX_QUEUE_LENGTH, MIN_SPEED
 from controller.json_bodies import MODEL_NAME, described
 from controller.security.tokens import MAX_PATTERNS, NAME, PATTERN, TOKEN_PLANES
 
@@ -50,6 +51,24 @@ Lease = Annotated[
         "The lease, as `/get_worker_address` returned it.",
         "1795699720693-30000-4-2@http://localhost:21002",
         pattern=pattern(LEASE.pattern),
+    ),
+]
+MAX_AGE: Final = 3_600.0
+AGE: Final[dict[str, Any]] = {"minimum": 0, "maximum": MAX_AGE}
+HeartbeatQueueLength = Annotated[
+    int | float | None,
+    described(
+        "The number of running and waiting requests. A float is rounded up. `null` if an engine does not say it.",
+        0,
+        anyOf=[{"type": "number", "minimum": 0, "maximum": MAX_QUEUE_LENGTH}, {"type": "null"}],
+    ),
+]
+EngineAge = Annotated[
+    int | float | None,
+    described(
+        "Only the agent of an engine sends it: for how many seconds the queue length has been out of date. The engine "
+        "then expires after `--engine-expiration`.",
+        anyOf=[{"type": "number", **AGE}, {"type": "null"}],
     ),
 ]
 Reason = Annotated[str, described("Why, for the log and the events.", "a new driver", maxLength=MAX_REASON)]
@@ -110,3 +129,9 @@ Fallbacks = Annotated[
         items={"type": "string", **MODEL_NAME},
     ),
 ]
+
+
+def check_age(field: str, age: float) -> None:
+    """Raise InvalidInput unless a value is an age in seconds."""
+    if not 0 <= age <= MAX_AGE:  # also rejects NaN
+        raise InvalidInput(field, f"must be a number of seconds from 0 to {MAX_AGE:g}")

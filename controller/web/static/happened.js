@@ -16,7 +16,7 @@ const OF_WORKERS = {
   worker_draining: "drains",
   worker_resumed: "gets requests again",
   worker_failing: "is failing",
-  engine_unavailable: "gets no requests",
+  engine_unavailable: "is not ready",
   worker_recovered: "has recovered",
 };
 const LEVELS = {

@@ -95,3 +95,21 @@ def test_compressed_error_is_read() -> None:
 def test_any_answer_gets_a_verdict(status: int, body: bytes) -> None:
     assert isinstance(judge(status, (), body), Verdict)
     assert is_openai_error(body) is False
+
+
+@pytest.mark.parametrize(
+    "message",
+    [
+        "CUDA error: invalid argument",
+        "[Errno 24] Too many open files",
+        "EngineCore is dead: failed to parse response",
+        "NCCL error: invalid argument",
+        "CUDA error: too many resources requested for launch",
+        "CUDA out of memory. The input is too large",
+        "too many open files",
+        "internal error: invalid value of the scheduler",
+        "the worker must be a leader",
+    ],
+)
+def test_words_that_requests_share_with_faults_do_not_hide_a_fault(message: str) -> None:
+    assert judge(500, (), json.dumps({"error": {"message": message, "code": 500}}).encode()) is Verdict.FAULT

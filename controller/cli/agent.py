@@ -1,0 +1,141 @@
+"""The command `controller agent`: a process beside an engine, which registers it and sends heartbeats."""
+
+from pathlib import Path
+from typing import Final
+from urllib.parse import urlsplit
+
+import click
+
+from controller.cli.options import Duration
+from controller.cli.text import printable
+from controller.domain.engine_entry import AUTO, EngineEntry
+from controller.domain.engine_status import EngineKind
+from controller.domain.errors import ControllerError, InvalidInput
+from controller.domain.worker import worker_name
+
+_LEAST_INTERVAL: Final = 0.1  # seconds
+
+
+@click.command(short_help="Represent an engine: register it, send heartbeats, drain it.")
+@click.option("--engine", required=True, metavar="URL", help="The engine, as this process reaches it.")
+@click.option(
+    "--controller",
+    "--controller-address",
+    "controllers",
+    default="http://localhost:21001",
+    show_default=True,
+    envvar="CONTROLLER_ADDRESS",
+    show_envvar=True,
+    metavar="URL[,URL...]",
+    help="Controllers of one cluster. The first that responds is used. A token is written as http://name:token@host.",
+)
+@click.option(
+    "--advertise",
+    metavar="URL",
+    help="The engine, as the controllers and clients reach it. By default, this is the URL of --engine.",
+)
+@click.option(
+    "--kind",
+    type=click.Choice([AUTO, *map(str, EngineKind)]),
+    default=AUTO,
+    show_default=True,
+    metavar="KIND",
+    help=f"What the engine is: {', '.join(EngineKind)}, or auto to find it out.",
+)
+@click.option(
+    "--model",
+    "models",
+    multiple=True,
+    metavar="NAME[=PUBLIC]",
+    help="A model that it serves, and the name under which clients ask for it. Repeat for several. By default, it "
+    "serves all of its models under their own names.",
+)
+@click.option("--speed", type=click.FLOAT, default=1.0, show_default=True, help="Its speed, relative to other workers.")
+@click.option("--capacity", type=click.IntRange(1), help="How many requests it runs at once. By default, it is asked.")
+@click.option(
+    "--api-key-file",
+    type=click.Path(exists=True, dir_okay=False, path_type=Path),
+    help="File with the key that the engine requires.",
+)
+@click.option(
+    "--interval",
+    type=Duration(is_positive=True),
+    default="1s",
+    show_default=True,
+    help="Time between two heartbeats. The controllers' --engine-expiration must be several times as long.",
+)
+@click.option(
+    "--deadline",
+    type=Duration(),
+    default="10m",
+    show_default=True,
+    help="How long the engine may take to finish its requests after SIGTERM.",
+)
+@click.option(
+    "--log-format",
+    type=click.Choice(["auto", "text", "json"]),
+    default="auto",
+    show_default=True,
+    help="Form of the log. auto is text on a terminal, and JSON otherwise.",
+)
+def agent(
+    engine: str,
+    controllers: str,
+    advertise: str | None,
+    kind: str,
+    models: tuple[str, ...],
+    speed: float,
+    capacity: int | None,
+    api_key_file: Path | None,
+    interval: float,
+    deadline: float,
+    log_format: str,
+) -> None:
+    """Represent an engine at a cluster of controllers, from a process beside it.
+
+    The agent asks the engine for its state, registers it, and sends heartbeats with its queue. The controllers do not
+    poll it. An engine that is not ready, or has ended, gets no more requests at once. If the whole machine dies, it
+    gets none after --engine-expiration of the controllers.
+
+    \b
+        controller agent --engine http://localhost:8000 \\
+            --advertise http://gpu1:8000 --controller http://controller:21001
+
+    SIGTERM and Ctrl-C drain the engine. The agent ends when it is idle. A second signal ends the agent at once.
+
+    \b
+    Exit status:
+        0  the engine had finished its requests
+        1  the options are wrong
+        3  it had not at the deadline, or at the second signal
+    """
+    from controller.cli.registration import public_names, read_key  # imported late, so that --help stays fast
+    from controller.security.parent_addresses import parse_parent
+    from controller.server.agent import AgentOptions, run_agent
+
+    if interval < _LEAST_INTERVAL:
+        raise click.UsageError(f"--interval must be at least {_LEAST_INTERVAL:g} s.")
+    try:
+        url, name = _url("--engine", engine), _url("--advertise", advertise or engine)
+        addresses = [parse_parent(text, "--controller") for text in controllers.split(",")]
+        key = read_key(api_key_file) if api_key_file else ""
+        entry = EngineEntry(kind, public_names(models), key, speed, capacity)
+    except ControllerError as error:
+        raise click.ClickException(printable(str(error))) from error
+    if _is_local(name) and not all(_is_local(each.address) for each in addresses):
+        raise click.UsageError(f"The controllers cannot reach {name}. Name the engine's address for them: --advertise.")
+    end = run_agent(AgentOptions(url, name, entry, addresses, interval, deadline, log_format))
+    raise SystemExit(end.value)
+
+
+def _url(option: str, text: str) -> str:
+    try:
+        return worker_name(text)
+    except InvalidInput as error:
+        raise click.UsageError(printable(f"{option} {error.problem}.")) from error
+
+
+def _is_local(url: str) -> bool:
+    from controller.security.networks import is_loopback  # imported late, as above
+
+    return is_loopback(urlsplit(url).hostname or "")
