@@ -96,7 +96,7 @@ class Gateway:
             raise await self.missing(request.field.name)
         for model in candidates:
             if await self._known.has(model, Protocol.OPENAI):
-                raise _no_engine(model) from wrong_protocol
+                raise _not_live("engine", model) from wrong_protocol
         raise wrong_protocol
 
     async def list_models(self) -> MaybeStale[list[EngineModel]]:
@@ -120,10 +120,10 @@ class Gateway:
     async def missing(self, model: str) -> NoWorker | ModelNotFound:
         """Return the error for a model that no live engine serves. Raises StoreError."""
         if await self._known.has(model, Protocol.OPENAI):
-            return _no_engine(model)
+            return _not_live("engine", model)
         is_fastchats, _ = await self._dispatcher.find_worker(model)
         if not is_fastchats and await self._known.has(model):
-            return _no_engine(model)
+            return _not_live("worker", model)
         return ModelNotFound(f"The model {model[:100]!r} does not exist. GET /v1/models lists the models.")
 
     async def _serve(self, model: str, request: GatewayRequest, tries: Tries) -> Served | None:
@@ -135,5 +135,5 @@ class Gateway:
         return Served(model, *found) if found is not None else None
 
 
-def _no_engine(model: str) -> NoWorker:
-    return NoWorker(f"No live engine serves the model {model[:100]!r} now. Send the request again later.")
+def _not_live(kind: str, model: str) -> NoWorker:
+    return NoWorker(f"No live {kind} serves the model {model[:100]!r} now. Send the request again later.")

@@ -117,7 +117,7 @@ async def test_dead_engine_leaves_the_list_of_models(replicas: Replicas, engines
         engines[1].kill()
         for asked in (client, other_client):
             await wait_until(lambda asked=asked: models(asked) == ["tiny"], "the dead engine is out")  # type: ignore[misc]
-            with pytest.raises(openai.InternalServerError, match="No live worker serves the model 'other'") as raised:
+            with pytest.raises(openai.InternalServerError, match="No live engine serves the model 'other'") as raised:
                 says(asked, "other")
             assert (raised.value.status_code, raised.value.code) == (503, "no_worker")
             assert raised.value.response.headers["retry-after"]
