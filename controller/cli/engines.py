@@ -25,12 +25,12 @@ _COLUMNS: Final = (
     Column("registered by"),
 )
 _ALWAYS_SHOWN: Final = 4
-_TIMEOUT: Final = 30.0  # seconds: the controller asks engines that do not respond
+ENGINES_TIMEOUT: Final = 30.0  # seconds: the controller asks engines that do not respond
 
 
 async def show_engines(controller: Controller, as_json: bool) -> None:
     """Print the registered engines. Raises ControllerUnreachable."""
-    patient = controller._replace(timeout=max(controller.timeout, _TIMEOUT))
+    patient = controller._replace(timeout=max(controller.timeout, ENGINES_TIMEOUT))
     engines = (await request(patient, "/engines", "engines"))["engines"]
     if as_json:
         print_json({"engines": engines})

@@ -76,14 +76,22 @@ def resume(names: tuple[str, ...], reason: str, yes: bool, controller: Controlle
 def remove(names: tuple[str, ...], reason: str, yes: bool, controller: Controller) -> None:
     """Remove workers. WORKER is as for `controller drain`.
 
-    A worker that still sends heartbeats registers again. Drain it to take it out of service.
+    A worker that still sends heartbeats registers again. Drain it to take it out of service. An engine is not polled
+    any more. Engines that are down can be removed, too.
     """
-    _, all_alive = _change(controller, "/remove_worker", "Removed", names, reason, yes)
+    _, all_alive = _change(controller, "/remove_worker", "Removed", names, reason, yes, has_engines=True)
     raise SystemExit(0 if all_alive else 1)
 
 
 def _change(
-    controller: Controller, path: str, done: str, names: Sequence[str], reason: str, yes: bool
+    controller: Controller,
+    path: str,
+    done: str,
+    names: Sequence[str],
+    reason: str,
+    yes: bool,
+    *,
+    has_engines: bool = False,
 ) -> tuple[Sequence[str], bool]:
     """Ask if a pattern covers several workers, then send a request for each. Return them, and if all were alive.
 
@@ -91,7 +99,7 @@ def _change(
     """
     from controller.cli.operations import change_workers, find_workers  # imported late, so that --help stays fast
 
-    workers, has_several = run(find_workers(controller, names))
+    workers, has_several = run(find_workers(controller, names, has_engines=has_engines))
     if has_several and not yes:
         click.echo("\n".join(map(printable, workers)))
         if not _agrees(f"These are {len(workers)} workers. Go on?"):

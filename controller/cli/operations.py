@@ -1,6 +1,7 @@
 """What the commands of operators do: requests to a running controller, and their results as text."""
 
 import asyncio
+import contextlib
 import time
 from collections.abc import Sequence
 from typing import Any, Final
@@ -8,6 +9,7 @@ from typing import Any, Final
 import click
 
 from controller.cli.api import request, request_reply
+from controller.cli.engines import ENGINES_TIMEOUT
 from controller.cli.options import Controller, Interrupted
 from controller.cli.patterns import covered
 from controller.cli.text import count, duration, printable
@@ -22,12 +24,21 @@ _GONE_AFTER: Final = 8.0  # seconds for which a worker is not listed
 DEADLINE_PASSED, SERVES_AGAIN, NOT_KNOWN = 3, 4, 5  # exit statuses
 
 
-async def find_workers(controller: Controller, names: Sequence[str]) -> tuple[list[str], bool]:
+async def find_workers(
+    controller: Controller, names: Sequence[str], *, has_engines: bool = False
+) -> tuple[list[str], bool]:
     """Return the names of the workers that names and patterns cover, and whether a pattern covers several.
+
+    has_engines: registered engines count, too, alive or not.
 
     Raises ControllerUnreachable, also if one of them covers no live worker.
     """
     known = [worker["worker_name"] for worker in await fetch_workers(controller)]
+    if has_engines:
+        patient = controller._replace(timeout=max(controller.timeout, ENGINES_TIMEOUT))
+        with contextlib.suppress(ControllerRefused):  # an older controller has no such route
+            engines = (await request(patient, "/engines", "engines"))["engines"]
+            known = list(dict.fromkeys([*known, *(engine["worker_name"] for engine in engines)]))
     found = covered(known, names)
     return found, any(len(covered(known, [name])) > 1 for name in names)
 

@@ -7,9 +7,9 @@ from collections.abc import Callable, Iterator
 import pytest
 from playwright.sync_api import Browser, ConsoleMessage, Page, expect, sync_playwright
 
-from tests.system.conftest import controller, serve, shared_process, work_dir
+from tests.system.conftest import controller, module_dir, serve, shared_process, work_dir
 
-__all__ = ["controller", "serve", "shared_process", "work_dir"]
+__all__ = ["controller", "module_dir", "serve", "shared_process", "work_dir"]
 
 CHROMIUM = shutil.which("chromium")
 FLAGS = [

@@ -10,10 +10,10 @@ from typing import Any
 import pytest
 
 from tests.conftest import Store
-from tests.system.conftest import controller, serve, shared_process, work_dir
+from tests.system.conftest import controller, module_dir, serve, shared_process, work_dir
 from tests.web.conftest import Api, open_api
 
-__all__ = ["controller", "serve", "shared_process", "work_dir"]  # fixtures of the system tests
+__all__ = ["controller", "module_dir", "serve", "shared_process", "work_dir"]  # fixtures of the system tests
 
 OpenApi = Callable[..., contextlib.AbstractAsyncContextManager[Api]]
 
