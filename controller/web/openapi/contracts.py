@@ -168,7 +168,20 @@ CONTRACTS: Final[Mapping[str, Contract]] = {
     "/worker_get_status": Contract(
         responses.TotalStatus, headers=(DEGRADED,), errors=by_status(InvalidInput, LoopDetected, *STORE)
     ),
-    "/receive_heart_beat": Contract(responses.Exists, fastchat.Heartbeat, errors=by_status(InvalidInput, *STORE)),
+    "/receive_heart_beat": Contract(
+        responses.Exists,
+        Annotated[
+            fastchat.Heartbeat,
+            described(
+                "",
+                anyOf=[
+                    {"properties": {"queue_length": {"type": "number"}}},
+                    {"required": ["engine_age"], "properties": {"engine_age": {"type": "number"}}},
+                ],
+            ),
+        ],
+        errors=by_status(InvalidInput, *STORE),
+    ),
     "/register_worker": Contract(
         None,
         fastchat.Registration,
