@@ -1,4 +1,4 @@
-"""Remembers which models had a live worker lately, to tell a model that is away from one that does not exist."""
+"""Remembers the models that had a live worker recently. So an unavailable model is not reported as unknown."""
 
 import asyncio
 import contextlib
@@ -20,7 +20,7 @@ _MAX_EVENTS: Final = 1_000
 
 
 class KnownModels:
-    """The models that had a live worker in the last 12 hours, and those that a list of the cluster names.
+    """The models that had a live worker in the last 12 hours, and those with an entry or a route in the cluster.
 
     All replicas see the same snapshots, so they remember the same models. A replica that has started since reads in the
     cluster's events which models have vanished. Two replicas may differ only if more than 1,000 events have happened

@@ -74,7 +74,7 @@ def workers(
 @no_color
 @connects
 def engines(as_json: bool, controller: Controller) -> None:
-    """Show the engines that were registered as a table, also those that are down, and why they get no requests."""
+    """Show a table of the registered engines. Engines that get no requests are listed with the reason."""
     from controller.cli.engines import show_engines  # imported late, so that --help stays fast
 
     run(show_engines(controller, as_json))

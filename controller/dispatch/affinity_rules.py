@@ -18,7 +18,7 @@ class AffinityRules:
 
     default: for models that by_model does not name.
     header: in lower case.
-    fields: of the body, the first one that it has counts.
+    fields: names of fields of the body. The first field that is present counts.
     """
 
     def __init__(
@@ -38,7 +38,7 @@ class AffinityRules:
     def find_in(self, model: str, headers: Mapping[str, str], body: bytes) -> Affinity | None:
         """As find(), of a body that is not decoded yet.
 
-        One that is not JSON, or that would take long to decode, has no affinity, except by the header.
+        A body that is not JSON or is too large to decode has no affinity, except by the header.
         """
         if self._by_model.get(model, self._default) is AffinityKind.OFF:
             return None

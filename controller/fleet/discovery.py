@@ -1,4 +1,4 @@
-"""Registers the engines that --workers-file and --workers-dns list, and removes those that they list no more."""
+"""Registers the engines that --workers-file and --workers-dns list. Removes engines that left these lists."""
 
 import asyncio
 import logging

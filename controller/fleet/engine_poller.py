@@ -36,11 +36,12 @@ class EnginePoller:
     """One replica's share of the polling of engines.
 
     An engine is alive for as long as it answers polls and is ready. An engine that is ready again is registered again.
-    An engine that says it is not ready is out at once. One that does not respond is deprioritised, and expires.
+    An engine that reports that it is not ready expires at once. An engine that does not respond is deprioritised, and
+    expires later.
 
     interval: between two polls of an engine, in seconds.
-    timeout: for each question, in seconds. Much less than the expiration of an engine, so that one that does not
-        respond is deprioritised before it expires.
+    timeout: for each question, in seconds. It is much shorter than the expiration of an engine. So a silent engine is
+        deprioritised before it expires.
     find: returns a live worker of the last snapshot by its name, or None.
     record: records an event.
     """
