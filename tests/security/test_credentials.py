@@ -109,14 +109,15 @@ async def test_token_of_a_client_does_not_replace_ours(open_guarded: OpenApi, tm
 async def test_redirecting_worker_gets_the_token_for_no_other_place(open_guarded: OpenApi, tmp_path: Path) -> None:
     async with engine() as target:
         redirect = answers(b"{}", "307 Elsewhere", f"Location: {target.address}/v1/rerank")
-        async with bad_worker(rerank=redirect) as known:
+        async with bad_worker(worker_generate=redirect, rerank=redirect) as known:
             path = tmp_path / "tokens"
             path.write_text(f"{known.address} {TOKEN}\n")
             async with open_guarded(upstream_tokens_file=path) as api:
                 await api.registry.register(worker(known.address))
-                response = await api.post("/v1/rerank", {"model": "m"})
-                assert response.status_code == 307
-                assert TOKEN not in str(response.headers)
+                for route, passed_on in (("/worker_generate", 307), ("/v1/rerank", 502)):
+                    response = await api.post(route, {"model": "m"})
+                    assert response.status_code == passed_on
+                    assert TOKEN not in str(response.headers) + response.text
         assert target.requests == []
 
 
