@@ -170,6 +170,7 @@ async def coordination(s: Subject) -> None:
         for i in range(100):
             await s.registry.join_replicas(f"replica-{i}", 60.0)
             await s.registry.list_replicas()
+            await s.registry.mark_listing(f"replica-{i}", 0, 1)
             await s.registry.check()
             await s.registry.acquire_job("job", f"replica-{i}", 60.0)
             await s.registry.complete_job("job", f"replica-{i}", 0.001, "result", 60.0)

@@ -1,5 +1,6 @@
 """The composition root: builds all objects of one replica from the settings."""
 
+import secrets
 from collections.abc import Awaitable, Callable, Sequence
 from typing import TYPE_CHECKING
 
@@ -85,7 +86,8 @@ class Replica:
         self.audit = Audit()
         self.access = Access(settings.access_rules, self.audit)
         self.reconciler = Reconciler(registry)
-        self.snapshots = SnapshotManager(settings, registry, self.reconciler, metrics)
+        replica_id = secrets.token_hex(8)
+        self.snapshots = SnapshotManager(settings, registry, self.reconciler, metrics, replica_id)
         self.breaker = self.snapshots.breaker
         self.degraded = DegradedMode(settings, self.snapshots, self.reconciler)
         self.events = EventFeed(self.breaker, registry)
@@ -99,7 +101,7 @@ class Replica:
         self.model_routes = ModelRoutes(self.breaker, registry, self.audit)
         self.tokens = Tokens(self.breaker, registry, self.access, self.audit, settings.tokens_file)
         self.sweeper = Sweeper(self.breaker, registry, metrics, settings.sweep_interval)
-        self.replicas = Replicas(settings, self.breaker, registry)
+        self.replicas = Replicas(settings, self.breaker, registry, replica_id)
         self.diagnostician = Diagnostician(settings, registry, self.snapshots, self.replicas)
         self.poller = Poller(
             self.batches,

@@ -59,14 +59,14 @@ class Recovery:
         await self._registry.apply_capacities(now.workers)
         return True
 
-    async def repair(self, before: WorkerList, age: float, now: WorkerList) -> bool:
+    async def repair(self, before: WorkerList, age: float, now: WorkerList, lost_data: bool) -> bool:
         """Compare two listings and repair Redis. Return True if something was repaired. Raises StoreError.
 
         If Redis lost data, the caller must reconcile with `before.sequence` afterwards.
 
         age: of the listing `before`, in seconds.
+        lost_data: True if Redis has lost something that `before` has.
         """
-        lost_data = now.epoch != before.epoch or now.sequence < before.sequence
         jump = now.clock.jump_since(before.clock)
         if jump:
             self._report_jump(jump)

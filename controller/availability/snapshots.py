@@ -4,12 +4,12 @@ import asyncio
 import contextlib
 import logging
 import random
-import secrets
 import time
 from collections.abc import Iterable, Sequence
 from typing import Final
 
 from controller.availability.circuit_breaker import CircuitBreaker
+from controller.availability.listings import Listings
 from controller.availability.reconciler import Reconciler
 from controller.availability.recovery import Recovery
 from controller.availability.snapshot import Snapshot
@@ -35,7 +35,9 @@ class SnapshotManager:
     stalls: which workers finish no requests, as the snapshots show it.
     """
 
-    def __init__(self, settings: Settings, registry: Registry, reconciler: Reconciler, metrics: Metrics) -> None:
+    def __init__(
+        self, settings: Settings, registry: Registry, reconciler: Reconciler, metrics: Metrics, replica_id: str
+    ) -> None:
         self._settings = settings
         self._registry = registry
         self._reconciler = reconciler
@@ -44,7 +46,9 @@ class SnapshotManager:
         self._capacities = CapacityList()
         self.stalls = Stalls()
         self._requested = asyncio.Event()
-        self._replica_id = secrets.token_hex(8)
+        self._lost_data = False  # of `_listing`, and not repaired yet
+        self._replica_id = replica_id
+        self._listings = Listings(registry, replica_id)
         # Taking a snapshot may restore lost data and reconcile. Two of these at once would do it twice.
         self._lock = asyncio.Lock()
         self._recovery = Recovery(registry, metrics, settings.heartbeat_expiration)
@@ -205,23 +209,32 @@ class SnapshotManager:
 
     async def _take(self) -> None:
         taken_at = time.monotonic()
-        listing = await self._registry.list_workers()
+        listing, lost_data = await self._listings.take()
+        self._lost_data = self._lost_data or lost_data
         before = self._listing
         repaired = await self._recovery.restore_capacities(self._capacities, listing)
         if before is None or self._snapshot is None:
             await self._recovery.correct_overlong_heartbeats(listing)
-        elif await self._recovery.repair(before, taken_at - self._snapshot.taken_at, listing):
-            if listing.epoch != before.epoch or listing.sequence < before.sequence:
+        elif await self._recovery.repair(before, taken_at - self._snapshot.taken_at, listing, self._lost_data):
+            if self._lost_data:
                 await self._reconciler.reconcile(before.sequence)
             repaired = True
         if repaired:
-            listing = await self._registry.list_workers()
+            listing = await self._list_again()
+        self._lost_data = False
         self._keep(listing, taken_at)  # before the next calls, which may fail
         if listing.capacities_version != self._capacities.version:
             self._capacities = await self._registry.list_capacities()
         if await self._recovery.rename(listing.workers):
             taken_at = time.monotonic()
-            self._keep(await self._registry.list_workers(), taken_at)
+            self._keep(await self._list_again(), taken_at)
+
+    async def _list_again(self) -> WorkerList:
+        listing, lost_data = await self._listings.take()
+        if lost_data:
+            self._lost_data = True
+            raise StoreUnavailable("Redis lost data again during its repair. The repair begins again by itself.")
+        return listing
 
     def _keep(self, listing: WorkerList, taken_at: float) -> None:
         self._listing = listing

@@ -4,7 +4,6 @@ import asyncio
 import contextlib
 import json
 import os
-import secrets
 import socket
 import time
 from collections.abc import Mapping, Sequence
@@ -43,12 +42,12 @@ class Replicas:
     ids: of the live replicas, with this one. Empty while Redis is unavailable.
     """
 
-    def __init__(self, settings: Settings, breaker: CircuitBreaker, registry: Registry) -> None:
+    def __init__(self, settings: Settings, breaker: CircuitBreaker, registry: Registry, replica_id: str) -> None:
         self._breaker = breaker
         self._registry = registry
         # A worker moves to another replica faster if it is polled more often than once a second.
         self._interval = min(_INTERVAL, settings.poll_interval or _INTERVAL)
-        self.id = secrets.token_hex(8)
+        self.id = replica_id
         self.name = f"{socket.gethostname()[:100]}:{settings.port}/{os.getpid()}"
         self.ids: Sequence[str] = ()
         self._description = json.dumps(

@@ -25,6 +25,15 @@ class CoordinationStore(ScriptRunner):
         listed = await self._run("list_replicas")
         return list(zip(listed[::2], listed[1::2], strict=True))
 
+    async def mark_listing(self, replica: str, known: int, number: int) -> bool:
+        """Note a listing of a replica, by its number.
+
+        known: the last number that was noted, as far as the replica knows. 0 if there is none.
+
+        Returns False, and notes nothing, if Redis has lost this.
+        """
+        return bool(await self._run("mark_listing", replica, known, number))
+
     async def acquire_job(
         self, job: str, replica: str, ttl: float, *, max_pause: float = 86_400.0, urgent: bool = False
     ) -> tuple[bool, str]:

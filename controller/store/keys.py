@@ -145,6 +145,11 @@ def replica_descriptions(name: str) -> str:
     return f"{{{name}}}:replica_descriptions"
 
 
+def listings(name: str) -> str:
+    """HASH: the number of the last listing of the workers that each replica has noted, by id of the replica."""
+    return f"{{{name}}}:listings"
+
+
 def sequence(name: str) -> str:
     """STRING: how many registrations, requested dispatches, drains and removals there were. They are numbered by it."""
     return f"{{{name}}}:sequence"

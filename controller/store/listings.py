@@ -20,8 +20,7 @@ class WorkerList(NamedTuple):
     """All live workers, sorted by name.
 
     sequence: counts registrations, dispatches, drains and removals.
-    epoch: random id of the data in Redis. A lower sequence or a different epoch means that Redis lost data since the
-    last listing.
+    epoch: random id of the data in Redis.
     clock: a reading of Redis's clock.
     capacities_version: as in CapacityList.
     """

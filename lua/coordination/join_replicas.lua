@@ -4,6 +4,7 @@
   Keys:
     replicas              ZSET    rw
     replica_descriptions  HASH    rw
+    listings              HASH    w
     events                STREAM  w
 
   Input:
@@ -39,6 +40,7 @@ local function leave(id, reason)
   local text = redis.call("HGET", descriptions, id)
   redis.call("ZREM", replicas, id)
   redis.call("HDEL", descriptions, id)
+  redis.call("HDEL", key("listings"), id)
   record_event("replica_left", "replica", text and name_in(text) or id, "reason", reason)
 end
 

@@ -15,6 +15,7 @@ from controller.store import keys
 from controller.store.registry import SCHEMA, Report
 from tests.conftest import Open, Store
 from tests.support.dispatches import dispatch_shortest_queue
+from tests.support.lost_data import restore, save
 from tests.support.outage import Link, queue_lengths, wait_for_recovery
 from tests.support.samples import OPERATOR, A, B, C, asks, worker
 from tests.support.waiting import wait_until
@@ -99,22 +100,6 @@ async def test_worker_that_registers_after_a_failover_is_kept(controller: Replic
     await registry.register(worker(C))
     await controller.snapshots.take_now()
     assert [known.name for known in (await registry.list_workers()).workers] == [A, B, C]
-
-
-async def save(store: Store) -> None:
-    """Save all keys of the namespace, as a Redis replica that lags behind has them."""
-    if store.kind == "fakeredis":
-        pytest.skip("in fakeredis, a copied key shares the value of its original")
-    for name in await store.client.keys(f"{keys.namespace(store.namespace)}*"):
-        await store.client.copy(name, f"saved:{name}")
-
-
-async def restore(store: Store) -> None:
-    """Replace the keys of the namespace by the saved ones."""
-    await store.client.delete(*await store.client.keys(f"{keys.namespace(store.namespace)}*"))
-    for name in await store.client.keys("saved:*"):
-        await store.client.copy(name, name.removeprefix("saved:"))
-        await store.client.delete(name)
 
 
 async def test_deprioritised_worker_stays_so_after_a_data_loss(controller: Replica, link: Link, store: Store) -> None:
@@ -275,7 +260,7 @@ async def test_restored_worker_gets_the_time_that_its_heartbeat_had_left(control
     before = await registry.list_workers()
     await wipe(store)
     recovery = Recovery(registry, Metrics(), heartbeat_expiration=90.0)
-    assert await recovery.repair(before, 50.0, await registry.list_workers())
+    assert await recovery.repair(before, 50.0, await registry.list_workers(), lost_data=True)
     times_left = [known.expires_in for known in (await registry.list_workers()).workers]
     assert len(times_left) == 2
     assert all(seconds is not None and 0 < seconds <= 40 for seconds in times_left)

@@ -57,13 +57,14 @@ BUGS = {
         [LOSSY_FAILOVER],
         "waiting until the replicas have repaired Redis",
     ),
-    "sequence check": (
+    "check for lost data": (
         [
             Change(
-                "controller/availability/recovery.py",
-                "lost_data = now.epoch != before.epoch or now.sequence < before.sequence",
-                "lost_data = now.epoch != before.epoch",
-            )
+                "controller/availability/listings.py",
+                " or listing.sequence < other.sequence",
+                "",
+            ),
+            Change("lua/coordination/mark_listing.lua", "if noted < known then", "if false then"),
         ],
         [LOSSY_FAILOVER],
         "waiting until the replicas have repaired Redis",

@@ -19,6 +19,10 @@ _ROWS: Final = (
     ("lua/entries", "web/access fleet/model_routes web/model_routes repeated_scripts registry_faults accessed_keys"),
     ("lua/events", "web/events repeated_scripts registry_faults accessed_keys"),
     ("lua/include/events", "web/events accessed_keys"),
+    (
+        "lua/coordination/mark_listing",
+        "fleet/replicas availability/listings repeated_scripts registry_faults accessed_keys",
+    ),
     ("lua/coordination/join_replicas", "fleet/replicas repeated_scripts registry_faults accessed_keys"),
     (
         "lua/coordination",

@@ -195,6 +195,7 @@ class Calls:
         await self.client.incrby(CLOCK, -10_000)
         await registry.shorten_leases()
         for ttl in (60.0, 0.0):
+            await registry.mark_listing("replica", 0, 1)
             await registry.join_replicas("replica", ttl)
             await registry.list_replicas()
         await registry.acquire_job("job", "replica", 60.0)

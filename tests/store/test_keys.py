@@ -29,6 +29,7 @@ NAMES: dict[Callable[..., str], tuple[str, ...]] = {
     keys.token_workers: ("{ns}:token_workers",),
     keys.replicas: ("{ns}:replicas",),
     keys.replica_descriptions: ("{ns}:replica_descriptions",),
+    keys.listings: ("{ns}:listings",),
     keys.draining: ("{ns}:draining:http://a:1", "http://a:1"),
     keys.capacities: ("{ns}:capacities",),
     keys.affinity: ("{ns}:affinity:7", "7"),

@@ -152,6 +152,8 @@ CALLS: dict[str, Call] = {
     "list_replicas": lambda registry, *_: registry.list_replicas(),
     "join_replicas": lambda registry, replica, _: registry.join_replicas(replica.name, 600.0),
     "join_replicas, to leave": lambda registry, replica, _: registry.leave_replicas(replica.name),
+    "mark_listing": lambda registry, replica, _: registry.mark_listing(replica.name, 1, 2),
+    "mark_listing, lost": lambda registry, replica, _: registry.mark_listing(replica.name, 2, 3),
     "register": lambda registry, *_: registry.register(worker(A, "m", "o", queue_length=1)),
     "register, new": lambda registry, *_: registry.register(worker(NEW, "m")),
     "refresh": lambda registry, _, fleet: registry.refresh(worker(A, "m", "o", queue_length=1), fleet.registration),
@@ -252,6 +254,7 @@ async def fill(fleet: Fleet) -> None:
     await dispatch_shortest_queue(registry, asks(["m"] * 4))
     await registry.acquire_job("held", fleet.first.name, 600.0)
     await registry.join_replicas(fleet.second.name, 600.0)
+    await registry.mark_listing(fleet.first.name, 0, 1)
     await fleet.client.delete(keys.heartbeat(NAMESPACE, EXPIRED))
     await fleet.client.zadd(keys.workers(NAMESPACE), {EXPIRED: 1.0})
     fleet.workers = (await registry.list_workers()).workers

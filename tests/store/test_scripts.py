@@ -220,6 +220,7 @@ async def test_callers_pass_the_arguments_listed_in_headers(
     await registry.restore_entries("tokens", EntryList(9, "change", {"ops": "{}"}))
     await registry.join_replicas("replica", 1.0)
     await registry.list_replicas()
+    await registry.mark_listing("replica", 0, 1)
     await registry.acquire_job("job", "replica", 1.0)
     await registry.complete_job("job", "replica", 1.0, "result", 1.0)
     await registry.record_events([NewEvent("store_recovered", {"reason": "a"})])

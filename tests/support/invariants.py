@@ -102,6 +102,8 @@ async def whole_state(client: Client, namespace: str) -> WholeState:
             assert described <= replicas, "a replica that has left is still described"
         elif key == f"{{{namespace}}}:replica_descriptions":
             pass  # compared with the replicas
+        elif key == f"{{{namespace}}}:listings":
+            assert all(int(number) >= 1 for number in await client.hvals(key))
         elif kind in TTL_KINDS:
             assert await client.pttl(key) != -1, f"{key} would never expire"
         else:
