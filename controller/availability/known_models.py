@@ -34,12 +34,10 @@ class KnownModels:
         snapshots: SnapshotManager,
         registry: Registry,
         named: Callable[[], Collection[str]] = frozenset,
-        clock: Callable[[], float] = time.time,
     ) -> None:
         self._snapshots = snapshots
         self._registry = registry
         self._named = named
-        self._clock = clock
         self._seen_at: dict[str, float] = {}  # by indexed_name(), in seconds since 1970, the oldest first
         self._has_read_events = False
 
@@ -51,7 +49,7 @@ class KnownModels:
 
     def observe(self) -> None:
         """Remember the models of the last snapshot."""
-        self._see(self._snapshots.models(None), self._clock())
+        self._see(self._snapshots.models(None), time.time())
 
     async def has(self, model: str, protocol: Protocol | None = None) -> bool:
         """Return True if a model is known. Call this only for a model without a live worker: it may call Redis.
@@ -71,7 +69,7 @@ class KnownModels:
         if protocol is not Protocol.FASTCHAT and model in self._named():
             return True
         names = [indexed_name(model, each) for each in Protocol if protocol in (None, each)]
-        return any(self._clock() - self._seen_at.get(name, 0.0) < _REMEMBERED for name in names)
+        return any(time.time() - self._seen_at.get(name, 0.0) < _REMEMBERED for name in names)
 
     async def _read_events(self) -> None:
         page = await self._snapshots.breaker.call(self._registry.list_events, "", _MAX_EVENTS)

@@ -1,4 +1,4 @@
-"""Engines: registered once, polled by one replica each, alive while they are ready."""
+"""The operations on engines: they are registered, listed, drained and removed, within the limits of a token."""
 
 import pytest
 

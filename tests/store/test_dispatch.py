@@ -1,4 +1,4 @@
-"""Test the choices and bookings of both dispatch methods, and that repeated calls change nothing."""
+"""Test the choices and bookings of shortest_queue, and that repeated calls change nothing."""
 
 import asyncio
 import multiprocessing
