@@ -1,10 +1,10 @@
-"""Compare where the keys of a prompt may end: how much of the beginnings that prompts share the keys find.
+"""Compare positions at which the keys of a prompt may end, by the length of the shared beginnings that they find.
 
     python benchmarks/affinity_keys.py
 
-A prompt shares the longest beginning that an earlier prompt had, too, in steps of 64 characters. Its keys find the
-longest beginning that a key of an earlier prompt has. A table shows the length of the second as a share of the first,
-over all prompts, and the mean number of keys.
+Two beginnings of each prompt are compared. The first is the longest one that an earlier prompt has, too, in steps of 64
+characters. The second is the longest one for which an earlier prompt has a key. A table shows the length of the second
+as a share of the first, over all prompts, and the mean number of keys.
 """
 
 import argparse

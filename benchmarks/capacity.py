@@ -2,9 +2,8 @@
 
     python benchmarks/capacity.py [--workers 10000] [--leases 50000] [--connections 2000] [--requests 20000]
 
-A replica with an embedded store runs as a process. Its Redis is a Valkey server. The processor time of both is
-measured, because other load of the machine changes it less than the time on the clock. The capacity table of
-docs/guides/runbook.md has the results.
+A replica with an embedded store runs as a process. Its Redis is a Valkey server. Other programs on the machine change
+the processor time less than the elapsed time. The capacity table of docs/guides/runbook.md has the results.
 """
 
 import argparse

@@ -15,7 +15,7 @@ time of the dispatch plus the time from the arrival at the worker to a slot. Req
 interval do not count. In the simulation a dispatch takes 1 to 5 ms.
 
 In the rows "by way", clients get the address of HAProxy and send their requests there (`--by-way`). The dispatch of
-such a request ends when it arrives at its worker. So it includes the way through HAProxy and a replica.
+such a request ends when it arrives at its worker. So it includes the time in HAProxy and a replica.
 
 A row is marked "!" if the clients' event loop was late by more than 50 ms, or if a replica dispatched from a snapshot
 because the store was slow. Then run it again on a machine with less load. The exit status is 1 if a row is marked or a

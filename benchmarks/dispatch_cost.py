@@ -1,12 +1,12 @@
-"""Measure what something costs a dispatch over HTTP: processor time of replicas with and without it, in turns.
+"""Measure the processor time that a feature adds to a dispatch over HTTP, with replicas that have it and that lack it.
 
     python benchmarks/dispatch_cost.py tokens [--rounds 12] [--requests 8000]
     python benchmarks/dispatch_cost.py viewers         ten pages are open, and one client reads /metrics each second
     python benchmarks/dispatch_cost.py against CLONE   this checkout, against another one
 
 Each replica is a process with an embedded store. Clients keep their connections, and send what FastChat's clients send.
-The processor time of the replica is measured, because other load of the machine changes it less than the time on the
-clock. The result is the median of the ratios of the rounds.
+Both kinds of replicas are measured in turn. Other programs on the machine change the processor time less than the
+elapsed time. The result is the median of the ratios of the rounds.
 """
 
 import argparse

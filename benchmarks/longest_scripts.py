@@ -6,9 +6,9 @@ Each case makes the calls that a replica makes, in batches of the largest size, 
 "longest" are times on the clock by the store's own accounting (INFO commandstats) of EVALSHA, so they include neither
 the client nor the socket. The SLOWLOG would log the commands of a script, too, and make it take several times as long.
 
-Other programs on the machine can interrupt a script. So "cpu" is the longest processor time of a run, of the round in
-which that was shortest. It includes what the store needs to read the call and to send the reply, about 0.1 ms. A
-"longest" far above it is the machine's.
+Other programs on the machine can interrupt a script. So "cpu" is the longest processor time of a run in a round, and
+the smallest of these over all rounds. It includes what the store needs to read the call and to send the reply, about
+0.1 ms. If "longest" is far above it, other programs were the reason.
 
 Fleets: "one" model for all workers; "each" worker has a model of its own; "sets": 20 sets of 200 models; "same": all
 have the same 512 models; "own": each has a set of 512 models of its own, and one model is common to all. This fleet has

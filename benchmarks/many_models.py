@@ -1,10 +1,10 @@
-"""What one operation costs inside the store where workers serve many models: microseconds of its time.
+"""Measure what one operation costs inside the store if workers serve many models, in microseconds.
 
     python benchmarks/many_models.py [--workers 10 1000 10000] [--models 1 10 200 512] [--fleets same 20 own]
 
 Fleets: "same": all workers serve the same models; "20": there are 20 sets of models; "own": every worker has a set of
-its own. In all of them, the model that is asked for is served by all workers. The store's own accounting (INFO
-commandstats) of EVALSHA; the least mean of three rounds.
+its own. In all of them, the model that is asked for is served by all workers. A figure is the lowest mean of three
+rounds, by the store's own accounting (INFO commandstats) of EVALSHA.
 """
 
 import argparse

@@ -5,7 +5,7 @@ import random
 import socket
 
 # Below the ports that the kernel gives to outgoing connections and to listeners on port 0. No other program takes such
-# a port by chance before the process that shall listen on it has started.
+# a port by chance before the process for which it is meant listens on it.
 _PORTS = range(22_000, 32_768)
 _random = random.SystemRandom()  # two test runs at the same time, both with a seeded `random`, must not meet
 _given: set[int] = set()

@@ -1,16 +1,17 @@
-"""The simulation of benchmarks/affinity.py: properties that do not depend on the exact figures."""
+"""benchmarks/affinity_simulation.py: properties that do not depend on the exact figures."""
 
 from dataclasses import replace
 from statistics import fmean
 
 import pytest
-from affinity import POLICIES, WORKLOADS, Cache, Engines, Result, Simulation
+from affinity_simulation import POLICIES, Cache, Result, Simulation
+from affinity_workloads import WORKLOADS, Parameters
 
-ENGINES = Engines(workers=4, slots=16, requests=1_500)
+ENGINES = Parameters(workers=4, slots=16, requests=1_500)
 
 
-def run(policy: str, workload: str, engines: Engines = ENGINES) -> Result:
-    return Simulation(replace(engines, workload=workload), POLICIES[policy]).run()
+def run(policy: str, workload: str, parameters: Parameters = ENGINES) -> Result:
+    return Simulation(replace(parameters, workload=workload), POLICIES[policy]).run()
 
 
 def processed(result: Result) -> float:

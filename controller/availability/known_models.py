@@ -34,12 +34,10 @@ class KnownModels:
         snapshots: SnapshotManager,
         registry: Registry,
         named: Callable[[], Collection[str]] = frozenset,
-        clock: Callable[[], float] = time.time,
     ) -> None:
         self._snapshots = snapshots
         self._registry = registry
         self._named = named
-        self._clock = clock
         self._seen_at: dict[str, float] = {}  # by indexed_name(), in seconds since 1970, the oldest first
         self._has_read_events = False
 
@@ -51,7 +49,7 @@ class KnownModels:
 
     def observe(self) -> None:
         """Remember the models of the last snapshot."""
-        self._see(self._snapshots.models(None), self._clock())
+        self._see(self._snapshots.models(None), time.time())
 
     async def has(self, model: str, protocol: Protocol | None = None) -> bool:
         """Return True if a model is known. Call this only for a model without a live worker: it may call Redis.
@@ -71,19 +69,19 @@ class KnownModels:
         if protocol is not Protocol.FASTCHAT and model in self._named():
             return True
         names = [indexed_name(model, each) for each in Protocol if protocol in (None, each)]
-        return any(self._clock() - self._seen_at.get(name, 0.0) < _REMEMBERED for name in names)
+        return any(time.time() - self._seen_at.get(name, 0.0) < _REMEMBERED for name in names)
 
     async def _read_events(self) -> None:
         page = await self._snapshots.breaker.call(self._registry.list_events, "", _MAX_EVENTS)
-        vanished: dict[str, float] = {}  # when, by the models that have vanished and not appeared since
+        vanished: dict[str, float] = {}  # time of the event, by each model that has vanished and not appeared since
         for event in page.events:
             for name in _models(event) if event.kind in ("models_vanished", "models_appeared") else ():
                 vanished.pop(name, None)
                 if event.kind == "models_vanished":
                     vanished[name] = event.time
                     self._see((name,), event.time)
-        # The events do not say the protocol. A model that has vanished last, and has workers of FastChat's protocol
-        # all the same, has lost its engines.
+        # Events do not name the protocol. If a model's last event says that it has vanished, and workers of FastChat's
+        # protocol serve it now, the event was about its engines.
         snapshot = self._snapshots.snapshot
         for name, at in vanished.items():
             if snapshot is not None and snapshot.serves(name):
@@ -101,6 +99,6 @@ def _models(event: Event) -> list[str]:
     """Return the models of an event. It has only the first ones of many."""
     try:
         names = json.loads(event.fields.get("models", "[]"))
-    except ValueError:  # another program has written it
+    except ValueError:  # written by another program
         return []
     return [name for name in names if isinstance(name, str)] if isinstance(names, list) else []

@@ -11,16 +11,16 @@ _MAX_LISTINGS: Final = 3
 class Listings:
     """The listings of one replica.
 
-    Redis notes the number of each listing after it. Redis replicates and saves changes in their order, so if it still
-    has this number, it has all that was listed. The sequence number alone does not always show a loss: after a
-    failover, dispatches may bring it to where it was.
+    Each listing has a number, which Redis stores after the listing. Redis replicates and saves changes in their order,
+    so if it still has this number, it has all that was listed. The sequence number alone does not always show a loss:
+    after a failover, dispatches may bring it to where it was.
     """
 
     def __init__(self, registry: Registry, replica_id: str) -> None:
         self._registry = registry
         self._replica_id = replica_id
         self._count = 0
-        self._noted = 0  # the last number that Redis has noted
+        self._noted = 0  # the last number that Redis has stored
         self._last: WorkerList | None = None
         self._lost_data = False  # since the last listing that take() returned
 

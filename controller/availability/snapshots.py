@@ -89,7 +89,7 @@ class SnapshotManager:
 
     async def take_now(self) -> None:
         """Take a snapshot now. Raises StoreError."""
-        await self.breaker.call(self._take_if_stale)
+        await self.breaker.call(self._take_another)
 
     def request(self) -> None:
         """Wake the snapshot loop before its next tick."""
@@ -147,7 +147,7 @@ class SnapshotManager:
         found = before.worker(name) if before is not None else None
         if found is None:
             with contextlib.suppress(StoreError):
-                await self.breaker.call(self._take_next, before)
+                await self.breaker.call(self._take_unless_newer, before)
             found = self._snapshot.worker(name) if self._snapshot is not None else None
         return found
 
@@ -166,7 +166,7 @@ class SnapshotManager:
         missing = [model for model in models if before.serves(model)]
         if not missing:
             return False
-        await self.breaker.call(self._take_if_stale, before)
+        await self.breaker.call(self._take_unless_newer, before)
         now = self._snapshot
         return now is not None and any(now.serves(model) for model in missing)
 
@@ -187,20 +187,19 @@ class SnapshotManager:
             # The last step: the breaker closes without another `await`, so few bookings are left for the next snapshot.
             await self._reconciler.reconcile()
 
-    async def _take_if_stale(self, since: Snapshot | None = None) -> None:
-        """Take a snapshot, unless one was taken since `since`."""
+    async def _take_another(self) -> None:
+        """Take a snapshot, also if one has just been taken."""
         async with self._lock:
-            if since is None or self._snapshot is since:
-                await self._take()
+            await self._take()
 
-    async def _take_next(self, since: Snapshot | None) -> None:
-        """Take a snapshot, unless one was taken since `since`, which is None if there was none."""
+    async def _take_unless_newer(self, known: Snapshot | None) -> None:
+        """Take a snapshot, unless there is a newer one than `known`, which is None if there was none."""
         async with self._lock:
-            if self._snapshot is since:
+            if self._snapshot is known:
                 await self._take()
 
     async def _take_and_release(self) -> None:
-        await self._take_if_stale()
+        await self._take_another()
         # Leases may have ended, and requests been dispatched, between the last calls of _return_to_redis() and the
         # moment in which the breaker closed.
         await self._reconciler.release_leases()

@@ -1,11 +1,11 @@
 """The command `controller agent`: a process beside an engine, which registers it and sends heartbeats."""
 
-from pathlib import Path
 from typing import Final
 from urllib.parse import urlsplit
 
 import click
 
+from controller.cli.engine_options import Description, describes_engine
 from controller.cli.options import Duration
 from controller.cli.text import printable
 from controller.domain.engine_entry import AUTO, EngineEntry
@@ -42,21 +42,7 @@ _LEAST_INTERVAL: Final = 0.1  # seconds
     metavar="KIND",
     help=f"What the engine is: {', '.join(EngineKind)}, or auto to find it out.",
 )
-@click.option(
-    "--model",
-    "models",
-    multiple=True,
-    metavar="NAME[=PUBLIC]",
-    help="A model that it serves, and the name under which clients ask for it. Repeat for several. By default, it "
-    "serves all of its models under their own names.",
-)
-@click.option("--speed", type=click.FLOAT, default=1.0, show_default=True, help="Its speed, relative to other workers.")
-@click.option("--capacity", type=click.IntRange(1), help="How many requests it runs at once. By default, it is asked.")
-@click.option(
-    "--api-key-file",
-    type=click.Path(exists=True, dir_okay=False, path_type=Path),
-    help="File with the key that the engine requires.",
-)
+@describes_engine
 @click.option(
     "--interval",
     type=Duration(is_positive=True),
@@ -83,10 +69,7 @@ def agent(
     controllers: str,
     advertise: str | None,
     kind: str,
-    models: tuple[str, ...],
-    speed: float,
-    capacity: int | None,
-    api_key_file: Path | None,
+    description: Description,
     interval: float,
     deadline: float,
     log_format: str,
@@ -94,8 +77,8 @@ def agent(
     """Represent an engine at a cluster of controllers, from a process beside it.
 
     The agent asks the engine for its state, registers it, and sends heartbeats with its queue. The controllers do not
-    poll it. An engine that is not ready, or has ended, gets no more requests at once. If the whole machine dies, it
-    gets none after --engine-expiration of the controllers.
+    poll it. An engine that is not ready, or has ended, stops getting requests at once. If the whole machine dies, the
+    engine expires after --engine-expiration of the controllers.
 
     \b
         controller agent --engine http://localhost:8000 \\
@@ -105,12 +88,11 @@ def agent(
 
     \b
     Exit status:
-        0  the engine had finished its requests
+        0  the engine has finished its requests
         1  the options are wrong
-        3  it had not at the deadline, or at the second signal
+        3  requests were left at the deadline, or at the second signal
     """
-    from controller.cli.registration import public_names, read_key  # imported late, so that --help stays fast
-    from controller.security.parent_addresses import parse_parent
+    from controller.security.parent_addresses import parse_parent  # imported late, so that --help stays fast
     from controller.server.agent import AgentOptions, run_agent
 
     if interval < _LEAST_INTERVAL:
@@ -118,8 +100,8 @@ def agent(
     try:
         url, name = _url("--engine", engine), _url("--advertise", advertise or engine)
         addresses = [parse_parent(text, "--controller") for text in controllers.split(",")]
-        key = read_key(api_key_file) if api_key_file else ""
-        entry = EngineEntry(kind, public_names(models), key, speed, capacity)
+        names, key = description.public_names(), description.read_key()
+        entry = EngineEntry(kind, names, key, description.speed, description.capacity)
     except ControllerError as error:
         raise click.ClickException(printable(str(error))) from error
     if _is_local(name) and not all(_is_local(each.address) for each in addresses):

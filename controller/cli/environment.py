@@ -1,4 +1,4 @@
-"""Environment variables that look like ours and are not: mostly typing errors, which would go unnoticed."""
+"""Finds environment variables that begin with our prefix and that nothing reads. Most are typing errors."""
 
 import re
 from collections.abc import Iterable

@@ -1,12 +1,12 @@
 """The commands of operators: register, drain, resume, remove and refresh workers, and watch what happens."""
 
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Final
 
 import click
 
 from controller.cli.completion import complete_worker
+from controller.cli.engine_options import Description, describes_engine
 from controller.cli.options import Controller, Duration, as_json, connects, no_color, run, run_until_interrupted
 from controller.cli.text import printable
 from controller.domain.engine import Protocol
@@ -129,21 +129,7 @@ def _agrees(question: str) -> bool:
     help=f"What it is: {', '.join(EngineKind)}, fastchat for a worker that speaks FastChat's protocol, or auto. Then "
     "the controller finds it out.",
 )
-@click.option(
-    "--model",
-    "models",
-    multiple=True,
-    metavar="NAME[=PUBLIC]",
-    help="A model that it serves, and the name under which clients ask for it. Repeat for several. By default, it "
-    "serves all of its models under their own names.",
-)
-@click.option("--speed", type=click.FLOAT, default=1.0, show_default=True, help="Its speed, relative to other workers.")
-@click.option("--capacity", type=click.IntRange(1), help="How many requests it runs at once. By default, it is asked.")
-@click.option(
-    "--api-key-file",
-    type=click.Path(exists=True, dir_okay=False, path_type=Path),
-    help="File with the key that the engine requires.",
-)
+@describes_engine
 @click.option("--queue-length", type=click.IntRange(0), default=0, help="fastchat: requests that it has now.")
 @click.option("--no-heartbeats", is_flag=True, help="fastchat: it sends none, and stays until it is removed.")
 @click.option("--multimodal", is_flag=True, help="fastchat: it accepts images.")
@@ -152,13 +138,10 @@ def _agrees(question: str) -> bool:
 def register(
     url: str,
     engine: str,
-    models: tuple[str, ...],
-    speed: float,
-    capacity: int | None,
-    api_key_file: Path | None,
     queue_length: int,
     no_heartbeats: bool,
     multimodal: bool,
+    description: Description,
     controller: Controller,
 ) -> None:
     """Register the engine or the worker at URL, and show what the controller has registered.
@@ -182,11 +165,12 @@ def register(
         if engine not in (AUTO, FASTCHAT):
             raise click.UsageError("--queue-length, --no-heartbeats and --multimodal are for --engine fastchat.")
         engine = FASTCHAT
-    if engine == FASTCHAT and not models and (speed != 1.0 or queue_length or capacity is not None):
+    has_status = description.speed != 1.0 or queue_length or description.capacity is not None
+    if engine == FASTCHAT and has_status and not description.models:
         raise click.UsageError("--speed, --queue-length and --capacity need --model: without it, the worker is asked.")
-    if engine == FASTCHAT and api_key_file is not None:
+    if engine == FASTCHAT and description.key_file is not None:
         raise click.UsageError("--api-key-file is for engines. Workers of FastChat have --upstream-tokens-file.")
-    details = Details(engine, models, speed, queue_length, capacity, not no_heartbeats, multimodal, api_key_file)
+    details = Details(engine, description, queue_length, not no_heartbeats, multimodal)
     interrupted = "Interrupted. The worker may have been registered. `controller workers` lists it then."
     for sentence in run(register_worker(controller, url, details), interrupted):
         click.echo(printable(sentence))

@@ -1,11 +1,10 @@
 """The command `controller register`: registers an engine, or a worker that does not do so itself."""
 
 import contextlib
-from collections.abc import Sequence
-from pathlib import Path
 from typing import Any, Final, NamedTuple
 
 from controller.cli.api import request
+from controller.cli.engine_options import Description
 from controller.cli.options import Controller
 from controller.cli.tables import create_console
 from controller.cli.worker import worker_table
@@ -23,18 +22,14 @@ class Details(NamedTuple):
     """What the options of the command say of a worker.
 
     engine: a kind of engine, "fastchat", or "auto".
-    models: names, or the engine's own name and the public name with = between.
-    key_file: has the key of the engine. None if it needs none.
+    queue_length, heartbeats, multimodal: of a worker of FastChat.
     """
 
     engine: str
-    models: Sequence[str]
-    speed: float
+    description: Description
     queue_length: int
-    capacity: int | None
     heartbeats: bool
     multimodal: bool
-    key_file: Path | None = None
 
 
 async def register_worker(controller: Controller, url: str, details: Details) -> list[str]:
@@ -53,8 +48,8 @@ async def register_worker(controller: Controller, url: str, details: Details) ->
         return await _register_engine(controller, name, details)
     except ControllerUnreachable as no_engine:
         # An older controller has no route for engines.
-        may_be_fastchat = not details.models or isinstance(no_engine, ControllerRefused)
-        if details.engine != AUTO or details.key_file or not may_be_fastchat:
+        may_be_fastchat = not details.description.models or isinstance(no_engine, ControllerRefused)
+        if details.engine != AUTO or details.description.key_file or not may_be_fastchat:
             raise
         try:
             return await _register_fastchat(controller, name, details)
@@ -63,15 +58,16 @@ async def register_worker(controller: Controller, url: str, details: Details) ->
 
 
 async def _register_engine(controller: Controller, name: str, details: Details) -> list[str]:
+    description = details.description
     body: dict[str, Any] = {
         "worker_name": name,
         "engine": details.engine,
-        "models": public_names(details.models),
-        "speed": details.speed,
-        "capacity": details.capacity,
+        "models": description.public_names(),
+        "speed": description.speed,
+        "capacity": description.capacity,
     }
-    if details.key_file is not None:
-        body["api_key"] = read_key(details.key_file)
+    if description.key_file is not None:
+        body["api_key"] = description.read_key()
     engine = await request(controller, "/register_engine", "worker_name", body)
     sentence = f"Registered {name}, an engine of the kind {engine['engine']}."
     if not engine["alive"]:
@@ -84,18 +80,20 @@ async def _register_engine(controller: Controller, name: str, details: Details) 
 
 async def _register_fastchat(controller: Controller, name: str, details: Details) -> list[str]:
     """Register a worker of FastChat. Without models, the controller asks it for its status."""
+    description = details.description
     body: dict[str, Any] = {
         "worker_name": name,
         "check_heart_beat": details.heartbeats,
         "multimodal": details.multimodal,
     }
-    if details.models:
+    if description.models:
         status: dict[str, Any] = {
-            "model_names": list(details.models),
-            "speed": details.speed,
+            "model_names": list(description.models),
+            "speed": description.speed,
             "queue_length": details.queue_length,
         }
-        body["worker_status"] = status if details.capacity is None else {**status, "capacity": details.capacity}
+        capacity = {} if description.capacity is None else {"capacity": description.capacity}
+        body["worker_status"] = status | capacity
     await request(controller, "/register_worker", "", body)
     try:
         registered = await _print(controller, name)
@@ -119,20 +117,3 @@ async def _print(controller: Controller, name: str) -> dict[str, Any] | None:
         console = create_console()
         console.print(worker_table(registered, console, STALLED_AFTER))
     return registered
-
-
-def public_names(models: Sequence[str]) -> dict[str, str]:
-    """Return the public name of each model by its own name. The last = separates the two."""
-    names = {}
-    for model in models:
-        own, separator, public = model.rpartition("=")
-        names[own if separator else public] = public
-    return names
-
-
-def read_key(path: Path) -> str:
-    """Return the key in a file. Raises ControllerUnreachable."""
-    try:
-        return path.read_text(encoding="ascii").strip()
-    except (OSError, UnicodeDecodeError) as error:
-        raise ControllerUnreachable(f"The key cannot be read from {path}: {error}.") from error

@@ -9,12 +9,12 @@ import msgspec
 from controller.domain.affinity import Affinity, AffinityKind, prefix_keys, prompt_of, session_keys, session_of
 from controller.settings import Settings
 
-_MAX_DECODED: Final = 8 * 1024 * 1024  # bytes of a body: a long conversation with some pictures
-_MAX_VALUES: Final = 200_000  # for example a prompt of token ids
+_MAX_DECODED: Final = 8 * 1024 * 1024  # bytes of a body. A long conversation with some pictures has fewer
+_MAX_VALUES: Final = 200_000  # values in a body. A long prompt of token ids has fewer
 
 
 class AffinityRules:
-    """Which keys the requests of each model get.
+    """Decides which keys the requests of each model get.
 
     default: for models that by_model does not name.
     header: in lower case.

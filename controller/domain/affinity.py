@@ -79,9 +79,9 @@ def session_of(body: Mapping[str, object], fields: Iterable[str]) -> str:
 def prompt_of(body: Mapping[str, object]) -> list[str]:
     """Return the pieces of the prompt of a chat or of a completion. Return nothing for other requests.
 
-    A chat has `messages`, with their contents as a text or as parts. It may have a `system` text, as Anthropic's has.
-    A completion has a `prompt`: a text, token ids, or a list of prompts, of which the first one counts. What has
-    another shape is left out, so this never raises, whatever a JSON decoder has returned.
+    A chat has `messages`, with their contents as a text or as parts. It may have a `system` text, as Anthropic's has. A
+    completion has a `prompt`: a text, token ids, or a list of prompts, of which the first one counts. Parts of another
+    shape are left out, so this never raises an error for decoded JSON.
     """
     messages = body.get("messages")
     if isinstance(messages, list):
@@ -117,7 +117,7 @@ def _part(part: object) -> str:
         media = media.get("url") or media.get("data")
     if not isinstance(media, str):
         return ""
-    # Both ends of an image tell it from others. To hash all of it would take milliseconds.
+    # The length and both ends are enough to identify an image. Hashing all of it would take milliseconds.
     ends = media if len(media) <= 2 * _MAX_MEDIA else media[:_MAX_MEDIA] + media[-_MAX_MEDIA:]
     return _key(_hasher(str(len(media)), ends))
 
@@ -128,7 +128,7 @@ def _hasher(*texts: str) -> "hashlib._Hash":
 
 
 def _key(hasher: "hashlib._Hash") -> str:
-    return hasher.hexdigest()[:_KEY_LENGTH]  # which leaves the hasher as it is
+    return hasher.hexdigest()[:_KEY_LENGTH]  # this does not change the hasher
 
 
 def _bytes(text: str) -> bytes:

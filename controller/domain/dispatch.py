@@ -1,4 +1,4 @@
-"""The dispatch methods, and how they see workers."""
+"""The dispatch methods, and a worker as they rank it."""
 
 from enum import StrEnum
 from typing import NamedTuple

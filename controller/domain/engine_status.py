@@ -6,7 +6,7 @@ from enum import StrEnum
 
 
 class EngineKind(StrEnum):
-    """The kind of an engine. It decides what the engine is asked for its state."""
+    """The kind of an engine. It decides which routes are asked for the state of the engine."""
 
     VLLM = "vllm"
     SGLANG = "sglang"
@@ -92,8 +92,8 @@ class LearnedCapacity:
     The engine is full when a request waits although others run. The number of running requests is then its capacity.
     Long prompts need more memory, so the capacity changes: while the engine is full with fewer running requests, the
     learned value approaches that number, and half of the difference is gone after `half_life` seconds. It grows at
-    once. Time in which the engine is not full teaches nothing. Otherwise, an idle night would lower the value, and
-    the controller would never send enough requests again to correct it.
+    once. The value stays as it is while the engine is not full. Otherwise, an idle night would lower the value, and the
+    controller would never send enough requests again to correct it.
     """
 
     _MAX_STEP = 10.0  # seconds: longer gaps between two reports are not counted as time in which the engine was full

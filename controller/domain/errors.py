@@ -15,20 +15,20 @@
     │       ├── ServerDoesNotStart  its server exited or timed out while starting
     │       └── DirectoryInUse      another controller uses its data directory
     ├── LimitReached            a limit that protects the cluster is reached
-    │   ├── TooManyWorkers      as many workers are alive as may be
-    │   ├── TooManyLeases       as many leases are active as may be
+    │   ├── TooManyWorkers      a limit of live workers is reached
+    │   ├── TooManyLeases       a limit of active leases is reached
     │   ├── TooManyRegistrations    one address sends registrations too fast
-    │   ├── TooManyForwards     this replica forwards as many requests as it may
-    │   └── TooManyBodies       the bodies of requests occupy as much memory of this replica as they may
+    │   ├── TooManyForwards     this replica has reached its limit of forwarded requests
+    │   └── TooManyBodies       the bodies of requests fill the memory that this replica has for them
     ├── ShuttingDown            this replica is shutting down
-    ├── TooManyFollowers        as many clients follow the events of this replica as may
+    ├── TooManyFollowers        this replica has reached its limit of clients that follow events
     ├── ControllerUnreachable   an address does not belong to a controller of this project
     │   └── ControllerRefused   a controller refused a request, and would refuse it again
     ├── ParentUnreachable       a parent controller does not respond, or rejects a call
     │   └── ParentRefused       a parent controller does not accept the token in --parent
     ├── LoopDetected            a request was forwarded in a loop, or through too many clusters
     ├── NoWorker                no live worker serves the requested model
-    ├── ModelNotFound           no worker has served the requested model lately
+    ├── ModelNotFound           no worker has served the requested model recently
     ├── WrongProtocol           the workers of the model do not speak the protocol of the request
     └── WorkerError             a call to a worker failed
         ├── WorkerUnreachable   the connection failed, or the worker returned no valid status
@@ -123,7 +123,7 @@ class EventsUnavailable(ControllerError):
 
 
 class TooManyFollowers(ControllerError):
-    """As many clients follow this replica's events, or its page, as may. Another replica may have room."""
+    """This replica has reached its limit of clients that follow its events, or its page. Others may have room."""
 
     code = "too_many_followers"
 
@@ -168,14 +168,14 @@ class LimitReached(ControllerError):
 
 
 class TooManyWorkers(LimitReached):
-    """A worker was not registered, because as many others are alive as the limits allow, in all or of its token."""
+    """A worker was not registered, because a limit of live workers is reached: of all, or of those of its token."""
 
     code = "too_many_workers"
     retry_after = 10  # until a heartbeat of another worker may have expired
 
 
 class TooManyLeases(LimitReached):
-    """A lease was not granted, because as many are active as the limits allow, in all or of the client's token."""
+    """A lease was not granted, because a limit of active leases is reached: of all, or of the client's token."""
 
     code = "too_many_leases"
 

@@ -57,10 +57,10 @@ def trace_context(headers: Sequence[tuple[bytes, bytes]]) -> dict[str, str]:
 
 
 def for_engine(headers: Sequence[tuple[bytes, bytes]]) -> dict[str, str]:
-    """Return the headers of a request that an engine gets. The values of a repeated one are joined, as HTTP says.
+    """Return the headers of a request that an engine gets. The values of a repeated header are joined, as in RFC 9110.
 
-    Left out are the headers of the connection, those with credentials for us, and those that the controller writes
-    itself. So is a value that is not UTF-8, because the HTTP client could not send it unchanged.
+    The engine does not get hop-by-hop headers, credentials for the controller, and headers that the controller writes
+    itself. A value that is not UTF-8 is dropped, because the HTTP client could not send it unchanged.
     """
     options = _connection_options(headers)
     joined: dict[str, str] = {}

@@ -56,9 +56,10 @@ class ModelRoute:
 
         draw: returns a random number, at least 0 and below 1.
 
-        Each place among the targets is drawn from those that are left, by their weights. So if a target has no live
-        worker, the others share its requests by their weights. The method is that of Efraimidis and Spirakis, "Weighted
-        random sampling with a reservoir" (2006), with logarithms.
+        The targets are in random order. Each next one is drawn from the remaining targets, with a probability in
+        proportion to its weight. So if a target has no live worker, the others share its requests by their weights.
+        Source: Efraimidis and Spirakis, "Weighted random sampling with a reservoir" (2006). Logarithms of their keys
+        are compared.
         """
         keys = {name: -log(1.0 - draw()) / weight for name, weight in self.targets.items() if weight}
         return tuple(dict.fromkeys((*sorted(keys, key=keys.__getitem__), *self.fallbacks)))

@@ -10,7 +10,7 @@ _MAX_GAP: Final = 30.0  # seconds between two observations. After a longer outag
 
 
 class _Stall(NamedTuple):
-    """What a worker was like when it was last listed. since: when one of its requests finished, at the earliest."""
+    """A worker as it was last listed. since: the earliest time at which one of its requests may have finished."""
 
     since: float
     registration: int
@@ -19,11 +19,11 @@ class _Stall(NamedTuple):
 
 
 class Stalls:
-    """How long the requests of each worker have not finished, as seen in one listing after the other.
+    """Measures for how long each worker has finished none of its requests, from one listing to the next.
 
-    A request has finished if a report is shorter than the one before. If a report is as long, Redis knows whether
-    requests that this cluster dispatched have finished in between: then a worker that always has the same number of
-    requests is busy, and not stalled. About requests from elsewhere nothing is known, except their number.
+    A request has finished if a worker reports fewer requests than before. But a busy worker may always report the same
+    number. So Redis also counts whether requests that this cluster dispatched have finished. Only the number of
+    requests from other clients is known.
     """
 
     def __init__(self) -> None:
@@ -31,7 +31,7 @@ class Stalls:
         self._observed_at = 0.0
 
     def observe(self, workers: Iterable[Worker], now: float) -> None:
-        """Take note of all live workers. now: in seconds, on any clock that is not set."""
+        """Compare all live workers with the last listing. now: in seconds, on any clock that is not set."""
         if now - self._observed_at > _MAX_GAP:
             self._stalls = {}
         stalls = {}

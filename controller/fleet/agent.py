@@ -20,7 +20,7 @@ from controller.upstream.controllers import Controllers
 
 logger = logging.getLogger("controller")
 
-_IDLE_POLLS: Final = 2  # consecutive polls without a request, after which an engine has finished that is not registered
+_IDLE_POLLS: Final = 2  # consecutive polls without a request, after which an unregistered engine counts as idle
 _MAX_PROBLEM: Final = 500  # characters
 _MAX_FAILURES: Final = 2  # consecutive polls whose connection fails, after which the engine is dead
 
@@ -28,8 +28,8 @@ _MAX_FAILURES: Final = 2  # consecutive polls whose connection fails, after whic
 class End(Enum):
     """How an agent ended."""
 
-    IDLE = 0  # the engine had finished its requests, or was not registered
-    BUSY = 3  # it had not when the deadline passed, or at a second signal
+    IDLE = 0  # the engine has finished its requests, or is not registered
+    BUSY = 3  # requests were left at the deadline, or at a second signal
 
 
 class _State(NamedTuple):
@@ -47,8 +47,8 @@ class Agent:
     """Represents one engine at the controllers of a cluster.
 
     The engine is alive there as long as its heartbeats arrive. If this process and its machine die, it expires after
-    the setting engine_expiration of the controllers. An engine that does not respond in time gets no heartbeats. An
-    engine that is not ready, or whose port is closed, is removed at once.
+    the setting engine_expiration of the controllers. While an engine does not respond in time, the agent sends no
+    heartbeats for it. An engine that is not ready, or whose port is closed, is removed at once.
 
     engine: the URL at which this process reaches the engine.
     name: the URL at which the controllers and clients reach it.

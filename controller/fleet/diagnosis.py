@@ -16,7 +16,7 @@ _KEPT_FOR: Final = 1.0  # seconds for which several callers get the same facts
 
 
 class Diagnostician:
-    """Diagnoses one replica, at most once a second however many ask for it."""
+    """Diagnoses one replica, at most once a second. All callers within that second get the same facts."""
 
     def __init__(self, settings: Settings, registry: Registry, snapshots: SnapshotManager, replicas: Replicas) -> None:
         self._timeout = settings.redis_timeout

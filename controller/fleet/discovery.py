@@ -21,21 +21,21 @@ from controller.tasks import end, start_shared
 
 logger = logging.getLogger("controller")
 
-_INTERVAL: Final = 1.0  # seconds between two looks at a source
-_PAUSE: Final = 0.2  # the same, if there was more to do than in one look
+_INTERVAL: Final = 1.0  # seconds between two checks of a source
+_PAUSE: Final = 0.2  # the same, if a check has left changes to make
 _LOCK_TTL: Final = 5.0  # seconds after which another replica decides if the deciding one has ended
-_MAX_CHANGES: Final = 500  # between two looks, so that the lock is renewed in time
+_MAX_CHANGES: Final = 500  # in one check, so that the lock is renewed in time
 _MAX_CALLS: Final = 64  # at once
-_DRAIN_TIMEOUT: Final = 600.0  # seconds after which an engine that has left is removed though it is busy
+_DRAIN_TIMEOUT: Final = 600.0  # seconds after which an engine that has left its source is removed even if it is busy
 _RETRY_INTERVAL: Final = 10.0  # seconds until an engine that could not be registered is tried again
 _LEAST_DRAIN: Final = 2.0  # seconds in which the engine reports its load once more
 
 
 class Discovery:
-    """One replica's part in the discovery of engines.
+    """Keeps the list of engines equal to what the sources list. Each replica has one.
 
-    One replica decides for each source, until it ends. So replicas with different files do not undo each other's
-    changes. A source proposes engines. The polls decide which of them are alive.
+    For each source, one replica makes the changes until it ends. So replicas with different files do not undo each
+    other's changes. A source only lists engines. The polls decide which of them are alive.
 
     replica_id: of this replica.
     """
@@ -59,7 +59,8 @@ class Discovery:
         self._sources = tuple(sources)
         self._permits = asyncio.Semaphore(_MAX_CALLS)
         self._admissions: set[asyncio.Task[None]] = set()
-        # The list and the engines of each source that were in line. Comparing 10,000 of them takes a while.
+        # By source, the list of engines and the proposal that agreed at the last check. Comparing 10,000 engines takes
+        # a while.
         self._done: dict[str, tuple[Mapping[str, str], Mapping[str, EngineEntry]]] = {}
         self._decoded: dict[str, tuple[str, EngineEntry | None]] = {}  # records and entries of the list
         self._removed: set[str] = set()  # by this replica
@@ -100,7 +101,7 @@ class Discovery:
                 return
 
     async def _decide(self, source: Source, proposal: Proposal) -> bool:
-        """Bring the list of engines into line with a source, if this replica decides. Return True if more is to do."""
+        """Apply a source to the list of engines, if this replica decides. Return True if changes are left."""
         job, replica = _job(source), self._replica_id
         decides, _ = await self._breaker.call(self._registry.acquire_job, job, replica, _LOCK_TTL)
         if not decides:
@@ -142,7 +143,7 @@ class Discovery:
         return {name: entry for name, (_, entry) in self._decoded.items() if entry is not None}
 
     def _may_replace(self, source: Source, name: str, known: EngineEntry) -> bool:
-        """Return True if a source decides about a known engine. The file goes before the names."""
+        """Return True if a source may change a known engine. The file has priority over the names."""
         if known.source == source.kind:
             return True
         if known.source == EngineSource.HAND:

@@ -13,9 +13,9 @@ from controller.availability.circuit_breaker import CircuitBreaker
 from controller.domain.errors import StoreError, WorkerError
 from controller.domain.worker import Registration, Worker
 from controller.fleet.engine_watch import EngineWatch, differs, entry_of
+from controller.fleet.rendezvous import Share
 from controller.fleet.replicas import Replicas
 from controller.fleet.shared_list import SharedList
-from controller.fleet.sharing import Share
 from controller.metrics import Metrics
 from controller.store.entries import ENGINES
 from controller.store.registry import FailureCall, Registry, Report

@@ -124,14 +124,9 @@ class DnsSource:
     kind = EngineSource.DNS
     flag = "--workers-dns"
 
-    def __init__(
-        self,
-        names: Sequence[tuple[str, int]],
-        resolve: Resolve | None = None,
-        clock: Callable[[], float] = time.monotonic,
-    ) -> None:
+    def __init__(self, names: Sequence[tuple[str, int]], resolve: Resolve | None = None) -> None:
         self._executor = ThreadPoolExecutor(_MAX_LOOKUPS, "lookup")
-        self._names = [_Name(host, port, resolve or self._resolve, clock) for host, port in names]
+        self._names = [_Name(host, port, resolve or self._resolve) for host, port in names]
 
     async def read(self) -> Proposal | None:
         """Return the engines at the addresses of all names. None until a lookup has succeeded."""
@@ -171,13 +166,12 @@ def _lookup(host: str, port: int) -> Sequence[tuple[int, int, int, str, tuple[ob
 class _Name:
     """One name. lookups: how many have succeeded."""
 
-    def __init__(self, host: str, port: int, resolve: Resolve, clock: Callable[[], float]) -> None:
+    def __init__(self, host: str, port: int, resolve: Resolve) -> None:
         self.lookups = 0
         self.running: asyncio.Task[Sequence[str]] | None = None
         self._host = host
         self._port = port
         self._resolve = resolve
-        self._clock = clock
         self._due = float("-inf")
         self._misses: dict[str, int] = {}  # consecutive lookups without it, by address
         self._has_failed = False
@@ -200,7 +194,7 @@ class _Name:
                         {"host": self._host, "reason": error},
                     )
                 self._has_failed = True
-        now = self._clock()
+        now = time.monotonic()
         if self.running is None and now >= self._due:
             self._due = now + _LOOKUP_INTERVAL
             self.running = asyncio.ensure_future(self._resolve(self._host, self._port))

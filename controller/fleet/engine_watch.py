@@ -112,9 +112,9 @@ class EngineWatch:
 
 
 def differs(known: Registration, registration: Registration) -> bool:
-    """Return True if an engine is registered otherwise than it says now. Small changes of what is learned do not count.
+    """Return True if the registration of an engine differs from what the engine says now.
 
-    Otherwise, each poll of a busy engine could register it again.
+    Small changes of learned values do not count. Otherwise, each poll of a busy engine could register it again.
     """
     before, now = known.status.capacity, registration.status.capacity
     if before and now and registration.engine and registration.engine.capacity_learned:

@@ -29,7 +29,7 @@ from controller.upstream.client import WorkerClient
 
 logger = logging.getLogger("controller")
 
-_MAX_EXAMINED: Final = 64  # engines that a list asks why they are not alive
+_MAX_EXAMINED: Final = 64  # number of engines that one list asks for the reason why they are not alive
 
 
 class EngineState(NamedTuple):
@@ -95,7 +95,7 @@ class Engines:
         except WorkerUnreachable as error:
             if caller.plane is Plane.ADMIN:
                 raise
-            # The answer of a host may be none of the caller's business, who chose the address.
+            # The caller chose the address, and may have no right to see what that host returns.
             logger.warning("Registration of engine %(worker)s failed: %(reason)s", {"worker": name, "reason": error})
             raise WorkerUnreachable(
                 f"{name} does not answer as an engine does. Nothing was registered. The log of the controller has the "

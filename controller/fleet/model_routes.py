@@ -5,7 +5,7 @@ import contextlib
 import logging
 import random
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Final
 
 from controller.availability.circuit_breaker import CircuitBreaker
@@ -24,22 +24,12 @@ _LIST: Final = "routes"
 
 
 class ModelRoutes:
-    """The routes of a cluster, on one replica. Without Redis, the replica uses those that it has read last.
+    """The routes of a cluster, on one replica. Without Redis, the replica uses those that it has read last."""
 
-    draw: returns a random number, at least 0 and below 1.
-    """
-
-    def __init__(
-        self,
-        breaker: CircuitBreaker,
-        registry: Registry,
-        audit: Audit,
-        draw: Callable[[], float] = random.random,
-    ) -> None:
+    def __init__(self, breaker: CircuitBreaker, registry: Registry, audit: Audit) -> None:
         self._breaker = breaker
         self._registry = registry
         self._audit = audit
-        self._draw = draw
         self._stored = SharedList(registry, _LIST)
         self._routes: Mapping[str, ModelRoute] = {}
         self._updated_at: float | None = None  # on the monotonic clock
@@ -74,7 +64,7 @@ class ModelRoutes:
     def candidates(self, model: str) -> Sequence[str]:
         """Return the models to try for a request, as ModelRoute.candidates(). A name without a route is a model."""
         route = self._routes.get(model)
-        return (model,) if route is None else route.candidates(self._draw)
+        return (model,) if route is None else route.candidates(random.random)
 
     def names(self) -> Sequence[str]:
         """Return the names that have a route, sorted."""

@@ -12,8 +12,8 @@ from typing import Final
 from controller.availability.batches import Batches
 from controller.domain.errors import StoreError, WorkerError, WorkerNotAllowed
 from controller.domain.worker import Worker
+from controller.fleet.rendezvous import Share
 from controller.fleet.replicas import Replicas
-from controller.fleet.sharing import Share
 from controller.metrics import Metrics
 from controller.store.registry import FailureCall, Report
 from controller.tasks import end

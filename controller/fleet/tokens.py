@@ -37,7 +37,7 @@ class Tokens:
             access.replace("file", self._file.read() or ())
 
     async def run(self) -> None:
-        """Look for changes until cancelled. Return at once if everybody may do everything."""
+        """Look for changes until cancelled. Return at once if the controller needs no tokens."""
         while self._access.is_closed:
             with contextlib.suppress(StoreError):  # the circuit breaker has logged it, and the known tokens stay
                 await self._breaker.call(self.update)
@@ -66,8 +66,8 @@ class Tokens:
     ) -> str:
         """Create a token and return its secret. All replicas that reach Redis know it then.
 
-        Raises InvalidInput if the controller is open to everybody, if there is a token with this name, or if there are
-        too many. Raises StoreUnavailable.
+        Raises InvalidInput if the controller needs no tokens, if there is a token with this name, or if there are too
+        many. Raises StoreUnavailable.
         """
         if not self._access.is_closed:
             raise InvalidInput(

@@ -140,7 +140,7 @@ class EngineModels:
         return MaybeStale((await self._unless_busy(model, chosen), False), snapshot_age)
 
     async def _unless_busy(self, model: str, chosen: Assignment) -> Assignment:
-        """Return another engine instead of one that said lately that it is busy, unless all are busy."""
+        """Return another engine instead of one that has recently said that it is busy, unless all are busy."""
         busy = self._busy.names()
         if chosen.address not in busy:
             return chosen
@@ -181,7 +181,7 @@ class EngineModels:
     async def _choose_retry(self, model: str, tried: set[str], is_trial: bool) -> Assignment | None:
         """Choose an engine for a retry and add it to `tried`. Return None if there is none, or the budget is used up.
 
-        The retry of a trial needs no budget: it is we who chose an engine that may fail.
+        The retry of a trial needs no budget, because the controller itself chose an engine that may fail.
         """
         if not (is_trial or self.take_retry()):
             return None

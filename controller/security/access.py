@@ -19,7 +19,7 @@ _MAX_ACCEPTED_HEADERS: Final = 4_096
 class Caller(NamedTuple):
     """The sender of a request.
 
-    plane: the plane of the token, or the plane that the address opens. ADMIN if the controller is open to everybody.
+    plane: the plane of the token, or the plane that the address opens. ADMIN if the controller needs no tokens.
     address: IP address. "" if it is unknown.
     token: None if the request was accepted without one.
     """

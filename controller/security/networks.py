@@ -12,7 +12,7 @@ _MAX_HOPS: Final = 32  # entries of X-Forwarded-For that are read
 
 
 class Networks:
-    """A list of networks, such as 10.0.0.0/8 and fd00::/8. Raises InvalidInput if a part of the text is none.
+    """A list of networks, such as 10.0.0.0/8 and fd00::/8. Raises InvalidInput if a part of the text is no network.
 
     text: networks or addresses, with commas between them.
     """

@@ -26,11 +26,11 @@ class CoordinationStore(ScriptRunner):
         return list(zip(listed[::2], listed[1::2], strict=True))
 
     async def mark_listing(self, replica: str, known: int, number: int) -> bool:
-        """Note a listing of a replica, by its number.
+        """Store the number of a replica's listing of the workers.
 
-        known: the last number that was noted, as far as the replica knows. 0 if there is none.
+        known: the last number that the replica has stored. 0 if there is none.
 
-        Returns False, and notes nothing, if Redis has lost this.
+        Returns False, and stores nothing, if Redis has lost this number.
         """
         return bool(await self._run("mark_listing", replica, known, number))
 

@@ -1,4 +1,4 @@
-"""Reads facts about the Redis server, with whatever its user may read."""
+"""Reads facts about the Redis server, as far as the permissions of its user allow."""
 
 import statistics
 import time

@@ -146,7 +146,7 @@ def replica_descriptions(name: str) -> str:
 
 
 def listings(name: str) -> str:
-    """HASH: the number of the last listing of the workers that each replica has noted, by id of the replica."""
+    """HASH: the number of the last listing of the workers that each replica has stored, by id of the replica."""
     return f"{{{name}}}:listings"
 
 

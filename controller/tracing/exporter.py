@@ -12,8 +12,8 @@ logger = logging.getLogger("controller.tracing")
 class ReportedExporter(SpanExporter):
     """Exports spans through another exporter, and logs when that begins or ceases to fail.
 
-    OpenTelemetry itself logs each attempt. Its lines are not shown, but the last one and the first one, which often has
-    the cause, are the reason in ours.
+    OpenTelemetry itself logs each attempt. These lines are hidden. Our line quotes the first one, which often has the
+    cause, and the last one.
     """
 
     def __init__(self, exporter: SpanExporter) -> None:

@@ -1,6 +1,7 @@
 --[[
-  Note that a replica has listed the workers. If Redis has noted less than the replica knows, Redis lost changes that
-  the replica has listed. Other counters do not show this for sure: after a loss, they may have caught up.
+  Store the number of a replica's latest listing of the workers. If Redis has a lower number than the replica stored
+  before, Redis has lost changes that the replica listed. Other counters cannot show this: after a loss, dispatches may
+  bring them back to their old values.
 
   Keys:
     listings  HASH  rw
@@ -8,11 +9,11 @@
   Input:
     KEYS[1]  {<namespace>}
     ARGV[1]  replica: the id of the replica
-    ARGV[2]  known: the number of the last listing that Redis has noted, as far as the replica knows; 0 if there is none
+    ARGV[2]  known: the last number that the replica has stored; 0 if there is none
     ARGV[3]  number: of the new listing
 
   Output:
-    1  it is noted, or a later one is
+    1  it is stored, or a later one is
     0  Redis lost the listing `known`; nothing was done, so that a repeated call gets the same reply
     error 'INVALID …' if an argument is invalid; nothing was done
 ]]
@@ -22,7 +23,7 @@ local replica, known, number = ARGV[1], whole_number(ARGV[2], 0), whole_number(A
 if not known or not number then
   return redis.error_reply("INVALID arguments")
 end
--- Without a note, nothing is known: other replicas remove the notes of one that was silent for too long.
+-- A missing number shows no loss: other replicas delete the number of a replica that was silent for too long.
 local noted = tonumber(redis.call("HGET", key("listings"), replica) or known)
 if noted < known then
   return 0

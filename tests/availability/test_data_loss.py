@@ -47,14 +47,14 @@ async def test_lower_sequence_in_the_same_epoch_is_a_data_loss(controller: Repli
     await store.registry().remove(A)
     await store.client.delete(keys.removed(store.namespace, A))
     await store.client.set(keys.sequence(store.namespace), before - 1)
-    await controller.snapshots._take_if_stale()
+    await controller.snapshots._take_another()
     assert set(await queue_lengths(store)) == {A, B}
     assert int(await store.client.get(keys.sequence(store.namespace))) >= before
 
 
 async def test_data_loss_without_an_outage_starts_a_new_epoch(controller: Replica, store: Store) -> None:
     await wipe(store)
-    await controller.snapshots._take_if_stale()
+    await controller.snapshots._take_another()
     assert set(await queue_lengths(store)) == {A, B}
     assert await store.client.get(keys.epoch(store.namespace))
 
@@ -95,7 +95,7 @@ async def test_empty_list_of_multimodal_models_causes_no_snapshot(
     controller: Replica, link: Link, store: Store
 ) -> None:
     await store.registry().register(worker(B, "m"))
-    await controller.snapshots._take_if_stale()
+    await controller.snapshots._take_another()
     link.delivered.clear()
     for _ in range(3):
         assert (await controller.dispatcher.list_models(multimodal=True)).value == []

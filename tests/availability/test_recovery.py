@@ -43,7 +43,7 @@ async def test_workers_are_restored_after_a_data_loss(
         "the heartbeats keep the time that they had left"
     )
     assert await controller.membership.heartbeat(A, 3) is True
-    await other.snapshots._take_if_stale()
+    await other.snapshots._take_another()
     assert caplog.text.count("registering 2 workers again") == 1, "the other replica restores nothing more"
     await store.client.delete("unrelated")
 
@@ -53,7 +53,7 @@ async def test_draining_worker_drains_after_a_data_loss(
     controller: Replica, link: Link, store: Store, registers_first: bool
 ) -> None:
     assert await controller.membership.drain(B, caller=OPERATOR)
-    await controller.snapshots._take_if_stale()
+    await controller.snapshots._take_another()
     with link.broken():
         await controller.dispatcher.dispatch("n")
         await store.client.delete(*await store.client.keys(f"{keys.namespace(store.namespace)}*"))
@@ -106,7 +106,7 @@ async def test_deprioritised_worker_stays_so_after_a_data_loss(controller: Repli
     registry = store.registry()
     await registry.take_poll_answers([Report(B, 0)])
     assert await registry.report_failure(B, of_polls=True)
-    await controller.snapshots._take_if_stale()
+    await controller.snapshots._take_another()
     with link.broken():
         await controller.dispatcher.dispatch("n")
         await store.client.delete(*await store.client.keys(f"{keys.namespace(store.namespace)}*"))
@@ -216,10 +216,10 @@ async def test_worker_removed_after_a_recovery_is_not_restored_by_another_replic
     other = replica()
     await other.readiness.check()
     await wipe(store)
-    await controller.snapshots._take_if_stale()
+    await controller.snapshots._take_another()
     assert set(await queue_lengths(store)) == {A, B}
     assert await controller.membership.remove(A, caller=OPERATOR) is True
-    await other.snapshots._take_if_stale()
+    await other.snapshots._take_another()
     assert set(await queue_lengths(store)) == {B}
     registry = store.registry()
     assert await registry.register(worker(A)) is True
@@ -229,7 +229,7 @@ async def test_worker_removed_after_a_recovery_is_not_restored_by_another_replic
 
 async def test_removed_worker_is_not_restored(controller: Replica, store: Store) -> None:
     await store.registry().remove(A)
-    await controller.snapshots._take_if_stale()
+    await controller.snapshots._take_another()
     assert set(await queue_lengths(store)) == {B}
 
 

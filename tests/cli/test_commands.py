@@ -1,17 +1,13 @@
 """The commands that show and change something, with a controller whose responses are chosen."""
 
-import itertools
 import json
 import threading
-from collections.abc import Iterator
 from typing import Any
 from urllib.parse import parse_qs, urlsplit
 
-import click
 import pytest
 
 from controller import __version__
-from controller.cli.main import SECTIONS, main
 from controller.cli.models import models_of
 from controller.cli.replicas import differing_settings
 from controller.cli.text import count, duration
@@ -21,31 +17,6 @@ from tests.cli.samples import candidate, listed, replica
 
 A, B = "http://10.0.0.5:21002", "http://10.0.0.6:21002"
 ROUTE = {"model": "gpt-small", "targets": {"qwen-7b": 90, "next": 10}, "fallbacks": ["qwen-1b"], "unserved": ["next"]}
-
-
-def test_each_command_stands_in_one_section_of_the_help(fake: FakeController) -> None:
-    named = [str(each.name) for commands in SECTIONS.values() for each in commands]
-    assert sorted(named) == sorted(main.commands)
-    text = fake.run("--help").stdout
-    for title, commands in SECTIONS.items():
-        assert f"{title}:\n" in text
-        for each in commands:
-            assert f"\n  {each.name} " in text
-    assert "..." not in text.partition("Run a controller")[2], "no description is cut"
-
-
-def all_commands(group: click.Group, prefix: tuple[str, ...] = ()) -> Iterator[tuple[str, ...]]:
-    for name, command in group.commands.items():
-        yield (*prefix, name)
-        if isinstance(command, click.Group):
-            yield from all_commands(command, (*prefix, name))
-
-
-@pytest.mark.parametrize("command", [(), *all_commands(main)], ids=" ".join)
-def test_help_fits_80_columns(fake: FakeController, command: tuple[str, ...]) -> None:
-    ran = fake.run(*command, "--help", COLUMNS="80")
-    assert (ran.exit_code, ran.stderr) == (0, "")
-    assert [line for line in ran.stdout.splitlines() if len(line) > 80] == []
 
 
 @pytest.mark.parametrize(
@@ -205,54 +176,6 @@ def test_explain_says_which_worker_and_why(fake: FakeController) -> None:
         assert (ran.exit_code, text in ran.stdout) == (1, True)
 
 
-def test_dispatch_shows_the_spread_and_releases_its_leases(fake: FakeController) -> None:
-    addresses, numbers = itertools.cycle((A, A, A, B)), itertools.count()
-    fake.responses = {
-        "/get_worker_address": lambda: {"address": next(addresses), "lease": f"lease-{next(numbers)}"},
-        "/release_worker": {"released": True},
-    }
-    ran = fake.run("dispatch", "m", "--repeat", "8", "--json")
-    assert ran.exit_code == 0
-    assert len(fake.sent("/get_worker_address")) == 8
-    assert fake.sent("/get_worker_address")[0] == {"model": "m", "lease": 300}
-    assert sorted(body["lease"] for body in fake.sent("/release_worker")) == sorted(
-        f"lease-{number}" for number in range(8)
-    )
-    value = json.loads(ran.stdout)
-    assert (value["requests"], value["without_worker"]) == (8, 0)
-    assert value["workers"] == [{"worker_name": A, "requests": 6}, {"worker_name": B, "requests": 2}]
-    assert "Released 3 leases: nothing stays booked." in fake.run("dispatch", "m", "--repeat", "3").stdout
-
-
-def test_dispatch_without_leases_says_what_stays_booked(fake: FakeController) -> None:
-    fake.responses = {"/get_worker_address": {"address": A}}
-    ran = fake.run("dispatch", "m", "--repeat", "3", "--no-lease")
-    assert (ran.exit_code, fake.sent("/get_worker_address")) == (0, [{"model": "m"}] * 3)
-    assert "They count less as they age" in ran.stdout
-    assert fake.sent("/release_worker") == []
-
-
-def test_dispatch_that_fails_in_the_middle_releases_what_it_has(fake: FakeController) -> None:
-    answers = iter([{"address": A, "lease": "first"}, {"address": B, "lease": "second"}])
-    fake.responses = {
-        "/get_worker_address": lambda: next(answers, (429, {"error": {"message": "Too many leases."}})),
-        "/release_worker": {"released": True},
-    }
-    ran = fake.run("dispatch", "m", "--repeat", "9")
-    assert ran.exit_code == 1
-    assert "Too many leases." in ran.stderr
-    assert {body["lease"] for body in fake.sent("/release_worker")} == {"first", "second"}
-
-
-def test_dispatch_of_a_model_without_workers_fails(fake: FakeController) -> None:
-    fake.responses = {"/get_worker_address": {"address": "", "lease": ""}}
-    ran = fake.run("dispatch", "m", "--repeat", "2")
-    assert (ran.exit_code, ran.stdout) == (
-        1,
-        "2 of 2 requests found no worker. `controller explain m` says why.\n",
-    )
-
-
 def test_register_sends_what_was_given(fake: FakeController) -> None:
     fake.responses = {"/register_worker": "null", "/workers": {"workers": [listed(A, "m")]}}
     ran = fake.run("register", f"{A.upper()}/", "--model", "m", "--model", "n", "--speed", "2", "--capacity", "7")
@@ -346,40 +269,3 @@ def test_durations(seconds: float, shown: str) -> None:
 
 def test_counts() -> None:
     assert [count(number, "worker") for number in (0, 1, 1_000)] == ["0 workers", "1 worker", "1,000 workers"]
-
-
-@pytest.mark.parametrize(
-    ("arguments", "message"),
-    [
-        ([], "Missing option '--to'"),
-        (["--to", "a=x"], "'a=x' is not a model with a weight such as qwen-7b=90"),
-        (["--to", "a=-1"], "'a=-1' is not a model with a weight"),
-        (["--to", "a=0.5"], "'a=0.5' is not a model with a weight"),
-        (["--to", "a="], "'a=' is not a model with a weight"),
-        (["--to", "a=\u0663"], "is not a model with a weight"),
-        (["--to", "a,,b"], "'' is not a model with a weight"),
-        (["--to", "=5"], "'=5' is not a model with a weight"),
-        (["--to", "a", "--to", "b,a=3"], "'a' is there twice"),
-        (["--to", "a", "--fallback", "b,"], "A name is empty"),
-    ],
-)
-def test_wrong_arguments_of_a_route_are_refused_before_the_call(
-    fake: FakeController, arguments: list[str], message: str
-) -> None:
-    ran = fake.run("route", "set", "gpt", *arguments, COLUMNS="200")
-    assert ran.exit_code == 2
-    assert message in ran.stderr
-    assert fake.requests == []
-
-
-def test_route_is_sent_as_it_was_written(fake: FakeController) -> None:
-    fake.responses = {"/set_model_route": {"unserved": []}}
-    ran = fake.run("route", "set", "gpt", "--to", "b=2, a", "--to", "c=d=0", "--fallback", "f", "--fallback", "g,a")
-    assert (ran.exit_code, ran.stderr) == (0, "")
-    assert (
-        ran.stdout
-        == "Requests of gpt go to b=2, a=1, c=d=0, with the fallbacks f, g, a. All replicas use this route now.\n"
-    )
-    [body] = fake.sent("/set_model_route")
-    assert body == {"model": "gpt", "targets": {"b": 2, "a": 1, "c=d": 0}, "fallbacks": ["f", "g", "a"]}
-    assert list(body["targets"]) == ["b", "a", "c=d"]

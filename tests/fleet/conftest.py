@@ -1,14 +1,17 @@
-"""A polled worker, and replicas that poll."""
+"""A polled worker, a polled engine, and replicas that poll them."""
 
 import asyncio
 from collections.abc import AsyncIterator, Callable
 
 import pytest
 
+from controller.fleet import engine_poller, engine_sources
 from controller.replica import Replica
 from controller.tasks import end
 from tests.conftest import Open
+from tests.fleet.engine_replicas import Starter, gauges, models
 from tests.fleet.polling import INTERVAL, StatusRoute
+from tests.support.engines import Answer, AnswerServer, answer_server
 from tests.support.workers import BadWorker, bad_worker
 
 
@@ -36,3 +39,27 @@ async def polling(replica: Open) -> AsyncIterator[Callable[..., Replica]]:
 
     yield start
     await end(tasks)
+
+
+@pytest.fixture
+async def engine() -> AsyncIterator[AnswerServer]:
+    """Return a server that answers as vLLM does."""
+    answers = {"/v1/models": models("m", "n"), "/health": Answer(), "/metrics": gauges(0, 0)}
+    async with answer_server(answers) as server:
+        yield server
+
+
+@pytest.fixture
+async def polling_engines(replica: Open, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Starter]:
+    """Return a function that opens replicas which take snapshots and poll engines."""
+    monkeypatch.setattr(engine_poller, "_LOOK_INTERVAL", 0.02)
+    starter = Starter(replica)
+    yield starter
+    for each in list(starter.tasks):
+        await starter.stop(each)
+
+
+@pytest.fixture
+def at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let each read of a source look its names up."""
+    monkeypatch.setattr(engine_sources, "_LOOKUP_INTERVAL", 0.0)

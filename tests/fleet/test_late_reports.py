@@ -7,16 +7,16 @@ from controller.domain.engine import Protocol
 from controller.domain.engine_entry import EngineEntry
 from controller.replica import Replica
 from controller.store.registry import Registry
-from tests.fleet.test_engines import ADMIN, Starter, gauges, models, polling
+from tests.fleet.engine_replicas import ADMIN, Starter, gauges, models
 from tests.support.engines import Answer, AnswerServer, answer_server
 from tests.support.waiting import wait_for_each, wait_until
 
-__all__ = ["polling"]  # a fixture
 
-
-async def test_late_reports_do_not_send_all_requests_to_one_engine(polling: Starter, registry: Registry) -> None:
+async def test_late_reports_do_not_send_all_requests_to_one_engine(
+    polling_engines: Starter, registry: Registry
+) -> None:
     """One engine like vLLM reports that it is idle, for seconds after it got requests. Two others have two each."""
-    replica = polling()
+    replica = polling_engines()
     async with contextlib.AsyncExitStack() as stack:
         answers = {"/v1/models": models("m"), "/health": Answer()}
         engines = [

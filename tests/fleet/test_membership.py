@@ -1,4 +1,4 @@
-"""Registration that waits for the store, the sweep, batched calls, leases of streams, and their metrics and logs."""
+"""Registration that waits for the store, the sweep, batched calls, and their metrics and logs."""
 
 import asyncio
 import contextlib
@@ -14,8 +14,6 @@ from controller.domain.errors import (
     NoWorker,
     StoreRejection,
     StoreUnavailable,
-    StreamBroken,
-    WorkerRefused,
     WorkerUnreachable,
 )
 from controller.domain.worker import WorkerStatus
@@ -23,11 +21,10 @@ from controller.replica import Replica
 from controller.store import keys
 from controller.store.registry import Registry, Report
 from tests.conftest import Open, Store
+from tests.support.metrics import has_metric
 from tests.support.outage import served_by_store
 from tests.support.samples import OPERATOR, A, B, worker
-from tests.support.streams import streamed
 from tests.support.waiting import cancelled, wait_until
-from tests.support.workers import answers, bad_worker, chunks, hangs
 
 
 @pytest.fixture
@@ -192,66 +189,6 @@ async def test_removals_are_counted_by_reason(replica: Open, registry: Registry,
     await registry.register(worker("http://127.0.0.1:1"))
     await controller.refresher.refresh()
     assert has_metric(controller, 'removals_total{reason="refresh"} 1.0')
-
-
-def has_metric(replica: Replica, line: str) -> bool:
-    return f"controller_{line}" in replica.metrics.render().decode()
-
-
-async def test_streams_are_counted_by_outcome_and_release_their_leases(replica: Open, registry: Registry) -> None:
-    controller = replica()
-    with pytest.raises(NoWorker):
-        await anext(streamed(controller))
-    async with bad_worker(worker_generate_stream=chunks(*[b"a\0"] * 50, pause=0.01)) as healthy:
-        await registry.register(worker(healthy.address))
-        abandoned = streamed(controller)
-        await anext(abandoned)
-        await abandoned.aclose()
-        assert b"".join([frame async for frame in streamed(controller)]) == b"a\0" * 50
-    with pytest.raises(WorkerUnreachable):
-        await anext(streamed(controller))
-    for outcome in ("no_worker", "client_gone", "complete", "broken"):
-        assert has_metric(controller, f'streams_total{{outcome="{outcome}"}} 1.0')
-    await wait_until(lambda: not controller.bookings._background, "the leases of the streams are released")
-    [known] = (await registry.list_workers()).workers
-    assert (known.leased, known.status.queue_length, known.failing) == (0, 0, "request"), (
-        "every outcome releases the lease"
-    )
-
-
-async def test_refusal_or_shutdown_does_not_deprioritise_the_worker(replica: Open, registry: Registry) -> None:
-    """Only an unreachable worker is deprioritised."""
-    controller = replica()
-    async with bad_worker(worker_generate_stream=answers(b"", "400 Bad Request")) as refusing:
-        await registry.register(worker(refusing.address))
-        with pytest.raises(WorkerRefused):
-            await anext(streamed(controller))
-    await registry.remove(refusing.address)
-    async with bad_worker(worker_generate_stream=hangs) as busy:
-        await registry.register(worker(busy.address))
-        waiting = asyncio.create_task(anext(streamed(controller)))
-        await wait_until(lambda: busy.requests, "the worker has the request")
-        controller.end_streams()
-        with pytest.raises(StreamBroken):
-            await waiting
-    await wait_until(lambda: not controller.bookings._background, "the leases of the streams are released")
-    [known] = (await registry.list_workers()).workers
-    assert (known.leased, known.failing) == (0, "")
-
-
-async def test_stream_holds_a_lease_until_it_ends(replica: Open, registry: Registry) -> None:
-    controller = replica()
-    async with bad_worker(worker_generate_stream=chunks(*[b"a\0"] * 50, pause=0.01)) as healthy:
-        await registry.register(worker(healthy.address))
-        frames = streamed(controller)
-        await anext(frames)
-        [known] = (await registry.list_workers()).workers
-        assert (known.leased, known.status.queue_length) == (1, 1)
-        async for _ in frames:
-            pass
-    await wait_until(lambda: not controller.bookings._background, "the lease of the stream is released")
-    [known] = (await registry.list_workers()).workers
-    assert (known.leased, known.status.queue_length, known.failing) == (0, 0, "")
 
 
 async def test_status_runs_one_script(replica: Open, registry: Registry, script_calls: list[str]) -> None:

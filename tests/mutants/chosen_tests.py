@@ -16,7 +16,10 @@ _OF_SCRIPTS: Final = "test_repeated_scripts"  # has tests of each script, and ta
 _ROWS: Final = (
     ("lua/leases", f"leases web/leases failing sequence_numbers availability/clock_jumps {_LATE} oracle accessed_keys"),
     ("lua/capacities", f"capacities fleet/capacities web/capacities {_LATE} oracle accessed_keys"),
-    ("lua/entries", "web/access fleet/model_routes web/model_routes repeated_scripts registry_faults accessed_keys"),
+    (
+        "lua/entries",
+        "web/access web/tokens fleet/model_routes web/model_routes repeated_scripts registry_faults accessed_keys",
+    ),
     ("lua/events", "web/events repeated_scripts registry_faults accessed_keys"),
     ("lua/include/events", "web/events accessed_keys"),
     (
@@ -68,7 +71,7 @@ _ROWS: Final = (
     ),
     (
         "controller/security",
-        "security/tokens security/access security/networks security/audit web/access web/limits "
+        "security/tokens security/access security/networks security/audit web/access web/tokens web/limits "
         "web/heartbeat_errors settings web/route_table cli/cli",
     ),
     ("controller/domain/headers.py", "domain/headers web/forwarded_heads upstream/client proxy/forwarder"),
@@ -92,7 +95,7 @@ _ROWS: Final = (
         "controller/store/coordination.py",
         "fleet/parents fleet/poller fleet/failed_polls availability/clock_jumps repeated_scripts",
     ),
-    ("controller/store/tokens.py", "web/access repeated_scripts registry_faults"),
+    ("controller/store/tokens.py", "web/access web/tokens repeated_scripts registry_faults"),
     ("controller/store/events.py", "web/events repeated_scripts"),
     ("controller/store/keys.py", "keys registry dispatch leases capacities"),
     ("controller/store/leases.py", "leases web/leases failing"),

@@ -1,4 +1,7 @@
-"""Engines that fail or are busy: what is tried next, what counts, and how an engine comes back."""
+"""Engines that fail or are busy: what is tried next, what counts, and how an engine comes back.
+
+The numbers of faults are those of docs/guarantees.md.
+"""
 
 import asyncio
 import time

@@ -1,4 +1,7 @@
-"""Streams of engines: bytes, framing, broken ends and clients that leave."""
+"""Streams of engines: bytes, framing, broken ends and clients that leave.
+
+The numbers of faults are those of docs/guarantees.md.
+"""
 
 import asyncio
 import hashlib

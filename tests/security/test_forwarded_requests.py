@@ -1,4 +1,4 @@
-"""Attacks 8 and 11, over raw sockets to real controllers: what of a request reaches a worker, and which worker.
+"""What of a request reaches a worker, and which worker. The tests use raw sockets to real controllers.
 
 NextChat#6742: a header of the client chose the upstream. vLLM's /sleep, /collective_rpc and /server_info were reachable
 through proxies that forwarded every path.

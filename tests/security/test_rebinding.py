@@ -1,4 +1,4 @@
-"""Attack 4 with real look-ups: a real controller, a real name server, and a service at the metadata address.
+"""DNS rebinding with real look-ups: a real controller, a real name server, and a service at the metadata address.
 
 All of it is in a network namespace without any other network. tests/security/test_worker_connections.py has the same
 attack for each use of a connection, with look-ups that the test answers.

@@ -1,4 +1,4 @@
-"""Attacks 1 and 4: registrations that would make the controller contact other services of its network.
+"""Registrations that would make the controller contact other services of its network.
 
 CVE-2024-10044 (FastChat) fetched any URL that was registered. CVE-2026-44284 (FastGPT) checked an address when it was
 registered, and not when it was used. A connection to another machine also fails these tests: see

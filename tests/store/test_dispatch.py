@@ -1,9 +1,8 @@
-"""Test the choices and bookings of both dispatch methods, and that repeated calls change nothing."""
+"""Test the choices and bookings of shortest_queue, and that repeated calls change nothing."""
 
 import asyncio
 import multiprocessing
 import random
-from collections import Counter
 
 import pytest
 
@@ -17,13 +16,9 @@ from controller.store_url import StoreUrl
 from tests.conftest import CLOCK, Store
 from tests.model.shortest_queue import Indexed, least_cost
 from tests.support.budget import no_time_limit
-from tests.support.dispatches import dispatch, dispatch_lottery, dispatch_shortest_queue, workers_of
+from tests.support.dispatches import dispatch, dispatch_lottery, dispatch_shortest_queue, queues, workers_of
 from tests.support.invariants import load_of, whole_state
 from tests.support.samples import A, B, C, asks, reports, worker
-
-
-async def queues(registry: Registry) -> list[int]:
-    return [known.status.queue_length for known in (await registry.list_workers()).workers]
 
 
 async def test_dispatch_returns_no_worker_when_none_is_registered(registry: Registry) -> None:
@@ -92,57 +87,6 @@ async def test_repeated_call_returns_the_same_reply_and_books_nothing(
     assert await registry._run(script, *arguments) == first
     assert await whole_state(store.client, store.namespace) == after_first
     assert len([worker for worker in first[::2] if worker]) == 5
-
-
-async def test_lottery_books_nothing(registry: Registry) -> None:
-    await registry.register(worker(A, queue_length=2))
-    assert workers_of(await dispatch_lottery(registry, asks(["m"] * 5))) == [A] * 5
-    assert await queues(registry) == [2]
-
-
-async def test_lottery_is_proportional_to_speed(store: Store) -> None:
-    """Run a chi-square test of 20,000 draws at the 99.9 % level. One worker has expired, one registers late."""
-    draws = 20_000 if store.kind != "fakeredis" else 4_000
-    registry = store.registry(draw=random.Random(11).random)
-    speeds = {f"http://w{speed}:1": speed for speed in (1, 2, 3, 4, 10)}
-    for name, speed in speeds.items():
-        if speed != 4:
-            await registry.register(worker(name, speed=speed))
-    await registry.register(worker("http://dead:1", speed=50))
-    await dispatch_lottery(registry, asks(["m"] * 250))
-    await store.expire_heartbeat("http://dead:1")
-    await registry.register(worker("http://w4:1", speed=4))
-    drawn: Counter[str] = Counter()
-    for _ in range(draws // 250):
-        drawn.update(workers_of(await dispatch_lottery(registry, asks(["m"] * 250))))
-    total = sum(speeds.values())
-    chi_square = sum((drawn[name] - draws * s / total) ** 2 / (draws * s / total) for name, s in speeds.items())
-    assert set(drawn) == set(speeds)
-    assert chi_square < 18.47, f"chi-square exceeds the 99.9th percentile for 4 degrees of freedom: {drawn}"
-
-
-async def test_lottery_draws_do_not_depend_on_each_other(store: Store) -> None:
-    """Count pairs of draws among two equal workers: 4 pairs, 3 degrees of freedom."""
-    draws = 10_000 if store.kind != "fakeredis" else 2_000
-    registry = store.registry(draw=random.Random(5).random)
-    await registry.register(worker(A))
-    await registry.register(worker(B))
-    winners = [
-        name for _ in range(draws // 250) for name in workers_of(await dispatch_lottery(registry, asks(["m"] * 250)))
-    ]
-    pairs = Counter(zip(winners[::2], winners[1::2], strict=True))
-    expected = draws / 2 / 4
-    assert sum((pairs[x, y] - expected) ** 2 / expected for x in (A, B) for y in (A, B)) < 16.27
-
-
-async def test_lottery_follows_a_change_of_speed(store: Store) -> None:
-    registry = store.registry(draw=random.Random(3).random)
-    await registry.register(worker(A, speed=1000))
-    await registry.register(worker(B, speed=1))
-    await dispatch_lottery(registry, asks(["m"] * 200))
-    await registry.register(worker(A, speed=1e-6))
-    await dispatch_lottery(registry, asks(["m"]))
-    assert Counter(workers_of(await dispatch_lottery(registry, asks(["m"] * 200))))[B] == 200
 
 
 async def test_dispatch_removes_an_index_entry_without_a_hash(store: Store, registry: Registry) -> None:
@@ -294,28 +238,6 @@ async def test_sequence_breaks_ties_between_leased_and_untracked_load(store: Sto
     assert workers_of(await dispatch_shortest_queue(registry, asks(["m"], 60_000))) == [B]
     assert workers_of(await dispatch_shortest_queue(registry, asks(["m"]))) == [A]
     await store.client.delete(CLOCK)
-
-
-async def test_lottery_does_not_treat_a_decayed_booking_as_a_failure(store: Store) -> None:
-    registry = store.registry(draw=random.Random(2).random)
-    for name in (A, B):
-        await registry.register(worker(name))
-    key = keys.worker(store.namespace, A)
-    await store.client.hset(key, "untracked", "1e-07")
-    drawn = Counter(workers_of(await dispatch_lottery(registry, asks(["m"] * 1000))))
-    assert 400 < drawn[A] < 600
-
-
-async def test_lottery_stays_exact_when_fast_workers_join_a_slow_one(store: Store) -> None:
-    """Use the lowest and the highest speed."""
-    registry = store.registry(draw=random.Random(2).random)
-    await registry.register(worker(A, speed=1e-6))
-    await dispatch_lottery(registry, asks(["m"] * 250))
-    for name in (B, C):
-        await registry.register(worker(name, speed=1e9))
-    drawn = Counter(workers_of(await dispatch_lottery(registry, asks(["m"] * 1000))))
-    assert set(drawn) == {B, C}
-    assert 400 < drawn[B] < 600
 
 
 def dispatch_many(url: StoreUrl, namespace: str, times: int) -> None:

@@ -1,4 +1,4 @@
-"""Test that the lottery draws serving workers in proportion to speed, whatever the share of failing workers."""
+"""Test that the lottery draws in proportion to speed, whatever the share of failing workers, and books nothing."""
 
 import random
 from collections import Counter
@@ -9,7 +9,7 @@ import pytest
 from controller.store import keys
 from controller.store.registry import Registry
 from tests.conftest import Store
-from tests.support.dispatches import dispatch_lottery, workers_of
+from tests.support.dispatches import dispatch_lottery, queues, workers_of
 from tests.support.invariants import check_invariants
 from tests.support.samples import A, B, C, asks, reports, worker
 from tests.support.stores import register_all
@@ -157,3 +157,70 @@ async def test_drawn_requests_are_listed_until_the_next_report(registry: Registr
     await registry.heartbeat(reports([(A, 3)]))
     [listed] = (await registry.list_workers()).workers
     assert (listed.booked, listed.reported) == (0, 3)
+
+
+async def test_lottery_books_nothing(registry: Registry) -> None:
+    await registry.register(worker(A, queue_length=2))
+    assert workers_of(await dispatch_lottery(registry, asks(["m"] * 5))) == [A] * 5
+    assert await queues(registry) == [2]
+
+
+async def test_lottery_is_proportional_to_speed(store: Store) -> None:
+    """Run a chi-square test of 20,000 draws at the 99.9 % level. One worker has expired, one registers late."""
+    registry = store.registry(draw=random.Random(11).random)
+    speeds = {f"http://w{speed}:1": speed for speed in (1, 2, 3, 4, 10)}
+    for name, speed in speeds.items():
+        if speed != 4:
+            await registry.register(worker(name, speed=speed))
+    await registry.register(worker("http://dead:1", speed=50))
+    await dispatch_lottery(registry, asks(["m"] * 250))
+    await store.expire_heartbeat("http://dead:1")
+    await registry.register(worker("http://w4:1", speed=4))
+    drawn = await draws(registry, 20_000 if store.kind != "fakeredis" else 4_000)
+    assert chi_square(drawn, speeds) < CHI_SQUARE_4, f"chi-square exceeds the 99.9th percentile: {drawn}"
+
+
+async def test_lottery_draws_do_not_depend_on_each_other(store: Store) -> None:
+    """Count pairs of draws among two equal workers: 4 pairs, 3 degrees of freedom."""
+    number = 10_000 if store.kind != "fakeredis" else 2_000
+    registry = store.registry(draw=random.Random(5).random)
+    await registry.register(worker(A))
+    await registry.register(worker(B))
+    winners = [
+        name for _ in range(number // 250) for name in workers_of(await dispatch_lottery(registry, asks(["m"] * 250)))
+    ]
+    pairs = Counter(zip(winners[::2], winners[1::2], strict=True))
+    expected = number / 2 / 4
+    assert sum((pairs[x, y] - expected) ** 2 / expected for x in (A, B) for y in (A, B)) < 16.27
+
+
+async def test_lottery_follows_a_change_of_speed(store: Store) -> None:
+    registry = store.registry(draw=random.Random(3).random)
+    await registry.register(worker(A, speed=1000))
+    await registry.register(worker(B, speed=1))
+    await dispatch_lottery(registry, asks(["m"] * 200))
+    await registry.register(worker(A, speed=1e-6))
+    await dispatch_lottery(registry, asks(["m"]))
+    assert Counter(workers_of(await dispatch_lottery(registry, asks(["m"] * 200))))[B] == 200
+
+
+async def test_lottery_does_not_treat_a_decayed_booking_as_a_failure(store: Store) -> None:
+    registry = store.registry(draw=random.Random(2).random)
+    for name in (A, B):
+        await registry.register(worker(name))
+    key = keys.worker(store.namespace, A)
+    await store.client.hset(key, "untracked", "1e-07")
+    drawn = Counter(workers_of(await dispatch_lottery(registry, asks(["m"] * 1000))))
+    assert 400 < drawn[A] < 600
+
+
+async def test_lottery_stays_exact_when_fast_workers_join_a_slow_one(store: Store) -> None:
+    """Use the lowest and the highest speed."""
+    registry = store.registry(draw=random.Random(2).random)
+    await registry.register(worker(A, speed=1e-6))
+    await dispatch_lottery(registry, asks(["m"] * 250))
+    for name in (B, C):
+        await registry.register(worker(name, speed=1e9))
+    drawn = Counter(workers_of(await dispatch_lottery(registry, asks(["m"] * 1000))))
+    assert set(drawn) == {B, C}
+    assert 400 < drawn[B] < 600

@@ -48,3 +48,8 @@ def texts_of(choices: Iterable[Choice]) -> list[str]:
 def worker_of(text: str) -> str:
     """Return the worker of a text of texts_of()."""
     return worker_of_lease(text) if "@" in text else text
+
+
+async def queues(registry: Registry) -> list[int]:
+    """Return the estimated queue length of each live worker, sorted by name."""
+    return [known.status.queue_length for known in (await registry.list_workers()).workers]

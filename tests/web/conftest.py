@@ -7,6 +7,7 @@ from typing import Any
 import httpx
 import pytest
 
+from controller.fleet import tokens as fleet_tokens
 from controller.metrics import Metrics
 from controller.replica import Replica, create_worker_client
 from controller.settings import Settings
@@ -67,3 +68,9 @@ async def open_api(registry: Registry, tracing: Tracing | None = None, /, **sett
 async def api(store: Store) -> AsyncIterator[Api]:
     async for opened in open_api(store.registry()):
         yield opened
+
+
+@pytest.fixture
+def quick_look(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let replicas look for changed tokens all the time."""
+    monkeypatch.setattr(fleet_tokens, "INTERVAL", 0.02)

@@ -1,9 +1,8 @@
 """Who may use which route of one replica, with tokens, with networks and with both."""
 
-import asyncio
 import logging
 from base64 import b64encode
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
 from pathlib import Path
 
 import httpx
@@ -11,26 +10,18 @@ import pytest
 
 from controller.domain.errors import WorkerUnreachable
 from controller.domain.worker import WorkerStatus
-from controller.fleet import tokens as fleet_tokens
 from controller.security.tokens import Plane, token_of
-from controller.tasks import end
 from controller.web.routes.table import FALLBACK, ROUTES, Route
 from tests.conftest import Store
 from tests.support.samples import A
 from tests.support.waiting import wait_until
 from tests.web.conftest import Api, open_api
+from tests.web.tokens import SETTINGS, TOKENS, bearer, register
 
-TOKENS = {plane: f"{plane}-0123456789abcdef" for plane in ("worker", "client", "admin")}
 BOUND = "bound-0123456789abcdef"
 GUARDED = [route for route in (*ROUTES, FALLBACK) if route.plane is not Plane.PUBLIC]
-SETTINGS = {f"{plane}_tokens": f"{plane}={secret}" for plane, secret in TOKENS.items()}
 
 pytestmark = pytest.mark.usefixtures("quick_look")
-
-
-@pytest.fixture
-def quick_look(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(fleet_tokens, "INTERVAL", 0.02)
 
 
 @pytest.fixture
@@ -38,18 +29,6 @@ async def closed(store: Store) -> AsyncIterator[Api]:
     """A replica with a token for each plane."""
     async for opened in open_api(store.registry(), **SETTINGS):
         yield opened
-
-
-@pytest.fixture
-async def background() -> AsyncIterator[Callable[[Api], None]]:
-    """Return a function that lets a replica look for changed tokens."""
-    tasks: list[asyncio.Task[None]] = []
-    yield lambda api: tasks.append(asyncio.create_task(api.replica.tokens.run()))
-    await end(tasks)
-
-
-def bearer(secret: str) -> dict[str, str]:
-    return {"Authorization": f"Bearer {secret}"}
 
 
 def basic(secret: str, name: str = "anybody") -> dict[str, str]:
@@ -106,12 +85,6 @@ async def test_an_open_controller_creates_no_tokens(api: Api) -> None:
     assert refused.status_code == 400
     assert "would protect nothing" in refused.json()["error"]["message"]
     assert (await api.http.get("/tokens")).json() == {"tokens": []}
-
-
-async def register(api: Api, secret: str, name: str, *models: str) -> httpx.Response:
-    status = {"model_names": models or ("m",), "speed": 1, "queue_length": 0}
-    body = {"worker_name": name, "check_heart_beat": True, "worker_status": status}
-    return await api.http.post("/register_worker", json=body, headers=bearer(secret))
 
 
 @pytest.fixture
@@ -233,95 +206,6 @@ async def test_networks_alone_close_the_other_planes(store: Store) -> None:
     async for api in open_api(store.registry(), worker_networks="127.0.0.0/8"):
         await api.register(A)
         assert (await api.post("/get_worker_address", {"model": "m"})).status_code == 401
-
-
-async def test_created_tokens_open_their_plane_until_they_are_revoked(store: Store) -> None:
-    apis = [open_api(store.registry(), **SETTINGS) for _ in range(2)]
-    first, second = [await anext(api) for api in apis]
-    admin = bearer(TOKENS["admin"])
-    body = {"plane": "worker", "name": "gpu", "workers": ["127.0.0.1"], "models": ["m*"]}
-    secret = (await first.http.post("/create_token", json=body, headers=admin)).json()["token"]
-    for api in (first, second):
-        await api.replica.tokens.update()
-        assert (await register(api, secret, A)).status_code == 200
-        assert (await register(api, secret, A, "gpt")).status_code == 403
-        assert (await api.http.get("/workers", headers=bearer(secret))).status_code == 403
-    again = await second.http.post("/create_token", json=body, headers=admin)
-    assert (again.status_code, again.json()["error"]["code"]) == (400, "invalid_input")
-    listed = (await second.http.get("/tokens", headers=admin)).json()["tokens"]
-    assert [(each["name"], each["source"]) for each in listed] == [
-        ("admin", "environment"),
-        ("client", "environment"),
-        ("gpu", "store"),
-        ("worker", "environment"),
-    ]
-    stored = str(await store.client.hgetall(f"{{{store.namespace}}}:tokens"))
-    assert secret not in stored
-    revoked = await first.http.post("/revoke_token", json={"name": "gpu"}, headers=admin)
-    assert revoked.json() == {"exist": True}
-    await second.replica.tokens.update()
-    for api in (first, second):
-        assert (await register(api, secret, A)).status_code == 401
-    assert (await first.http.post("/revoke_token", json={"name": "gpu"}, headers=admin)).json() == {"exist": False}
-    from_environment = await first.http.post("/revoke_token", json={"name": "client"}, headers=admin)
-    assert from_environment.status_code == 400
-    for opened in apis:
-        async for _ in opened:
-            pass
-
-
-async def test_tokens_survive_that_redis_loses_them(store: Store) -> None:
-    async for api in open_api(store.registry(), **SETTINGS):
-        body = {"plane": "client", "name": "web"}
-        secret = (await api.http.post("/create_token", json=body, headers=bearer(TOKENS["admin"]))).json()["token"]
-        await store.client.delete(f"{{{store.namespace}}}:tokens")
-        await api.replica.tokens.update()
-        assert (await api.http.post("/list_models", headers=bearer(secret))).status_code == 200
-        assert await store.client.hget(f"{{{store.namespace}}}:tokens", "entry:web")
-
-
-async def test_a_token_that_is_created_after_redis_lost_the_others_is_kept(store: Store) -> None:
-    async for api in open_api(store.registry(), **SETTINGS):
-        admin = bearer(TOKENS["admin"])
-        for name in ("web", "app"):
-            await api.http.post("/create_token", json={"plane": "client", "name": name}, headers=admin)
-        await store.client.delete(f"{{{store.namespace}}}:tokens")
-        body = {"plane": "client", "name": "new"}
-        secret = (await api.http.post("/create_token", json=body, headers=admin)).json()["token"]
-        assert (await api.http.post("/list_models", headers=bearer(secret))).status_code == 200
-        await store.client.delete(f"{{{store.namespace}}}:tokens")
-        assert (await api.http.post("/revoke_token", json={"name": "web"}, headers=admin)).json() == {"exist": True}
-        found = await store.client.hgetall(f"{{{store.namespace}}}:tokens")
-        assert {name for name in found if name.startswith("entry:")} == {"entry:app", "entry:new"}
-
-
-async def test_a_changed_tokens_file_is_read_again(
-    store: Store, tmp_path: Path, caplog: pytest.LogCaptureFixture, background: Callable[[Api], None]
-) -> None:
-    file = tmp_path / "tokens"
-    file.write_text(f"client web {TOKENS['client']}\n")
-    opening = open_api(store.registry(), tokens_file=file)
-    api = await anext(opening)
-    background(api)
-
-    async def status(secret: str) -> int:
-        return (await api.http.post("/list_models", headers=bearer(secret))).status_code
-
-    assert [await status(TOKENS["client"]), await status(TOKENS["admin"])] == [200, 401]
-    replaced = tmp_path / "new"
-    replaced.write_text(f"client web {TOKENS['client']}x\nadmin ops {TOKENS['admin']}\n")
-    replaced.replace(file)
-    await wait_until(lambda: api.replica.access.token_named("ops"), "the new file is read")
-    assert [await status(TOKENS["client"]), await status(TOKENS["admin"])] == [401, 200]
-    caplog.clear()
-    with caplog.at_level(logging.ERROR):
-        file.write_text(f"root ops {TOKENS['client']}\n")
-        await wait_until(lambda: caplog.messages, "the wrong file is logged")
-        assert await status(TOKENS["admin"]) == 200, "the tokens stay as they were"
-    assert len(caplog.messages) == 1
-    assert TOKENS["client"] not in caplog.text
-    async for _ in opening:
-        pass
 
 
 async def test_refusals_and_acts_are_in_the_audit_log_without_secrets(

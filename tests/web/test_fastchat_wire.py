@@ -179,7 +179,7 @@ async def test_metrics_count_calls_by_outcome(api: Api) -> None:
 async def test_stream_reports_the_age_of_the_snapshot_in_a_header(api: Api, link: Link) -> None:
     async with bad_worker(worker_generate_stream=chunks(b"a\0")) as worker:
         await api.register(worker.address)
-        await api.replica.snapshots._take_if_stale()
+        await api.replica.snapshots._take_another()
         response = await api.post("/worker_generate_stream", {"model": "m"})
         assert (response.content, "x-controller-degraded" in response.headers) == (b"a\0", False)
         with link.broken():

@@ -68,7 +68,7 @@ async def test_dispatch_prefers_a_worker_with_a_free_slot(api: Api) -> None:
 
 async def test_degraded_dispatch_returns_no_lease(api: Api, link: Link) -> None:
     await api.register(A)
-    await api.replica.snapshots._take_if_stale()
+    await api.replica.snapshots._take_another()
     with link.broken():
         assert await dispatch_with_lease(api) == (A, "")
         response = await api.post("/release_worker", {"lease": f"1800000000000-1000-1-1@{A}"})
@@ -124,7 +124,7 @@ async def test_failed_worker_is_deprioritised_until_its_heartbeat(api: Api) -> N
 
 async def test_lease_of_a_lost_reply_is_released(api: Api, link: Link) -> None:
     await api.register(A)
-    await api.replica.snapshots._take_if_stale()
+    await api.replica.snapshots._take_another()
     with link.broken("after", "dispatch_shortest_queue"):
         assert await dispatch_with_lease(api) == (A, "")
     await api.replica.breaker._probing  # type: ignore[misc]

@@ -41,12 +41,12 @@ def unknown(check: str, found: str, advice: str = "") -> Finding:
 
 
 def warning(check: str, found: str, advice: str) -> Finding:
-    """Return a finding to look at some day."""
+    """Return a finding that is not urgent."""
     return Finding(Level.WARNING, check, found, advice)
 
 
 def problem(check: str, found: str, advice: str) -> Finding:
-    """Return a finding to look at now."""
+    """Return a finding that needs action now."""
     return Finding(Level.PROBLEM, check, found, advice)
 
 

@@ -58,7 +58,7 @@ def degraded(snapshot_age: float | None) -> Headers:
 class BodyEndpoint(ABC):
     """Reads a request's body of at most `max_body` bytes, and sends the response.
 
-    guard: is asked before the body is read. None if everybody may use the route.
+    guard: decides before the body is read. None if all callers may use the route.
     limits: those of the replica. None if there are none.
     hot: the route is on the hot path. Its requests get an id only if they carry one, or if they fail.
 
@@ -141,7 +141,7 @@ class BodyEndpoint(ABC):
         return None
 
     def _caller(self, scope: Scope) -> Caller:
-        """Return the caller of a request. Without a guard, everybody may do everything."""
+        """Return the caller of a request. Without a guard, each caller counts as an admin."""
         return self.guard.caller(scope) if self.guard else Caller(Plane.ADMIN, caller_address(scope, _NO_PROXIES))
 
     def _error(self, _: Scope, code: str, message: str, status: int, headers: Headers = ()) -> Answer:

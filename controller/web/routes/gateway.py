@@ -145,8 +145,8 @@ async def models(services: Services, _: str) -> Answer:
 async def model(services: Services, name: str) -> Answer:
     """Describe one model of the list. Its name may have slashes in it.
 
-    A model that is not in the list gets a 503 if engines have served it lately, or if it is known and no worker serves
-    it now. Otherwise it gets a 404.
+    A model that is not in the list gets a 503 if engines have served it recently, or if it is known and no worker
+    serves it now. Otherwise it gets a 404.
     """
     found, snapshot_age = await services.gateway.list_models()
     described = next((each for each in found if each.name == name), None)

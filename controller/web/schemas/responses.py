@@ -1,4 +1,4 @@
-"""The bodies of responses to workers, clients and everybody, and of errors.
+"""The bodies of responses to workers, to clients and to callers without a token, and of errors.
 
 The API document has the types and their descriptions. The hot routes write their bodies without these types.
 """

@@ -1,4 +1,4 @@
-// What happened lately: the events of GET /events.
+// What happened recently: the events of GET /events.
 
 import { html, nothing } from "./vendor/lit-html/lit-html.js";
 import { link } from "./address.js";

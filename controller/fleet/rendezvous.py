@@ -1,4 +1,4 @@
-"""Decides which replica does what, without a word between them."""
+"""Decides which replica polls which worker. The replicas need no messages: all compute the same result."""
 
 from collections.abc import Sequence
 from zlib import crc32
