@@ -282,7 +282,8 @@ EXAMPLES: Final = (
                     "registered_by": None,
                     "engine": None,
                 }
-            ]
+            ],
+            "missing_models": [],
         },
     ),
     Example("/resume_worker", _NAME, {"exist": True}),
@@ -302,7 +303,8 @@ EXAMPLES: Final = (
             [
                 '{"time":...,"seen_at":...,"replica":{"id":"...","name":"...","version":"..."},',
                 '"degraded":null,"dispatch_method":"shortest_queue","stalled_after":60.0,',
-                '"dispatches":{"scope":"cluster","per_second":[...]},"replicas":[...],"missing_engines":[],"parents":[],',
+                '"dispatches":{"scope":"cluster","per_second":[...]},"replicas":[...],"missing_engines":[],',
+                '"missing_models":[],"parents":[],',
                 '"workers":[{"worker_name":"http://localhost:...","model_names":["echo"],...}]}',
             ]
         ),
