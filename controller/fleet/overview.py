@@ -191,6 +191,7 @@ class Overview:
             "seen_at": None if self._rows.seen_at is None else round(self._rows.seen_at, 1),
             "replica": {"id": self._replicas.id, "name": self._replicas.name, "version": __version__},
             "degraded": None if reason is None else str(reason),
+            "can_dispatch": self._snapshots.can_dispatch,
             "dispatch_method": self._method,
             "stalled_after": STALLED_AFTER,
             "dispatches": {"scope": "controller" if is_lottery else "cluster", "per_second": list(self._rates)},

@@ -127,6 +127,7 @@ class Telemetry(Collector):
             metrics.degraded_seconds.inc(now - self._measured_at)
         self._measured_at = now
         metrics.store_available.set(is_available)
+        metrics.can_dispatch.set(self._snapshots.can_dispatch)
         metrics.snapshot_age.set(self._snapshots.age)
         metrics.forwards.set(self._forwards())
         metrics.followers.set(self._events.followers)

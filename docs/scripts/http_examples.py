@@ -302,7 +302,7 @@ EXAMPLES: Final = (
         response=Text(
             [
                 '{"time":...,"seen_at":...,"replica":{"id":"...","name":"...","version":"..."},',
-                '"degraded":null,"dispatch_method":"shortest_queue","stalled_after":60.0,',
+                '"degraded":null,"can_dispatch":true,"dispatch_method":"shortest_queue","stalled_after":60.0,',
                 '"dispatches":{"scope":"cluster","per_second":[...]},"replicas":[...],"missing_engines":[],',
                 '"missing_models":[],"parents":[],',
                 '"workers":[{"worker_name":"http://localhost:...","model_names":["echo"],...}]}',

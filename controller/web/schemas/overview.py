@@ -83,6 +83,12 @@ class Overview(Struct):
     seen_at: Annotated[float | None, described("The time of the workers. `null` before the first snapshot.")]
     replica: ThisReplica
     degraded: Annotated[str | None, described("Why Redis is not used. `null` if it is.")]
+    can_dispatch: Annotated[
+        bool,
+        described(
+            "`false`: without Redis, the snapshot of this replica has become too old, so requests get no worker."
+        ),
+    ]
     dispatch_method: Annotated[str, described("How a worker is chosen.", enum=list(map(str, DispatchMethod)))]
     stalled_after: Annotated[
         float, described("Seconds for which none of a worker's requests has finished, until the page calls it stalled.")

@@ -65,7 +65,7 @@ function ofWorkers(workers, { state, label, level, one, many }, cluster, view) {
 function unserved(cluster, view) {
   const { missing_models: missing = [] } = cluster.head; // an older replica does not send them
   const found = missing.map(({ model, since }) => ({ model, text: html`has no worker since ${time(since)}.` }));
-  for (const model of cluster.models.values()) {
+  for (const model of cluster.canDispatch ? cluster.models.values() : []) { // otherwise no model is served
     if (!model.serving) found.push({ model: model.name, text: html`has ${count(model.workers, "worker")}, and none of them serves.` });
   }
   const shown = found.slice(0, SINGLY).map(({ model, text }) => ({
