@@ -179,10 +179,14 @@ def register(
 @click.command(short_help="Probe all workers now.")
 @connects
 def refresh(controller: Controller) -> None:
-    """Probe all workers now. A worker that fails two probes is removed."""
+    """Probe all workers now. A worker that fails two probes is removed.
+
+    The exit status is 1 if the result is unknown, because Redis is unavailable.
+    """
     from controller.cli.operations import refresh_workers  # imported late, so that --help stays fast
 
-    run(refresh_workers(controller), "Interrupted. The controller goes on if it has begun to probe the workers.")
+    interrupted = "Interrupted. The controller goes on if it has begun to probe the workers."
+    raise SystemExit(0 if run(refresh_workers(controller), interrupted) else 1)
 
 
 @click.command(short_help="Show events as they happen.")
