@@ -47,6 +47,7 @@ def drain(
         3  the deadline has passed
         4  a worker serves again, because it was resumed
         5  no request is known, but a worker has never reported its queue
+        130  Ctrl-C has ended the command
     """
     from controller.cli.operations import wait_for_workers  # imported late, so that --help stays fast
 

@@ -9,7 +9,7 @@ from rich.table import Table
 from rich.text import Text
 
 from controller.cli.api import follow, request_reply
-from controller.cli.events import as_line, day_of
+from controller.cli.events import as_line, day_of, fitted
 from controller.cli.options import Controller
 from controller.cli.patterns import covered
 from controller.cli.tables import cell, create_console, print_json
@@ -43,8 +43,14 @@ async def show_worker(controller: Controller, name: str, last: int, stalled_afte
         console.print(DEGRADED, style="yellow")
     if problem:
         console.print(problem, style="yellow")
+    columns = console.width if console.is_terminal else None
     for line in event_lines(events):
-        console.print(cell(line, console.encoding), soft_wrap=True)
+        console.print(
+            cell(line, console.encoding)
+            if columns is None
+            else Text(fitted(cell(line, console.encoding).plain, columns)),
+            soft_wrap=True,
+        )
 
 
 async def _events_of(controller: Controller, name: str, last: int) -> list[dict[str, Any]]:

@@ -9,11 +9,10 @@ from urllib.parse import parse_qs, urlsplit
 import pytest
 
 from controller import __version__
-from controller.cli import operations
 from controller.cli.models import models_of
 from controller.cli.replicas import differing_settings
 from controller.cli.text import count, duration
-from controller.cli.workers import DEGRADED, sort_workers
+from controller.cli.workers import sort_workers
 from tests.cli.conftest import FakeController
 from tests.cli.samples import candidate, listed, replica
 
@@ -234,55 +233,6 @@ def test_register_says_both_reasons_in_one_line(fake: FakeController) -> None:
     ran = fake.run("register", A)
     assert (ran.exit_code, ran.stderr.count("\n")) == (1, 1)
     assert "connection refused. It is no worker of FastChat either: " in ran.stderr
-
-
-@pytest.mark.parametrize(
-    "command", [["workers"], ["models"], ["top"], ["worker", A], ["capacity", "list"], ["route", "list"]]
-)
-@pytest.mark.parametrize("is_empty", [True, False])
-def test_lists_say_that_they_are_old(fake: FakeController, command: list[str], is_empty: bool) -> None:
-    fake.responses = {
-        "/workers": {"workers": [listed(A, "m")] if not is_empty or command[0] == "worker" else []},
-        "/events": "",
-        "/capacities": {"capacities": [] if is_empty else [{"model": "m", "capacity": 5}]},
-        "/model_routes": {"model_routes": [] if is_empty else [ROUTE]},
-    }
-    assert "Redis is unavailable" not in fake.run(*command).stdout
-    fake.is_degraded = True
-    assert DEGRADED in fake.run(*command).stdout
-
-
-def test_refresh_without_redis_fails(fake: FakeController) -> None:
-    fake.responses = {"/workers": {"workers": [listed(A, "m")]}, "/refresh_all_workers": "null"}
-    ran = fake.run("refresh")
-    assert (ran.exit_code, ran.stdout.splitlines()[-1]) == (0, "1 live worker.")
-    fake.is_degraded = True
-    ran = fake.run("refresh")
-    assert (ran.exit_code, "Redis is unavailable" in ran.stderr) == (1, True)
-
-
-def test_remove_without_redis_names_what_failed(fake: FakeController) -> None:
-    """The list of engines matters only for a name that no live worker has."""
-    away = (503, {"error": {"message": "Redis is unavailable."}})
-    fake.responses = {"/workers": {"workers": [listed(A, "m")]}, "/engines": away, "/remove_worker": away}
-    ran = fake.run("remove", A)
-    assert (ran.exit_code, fake.sent("/remove_worker")) == (1, [{"worker_name": A, "reason": ""}])
-    assert f"{fake.url}/remove_worker returned status 503: Redis is unavailable." in ran.stderr
-    ran = fake.run("remove", B)
-    assert (ran.exit_code, "/engines returned status 503: Redis is unavailable." in ran.stderr) == (1, True)
-
-
-def test_a_worker_that_redis_has_lost_for_a_moment_is_not_gone(
-    fake: FakeController, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Replicas restore what Redis has lost."""
-    monkeypatch.setattr(operations, "_INTERVAL", 0.01)
-    drains = listed(A, "m", draining=True)
-    lists = iter([[drains], [drains], [], [], [{**drains, "drained": True}]])
-    fake.responses = {"/workers": lambda: {"workers": next(lists)}, "/drain_worker": {"exist": True}}
-    ran = fake.run("drain", A, "--wait")
-    assert (ran.exit_code, ran.stdout.splitlines()[-1]) == (0, f"{A} is idle.")
-    assert "is gone" not in ran.output
 
 
 def test_top_prints_once_in_a_pipe(fake: FakeController) -> None:
