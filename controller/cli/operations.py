@@ -1,4 +1,4 @@
-"""What the commands of operators do: requests to a running controller, and their results as text."""
+"""Sends the requests of the operators' commands to a running controller, and prints the results."""
 
 import asyncio
 import contextlib

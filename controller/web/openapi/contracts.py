@@ -1,4 +1,4 @@
-"""What each route takes and returns.
+"""The bodies, parameters and errors of each route.
 
 The API document and the reference page are generated from these contracts, the docstrings of the handlers, and the
 route table. Tests compare the contracts with the responses of real controllers.
@@ -55,7 +55,7 @@ class Parameter:
 
 @dataclass(frozen=True)
 class Contract:
-    """What one route takes and returns.
+    """The bodies, parameters and errors of one route.
 
     body: the type of the request's body. None if the route ignores it.
     returns: the type of the JSON in a response with status 200.
