@@ -46,16 +46,26 @@ class Recovery:
         age = time.monotonic() - noticed_at
         return (jump, age) if age <= self._heartbeat_expiration else None
 
-    async def restore_capacities(self, before: CapacityList, now: WorkerList) -> bool:
+    async def restore_capacities(self, before: CapacityList, now: WorkerList, lost_data: bool) -> bool:
         """If Redis lost capacities set at runtime, restore them and apply them to the workers in it.
+
+        After a loss, an equal version may be of another change. Then only what Redis does not have is restored.
 
         Call this before repair(), so that the restored workers get these capacities. Return True if something was
         restored. Raises StoreError.
         """
-        if now.capacities_version >= before.version:
+        if now.capacities_version > before.version:
             return False
-        logger.warning("Redis lost capacities: setting %d of them again.", len(before.by_target))
-        await self._registry.restore_capacities(before)
+        lost = before
+        if now.capacities_version == before.version:
+            if not lost_data or not before.by_target:
+                return False
+            kept = (await self._registry.list_capacities()).by_target
+            lost = before._replace(by_target={key: value for key, value in before.by_target.items() if key not in kept})
+            if not lost.by_target:
+                return False
+        logger.warning("Redis lost capacities: setting %d of them again.", len(lost.by_target))
+        await self._registry.restore_capacities(lost)
         await self._registry.apply_capacities(now.workers)
         return True
 

@@ -211,7 +211,7 @@ class SnapshotManager:
         listing, lost_data = await self._listings.take()
         self._lost_data = self._lost_data or lost_data
         before = self._listing
-        repaired = await self._recovery.restore_capacities(self._capacities, listing)
+        repaired = await self._recovery.restore_capacities(self._capacities, listing, self._lost_data)
         if before is None or self._snapshot is None:
             await self._recovery.correct_overlong_heartbeats(listing)
         elif await self._recovery.repair(before, taken_at - self._snapshot.taken_at, listing, self._lost_data):
@@ -222,7 +222,7 @@ class SnapshotManager:
             listing = await self._list_again()
         self._lost_data = False
         self._keep(listing, taken_at)  # before the next calls, which may fail
-        if listing.capacities_version != self._capacities.version:
+        if repaired or listing.capacities_version != self._capacities.version:
             self._capacities = await self._registry.list_capacities()
         if await self._recovery.rename(listing.workers):
             taken_at = time.monotonic()

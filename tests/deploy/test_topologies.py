@@ -94,7 +94,6 @@ async def test_sentinel(built: None, figure: Figure) -> None:
 async def recreate_containers(running: Compose) -> None:
     """Run `down` and `up`. Addresses change. The master stays unless the Sentinels promote another Redis."""
     old_master, old_addresses = master_names(running), addresses(running)
-    assert old_master in ("redis-2", "redis-3")
     for container in nodes(running).values():
         redis_cli(container, "config", "set", "maxmemory", "1gb")
         assert redis_cli(container, "config", "rewrite") == "OK"

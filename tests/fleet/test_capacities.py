@@ -11,6 +11,7 @@ from controller.replica import Replica
 from controller.store import keys
 from controller.store.registry import Registry
 from tests.conftest import Open, Store
+from tests.support.lost_data import restore, save
 from tests.support.outage import Link, wait_for_recovery
 from tests.support.samples import OPERATOR, A, B, worker
 from tests.support.waiting import wait_until
@@ -103,6 +104,28 @@ async def test_capacities_are_restored_after_a_data_loss(
     assert await capacities_of(other) == {A: (None, ""), B: (8, "reported")}
     assert (await controller.capacities.list()).value.by_target == {}
     await store.client.delete("unrelated")
+
+
+async def test_lost_capacities_are_restored_beside_one_that_was_set_since(
+    controller: Replica, store: Store, replica: Open
+) -> None:
+    """Two capacities are lost. After the failover, as many are set, so the version is that of before."""
+    other = replica()
+    for each in (controller, other):
+        await each.snapshots.take_now()
+    await save(store)
+    await controller.capacities.set(OF_M, 5, caller=OPERATOR)
+    await controller.capacities.set(OF_N, 6, caller=OPERATOR)
+    for each in (controller, other):
+        await each.snapshots.take_now()
+    await restore(store)
+    await store.registry().set_capacity(OF_B, 3)
+    await store.registry().set_capacity(OF_N, 7)
+    for each in (controller, other):
+        await each.snapshots.take_now()
+        assert (await each.capacities.list()).value.by_target == {OF_B: 3, OF_M: 5, OF_N: 7}
+        assert each.snapshots.capacities.by_target == {OF_B: 3, OF_M: 5, OF_N: 7}
+    assert await capacities_of(controller) == {A: (5, "configured"), B: (3, "configured")}
 
 
 async def test_worker_that_registered_after_a_data_loss_gets_the_restored_capacity(

@@ -40,7 +40,7 @@ BUGS = {
     "increment": (
         [Change("lua/include/load/book.lua", "load.untracked = load.untracked + 1", "")],
         ["none"],
-        "no order explains this call: .*Dispatch|state at the end differs",
+        "no order explains this call: .*Dispatch|state at the end differs|requests without leases, but",
     ),
     "reconciliation": (
         [Change("controller/availability/reconciler.py", "self._bookings.update(workers)", "pass")],

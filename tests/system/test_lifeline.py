@@ -48,8 +48,12 @@ class Run:
         plugins = ["-p", "tests.conftest", "-p", "tests.system.conftest", "-p", "no:cacheprovider", "--no-cov"]
         command = ["-m", "pytest", "-c", str(ROOT / "pyproject.toml"), *plugins, *flags, str(test)]
         self.pytest = Process(work_dir / "pytest.log", *command, REPORT=str(report), PYTHONPATH=str(ROOT))
-        self.pytest.wait_for(report.exists, "the test runs")
-        content = json.loads(report.read_text())
+        self._report = report
+
+    def wait(self) -> None:
+        """Wait until the test has started all processes."""
+        self.pytest.wait_for(self._report.exists, "the test runs", timeout=300.0)
+        content = json.loads(self._report.read_text())
         self.runner = psutil.Process(content["runner"])  # pytest, or its worker
         self.started = [psutil.Process(pid) for pid in content["started"]]
 
@@ -60,6 +64,7 @@ def run(work_dir: Path) -> Iterator[Callable[..., Run]]:
 
     def start(*flags: str) -> Run:
         runs.append(Run(work_dir, *flags))
+        runs[-1].wait()
         return runs[-1]
 
     yield start
