@@ -103,7 +103,7 @@ class Agent:
         return end
 
     async def _drain(self) -> End:
-        """Wait until the engine has finished its requests. Its heartbeats go on."""
+        """Wait until the engine has finished its requests. Its heartbeats continue."""
         idle_polls = 0
         while True:
             began = time.monotonic()

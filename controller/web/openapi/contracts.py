@@ -236,7 +236,7 @@ CONTRACTS: Final[Mapping[str, Contract]] = {
     "/events": Contract(
         media={
             "application/x-ndjson": "One JSON object a line.",
-            "text/event-stream": "The same objects as server-sent events, which go on as they happen.",
+            "text/event-stream": "The same objects as server-sent events, which continue as they happen.",
         },
         errors=by_status(InvalidInput, *STORE, EventsUnavailable, TooManyFollowers),
         parameters=(
@@ -250,7 +250,7 @@ CONTRACTS: Final[Mapping[str, Contract]] = {
                 "The number of events.",
                 {"type": "integer", "minimum": 1, "maximum": 1000, "default": 100},
             ),
-            Parameter("follow", "Go on with new events as they happen.", {"type": "boolean", "default": False}),
+            Parameter("follow", "Continue with new events as they happen.", {"type": "boolean", "default": False}),
             Parameter(
                 "Last-Event-ID",
                 "Takes the place of `after`. A browser's EventSource sends it after a lost connection.",
