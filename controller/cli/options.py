@@ -98,7 +98,7 @@ stalled_after: Final = click.option(
 
 
 class Interrupted(Exception):
-    """Ctrl-C has ended a command. The message says what was done, and what goes on."""
+    """Ctrl-C has ended a command. The message says what was done, and what continues."""
 
 
 def run(call: Coroutine[Any, Any, Result], interrupted: str = "Interrupted. Nothing was changed.") -> Result:
@@ -128,7 +128,7 @@ def _run(call: Coroutine[Any, Any, Result]) -> Result:
 
 
 def run_until_interrupted(call: Coroutine[Any, Any, object]) -> None:
-    """Run a call that goes on until Ctrl-C, which is a normal end."""
+    """Run a call that runs until Ctrl-C, which is a normal end."""
     try:
         _run(call)
     except KeyboardInterrupt:

@@ -19,7 +19,7 @@ _TIMEOUT: Final = 60.0  # seconds: the controller asks the worker, and its timeo
 
 
 class Details(NamedTuple):
-    """What the options of the command say of a worker.
+    """The options of the command that describe a worker.
 
     engine: a kind of engine, "fastchat", or "auto".
     queue_length, heartbeats, multimodal: of a worker of FastChat.

@@ -28,7 +28,7 @@ _MAX_MEDIA: Final = 4096  # characters that are hashed of the beginning and of t
 
 
 class AffinityKind(StrEnum):
-    """Which keys the requests of a model get."""
+    """The kind of keys that the requests of a model get."""
 
     OFF = "off"
     SESSION = "session"

@@ -40,7 +40,7 @@ def protocol_of(indexed: str) -> Protocol:
 
 @dataclass(frozen=True, slots=True)
 class Engine:
-    """What a replica has to know about a worker that is an inference engine.
+    """The facts that a replica needs about a worker that is an inference engine.
 
     kind: such as "vllm".
     aliases: the engine's own name of each model that has another name here.

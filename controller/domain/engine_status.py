@@ -33,7 +33,7 @@ class EngineModel:
 
 @dataclass(frozen=True, slots=True)
 class EngineStatus:
-    """What an engine said about itself. None means that it did not say, which is not the same as 0.
+    """The state that an engine reports. None means that the engine does not report a value, which is not the same as 0.
 
     models: the listed models, in the order of the engine.
     not_ready: why it should get no requests, as a sentence without its end. "" if it is ready.
@@ -70,7 +70,7 @@ class EngineStatus:
 
 @dataclass(frozen=True, slots=True)
 class AgentReport:
-    """What the agent of an engine reports when it registers the engine.
+    """The report of an agent when it registers its engine.
 
     queue_length: None if the engine does not say it.
     age: of the queue length, in seconds.

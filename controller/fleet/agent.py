@@ -26,7 +26,7 @@ _MAX_FAILURES: Final = 2  # consecutive polls whose connection fails, after whic
 
 
 class End(Enum):
-    """How an agent ended."""
+    """The outcome of the run of an agent."""
 
     IDLE = 0  # the engine has finished its requests, or is not registered
     BUSY = 3  # requests were left at the deadline, or at a second signal
@@ -103,7 +103,7 @@ class Agent:
         return end
 
     async def _drain(self) -> End:
-        """Wait until the engine has finished its requests. Its heartbeats go on."""
+        """Wait until the engine has finished its requests. Its heartbeats continue."""
         idle_polls = 0
         while True:
             began = time.monotonic()

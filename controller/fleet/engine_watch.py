@@ -1,4 +1,4 @@
-"""What a replica knows of one engine from its polls."""
+"""Watches one engine: polls it, and derives its registration from the answers."""
 
 import logging
 import time

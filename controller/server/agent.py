@@ -18,7 +18,7 @@ _TIMEOUT: Final = 5.0  # seconds for one response of the engine, or of a control
 
 
 class AgentOptions(NamedTuple):
-    """What the command line says. engine, name, entry, interval and deadline are as in Agent."""
+    """The options of the command line. engine, name, entry, interval and deadline are as in Agent."""
 
     engine: str
     name: str

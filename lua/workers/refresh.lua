@@ -1,7 +1,7 @@
 --[[
   Update registered workers from their answers to a probe, each only if its registration is unchanged.
 
-  The incarnation of the worker goes on, and so do its leases. Its answer is applied like a report.
+  The incarnation of the worker and its leases continue. Its answer is applied like a report.
 
   Keys:
     workers                 ZSET    w

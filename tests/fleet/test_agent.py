@@ -22,11 +22,10 @@ from controller.tasks import end
 from controller.upstream.client import WorkerClient
 from controller.web.routes import admin, worker
 from tests.conftest import Open
-from tests.fleet.engine_replicas import gauges, models, only
+from tests.fleet.engine_replicas import ADMIN, gauges, models, only
 from tests.support.engines import DISCONNECTS, HANGS, Answer, AnswerServer
 from tests.support.waiting import wait_until
 
-ADMIN = Caller(Plane.ADMIN, "127.0.0.1")
 NAME = "http://127.0.0.1:8000"
 
 

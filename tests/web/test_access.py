@@ -148,7 +148,7 @@ async def test_a_client_token_starts_refreshes_but_does_not_wait_for_them(
 
 
 @pytest.mark.parametrize("satisfy", ["any", "all"])
-async def test_networks_stand_in_for_tokens_or_are_needed_too(store: Store, satisfy: str) -> None:
+async def test_networks_replace_tokens_or_are_needed_too(store: Store, satisfy: str) -> None:
     settings = {**SETTINGS, "client_networks": "192.0.2.0/24", "trusted_proxies": "127.0.0.1", "satisfy": satisfy}
     async for api in open_api(store.registry(), **settings):
         expected = {

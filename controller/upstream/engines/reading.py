@@ -1,4 +1,4 @@
-"""What one answer of an engine says, and checks of the values in it. The content is not trusted."""
+"""Reads one answer of an engine, and checks the values in it. The content is not trusted."""
 
 import math
 from collections.abc import Callable, Iterable, Mapping

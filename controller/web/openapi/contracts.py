@@ -1,4 +1,4 @@
-"""What each route takes and returns.
+"""The bodies, parameters and errors of each route.
 
 The API document and the reference page are generated from these contracts, the docstrings of the handlers, and the
 route table. Tests compare the contracts with the responses of real controllers.
@@ -55,7 +55,7 @@ class Parameter:
 
 @dataclass(frozen=True)
 class Contract:
-    """What one route takes and returns.
+    """The bodies, parameters and errors of one route.
 
     body: the type of the request's body. None if the route ignores it.
     returns: the type of the JSON in a response with status 200.
@@ -236,7 +236,7 @@ CONTRACTS: Final[Mapping[str, Contract]] = {
     "/events": Contract(
         media={
             "application/x-ndjson": "One JSON object a line.",
-            "text/event-stream": "The same objects as server-sent events, which go on as they happen.",
+            "text/event-stream": "The same objects as server-sent events, which continue as they happen.",
         },
         errors=by_status(InvalidInput, *STORE, EventsUnavailable, TooManyFollowers),
         parameters=(
@@ -250,7 +250,7 @@ CONTRACTS: Final[Mapping[str, Contract]] = {
                 "The number of events.",
                 {"type": "integer", "minimum": 1, "maximum": 1000, "default": 100},
             ),
-            Parameter("follow", "Go on with new events as they happen.", {"type": "boolean", "default": False}),
+            Parameter("follow", "Continue with new events as they happen.", {"type": "boolean", "default": False}),
             Parameter(
                 "Last-Event-ID",
                 "Takes the place of `after`. A browser's EventSource sends it after a lost connection.",

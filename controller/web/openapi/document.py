@@ -57,7 +57,7 @@ _OTHER_ERRORS: Final[Mapping[str, tuple[int, str]]] = {
     "body_timeout": (408, "The body of the request was not complete in time. The connection is closed."),
     "head_too_large": (431, "The headers of the request are too long."),
     "internal_error": (500, "A bug. The log of the controller has the details."),
-    "too_many_connections": (503, "This replica has as many connections as it may."),
+    "too_many_connections": (503, "This replica has reached its limit of connections."),
 }
 _HEADERS: Final[Mapping[str, tuple[str, Mapping[str, Any]]]] = {
     DEGRADED: (
