@@ -202,6 +202,10 @@ def one_line(error: BaseException) -> str:
         return "the connection was closed before the head was complete"  # aiohttp's text is the incomplete head
     if isinstance(error, aiohttp.ClientResponseError):
         return repr(error.message.strip().partition("\n")[0])[1:-1][:200].rstrip(":")
+    if isinstance(error, aiohttp.ClientConnectorCertificateError):
+        return f"the certificate is not trusted: {repr(str(error.certificate_error))[1:-1][:200]}"
+    if isinstance(error, aiohttp.ClientConnectorSSLError):  # its errno counts by OpenSSL's table
+        return "the port does not speak TLS, or not in a way that this controller accepts"
     if isinstance(error, aiohttp.ClientConnectorError):
         number = error.os_error.errno or 0
         if number in errno.errorcode:  # aiohttp's text repeats the address, and says `ssl:default` without TLS

@@ -61,6 +61,7 @@ class BodyEndpoint(ABC):
     guard: decides before the body is read. None if all callers may use the route.
     limits: those of the replica. None if there are none.
     hot: the route is on the hot path. Its requests get an id only if they carry one, or if they fail.
+    refuses_other_sites: requests that a page of another site has sent from a browser are refused.
 
     A ControllerError becomes an error response. Any other exception is a bug: the client gets a 500, and the log gets
     the traceback.
@@ -70,6 +71,7 @@ class BodyEndpoint(ABC):
     guard: Guard | None = None
     limits: RequestLimits | None = None
     hot = False
+    refuses_other_sites = False
 
     @abstractmethod
     async def _answer(self, scope: Scope, receive: Receive, body: bytes) -> Answer | Response | None:
@@ -82,6 +84,8 @@ class BodyEndpoint(ABC):
         try:
             if self.guard is not None:
                 self.guard.admit(scope)
+            if self.refuses_other_sites:
+                refuse_other_sites(scope)
             limits = self.limits
             body = await read_body(scope, receive, self.max_body, limits.bodies if limits else None)
             if body is None:
@@ -178,14 +182,6 @@ class CallerEndpoint(BodyEndpoint):
         return await self._handle(body, self._caller(scope))
 
 
-class OperatorEndpoint(CallerEndpoint):
-    """As CallerEndpoint, but refuses requests that a page of another site has sent from a browser."""
-
-    async def _answer(self, scope: Scope, receive: Receive, body: bytes) -> Answer:
-        refuse_other_sites(scope)
-        return await super()._answer(scope, receive, body)
-
-
 class QueryEndpoint(BodyEndpoint):
     """Passes the query and the headers of a request to `handle`. Of repeated names, the last counts.
 
@@ -276,7 +272,6 @@ class RegistrationEndpoint(BodyEndpoint):
         self._handle = handle
 
     async def _answer(self, scope: Scope, _: Receive, body: bytes) -> Answer:
-        refuse_other_sites(scope)
         caller = self._caller(scope)
         if self.limits:
             await self.limits.registrations.admit(caller.address)
