@@ -123,7 +123,7 @@ class EventsUnavailable(ControllerError):
 
 
 class TooManyFollowers(ControllerError):
-    """This replica has reached its limit of clients that follow its events, or its page. Others may have room."""
+    """This replica has reached its limit of clients that follow its events or its page. Another one may have room."""
 
     code = "too_many_followers"
 

@@ -22,7 +22,7 @@ class Stalls:
     """Measures for how long each worker has finished none of its requests, from one listing to the next.
 
     A request has finished if a worker reports fewer requests than before. But a busy worker may always report the same
-    number. So Redis also counts whether requests that this cluster dispatched have finished. Only the number of
+    number. So Redis also records whether requests that this cluster dispatched have finished. Only the number of
     requests from other clients is known.
     """
 
