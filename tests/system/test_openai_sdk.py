@@ -176,7 +176,7 @@ def test_completion_is_answered(client: OpenAI, kit: EngineKit) -> None:
 
 
 def test_responses_are_answered(client: OpenAI, kit: EngineKit) -> None:
-    answer = client.responses.create(model="tiny", input="What time is it?", max_output_tokens=4)
+    answer = client.responses.create(model="tiny", input="What time is it?", max_output_tokens=4, stream=False)
     assert answer.object == "response"
     assert answer.model.startswith(kit.model)
 
