@@ -14,7 +14,7 @@ WORDS = "It is twelve o'clock in Oslo."
 CONTEXT = 16_384  # tokens
 _WORDS = ["It", " is", " twelve", " o'clock", " in", " Oslo", "."]
 _ANSWER, _END, _UNKNOWN = "<|answer|>", "<|end|>", "<|unknown|>"
-_HEADS, _HEAD_SIZE = 5, 64  # vLLM has no attention on CPUs for smaller heads than 32
+_HEADS, _HEAD_SIZE = 5, 64  # a size of heads that vLLM supports on CPUs
 _WIDTH = _HEADS * _HEAD_SIZE  # at least one dimension for each token
 _CERTAIN = 4.0  # the logit of the successor is 4 * sqrt(320) = 72 above the others, so sampling changes nothing
 # Tools and their calls are written into the prompt, so its length shows what the engine has read. The message "forever"
@@ -29,7 +29,7 @@ _TEMPLATE = """\
 
 
 def write_model(directory: Path) -> None:
-    """Write the configuration, the weights and the tokenizer. They have 2 MB."""
+    """Write the configuration, the weights and the tokenizer. They have 3.6 MB."""
     import torch
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers
     from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
