@@ -132,23 +132,26 @@ def _error(error: ControllerError, status: int, param: str | None = None) -> Res
     return with_headers(_RETRY_AFTER if is_over_soon else retry_after(error), response)
 
 
-async def models(services: Services, _: str) -> Answer:
+async def models(services: Services, _: str, hops: str) -> Answer:
     """List the models that live engines serve, in OpenAI's form.
 
     Models that only workers of FastChat's protocol serve are not in the list, because most of these workers have no
     route of OpenAI's kind. POST `/list_models` lists them.
+
+    A controller that asks, as its hop list says, does not get the models that this cluster has only through it. It gets
+    508 if it belongs to this cluster.
     """
-    found, snapshot_age = await services.gateway.list_models()
+    found, snapshot_age = await services.gateway.list_models(hops)
     return Answer(openai.models_body(found), headers=degraded(snapshot_age))
 
 
-async def model(services: Services, name: str) -> Answer:
+async def model(services: Services, name: str, hops: str) -> Answer:
     """Describe one model of the list. Its name may have slashes in it.
 
     A model that is not in the list gets a 503 if engines have served it recently, or if it is known and no worker
     serves it now. Otherwise it gets a 404.
     """
-    found, snapshot_age = await services.gateway.list_models()
+    found, snapshot_age = await services.gateway.list_models(hops)
     described = next((each for each in found if each.name == name), None)
     if described is None:
         error = await services.gateway.missing(name)
