@@ -29,6 +29,7 @@ from controller.domain.headers import for_engine, without_length
 from controller.proxy.forwarded import Forwarded
 from controller.proxy.gateway_request import GatewayRequest, Served
 from controller.proxy.model_field import read_model
+from controller.tasks import in_thread_if_large
 from controller.web.asgi.endpoint import Answer, degraded
 from controller.web.asgi.gateway import GatewayCall
 from controller.web.errors import retry_after, status_of
@@ -77,7 +78,7 @@ async def forward(services: Services, call: GatewayCall) -> Response:
         return Response(body, 404, media_type="application/json")
     hops = call.hops
     try:
-        request = _request(call)
+        request = await _request(call)
         del call  # sending a response takes long, and thousands of bodies would stay in memory
         return _response(await services.gateway.forward(request))
     except InvalidInput as error:
@@ -89,13 +90,15 @@ async def forward(services: Services, call: GatewayCall) -> Response:
         return _error(error, _STATUS.get(type(error), status_of(error)))
 
 
-def _request(call: GatewayCall) -> GatewayRequest:
+async def _request(call: GatewayCall) -> GatewayRequest:
     headers = for_engine(call.headers)
     content_type = headers.setdefault("content-type", "application/json")
+    body = call.body
+    field = await in_thread_if_large(len(body), lambda: read_model(body, content_type))
     return GatewayRequest(
         call.path,
         quote(call.query, safe=_URL),
-        read_model(call.body, content_type),
+        field,
         {**headers, **call.passed},
         call.passed,
         call.hops,
