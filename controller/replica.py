@@ -153,6 +153,7 @@ class Replica:
             self.engine_poller.refresh,
         )
         self.breaker.on_close = self._record_outage
+        workers.cluster_id = self._cluster_id
         self.parents = Parents(
             registry,
             self.snapshots,

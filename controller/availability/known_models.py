@@ -11,6 +11,7 @@ from controller.availability.snapshots import SnapshotManager
 from controller.domain.engine import Protocol, indexed_name
 from controller.domain.errors import ControllerError
 from controller.domain.events import Event
+from controller.domain.worker import is_model_name
 from controller.store.registry import Registry
 
 _REMEMBERED: Final = 12 * 3600.0  # seconds
@@ -57,6 +58,8 @@ class KnownModels:
         protocol: only workers of this protocol count. By default, those of all protocols do. A list names models of
             engines.
         """
+        if not is_model_name(model):  # it might be the name of an index
+            return False
         self.observe()
         if self._is_known(model, protocol):
             return True

@@ -25,10 +25,13 @@ class EngineModel:
 
     name: the value of `model` in a request.
     max_length: largest number of tokens of a prompt and its completion. None if the engine does not say.
+    hops: hop list (controller/domain/hops.py) of the clusters that a request for the model passes, from the first to
+        the last. "" if it passes none, or if the asker is not a controller.
     """
 
     name: str
     max_length: int | None = None
+    hops: str = ""
 
 
 @dataclass(frozen=True, slots=True)

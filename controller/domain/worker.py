@@ -115,7 +115,7 @@ class WorkerStatus:
                 "model_names", f"has {len(self.model_names)} entries, but at most {MAX_MODELS} are allowed"
             )
         for name in self.model_names:
-            if not _is_model_name(name):
+            if not is_model_name(name):
                 raise InvalidInput("model_names", f"each name {_MODEL_NAME_RULE}")
         without_workers = not self.model_names and self.speed == 0
         if not without_workers and not MIN_SPEED <= self.speed <= MAX_SPEED:  # also rejects NaN
@@ -128,12 +128,13 @@ class WorkerStatus:
 
 def model_name(text: str) -> str:
     """Return the name of a model. Raises InvalidInput if no worker can register it."""
-    if not _is_model_name(text):
+    if not is_model_name(text):
         raise InvalidInput("model", _MODEL_NAME_RULE)
     return text
 
 
-def _is_model_name(text: str) -> bool:
+def is_model_name(text: str) -> bool:
+    """Return True if a worker can register a model of this name."""
     return 1 <= len(text) <= MAX_MODEL_NAME_LENGTH and not _NOT_IN_MODEL_NAMES.search(text)
 
 

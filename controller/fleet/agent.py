@@ -142,6 +142,8 @@ class Agent:
             return _State(None, problem)
         self._failures = 0
         problem = status.not_ready
+        if any(model.hops for model in status.models):
+            problem = "it is a controller, which needs no agent. Register it with `controller register`"
         self._watch.note(problem)
         return _State(status, problem)
 

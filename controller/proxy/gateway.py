@@ -9,11 +9,12 @@ from controller.dispatch.dispatcher import Dispatcher
 from controller.domain.engine import Protocol
 from controller.domain.engine_status import EngineModel
 from controller.domain.errors import ModelNotFound, NoWorker, WorkerError, WorkerRefused, WrongProtocol
-from controller.domain.hops import hop_headers
+from controller.domain.hops import append_hop, hop_headers
 from controller.proxy.engine_models import EngineModels
 from controller.proxy.engine_responses import may_be_retried, more_telling
 from controller.proxy.fastchat_models import FastChatModels
 from controller.proxy.gateway_request import GatewayRequest, Served
+from controller.proxy.model_paths import paths_of_models
 from controller.proxy.tries import Tries
 
 Candidates = Callable[[str], Sequence[str]]
@@ -99,23 +100,34 @@ class Gateway:
                 raise _not_live("engine", model) from wrong_protocol
         raise wrong_protocol
 
-    async def list_models(self) -> MaybeStale[list[EngineModel]]:
+    async def list_models(self, hops: str = "") -> MaybeStale[list[EngineModel]]:
         """Return the models that live engines serve, and the names with a route to one of them, sorted.
 
-        The length of a model is the least of its engines, as of the last snapshot. Raises StoreError.
+        The length of a model is the least of its engines, as of the last snapshot.
+
+        hops: hop list of the request. If a cluster asks, it gets the hop list of each model, and no models that this
+            cluster has only through it. Otherwise, two clusters that are engines of each other would list a model for
+            ever that no engine serves any more.
+
+        Raises StoreError, LoopDetected if this cluster asks itself, and InvalidInput.
         """
+        cluster = self._cluster_id()
+        asking = append_hop(hops, cluster).split(",") if hops else []
         listed, snapshot_age = await self._dispatcher.list_models(protocol=Protocol.OPENAI)
-        names = frozenset(listed)
+        workers = self._snapshots.workers()
+        paths = {name: f"{cluster},{path}".rstrip(",") for name, path in paths_of_models(workers, asking).items()}
+        names = frozenset(listed).intersection(paths) if hops else frozenset(listed)
         lengths: dict[str, int] = {}
-        for worker in self._snapshots.workers():
+        for worker in workers:
             for name, length in worker.engine.max_lengths.items() if worker.engine is not None else ():
                 lengths[name] = min(length, lengths.get(name, length))
-        served = {name: lengths.get(name) for name in names}
+        served = {name: (lengths.get(name), paths.get(name, "")) for name in names}
         for name in self._routed():
             targets = [target for target in self._candidates(name) if target in names]
             if targets:
-                served[name] = min((lengths[target] for target in targets if target in lengths), default=None)
-        return MaybeStale([EngineModel(*model) for model in sorted(served.items())], snapshot_age)
+                shortest = min((lengths[target] for target in targets if target in lengths), default=None)
+                served[name] = shortest, min((paths.get(target, "") for target in targets), key=len)
+        return MaybeStale([EngineModel(name, *each) for name, each in sorted(served.items())], snapshot_age)
 
     async def missing(self, model: str) -> NoWorker | ModelNotFound:
         """Return the error for a model that no live engine serves. Raises StoreError."""

@@ -39,6 +39,7 @@ def run_agent(options: AgentOptions) -> End:
 
 async def _run(options: AgentOptions) -> End:
     client, controllers = WorkerClient(_TIMEOUT, _TIMEOUT), Controllers(options.controllers, _TIMEOUT)
+    client.cluster_id = lambda: "agent"  # a controller then names the clusters behind it, which an engine does not
     agent = Agent(client, controllers, *options[:3], options.interval, options.deadline)
     loop = asyncio.get_running_loop()
     for number in EndSignals.handled():

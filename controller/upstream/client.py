@@ -2,7 +2,7 @@
 
 import asyncio
 import time
-from collections.abc import Awaitable, Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from math import inf
 from types import MappingProxyType
 from typing import Final, NamedTuple
@@ -10,6 +10,7 @@ from typing import Final, NamedTuple
 import aiohttp
 
 from controller.domain.errors import InvalidInput, StreamBroken, WorkerUnreachable
+from controller.domain.hops import hop_headers
 from controller.domain.worker import WorkerStatus
 from controller.json_bodies import read_status
 from controller.security.upstream_tokens import UpstreamTokens
@@ -70,6 +71,7 @@ class WorkerClient:
         self._addresses = addresses or WorkerAddresses()
         self._tokens = tokens or UpstreamTokens()
         self._session = Session(self._addresses)
+        self.cluster_id: Callable[[], str] = str  # returns the id of this cluster for the hop list, "" if it has none
 
     def end_streams(self) -> None:
         """Make all running requests raise StreamBroken, also those whose responses have not begun."""
@@ -134,6 +136,8 @@ class WorkerClient:
     async def get(self, name: str, path: str, key: str = "", time_limit: float | None = None) -> WorkerAnswer:
         """Send a GET request to a worker, and return the response, whatever its status is.
 
+        The request has this cluster as its hop list: the worker may be another cluster.
+
         path: with its query.
         key: sent as a bearer token. By default, the token that --upstream-tokens-file has for the worker is sent.
         time_limit: in seconds. By default, and at most, that of a status call.
@@ -143,7 +147,8 @@ class WorkerClient:
         """
         url = name + path
         limit = self._probe_timeout if time_limit is None else min(time_limit, self._probe_timeout)
-        headers = self._with_token(name, NO_HEADERS, key)
+        cluster = self.cluster_id()
+        headers = self._with_token(name, hop_headers("", cluster) if cluster else NO_HEADERS, key)
         try:
             async with (
                 asyncio.timeout(limit),

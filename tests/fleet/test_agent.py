@@ -308,3 +308,15 @@ async def test_wrong_heartbeats_are_refused(fleet: Fleet, change: dict[str, Any]
     assert await post({"worker_name": NAME, "queue_length": None, "engine_age": 1}) == {"exist": False}
     with pytest.raises(ControllerUnreachable, match=problem.replace("|", r"\|")):
         await post({"worker_name": NAME, "queue_length": 0, **change})
+
+
+async def test_a_controller_gets_no_agent(
+    fleet: Fleet, engine: AnswerServer, registry: Registry, caplog: pytest.LogCaptureFixture
+) -> None:
+    model = {"id": "m", "object": "model", "owned_by": "controller-cluster", "hops": "a,b"}
+    engine.answers = {"/v1/models": Answer(json.dumps({"object": "list", "data": [model]}).encode())}
+    agent, link, running = fleet.start()
+    await wait_until(lambda: "it is a controller, which needs no agent" in caplog.text, "the agent has said so")
+    agent.stop()
+    assert await running is End.IDLE
+    assert link.calls == []

@@ -55,10 +55,10 @@ class GatewayEndpoint(OpenAiEndpoint):
 
 
 class ModelEndpoint(OpenAiEndpoint):
-    """Passes the part `model` of the path to `handle`. "" if the path has none."""
+    """Passes the part `model` of the path ("" if it has none) and the hop list of a request to `handle`."""
 
-    def __init__(self, handle: Callable[[str], Awaitable[Answer]]) -> None:
+    def __init__(self, handle: Callable[[str, str], Awaitable[Answer]]) -> None:
         self._handle = handle
 
     async def _answer(self, scope: Scope, _: Receive, __: bytes) -> Answer:
-        return await self._handle(scope["path_params"].get("model", ""))
+        return await self._handle(scope["path_params"].get("model", ""), hops_of(scope))

@@ -158,11 +158,13 @@ CONTRACTS: Final[Mapping[str, Contract]] = {
     "/count_token": _forwarded("Count the tokens of a prompt on a worker."),
     "/worker_get_conv_template": _forwarded("Return the conversation template of a model from a worker."),
     "/model_details": _forwarded("Return the context length of a model from a worker."),
-    "/v1/models": Contract(openai.OpenAiModels, headers=(DEGRADED,), errors=by_status(*STORE)),
+    "/v1/models": Contract(
+        openai.OpenAiModels, headers=(DEGRADED,), errors=by_status(InvalidInput, LoopDetected, *STORE)
+    ),
     "/v1/models/{model:path}": Contract(
         openai.OpenAiModel,
         headers=(DEGRADED,),
-        errors=by_status(ModelNotFound, NoWorker, *STORE),
+        errors=by_status(InvalidInput, LoopDetected, ModelNotFound, NoWorker, *STORE),
         parameters=(Parameter("model", "The name of the model.", {"type": "string"}, "path", True),),
     ),
     "/worker_get_status": Contract(

@@ -23,6 +23,7 @@ from controller.web.asgi.endpoint import (
     HopEndpoint,
     RegistrationEndpoint,
 )
+from controller.web.asgi.gateway import ModelEndpoint
 from controller.web.errors import status_of_kind
 from controller.web.openapi.contracts import CONTRACTS, DEGRADED, ERROR, Contract, Parameter
 from controller.web.openapi.types import Types, summary_of, summary_of_struct
@@ -250,7 +251,7 @@ def _security(route: Route) -> list[dict[str, list[str]]]:
 
 
 def _parameters(route: Route, contract: Contract) -> tuple[Parameter, ...]:
-    takes_hops = route.endpoint in (ForwardEndpoint, HopEndpoint, RegistrationEndpoint)
+    takes_hops = route.endpoint in (ForwardEndpoint, HopEndpoint, ModelEndpoint, RegistrationEndpoint)
     return (*contract.parameters, _PATH) if takes_hops else contract.parameters
 
 
