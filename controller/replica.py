@@ -164,6 +164,9 @@ class Replica:
             self.events.record,
             metrics,
         )
+        self.known_models = KnownModels(
+            self.snapshots, registry, lambda: {*self.model_routes.names(), *self.engine_poller.named_models()}
+        )
         self.overview = Overview(
             settings.dispatch_method,
             metrics,
@@ -171,14 +174,12 @@ class Replica:
             self.replicas,
             self.parents,
             lambda: self.engine_poller.entries.entries,
+            self.known_models,
         )
         self.bookings = Bookings(self.dispatcher, settings.lease_time)
         self.running = RunningForwards(metrics, settings.max_forwards, (settings.max_body_memory or 512) * MIB // 2)
         self.forwarder = Forwarder(
             workers, self.bookings, self.running, metrics, self._cluster_id, settings.forward_tries
-        )
-        self.known_models = KnownModels(
-            self.snapshots, registry, lambda: {*self.model_routes.names(), *self.engine_poller.named_models()}
         )
         self.trials = Trials(registry, self.snapshots, self.replicas.id)
         self.gateway = Gateway(
@@ -203,7 +204,14 @@ class Replica:
             self.model_routes.names,
         )
         self.telemetry = Telemetry(
-            settings, metrics, self.snapshots, self.replicas, self.events, registry, lambda: self.running.count
+            settings,
+            metrics,
+            self.snapshots,
+            self.known_models,
+            self.replicas,
+            self.events,
+            registry,
+            lambda: self.running.count,
         )
         metrics.add(self.telemetry)
         metrics.measure_scripts(scripts.names())
@@ -218,6 +226,7 @@ class Replica:
             self.engines,
             self.capacities,
             self.model_routes,
+            self.known_models,
             metrics,
             self.readiness,
             self.refresher,

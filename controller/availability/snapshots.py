@@ -71,6 +71,18 @@ class SnapshotManager:
                 return self._snapshot, age
         raise cause
 
+    @property
+    def can_dispatch(self) -> bool:
+        """True if this replica dispatches: with Redis, or from a snapshot that is fresh enough."""
+        reason = self.breaker.reason
+        if reason is None:
+            return True
+        try:
+            self.get(reason)
+        except StoreError:
+            return False
+        return True
+
     async def run(self) -> None:
         """Take snapshots until cancelled. The cost grows with the number of workers, not with that of dispatches."""
         while True:

@@ -17,10 +17,10 @@ from controller.cli.checks.replicas import check_heartbeats, check_process, chec
 from controller.cli.checks.store import check_store
 from controller.cli.checks.workers import check_workers
 from controller.cli.environment import warnings_of
+from controller.cli.models import missing_models
 from controller.cli.options import Controller
 from controller.cli.tables import cell, create_console, print_json
 from controller.cli.text import count, printable
-from controller.cli.workers import fetch_workers
 from controller.domain.errors import ControllerRefused, ControllerUnreachable
 
 _STYLES: Final = {Level.OK: "green", Level.UNKNOWN: "dim", Level.WARNING: "yellow", Level.PROBLEM: "red"}
@@ -54,7 +54,8 @@ def _environment() -> list[Finding]:
 async def find(controller: Controller, stalled_after: float) -> list[Finding]:
     """Return all findings. Raises ControllerUnreachable as examine()."""
     began = time.monotonic()
-    workers = await fetch_workers(controller)
+    listed = await request(controller, "/workers", "workers")
+    workers = listed["workers"]
     findings = [ok("controller", f"answers in {(time.monotonic() - began) * 1000:.0f} ms")]
     findings += _environment()
     settings: Mapping[str, Any] = {}
@@ -75,7 +76,7 @@ async def find(controller: Controller, stalled_after: float) -> list[Finding]:
     except ControllerUnreachable as error:
         findings.append(_unreadable("engines", error))
     findings += check_heartbeats(settings, workers)
-    findings += check_workers(workers, settings, stalled_after)
+    findings += check_workers(workers, settings, stalled_after, missing_models(listed))
     return findings
 
 

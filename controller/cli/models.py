@@ -1,5 +1,6 @@
 """The command `controller models`: the load of each model, computed from its workers."""
 
+import time
 from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
@@ -9,7 +10,7 @@ from rich.text import Text
 from controller.cli.api import request_reply
 from controller.cli.options import Controller
 from controller.cli.tables import Column, Row, bar, cell, create_console, fit_table, print_json
-from controller.cli.text import count
+from controller.cli.text import count, duration
 from controller.cli.workers import DEGRADED, Worker, is_stalled
 from controller.domain.stalls import STALLED_AFTER
 
@@ -25,18 +26,19 @@ _COLUMNS: Final = (
 _ALWAYS_SHOWN: Final = 5
 _BAR: Final = 10  # characters for a load of 100 %
 
+NONE_MISSING: Final[Mapping[str, float]] = {}
 SORTS: Final[Mapping[str, Any]] = {
     "name": lambda _: 0,
-    "load": lambda model: (-(model["saturation"] or 0), -model["queue_length"]),
+    "load": lambda model: (model["missing_since"] is None, -(model["saturation"] or 0), -model["queue_length"]),
     "queue": lambda model: -model["queue_length"],
     "workers": lambda model: -model["workers"],
 }
 
 
 async def show_models(controller: Controller, sort: str, stalled_after: float, as_json: bool) -> None:
-    """Print the models of the live workers. Raises ControllerUnreachable."""
+    """Print the models of the live workers, and those that have lost theirs. Raises ControllerUnreachable."""
     reply = await request_reply(controller, "/workers", "workers")
-    models = models_of(reply.fields["workers"], sort, stalled_after)
+    models = models_of(reply.fields["workers"], sort, stalled_after, missing_models(reply.fields))
     if as_json:
         print_json({"models": models})
         return
@@ -46,10 +48,21 @@ async def show_models(controller: Controller, sort: str, stalled_after: float, a
         console.print(DEGRADED, style="yellow")
 
 
+def missing_models(fields: Mapping[str, Any]) -> dict[str, float]:
+    """Return the models that have lost their workers, and when, from the response of GET `/workers`.
+
+    Older controllers do not report them.
+    """
+    return {each["model"]: each["since"] for each in fields.get("missing_models", ())}
+
+
 def models_of(
-    workers: Sequence[Worker], sort: str = "name", stalled_after: float = STALLED_AFTER
+    workers: Sequence[Worker],
+    sort: str = "name",
+    stalled_after: float = STALLED_AFTER,
+    missing: Mapping[str, float] = NONE_MISSING,
 ) -> list[dict[str, Any]]:
-    """Return the sums of the workers of each model.
+    """Return the sums of the workers of each model. missing: models without a worker, and since when.
 
     A worker with several models counts for each of them. Draining workers have a queue, but no capacity for new
     requests. The capacity is the sum of the known capacities, and null if none is known. The saturation is the queue of
@@ -73,13 +86,13 @@ def models_of(
         }
         for field in _COUNTED:
             total[field] += counted[field]
-    totals: dict[str, dict[str, int]] = {}
+    totals = {name: dict.fromkeys(_COUNTED, 0) for name in missing}
     for names, some in by_models.items():
         for name in names:
             total = totals.setdefault(name, dict.fromkeys(_COUNTED, 0))
             for field in _COUNTED:
                 total[field] += some[field]
-    models = [_model(name, total) for name, total in sorted(totals.items())]
+    models = [{**_model(name, total), "missing_since": missing.get(name)} for name, total in sorted(totals.items())]
     return sorted(models, key=SORTS[sort])
 
 
@@ -134,6 +147,8 @@ def _load(saturation: float | None, encoding: str) -> Text:
 
 def _problems(model: Mapping[str, Any]) -> Text:
     found = [f"{model[kind]} {kind}" for kind in ("failing", "stalled", "draining") if model[kind]]
+    if model["missing_since"] is not None:
+        return Text(f"no worker for {duration(max(0.0, time.time() - model['missing_since']))}", style="red")
     if not model["serving"]:
         return Text(", ".join(["none serves", *found]), style="red")
     return Text(", ".join(found), style="yellow")

@@ -109,8 +109,9 @@ def worker(name: str, last: int, stalled_after: float, as_json: bool, controller
 def models(sort: str, stalled_after: float, as_json: bool, controller: Controller) -> None:
     """Show the load of each model, and which of them lack workers.
 
-    The load is the number of running and waiting requests per slot, of the workers whose slots are known and that are
-    not draining. A worker with several models counts for each of them.
+    A model without a worker is listed for 12 hours after its last one. The load is the number of running and waiting
+    requests per slot, of the workers whose slots are known and that are not draining. A worker with several models
+    counts for each of them.
     """
     from controller.cli.models import show_models  # imported late, so that --help stays fast
 

@@ -10,7 +10,7 @@ from rich.text import Text
 
 from controller.cli.api import Reply, follow, request_reply
 from controller.cli.events import as_line
-from controller.cli.models import models_of, models_table
+from controller.cli.models import missing_models, models_of, models_table
 from controller.cli.options import Controller
 from controller.cli.screen import Watch
 from controller.cli.tables import TABLE_LINES, cell
@@ -59,7 +59,7 @@ async def show_top(controller: Controller, sort: str, stalled_after: float, inte
     def render(state: _State, console: Console, height: int | None) -> list[RenderableType]:
         workers = state.workers.fields["workers"]
         events = [cell(as_line(event), console.encoding) for event in state.events]
-        models = models_of(workers, "load", stalled_after)
+        models = models_of(workers, "load", stalled_after, missing_models(state.workers.fields))
         header = _header(controller, state, stalled_after, console)
         model_rows, worker_rows = None, None
         if height is not None:

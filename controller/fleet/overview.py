@@ -6,11 +6,13 @@ import heapq
 import time
 from collections import deque
 from collections.abc import AsyncGenerator, Callable, Iterable, Sequence
+from itertools import islice
 from typing import Final, NamedTuple
 
 import msgspec
 
 from controller import __version__
+from controller.availability.known_models import KnownModels
 from controller.availability.snapshots import SnapshotManager
 from controller.domain.dispatch import DispatchMethod
 from controller.domain.errors import StoreError, TooManyFollowers
@@ -59,6 +61,7 @@ class Overview:
         replicas: Replicas,
         parents: Parents,
         engines: Callable[[], Iterable[str]],
+        known: KnownModels,
     ) -> None:
         self._method = method
         self._metrics = metrics
@@ -66,6 +69,7 @@ class Overview:
         self._replicas = replicas
         self._parents = parents
         self._engines = engines
+        self._known = known
         self._rows = WorkerRows()
         self._rate = DispatchRate()
         self._described: Sequence[ReplicaDescription] = ()
@@ -187,6 +191,7 @@ class Overview:
             "seen_at": None if self._rows.seen_at is None else round(self._rows.seen_at, 1),
             "replica": {"id": self._replicas.id, "name": self._replicas.name, "version": __version__},
             "degraded": None if reason is None else str(reason),
+            "can_dispatch": self._snapshots.can_dispatch,
             "dispatch_method": self._method,
             "stalled_after": STALLED_AFTER,
             "dispatches": {"scope": "controller" if is_lottery else "cluster", "per_second": list(self._rates)},
@@ -195,6 +200,7 @@ class Overview:
                 for each in self._described
             ],
             "missing_engines": self._missing_engines(),
+            "missing_models": self._missing_models(),
             "parents": [state._asdict() for state in self._parents.states()],
         }
 
@@ -202,6 +208,11 @@ class Overview:
         """Return the engines that are registered and not alive, sorted. At most 100, because each update has them."""
         missing = (name for name in self._engines() if self._snapshots.worker(name) is None)
         return heapq.nsmallest(_MAX_MISSING, missing) if self._snapshots.listing is not None else []
+
+    def _missing_models(self) -> list[dict[str, object]]:
+        """Return the models that had a worker and have none now. At most 100, because each update has them."""
+        missing = islice(self._known.missing().items(), _MAX_MISSING)
+        return [{"model": model, "since": round(since, 1)} for model, since in missing]
 
 
 def _server_sent(kind: str, body: bytes) -> bytes:

@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import heapq
 import itertools
 import math
 import time
@@ -12,6 +13,7 @@ from typing import Final
 from prometheus_client.core import GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
+from controller.availability.known_models import KnownModels
 from controller.availability.snapshots import SnapshotManager
 from controller.domain.engine import model_of
 from controller.domain.errors import StoreError
@@ -71,7 +73,7 @@ class _Load:
         If no capacity is known, it is the number of workers that there are.
         """
         if not self.capacity:
-            return self.workers
+            return self.workers  # 0 of a model without a worker
         return max(1, math.ceil(self.queue / (target * self.capacity / self.sized)))
 
 
@@ -79,8 +81,8 @@ class Telemetry(Collector):
     """Measures this replica once a second, and reports the cluster as the replica's last snapshot of Redis shows it.
 
     Every replica reports the same figures of the cluster, so take the maximum of several replicas, not the sum. A model
-    that was seen once is reported as long as the replica lives, with 0 if it has no worker: an alert or an autoscaler
-    needs the 0.
+    without a worker is reported with 0 for as long as it is known, also by a replica that has started since: an alert
+    or an autoscaler needs the 0. Of more than 1,000 models, the first ones by name are reported.
 
     forwards: returns the number of requests that this replica is forwarding.
     """
@@ -90,6 +92,7 @@ class Telemetry(Collector):
         settings: Settings,
         metrics: Metrics,
         snapshots: SnapshotManager,
+        known: KnownModels,
         replicas: Replicas,
         events: EventFeed,
         registry: Registry,
@@ -99,11 +102,11 @@ class Telemetry(Collector):
         self._has_worker_labels = settings.worker_metrics == "on"
         self._metrics = metrics
         self._snapshots = snapshots
+        self._known = known
         self._replicas = replicas
         self._events = events
         self._registry = registry
         self._forwards = forwards
-        self._models: dict[str, None] = {}  # that were seen
         self._measured_at = time.monotonic()
         metrics.started_at.set(round(time.time(), 1))
 
@@ -124,6 +127,7 @@ class Telemetry(Collector):
             metrics.degraded_seconds.inc(now - self._measured_at)
         self._measured_at = now
         metrics.store_available.set(is_available)
+        metrics.can_dispatch.set(self._snapshots.can_dispatch)
         metrics.snapshot_age.set(self._snapshots.age)
         metrics.forwards.set(self._forwards())
         metrics.followers.set(self._events.followers)
@@ -131,8 +135,7 @@ class Telemetry(Collector):
         metrics.memory_bytes.set(process.resident_memory() or 0)
         metrics.open_files.set(process.open_files() or 0)
         models = [model_of(model) for model in self._snapshots.models(None)]
-        metrics.dispatches.know(models)
-        self._learn(models)  # also those that are gone at the next scrape
+        metrics.dispatches.know([*models, *self._known.missing()])
 
     def collect(self) -> Iterator[Metric]:
         """Yield the metrics of the cluster for prometheus_client."""
@@ -156,22 +159,16 @@ class Telemetry(Collector):
         if self._has_worker_labels:
             yield from _collect_workers(workers[:_MAX_WORKERS])
 
-    def _learn(self, models: Sequence[str]) -> None:
-        """Report these models from now on, up to the limit."""
-        for model in models:
-            if model not in self._models and len(self._models) < _MAX_MODELS:
-                self._models[model] = None
-
     def _collect_models(self, workers: Sequence[Worker]) -> Iterator[Metric]:
         by_models: dict[tuple[str, ...], _Load] = {}  # many workers have the same hundreds of models
         for worker in workers:
             by_models.setdefault(worker.status.model_names, _Load()).add(worker)
-        loads: dict[str, _Load] = {}
+        named = {model for models in by_models for model in models}
+        loads = {model: _Load() for model in heapq.nsmallest(_MAX_MODELS, named.union(self._known.missing()))}
         for models, load in by_models.items():
-            self._learn(models)
             for model in models:
-                if model in self._models:
-                    loads.setdefault(model, _Load()).merge(load)
+                if model in loads:
+                    loads[model].merge(load)
         families = {
             "workers": ("model_workers", "Live workers of a model."),
             "serving": ("model_serving_workers", "Workers of a model that are neither draining nor failing."),
@@ -185,16 +182,16 @@ class Telemetry(Collector):
         }
         for attribute, (name, text) in families.items():
             family = GaugeMetricFamily(f"{_PREFIX}_{name}", text, labels=["model"])
-            for model in self._models:
-                family.add_metric([model], getattr(loads.get(model, _Load()), attribute))
+            for model, load in loads.items():
+                family.add_metric([model], getattr(load, attribute))
             yield family
         desired = GaugeMetricFamily(
             "controller_desired_workers",
             "Workers that a model needs for the saturation --target-utilization, for autoscalers.",
             labels=["model"],
         )
-        for model in self._models:
-            desired.add_metric([model], loads[model].desired_workers(self._target) if model in loads else 0)
+        for model, load in loads.items():
+            desired.add_metric([model], load.desired_workers(self._target))
         yield desired
 
 

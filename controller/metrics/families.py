@@ -140,6 +140,9 @@ class Metrics(Collector):
             limit=REFUSAL_LIMITS,
         )
         self.store_available = self._gauge("replica_store_available", "1 if the replica uses Redis, otherwise 0.")
+        self.can_dispatch = self._gauge(
+            "replica_can_dispatch", "1 if the replica dispatches, with Redis or from a fresh snapshot, otherwise 0."
+        )
         self.snapshot_age = self._gauge("replica_snapshot_age_seconds", "Age of the replica's snapshot of the workers.")
         self.forwards = self._gauge("replica_forwards", "Requests that the replica is forwarding.")
         self.followers = self._gauge("replica_event_followers", "Clients that follow the events at the replica.")

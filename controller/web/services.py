@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 
+from controller.availability.known_models import KnownModels
 from controller.availability.readiness import Readiness
 from controller.dispatch.dispatcher import Dispatcher
 from controller.dispatch.explanation import Explainer
@@ -39,6 +40,7 @@ class Services:
     engines: Engines
     capacities: Capacities
     model_routes: ModelRoutes
+    known_models: KnownModels
     metrics: Metrics
     readiness: Readiness
     refresher: Refresher

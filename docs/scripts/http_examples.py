@@ -282,7 +282,8 @@ EXAMPLES: Final = (
                     "registered_by": None,
                     "engine": None,
                 }
-            ]
+            ],
+            "missing_models": [],
         },
     ),
     Example("/resume_worker", _NAME, {"exist": True}),
@@ -301,8 +302,9 @@ EXAMPLES: Final = (
         response=Text(
             [
                 '{"time":...,"seen_at":...,"replica":{"id":"...","name":"...","version":"..."},',
-                '"degraded":null,"dispatch_method":"shortest_queue","stalled_after":60.0,',
-                '"dispatches":{"scope":"cluster","per_second":[...]},"replicas":[...],"missing_engines":[],"parents":[],',
+                '"degraded":null,"can_dispatch":true,"dispatch_method":"shortest_queue","stalled_after":60.0,',
+                '"dispatches":{"scope":"cluster","per_second":[...]},"replicas":[...],"missing_engines":[],',
+                '"missing_models":[],"parents":[],',
                 '"workers":[{"worker_name":"http://localhost:...","model_names":["echo"],...}]}',
             ]
         ),

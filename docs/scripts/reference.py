@@ -23,6 +23,7 @@ import click
 ROOT: Final = Path(__file__).parents[2]
 sys.path.insert(0, str(ROOT))
 
+from controller.availability.known_models import KnownModels  # noqa: E402
 from controller.availability.snapshots import SnapshotManager  # noqa: E402
 from controller.cli.main import main as command_line  # noqa: E402
 from controller.domain import errors  # noqa: E402
@@ -83,10 +84,10 @@ def metrics() -> str:
     """Return one row for each metric, as a replica without workers reports it."""
     recorded = Metrics()
     recorded.measure_scripts(["..."])
-    kinds = (SnapshotManager, Replicas, EventFeed, Registry)
-    snapshots, replicas, events, registry = (create_autospec(kind, instance=True) for kind in kinds)
-    snapshots.workers.return_value, replicas.ids, registry.memory = (), (), (0, 0)
-    telemetry = Telemetry(Settings(worker_metrics="on"), recorded, snapshots, replicas, events, registry, int)
+    kinds = (SnapshotManager, KnownModels, Replicas, EventFeed, Registry)
+    snapshots, known, replicas, events, registry = (create_autospec(kind, instance=True) for kind in kinds)
+    known.missing.return_value, snapshots.workers.return_value, replicas.ids, registry.memory = {}, (), (), (0, 0)
+    telemetry = Telemetry(Settings(worker_metrics="on"), recorded, snapshots, known, replicas, events, registry, int)
     rows = []
     for family in [*recorded.collect(), *telemetry.collect()]:
         labels: dict[str, list[str]] = {name: [] for name in getattr(family, "_labelnames", ())}

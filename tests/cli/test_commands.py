@@ -2,6 +2,7 @@
 
 import json
 import threading
+import time
 from typing import Any
 from urllib.parse import parse_qs, urlsplit
 
@@ -80,17 +81,33 @@ def test_models_are_the_sums_of_their_workers() -> None:
     m, n = models_of(workers)
     assert m == {
         "model": "m", "workers": 3, "serving": 1, "failing": 1, "stalled": 1, "draining": 1, "queue_length": 7,
-        "leased": 3, "capacity": 5, "saturation": 0.8,
+        "leased": 3, "capacity": 5, "saturation": 0.8, "missing_since": None,
     }  # fmt: skip
     assert n == {
         "model": "n", "workers": 1, "serving": 1, "failing": 0, "stalled": 0, "draining": 0, "queue_length": 4,
-        "leased": 1, "capacity": 5, "saturation": 0.8,
+        "leased": 1, "capacity": 5, "saturation": 0.8, "missing_since": None,
     }  # fmt: skip
     assert [each["model"] for each in models_of([*workers, listed("http://d", "n", queue_length=9)], "load")] == [
         "n",
         "m",
     ]
     assert models_of([listed(A, "m", capacity=None)])[0]["saturation"] is None
+
+
+def test_models_that_have_lost_their_workers_are_shown(fake: FakeController) -> None:
+    missing = [{"model": "vicuna-7b", "since": time.time() - 720}]
+    fake.responses = {"/workers": {"workers": [listed(A, "m")], "missing_models": missing}, "/events": ""}
+    for command in ("models", "top"):
+        ran = fake.run(command)
+        assert ran.exit_code == 0
+        lines = [line.split() for line in ran.stdout.splitlines() if "vicuna-7b" in line]
+        assert lines == [["vicuna-7b", "0", "0", "no", "worker", "for", "12", "m", "0"]]
+    assert ran.stdout.index("vicuna-7b") < ran.stdout.index(" m "), "the worst first"
+    models = json.loads(fake.run("models", "--json").stdout)["models"]
+    assert [(each["model"], each["workers"], each["missing_since"]) for each in models] == [
+        ("m", 1, None),
+        ("vicuna-7b", 0, missing[0]["since"]),
+    ]
 
 
 def test_worker_shows_its_facts_and_its_own_events(fake: FakeController) -> None:

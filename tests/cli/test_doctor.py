@@ -1,6 +1,7 @@
 """`controller doctor` judges what a controller reports."""
 
 import json
+import time
 from typing import Any
 
 import pytest
@@ -157,6 +158,17 @@ WORKERS: list[tuple[list[dict[str, Any]], list[tuple[Level, str]]]] = [
 def test_workers(changes: list[dict[str, Any]], expected: list[tuple[Level, str]]) -> None:
     workers = [listed(f"http://h:{number}", "m", **change) for number, change in enumerate(changes, 1)]
     assert notable(check_workers(workers, DEFAULTS, 60.0)) == expected
+
+
+@pytest.mark.parametrize("others", [[], [listed("http://h:1", "m")]])
+def test_models_that_have_lost_their_workers_are_a_problem(fake: FakeController, others: list[dict[str, Any]]) -> None:
+    missing = [{"model": "vicuna-7b", "since": time.time() - 720}]
+    fake.responses = {**healthy(), "/workers": {"workers": others, "missing_models": missing}}
+    ran = fake.run("doctor", "--json")
+    found = {finding["check"]: finding for finding in json.loads(ran.stdout)["findings"]}
+    assert (ran.exit_code, found["missing models"]["level"]) == (1, "problem")
+    assert found["missing models"]["found"].startswith("No worker is alive for vicuna-7b, for up to 12 m.")
+    assert ("workers" in found) is (not others)
 
 
 def healthy() -> dict[str, Any]:

@@ -52,7 +52,8 @@ def hostile() -> dict[str, Any]:
             "workers": [
                 listed(WORKER, EVIL, registered_by=EVIL, draining=True, drained=True),
                 listed("http://h:1", EVIL, failing=EVIL, stalled_for=100.0),
-            ]
+            ],
+            "missing_models": [{"model": f"{EVIL}2", "since": 1_790_000_000.5}],
         },
         "/replicas": {"replicas": [replica(EVIL, EVIL, **{EVIL: EVIL}), replica("b", "2", **{EVIL: 1})]},
         "/explain": {

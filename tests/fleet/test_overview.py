@@ -15,7 +15,9 @@ from controller.fleet.overview import Update
 from controller.replica import Replica
 from controller.store.registry import Registry, Report
 from tests.conftest import Open, Store
+from tests.support.metrics import value
 from tests.support.samples import A, B, worker
+from tests.support.waiting import wait_until
 
 
 async def tick(replica: Replica) -> None:
@@ -196,6 +198,39 @@ async def test_an_outage_keeps_the_old_state(store: Store, replica: Open, monkey
     assert body["workers"] == [before]
     assert len(body["replicas"]) == 1
     assert body["dispatches"]["per_second"][-1] is None
+
+
+async def test_an_outage_that_is_longer_than_a_snapshot_is_valid(
+    store: Store, replica: Open, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await store.registry().register(worker(A, "m"))
+    controller = replica()
+
+    async def can_dispatch() -> tuple[bool, float]:
+        controller.telemetry.measure()
+        await controller.overview.tick()
+        metrics = controller.metrics.render().decode()
+        return (await state(controller))["can_dispatch"], value(metrics, "controller_replica_can_dispatch")
+
+    assert await can_dispatch() == (True, 1)
+    await controller.snapshots.take_now()
+    assert await can_dispatch() == (True, 1)
+    with monkeypatch.context() as patch:
+        patch.setattr(Registry, "_run", AsyncMock(side_effect=StoreUnavailable("Redis is away.")))
+        with pytest.raises(StoreUnavailable):
+            await controller.snapshots.take_now()
+        assert await can_dispatch() == (True, 1)
+        assert controller.snapshots.snapshot is not None
+        controller.snapshots.snapshot.taken_at -= 91
+        assert await can_dispatch() == (False, 0)
+        with pytest.raises(StoreUnavailable):
+            await controller.dispatcher.dispatch("m")
+        late = replica()
+        with pytest.raises(StoreUnavailable):
+            await late.snapshots.take_now()
+        assert not late.snapshots.can_dispatch, "it has no snapshot"
+    await wait_until(lambda: controller.snapshots.breaker.reason is None, "the replica uses Redis again")
+    assert await can_dispatch() == (True, 1)
 
 
 async def test_a_stalled_worker(store: Store, replica: Open, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,14 +1,22 @@
 """The metrics of the cluster: the same on every replica, and 0 instead of absent."""
 
+import asyncio
+import json
 import shutil
 import subprocess
+import time
 
 import pytest
 
+from controller.availability import known_models
+from controller.fleet import telemetry
 from controller.replica import Replica
+from controller.store.registry import NewEvent
+from controller.tasks import end
 from tests.conftest import Open, Store
 from tests.support.metrics import value
 from tests.support.samples import A, B, worker
+from tests.support.waiting import wait_until
 
 
 async def rendered(replica: Replica) -> str:
@@ -64,6 +72,50 @@ async def test_a_model_without_workers_stays_with_0(store: Store, replica: Open)
         assert value(text, f"controller_{name}", model="m") == 0
     assert value(text, "controller_desired_workers", model="m") == 0
     assert value(text, "controller_dispatches_total", model="m", outcome="no_worker") == 0
+
+
+async def test_a_replica_that_starts_later_reports_a_model_without_workers(
+    store: Store, replica: Open, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whatever else has happened since. After 12 hours, no replica reports it."""
+    registry = store.registry()
+    await registry.register(worker(A, "gone"))
+    await registry.register(worker(B, "drains"))
+    await registry.remove(A)
+    await registry.drain(B)
+    await registry.record_events([NewEvent("action", {"target": "m"})] * 50)
+    monkeypatch.setattr(known_models, "_PAGE", 20)
+    later = replica()
+    await later.snapshots.take_now()
+    reading = asyncio.create_task(later.known_models.run())
+    await wait_until(lambda: bool(later.known_models.missing()), "the replica has read the events")
+    await end([reading])
+    text = await rendered(later)
+    assert value(text, "controller_cluster_model_serving_workers", model="gone") == 0
+    assert value(text, "controller_desired_workers", model="gone") == 0
+    assert value(text, "controller_dispatches_total", model="gone", outcome="no_worker") == 0
+    await later.overview.tick()
+    [missing] = json.loads(await later.overview.state())["missing_models"]
+    assert missing["model"] == "gone", "the other one still has a worker"
+    assert abs(missing["since"] - time.time()) < 60
+    await registry.register(worker(A, "gone"))
+    assert value(await rendered(later), "controller_cluster_model_serving_workers", model="gone") == 1
+    assert later.known_models.missing() == {}
+    await registry.remove(A)
+    await later.snapshots.take_now()
+    assert list(later.known_models.missing()) == ["gone"]
+    monkeypatch.setattr(known_models, "_REMEMBERED", 0.0)
+    assert 'model="gone"' not in "".join(line for line in (await rendered(later)).splitlines() if "cluster_" in line)
+
+
+async def test_the_models_with_figures_are_limited(
+    store: Store, replica: Open, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """All replicas choose the same ones."""
+    monkeypatch.setattr(telemetry, "_MAX_MODELS", 2)
+    await store.registry().register(worker(A, "c", "a", "b"))
+    text = await rendered(replica())
+    assert [f'workers{{model="{name}"}}' in text for name in "abc"] == [True, True, False]
 
 
 async def test_workers_are_named_only_on_request(store: Store, replica: Open) -> None:

@@ -25,7 +25,7 @@ def test_the_page_tells_that_redis_is_away(serve: Serve, open_page: Open, work_d
         store.kill()
         controller.dispatch()
         banner = page.locator(".banner")
-        expect(banner).to_contain_text("Redis is unavailable.")
+        expect(banner).to_contain_text("Redis is unavailable. Replicas dispatch from their snapshots.")
         expect(banner).to_contain_text("The page shows the workers of")
         expect(page.locator("#workers tbody tr")).to_contain_text("127.0.0.1:1/a")
         page.goto(f"{controller.url}/#worker={A}")
@@ -37,6 +37,24 @@ def test_the_page_tells_that_redis_is_away(serve: Serve, open_page: Open, work_d
         expect(banner).to_have_count(0)
         expect(page.locator("#workers tbody tr")).to_have_count(1)
         expect(page.locator("#events")).to_contain_text("uses Redis again")
+    finally:
+        store.kill()
+
+
+@pytest.mark.slow
+def test_the_page_tells_that_nothing_is_dispatched(serve: Serve, open_page: Open, work_dir: Path) -> None:
+    store = Server(work_dir / "redis", "--save", "", "--appendonly", "no")
+    try:
+        controller = serve("--redis-url", store.url, "--poll-interval", "0", "--heartbeat-expiration", "5")
+        controller.register(A, "m", check=False)
+        page = open_page(controller.url)
+        expect(page.locator("#models tbody tr td").first).to_have_text("1 / 1")
+        store.kill()
+        banner = page.locator(".banner")
+        expect(banner).to_contain_text("No request gets a worker from this replica")
+        expect(banner).not_to_contain_text("dispatch from their snapshots")
+        expect(page.locator("#models tbody tr td").first).to_have_text("0 / 1")
+        expect(page.locator("#problems")).not_to_contain_text("none of them serves")
     finally:
         store.kill()
 

@@ -43,6 +43,12 @@ def test_a_worker_appears_and_expires(serve: Serve, open_page: Open, work_dir: P
     expect(page.locator("#workers")).to_contain_text("No worker is registered.")
     expect(page.locator("#events")).to_contain_text(f"{url} expired")
     expect(page.locator("#problems")).to_contain_text("echo has no worker since")
+    controller.stop()
+    again = serve("--poll-interval", "0", port=controller.port)
+    for number in range(3):
+        again.register(f"http://127.0.0.1:1/{number}", "m")
+    expect(page.locator("#models")).to_contain_text("m")
+    expect(page.locator("#problems")).to_contain_text("echo has no worker since")
 
 
 def test_drain_resume_and_remove_by_click(controller: ControllerProcess, open_page: Open) -> None:

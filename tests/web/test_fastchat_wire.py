@@ -80,6 +80,19 @@ async def test_workers_shows_all_fields(api: Api) -> None:
     ]
 
 
+async def test_workers_names_models_that_have_lost_their_workers(api: Api) -> None:
+    await api.register(A, "m", "n")
+    await api.replica.snapshots.take_now()
+    assert (await api.http.get("/workers")).json()["missing_models"] == []
+    await api.register(A, "m")
+    assert (await api.http.get("/workers")).json()["missing_models"] == [], "the snapshot is older"
+    await api.replica.snapshots.take_now()
+    [missing] = (await api.http.get("/workers")).json()["missing_models"]
+    assert missing["model"] == "n"
+    await api.register(B, "n")
+    assert (await api.http.get("/workers")).json()["missing_models"] == [], "it has a worker, which no snapshot shows"
+
+
 @pytest.mark.parametrize("worker_status", ["missing", None, {}])
 async def test_registration_without_status_requests_it_from_the_worker(api: Api, worker_status: object) -> None:
     async with bad_worker(worker_get_status=status("own", queue_length=7)) as worker:

@@ -1,18 +1,25 @@
 """Checks of the workers."""
 
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Final
 
 from controller.cli.checks.finding import Finding, ok, problem, some, warning
-from controller.cli.models import models_of
+from controller.cli.models import NONE_MISSING, models_of
 from controller.cli.text import count, duration
 from controller.cli.workers import Worker, is_stalled, sort_workers
 
 _ALMOST_FULL: Final = 0.9
 
 
-def check_workers(workers: Sequence[Worker], settings: Mapping[str, Any], stalled_after: float) -> Iterator[Finding]:
-    """Yield what is found in the response of GET `/workers`. settings: of one replica."""
+def check_workers(
+    workers: Sequence[Worker],
+    settings: Mapping[str, Any],
+    stalled_after: float,
+    missing: Mapping[str, float] = NONE_MISSING,
+) -> Iterator[Finding]:
+    """Yield what is found in the response of GET `/workers`. settings: of one replica. missing: as in models_of()."""
+    yield from _missing(missing)
     if not workers:
         yield warning(
             "workers",
@@ -37,8 +44,19 @@ def check_workers(workers: Sequence[Worker], settings: Mapping[str, Any], stalle
             )
         )
     yield from found
-    if not found:
+    if not found and not missing:
         yield ok("workers", f"{count(len(workers), 'worker')}, none failing or stalled")
+
+
+def _missing(missing: Mapping[str, float]) -> Iterator[Finding]:
+    if missing:
+        longest = duration(max(0.0, time.time() - min(missing.values())))
+        yield problem(
+            "missing models",
+            f"No worker is alive for {some(list(missing))}, for up to {longest}. Their requests fail.",
+            "Start workers of them. `controller watch --last 1000` shows what happened to the last ones. A model that "
+            "was retired is reported for 12 hours.",
+        )
 
 
 def _failing(workers: Sequence[Worker]) -> Iterator[Finding]:

@@ -62,9 +62,10 @@ async def refresh_all_workers(services: Services, _: bytes, caller: Caller) -> A
 
 
 async def workers(services: Services, _: bytes) -> Answer:
-    """List all live workers."""
+    """List all live workers, and the models that had one in the last 12 hours and have none now."""
     found, snapshot_age = await services.membership.list_workers()
-    body = schemas.encode(responses.Workers.of(found, services.membership.stalled_for))
+    missing = services.known_models.missing()
+    body = schemas.encode(responses.Workers.of(found, services.membership.stalled_for, missing))
     return Answer(body, headers=degraded(snapshot_age))
 
 

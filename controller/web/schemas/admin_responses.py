@@ -15,6 +15,7 @@ from controller.fleet.replicas import ReplicaDescription
 from controller.json_bodies import described
 from controller.security.tokens import Token
 from controller.web.schemas.fields import KnownWorker, ModelName
+from controller.web.schemas.overview import MissingModel
 
 
 class ListedWorker(Struct):
@@ -79,14 +80,26 @@ class ListedWorker(Struct):
 
 
 class Workers(Struct):
-    """All live workers."""
+    """All live workers, and the models that have lost theirs."""
 
     workers: list[ListedWorker]
+    missing_models: Annotated[
+        list[MissingModel], described("The models that had a live worker in the last 12 hours and have none now.", [])
+    ]
 
     @classmethod
-    def of(cls, workers: Iterable[Worker], stalled_for: Callable[[Worker], float | None]) -> "Workers":
-        """Return the body of a list. stalled_for: as in Stalls."""
-        return cls([ListedWorker.of(worker, stalled_for(worker)) for worker in workers])
+    def of(
+        cls,
+        workers: Sequence[Worker],
+        stalled_for: Callable[[Worker], float | None],
+        missing: Mapping[str, float],
+    ) -> "Workers":
+        """Return the body of a list. stalled_for: as in Stalls. missing: as in KnownModels, perhaps a moment older."""
+        live = {model for worker in workers for model in worker.status.model_names} if missing else ()
+        return cls(
+            [ListedWorker.of(worker, stalled_for(worker)) for worker in workers],
+            [MissingModel(model, round(since, 1)) for model, since in missing.items() if model not in live],
+        )
 
 
 class Draining(Struct):

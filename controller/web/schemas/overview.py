@@ -6,7 +6,7 @@ from msgspec import Struct
 
 from controller.domain.dispatch import DispatchMethod
 from controller.json_bodies import described
-from controller.web.schemas.fields import KnownWorker
+from controller.web.schemas.fields import KnownWorker, ModelName
 
 
 class OverviewWorker(Struct):
@@ -67,6 +67,15 @@ class ParentCluster(Struct):
     is_failing: Annotated[bool, described("The parent did not accept that heartbeat.")]
 
 
+class MissingModel(Struct):
+    """A model that had a live worker in the last 12 hours and has none now."""
+
+    model: ModelName
+    since: Annotated[
+        float, described("When its last worker was gone, or began to drain, in seconds since 1970.", 1764200000.5)
+    ]
+
+
 class Overview(Struct):
     """The state of the cluster as one replica knows it."""
 
@@ -74,6 +83,12 @@ class Overview(Struct):
     seen_at: Annotated[float | None, described("The time of the workers. `null` before the first snapshot.")]
     replica: ThisReplica
     degraded: Annotated[str | None, described("Why Redis is not used. `null` if it is.")]
+    can_dispatch: Annotated[
+        bool,
+        described(
+            "`false`: without Redis, the snapshot of this replica has become too old, so requests get no worker."
+        ),
+    ]
     dispatch_method: Annotated[str, described("How a worker is chosen.", enum=list(map(str, DispatchMethod)))]
     stalled_after: Annotated[
         float, described("Seconds for which none of a worker's requests has finished, until the page calls it stalled.")
@@ -82,6 +97,10 @@ class Overview(Struct):
     replicas: list[OtherReplica]
     missing_engines: Annotated[
         list[str], described("The engines that are registered and not alive. At most the first 100 are listed.")
+    ]
+    missing_models: Annotated[
+        list[MissingModel],
+        described("The models that had a live worker in the last 12 hours and have none now. At most 100 are listed."),
     ]
     parents: list[ParentCluster]
     workers: list[OverviewWorker]

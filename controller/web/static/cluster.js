@@ -50,6 +50,11 @@ export class Cluster {
     return this.head?.seen_at == null ? null : this.now - this.head.seen_at;
   }
 
+  /** Whether requests get a worker from the replica. One of an older version does not say it. */
+  get canDispatch() {
+    return this.head?.can_dispatch !== false;
+  }
+
   queues(name) {
     return this.#queues.get(name) ?? [];
   }
@@ -68,6 +73,7 @@ export class Cluster {
       for (const name of workers[0].model_names) {
         const model = this.#models.get(name) ?? { name, workers: 0, serving: 0, queue: 0, leased: 0, capacity: 0, sized: 0 };
         for (const [part, value] of Object.entries(load)) model[part] += value;
+        if (!this.canDispatch) model.serving = 0;
         this.#models.set(name, model);
       }
     }

@@ -60,8 +60,9 @@ export function connectionView({ cluster, connection }) {
     parts.push(html`<p class="calm">Connecting…</p>`);
   }
   if (cluster.head?.degraded) {
-    parts.push(html`<div class="banner bad" role="alert"><p><strong>Redis is unavailable.</strong> Replicas dispatch from their
-      snapshots. ${cluster.age === null ? "This replica has none." : html`<span aria-hidden="true">The page shows the workers of ${duration(cluster.age)} ago.</span>`}</p>
+    parts.push(html`<div class="banner bad" role="alert"><p><strong>Redis is unavailable.</strong> ${cluster.canDispatch
+        ? "Replicas dispatch from their snapshots."
+        : "No request gets a worker from this replica, because its snapshot is older than --heartbeat-expiration."} ${cluster.age === null ? "This replica has none." : html`<span aria-hidden="true">The page shows the workers of ${duration(cluster.age)} ago.</span>`}</p>
       <p class="reason">${cluster.head.degraded}</p></div>`);
   }
   return parts;

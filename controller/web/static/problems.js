@@ -12,7 +12,7 @@ const RANKS = { bad: 0, warn: 1, idle: 2 };
 export function problems({ cluster, events, view }) {
   const workers = Map.groupBy(cluster.workers.values(), (worker) => cluster.state(worker).key);
   return [
-    ...unserved(cluster, events, view),
+    ...unserved(cluster, view),
     ...OF_WORKERS.flatMap((kind) => ofWorkers(workers.get(kind.state) ?? [], kind, cluster, view)),
     ...saturated(cluster, view),
     ...engines(cluster.head, events),
@@ -62,22 +62,11 @@ function ofWorkers(workers, { state, label, level, one, many }, cluster, view) {
 }
 
 /** Models that had a worker a while ago, and models whose workers all drain or fail. */
-function unserved(cluster, events, view) {
-  const vanished = new Map();
-  for (const { kind, models = [], time: at } of events) {
-    for (const model of models) {
-      if (kind === "models_vanished") vanished.set(model, at);
-      if (kind === "models_appeared") vanished.delete(model);
-    }
-  }
-  const found = [];
-  for (const [model, at] of vanished) {
-    if (!(cluster.models.get(model)?.serving > 0)) found.push({ model, text: html`has no worker since ${time(at)}.` });
-  }
-  for (const model of cluster.models.values()) {
-    if (!model.serving && !vanished.has(model.name)) {
-      found.push({ model: model.name, text: html`has ${count(model.workers, "worker")}, and none of them serves.` });
-    }
+function unserved(cluster, view) {
+  const { missing_models: missing = [] } = cluster.head; // an older replica does not send them
+  const found = missing.map(({ model, since }) => ({ model, text: html`has no worker since ${time(since)}.` }));
+  for (const model of cluster.canDispatch ? cluster.models.values() : []) { // otherwise no model is served
+    if (!model.serving) found.push({ model: model.name, text: html`has ${count(model.workers, "worker")}, and none of them serves.` });
   }
   const shown = found.slice(0, SINGLY).map(({ model, text }) => ({
     level: "bad",

@@ -35,11 +35,17 @@ def overview() -> list[Any]:
             "Replicas that dispatch from a snapshot, without Redis. Runbook: ControllerDegraded.",
             red_from=1,
         ),
+        number(
+            "Replicas that do not dispatch",
+            "count(controller_replica_can_dispatch == 0) or vector(0)",
+            "Without Redis, their snapshots have become too old. Runbook: ControllerCannotDispatch.",
+            red_from=1,
+        ),
         number("Dispatches", dispatches, "Requests for a worker per second.", unit="reqps"),
         number(
             "Failed dispatches",
             f"({failed} or vector(0)) / clamp_min({dispatches}, 0.001)",
-            "Share of the requests that got no worker.",
+            "Share of the requests that got no worker. Runbook: ControllerDispatchesFail.",
             unit="percentunit",
             red_from=0.01,
         ),
