@@ -1,5 +1,6 @@
 """Chooses workers for requests: coalesces calls to Redis, falls back to degraded mode, and counts outcomes."""
 
+import asyncio
 import contextlib
 import time
 from collections.abc import Sequence
@@ -147,6 +148,10 @@ class Dispatcher:
     async def release(self, lease: str) -> bool:
         """Release a lease: its request has ended. Return True if the lease was active."""
         return await self._batches.release(lease)
+
+    def start_release(self, lease: str) -> "asyncio.Future[bool]":
+        """Start release(). Return its future result, which raises StoreError."""
+        return self._batches.release(lease)
 
     async def renew(self, lease: str) -> bool:
         """Renew a lease for its full time from now. Return True if the lease is active and its worker is alive."""

@@ -3,7 +3,7 @@
 import asyncio
 import contextlib
 from collections.abc import Coroutine
-from typing import Final
+from typing import Any, Final
 
 from controller.availability.snapshot import MaybeStale
 from controller.dispatch.dispatcher import Assignment, Dispatcher
@@ -29,7 +29,7 @@ class Bookings:
         self._lease_time = min(lease_time, _MAX_LEASE_TIME)
         self._renew_after = self._lease_time / 3  # one renewal may fail
         self._renewals: dict[str, asyncio.TimerHandle] = {}  # by lease
-        self._background: set[asyncio.Task[None]] = set()
+        self._background: set[asyncio.Future[Any]] = set()
 
     async def choose(
         self,
@@ -95,10 +95,15 @@ class Bookings:
         if lease:
             self._renewals[lease] = asyncio.get_running_loop().call_later(self._renew_after, self._renew, lease)
 
-    def end(self, chosen: Assignment, *, failed: bool = False) -> "asyncio.Task[None]":
+    def end(self, chosen: Assignment, *, failed: bool = False) -> "asyncio.Future[Any]":
         """Start to release the lease of a request that has ended, and to report its worker's failure if `failed`."""
         if chosen.lease in self._renewals:
             self._renewals.pop(chosen.lease).cancel()
+        if chosen.lease and not failed:  # almost always: without a task, which would cost as much as the rest
+            release = self._dispatcher.start_release(chosen.lease)
+            self._background.add(release)
+            release.add_done_callback(self._end_release)
+            return release
         return self._start(self._release(chosen, failed))
 
     def recover(self, worker: str) -> None:
@@ -123,6 +128,11 @@ class Bookings:
         self._background.add(task)
         task.add_done_callback(self._background.discard)
         return task
+
+    def _end_release(self, release: "asyncio.Future[bool]") -> None:
+        self._background.discard(release)
+        with contextlib.suppress(StoreError, asyncio.CancelledError):  # the lease is released later, or expires
+            release.result()
 
     async def _renew_once(self, lease: str) -> None:
         with contextlib.suppress(StoreError):  # the circuit breaker has logged it

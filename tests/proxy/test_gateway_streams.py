@@ -197,9 +197,7 @@ async def nothing_is_left(replica: Replica, registry: Registry) -> None:
         return leased == {0} and not replica.running.count
 
     await wait_until(is_idle, "the lease is released")
-    for session in (replica.workers._session._kept, replica.workers._session._fresh):
-        connector = session.connector
-        assert connector is not None
+    for connector in (replica.workers._session._kept, replica.workers._session._fresh):
         await wait_until(partial(_is_free, connector), "no connection is in use")
     assert replica.bookings._renewals == {}
 
