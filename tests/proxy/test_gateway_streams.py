@@ -232,7 +232,7 @@ async def test_client_that_leaves_while_an_engine_is_chosen_leaves_no_lease(
 ) -> None:
     async with engine_of(registry, answers()) as engine, serve() as (replica, address):
         chosen, resumed = asyncio.Event(), asyncio.Event()
-        dispatch = replica.dispatcher.dispatch_with_lease
+        dispatch = replica.registry.dispatch_some
 
         async def slow(*arguments: object, **options: object) -> object:
             found = await dispatch(*arguments, **options)  # type: ignore[arg-type]
@@ -240,7 +240,7 @@ async def test_client_that_leaves_while_an_engine_is_chosen_leaves_no_lease(
             await resumed.wait()
             return found
 
-        monkeypatch.setattr(replica.dispatcher, "dispatch_with_lease", slow)
+        monkeypatch.setattr(replica.registry, "dispatch_some", slow)
         waiting = asyncio.create_task(post(http, address))
         await chosen.wait()
         waiting.cancel()
