@@ -28,4 +28,4 @@ def given_id(headers: Iterable[tuple[bytes, bytes]]) -> str:
 
 def new_id() -> str:
     """Return an id for a request that carries none."""
-    return os.urandom(16).hex()  # as uuid4(), which takes three times as long
+    return os.urandom(16).hex()  # as uuid4(), which takes several times as long

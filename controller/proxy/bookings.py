@@ -98,7 +98,7 @@ class Bookings:
     def end(self, chosen: Assignment, *, failed: bool = False) -> "asyncio.Future[Any]":
         """Start to release the lease of a request that has ended, and to report its worker's failure if `failed`."""
         self._renewals.pop(chosen.lease, None)
-        if chosen.lease and not failed:  # almost always: without a task, which would cost as much as the rest
+        if chosen.lease and not failed:  # almost always, so this path has no task
             release = self._dispatcher.start_release(chosen.lease)
             self._background.add(release)
             release.add_done_callback(self._end_release)

@@ -123,8 +123,8 @@ class _Server(NamedTuple):
 class Session:
     """An HTTP client for JSON requests. Create and close it in the running event loop.
 
-    It uses the connections and the parser of aiohttp, but not its ClientSession, which costs as much processor time as
-    all else that a short request needs.
+    It uses the connections and the parser of aiohttp. It does without aiohttp's ClientSession, whose requests cost much
+    more processor time.
 
     addresses: the rule for the addresses that it connects to. None allows all.
     """
