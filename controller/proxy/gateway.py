@@ -67,7 +67,7 @@ class Gateway:
         TooManyForwards, LoopDetected and StoreError.
         """
         headers = {**request.headers, **hop_headers(request.hops, self._cluster_id())}
-        request = request._replace(headers=headers)
+        request = GatewayRequest(request.path, request.query, request.field, headers, request.passed, request.hops)
         tries = Tries(self._tries)
         failure: WorkerError | None = None
         wrong_protocol: WrongProtocol | None = None

@@ -13,7 +13,8 @@ from python_multipart.multipart import parse_options_header
 from controller.domain.errors import InvalidInput
 from controller.json_bodies import JsonBody
 
-_FORM: Final = b"multipart/form-data"
+_FORM_TYPE: Final = "multipart/form-data"
+_FORM: Final = _FORM_TYPE.encode()
 _MAX_PARTS: Final = 1_000
 _STRING: Final = rb'"[^"\\]*+(?:\\.[^"\\]*+)*+"'
 # The key `model`, of which each letter may be written as an escape.
@@ -63,7 +64,7 @@ def read_model(body: bytes, content_type: str = "") -> ModelField:
 
     content_type: header of the request. A body is JSON, unless this says that it is a form. Raises InvalidInput.
     """
-    kind, options = parse_options_header(content_type)
+    kind, options = parse_options_header(content_type if _FORM_TYPE in content_type.lower() else "")
     if kind != _FORM:
         return ModelField(body, _json.read(body).model)
     boundary = options.get(b"boundary", b"")

@@ -1,6 +1,7 @@
 """The address of the cluster for OpenAI's clients."""
 
 from collections.abc import Mapping
+from functools import lru_cache
 from typing import Final
 from urllib.parse import quote
 
@@ -110,12 +111,18 @@ def _response(served: Served) -> Response:
     response = served.response
     headers = (
         *(header for header in response.headers if header[0] not in _NOT_PASSED),
-        (_SERVED_MODEL, quote(served.model, safe=_PRINTABLE).encode()),
+        (_SERVED_MODEL, _printable(served.model)),
         *degraded(served.snapshot_age),
     )
     if isinstance(response, WorkerRefused):
         return with_headers(without_length(headers), Response(response.body, response.status))
-    return ForwardedResponse(response, headers, _LAST_EVENT if _is_open_stream(response) else None)
+    is_open = not response.is_whole and _is_open_stream(response)
+    return ForwardedResponse(response, headers, _LAST_EVENT if is_open else None)
+
+
+@lru_cache(maxsize=256)
+def _printable(model: str) -> bytes:
+    return quote(model, safe=_PRINTABLE).encode()
 
 
 def _is_open_stream(response: Forwarded) -> bool:
