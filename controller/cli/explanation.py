@@ -59,7 +59,7 @@ def candidates_table(explanation: Mapping[str, Any], console: Console) -> Render
     candidates = explanation["candidates"]
     has_odds = candidates[0]["odds"] is not None
     columns = (
-        Column("worker", shortens=True),
+        Column("worker", shortens=True, prefix="http://"),
         Column("state"),
         Column("odds" if has_odds else "cost", right=True),
         Column("requests", right=True),

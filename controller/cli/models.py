@@ -18,12 +18,12 @@ _COLUMNS: Final = (
     Column("model", shortens=True),
     Column("workers", right=True),
     Column("queue", right=True),
-    Column("slots", right=True),
-    Column("load"),
     Column("problems", wraps=True),
+    Column("load"),
+    Column("slots", right=True),
     Column("leased", right=True),
 )
-_ALWAYS_SHOWN: Final = 5
+_ALWAYS_SHOWN: Final = 4
 _BAR: Final = 10  # characters for a load of 100 %
 
 NONE_MISSING: Final[Mapping[str, float]] = {}

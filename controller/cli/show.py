@@ -52,8 +52,9 @@ def workers(
     configured, and "5 learned" comes from an engine's load. It is empty if the number is unknown. With --json and
     --watch, each state is one line.
 
-    Long names are shortened if the terminal has no room. `| cat` and --json show them in full. The exit status is 1 if
-    no live worker serves the model of --model.
+    If the terminal has no room, http:// is left out where all addresses begin with it, and then long names are
+    shortened, so that different names stay different. `| cat` and --json show them in full. The exit status is 1 if no
+    live worker serves the model of --model.
 
     \b
     Watch the workers with a problem, and find out more about one:

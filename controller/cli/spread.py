@@ -18,7 +18,7 @@ _LEASE_TIME: Final = 300  # seconds after which the leases end by themselves, if
 _BAR: Final = 20  # characters
 _AT_ONCE: Final = 16  # releases
 _COLUMNS: Final = (
-    Column("worker", shortens=True),
+    Column("worker", shortens=True, prefix="http://"),
     Column("requests", right=True),
     Column("share", right=True),
     Column("spread"),

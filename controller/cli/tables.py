@@ -3,7 +3,7 @@
 import io
 import json
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Final, NamedTuple
 
 import click
@@ -14,12 +14,16 @@ from rich.segment import Segment
 from rich.table import Table
 from rich.text import Text
 
+from controller.cli.short_names import short_names
 from controller.cli.text import printable
 
 Row = Mapping[str, Text | str]
 
 _GAP: Final = 2  # between two columns: the padding, and a space instead of a line
 _LEAST: Final = 10  # characters of a column whose words are broken
+_NAME: Final = 60  # characters of the first column that come before all others
+_USUAL: Final = 40  # characters of a column with longer names, if the other columns need the room
+_WRAPPED: Final = 100  # characters of a column that wraps, in a pipe or a file
 PIPE_WIDTH: Final = 250
 _MANY: Final = 500  # rows
 TABLE_LINES: Final = 5  # of a table, besides its rows
@@ -31,7 +35,8 @@ class Column(NamedTuple):
     right: its cells are justified to the right.
     wraps: its cells are wrapped between words.
     breaks: its words may be broken if the terminal has no room for them.
-    shortens: the middle of its words may be left out if the terminal has no room for them, as in long names.
+    shortens: a part of its words may be left out if the terminal has no room for them, as in long names.
+    prefix: what may be left out, in all cells at once, if the terminal has no room.
     """
 
     name: str
@@ -39,6 +44,7 @@ class Column(NamedTuple):
     wraps: bool = False
     breaks: bool = False
     shortens: bool = False
+    prefix: str = ""
 
 
 def create_console() -> Console:
@@ -76,81 +82,141 @@ def fit_table(
         shortened.
     is_live: the table is part of a screen that refreshes. Each row has one line, and what has no room is cut.
     """
-    headings: Row = {column.name: column.name for column in columns}
-    widths = {
-        column.name: max(_width(column, row.get(column.name, "")) for row in [headings, *rows]) for column in columns
-    }
-    if console.width == PIPE_WIDTH and not console.is_terminal:
-        console.width = max(console.width, _total(widths))  # in pipes and files, no column may be missing
-    if len(rows) > _MANY and not console.options.ascii_only:
-        full = {
-            column.name: max(cell_len(str(row.get(column.name, ""))) for row in [headings, *rows]) for column in columns
-        }
-        if _total(full) <= console.width:
-            return _LongTable(title, columns, rows, full)
+    widths = _widths(columns, rows, _width)
+    full = _widths(columns, rows, _full_width)
+    if console.width == PIPE_WIDTH and not console.is_terminal:  # in pipes and files, no column may be missing
+        wrapped = (column.name for column in columns if column.wraps)
+        widths.update({name: max(widths[name], min(full[name], _WRAPPED)) for name in wrapped})
+        console.width = max(console.width, _total(widths))
+    if len(rows) > _MANY and not console.options.ascii_only and _total(full) <= console.width:
+        return _LongTable(title, columns, rows, full)
+    if _total(widths) > console.width:
+        columns, required = _without_empty(columns, required, rows)
     for number in range(len(columns), required - 1, -1):
         shown = {column.name: widths[column.name] for column in columns[:number]}
         if _total(shown) <= console.width:
-            return _table(title, columns, rows, shown, console, is_broken=False, is_live=is_live)
-    for number in range(required, 0, -1):
-        shown = {
-            column.name: min(_LEAST, widths[column.name]) if column.breaks or column.shortens else widths[column.name]
-            for column in columns[:number]
+            shown = _with_the_rest(shown, columns, full, console) if is_live else shown
+            return _table(title, columns, rows, shown, console, is_fixed=is_live, is_live=is_live)
+    rows = _without_prefixes(columns, rows)
+    widths, full = _widths(columns, rows, _width), _widths(columns, rows, _full_width)
+    # A single very long name must not hide the columns that have room beside names of usual length.
+    lowered = {column.name: _USUAL for column in columns if column.shortens and widths[column.name] > _NAME}
+    shown = _first_fitting(columns, range(len(columns), required - 1, -1) if lowered else (), widths | lowered, console)
+    if not shown:
+        least = {
+            column.name: min(_LEAST, widths[column.name]) for column in columns if column.breaks or column.shortens
         }
+        narrow = widths | least
+        shown = _first_fitting(columns, range(required, 0, -1), narrow, console) or {
+            columns[0].name: narrow[columns[0].name]
+        }
+    shown = _with_the_rest(_shared(shown, widths, console), columns, full, console)
+    short = _shortened(rows, columns[: len(shown)], shown, console)
+    return _table(title, columns, short, shown, console, is_fixed=True, is_live=is_live, is_shortened=short != rows)
+
+
+def _widths(
+    columns: Sequence[Column], rows: Sequence[Row], width: Callable[[Column, Text | str], int]
+) -> dict[str, int]:
+    """Return the width of each column in which all of its cells and its heading have room."""
+    return {
+        column.name: max(cell_len(column.name), *(width(column, row.get(column.name, "")) for row in rows), 0)
+        for column in columns
+    }
+
+
+def _first_fitting(
+    columns: Sequence[Column], numbers: Sequence[int], widths: Mapping[str, int], console: Console
+) -> dict[str, int]:
+    """Return the widths of the first columns, for the first number of them that fits. {} if none does."""
+    for number in numbers:
+        shown = {column.name: widths[column.name] for column in columns[:number]}
         if _total(shown) <= console.width:
-            break
-    rows = _shortened(rows, columns[: len(shown)], widths, shown, console)
-    return _table(title, columns, rows, shown, console, is_broken=True, is_live=is_live)
+            return shown
+    return {}
 
 
-def _shortened(
-    rows: Sequence[Row],
-    columns: Sequence[Column],
-    wanted: Mapping[str, int],
-    least: Mapping[str, int],
-    console: Console,
-) -> list[Row]:
-    """Return rows in which the words of columns that may be shortened fit the console.
+def _without_empty(columns: Sequence[Column], required: int, rows: Sequence[Row]) -> tuple[Sequence[Column], int]:
+    """Return the columns without those that are empty in all rows, and how many of them are required."""
+    if not rows:
+        return columns, required
+    has_content = [any(str(row.get(column.name, "")) for row in rows) for column in columns]
+    kept = [column for column, is_kept in zip(columns, has_content, strict=True) if is_kept]
+    return kept, sum(has_content[:required])
 
-    The columns share the room that is left, the ones that need little first. All that may be broken take part.
+
+def _without_prefixes(columns: Sequence[Column], rows: Sequence[Row]) -> Sequence[Row]:
+    """Return rows without the prefix of a column, where all cells of the column have it."""
+    for column in columns:
+        cells = [row.get(column.name, "") for row in rows]
+        if column.prefix and all(str(each).startswith(column.prefix) for each in cells):
+            short = [_replaced(each, str(each).removeprefix(column.prefix)) for each in cells]
+            rows = [{**row, column.name: each} for row, each in zip(rows, short, strict=True)]
+    return rows
+
+
+def _replaced(content: Text | str, text: str) -> Text:
+    """Return a cell with another text and the same style."""
+    return Text(text, style=content.style if isinstance(content, Text) else "")
+
+
+def _shared(least: Mapping[str, int], wanted: Mapping[str, int], console: Console) -> dict[str, int]:
+    """Return widths that share the room of the console beyond the least ones.
+
+    The first column gets what it needs for a name of usual length: it says what a row is about. The others follow, the
+    ones that need little first.
     """
-    flexible = sorted((wanted[column.name] - least[column.name], column.name) for column in columns)
-    room = max(0, console.width - _total(least))
     widths = dict(least)
-    needing = [(need, name) for need, name in flexible if need]
+    room = max(0, console.width - _total(least))
+    first = next(iter(least))
+    given = min(room, max(0, min(wanted[first], _NAME) - least[first]))
+    widths[first] += given
+    room -= given
+    needing = sorted((wanted[name] - width, name) for name, width in widths.items() if wanted[name] > width)
     for number, (need, name) in enumerate(needing):
         given = min(need, room // (len(needing) - number))
         widths[name] += given
         room -= given
-    shortening = [column for column in columns if column.shortens]
-    return [
-        {**row, **{each.name: _shorten(row.get(each.name, ""), each, widths, console) for each in shortening}}
-        for row in rows
-    ]
+    return widths
 
 
-def _shorten(content: Text | str, column: Column, widths: Mapping[str, int], console: Console) -> Text | str:
-    """Return a cell of a column in which the middle of long words is left out. Without wrapping, it is one word."""
-    text = str(content)
-    words = text.split(" ") if column.wraps else [text]
-    short = " ".join(_without_middle(word, widths[column.name], console.encoding) for word in words)
-    if short == text:
-        return content
-    return Text(short, style=content.style if isinstance(content, Text) else "")
+def _with_the_rest(
+    widths: Mapping[str, int], columns: Sequence[Column], full: Mapping[str, int], console: Console
+) -> dict[str, int]:
+    """Return widths in which the columns that wrap have got the room that is left, as far as they need it."""
+    grown = dict(widths)
+    for column in columns[: len(widths)]:
+        if column.wraps:
+            room = max(0, console.width - _total(grown))
+            grown[column.name] += min(room, full[column.name] - grown[column.name])
+    return grown
 
 
-def _without_middle(word: str, width: int, encoding: str) -> str:
-    """Return a word in at most `width` cells of the terminal."""
-    if cell_len(word) <= width:
-        return word
-    ellipsis = "\u2026" if _can_encode("\u2026", encoding) else "..."
-    kept = max(2, width - len(ellipsis))
-    begin, end = word, word
-    while cell_len(begin) > kept // 2:
-        begin = begin[:-1]
-    while cell_len(end) > kept - kept // 2:
-        end = end[1:]
-    return f"{begin}{ellipsis}{end}"
+def _shortened(
+    rows: Sequence[Row], columns: Sequence[Column], widths: Mapping[str, int], console: Console
+) -> Sequence[Row]:
+    """Return rows in which the words of columns that may be shortened have room. Different words stay different."""
+    ellipsis = "\u2026" if _can_encode("\u2026", console.encoding) else "..."
+    for column in columns:
+        if not column.shortens:
+            continue
+        cells = [row.get(column.name, "") for row in rows]
+        # Without wrapping, a cell is one word. With it, a cell is a list, and a comma follows all words but the last.
+        words = [str(each).split(" ") if column.wraps else [str(each)] for each in cells]
+        comma = int(column.wraps)
+        names = {word.removesuffix(",") if column.wraps else word for each in words for word in each}
+        if max(map(cell_len, names), default=0) + comma <= widths[column.name]:
+            continue
+        short = short_names(names, widths[column.name] - comma, ellipsis)
+        texts = [
+            " ".join(f"{short[word[:-1]]}," if comma and word.endswith(",") else short[word] for word in each)
+            for each in words
+        ]
+        rows = [
+            {**row, column.name: _replaced(each, text) if text != str(each) else each}
+            for row, each, text in zip(rows, cells, texts, strict=True)
+        ]
+    return rows
 
 
 def _can_encode(character: str, encoding: str) -> bool:
@@ -196,6 +262,10 @@ def _total(widths: Mapping[str, int]) -> int:
     return sum(widths.values()) + _GAP * len(widths) + 1
 
 
+def _full_width(_: Column, content: Text | str) -> int:
+    return cell_len(str(content))
+
+
 def _width(column: Column, content: Text | str) -> int:
     """Return the width that a cell needs, so that no word in it is broken."""
     words = str(content).split() if column.wraps else [str(content)]
@@ -209,10 +279,11 @@ def _table(
     widths: Mapping[str, int],
     console: Console,
     *,
-    is_broken: bool,
+    is_fixed: bool,
     is_live: bool,
+    is_shortened: bool = False,
 ) -> Table:
-    """Return a table with the columns for which `widths` has a minimum."""
+    """Return a table with the columns that have a width. is_fixed: the widths are exact. Otherwise, they are minima."""
     shown_title = cell(title, console.encoding)
     least = min(console.width, shown_title.cell_len)  # a title is as wide as its table at most
     table = Table(title=shown_title, title_justify="left", box=SIMPLE_HEAD, padding=(0, 1, 0, 0), min_width=least)
@@ -221,7 +292,8 @@ def _table(
             column.name,
             justify="right" if column.right else "left",
             overflow="ellipsis" if is_live else "fold",
-            no_wrap=is_live or not (column.wraps or (is_broken and (column.breaks or column.shortens))),
+            no_wrap=is_live or not (column.wraps or (is_fixed and (column.breaks or column.shortens))),
+            width=widths[column.name] if is_fixed else None,
             min_width=widths[column.name],
         )
     for row in rows:
@@ -229,7 +301,7 @@ def _table(
     notes = []
     if left_out := [column.name for column in columns[len(widths) :]]:
         notes.append(f"Not shown for lack of space: {', '.join(left_out)}.")
-    if is_broken and any(column.shortens for column in columns):
+    if is_shortened:
         notes.append("Long names are shortened.")
     if notes and not is_live:
         table.caption = f"{' '.join(notes)} `| cat` shows everything."

@@ -17,7 +17,7 @@ Worker = Mapping[str, Any]
 
 # From the most important one on. Where the terminal is too narrow, the last ones are left out.
 _COLUMNS: Final = (
-    Column("worker", shortens=True),
+    Column("worker", shortens=True, prefix="http://"),
     Column("state"),
     Column("queue", right=True),
     Column("slots", right=True),

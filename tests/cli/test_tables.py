@@ -6,6 +6,8 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from rich.cells import cell_len
 from rich.console import Console, RenderableType
 
@@ -18,6 +20,7 @@ from controller.cli.explanation import candidates_table
 from controller.cli.models import models_of, models_table
 from controller.cli.replicas import differences_table, differing_settings, replicas_table
 from controller.cli.routes import routes_table
+from controller.cli.short_names import short_names
 from controller.cli.spread import spread_table
 from controller.cli.tables import Column, bar, fit_table
 from controller.cli.tokens import tokens_table
@@ -84,7 +87,7 @@ def test_no_line_is_longer_than_the_terminal(name: str, width: int) -> None:
     lines = lines_of(tables(LONG_URL, LONG_MODEL)[name], width)
     assert max(map(len, lines)) <= width
     text = "".join("".join(lines).split())
-    assert any(part in text for part in ("lease_time", "host-1", "http:", "meta", "gpu-rack-1")), text
+    assert any(part in text for part in ("lease_time", "host-1", "http:", "work", "meta", "gpu-rack-1")), text
 
 
 @pytest.mark.parametrize("width", [40, 60, 80, 120])
@@ -147,12 +150,12 @@ def test_a_column_that_does_not_fit_is_named_below() -> None:
 )
 def test_long_names_are_shortened_in_the_middle(encoding: str, model: str, shown: str) -> None:
     printed = io.TextIOWrapper(io.BytesIO(), encoding=encoding)
-    console = Console(width=54, file=printed)
-    console.print(models_table(models_of([listed(URL, model, capacity=50)]), console))
+    console = Console(width=39, file=printed)
+    console.print(models_table(models_of([listed(URL, model, queue_length=50)]), console))
     printed.seek(0)
     text = printed.read()
     assert shown in text
-    assert max(map(cell_len, text.splitlines())) <= 54
+    assert max(map(cell_len, text.splitlines())) <= 39
     assert len([line for line in text.splitlines() if "50" in line]) == 1
     assert ("Long names are shortened." in " ".join(text.split())) is (model != "short")
 
@@ -184,3 +187,86 @@ def test_a_long_table_looks_like_a_short_one(encoding: str, monkeypatch: pytest.
     short = [COLOR.sub("", line) for line in drawn()]
     assert len(long) == len(short) == 605
     assert [ESCAPE.sub("", line) for line in long] == [ESCAPE.sub("", line) for line in short]
+
+
+def names_in(lines: list[str], before: str) -> list[str]:
+    """Return the cells of the first column, which ends where the heading `before` begins."""
+    end = lines[2].index(before)
+    return [line[:end].strip() for line in lines[4 : lines.index("".ljust(len(lines[3])), 4)] if line[:end].strip()]
+
+
+@pytest.mark.parametrize("rows", [None, 20])
+@pytest.mark.parametrize("width", [60, 80])
+@pytest.mark.parametrize("model", ["vicuna-7b-v1.5", "meta-llama/Llama-3.1-70B-Instruct", "m" * 500])
+@pytest.mark.parametrize(
+    "pattern", ["http://127.40.0.{}:31001", "http://gpu-rack-1-node-{}.prod.example.org:21002", "http://{0}.h{0}.org/x"]
+)
+def test_different_workers_never_look_the_same(pattern: str, model: str, width: int, rows: int | None) -> None:
+    """Also beside a stalled worker, whose state is longer, and a model with a very long name."""
+    workers = [
+        listed(
+            pattern.format(number), model if number == 41 else "vicuna-7b", stalled_for=75.0 if number == 47 else None
+        )
+        for number in range(41, 57)
+    ]
+    lines = lines_of(lambda console: workers_table(workers, console, 60.0, rows), width)
+    assert max(map(len, lines)) <= width
+    shown = names_in(lines, "state")
+    assert len(set(shown)) == len(shown) == 16
+    assert lines[2].split()[:5] == ["worker", "state", "queue", "slots", "models"]
+    if "example" not in pattern:
+        assert [name.removeprefix("http://") for name in shown] == [
+            pattern.format(number).removeprefix("http://") for number in range(41, 57)
+        ]
+    elif width == 80:
+        assert all(f"rack-1-node-{number}" in name for number, name in enumerate(shown, 41))
+
+
+def test_the_scheme_is_left_out_only_for_all_workers() -> None:
+    workers = [listed(f"{scheme}://worker-17.some-cluster.example.com:21002", MODEL) for scheme in ("http", "https")]
+    assert names_in(lines_of(lambda console: workers_table(workers[:1], console), 200), "state") == [
+        "http://worker-17.some-cluster.example.com:21002"
+    ]
+    assert names_in(lines_of(lambda console: workers_table(workers[:1], console), 80), "state") == [
+        "worker-17.some-cluster.example.com:21002"
+    ]
+    shown = names_in(lines_of(lambda console: workers_table(workers, console), 80), "state")
+    assert [name.partition(":")[0] for name in shown] == ["http", "https"]
+
+
+@pytest.mark.parametrize("width", [60, 80])
+def test_models_show_what_is_wrong_before_empty_columns(width: int) -> None:
+    workers = [
+        listed(URL, "a-model-whose-name-has-forty-nine-characters-in-all", capacity=None, failing="polls"),
+        listed(URL, "m", capacity=None),
+    ]
+    lines = lines_of(lambda console: models_table(models_of(workers), console), width)
+    assert lines[2].split()[:4] == ["model", "workers", "queue", "problems"]
+    assert not {"slots", "load"} & set(" ".join(lines).replace(",", "").split())
+    assert "none" in " ".join(lines)
+
+
+def test_a_long_name_hides_no_column_that_has_room() -> None:
+    workers = [listed(URL, "m" * 500), listed(URL, "vicuna-7b")]
+    lines = lines_of(lambda console: models_table(models_of(workers), console), 80)
+    assert lines[2].split() == ["model", "workers", "queue", "load", "slots"]
+    assert len(lines[4].split()[0]) >= 35
+
+
+def test_in_pipes_each_model_has_one_line() -> None:
+    workers = [listed(URL, "m" * 500, failing="polls", stalled_for=75.0), listed(URL, "n")]
+    lines = lines_of(lambda console: models_table(models_of(workers), console), tables_module.PIPE_WIDTH)
+    assert ["m" * 500 in line and "none serves, 1 failing, 1 stalled" in line for line in lines].count(True) == 1
+    assert len(lines) == 2 + 5
+
+
+@given(
+    st.lists(st.text("ab.:名", max_size=40), unique=True, max_size=30),
+    st.integers(8, 20),
+    st.sampled_from(["…", "..."]),
+)
+def test_short_names_are_different_and_fit(names: list[str], width: int, ellipsis: str) -> None:
+    forms = short_names(names, width, ellipsis)
+    assert set(forms) == set(names)
+    assert len(set(forms.values())) == len(names)
+    assert max(map(cell_len, forms.values()), default=0) <= width

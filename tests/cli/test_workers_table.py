@@ -69,7 +69,7 @@ def test_only_long_names_are_shortened_and_their_ends_are_kept(width: int) -> No
     begin, end = lines[2].index("state"), lines[2].index("models")
     models = " ".join(row[end:].strip() for row in rows)
     assert models.endswith(", m")
-    for name, short in ((LONG, rows[0][:begin].strip()), (MODEL, models.removesuffix(", m"))):
+    for name, short in ((LONG.removeprefix("http://"), rows[0][:begin].strip()), (MODEL, models.removesuffix(", m"))):
         first, _, last = short.partition("…")
         assert name.startswith(first)
         assert name.endswith(last)

@@ -122,6 +122,55 @@ def test_the_page_explains_the_next_request(controller: ControllerProcess, open_
     expect(page.locator("#workers .chip")).to_contain_text("serves m & n")
 
 
+@pytest.mark.parametrize(
+    ("stalled_for", "heartbeat_age", "changes", "expected"),
+    [
+        (74, 62, {}, "stalled"),
+        (74, 10, {}, "stalled"),
+        (50, 62, {}, "late"),
+        (74, 91, {}, "late"),
+        (74, 62, {"failing": "polls"}, "failing"),
+        (74, 62, {"draining": True}, "draining"),
+        (None, 10, {}, "serving"),
+    ],
+)
+def test_states_have_the_order_of_the_command_line(
+    controller: ControllerProcess,
+    open_page: Open,
+    stalled_for: float | None,
+    heartbeat_age: float,
+    changes: dict[str, object],
+    expected: str,
+) -> None:
+    """A heartbeat expires after 90 s, and is late after 60 s."""
+    now = 1_790_000_000.0
+    row = {
+        "worker_name": A,
+        "model_names": ["m"],
+        "queue_length": 1,
+        "leased": 0,
+        "capacity": None,
+        "drained": False,
+        "draining": False,
+        "failing": None,
+        "heartbeat_at": now - heartbeat_age,
+        "expires_at": now - heartbeat_age + 90,
+        "stalled_since": None if stalled_for is None else now - stalled_for,
+        **changes,
+    }
+    page = open_page(controller.url)
+    expect(page.locator("header")).to_contain_text("live")
+    script = """async (state) => {
+        const loaded = performance.getEntriesByType("resource").map((entry) => entry.name);
+        const { Cluster } = await import(loaded.find((name) => name.endsWith("/cluster.js")));
+        const cluster = new Cluster();
+        cluster.apply("state", state);
+        return cluster.state(state.workers[0]).key;
+    }"""
+    state = {"time": now, "seen_at": now, "stalled_after": 60, "workers": [row]}
+    assert page.evaluate(script, state) == expected
+
+
 def test_search_sort_filter_and_permalink(controller: ControllerProcess, open_page: Open) -> None:
     for number in range(12):
         controller.register(f"http://127.0.0.1:1/w{number}", f"model-{number % 3}", queue_length=number)

@@ -110,8 +110,9 @@ export class Cluster {
     if (worker.failing) return { key: "failing", label: "failing", level: "bad" };
     const heartbeat = this.heartbeat(worker);
     if (heartbeat && heartbeat.left <= 0) return { key: "late", label: "overdue", level: "bad" };
-    if (heartbeat && heartbeat.share < LATE) return { key: "late", label: "late", level: "warn" };
+    // Before "late", which a stalled worker is from time to time: `controller workers` calls it stalled throughout.
     if (this.stalled(worker) >= this.head.stalled_after) return { key: "stalled", label: "stalled", level: "warn" };
+    if (heartbeat && heartbeat.share < LATE) return { key: "late", label: "late", level: "warn" };
     const isFull = worker.capacity !== null && worker.queue_length >= worker.capacity;
     return isFull ? { key: "full", label: "full", level: "good" } : { key: "serving", label: "serving", level: "good" };
   }

@@ -40,7 +40,7 @@ const OF_WORKERS = [
     state: "stalled", label: "stalled", level: "warn",
     one: (worker, cluster) =>
       `has reported ${count(worker.reported, "request")}, none of which has finished for ${duration(cluster.stalled(worker))}.`,
-    many: "send heartbeats, but none of their requests has finished for a while.",
+    many: "report requests, but none of their requests has finished for a while.",
   },
   {
     state: "drained", label: "drained", level: "idle",
