@@ -61,6 +61,7 @@ class BodyEndpoint(ABC):
     guard: decides before the body is read. None if all callers may use the route.
     limits: those of the replica. None if there are none.
     hot: the route is on the hot path. Its requests get an id only if they carry one, or if they fail.
+    reads_api_key: as in Guard.
 
     A ControllerError becomes an error response. Any other exception is a bug: the client gets a 500, and the log gets
     the traceback.
@@ -70,6 +71,7 @@ class BodyEndpoint(ABC):
     guard: Guard | None = None
     limits: RequestLimits | None = None
     hot = False
+    reads_api_key = False
 
     @abstractmethod
     async def _answer(self, scope: Scope, receive: Receive, body: bytes) -> Answer | Response | None:
