@@ -136,7 +136,9 @@ class EngineModels:
         if failing:
             return MaybeStale((Assignment(failing, ""), True))
         body = request.field.body
-        affinity = await in_thread_if_large(len(body), lambda: self._affinity.find_in(model, request.headers, body))
+        affinity = await in_thread_if_large(
+            len(body), lambda: self._affinity.find_in(model, request.headers, body, request.path)
+        )
         chosen, snapshot_age = await self._bookings.choose(model, Protocol.OPENAI, affinity=affinity)
         return MaybeStale((await self._unless_busy(model, chosen), False), snapshot_age)
 

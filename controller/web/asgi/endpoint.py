@@ -62,6 +62,7 @@ class BodyEndpoint(ABC):
     limits: those of the replica. None if there are none.
     hot: the route is on the hot path. Its requests get an id only if they carry one, or if they fail.
     refuses_other_sites: requests that a page of another site has sent from a browser are refused.
+    reads_api_key: as in Guard.
 
     A ControllerError becomes an error response. Any other exception is a bug: the client gets a 500, and the log gets
     the traceback.
@@ -72,6 +73,7 @@ class BodyEndpoint(ABC):
     limits: RequestLimits | None = None
     hot = False
     refuses_other_sites = False
+    reads_api_key = False
 
     @abstractmethod
     async def _answer(self, scope: Scope, receive: Receive, body: bytes) -> Answer | Response | None:

@@ -31,7 +31,9 @@ class GatewayCall(NamedTuple):
 
 
 class OpenAiEndpoint(BodyEndpoint):
-    """Writes errors in OpenAI's form."""
+    """Writes errors in OpenAI's form. Accepts tokens as Anthropic's clients send them, too."""
+
+    reads_api_key = True
 
     def _error(self, _: Scope, code: str, message: str, status: int, headers: Headers = ()) -> Answer:
         return Answer(openai.error_body(status, code, message), status, headers)

@@ -63,7 +63,7 @@ class Route(NamedTuple):
         if self.plane is Plane.PUBLIC:
             endpoint.max_body = SMALL_BODY  # not counted, so that strangers cannot use up --max-body-memory
         elif services.access.is_closed:
-            endpoint.guard = Guard(services.access, self.plane, self.other_planes)
+            endpoint.guard = Guard(services.access, self.plane, self.other_planes, reads_api_key=endpoint.reads_api_key)
         return endpoint
 
 
