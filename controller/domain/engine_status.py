@@ -3,6 +3,10 @@
 from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import StrEnum
+from typing import Final
+
+# The reason that an agent names when it drains its engine. The agent's next registration ends such a drain.
+AGENT_ENDS: Final = "its agent ends"
 
 
 class EngineKind(StrEnum):

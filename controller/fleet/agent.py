@@ -11,7 +11,7 @@ from typing import Any, Final, NamedTuple
 
 from controller.domain.engine import Engine
 from controller.domain.engine_entry import EngineEntry
-from controller.domain.engine_status import EngineStatus
+from controller.domain.engine_status import AGENT_ENDS, EngineStatus
 from controller.domain.errors import ControllerRefused, ControllerUnreachable, WorkerError
 from controller.domain.worker import Registration
 from controller.fleet.engine_watch import EngineWatch, differs
@@ -122,11 +122,11 @@ class Agent:
 
     async def _is_drained(self) -> bool:
         """Drain the engine. Return True if the controller knows of no request to it."""
-        answer = await self._call("/drain_worker", {"worker_name": self._name, "reason": "its agent ends"})
+        answer = await self._call("/drain_worker", {"worker_name": self._name, "reason": AGENT_ENDS})
         if answer is None:
             return False
         if not answer:  # refused, because the token is bound to no workers
-            await self._expire("its agent ends, and has no token that may drain it")
+            await self._expire(f"{AGENT_ENDS}, and has no token that may drain it")
             return False
         return not answer.get("exist", True) or bool(answer.get("drained"))
 

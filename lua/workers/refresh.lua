@@ -8,7 +8,7 @@
     worker:<name>           HASH    rw
     checkpoints:<name>      STRING  rw
     heartbeat:<name>        STRING  rw
-    draining:<name>         STRING  w
+    draining:<name>         STRING  rw
     capacities              HASH    r
     models                  SET     w
     pools:<model>           STRING  rw

@@ -180,7 +180,7 @@ async def check_invariants(
             0 <= dispatched <= load.dispatched and 0 <= leased <= load.leased_since_report
             for _, dispatched, leased in load.checkpoints
         )
-        is_draining = fields["draining"] == "1"
+        is_draining = fields["draining"] != "0"
         needs_extension = bool(load.capacity or load.failing or is_draining)
         assert (fields["extended"] == "1") == needs_extension, f"the flag of {name} is wrong"
         assert fields["leases"] != "0 0 0 0"

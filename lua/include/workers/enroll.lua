@@ -59,7 +59,8 @@ local function enroll(registration, time, decays, event, refusal_of, make_load)
   end
   local before = read_load(name, decays and time)
   local pools_before = before and before.pools or {}
-  local was_draining = redis.call("DEL", key("draining", name)) == 1 or (before and before.draining)
+  local was_draining = redis.call("GET", key("draining", name)) or (before and before.draining)
+  redis.call("DEL", key("draining", name))
   local draining = was_draining or registration.draining
 
   local pools = assign_pools(registration.models, registration.models_digest)
