@@ -117,6 +117,7 @@ _ROWS: Final = (
         "controller/availability/circuit_breaker.py",
         "availability/circuit_breaker fleet/membership availability/degraded",
     ),
+    ("controller/availability/listings.py", "availability/listings availability/recovery availability/data_loss"),
     ("controller/availability/known_models.py", "availability/known_models proxy/gateway"),
     ("controller/availability/snapshot.py", "availability/snapshot availability/degraded availability/recovery"),
     (
