@@ -8,6 +8,14 @@ import sys
 
 def main() -> None:
     """Run the command line."""
+    try:
+        _run()
+    except KeyboardInterrupt:  # before the command has begun
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
+        sys.exit(130)
+
+
+def _run() -> None:
     # Process 1 of a container ignores SIGTERM until it has a handler. Set one before the slow imports.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
     from controller.cli.completion import VARIABLE

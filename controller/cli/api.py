@@ -94,7 +94,12 @@ def _reason(error: Exception, controller: Controller) -> str:
         return "the server does not speak TLS on this port. Try http://"
     if isinstance(error, aiohttp.ClientConnectorError):
         return error.os_error.strerror or str(error.os_error)
-    return str(error) or type(error).__name__
+    text = str(error) or type(error).__name__
+    is_broken = isinstance(error, aiohttp.ServerDisconnectedError | aiohttp.ClientOSError | aiohttp.ClientResponseError)
+    is_plain = controller.address.lower().startswith("http:")
+    if is_plain and is_broken and not isinstance(error, aiohttp.ContentTypeError):
+        return f"{text.rstrip('.')}. If the port is one for TLS, use https://"
+    return text
 
 
 def _target(controller_address: str, path: str) -> tuple[str, dict[str, str]]:

@@ -6,16 +6,18 @@ from typing import Any, Final
 import click
 from rich.console import Console, RenderableType
 
-from controller.cli.api import request
+from controller.cli.api import request, request_reply
 from controller.cli.options import Controller
 from controller.cli.tables import Column, Row, cell, create_console, fit_table, print_json
+from controller.cli.workers import DEGRADED
 
 _COLUMNS: Final = (Column("for"), Column("name", breaks=True), Column("slots", right=True))
 
 
 async def show_capacities(controller: Controller, as_json: bool) -> None:
     """Print the capacities that were set. Raises ControllerUnreachable."""
-    capacities = (await request(controller, "/capacities", "capacities"))["capacities"]
+    reply = await request_reply(controller, "/capacities", "capacities")
+    capacities = reply.fields["capacities"]
     if as_json:
         print_json({"capacities": capacities})
         return
@@ -24,6 +26,8 @@ async def show_capacities(controller: Controller, as_json: bool) -> None:
         console.print(capacities_table(capacities, console))
     else:
         click.echo("No capacity is set. `controller capacity set --help` shows how to set one.")
+    if reply.is_degraded:
+        console.print(DEGRADED, style="yellow")
 
 
 async def set_capacity(controller: Controller, target: str, capacity: int | None) -> str:

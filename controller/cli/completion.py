@@ -20,8 +20,27 @@ _INSTALL: Final = {
     "zsh": 'Add this line to ~/.zshrc, below compinit:\n#     eval "$(controller completion zsh)"',
     "fish": "Run once:\n#     controller completion fish > ~/.config/fish/completions/controller.fish",
 }
-# bash takes what stands after a colon for a word of its own, and http://10.0.0.5:21002 for three.
-_BASH_COLONS: Final = "COMP_WORDBREAKS=${COMP_WORDBREAKS//:/}\n"
+# bash takes what stands after a colon for a word of its own, and http://10.0.0.5:21002 for three. bash-completion has
+# functions against that. Without them, colons must not separate words in any command.
+_BASH_COLONS: Final = """\
+declare -F __ltrim_colon_completions >/dev/null || COMP_WORDBREAKS=${COMP_WORDBREAKS//:/}
+"""
+_IN_BASH: Final = {
+    "    local response\n": """\
+    local response cur cword=$COMP_CWORD words=("${COMP_WORDS[@]}")
+    if declare -F __ltrim_colon_completions >/dev/null; then
+        _get_comp_words_by_ref -n : cur words cword
+    fi
+""",
+    '"${COMP_WORDS[*]}" COMP_CWORD=$COMP_CWORD': '"${words[*]}" COMP_CWORD=$cword',
+    "    return 0\n": """\
+    if declare -F __ltrim_colon_completions >/dev/null; then
+        __ltrim_colon_completions "$cur"
+    fi
+
+    return 0
+""",
+}
 
 
 @click.command(short_help="Print the completion for bash, zsh or fish.")
@@ -43,9 +62,12 @@ def completion(shell: str) -> None:
     if kind is None:
         raise click.ClickException(f"There is no completion for {shell}.")
     click.echo(f"# Completion of `controller` for {shell}. {_INSTALL[shell]}")
+    source = kind(main, {}, "controller", VARIABLE).source()
     if shell == "bash":
+        for part, replacement in _IN_BASH.items():
+            source = source.replace(part, replacement)
         click.echo(_BASH_COLONS, nl=False)
-    click.echo(kind(main, {}, "controller", VARIABLE).source())
+    click.echo(source)
 
 
 def complete_worker(context: click.Context, _: click.Parameter, incomplete: str) -> list[CompletionItem[Any]]:

@@ -2,16 +2,21 @@
 
 import asyncio
 import json
+import shutil
+import sys
+import textwrap
 import time
 from typing import Any, Final
 
 import click
+from rich.cells import cell_len
 
 from controller.cli.api import follow
 from controller.cli.options import Controller
 from controller.cli.text import printable
 from controller.domain.errors import ControllerRefused, ControllerUnreachable
 
+_INDENT: Final = 10  # characters of the time
 _PAUSE: Final = 1.0  # seconds before the next attempt to connect
 _SHOWN_FIRST: Final = ("worker", "replica", "parent", "models", "target", "action")
 
@@ -38,7 +43,7 @@ async def watch_events(controller: Controller, last: int, as_json: bool) -> None
                     continue
                 if "time" in event and day != (day := day_of(event["time"])):
                     click.echo(day)
-                click.echo(as_line(event))
+                click.echo(fitted(as_line(event), width()))
         except ControllerRefused:
             raise
         except ControllerUnreachable as error:
@@ -46,6 +51,24 @@ async def watch_events(controller: Controller, last: int, as_json: bool) -> None
                 raise
             click.echo(printable(f"{error} Trying again."), err=True)
         await asyncio.sleep(_PAUSE)
+
+
+def width() -> int | None:
+    """Return the width of the terminal. None if the output is no terminal: then, an event is one line."""
+    return shutil.get_terminal_size().columns if sys.stdout.isatty() else None
+
+
+def fitted(line: str, columns: int | None) -> str:
+    """Return the line of an event in lines of at most `columns` characters, with the rest below its kind.
+
+    A name that is longer is not broken, so that it can be copied. columns: None for one line.
+    """
+    if columns is None or cell_len(line) <= columns:
+        return line
+    indent = " " * min(_INDENT, columns // 4)
+    return "\n".join(
+        textwrap.wrap(line, columns, subsequent_indent=indent, break_long_words=False, break_on_hyphens=False)
+    )
 
 
 def as_line(event: dict[str, Any]) -> str:

@@ -1,6 +1,6 @@
 """The command `controller`."""
 
-from typing import Final
+from typing import Any, Final
 
 import click
 
@@ -10,6 +10,7 @@ from controller.cli.agent import agent
 from controller.cli.capacity import capacity
 from controller.cli.completion import completion
 from controller.cli.operate import drain, refresh, register, remove, resume, watch
+from controller.cli.options import INTERRUPTED
 from controller.cli.route import route
 from controller.cli.serve import config, serve
 from controller.cli.token import token
@@ -34,6 +35,13 @@ SECTIONS: Final = {
 
 class _Group(click.Group):
     """A group whose `--help` lists the commands by purpose."""
+
+    def invoke(self, ctx: click.Context) -> Any:
+        """Run a command. Ctrl-C before it has begun ends it without a traceback."""
+        try:
+            return super().invoke(ctx)
+        except KeyboardInterrupt:
+            raise SystemExit(INTERRUPTED) from None
 
     def format_commands(self, _: click.Context, formatter: click.HelpFormatter) -> None:
         limit = formatter.width - 6 - max(map(len, self.commands))

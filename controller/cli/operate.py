@@ -47,6 +47,7 @@ def drain(
         3  the deadline has passed
         4  a worker serves again, because it was resumed
         5  no request is known, but a worker has never reported its queue
+        130  Ctrl-C has ended the command
     """
     from controller.cli.operations import wait_for_workers  # imported late, so that --help stays fast
 
@@ -179,10 +180,14 @@ def register(
 @click.command(short_help="Probe all workers now.")
 @connects
 def refresh(controller: Controller) -> None:
-    """Probe all workers now. A worker that fails two probes is removed."""
+    """Probe all workers now. A worker that fails two probes is removed.
+
+    The exit status is 1 if the result is unknown, because Redis is unavailable.
+    """
     from controller.cli.operations import refresh_workers  # imported late, so that --help stays fast
 
-    run(refresh_workers(controller), "Interrupted. The controller continues if it has begun to probe the workers.")
+    interrupted = "Interrupted. The controller continues if it has begun to probe the workers."
+    raise SystemExit(0 if run(refresh_workers(controller), interrupted) else 1)
 
 
 @click.command(short_help="Show events as they happen.")

@@ -1,7 +1,6 @@
 """Sends the requests of the operators' commands to a running controller, and prints the results."""
 
 import asyncio
-import contextlib
 import time
 from collections.abc import Sequence
 from typing import Any, Final
@@ -34,12 +33,18 @@ async def find_workers(
     Raises ControllerUnreachable, also if one of them covers no live worker.
     """
     known = [worker["worker_name"] for worker in await fetch_workers(controller)]
+    problem: ControllerUnreachable | None = None
     if has_engines:
         patient = controller._replace(timeout=max(controller.timeout, ENGINES_TIMEOUT))
-        with contextlib.suppress(ControllerRefused):  # an older controller has no such route
+        try:
             engines = (await request(patient, "/engines", "engines"))["engines"]
             known = list(dict.fromkeys([*known, *(engine["worker_name"] for engine in engines)]))
-    found = covered(known, names)
+        except ControllerUnreachable as error:  # of an older controller, or without Redis
+            problem = None if isinstance(error, ControllerRefused) else error
+    try:
+        found = covered(known, names)
+    except ControllerUnreachable as error:
+        raise problem or error from error  # the name may be that of an engine that is not alive
     return found, any(len(covered(known, [name])) > 1 for name in names)
 
 
@@ -80,20 +85,21 @@ async def change_workers(controller: Controller, path: str, done: str, workers: 
     return all_alive
 
 
-async def refresh_workers(controller: Controller) -> None:
-    """Probe all workers, and print how many there are before and afterwards."""
+async def refresh_workers(controller: Controller) -> bool:
+    """Probe all workers, and print how many there are before and afterwards. Return False if that is unknown."""
     before = {worker["worker_name"] for worker in await fetch_workers(controller)}
     click.echo(f"Probing {count(len(before), 'worker')}.")
     patient = controller._replace(timeout=max(controller.timeout, _REFRESH_TIMEOUT))
     await request(patient, "/refresh_all_workers", "", {})
     reply = await request_reply(controller, "/workers", "workers")
     if reply.is_degraded:
-        click.echo("Redis is unavailable, so it is unknown which workers are alive.", err=True)
-        return
+        click.echo("Redis is unavailable, so no worker was probed, or it is unknown which are alive.", err=True)
+        return False
     after = {worker["worker_name"] for worker in reply.fields["workers"]}
     for name in sorted(before - after):
         _say(f"{name} is gone.")
     click.echo(f"{count(len(after), 'live worker')}.")
+    return True
 
 
 async def _wait(controller: Controller, names: set[str], ends_at: float | None) -> int:
@@ -115,7 +121,7 @@ async def _wait(controller: Controller, names: set[str], ends_at: float | None) 
             missing_since.pop(name, None)
             if worker["drained"]:
                 names.discard(name)
-                if _reports(worker):
+                if worker["check_heart_beat"] or worker["polled"]:
                     _say(f"{name} is idle.")
                     continue
                 status = NOT_KNOWN
@@ -184,8 +190,3 @@ def _say(text: str, err: bool = False) -> None:
 
 def _left(worker: dict[str, Any]) -> int:
     return max(int(worker["queue_length"]), int(worker["leased"]))
-
-
-def _reports(worker: dict[str, Any]) -> bool:
-    """Return True if a worker reports its queue: with heartbeats, or as the response to polls."""
-    return bool(worker["check_heart_beat"] or worker["polled"])

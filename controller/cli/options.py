@@ -4,6 +4,7 @@ import asyncio
 import functools
 import os
 import re
+import signal
 from collections.abc import Callable, Coroutine
 from typing import Any, Final, NamedTuple, TypeVar
 
@@ -15,6 +16,7 @@ from controller.domain.stalls import STALLED_AFTER
 
 Result = TypeVar("Result")
 _UNITS: Final = {"s": 1, "m": 60, "h": 3600}
+INTERRUPTED: Final = 130  # exit status after Ctrl-C, as shells and other programs have it: 128 + SIGINT
 
 
 class Controller(NamedTuple):
@@ -110,12 +112,12 @@ def run(call: Coroutine[Any, Any, Result], interrupted: str = "Interrupted. Noth
         return _run(call)
     except (KeyboardInterrupt, Interrupted) as error:
         click.echo(f"\n{printable(str(error) or interrupted)}", err=True)  # after the ^C of the terminal
-        raise SystemExit(1) from error
+        raise SystemExit(INTERRUPTED) from error
 
 
 def _run(call: Coroutine[Any, Any, Result]) -> Result:
     try:
-        return asyncio.run(call)
+        return asyncio.run(_interruptible(call))
     except ControllerError as error:
         raise click.ClickException(printable(str(error))) from error
     except (AttributeError, KeyError, TypeError) as error:
@@ -127,9 +129,41 @@ def _run(call: Coroutine[Any, Any, Result]) -> Result:
         ) from error
 
 
+async def _interruptible(call: Coroutine[Any, Any, Result]) -> Result:
+    """Return the result of a call. If Ctrl-C has ended it, nothing interrupts the end of the program."""
+    try:
+        return await call
+    except (asyncio.CancelledError, Interrupted):
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
+        raise
+
+
 def run_until_interrupted(call: Coroutine[Any, Any, object]) -> None:
     """Run a call that runs until Ctrl-C, which is a normal end."""
     try:
-        _run(call)
-    except KeyboardInterrupt:
+        _run(_until_interrupted(call))
+    except (KeyboardInterrupt, asyncio.CancelledError):
         click.echo()
+
+
+async def _until_interrupted(call: Coroutine[Any, Any, object]) -> None:
+    """Run a call until Ctrl-C. Only the first signal counts.
+
+    `timeout` sends the signal twice, and Python would print a traceback if the second one came while it ends.
+    """
+    task, loop, before = asyncio.current_task(), asyncio.get_running_loop(), signal.getsignal(signal.SIGINT)
+
+    def interrupt(*_: object) -> None:
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
+        if task is not None:
+            loop.call_soon_threadsafe(task.cancel)
+
+    if before is signal.SIG_IGN:  # the shell runs the command in the background
+        await call
+        return
+    signal.signal(signal.SIGINT, interrupt)
+    try:
+        await call
+    finally:
+        if signal.getsignal(signal.SIGINT) is interrupt:
+            signal.signal(signal.SIGINT, before)

@@ -54,7 +54,9 @@ async def register_worker(controller: Controller, url: str, details: Details) ->
         try:
             return await _register_fastchat(controller, name, details)
         except ControllerUnreachable as no_worker:
-            raise ControllerUnreachable(f"{no_engine}\nIt is no worker of FastChat either: {no_worker}") from no_worker
+            raise ControllerUnreachable(
+                f"{str(no_engine).rstrip('.')}. It is no worker of FastChat either: {no_worker}"
+            ) from no_worker
 
 
 async def _register_engine(controller: Controller, name: str, details: Details) -> list[str]:

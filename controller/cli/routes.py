@@ -6,10 +6,11 @@ from typing import Any, Final
 import click
 from rich.console import Console, RenderableType
 
-from controller.cli.api import request
+from controller.cli.api import request, request_reply
 from controller.cli.options import Controller
 from controller.cli.tables import Column, Row, cell, create_console, fit_table, print_json
 from controller.cli.text import count, printable
+from controller.cli.workers import DEGRADED
 from controller.domain.errors import ControllerUnreachable
 
 _COLUMNS: Final = (
@@ -40,7 +41,8 @@ async def remove_route(controller: Controller, name: str) -> str:
 
 async def show_routes(controller: Controller, as_json: bool) -> None:
     """Print the routes. Raises ControllerUnreachable."""
-    routes = (await request(controller, "/model_routes", "model_routes"))["model_routes"]
+    reply = await request_reply(controller, "/model_routes", "model_routes")
+    routes = reply.fields["model_routes"]
     if as_json:
         print_json({"model_routes": routes})
         return
@@ -49,6 +51,8 @@ async def show_routes(controller: Controller, as_json: bool) -> None:
         console.print(routes_table(routes, console))
     else:
         click.echo("No model name has a route. `controller route --help` shows how to set one.")
+    if reply.is_degraded:
+        console.print(DEGRADED, style="yellow")
 
 
 def routes_table(routes: Sequence[Mapping[str, Any]], console: Console) -> RenderableType:

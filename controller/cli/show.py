@@ -44,7 +44,7 @@ def workers(
     \b
         serving   it gets requests
         failing   requests or polls have failed: it comes after all others
-        stalled   its heartbeats come, but its requests do not finish
+        stalled   it reports its queue, but its requests do not finish
         draining  it gets no new requests
         drained   it is draining, and has finished its requests
 

@@ -9,7 +9,7 @@ from rich.table import Table
 from rich.text import Text
 
 from controller.cli.api import follow, request_reply
-from controller.cli.events import as_line, day_of
+from controller.cli.events import as_line, day_of, fitted
 from controller.cli.options import Controller
 from controller.cli.patterns import covered
 from controller.cli.tables import cell, create_console, print_json
@@ -43,8 +43,14 @@ async def show_worker(controller: Controller, name: str, last: int, stalled_afte
         console.print(DEGRADED, style="yellow")
     if problem:
         console.print(problem, style="yellow")
+    columns = console.width if console.is_terminal else None
     for line in event_lines(events):
-        console.print(cell(line, console.encoding), soft_wrap=True)
+        console.print(
+            cell(line, console.encoding)
+            if columns is None
+            else Text(fitted(cell(line, console.encoding).plain, columns)),
+            soft_wrap=True,
+        )
 
 
 async def _events_of(controller: Controller, name: str, last: int) -> list[dict[str, Any]]:
@@ -99,6 +105,8 @@ def worker_table(worker: Mapping[str, Any], console: Console, stalled_after: flo
 def _last_finished(worker: Mapping[str, Any], stalled_for: float | None) -> str:
     if "stalled_for" not in worker:
         return "unknown: this controller does not report it"
+    if stalled_for is None and worker["queue_length"] and not (worker["check_heart_beat"] or worker["polled"]):
+        return "unknown: it sends no heartbeats and has answered no poll"
     if stalled_for is None:
         return "its last report was 0"
     return f"none of its requests for {duration(stalled_for)}"

@@ -24,6 +24,9 @@ class Stalls:
     A request has finished if a worker reports fewer requests than before. But a busy worker may always report the same
     number. So Redis also records whether requests that this cluster dispatched have finished. Only the number of
     requests from other clients is known.
+
+    A worker that sends no heartbeats and has answered no poll has reported its requests once, at its registration. So
+    nothing is known of these.
     """
 
     def __init__(self) -> None:
@@ -36,7 +39,7 @@ class Stalls:
             self._stalls = {}
         stalls = {}
         for worker in workers:
-            if worker.reported:
+            if worker.reported and worker.reports:
                 since = self._since(worker, now)
                 stalls[worker.name] = _Stall(since, worker.registration, worker.reported, worker.own_work)
         self._stalls, self._observed_at = stalls, now
@@ -54,11 +57,13 @@ class Stalls:
         return now if has_finished else last.since
 
     def stalled_for(self, worker: Worker) -> float | None:
-        """Return the seconds for which no request of a worker has finished, at least. None if it reported none.
+        """Return the seconds for which no request of a worker has finished, at least.
+
+        None if it reported none, or reports nothing.
 
         The seconds are as of the last observation, so they do not grow during an outage of Redis.
         """
         stall = self._stalls.get(worker.name)
-        if stall is None or stall.registration != worker.registration or not worker.reported:
+        if stall is None or stall.registration != worker.registration or not (worker.reported and worker.reports):
             return None
         return self._observed_at - stall.since

@@ -257,6 +257,11 @@ class Worker:
         )
 
     @property
+    def reports(self) -> bool:
+        """True if the worker reports its queue: with heartbeats, or as the response to polls."""
+        return self.check_heart_beat or self.polled
+
+    @property
     def drained(self) -> bool:
         """True if the worker is draining and has finished its requests according to its reports."""
         return self.draining and not (self.reported or self.booked or self.leased)

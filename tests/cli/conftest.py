@@ -18,12 +18,14 @@ class FakeController:
     responses: by path, without the query: a value for JSON, text for the body as it is, or a pair of a status and such
         a value.
     requests: method, path and body of each request.
+    is_degraded: the responses say that they come from a snapshot.
     """
 
     def __init__(self, url: str) -> None:
         self.url = url
         self.responses: dict[str, Any] = {}
         self.requests: list[tuple[str, str, Any]] = []
+        self.is_degraded = False
 
     def run(self, *arguments: str, **env: str) -> Result:
         """Run a command for this controller."""
@@ -49,6 +51,8 @@ def fake() -> Iterator[FakeController]:
             self.send_response(status)
             self.send_header("Content-Type", "application/json")
             self.send_header("Content-Length", str(len(content)))
+            if controller.is_degraded:
+                self.send_header("X-Controller-Degraded", "1.2")
             self.end_headers()
             self.wfile.write(content)
 

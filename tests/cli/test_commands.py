@@ -225,6 +225,16 @@ def test_register_refuses_what_makes_no_sense(fake: FakeController) -> None:
     assert (ran.exit_code, ran.stdout) == (0, f"Registered {A}.\n"), "a token for workers may not list them"
 
 
+def test_register_says_both_reasons_in_one_line(fake: FakeController) -> None:
+    fake.responses = {
+        "/register_engine": (502, {"error": {"message": "connection refused"}}),
+        "/register_worker": (502, {"error": {"message": "It did not return its status."}}),
+    }
+    ran = fake.run("register", A)
+    assert (ran.exit_code, ran.stderr.count("\n")) == (1, 1)
+    assert "connection refused. It is no worker of FastChat either: " in ran.stderr
+
+
 def test_top_prints_once_in_a_pipe(fake: FakeController) -> None:
     event = {"id": "1-1", "time": 1_790_000_000.0, "kind": "worker_registered", "worker": A}
     fake.responses = {

@@ -14,6 +14,7 @@ from tests.cli.conftest import FakeController
 from tests.cli.samples import listed
 
 SHELLS = ("bash", "zsh", "fish")
+BASH_COMPLETION = Path("/usr/share/bash-completion/bash_completion")
 
 
 def script(shell: str) -> str:
@@ -140,6 +141,25 @@ def test_bash_completes_a_url(path: str, fake: FakeController) -> None:
         echo "${COMPREPLY[@]}"
     """
     assert in_shell("bash", commands, path, fake) == ["http://10.0.0.5:21002"]
+
+
+@pytest.mark.skipif(not BASH_COMPLETION.exists(), reason="NOT TESTED: bash-completion, which is not installed")
+def test_bash_completes_a_url_with_bash_completion(path: str, fake: FakeController) -> None:
+    """bash has split the URL at its colons, and other commands need that. The reply is what follows the last colon."""
+    fake.responses = {"/workers": {"workers": [listed("http://10.0.0.5:21002", "m")]}}
+    commands = f"""
+        . {BASH_COMPLETION}
+        eval "$(controller completion bash)"
+        [[ $COMP_WORDBREAKS == *:* ]]
+        COMP_WORDS=(controller drain http : //10.0.0.5 : 2) COMP_CWORD=6
+        COMP_LINE="controller drain http://10.0.0.5:2" COMP_POINT=34
+        _controller_completion controller
+        echo "${{COMPREPLY[@]}}"
+        COMP_WORDS=(controller dr) COMP_CWORD=1 COMP_LINE="controller dr" COMP_POINT=13 COMPREPLY=()
+        _controller_completion controller
+        echo "${{COMPREPLY[@]}}"
+    """
+    assert in_shell("bash", commands, path, fake) == ["21002", "drain"]
 
 
 @pytest.mark.skipif(shutil.which("fish") is None, reason="NOT TESTED: fish, which is not on PATH")

@@ -193,7 +193,9 @@ def test_the_exit_status_is_1_only_for_problems(fake: FakeController) -> None:
     found = {finding["check"]: finding for finding in json.loads(ran.stdout)["findings"]}
     assert ran.exit_code == 1
     assert found["stalled workers"]["level"] == "problem"
-    assert "http://stuck: heartbeats come, but no request has finished for 5 m" in found["stalled workers"]["found"]
+    assert (
+        "http://stuck: the queue is reported, but no request has finished for 5 m" in found["stalled workers"]["found"]
+    )
     assert fake.run("doctor", "--stalled-after", "6m").exit_code == 0
 
 

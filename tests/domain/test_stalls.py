@@ -30,6 +30,15 @@ def test_an_idle_worker_is_not_stalled() -> None:
     assert stalled_for(stalls, replace(IDLE, reported=1), 130.0) == 0, "the stall begins when the request was seen"
 
 
+def test_nothing_is_known_of_a_worker_that_reports_nothing() -> None:
+    """Its queue was reported once, at its registration."""
+    silent = replace(IDLE, reported=5, check_heart_beat=False)
+    for reporting in (silent, replace(silent, polled=True), replace(silent, check_heart_beat=True)):
+        stalls = Stalls()
+        found = [stalled_for(stalls, reporting, now) for now in (100.0, 130.0)]
+        assert found == ([None, None] if reporting is silent else [0, 30])
+
+
 def test_an_outage_of_redis_is_no_stall() -> None:
     stalls, full = Stalls(), replace(IDLE, reported=5)
     assert [stalled_for(stalls, full, now) for now in (100.0, 110.0)] == [0, 10]

@@ -96,7 +96,7 @@ def test_ctrl_c_leaves_the_worker_draining(controller: ControllerProcess) -> Non
     assert rest.strip() == (
         "Not waiting any more. The workers keep draining. `controller resume` lets them serve again."
     )
-    assert process.returncode == 1
+    assert process.returncode == 130
     assert draining(controller) == {A}
 
 
@@ -177,7 +177,7 @@ async def test_ctrl_c_releases_the_leases_of_dispatch(controller: ControllerProc
         await wait_until(leased, "some requests are booked")
         process.send_signal(signal.SIGINT)
         rest = process.communicate(timeout=120)[0]
-        assert process.returncode == 1
+        assert process.returncode == 130
         assert re.fullmatch(r"\nInterrupted after \d+ requests?. Released \d+ leases?: nothing stays booked.\n", rest)
         assert leased() == 0
 
@@ -218,6 +218,20 @@ def test_a_revoked_token_ends_watch(serve: Serve) -> None:
         rest = process.communicate(timeout=60)[0]
     assert "status 401" in rest
     assert process.returncode == 1
+
+
+@pytest.mark.parametrize("arguments", [["watch", "--json"], ["watch"], ["workers", "--watch", "--json"]])
+def test_ctrl_c_ends_watch_without_a_traceback(controller: ControllerProcess, arguments: list[str]) -> None:
+    """`timeout` sends the signal twice."""
+    with running(controller, *arguments) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline()
+        for _ in range(3):
+            process.send_signal(signal.SIGINT)
+        rest = process.communicate(timeout=60)[0]
+    assert process.returncode == 0
+    assert "Traceback" not in rest
+    assert "KeyboardInterrupt" not in rest
 
 
 def test_refresh_says_who_is_gone(controller: ControllerProcess) -> None:

@@ -82,14 +82,14 @@ def _stalled(workers: Sequence[Worker], stalled_after: float) -> Iterator[Findin
         if is_stalled(worker, stalled_after) and not worker["draining"]
     ]
     if stalled:
-        first = stalled[0]["worker_name"]
+        names = [worker["worker_name"] for worker in stalled]
         yield problem(
             "stalled workers",
-            f"{some([worker['worker_name'] for worker in stalled])}: heartbeats come, but no request has finished for "
-            f"{duration(stalled[-1]['stalled_for'])} or more. A worker that hangs looks like this. One with very long "
-            "requests does, too.",
-            f"Look at it with `controller worker {first}`. If it hangs, `controller drain {first} --reason ...`, and "
-            "restart it.",
+            f"{some(names)}: the queue is reported, but no request has finished "
+            f"for {duration(stalled[-1]['stalled_for'])} or more. A worker that hangs looks like this. One with very "
+            "long requests does, too.",
+            f"Look at it with `controller worker {names[0]}`. If it hangs, `controller drain {names[0]} "
+            "--reason ...`, and restart it.",
         )
 
 

@@ -46,7 +46,7 @@ class ListedWorker(Struct):
         float | None,
         described(
             "Seconds for which none of its requests has finished, as far as this replica has seen. `null` if its last "
-            "report was 0."
+            "report was 0, or if it sends no heartbeats and has answered no poll."
         ),
     ]
     registered_by: Annotated[str | None, described("The name of the token that registered it, or `null`.")]

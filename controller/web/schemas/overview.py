@@ -31,7 +31,9 @@ class OverviewWorker(Struct):
     expires_at: Annotated[float | None, described("When the heartbeat expires. `null` means never.")]
     stalled_since: Annotated[
         float | None,
-        described("Since when none of its requests has finished. `null` if its last report was 0."),
+        described(
+            "Since when none of its requests has finished. `null` if its last report was 0, or if it reports nothing."
+        ),
     ]
 
 

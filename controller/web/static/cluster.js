@@ -97,7 +97,7 @@ export class Cluster {
     return { age: this.now - worker.heartbeat_at, left, share: Math.max(0, Math.min(1, left / whole)) };
   }
 
-  /** Seconds for which none of the requests of a worker has finished. null if it has none. */
+  /** Seconds for which none of the requests of a worker has finished. null if it has none, or reports nothing. */
   stalled(worker) {
     if (worker.stalled_since === null) return null;
     return Math.max(0, Math.min(this.now, this.head.seen_at) - worker.stalled_since);

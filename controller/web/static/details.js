@@ -45,7 +45,7 @@ function workerDetails(app, workerName) {
       ["Last reported", number(worker.reported)],
       ["Capacity", worker.capacity === null ? "unknown" : number(worker.capacity) + source],
       ["Leases", number(worker.leased)],
-      ["Last finished", stalled === null ? "it has no requests" : `none for ${duration(stalled)}`],
+      ["Last finished", stalled === null ? (worker.reported ? "unknown: it reports nothing" : "it has no requests") : `none for ${duration(stalled)}`],
       ["Heartbeat", heartbeat === null ? "sends none" : `${duration(heartbeat.age)} ago`],
       heartbeat && ["Expires", heartbeat.left > 0 ? `in ${duration(heartbeat.left)}` : "overdue"],
       ["Speed", number(worker.speed)],
