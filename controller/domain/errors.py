@@ -214,6 +214,10 @@ class ControllerUnreachable(ControllerError):
     code = "controller_unreachable"
 
 
+class ControllerSilent(ControllerUnreachable):
+    """A controller did not respond, or the response is not that of a controller."""
+
+
 class ControllerRefused(ControllerUnreachable):
     """A controller refused a request, and would refuse it again: a 4xx status."""
 

@@ -6,7 +6,7 @@ from controller.availability.known_models import KnownModels
 from controller.availability.snapshot import MaybeStale
 from controller.availability.snapshots import SnapshotManager
 from controller.dispatch.dispatcher import Dispatcher
-from controller.domain.engine import Protocol
+from controller.domain.engine import Protocol, indexed_name
 from controller.domain.engine_status import EngineModel
 from controller.domain.errors import ModelNotFound, NoWorker, WorkerError, WorkerRefused, WrongProtocol
 from controller.domain.hops import append_hop, hop_headers
@@ -112,8 +112,10 @@ class Gateway:
         Raises StoreError, LoopDetected if this cluster asks itself, and InvalidInput.
         """
         cluster = self._cluster_id()
-        asking = append_hop(hops, cluster).split(",") if hops else []
+        asking = frozenset(append_hop(hops, cluster).split(",")) if hops else frozenset()
         listed, snapshot_age = await self._dispatcher.list_models(protocol=Protocol.OPENAI)
+        if hops and not self._has_seen(listed):
+            await self._snapshots.take_now()  # the hop lists are in the snapshot
         workers = self._snapshots.workers()
         paths = {name: f"{cluster},{path}".rstrip(",") for name, path in paths_of_models(workers, asking).items()}
         names = frozenset(listed).intersection(paths) if hops else frozenset(listed)
@@ -128,6 +130,10 @@ class Gateway:
                 shortest = min((lengths[target] for target in targets if target in lengths), default=None)
                 served[name] = shortest, min((paths.get(target, "") for target in targets), key=len)
         return MaybeStale([EngineModel(name, *each) for name, each in sorted(served.items())], snapshot_age)
+
+    def _has_seen(self, models: Sequence[str]) -> bool:
+        snapshot = self._snapshots.snapshot
+        return snapshot is not None and all(snapshot.serves(indexed_name(name, Protocol.OPENAI)) for name in models)
 
     async def missing(self, model: str) -> NoWorker | ModelNotFound:
         """Return the error for a model that no live engine serves. Raises StoreError."""

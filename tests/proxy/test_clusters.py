@@ -121,10 +121,25 @@ async def test_the_shortest_path_without_the_asker_counts(registry: Registry) ->
     ):
         await registry.register(registration)
     workers = (await registry.list_workers()).workers
-    assert paths_of_models(workers, ["a"]) == {"m": "", "own": "", "far": longest}
-    assert paths_of_models(workers, []) == {}
+    assert paths_of_models(workers, {"a"}) == {"m": "", "own": "", "far": longest}
+    assert paths_of_models(workers, set()) == {}
     assert await registry.drain("http://127.0.0.1:1/c", True)
     workers = (await registry.list_workers()).workers
-    assert paths_of_models(workers, ["a"])["m"] == "z"
-    assert paths_of_models(workers, ["a", "z"])["m"] == "x,y"
-    assert "m" not in paths_of_models(workers, ["z", "y"])
+    assert paths_of_models(workers, {"a"})["m"] == "z"
+    assert paths_of_models(workers, {"a", "z"})["m"] == "x,y"
+    assert "m" not in paths_of_models(workers, {"z", "y"})
+
+
+async def test_an_engine_that_has_just_registered_is_listed_for_a_cluster(
+    serve: Serve, registry: Registry, http: httpx.AsyncClient
+) -> None:
+    async with serve(snapshot_interval=60.0) as cluster:
+        await registry.register(engine_worker("http://127.0.0.1:1/a"))
+        assert list(await listed(http, cluster, "asker")) == ["m"]
+
+
+async def test_of_equally_long_paths_one_is_always_chosen(registry: Registry) -> None:
+    await registry.register(engine("http://127.0.0.1:1/a", m="x,z"))
+    await registry.register(engine("http://127.0.0.1:1/b", m="x,y"))
+    workers = (await registry.list_workers()).workers
+    assert paths_of_models(workers, {"a"}) == paths_of_models(workers[::-1], {"a"}) == {"m": "x,y"}
