@@ -23,7 +23,8 @@ class Stalls:
 
     A request has finished if a worker reports fewer requests than before. But a busy worker may always report the same
     number. So Redis also counts whether requests that this cluster dispatched have finished. Only the number of
-    requests from other clients is known.
+    requests from other clients is known. An engine that has only these may be busy for good, so it is
+    not measured.
     """
 
     def __init__(self) -> None:
@@ -36,7 +37,7 @@ class Stalls:
             self._stalls = {}
         stalls = {}
         for worker in workers:
-            if worker.reported:
+            if worker.reported and (worker.own or worker.engine is None):
                 since = self._since(worker, now)
                 stalls[worker.name] = _Stall(since, worker.registration, worker.reported, worker.own_work)
         self._stalls, self._observed_at = stalls, now
