@@ -108,7 +108,8 @@ local function set_draining(call)
     record_event("worker_draining", "worker", name, "by", call.by, "reason", call.reason)
     return 1
   end
-  local models = cjson.decode(redis.call("HGET", load.worker, "models"))
+  local stored = redis.call("HMGET", load.worker, "models", "engine")
+  local models, is_engine = cjson.decode(stored[1]), stored[2] and stored[2] ~= ""
   local clock = decay_clock_of(load.pools)
   if drain then
     local work, vanished = leave_pools(name, load.index_seq, load.pools, models)
@@ -122,7 +123,7 @@ local function set_draining(call)
       clock = decay_clock_of(load.pools)
     end
     record_models(join_pools(load, models), {})
-    if decays and clock then
+    if decays and clock and not is_engine then
       learn_decay(clock, time, 0, 0, 0) -- starts the clock
       load.decayed_at = decay_clock(clock, time)
     end

@@ -62,7 +62,9 @@ end
 
 local function updated_load(registration, load)
   clear_failure(load)
-  return load, apply_report(load, registration.queue_length, time - registration.age, in_flight_window, time, decays)
+  local is_engine = registration.engine ~= ""
+  return load,
+    apply_report(load, registration.queue_length, time - registration.age, in_flight_window, time, decays, is_engine)
 end
 
 return handle_each(registrations, function(registration)

@@ -191,8 +191,11 @@ async def check_invariants(
             overflow.add(name)
         for pool in pools:
             decay_clock = OVERFLOW if pool[0] == OVERFLOW else pool
-            clocks.add(decay_clock)
-            assert not decays or decay_clock in state.decay_clocks
+            if fields.get("engine"):  # its load does not decay
+                assert decay_clock == OVERFLOW or decay_clock not in state.decay_clocks
+            else:
+                clocks.add(decay_clock)
+                assert not decays or decay_clock in state.decay_clocks
             indexed.setdefault(pool, {})[f"{int(fields['index_seq']):016d}{name}"] = load.index_cost(
                 load.decayed_at, 1.0, decays
             )

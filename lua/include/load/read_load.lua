@@ -49,7 +49,8 @@ local function read_load(name, time)
   local decay, rate = 0, 1
   if time then
     local current, current_text
-    current, rate, current_text = decay_clock(is_overflow and "\31" or pool, time)
+    local clock = is_overflow and (text:byte(2) == 29 and "\31\29" or "\31") or pool -- as decay_clock_of() returns it
+    current, rate, current_text = decay_clock(clock, time)
     decay = reading - current
     if decay <= 0 or decay >= 2e9 then -- it has started again (include/decay/learn_decay.lua)
       reading = current_text

@@ -65,7 +65,7 @@ local function enroll(registration, time, decays, event, refusal_of, make_load)
 
   local pools = assign_pools(registration.models, registration.models_digest)
   local clock = decay_clock_of(pools)
-  if decays and clock and not draining then
+  if decays and clock and not draining and registration.engine == "" then
     learn_decay(clock, time, 0, 0, 0) -- starts the clock
   end
   local load, other_fields = make_load(registration, before, number, time)
@@ -118,7 +118,7 @@ local function enroll(registration, time, decays, event, refusal_of, make_load)
     work, vanished = leave_pools(name, load.index_seq, left, cjson.decode(models_before))
     spend(work)
   end
-  if clock ~= "\31" then
+  if not clock or clock:byte() ~= 31 then
     leave_overflow(name)
   end
   if not draining then
