@@ -3,6 +3,9 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 ARGS ?=
+# Where `make test-engines` installs the engines, and the Python for which they have packages.
+ENGINES ?= .cache/engines
+ENGINES_PYTHON ?= python3.11
 
 # Install packages with uv, which takes seconds. If uv is missing or cannot use pip's package index, use pip.
 UV := VIRTUAL_ENV=$(abspath $(VENV)) $(BIN)/uv pip install --quiet
@@ -14,7 +17,7 @@ install = { [ -x $(BIN)/uv ] && $(UV) $(1) 2>/dev/null; } \
 PYTEST_OPTIONS := -q -n 4 --dist loadfile --no-loadscope-reorder
 
 .DEFAULT_GOAL := help
-.PHONY: help serve test test-all coverage history soak check demo format docs docs-serve docs-reference bench simulate sbom \
+.PHONY: help serve test test-all test-engines coverage history soak check demo format docs docs-serve docs-reference bench simulate sbom \
 	audit mutants clean
 
 help:  ## List the targets.
@@ -31,6 +34,9 @@ test: $(VENV)/.test  ## Run the quick tests, in about three minutes. ARGS="tests
 
 test-all: $(VENV)/.test  ## Run the rest of the tests: long ones, containers, and those on redis-server.
 	@$(BIN)/python -m pytest --part rest $(PYTEST_OPTIONS) $(ARGS)
+
+test-engines: $(VENV)/.test $(ENGINES)/.installed  ## Test with real vLLM and transformers serve. Installs 3.4 GB in ten minutes, once.
+	@ENGINES=$(abspath $(ENGINES)) $(BIN)/python -m pytest --part engines -q --durations 5 -o timeout=1800 $(if $(ARGS),$(ARGS),tests/system)
 
 coverage: $(VENV)/.test  ## Run the quick tests and report the lines that they do not reach. Fails below 90 %.
 	@$(BIN)/python -m pytest --part quick $(PYTEST_OPTIONS) --cov --cov-report=term --cov-fail-under=90 $(ARGS)
@@ -103,6 +109,12 @@ $(VENV)/.test: $(VENV)/.serve
 	@$(call install,--constraint constraints.txt --group test)
 	@# FastChat's API server streams only with pydantic 1, and with a FastAPI that accepts it.
 	@$(call install,--target $(VENV)/pydantic-1 --upgrade --no-deps pydantic==1.10.26 fastapi==0.115.14 starlette==0.46.2)
+	@touch $@
+
+$(ENGINES)/.installed: tests/engines/requirements.txt
+	@echo "Installing vLLM for CPUs and transformers in $(ENGINES). This takes about ten minutes and 3.4 GB ..."
+	@$(ENGINES_PYTHON) -m venv $(ENGINES)
+	@$(ENGINES)/bin/python -m pip install --quiet --disable-pip-version-check --no-deps --requirement $<
 	@touch $@
 
 $(VENV)/.check: $(VENV)/.test $(VENV)/.docs

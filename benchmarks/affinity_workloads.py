@@ -105,7 +105,7 @@ def documents(parameters: Parameters, rng: random.Random) -> Iterator[Request]:
 
 
 def one_system_prompt(parameters: Parameters, rng: random.Random) -> Iterator[Request]:
-    """All prompts begin with the same 1,500 tokens, and go on with 500 of their own."""
+    """All prompts begin with the same 1,500 tokens, and continue with 500 of their own."""
     for number, now in enumerate(arrivals(rng, _rate(parameters, 2000))):
         yield Request(now, (("system", 1500), (f"q{number}", lengths(rng, 500))), lengths(rng, 150))
 

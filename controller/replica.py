@@ -119,10 +119,11 @@ class Replica:
             metrics,
             self.replicas,
             settings.engine_poll_interval,
-            settings.engine_expiration / 4,
+            settings.engine_expiration,
             self.snapshots.worker,
             self.events.record,
         )
+        self.snapshots.recovery.engine_time_left = self.engine_poller.time_left
         self.engines = Engines(
             settings,
             self.breaker,
@@ -153,6 +154,7 @@ class Replica:
             self.engine_poller.refresh,
         )
         self.breaker.on_close = self._record_outage
+        workers.cluster_id = self._cluster_id
         self.parents = Parents(
             registry,
             self.snapshots,

@@ -1,17 +1,23 @@
 """Starts and ends background tasks."""
 
 import asyncio
-from collections.abc import Coroutine, Iterable
+from collections.abc import Callable, Coroutine, Iterable
 from contextvars import Context
 from typing import Any, Final, TypeVar
 
 _Result = TypeVar("_Result")
 _RETRY_INTERVAL: Final = 0.1  # seconds
+_LARGE: Final = 256 * 1024  # bytes. Less is handled in about a millisecond
 
 
 def start_shared(coroutine: Coroutine[Any, Any, _Result]) -> "asyncio.Task[_Result]":
     """Start a task that works for many requests, so it has neither the request id nor the trace of the current one."""
     return asyncio.create_task(coroutine, context=Context())
+
+
+async def in_thread_if_large(size: int, call: Callable[[], _Result]) -> _Result:
+    """Return the result of a call that handles `size` bytes. If they are many, other requests do not wait for it."""
+    return await asyncio.to_thread(call) if size > _LARGE else call()
 
 
 async def end(tasks: "Iterable[asyncio.Task[Any]]") -> None:

@@ -26,7 +26,10 @@ number=$(echo "$old" | wc -l)
 for replica in $old; do
   before=$(replicas "$@")
   docker compose "$@" up --detach --no-recreate --scale "controller=$((number + 1))" controller
-  new=$(replicas "$@" | grep -vF "$before")
+  new=$(replicas "$@" | grep -vF "$before") || {
+    echo "docker compose created no new replica, so nothing was replaced. The replicas serve as before." >&2
+    exit 1
+  }
   deadline=$(($(date +%s) + ${UPGRADE_TIMEOUT:-120}))
   until is_ready "$new"; do
     if [ "$(date +%s)" -ge "$deadline" ]; then

@@ -49,6 +49,11 @@ class CircuitBreaker:
         return None if self._closed else self._reason
 
     @property
+    def opened_at(self) -> float | None:
+        """Monotonic time at which the breaker last opened after it was closed. None before the first outage."""
+        return self._opened_at
+
+    @property
     def failing_since(self) -> float | None:
         """Monotonic time of the first in a series of failures. None after a while without a failure."""
         return self._failing_since

@@ -11,6 +11,7 @@ from controller.availability.snapshots import SnapshotManager
 from controller.domain.engine import Protocol, indexed_name, model_of
 from controller.domain.errors import ControllerError
 from controller.domain.events import FIRST, Event
+from controller.domain.worker import is_model_name
 from controller.store.registry import Registry
 
 _REMEMBERED: Final = 12 * 3600.0  # seconds
@@ -35,10 +36,12 @@ class KnownModels:
         snapshots: SnapshotManager,
         registry: Registry,
         named: Callable[[], Collection[str]] = frozenset,
+        clock: Callable[[], float] = time.time,
     ) -> None:
         self._snapshots = snapshots
         self._registry = registry
         self._named = named
+        self._clock = clock
         self._seen_at: dict[str, float] = {}  # by indexed_name(), in seconds since 1970, the oldest first
         self._has_read_events = False
 
@@ -53,7 +56,7 @@ class KnownModels:
 
     def observe(self) -> None:
         """Remember the models of the last snapshot."""
-        self._see(self._snapshots.models(None), time.time())
+        self._see(self._snapshots.models(None), self._clock())
 
     def missing(self) -> dict[str, float]:
         """Return the models that had a live worker in the last 12 hours and have none now, sorted by name.
@@ -61,7 +64,7 @@ class KnownModels:
         The values are the times at which the last worker was gone, or began to drain, in seconds since 1970.
         """
         self.observe()
-        oldest = time.time() - _REMEMBERED
+        oldest = self._clock() - _REMEMBERED
         found: dict[str, float] = {}
         for name, at in self._seen_at.items():
             if at > oldest:
@@ -81,6 +84,8 @@ class KnownModels:
         protocol: only workers of this protocol count. By default, those of all protocols do. A list names models of
             engines.
         """
+        if not is_model_name(model):  # it might be the name of an index
+            return False
         self.observe()
         if self._is_known(model, protocol):
             return True
@@ -93,7 +98,7 @@ class KnownModels:
         if protocol is not Protocol.FASTCHAT and model in self._named():
             return True
         names = [indexed_name(model, each) for each in Protocol if protocol in (None, each)]
-        return any(time.time() - self._seen_at.get(name, 0.0) < _REMEMBERED for name in names)
+        return any(self._clock() - self._seen_at.get(name, 0.0) < _REMEMBERED for name in names)
 
     async def _read_events(self) -> None:
         vanished: dict[str, float] = {}  # time of the event, by each model that has vanished and not appeared since

@@ -20,7 +20,7 @@ class Listings:
         self._registry = registry
         self._replica_id = replica_id
         self._count = 0
-        self._noted = 0  # the last number that Redis has stored
+        self._stored = 0  # the last number that Redis has stored
         self._last: WorkerList | None = None
         self._lost_data = False  # since the last listing that take() returned
 
@@ -35,11 +35,11 @@ class Listings:
                 self._lost_data = True
             self._last = listing
             self._count += 1
-            if await self._registry.mark_listing(self._replica_id, self._noted, self._count):
-                self._noted = self._count
+            if await self._registry.mark_listing(self._replica_id, self._stored, self._count):
+                self._stored = self._count
                 lost_data, self._lost_data = self._lost_data, False
                 return listing, lost_data
-            self._noted, self._lost_data = 0, True  # the loss may be later than the listing: list again
+            self._stored, self._lost_data = 0, True  # the loss may be later than the listing: list again
         raise StoreUnavailable(
             f"Redis lost data during each of {_MAX_LISTINGS} attempts to list the workers. Check its persistence and "
             "its log."

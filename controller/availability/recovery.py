@@ -1,9 +1,9 @@
-"""Repairs Redis from this replica's last listing of the workers, after Redis lost data or its clock was set."""
+"""Repairs Redis from this replica's last listing of the workers: after lost data, outages and jumps of its clock."""
 
 import asyncio
 import logging
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Final
 
 from controller.domain.capacity import CapacityList
@@ -27,13 +27,19 @@ class Recovery:
     Each repair can be repeated, and several replicas can make it at once. A worker that registered meanwhile stays
     unchanged. A worker that was removed meanwhile stays removed.
 
-    heartbeat_expiration: in seconds.
+    heartbeat_expiration, engine_expiration: in seconds.
+    engine_time_left: returns for how many seconds an engine stays alive after this replica's last poll of it, at most 0
+        if it is not ready, and None if this replica does not poll it.
     """
 
-    def __init__(self, registry: Registry, metrics: Metrics, heartbeat_expiration: float) -> None:
+    def __init__(
+        self, registry: Registry, metrics: Metrics, heartbeat_expiration: float, engine_expiration: float
+    ) -> None:
         self._registry = registry
         self._metrics = metrics
         self._heartbeat_expiration = heartbeat_expiration
+        self._engine_expiration = engine_expiration
+        self.engine_time_left: Callable[[str], float | None] = lambda _name: None
         self._last_jump: tuple[float, float] | None = None
         self._canonical: set[str] = set()  # the names of the last listing that need no change
 
@@ -69,19 +75,29 @@ class Recovery:
         await self._registry.apply_capacities(now.workers)
         return True
 
-    async def repair(self, before: WorkerList, age: float, now: WorkerList, lost_data: bool) -> bool:
+    async def repair(
+        self, before: WorkerList, age: float, now: WorkerList, lost_data: bool, until_outage: float | None = None
+    ) -> bool:
         """Compare two listings and repair Redis. Return True if something was repaired. Raises StoreError.
 
         If Redis lost data, the caller must reconcile with `before.sequence` afterwards.
 
         age: of the listing `before`, in seconds.
         lost_data: True if Redis has lost something that `before` has.
+        until_outage: the seconds from the listing `before` until Redis became unavailable. None if it was available.
         """
         jump = now.clock.jump_since(before.clock)
         if jump:
             self._report_jump(jump)
+        engines = {} if until_outage is None else self._engines_after_outage(before, age, until_outage)
+        restored = 0
         if lost_data or jump > 0:
-            await self._restore(before, age, {worker.name for worker in now.workers}, lost_data)
+            left = _times_left(before, age) | engines
+            reason = "lost data" if lost_data else "expired heartbeats too early"
+            await self._registry.check()  # sets the epoch of an empty Redis before the first registration
+            restored = await self._restore(before, left, now, reason)
+        elif engines:
+            restored = await self._restore(before, engines, now, "could not renew the heartbeats of engines")
         if lost_data:
             await self._repeat_operations(before, age, now)
         if jump:
@@ -92,7 +108,7 @@ class Recovery:
             await self._registry.correct_heartbeats(expected)
         if jump < 0:
             await self._registry.shorten_leases()
-        return bool(lost_data or jump or expected)
+        return bool(lost_data or jump or expected or restored)
 
     async def correct_overlong_heartbeats(self, now: WorkerList) -> None:
         """Correct impossibly long heartbeat expirations, if there is no earlier listing to compare with."""
@@ -179,23 +195,40 @@ class Recovery:
         overlong = (w for w in now.workers if w.expires_in is not None and w.expires_in > limit)
         return {worker.name: longest for worker in overlong}
 
-    async def _restore(self, before: WorkerList, age: float, known: set[str], lost_data: bool) -> None:
-        """Register workers that are missing in Redis, each with the time that its heartbeat had left."""
-        missing = [
-            (worker, worker.expires_in if worker.expires_in is None else worker.expires_in - age)
-            for worker in before.workers
-            if worker.name not in known and (worker.expires_in is None or worker.expires_in > age)
-        ]
+    def _engines_after_outage(self, before: WorkerList, age: float, until_outage: float) -> dict[str, float | None]:
+        """Return the seconds until engines should expire that were alive when an outage began.
+
+        During the outage, no replica could renew their heartbeats. This replica knows which of the engines that it
+        polls are ready. Other engines get a whole expiration, in which their replicas or agents renew it.
+        """
+        found: dict[str, float | None] = {}
+        for worker in before.workers:
+            if worker.engine is None or worker.expires_in is None:
+                continue
+            left = self.engine_time_left(worker.name)
+            # Without the outage, a heartbeat that had time left would still exist, unless the engine was taken out.
+            if left is None and until_outage < worker.expires_in <= age <= self._heartbeat_expiration:
+                left = self._engine_expiration
+            if left is not None and left > 0:
+                found[worker.name] = left
+        return found
+
+    async def _restore(self, before: WorkerList, left: Mapping[str, float | None], now: WorkerList, reason: str) -> int:
+        """Register the workers of `left` that are missing in Redis. Return how many are missing.
+
+        left: the seconds until the heartbeat expires, by name. None for a worker that sends no heartbeats.
+        """
+        known = {worker.name for worker in now.workers}
+        missing = [(w, left[w.name]) for w in before.workers if w.name in left and w.name not in known]
         if missing:
-            reason = "lost data" if lost_data else "expired heartbeats too early"
             logger.warning(
                 "Redis %(reason)s: registering %(workers)d workers again from the last snapshot.",
                 {"reason": reason, "workers": len(missing)},
             )
-        await self._registry.check()  # sets the epoch of an empty Redis before the first registration
         for first in range(0, len(missing), _REGISTERED_AT_ONCE):
             batch = missing[first : first + _REGISTERED_AT_ONCE]
-            await asyncio.gather(*(self._restore_worker(worker, left, worker.name) for worker, left in batch))
+            await asyncio.gather(*(self._restore_worker(worker, seconds, worker.name) for worker, seconds in batch))
+        return len(missing)
 
     async def _repeat_operations(self, before: WorkerList, age: float, now: WorkerList) -> None:
         """Repeat the drains, resumes and removals that Redis lost."""
@@ -219,6 +252,15 @@ class Recovery:
         if restored and worker.failing:
             await self._registry.report_failure(name, of_polls=worker.failing == "polls")
         return restored
+
+
+def _times_left(before: WorkerList, age: float) -> dict[str, float | None]:
+    """Return the seconds that the heartbeats of a listing had left, without those that have expired since."""
+    return {
+        worker.name: None if worker.expires_in is None else worker.expires_in - age
+        for worker in before.workers
+        if worker.expires_in is None or worker.expires_in > age
+    }
 
 
 def _canonical_name(name: str) -> str:

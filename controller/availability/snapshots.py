@@ -33,6 +33,7 @@ class SnapshotManager:
     breaker: all calls of the replica to Redis go through it. Its probe reconnects, checks Redis, takes a snapshot and
         reconciles.
     stalls: which workers finish no requests, as the snapshots show it.
+    recovery: repairs Redis after an outage.
     """
 
     def __init__(
@@ -51,7 +52,7 @@ class SnapshotManager:
         self._listings = Listings(registry, replica_id)
         # Taking a snapshot may restore lost data and reconcile. Two of these at once would do it twice.
         self._lock = asyncio.Lock()
-        self._recovery = Recovery(registry, metrics, settings.heartbeat_expiration)
+        self.recovery = Recovery(registry, metrics, settings.heartbeat_expiration, settings.engine_expiration)
         self.breaker = CircuitBreaker(self._return_to_redis, metrics)
 
     def get(self, cause: StoreError) -> tuple[Snapshot, float]:
@@ -115,7 +116,7 @@ class SnapshotManager:
     @property
     def recent_clock_jump(self) -> tuple[float, float] | None:
         """As Recovery.recent_clock_jump."""
-        return self._recovery.recent_clock_jump
+        return self.recovery.recent_clock_jump
 
     def workers(self) -> Sequence[Worker]:
         """Return the live workers of the last snapshot."""
@@ -223,10 +224,12 @@ class SnapshotManager:
         listing, lost_data = await self._listings.take()
         self._lost_data = self._lost_data or lost_data
         before = self._listing
-        repaired = await self._recovery.restore_capacities(self._capacities, listing, self._lost_data)
+        repaired = await self.recovery.restore_capacities(self._capacities, listing, self._lost_data)
         if before is None or self._snapshot is None:
-            await self._recovery.correct_overlong_heartbeats(listing)
-        elif await self._recovery.repair(before, taken_at - self._snapshot.taken_at, listing, self._lost_data):
+            await self.recovery.correct_overlong_heartbeats(listing)
+        elif await self.recovery.repair(
+            before, taken_at - self._snapshot.taken_at, listing, self._lost_data, self._until_outage()
+        ):
             if self._lost_data:
                 await self._reconciler.reconcile(before.sequence)
             repaired = True
@@ -236,9 +239,16 @@ class SnapshotManager:
         self._keep(listing, taken_at)  # before the next calls, which may fail
         if repaired or listing.capacities_version != self._capacities.version:
             self._capacities = await self._registry.list_capacities()
-        if await self._recovery.rename(listing.workers):
+        if await self.recovery.rename(listing.workers):
             taken_at = time.monotonic()
             self._keep(await self._list_again(), taken_at)
+
+    def _until_outage(self) -> float | None:
+        """Return the seconds from the last snapshot until Redis became unavailable. None if it was available since."""
+        opened_at, taken_at = self.breaker.opened_at, self.taken_at
+        if opened_at is None or (opened_at <= taken_at and self.breaker.reason is None):
+            return None
+        return max(0.0, opened_at - taken_at)  # 0 if the snapshot is of an earlier attempt to return to Redis
 
     async def _list_again(self) -> WorkerList:
         listing, lost_data = await self._listings.take()

@@ -10,7 +10,7 @@ from urllib.parse import unquote, urlsplit
 import aiohttp
 
 from controller.cli.options import Controller
-from controller.domain.errors import ControllerRefused, ControllerUnreachable
+from controller.domain.errors import ControllerRefused, ControllerSilent, ControllerUnreachable
 from controller.upstream.trust import trusted, warn_of_bundle
 
 _SILENCE: Final = 60.0  # seconds without a line of a stream. An empty one comes every 15 s
@@ -33,8 +33,8 @@ async def request_reply(controller: Controller, path: str, expected: str, body: 
 
     expected: a field of the response. "" if the response has none: then the result is empty.
 
-    Raises ControllerUnreachable if the response is an error or lacks the field, and ControllerRefused if its status is
-    4xx. The message has the controller's words.
+    Raises ControllerUnreachable if the response is an error, with the controller's words: ControllerRefused if its
+    status is 4xx. Raises ControllerSilent if there is no response, or if it lacks the field.
     """
     url, headers = _target(controller.address, path)
     method = "GET" if body is None else "POST"
@@ -53,7 +53,7 @@ async def request_reply(controller: Controller, path: str, expected: str, body: 
             _ = fields[expected]
             return Reply(fields, is_degraded)
     except (aiohttp.ClientError, TimeoutError, ValueError, KeyError, TypeError) as error:
-        raise ControllerUnreachable(
+        raise ControllerSilent(
             f"{url} did not return {expected or '200'}: {_reason(error, controller)}. Is the controller running, "
             "and is --controller-address right?"
         ) from error

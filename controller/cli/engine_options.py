@@ -11,7 +11,7 @@ from controller.domain.errors import ControllerError
 
 
 class Description(NamedTuple):
-    """What the options say of an engine.
+    """The description of an engine by the options.
 
     models: names, or the engine's own name and the public name with = between.
     speed: relative to other workers.

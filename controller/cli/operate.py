@@ -29,7 +29,7 @@ yes = click.option("--yes", is_flag=True, help="Do not ask, even if a pattern co
 def drain(
     names: tuple[str, ...], reason: str, wait: bool, deadline: float | None, yes: bool, controller: Controller
 ) -> None:
-    """Stop dispatching to workers. The requests that they have go on.
+    """Stop dispatching to workers. The requests that they have continue.
 
     WORKER is the address of a worker, or a pattern with * and ?. The scheme may be left out.
 
@@ -37,7 +37,7 @@ def drain(
         controller drain 10.0.0.5:21002 --wait --deadline 10m --reason "driver"
         controller drain '10.0.0.*' --yes
 
-    Ctrl-C ends the waiting. The workers go on draining. Run the command again to
+    Ctrl-C ends the waiting. The workers keep draining. Run the command again to
     continue waiting.
 
     \b
@@ -53,7 +53,7 @@ def drain(
 
     workers, all_alive = _change(controller, "/drain_worker", "Draining", names, reason, yes)
     if wait or deadline is not None:
-        interrupted = "Not waiting any more. The workers go on draining."
+        interrupted = "Not waiting any more. The workers keep draining."
         raise SystemExit(run(wait_for_workers(controller, workers, deadline), interrupted))
     raise SystemExit(0 if all_alive else 1)
 
@@ -103,7 +103,7 @@ def _change(
     workers, has_several = run(find_workers(controller, names, has_engines=has_engines))
     if has_several and not yes:
         click.echo("\n".join(map(printable, workers)))
-        if not _agrees(f"These are {len(workers)} workers. Go on?"):
+        if not _agrees(f"These are {len(workers)} workers. Continue?"):
             click.echo("Nothing was changed.", err=True)
             raise SystemExit(1)
     interrupted = "Interrupted. Some of the workers may have been changed. `controller workers` shows the state."
@@ -186,7 +186,7 @@ def refresh(controller: Controller) -> None:
     """
     from controller.cli.operations import refresh_workers  # imported late, so that --help stays fast
 
-    interrupted = "Interrupted. The controller goes on if it has begun to probe the workers."
+    interrupted = "Interrupted. The controller continues if it has begun to probe the workers."
     raise SystemExit(0 if run(refresh_workers(controller), interrupted) else 1)
 
 

@@ -1,4 +1,4 @@
-"""What the commands of operators do: requests to a running controller, and their results as text."""
+"""Sends the requests of the operators' commands to a running controller, and prints the results."""
 
 import asyncio
 import time
@@ -60,7 +60,7 @@ async def wait_for_workers(controller: Controller, workers: Sequence[str], deadl
         return await _wait(controller, set(workers), ends_at)
     except asyncio.CancelledError as error:
         raise Interrupted(
-            "Not waiting any more. The workers go on draining. `controller resume` lets them serve again."
+            "Not waiting any more. The workers keep draining. `controller resume` lets them serve again."
         ) from error
 
 

@@ -100,7 +100,7 @@ stalled_after: Final = click.option(
 
 
 class Interrupted(Exception):
-    """Ctrl-C has ended a command. The message says what was done, and what goes on."""
+    """Ctrl-C has ended a command. The message says what was done, and what continues."""
 
 
 def run(call: Coroutine[Any, Any, Result], interrupted: str = "Interrupted. Nothing was changed.") -> Result:
@@ -139,7 +139,7 @@ async def _interruptible(call: Coroutine[Any, Any, Result]) -> Result:
 
 
 def run_until_interrupted(call: Coroutine[Any, Any, object]) -> None:
-    """Run a call that goes on until Ctrl-C, which is a normal end."""
+    """Run a call that runs until Ctrl-C, which is a normal end."""
     try:
         _run(_until_interrupted(call))
     except (KeyboardInterrupt, asyncio.CancelledError):

@@ -11,7 +11,7 @@ from controller.cli.worker import worker_table
 from controller.cli.workers import fetch_workers
 from controller.domain.engine import Protocol
 from controller.domain.engine_entry import AUTO
-from controller.domain.errors import ControllerRefused, ControllerUnreachable, InvalidInput
+from controller.domain.errors import ControllerRefused, ControllerSilent, ControllerUnreachable, InvalidInput
 from controller.domain.stalls import STALLED_AFTER
 from controller.domain.worker import worker_name
 
@@ -19,7 +19,7 @@ _TIMEOUT: Final = 60.0  # seconds: the controller asks the worker, and its timeo
 
 
 class Details(NamedTuple):
-    """What the options of the command say of a worker.
+    """The options of the command that describe a worker.
 
     engine: a kind of engine, "fastchat", or "auto".
     queue_length, heartbeats, multimodal: of a worker of FastChat.
@@ -46,6 +46,8 @@ async def register_worker(controller: Controller, url: str, details: Details) ->
         return await _register_fastchat(controller, name, details)
     try:
         return await _register_engine(controller, name, details)
+    except ControllerSilent:  # nor would the controller answer the second request
+        raise
     except ControllerUnreachable as no_engine:
         # An older controller has no route for engines.
         may_be_fastchat = not details.description.models or isinstance(no_engine, ControllerRefused)

@@ -1,4 +1,4 @@
-"""What the commands `controller route ...` do: requests to a running controller, and their results as text."""
+"""Sends the requests of the commands `controller route ...` to a running controller, and prints the results."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any, Final

@@ -1,4 +1,4 @@
-"""What the commands `controller token ...` do: requests to a running controller, and their results as text."""
+"""Sends the requests of the commands `controller token ...` to a running controller, and prints the results."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any, Final

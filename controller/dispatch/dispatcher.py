@@ -1,8 +1,10 @@
 """Chooses workers for requests: coalesces calls to Redis, falls back to degraded mode, and counts outcomes."""
 
+import asyncio
 import contextlib
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Final, NamedTuple
 
 from controller.availability.batches import Batches
@@ -84,6 +86,7 @@ class Dispatcher:
         token: str = "",
         protocol: Protocol = Protocol.FASTCHAT,
         affinity: Affinity | None = None,
+        on_unused: Callable[[Assignment], object] | None = None,
     ) -> MaybeStale[Assignment]:
         """Choose a worker for one request and book it until the lease is released or expires.
 
@@ -92,6 +95,7 @@ class Dispatcher:
         protocol: that of the request. Only workers that understand it are chosen.
         affinity: the request goes to a worker that got an earlier one with the same keys, unless it is gone or
             overloaded. Leave it out when a request is sent to another worker after a failure. The lottery ignores it.
+        on_unused: called with the worker and the lease if the caller is cancelled before it gets them.
 
         While Redis is unavailable there are no leases: the lease is "" and the request counts as one without a lease.
         There is no affinity either.
@@ -106,9 +110,10 @@ class Dispatcher:
         began = time.perf_counter()
         counted = token if self._max_leases_per_token else ""
         request = Request(indexed_name(model, protocol), lease_ms, counted, affinity.keys if affinity else ())
-        choice, snapshot_age = await self._dispatches.submit(request)
+        booking = self._dispatches.submit(request)
+        choice, snapshot_age = await (_kept(booking, on_unused) if on_unused else booking)
         if not choice.worker and not choice.lease and snapshot_age is None:
-            choice, snapshot_age = await self._verify(request)
+            choice, snapshot_age = await self._verify(request, on_unused)
         self._metrics.dispatch_time.observe(time.perf_counter() - began)
         if choice.lease == TOKEN_REFUSED:
             raise TooManyLeases(
@@ -147,6 +152,10 @@ class Dispatcher:
     async def release(self, lease: str) -> bool:
         """Release a lease: its request has ended. Return True if the lease was active."""
         return await self._batches.release(lease)
+
+    def start_release(self, lease: str) -> "asyncio.Future[bool]":
+        """Start release(). Return its future result, which raises StoreError."""
+        return self._batches.release(lease)
 
     async def renew(self, lease: str) -> bool:
         """Renew a lease for its full time from now. Return True if the lease is active and its worker is alive."""
@@ -201,12 +210,15 @@ class Dispatcher:
                 self._metrics.dispatches.count("refused", model_of(request.model))
         return [AGAIN if choice is None else MaybeStale(choice) for choice in choices]
 
-    async def _verify(self, request: Request) -> MaybeStale[Choice]:
+    async def _verify(
+        self, request: Request, on_unused: Callable[[Assignment], object] | None = None
+    ) -> MaybeStale[Choice]:
         """Retry a request that found no worker, in case Redis had lost its registry. Other requests do not wait."""
         answer = MaybeStale(Choice())
         try:
             if await self._snapshots.verify_missing([request.model]):
-                answer = await self._dispatches.submit(request)
+                booking = self._dispatches.submit(request)
+                answer = await (_kept(booking, on_unused) if on_unused else booking)
         except StoreError as error:
             with contextlib.suppress(StoreError):
                 [answer] = self._dispatch_degraded([request.model], error)
@@ -248,3 +260,21 @@ class Dispatcher:
         except StoreError as error:
             snapshot, age = self._snapshots.get(error)
             return MaybeStale(snapshot.list_models(kind), age)
+
+
+async def _kept(
+    booking: "asyncio.Future[MaybeStale[Choice]]", on_unused: Callable[[Assignment], object]
+) -> MaybeStale[Choice]:
+    """Return a booking when it is there. If the caller is cancelled, the booking continues, and on_unused gets it."""
+    try:
+        return await asyncio.shield(booking)
+    except asyncio.CancelledError:
+        booking.add_done_callback(partial(_pass_unused, on_unused))
+        raise
+
+
+def _pass_unused(on_unused: Callable[[Assignment], object], booking: "asyncio.Future[MaybeStale[Choice]]") -> None:
+    if not booking.cancelled() and booking.exception() is None:
+        choice = booking.result().value
+        if choice.worker:
+            on_unused(Assignment(choice.worker, choice.lease))

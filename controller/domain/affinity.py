@@ -28,7 +28,7 @@ _MAX_MEDIA: Final = 4096  # characters that are hashed of the beginning and of t
 
 
 class AffinityKind(StrEnum):
-    """Which keys the requests of a model get."""
+    """The kind of keys that the requests of a model get."""
 
     OFF = "off"
     SESSION = "session"
@@ -93,6 +93,25 @@ def prompt_of(body: Mapping[str, object]) -> list[str]:
     if isinstance(prompt, list) and prompt:
         return ["".join(f"{token:x}," for token in prompt[:MAX_ITEMS] if isinstance(token, int))]
     return [prompt] if isinstance(prompt, str) else []
+
+
+def prompt_of_response(body: Mapping[str, object]) -> list[str]:
+    """Return the pieces of the prompt of a request for `/v1/responses`, as prompt_of().
+
+    It has `instructions`, and an `input`: a text, or a list of messages, calls of functions and their results.
+    """
+    given, start = body.get("input"), body.get("instructions")
+    if isinstance(given, str):
+        given = [{"role": "user", "content": given}]
+    items = given[:MAX_ITEMS] if isinstance(given, list) else []
+    return [_item(item) for item in ([{"role": "system", "content": start}] if start else []) + items]
+
+
+def _item(item: object) -> str:
+    """Return what is hashed of an item of `input`: a message, a call of a function or its result."""
+    if isinstance(item, dict) and item.get("content") is None:
+        item = {"role": item.get("type"), "content": item.get("output") or item.get("arguments")}
+    return _message(item)
 
 
 def _message(message: object) -> str:

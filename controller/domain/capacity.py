@@ -13,7 +13,7 @@ _MODEL: Final = "model:"
 
 
 class CapacityTarget(NamedTuple):
-    """What a capacity is set for: one worker, or each worker that serves a model. The other name is ""."""
+    """The target of a capacity: one worker, or each worker that serves a model. The other name is ""."""
 
     worker_name: str = ""
     model: str = ""

@@ -1,6 +1,7 @@
-"""How finely Redis remembers when it dispatched requests to a worker. In Lua: include/load/add_checkpoint.lua.
+"""The resolution with which Redis remembers the times of dispatches to a worker.
 
-A report does not acknowledge the requests after the first checkpoint that is younger than the in-flight window.
+In Lua: include/load/add_checkpoint.lua. A report does not acknowledge the requests after the first checkpoint that is
+younger than the in-flight window.
 """
 
 from typing import Final

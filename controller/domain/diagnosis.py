@@ -1,4 +1,4 @@
-"""What a replica reports about itself and its Redis, for `controller doctor`."""
+"""The facts that a replica reports about itself and its Redis, for `controller doctor`."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field

@@ -5,7 +5,7 @@ from typing import NamedTuple
 
 
 class DispatchMethod(StrEnum):
-    """How a worker is chosen (FastChat: `--dispatch-method`)."""
+    """A rule by which a worker is chosen (FastChat: `--dispatch-method`)."""
 
     SHORTEST_QUEUE = "shortest_queue"
     LOTTERY = "lottery"

@@ -40,13 +40,14 @@ def protocol_of(indexed: str) -> Protocol:
 
 @dataclass(frozen=True, slots=True)
 class Engine:
-    """What a replica has to know about a worker that is an inference engine.
+    """The facts that a replica needs about a worker that is an inference engine.
 
     kind: such as "vllm".
     aliases: the engine's own name of each model that has another name here.
     key: the key that the engine requires. "" if it requires none.
     capacity_learned: its capacity is neither known nor reported, but learned from its load.
     max_lengths: the largest number of tokens of a prompt and its completion, by model, as far as the engine says it.
+    hops: if the engine is another cluster, its hop list for each model, as in EngineModel.
     """
 
     kind: str
@@ -54,6 +55,7 @@ class Engine:
     key: str = field(default="", repr=False)
     capacity_learned: bool = False
     max_lengths: Mapping[str, int] = field(default_factory=dict)
+    hops: Mapping[str, str] = field(default_factory=dict)
 
     def encode(self) -> str:
         """Return the engine as Redis stores it."""
@@ -65,11 +67,10 @@ class Engine:
         try:
             fields = json.loads(text)
             kind, aliases, key = fields["kind"], fields["aliases"], fields["key"]
-            lengths = fields.get("max_lengths", {})
-            if all(isinstance(each, str) for each in (kind, key, *aliases, *aliases.values())) and all(
-                type(length) is int for length in lengths.values()
-            ):
-                return cls(kind, aliases, key, bool(fields.get("capacity_learned")), lengths)
+            lengths, hops = fields.get("max_lengths", {}), fields.get("hops", {})
+            texts = (kind, key, *aliases, *aliases.values(), *hops.values())
+            if all(isinstance(each, str) for each in texts) and all(type(length) is int for length in lengths.values()):
+                return cls(kind, aliases, key, bool(fields.get("capacity_learned")), lengths, hops)
         except (ValueError, KeyError, TypeError, AttributeError):
             pass
         raise InvalidInput("engine", "is not what the controller writes")

@@ -1,4 +1,4 @@
-"""What an operator says of an engine when it is registered. Redis keeps it until the engine is removed."""
+"""The entry of a registered engine in the list of engines. Redis keeps it until the engine is removed."""
 
 import json
 from collections.abc import Iterable, Mapping

@@ -3,6 +3,10 @@
 from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import StrEnum
+from typing import Final
+
+# The reason that an agent names when it drains its engine. The agent's next registration ends such a drain.
+AGENT_ENDS: Final = "its agent ends"
 
 
 class EngineKind(StrEnum):
@@ -25,15 +29,18 @@ class EngineModel:
 
     name: the value of `model` in a request.
     max_length: largest number of tokens of a prompt and its completion. None if the engine does not say.
+    hops: hop list (controller/domain/hops.py) of the clusters that a request for the model passes, from the first to
+        the last. "" if it passes none, or if the asker is not a controller.
     """
 
     name: str
     max_length: int | None = None
+    hops: str = ""
 
 
 @dataclass(frozen=True, slots=True)
 class EngineStatus:
-    """What an engine said about itself. None means that it did not say, which is not the same as 0.
+    """The state that an engine reports. None means that the engine does not report a value, which is not the same as 0.
 
     models: the listed models, in the order of the engine.
     not_ready: why it should get no requests, as a sentence without its end. "" if it is ready.
@@ -70,7 +77,7 @@ class EngineStatus:
 
 @dataclass(frozen=True, slots=True)
 class AgentReport:
-    """What the agent of an engine reports when it registers the engine.
+    """The report of an agent when it registers its engine.
 
     queue_length: None if the engine does not say it.
     age: of the queue length, in seconds.

@@ -123,7 +123,7 @@ class EventsUnavailable(ControllerError):
 
 
 class TooManyFollowers(ControllerError):
-    """This replica has reached its limit of clients that follow its events, or its page. Others may have room."""
+    """This replica has reached its limit of clients that follow its events or its page. Another one may have room."""
 
     code = "too_many_followers"
 
@@ -212,6 +212,10 @@ class ControllerUnreachable(ControllerError):
     """An address does not respond, or does not belong to a controller of this project."""
 
     code = "controller_unreachable"
+
+
+class ControllerSilent(ControllerUnreachable):
+    """A controller did not respond, or the response is not that of a controller."""
 
 
 class ControllerRefused(ControllerUnreachable):

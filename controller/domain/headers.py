@@ -1,7 +1,8 @@
 """Selects the headers that are forwarded: of a worker's response to the client, and of a request to the worker."""
 
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from functools import lru_cache
 from typing import Final
 
 from controller.domain.request_ids import HEADER
@@ -29,6 +30,7 @@ _DESCRIBING_ENCODED_BODY: Final = frozenset(
 _TOKEN: Final = re.compile(rb"[!#$%&'*+.^_`|~0-9A-Za-z-]+\Z")
 _CONTROL: Final = re.compile(rb"[\x00-\x08\x0a-\x1f\x7f]")
 _LENGTH: Final = re.compile(rb"[0-9]{1,18}\Z")
+_MAX_REMEMBERED: Final = 64  # bytes of the name of a header
 _WITHOUT_BODY: Final = (204, 304)
 
 # Common limits: http.client accepts 100 headers, aiohttp 8,190 bytes for each header, and HAProxy 15 KiB for a head.
@@ -38,6 +40,33 @@ _MAX_TOTAL_BYTES: Final = 12 * 1024
 # Later versions of the standard may append parts.
 _TRACE_PARENT: Final = re.compile(rb"[0-9a-f]{2}-[0-9a-f]{32}-[0-9a-f]{16}-[0-9a-f]{2}(-[\x21-\x7e]{0,200})?")
 _PRINTABLE: Final = re.compile(rb"[\t\x20-\x7e]+")
+
+
+def _remembered(judge: Callable[[bytes], bool]) -> Callable[[bytes], bool]:
+    """Remember what a function returns for short names. Clients choose the names, so the memory is bounded."""
+    remembering = lru_cache(maxsize=1024)(judge)
+    return lambda name: remembering(name) if len(name) <= _MAX_REMEMBERED else judge(name)
+
+
+@_remembered
+def _is_for_engines(name: bytes) -> bool:
+    return bool(
+        name not in _HOP_BY_HOP
+        and name not in _NOT_FOR_ENGINES
+        and not name.startswith(_DROPPED_PREFIXES)
+        and not name.endswith(_CREDENTIAL_SUFFIXES)
+        and _TOKEN.match(name)
+    )
+
+
+@_remembered
+def _is_for_clients(name: bytes) -> bool:
+    return bool(
+        name not in _HOP_BY_HOP
+        and name != _REQUEST_ID
+        and not name.startswith(_DROPPED_PREFIXES)
+        and _TOKEN.match(name)
+    )
 
 
 def trace_context(headers: Sequence[tuple[bytes, bytes]]) -> dict[str, str]:
@@ -65,15 +94,7 @@ def for_engine(headers: Sequence[tuple[bytes, bytes]]) -> dict[str, str]:
     options = _connection_options(headers)
     joined: dict[str, str] = {}
     for name, value in headers:
-        if (
-            name in _HOP_BY_HOP
-            or name in _NOT_FOR_ENGINES
-            or name in options
-            or name.startswith(_DROPPED_PREFIXES)
-            or name.endswith(_CREDENTIAL_SUFFIXES)
-            or not _TOKEN.match(name)
-            or _CONTROL.search(value)
-        ):
+        if name in options or not _is_for_engines(name) or _CONTROL.search(value):
             continue
         try:
             text = value.decode()
@@ -99,11 +120,8 @@ def end_to_end(headers: Iterable[tuple[bytes, bytes]], status: int) -> Headers:
     kept = [
         (name, _CONTROL.sub(b" ", value))
         for name, value in lowered
-        if name not in _HOP_BY_HOP
-        and name != _REQUEST_ID
-        and name not in options
-        and not name.startswith(_DROPPED_PREFIXES)
-        and _TOKEN.match(name)
+        if name not in options
+        and _is_for_clients(name)
         and (name != b"content-length" or (status not in _WITHOUT_BODY and _LENGTH.match(value)))
     ]
     return tuple(_within_limits(kept))

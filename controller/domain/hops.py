@@ -35,6 +35,11 @@ def append_hop(hops: str, cluster: str) -> str:
     return ",".join([*clusters, cluster])
 
 
+def is_hop_list(text: str) -> bool:
+    """Return True if a text is a hop list of at least one cluster."""
+    return bool(_HOPS.match(text))
+
+
 def hop_headers(hops: str, cluster: str) -> dict[str, str]:
     """Return the header with the hop list of a request that `cluster` forwards. Raises as append_hop()."""
     return {HEADER: append_hop(hops, cluster)}

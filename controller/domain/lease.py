@@ -1,4 +1,4 @@
-"""What a lease looks like."""
+"""The format of a lease."""
 
 import re
 from typing import Final

@@ -1,7 +1,7 @@
 """The id of a request. It connects the response that a client has with the log of the controller and of the worker."""
 
+import os
 import re
-import uuid
 from collections.abc import Iterable
 from contextvars import ContextVar
 from typing import Final
@@ -28,4 +28,4 @@ def given_id(headers: Iterable[tuple[bytes, bytes]]) -> str:
 
 def new_id() -> str:
     """Return an id for a request that carries none."""
-    return uuid.uuid4().hex
+    return os.urandom(16).hex()  # as uuid4(), which takes several times as long

@@ -22,8 +22,8 @@ class Stalls:
     """Measures for how long each worker has finished none of its requests, from one listing to the next.
 
     A request has finished if a worker reports fewer requests than before. But a busy worker may always report the same
-    number. So Redis also counts whether requests that this cluster dispatched have finished. Only the number of
-    requests from other clients is known.
+    number. So Redis also records whether requests that this cluster dispatched have finished. Only the number of
+    requests from other clients is known. An engine that has only these may be busy for good, so it is not measured.
 
     A worker that sends no heartbeats and has answered no poll has reported its requests once, at its registration. So
     nothing is known of these.
@@ -39,7 +39,7 @@ class Stalls:
             self._stalls = {}
         stalls = {}
         for worker in workers:
-            if worker.reported and worker.reports:
+            if worker.reported and worker.reports and (worker.own or worker.engine is None):
                 since = self._since(worker, now)
                 stalls[worker.name] = _Stall(since, worker.registration, worker.reported, worker.own_work)
         self._stalls, self._observed_at = stalls, now

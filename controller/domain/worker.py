@@ -30,6 +30,8 @@ _LABEL: Final = r"[A-Za-z0-9_][A-Za-z0-9_-]{0,62}"
 _HOST_NAME: Final = re.compile(rf"(?=.{{1,253}}\Z){_LABEL}(\.{_LABEL})*\.?\Z")
 _NETWORK_LOCATION: Final = re.compile(r"(\[[0-9a-fA-F:.]+\]|[^\[\]:]+)(:|:[1-9][0-9]*)?\Z")
 _DEFAULT_PORTS: Final = {"http": 80, "https": 443}
+_ESCAPE: Final = re.compile("%([0-9A-Fa-f]{2})?")
+_UNRESERVED: Final = re.compile("[A-Za-z0-9._~-]")
 _NUMERIC_LABEL: Final = re.compile(r"([0-9]+|0[xX][0-9a-fA-F]*)\Z")
 # Control characters could change a log line. An unpaired surrogate cannot be encoded for Redis.
 _NOT_IN_MODEL_NAMES: Final = re.compile(r"[\x00-\x1f\x7f\ud800-\udfff]")
@@ -43,7 +45,8 @@ def worker_name(text: str) -> str:
     """Return the canonical form of a worker's name, so that all spellings of one URL name one worker.
 
     The name is an http or https URL. Scheme and host become lower case. A trailing slash, the scheme's default port and
-    the final dot of a host name are dropped. An IPv6 address is written in its shortest form (RFC 5952).
+    the final dot of a host name are dropped. An IPv6 address is written in its shortest form (RFC 5952). The path is
+    normalised as RFC 3986 allows for any URL: without the segments `.` and `..`, and without needless escapes.
 
     Raises InvalidInput if the text is not such a URL, or contains a query, a fragment, a user name or a password.
     controller/security/worker_addresses.py decides which addresses may be contacted.
@@ -74,7 +77,32 @@ def worker_name(text: str) -> str:
     location = _canonical_host(host)
     if port is not None and port != _DEFAULT_PORTS[parts.scheme]:
         location += f":{port}"
-    return f"{parts.scheme}://{location}{parts.path.rstrip('/')}"
+    return f"{parts.scheme}://{location}{_canonical_path(parts.path)}"
+
+
+def _canonical_path(path: str) -> str:
+    """Return a path in its canonical form, without a trailing slash. Raises InvalidInput.
+
+    Source: RFC 3986, sections 5.2.4 and 6.2.2. Repeated slashes stay, because a server may tell them apart.
+    """
+    if "%" in path:
+        path = _ESCAPE.sub(_canonical_escape, path)
+    if "/." in path:
+        segments: list[str] = []
+        for segment in path.split("/"):
+            if segment != "..":
+                segments += [segment] if segment != "." else []
+            elif len(segments) > 1:  # the first one is before the first slash
+                segments.pop()
+        path = "/".join(segments)
+    return path.rstrip("/")
+
+
+def _canonical_escape(escape: re.Match[str]) -> str:
+    if escape[1] is None:
+        raise InvalidInput("worker_name", "has a % that does not begin an escape, such as %20")
+    character = chr(int(escape[1], 16))
+    return character if _UNRESERVED.match(character) else escape[0].upper()
 
 
 def _canonical_host(host: str) -> str:
@@ -115,7 +143,7 @@ class WorkerStatus:
                 "model_names", f"has {len(self.model_names)} entries, but at most {MAX_MODELS} are allowed"
             )
         for name in self.model_names:
-            if not _is_model_name(name):
+            if not is_model_name(name):
                 raise InvalidInput("model_names", f"each name {_MODEL_NAME_RULE}")
         without_workers = not self.model_names and self.speed == 0
         if not without_workers and not MIN_SPEED <= self.speed <= MAX_SPEED:  # also rejects NaN
@@ -128,12 +156,13 @@ class WorkerStatus:
 
 def model_name(text: str) -> str:
     """Return the name of a model. Raises InvalidInput if no worker can register it."""
-    if not _is_model_name(text):
+    if not is_model_name(text):
         raise InvalidInput("model", _MODEL_NAME_RULE)
     return text
 
 
-def _is_model_name(text: str) -> bool:
+def is_model_name(text: str) -> bool:
+    """Return True if a worker can register a model of this name."""
     return 1 <= len(text) <= MAX_MODEL_NAME_LENGTH and not _NOT_IN_MODEL_NAMES.search(text)
 
 

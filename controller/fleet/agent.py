@@ -11,7 +11,7 @@ from typing import Any, Final, NamedTuple
 
 from controller.domain.engine import Engine
 from controller.domain.engine_entry import EngineEntry
-from controller.domain.engine_status import EngineStatus
+from controller.domain.engine_status import AGENT_ENDS, EngineStatus
 from controller.domain.errors import ControllerRefused, ControllerUnreachable, WorkerError
 from controller.domain.worker import Registration
 from controller.fleet.engine_watch import EngineWatch, differs
@@ -26,7 +26,7 @@ _MAX_FAILURES: Final = 2  # consecutive polls whose connection fails, after whic
 
 
 class End(Enum):
-    """How an agent ended."""
+    """The outcome of the run of an agent."""
 
     IDLE = 0  # the engine has finished its requests, or is not registered
     BUSY = 3  # requests were left at the deadline, or at a second signal
@@ -103,7 +103,7 @@ class Agent:
         return end
 
     async def _drain(self) -> End:
-        """Wait until the engine has finished its requests. Its heartbeats go on."""
+        """Wait until the engine has finished its requests. Its heartbeats continue."""
         idle_polls = 0
         while True:
             began = time.monotonic()
@@ -122,11 +122,11 @@ class Agent:
 
     async def _is_drained(self) -> bool:
         """Drain the engine. Return True if the controller knows of no request to it."""
-        answer = await self._call("/drain_worker", {"worker_name": self._name, "reason": "its agent ends"})
+        answer = await self._call("/drain_worker", {"worker_name": self._name, "reason": AGENT_ENDS})
         if answer is None:
             return False
         if not answer:  # refused, because the token is bound to no workers
-            await self._expire("its agent ends, and has no token that may drain it")
+            await self._expire(f"{AGENT_ENDS}, and has no token that may drain it")
             return False
         return not answer.get("exist", True) or bool(answer.get("drained"))
 
@@ -142,6 +142,8 @@ class Agent:
             return _State(None, problem)
         self._failures = 0
         problem = status.not_ready
+        if any(model.hops for model in status.models):
+            problem = "it is a controller, which needs no agent. Register it with `controller register`"
         self._watch.note(problem)
         return _State(status, problem)
 

@@ -40,8 +40,8 @@ class EnginePoller:
     expires later.
 
     interval: between two polls of an engine, in seconds.
-    timeout: for each question, in seconds. It is much shorter than the expiration of an engine. So a silent engine is
-        deprioritised before it expires.
+    expiration: of an engine after its last answer, in seconds. The time limit of each question is a quarter of it, so
+        a silent engine is deprioritised before it expires.
     find: returns a live worker of the last snapshot by its name, or None.
     record: records an event.
     """
@@ -55,7 +55,7 @@ class EnginePoller:
         metrics: Metrics,
         replicas: Replicas,
         interval: float,
-        timeout: float,
+        expiration: float,
         find: Callable[[str], Worker | None],
         record: Callable[..., None],
     ) -> None:
@@ -67,7 +67,8 @@ class EnginePoller:
         self._metrics = metrics
         self._replicas = replicas
         self._interval = interval
-        self._timeout = timeout
+        self._expiration = expiration
+        self._timeout = expiration / 4
         self._find = find
         self._record = record
         self._permits = asyncio.Semaphore(_MAX_POLLS)
@@ -75,6 +76,7 @@ class EnginePoller:
         self._shared: tuple[Mapping[str, str], tuple[str, ...]] = ({}, ())  # from which the share was made
         self._named: tuple[Mapping[str, str], frozenset[str]] = ({}, frozenset())  # and from which list
         self._watches: dict[str, tuple[str, asyncio.Task[None]]] = {}  # the record and the polls of each engine of ours
+        self._ready_until: dict[str, float] = {}  # monotonic time at which each of them expires without another answer
 
     async def run(self) -> None:
         """Poll until cancelled."""
@@ -99,6 +101,15 @@ class EnginePoller:
             self._named = entries, frozenset(name for entry in read if entry for name in entry.names.values())
         return self._named[1]
 
+    def time_left(self, name: str) -> float | None:
+        """Return for how many seconds an engine stays alive after the last answer to a poll of this replica.
+
+        At most 0 if it is not ready. None if this replica does not poll it. Redis may have no heartbeat of it, if it
+        was unavailable.
+        """
+        until = self._ready_until.get(name)
+        return None if until is None else until - time.monotonic()
+
     async def refresh(self) -> None:
         """Poll all engines of the cluster once, with all questions. Raises StoreError."""
         await self.update()
@@ -119,6 +130,8 @@ class EnginePoller:
         own = {name: record for name, record in entries.items() if share.has(name)}
         left = [name for name, (record, _) in self._watches.items() if own.get(name) != record]
         await end([self._watches.pop(name)[1] for name in left])
+        for name in left:
+            self._ready_until.pop(name, None)
         for name, record in own.items():
             if name not in self._watches:
                 self._watches[name] = record, asyncio.create_task(self._watch(name, record))
@@ -154,6 +167,8 @@ class EnginePoller:
         self._metrics.polls_answered.inc()
         registration = watch.registration(status)
         problem = status.not_ready or ("" if registration.status.model_names else "its token allows none of its models")
+        if watch.name in self._watches:
+            self._ready_until[watch.name] = 0.0 if problem else watch.polled_at + self._expiration
         if problem:
             await self._expire(watch, problem)
             return

@@ -13,6 +13,7 @@ from typing import Final, NamedTuple, Protocol
 from controller.domain.engine_entry import EngineEntry, EngineSource
 from controller.domain.errors import SettingsError
 from controller.domain.worker import worker_name
+from controller.file_version import file_version
 from controller.settings import Settings
 from controller.settings.workers_file import EngineList, read_workers_file
 from controller.tasks import end
@@ -102,10 +103,9 @@ class FileSource:
 
 def _version_of(path: Path) -> object:
     try:
-        status = path.stat()
+        return file_version(path)
     except OSError as error:
         return str(error)
-    return status.st_mtime_ns, status.st_ino, status.st_size
 
 
 Resolve = Callable[[str, int], Awaitable[Sequence[str]]]

@@ -1,4 +1,4 @@
-"""What a replica knows of one engine from its polls."""
+"""Watches one engine: polls it, and derives its registration from the answers."""
 
 import logging
 import time
@@ -90,6 +90,7 @@ class EngineWatch:
                 entry.key,
                 capacity_learned=not (entry.capacity or status.capacity) and capacity is not None,
                 max_lengths=_max_lengths(status, names),
+                hops=_hops(status, names),
             ),
         )
 
@@ -133,6 +134,11 @@ def differs(known: Registration, registration: Registration) -> bool:
 def _max_lengths(status: EngineStatus, own_names: Mapping[str, str]) -> Mapping[str, int]:
     lengths = {model.name: model.max_length for model in status.models}
     return {public: length for public, own in own_names.items() if (length := lengths.get(own)) is not None}
+
+
+def _hops(status: EngineStatus, own_names: Mapping[str, str]) -> Mapping[str, str]:
+    hops = {model.name: model.hops for model in status.models if model.hops}
+    return {public: hops[own] for public, own in own_names.items() if own in hops}
 
 
 def entry_of(name: str, record: str) -> EngineEntry | None:

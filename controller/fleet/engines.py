@@ -20,11 +20,11 @@ from controller.fleet.engine_watch import EngineWatch, entry_of
 from controller.fleet.membership import check_limits
 from controller.metrics import Metrics
 from controller.security.access import Caller
-from controller.security.audit import Audit, AuditEvent
+from controller.security.audit import Audit, AuditEvent, who
 from controller.security.tokens import Plane
 from controller.settings import Settings
 from controller.store.entries import ENGINES
-from controller.store.registry import RegisterCall, Registry, Report
+from controller.store.registry import DrainCall, RegisterCall, Registry, Report
 from controller.upstream.client import WorkerClient
 
 logger = logging.getLogger("controller")
@@ -133,7 +133,8 @@ class Engines:
     ) -> EngineState:
         """Register an engine whose agent polls it and sends heartbeats. It is not in the list of polled engines.
 
-        If the agent reports a problem, the engine expires at once instead.
+        If the agent reports a problem, the engine expires at once instead. If an agent drained the engine and was
+        killed, the engine gets requests again. If an operator drained it, it still drains.
 
         entry: with a kind and the models. Raises as register(), but does not ask the engine.
         """
@@ -159,6 +160,8 @@ class Engines:
         )
         await self._admit(registration)
         await self._batches.take_engine_answer(Report(name, report.queue_length, time.monotonic() - report.age))
+        by = who(caller.name, caller.address)
+        await self._batches.drain(DrainCall(name, False, by, "its agent has started again", by_agent=True))
         await self.remove(name)  # last: until now, polls may have kept it alive
         self._audit.record(
             AuditEvent("register_engine", "done", caller.name, caller.address, name, f"kind {entry.kind}, by its agent")

@@ -12,6 +12,7 @@ from typing import Final, TypeVar
 from controller.availability.batches import Batches
 from controller.availability.snapshot import MaybeStale
 from controller.availability.snapshots import SnapshotManager
+from controller.domain.engine_status import AGENT_ENDS
 from controller.domain.errors import ControllerError, Forbidden, StoreError, StoreUnavailable, TooManyWorkers
 from controller.domain.hops import append_hop, hop_headers
 from controller.domain.worker import Registration, Worker, WorkerStatus, WorkerStatusTotal, total_status
@@ -151,9 +152,11 @@ class Membership:
     async def drain(self, name: str, drain: bool = True, *, caller: Caller, reason: str = "") -> bool:
         """Stop dispatching to a worker, or resume. Return True if the worker is alive.
 
-        reason: why, for the events and the audit log.
+        reason: why, for the events and the audit log. If it is AGENT_ENDS, the next registration by an agent ends the
+            drain.
         """
-        exists = await self._batches.drain(DrainCall(name, drain, who(caller.name, caller.address), reason))
+        by = who(caller.name, caller.address)
+        exists = await self._batches.drain(DrainCall(name, drain, by, reason, by_agent=drain and reason == AGENT_ENDS))
         if exists:
             self._snapshots.request()
             logger.info(

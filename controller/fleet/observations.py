@@ -1,4 +1,4 @@
-"""What one replica observes from snapshot to snapshot, for the page: how workers change, and the dispatch rate."""
+"""Compares snapshots, for the page: the changes of workers, and the dispatch rate."""
 
 import asyncio
 from collections.abc import Callable, Mapping, Sequence
@@ -15,7 +15,7 @@ _TOLERANCE: Final = 0.5
 
 
 class Changes(NamedTuple):
-    """How rows differ from those before.
+    """The differences between rows and those before them.
 
     changed: the whole rows of new workers. Of others, their name and the changed fields.
     removed: the names of workers that are gone.
@@ -101,7 +101,7 @@ def _steady(time: float | None, known: object) -> float | None:
 
 
 class DispatchRate:
-    """How many requests for a worker Redis numbers per second, from one snapshot to the next.
+    """Measures how many requests for a worker Redis numbers per second, from one snapshot to the next.
 
     value: None if it is unknown.
     """

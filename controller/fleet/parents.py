@@ -30,7 +30,7 @@ _MAX_CHECK_INTERVAL: Final = 1.0  # seconds until a parent learns of a changed s
 
 
 class ParentState(NamedTuple):
-    """What one replica knows of a parent. Another replica may have sent the latest heartbeat.
+    """The state of a parent, as one replica knows it. Another replica may have sent the latest heartbeat.
 
     sent_at: when this replica sent its last heartbeat, in seconds since 1970. None if it has sent none.
     is_failing: True if the parent did not accept that heartbeat.

@@ -1,4 +1,4 @@
-"""What the operating system says about this process."""
+"""Reads facts about this process from the operating system."""
 
 import resource
 from pathlib import Path

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from controller.availability.circuit_breaker import CircuitBreaker
 from controller.domain.errors import InvalidInput, StoreError
+from controller.file_version import file_version
 from controller.fleet.shared_list import INTERVAL, SharedList
 from controller.security.access import Access, Caller
 from controller.security.audit import Audit, AuditEvent
@@ -115,7 +116,7 @@ class TokensFile:
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self._seen: tuple[int, int, int] | None = None
+        self._seen: object = None
         self._failed = False
 
     def read(self) -> list[Token] | None:
@@ -124,8 +125,7 @@ class TokensFile:
         A wrong file is logged once. The tokens that were read before stay valid.
         """
         try:
-            status = self.path.stat()
-            seen = status.st_mtime_ns, status.st_ino, status.st_size
+            seen = file_version(self.path)
             if seen == self._seen:
                 return None
             tokens = parse_file(self.path.read_text())

@@ -1,4 +1,4 @@
-"""What a client that follows a stream has not read yet."""
+"""The items of a stream that one of its clients has not read yet."""
 
 import asyncio
 from typing import Generic, TypeVar

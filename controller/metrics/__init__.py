@@ -1,4 +1,4 @@
-"""What a replica counts and measures, for GET /metrics."""
+"""The counters and measurements of a replica, for GET /metrics."""
 
 from controller.metrics.families import REFUSAL_LIMITS, Metrics
 from controller.metrics.instruments import Counter, Gauge, Histogram

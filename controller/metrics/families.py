@@ -60,7 +60,7 @@ class _Family(NamedTuple):
 
 
 class Metrics(Collector):
-    """What one replica counts and measures.
+    """The counters and measurements of one replica.
 
     memory: shared with the other replicas of the `serve`, so that each can report the sums. Without it, this replica
         reports its own counts.

@@ -48,7 +48,7 @@ class OwnCounter(Gauge):
 
 
 class Histogram:
-    """How often values were in each of some ranges, and their sum.
+    """Counts the values in each of some ranges, and adds them up.
 
     bounds: upper bounds of the ranges, without infinity. The cells are the counts of the ranges, and then the sum.
     """

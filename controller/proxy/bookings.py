@@ -3,7 +3,7 @@
 import asyncio
 import contextlib
 from collections.abc import Coroutine
-from typing import Final
+from typing import Any, Final
 
 from controller.availability.snapshot import MaybeStale
 from controller.dispatch.dispatcher import Assignment, Dispatcher
@@ -28,8 +28,9 @@ class Bookings:
         self._dispatcher = dispatcher
         self._lease_time = min(lease_time, _MAX_LEASE_TIME)
         self._renew_after = self._lease_time / 3  # one renewal may fail
-        self._renewals: dict[str, asyncio.TimerHandle] = {}  # by lease
-        self._background: set[asyncio.Task[None]] = set()
+        self._renewals: dict[str, float] = {}  # by lease: when it is renewed, in the loop's time. The next one is first
+        self._timer: asyncio.TimerHandle | None = None
+        self._background: set[asyncio.Future[Any]] = set()
 
     async def choose(
         self,
@@ -49,17 +50,13 @@ class Bookings:
         if not is_load:
             address, snapshot_age = await self._dispatcher.find_worker(model, protocol=protocol)
             return MaybeStale(Assignment(address, ""), snapshot_age)
-        choice = asyncio.ensure_future(
-            self._dispatcher.dispatch_with_lease(model, self._lease_time, protocol=protocol, affinity=affinity)
-        )
         try:
-            return await asyncio.shield(choice)
+            return await self._dispatcher.dispatch_with_lease(
+                model, self._lease_time, protocol=protocol, affinity=affinity, on_unused=self.end
+            )
         except TooManyLeases:  # then the request counts as one without a lease
             address, snapshot_age = await self._dispatcher.dispatch(model, protocol)
             return MaybeStale(Assignment(address, ""), snapshot_age)
-        except asyncio.CancelledError:
-            choice.add_done_callback(self._release_unused)
-            raise
 
     async def choose_another(
         self, model: str, tried: set[str], protocol: Protocol = Protocol.FASTCHAT, *, is_load: bool = True
@@ -93,12 +90,19 @@ class Bookings:
     def renew_later(self, lease: str) -> None:
         """Renew a lease at intervals, until end()."""
         if lease:
-            self._renewals[lease] = asyncio.get_running_loop().call_later(self._renew_after, self._renew, lease)
+            loop = asyncio.get_running_loop()
+            self._renewals[lease] = loop.time() + self._renew_after
+            if self._timer is None:  # one for all leases, because most requests end before it
+                self._timer = loop.call_later(self._renew_after, self._renew_due)
 
-    def end(self, chosen: Assignment, *, failed: bool = False) -> "asyncio.Task[None]":
+    def end(self, chosen: Assignment, *, failed: bool = False) -> "asyncio.Future[Any]":
         """Start to release the lease of a request that has ended, and to report its worker's failure if `failed`."""
-        if chosen.lease in self._renewals:
-            self._renewals.pop(chosen.lease).cancel()
+        self._renewals.pop(chosen.lease, None)
+        if chosen.lease and not failed:  # almost always, so this path has no task
+            release = self._dispatcher.start_release(chosen.lease)
+            self._background.add(release)
+            release.add_done_callback(self._end_release)
+            return release
         return self._start(self._release(chosen, failed))
 
     def recover(self, worker: str) -> None:
@@ -110,19 +114,29 @@ class Bookings:
         if self._background:
             await asyncio.wait(self._background, timeout=time_limit)
 
-    def _renew(self, lease: str) -> None:
-        self.renew_later(lease)
-        self._start(self._renew_once(lease))
-
-    def _release_unused(self, choice: "asyncio.Future[MaybeStale[Assignment]]") -> None:
-        if not choice.cancelled() and choice.exception() is None:
-            self.end(choice.result().value)
+    def _renew_due(self) -> None:
+        """Renew the leases that are due, and set the timer for the next one."""
+        loop = asyncio.get_running_loop()
+        self._timer = None
+        while self._renewals:
+            lease, due_at = next(iter(self._renewals.items()))
+            if due_at > loop.time():
+                self._timer = loop.call_later(due_at - loop.time(), self._renew_due)
+                return
+            del self._renewals[lease]
+            self._renewals[lease] = loop.time() + self._renew_after  # as the last one
+            self._start(self._renew_once(lease))
 
     def _start(self, coroutine: Coroutine[None, None, None]) -> "asyncio.Task[None]":
         task = asyncio.create_task(coroutine)
         self._background.add(task)
         task.add_done_callback(self._background.discard)
         return task
+
+    def _end_release(self, release: "asyncio.Future[bool]") -> None:
+        self._background.discard(release)
+        with contextlib.suppress(StoreError, asyncio.CancelledError):  # the lease is released later, or expires
+            release.result()
 
     async def _renew_once(self, lease: str) -> None:
         with contextlib.suppress(StoreError):  # the circuit breaker has logged it

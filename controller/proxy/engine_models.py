@@ -35,6 +35,7 @@ from controller.proxy.retry_budget import RetryBudget
 from controller.proxy.running import RunningForwards
 from controller.proxy.trials import Outcome, Trials
 from controller.proxy.tries import Tries
+from controller.tasks import in_thread_if_large
 from controller.upstream.client import WorkerClient
 from controller.upstream.response import WorkerResponse
 
@@ -134,9 +135,11 @@ class EngineModels:
         failing = self._trials.take(model) if self._budget.has_room else ""
         if failing:
             return MaybeStale((Assignment(failing, ""), True))
-        chosen, snapshot_age = await self._bookings.choose(
-            model, Protocol.OPENAI, affinity=self._affinity.find_in(model, request.headers, request.field.body)
+        body = request.field.body
+        affinity = await in_thread_if_large(
+            len(body), lambda: self._affinity.find_in(model, request.headers, body, request.path)
         )
+        chosen, snapshot_age = await self._bookings.choose(model, Protocol.OPENAI, affinity=affinity)
         return MaybeStale((await self._unless_busy(model, chosen), False), snapshot_age)
 
     async def _unless_busy(self, model: str, chosen: Assignment) -> Assignment:
@@ -246,7 +249,8 @@ class EngineModels:
             engine = worker.engine if worker is not None else None
             if worker is None or engine is None:
                 raise StreamBroken(f"{name} is not registered as an engine any more.")  # noqa: TRY301 - the lease is released below
-            body = request.field.renamed(engine.aliases.get(model, model))
+            own_name = engine.aliases.get(model, model)
+            body = await in_thread_if_large(len(request.field.body), lambda: request.field.renamed(own_name))
         except BaseException:
             self._bookings.end(chosen)
             raise

@@ -10,6 +10,7 @@ from controller.proxy.forwarded import Forwarded
 from controller.proxy.forwarder import Forwarder
 from controller.proxy.gateway_request import GatewayRequest
 from controller.proxy.tries import Tries
+from controller.tasks import in_thread_if_large
 from controller.upstream.engines.refusals import NO_ROUTE
 from controller.upstream.engines.verdicts import is_openai_error
 
@@ -35,7 +36,8 @@ class FastChatModels:
         Raises WrongProtocol if the worker has no such route, WorkerRejectsKey and WorkerRedirected, and otherwise as
         Forwarder.call().
         """
-        path, body = request.path, request.field.renamed(model)
+        path, field = request.path, request.field
+        body = await in_thread_if_large(len(field.body), lambda: field.renamed(model))
         try:
             forwarded, snapshot_age = await self._forwarder.call(
                 model, path, body, request.hops, request.passed, tries=tries

@@ -47,6 +47,13 @@ class Forwarded:
         """True if the first piece is the whole body, by its Content-Length."""
         return (b"content-length", b"%d" % len(self._first)) in self.headers
 
+    async def take_whole(self) -> bytes:
+        """Return the body of a response that is whole, instead of pieces()."""
+        self._size = len(self._first)
+        self._outcome = "complete"
+        await self._rest.aclose()
+        return self._first
+
     async def pieces(self) -> AsyncGenerator[bytes]:
         """Yield the body as it arrives. Call this once. Raises WorkerError if the response is incomplete."""
         try:

@@ -37,9 +37,9 @@ class Forwarder:
     response ends early: before the first whole frame of a stream, or before the first piece of another body. A request
     to a silent worker is not retried: the worker may be working on it, and an overload would spread to other workers.
 
-    A request is *detached* if its client has left and its worker goes on with it. Its lease is kept until it ends. If
-    there is no memory for the body of such a request, the request is ended, and its lease is released although the
-    worker may still be working on it.
+    A request is *detached* if its client has left and its worker continues. Its lease is kept until it ends. If there
+    is no memory for the body of such a request, the request is ended, and its lease is released although the worker may
+    still be working on it.
 
     cluster_id: returns the id of this cluster for the hop list.
     tries: maximum number of workers that one request is sent to.

@@ -6,14 +6,15 @@ from controller.availability.known_models import KnownModels
 from controller.availability.snapshot import MaybeStale
 from controller.availability.snapshots import SnapshotManager
 from controller.dispatch.dispatcher import Dispatcher
-from controller.domain.engine import Protocol
+from controller.domain.engine import Protocol, indexed_name
 from controller.domain.engine_status import EngineModel
 from controller.domain.errors import ModelNotFound, NoWorker, WorkerError, WorkerRefused, WrongProtocol
-from controller.domain.hops import hop_headers
+from controller.domain.hops import append_hop, hop_headers
 from controller.proxy.engine_models import EngineModels
 from controller.proxy.engine_responses import may_be_retried, more_telling
 from controller.proxy.fastchat_models import FastChatModels
 from controller.proxy.gateway_request import GatewayRequest, Served
+from controller.proxy.model_paths import paths_of_models
 from controller.proxy.tries import Tries
 
 Candidates = Callable[[str], Sequence[str]]
@@ -66,7 +67,7 @@ class Gateway:
         TooManyForwards, LoopDetected and StoreError.
         """
         headers = {**request.headers, **hop_headers(request.hops, self._cluster_id())}
-        request = request._replace(headers=headers)
+        request = GatewayRequest(request.path, request.query, request.field, headers, request.passed, request.hops)
         tries = Tries(self._tries)
         failure: WorkerError | None = None
         wrong_protocol: WrongProtocol | None = None
@@ -99,23 +100,40 @@ class Gateway:
                 raise _not_live("engine", model) from wrong_protocol
         raise wrong_protocol
 
-    async def list_models(self) -> MaybeStale[list[EngineModel]]:
+    async def list_models(self, hops: str = "") -> MaybeStale[list[EngineModel]]:
         """Return the models that live engines serve, and the names with a route to one of them, sorted.
 
-        The length of a model is the least of its engines, as of the last snapshot. Raises StoreError.
+        The length of a model is the least of its engines, as of the last snapshot.
+
+        hops: hop list of the request. If a cluster asks, it gets the hop list of each model, and no models that this
+            cluster has only through it. Otherwise, two clusters that are engines of each other would list a model for
+            ever that no engine serves any more.
+
+        Raises StoreError, LoopDetected if this cluster asks itself, and InvalidInput.
         """
+        cluster = self._cluster_id()
+        asking = frozenset(append_hop(hops, cluster).split(",")) if hops else frozenset()
         listed, snapshot_age = await self._dispatcher.list_models(protocol=Protocol.OPENAI)
-        names = frozenset(listed)
+        if hops and not self._has_seen(listed):
+            await self._snapshots.take_now()  # the hop lists are in the snapshot
+        workers = self._snapshots.workers()
+        paths = {name: f"{cluster},{path}".rstrip(",") for name, path in paths_of_models(workers, asking).items()}
+        names = frozenset(listed).intersection(paths) if hops else frozenset(listed)
         lengths: dict[str, int] = {}
-        for worker in self._snapshots.workers():
+        for worker in workers:
             for name, length in worker.engine.max_lengths.items() if worker.engine is not None else ():
                 lengths[name] = min(length, lengths.get(name, length))
-        served = {name: lengths.get(name) for name in names}
+        served = {name: (lengths.get(name), paths.get(name, "")) for name in names}
         for name in self._routed():
             targets = [target for target in self._candidates(name) if target in names]
             if targets:
-                served[name] = min((lengths[target] for target in targets if target in lengths), default=None)
-        return MaybeStale([EngineModel(*model) for model in sorted(served.items())], snapshot_age)
+                shortest = min((lengths[target] for target in targets if target in lengths), default=None)
+                served[name] = shortest, min((paths.get(target, "") for target in targets), key=len)
+        return MaybeStale([EngineModel(name, *each) for name, each in sorted(served.items())], snapshot_age)
+
+    def _has_seen(self, models: Sequence[str]) -> bool:
+        snapshot = self._snapshots.snapshot
+        return snapshot is not None and all(snapshot.serves(indexed_name(name, Protocol.OPENAI)) for name in models)
 
     async def missing(self, model: str) -> NoWorker | ModelNotFound:
         """Return the error for a model that no live engine serves. Raises StoreError."""

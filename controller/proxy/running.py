@@ -14,7 +14,7 @@ MIB: Final = 1024 * 1024
 class RunningForwards:
     """The requests that a replica is forwarding, to workers of every protocol.
 
-    A request is *detached* if its client has left and its worker goes on with it.
+    A request is *detached* if its client has left and its worker continues.
 
     max_forwards: how many requests are forwarded at once, including detached ones. 0: no limit.
     max_detached: memory for the bodies of detached requests, in bytes.

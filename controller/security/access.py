@@ -13,6 +13,8 @@ from controller.security.networks import Networks, caller_address
 from controller.security.tokens import Plane, Token, digest_of
 
 _AUTHORIZATION: Final = b"authorization"
+_API_KEY: Final = b"x-api-key"  # Anthropic's clients send their key in it
+_READS_API_KEY: Final = "controller.reads_api_key"  # in the scope of a request whose route accepts a token there
 _MAX_ACCEPTED_HEADERS: Final = 4_096
 
 
@@ -141,7 +143,8 @@ class Access:
                 return Caller(token.plane, address, token)
             if listed and not self._rules.needs_both:
                 return Caller(each, address)
-        raise _refusal(plane, token, has_sent=any(name == _AUTHORIZATION for name, _ in scope["headers"]))
+        names = (_AUTHORIZATION, _API_KEY) if _READS_API_KEY in scope else (_AUTHORIZATION,)
+        raise _refusal(plane, token, has_sent=any(name in names for name, _ in scope["headers"]))
 
     def is_token_enough(self, plane: Plane) -> bool:
         """Return True if a token opens a plane from every address."""
@@ -157,16 +160,28 @@ class Access:
             if name == _AUTHORIZATION:
                 key = hashlib.sha256(value).digest()
                 token = self._accepted.get(key)
-                return token if token is not None else self._look_up(value, key)
+                if token is None:
+                    token = self._look_up(value, key)
+                if token is not None or _READS_API_KEY not in scope:
+                    return token
+                break
+        return self._token_of_api_key(scope) if _READS_API_KEY in scope else None
+
+    def _token_of_api_key(self, scope: Any) -> Token | None:
+        for name, value in scope["headers"]:
+            if name == _API_KEY:
+                return self._token_with(value.strip().decode("utf-8", "surrogateescape"))
         return None
+
+    def _token_with(self, secret: str) -> Token | None:
+        digest = digest_of(secret)
+        token = self._tokens.get(digest)
+        return token if token is not None and compare_digest(token.digest, digest) else None
 
     def _look_up(self, header: bytes, key: bytes) -> Token | None:
         secret = secret_of(header)
-        if secret is None:
-            return None
-        digest = digest_of(secret)
-        token = self._tokens.get(digest)
-        if token is None or not compare_digest(token.digest, digest):
+        token = self._token_with(secret) if secret is not None else None
+        if token is None:
             return None
         if len(self._accepted) >= _MAX_ACCEPTED_HEADERS:
             self._accepted.clear()
@@ -186,12 +201,18 @@ class Access:
 
 
 class Guard:
-    """Decides who may use one route, as Access.authorize()."""
+    """Decides who may use one route, as Access.authorize().
 
-    def __init__(self, access: Access, plane: Plane, other_planes: Sequence[Plane] = ()) -> None:
+    reads_api_key: the route accepts a token in the header X-Api-Key, too.
+    """
+
+    def __init__(
+        self, access: Access, plane: Plane, other_planes: Sequence[Plane] = (), *, reads_api_key: bool = False
+    ) -> None:
         self._access = access
         self._plane = plane
         self._other_planes = other_planes
+        self._reads_api_key = reads_api_key
         opened = {each for each in (plane, *other_planes) if access.is_token_enough(each)}
         self._by_token = frozenset(opened | {Plane.ADMIN} if plane in opened else opened)
 
@@ -200,6 +221,8 @@ class Guard:
 
         This is on the hot path. Most requests have a token that is enough, so that case comes first and is cheap.
         """
+        if self._reads_api_key:
+            scope[_READS_API_KEY] = True
         token = self._access.token(scope)
         if token is not None and token.plane in self._by_token:
             scope["token"] = token

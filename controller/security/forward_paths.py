@@ -225,11 +225,12 @@ class ForwardPaths:
 
         path: as it would be sent to a worker.
         """
+        if path in self._exact:  # it was checked when it was added
+            return True
         if not _is_plain(path):
             return False
         # Engines answer a slash at the end with a redirect to their own address.
-        is_listed = path in self._exact or (path.startswith(self._prefixes) and not path.endswith("/"))
-        if is_listed and not is_management(path):
+        if path.startswith(self._prefixes) and not path.endswith("/") and not is_management(path):
             return True
         self._log(path)
         return False

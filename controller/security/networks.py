@@ -75,7 +75,7 @@ def caller_address(scope: Any, proxies: Networks) -> str:
     """Return the IP address of the caller of an HTTP request. "" if it is unknown.
 
     It is the address of the connection. If that is a trusted proxy, it is the last address in X-Forwarded-For that is
-    none, because each proxy appends the address of its own caller, and the caller may have written the rest.
+    not one. Each proxy appends the address of its own caller, and the caller may have written the rest.
     """
     client = scope["client"]
     address: str = client[0] if client else ""

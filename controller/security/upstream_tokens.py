@@ -10,6 +10,7 @@ from urllib.parse import urlsplit
 
 from controller.domain.errors import InvalidInput, SettingsError
 from controller.domain.worker import worker_name
+from controller.file_version import file_version
 from controller.security.worker_patterns import FORMS, WorkerPattern, parse_address, parse_pattern
 
 logger = logging.getLogger("controller")
@@ -99,10 +100,9 @@ class UpstreamTokens:
 def _version(path: Path) -> object:
     """Return what differs after a change of the file, or None if there is no such file."""
     try:
-        status = path.stat()
+        return file_version(path)
     except OSError:
         return None
-    return status.st_mtime_ns, status.st_ino, status.st_size
 
 
 def _read(path: Path) -> tuple[_Line, ...]:

@@ -18,7 +18,7 @@ _TIMEOUT: Final = 5.0  # seconds for one response of the engine, or of a control
 
 
 class AgentOptions(NamedTuple):
-    """What the command line says. engine, name, entry, interval and deadline are as in Agent."""
+    """The options of the command line. engine, name, entry, interval and deadline are as in Agent."""
 
     engine: str
     name: str
@@ -39,6 +39,7 @@ def run_agent(options: AgentOptions) -> End:
 
 async def _run(options: AgentOptions) -> End:
     client, controllers = WorkerClient(_TIMEOUT, _TIMEOUT), Controllers(options.controllers, _TIMEOUT)
+    client.cluster_id = lambda: "agent"  # a controller then names the clusters behind it, which an engine does not
     agent = Agent(client, controllers, *options[:3], options.interval, options.deadline)
     loop = asyncio.get_running_loop()
     for number in EndSignals.handled():

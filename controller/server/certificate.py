@@ -9,6 +9,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Final
 
+from controller.file_version import file_version
+
 logger = logging.getLogger("controller.server")
 
 _CHECK_INTERVAL: Final = 1.0  # seconds between two checks of the files
@@ -95,15 +97,13 @@ class Certificate:
         return context
 
     def _read_state(self) -> object:
-        """Return a value that changes if a file is written or replaced, or a symbolic link to it is replaced."""
+        """Return a value that changes if one of the files changes or becomes unreadable."""
         state: list[object] = []
         for file in self._files:
             try:
-                status = file.stat()
+                state.append(file_version(file))
             except OSError as error:
                 state.append(error.errno)
-            else:
-                state.append((status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns))
         return state
 
 

@@ -98,7 +98,7 @@ def check_exposure(settings: Settings, addresses: Iterable[str]) -> None:
         f"Other machines can reach {', '.join(exposed)}, and everybody there could register workers, read prompts and "
         "remove workers. Set CONTROLLER_WORKER_TOKENS, CONTROLLER_CLIENT_TOKENS and CONTROLLER_ADMIN_TOKENS "
         "(name=token; `openssl rand -hex 32` prints a token), or --tokens-file, or allow networks, for example "
-        "--worker-networks 10.0.0.0/8. Or listen on --host localhost. --insecure serves everybody nevertheless."
+        "--worker-networks 10.0.0.0/8. Or listen on --host localhost. --insecure allows this without access control."
     )
 
 

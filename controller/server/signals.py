@@ -15,7 +15,7 @@ FROM_TERMINAL: Final = (signal.SIGINT, signal.SIGHUP, signal.SIGQUIT)
 
 
 class Stage(IntEnum):
-    """How far the shutdown of a process is. It never goes back."""
+    """A stage of the shutdown of a process, which never returns to an earlier one."""
 
     SERVING = 0
     LEAVING = 1  # /readyz returns 503, and everything else is served

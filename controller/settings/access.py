@@ -49,7 +49,8 @@ class AccessSettings:
     )
     trusted_proxies: str | None = setting(
         None,
-        "Networks of load balancers whose header X-Forwarded-For is believed. Without it, their own address counts.",
+        "Networks of load balancers whose header X-Forwarded-For is trusted. By default, the address of the connection "
+        "counts.",
         scope=Scope.PROCESS,
     )
     insecure: bool = setting(

@@ -1,4 +1,4 @@
-"""How a setting is declared, and the names of its flag and its environment variables."""
+"""Declares settings, and names their flags and environment variables."""
 
 from collections.abc import Sequence
 from dataclasses import Field, field
@@ -7,7 +7,7 @@ from typing import Any
 
 
 class Scope(StrEnum):
-    """What a setting concerns, and so whether it may differ between the replicas of a cluster."""
+    """The scope of a setting, which decides whether the replicas of a cluster may have different values."""
 
     CLUSTER = "cluster"  # decisions about the same workers and requests: all replicas need the same value
     PROCESS = "process"  # a replica and its connections: replicas with different values work, but behave differently

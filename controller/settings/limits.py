@@ -42,7 +42,7 @@ class LimitSettings:
     )
     idle_timeout: float = setting(
         75.0,
-        "How long an idle connection is kept. Best longer than clients keep it.",
+        "How long an idle connection is kept. It should be longer than the time for which clients keep it.",
         scope=Scope.PROCESS,
     )
     max_connections: int = setting(

@@ -49,8 +49,8 @@ class WorkerSettings:
     workers_dns: str | None = setting(
         None,
         "Names whose addresses are engines, each with an optional port, such as vllm.default.svc:8000. The default "
-        "port is 80. Separate several with commas. They are looked up every 5 s. An address that has left the name "
-        "drains and is removed.",
+        "port is 80. Separate several with commas. They are looked up every 5 s. If an address leaves its name, the "
+        "engine at it drains and is removed.",
         scope=Scope.PROCESS,
     )
     probe_timeout: float = setting(5.0, "Time limit for a worker to return its status.")

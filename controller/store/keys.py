@@ -101,7 +101,10 @@ def decay_heads(name: str) -> str:
 
 
 def decay(name: str, pool: str) -> str:
-    """STRING: the decay clock of a pool, and what it was learned from. It has a TTL while no worker is in the pool."""
+    """STRING: the decay clock of a pool, and what it was learned from. It has a TTL while no worker is in the pool.
+
+    Pools of engines have none.
+    """
     return f"{{{name}}}:decay:{pool}"
 
 

@@ -1,14 +1,14 @@
-"""What a replica reports to Redis after an outage."""
+"""Reports of replicas to Redis after an outage."""
 
 import secrets
 from collections.abc import Mapping, Sequence
 from typing import Final, NamedTuple
 
-_MAX_BOOKINGS: Final = 1_000  # in one report, whose rest is sent again with each call that its work takes
+_MAX_BOOKINGS: Final = 1_000  # in one report. A call that stops early is repeated with the rest of the report
 
 
 class Reconciliation(NamedTuple):
-    """What a replica reports to Redis after an outage.
+    """A report of a replica to Redis after an outage.
 
     unanswered: ids of dispatch calls without an answer. Their bookings are taken back, also those of calls that Redis
     has yet to run.

@@ -51,12 +51,14 @@ class DrainCall(NamedTuple):
     """The arguments of one WorkerStore.drain().
 
     by, reason: who does it and why, for the event.
+    by_agent: the agent of an engine does it. It resumes only an engine that an agent drained.
     """
 
     name: str
     drain: bool = True
     by: str = ""
     reason: str = ""
+    by_agent: bool = False
 
 
 class RemoveCall(NamedTuple):
@@ -200,7 +202,7 @@ class WorkerStore(ScriptRunner):
             "drain",
             lambda: (*self._repeatable(), self._decays),
             calls,
-            lambda call: (call.name, int(call.drain), call.by, call.reason),
+            lambda call: (call.name, int(call.drain), int(call.by_agent), call.by, call.reason),
         )
         return [bool(result) for result in results]
 

@@ -5,7 +5,6 @@ from math import inf
 from typing import Any, Final
 from urllib.parse import urlsplit
 
-import aiohttp
 from opentelemetry import propagate, trace
 from opentelemetry.semconv.attributes.error_attributes import ERROR_TYPE
 from opentelemetry.semconv.attributes.http_attributes import HTTP_REQUEST_METHOD, HTTP_RESPONSE_STATUS_CODE
@@ -15,6 +14,7 @@ from opentelemetry.trace import Span, SpanKind, Status, StatusCode, Tracer
 
 from controller.upstream.client import NO_HEADERS, WorkerClient
 from controller.upstream.response import ReadRules, WorkerResponse
+from controller.upstream.session import Response
 
 _BODY_SIZE: Final = "http.response.body.size"
 _TRACE_CONTEXT: Final = ("traceparent", "tracestate")
@@ -47,7 +47,7 @@ class TracedWorkerClient(WorkerClient):
             super().post_to_engine(name, target, body, exchange.headers(headers), key, trial_limit)
         )
 
-    def _opened(self, url: str, response: aiohttp.ClientResponse, rules: ReadRules) -> WorkerResponse:
+    def _opened(self, url: str, response: Response, rules: ReadRules) -> WorkerResponse:
         return _TracedResponse(url, response, rules, self._responses.discard)
 
 

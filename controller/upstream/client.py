@@ -2,14 +2,15 @@
 
 import asyncio
 import time
-from collections.abc import Awaitable, Mapping
+from collections.abc import Callable, Coroutine, Mapping
 from math import inf
 from types import MappingProxyType
-from typing import Final, NamedTuple
+from typing import Any, Final, NamedTuple, cast
 
 import aiohttp
 
 from controller.domain.errors import InvalidInput, StreamBroken, WorkerUnreachable
+from controller.domain.hops import hop_headers
 from controller.domain.worker import WorkerStatus
 from controller.json_bodies import read_status
 from controller.security.upstream_tokens import UpstreamTokens
@@ -24,7 +25,7 @@ from controller.upstream.response import (
     one_line,
     upstream_errors,
 )
-from controller.upstream.session import Body, Session, location
+from controller.upstream.session import Body, Response, Session, location
 
 _MAX_STATUS_BYTES: Final = 1024 * 1024
 # The metrics of a vLLM server have about 60 KB for each of its engines.
@@ -50,6 +51,7 @@ class WorkerClient:
     first_byte_timeout: for the wait for the first piece of an engine's response, in seconds. 0: no limit.
     addresses: the rule for the addresses of workers. By default, --worker-allow is not set.
     tokens: the tokens that workers require. By default, there are none.
+    streams_ended: True after end_streams().
     """
 
     def __init__(
@@ -65,25 +67,26 @@ class WorkerClient:
         self._worker_timeout = worker_timeout
         self._connect_timeout = min(connect_timeout, worker_timeout)
         self._first_byte_timeout = first_byte_timeout or inf
-        self._streams_ended = asyncio.Event()
+        self.streams_ended = False
+        self._waits: set[_Wait] = set()
         self._responses: set[WorkerResponse] = set()
         self._addresses = addresses or WorkerAddresses()
         self._tokens = tokens or UpstreamTokens()
         self._session = Session(self._addresses)
+        self.cluster_id: Callable[[], str] = str  # returns the id of this cluster for the hop list, "" if it has none
 
     def end_streams(self) -> None:
         """Make all running requests raise StreamBroken, also those whose responses have not begun."""
-        self._streams_ended.set()
+        self.streams_ended = True
+        for wait in self._waits:
+            wait.end()
         for response in self._responses:
             response.fail(_shutdown_error())
 
-    @property
-    def streams_ended(self) -> bool:
-        """True after end_streams()."""
-        return self._streams_ended.is_set()
-
     async def close(self) -> None:
-        """Close all connections."""
+        """Close all responses and connections."""
+        for response in list(self._responses):
+            response.close()
         await self._session.close()
 
     async def check_address(self, name: str) -> None:
@@ -134,6 +137,8 @@ class WorkerClient:
     async def get(self, name: str, path: str, key: str = "", time_limit: float | None = None) -> WorkerAnswer:
         """Send a GET request to a worker, and return the response, whatever its status is.
 
+        The request has this cluster as its hop list: the worker may be another cluster.
+
         path: with its query.
         key: sent as a bearer token. By default, the token that --upstream-tokens-file has for the worker is sent.
         time_limit: in seconds. By default, and at most, that of a status call.
@@ -143,7 +148,8 @@ class WorkerClient:
         """
         url = name + path
         limit = self._probe_timeout if time_limit is None else min(time_limit, self._probe_timeout)
-        headers = self._with_token(name, NO_HEADERS, key)
+        cluster = self.cluster_id()
+        headers = self._with_token(name, hop_headers("", cluster) if cluster else NO_HEADERS, key)
         try:
             async with (
                 asyncio.timeout(limit),
@@ -197,7 +203,7 @@ class WorkerClient:
     async def _respond(
         self,
         url: str,
-        request: Awaitable[aiohttp.ClientResponse],
+        request: Coroutine[Any, Any, Response],
         sent: Body,
         limit: float,
         rules: ReadRules,
@@ -216,48 +222,78 @@ class WorkerClient:
             raise StreamBroken(f"{url} used Transfer-Encoding {coding[:100]!r}, which the request did not allow.")
         if rules.first_timeout is not None:  # the wait for the head is a part of it
             left = max(GRACE_PERIOD, sent.progress_at + rules.first_timeout - time.monotonic())
-            rules = rules._replace(first_timeout=left)
+            rules = ReadRules(rules.timeout, left, rules.first_setting, rules.decompresses)
         opened = self._opened(url, response, rules)
         self._responses.add(opened)
         return opened
 
-    def _opened(self, url: str, response: aiohttp.ClientResponse, rules: ReadRules) -> WorkerResponse:
+    def _opened(self, url: str, response: Response, rules: ReadRules) -> WorkerResponse:
         return WorkerResponse(url, response, rules, self._responses.discard)
 
-    async def _head(
-        self, request: Awaitable[aiohttp.ClientResponse], body: Body, limit: float, setting: str
-    ) -> aiohttp.ClientResponse:
-        """Wait for the head of a response. Raises an error if end_streams() is called meanwhile.
-
-        The timeout starts again with each part of the body that is sent, because a busy worker may receive a large
-        body slowly.
-        """
-        response = asyncio.ensure_future(request)
-        ended = asyncio.ensure_future(self._streams_ended.wait())
-        returned = False
-        grace_used_at = 0.0  # the progress that got the grace period
+    async def _head(self, request: Coroutine[Any, Any, Response], body: Body, limit: float, setting: str) -> Response:
+        """Wait for the head of a response. Raises an error if end_streams() is called meanwhile."""
+        if self.streams_ended:
+            request.close()
+            raise _shutdown_error()
+        wait = _Wait(body, limit)
+        self._waits.add(wait)
         try:
-            while not response.done() and not ended.done():
-                left = body.progress_at + limit - time.monotonic()
-                if left <= 0 and grace_used_at == body.progress_at:
-                    raise TimeoutError(setting)
-                if left <= 0:
-                    grace_used_at, left = body.progress_at, GRACE_PERIOD
-                # The connection may take less than its timeout, which `left` includes until the body is sent.
-                wait = None if limit == inf else min(left, limit)
-                await asyncio.wait((response, ended), timeout=wait, return_when=asyncio.FIRST_COMPLETED)
-            if self._streams_ended.is_set():
-                raise _shutdown_error()
-            returned = True
-            return response.result()
+            return await request
+        except BaseException as error:
+            if wait.has_ended() and isinstance(error, asyncio.CancelledError):
+                raise (_shutdown_error() if self.streams_ended else TimeoutError(setting)) from error
+            raise
         finally:
-            ended.cancel()
-            if not returned:
-                response.cancel()
-                response.add_done_callback(_discard)
+            wait.stop()
+            self._waits.discard(wait)
 
 
-async def _whole_body(url: str, response: aiohttp.ClientResponse, limit: int) -> bytes:
+class _Wait:
+    """A wait for the head of a response, for `limit` seconds.
+
+    The time starts again with each part of the body that is sent, because a busy worker may receive a large body
+    slowly. This does what asyncio.timeout() does, at a part of its cost for a wait without a limit.
+    """
+
+    def __init__(self, body: Body, limit: float) -> None:
+        self._task = cast("asyncio.Task[object]", asyncio.current_task())
+        self._cancelling = self._task.cancelling()
+        self._ended = False
+        self._body = body
+        self._limit = limit
+        self._grace_used_at = 0.0  # the progress that got the grace period
+        self._timer: asyncio.TimerHandle | None = None
+        if limit != inf:
+            # The connection may take less than its timeout, which is left until the body is sent.
+            self._timer = asyncio.get_running_loop().call_later(limit, self._check)
+
+    def stop(self) -> None:
+        """Stop the timer."""
+        if self._timer is not None:
+            self._timer.cancel()
+
+    def end(self) -> None:
+        """End the wait: cancel its task."""
+        if not self._ended:
+            self._ended = True
+            self._task.cancel()
+
+    def has_ended(self) -> bool:
+        """Return True if end() has cancelled the task, and nothing else. The task then continues. Call this once."""
+        return self._ended and self._task.uncancel() <= self._cancelling
+
+    def _check(self) -> None:
+        progress_at = self._body.progress_at
+        left = progress_at + self._limit - time.monotonic()
+        if left <= 0 and self._grace_used_at != progress_at:
+            self._grace_used_at, left = progress_at, GRACE_PERIOD
+        if left <= 0:
+            self.end()
+        else:
+            self._timer = asyncio.get_running_loop().call_later(min(left, self._limit), self._check)
+
+
+async def _whole_body(url: str, response: Response, limit: int) -> bytes:
     """Return the body of a response. Raises WorkerUnreachable if it has more than `limit` bytes."""
     body = bytearray()
     read = response.content.readany
@@ -269,12 +305,6 @@ async def _whole_body(url: str, response: aiohttp.ClientResponse, limit: int) ->
         if len(body) > limit:
             raise WorkerUnreachable(f"{url} returned more than {limit} bytes.")
     return bytes(body)
-
-
-def _discard(response: "asyncio.Future[aiohttp.ClientResponse]") -> None:
-    """Close a response whose caller has gone."""
-    if not response.cancelled() and response.exception() is None:
-        response.result().close()
 
 
 def _shutdown_error() -> aiohttp.ClientConnectionError:

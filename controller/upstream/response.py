@@ -4,9 +4,10 @@ import asyncio
 import errno
 import os
 import re
-from collections.abc import AsyncGenerator, Callable, Iterator
-from contextlib import aclosing, contextmanager
+from collections.abc import AsyncGenerator, Callable
+from contextlib import aclosing
 from math import inf
+from types import TracebackType
 from typing import Final, NamedTuple
 
 import aiohttp
@@ -21,6 +22,7 @@ from controller.domain.headers import (
     without_length,
 )
 from controller.upstream.decoding import CODINGS, DecodedBody
+from controller.upstream.session import Response
 
 _MAX_FRAME_BYTES: Final = 16 * 1024 * 1024
 _MAX_REFUSAL_BYTES: Final = 64 * 1024
@@ -60,7 +62,7 @@ class WorkerResponse:
     def __init__(
         self,
         url: str,
-        response: aiohttp.ClientResponse,
+        response: Response,
         rules: ReadRules,
         on_close: Callable[["WorkerResponse"], None],
     ) -> None:
@@ -150,7 +152,8 @@ class WorkerResponse:
         if self._limit != self._timeout:
             self._stop_timer()
             self._limit = self._timeout
-            self._start_timer(self._limit)
+            if not self._content.at_eof():
+                self._start_timer(self._limit)
         return piece
 
     def _start_timer(self, seconds: float) -> None:
@@ -183,17 +186,24 @@ class WorkerResponse:
             self._start_timer(left)
 
 
-@contextmanager
-def upstream_errors(url: str) -> Iterator[None]:
+class upstream_errors:  # noqa: N801 - a context manager, without contextlib because it is entered for each response
     """Turn aiohttp's errors into WorkerUnreachable, WorkerSilent and StreamBroken."""
-    try:
-        yield
-    except _NO_CONNECTION as error:
-        raise WorkerUnreachable(f"{url} cannot be reached: {one_line(error)}") from error
-    except TimeoutError as error:
-        raise WorkerSilent(f"{url} sent no data within {str(error) or '--worker-timeout'}.") from error
-    except UNREACHABLE as error:
-        raise StreamBroken(f"The response of {url} ended early: {one_line(error)}") from error
+
+    def __init__(self, url: str) -> None:
+        self._url = url
+
+    def __enter__(self) -> None:
+        pass
+
+    def __exit__(self, _: type[BaseException] | None, error: BaseException | None, __: TracebackType | None) -> None:
+        if error is None:
+            return
+        if isinstance(error, _NO_CONNECTION):
+            raise WorkerUnreachable(f"{self._url} cannot be reached: {one_line(error)}") from error
+        if isinstance(error, TimeoutError):
+            raise WorkerSilent(f"{self._url} sent no data within {str(error) or '--worker-timeout'}.") from error
+        if isinstance(error, UNREACHABLE):
+            raise StreamBroken(f"The response of {self._url} ended early: {one_line(error)}") from error
 
 
 def one_line(error: BaseException) -> str:
@@ -202,6 +212,10 @@ def one_line(error: BaseException) -> str:
         return "the connection was closed before the head was complete"  # aiohttp's text is the incomplete head
     if isinstance(error, aiohttp.ClientResponseError):
         return repr(error.message.strip().partition("\n")[0])[1:-1][:200].rstrip(":")
+    if isinstance(error, aiohttp.ClientConnectorCertificateError):
+        return f"the certificate is not trusted: {repr(str(error.certificate_error))[1:-1][:200]}"
+    if isinstance(error, aiohttp.ClientConnectorSSLError):  # its errno counts by OpenSSL's table
+        return "the port does not speak TLS, or not in a way that this controller accepts"
     if isinstance(error, aiohttp.ClientConnectorError):
         number = error.os_error.errno or 0
         if number in errno.errorcode:  # aiohttp's text repeats the address, and says `ssl:default` without TLS

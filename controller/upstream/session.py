@@ -1,46 +1,31 @@
-"""HTTP sessions to other servers: keep-alive connections, limits on response heads, and workarounds for aiohttp.
+"""HTTP sessions to other servers: requests on kept connections, and what is sent again on a new one.
 
-A session to workers connects only to addresses that --worker-allow allows. A name is looked up once for a connection.
-The addresses found are checked, and the connection uses one of them.
-
-ResponseProtocol works around three faults of aiohttp 3.14. A protocol error in a body does not reach the reader of the
-body. A reset counts as the end of a body without a length. A head is lost if it arrives together with garbage.
+A session to workers connects only to addresses that --worker-allow allows.
 """
 
 import asyncio
-import socket
-import sys
+import contextlib
 import time
-from collections.abc import Callable, Mapping, Sequence
-from functools import partial
-from typing import Any, Final
+from collections.abc import Mapping
+from functools import cache
+from typing import Final, NamedTuple, Self, cast
 
 import aiohttp
-from aiohttp.abc import AbstractStreamWriter, ResolveResult
 from aiohttp.client_proto import ResponseHandler
 from aiohttp.client_reqrep import ClientRequest
 from aiohttp.connector import Connection
-from aiohttp.helpers import _EXC_SENTINEL
 from aiohttp.http_exceptions import HttpProcessingError
 from aiohttp.http_parser import RawResponseMessage
-from aiohttp.tracing import Trace
+from aiohttp.http_writer import _serialize_headers
+from multidict import CIMultiDict
 from yarl import URL
 
-from controller.domain.errors import WorkerNotAllowed
 from controller.security.worker_addresses import WorkerAddresses
+from controller.upstream.connections import KEEP_ALIVE, Connector, ResponseProtocol
 from controller.upstream.trust import trusted
 
-# Seconds. FastChat's workers close an idle connection after 5 s, and a request must not be sent at that moment.
-_KEEP_ALIVE: Final = 4.0
-# Seconds. If a kept connection breaks within this time after a request was sent, the server may have closed it before.
-# Our side learns of that within one round trip. A server that breaks the connection later may have run the request.
-_RACE_WINDOW: Final = 0.05
-_PEER_TIMEOUT: Final = 10.0  # seconds: a connection is dropped if its peer acknowledges nothing for this long
-_READ_AHEAD: Final = 32 * 1024
 _PART: Final = 256 * 1024  # bytes of a request's body that are sent at once
-_MAX_LINE: Final = 64 * 1024
-_MAX_HEADERS: Final = 512
-_MAX_HEAD: Final = 512 * 1024  # bytes, including the informational responses (1xx) before the head
+_MAX_SERVERS: Final = 1_000  # that are remembered
 # No compression: a small response could decompress to any size, and a stream's frames would arrive late.
 _HEADERS: Final[Mapping[str, str]] = {
     "Accept-Encoding": "identity",
@@ -53,31 +38,26 @@ class KeepAliveRace(aiohttp.ClientConnectionError):
     """A reused connection broke before any byte of the response. The server had probably closed it as idle."""
 
 
-class Body(aiohttp.payload.Payload):
+class Body:
     """The body of a request, sent in parts.
 
     progress_at: time.monotonic() when the latest part was handed to the connection, or when the body was created.
     """
 
-    _autoclose = True
-    _value: bytes
-
     def __init__(self, value: bytes) -> None:
-        super().__init__(value)
-        self._size = len(value)
+        self.value = value
         self.progress_at = time.monotonic()
 
-    def decode(self, encoding: str = "utf-8", errors: str = "strict") -> str:
-        """Return the body as text."""
-        return self._value.decode(encoding, errors)
-
-    async def write(self, writer: AbstractStreamWriter) -> None:
-        """Send the body."""
-        for start in range(0, len(self._value), _PART):
-            if start:
+    async def send_rest(self, protocol: ResponseHandler) -> None:
+        """Send the parts after the first one, as fast as the server receives them."""
+        with contextlib.suppress(aiohttp.ClientError, OSError):  # the wait for the response gets the error
+            for start in range(_PART, len(self.value), _PART):
                 await asyncio.sleep(0)  # a large body must not delay other requests
-            self.progress_at = time.monotonic()
-            await writer.write(self._value[start : start + _PART])
+                await protocol._drain_helper()
+                if protocol.transport is None:
+                    return
+                self.progress_at = time.monotonic()
+                protocol.transport.write(self.value[start : start + _PART])
 
 
 def location(url: str) -> tuple[str, int]:
@@ -86,17 +66,74 @@ def location(url: str) -> tuple[str, int]:
     return parsed.raw_host or "", parsed.port or 0
 
 
+class Response:
+    """A response of which the head has arrived.
+
+    The connection is kept for another request at the end of the body. Close a response that is not read to its end.
+    """
+
+    def __init__(
+        self,
+        connection: Connection,
+        head: RawResponseMessage,
+        content: aiohttp.StreamReader,
+        sending: "asyncio.Task[None] | None",
+    ) -> None:
+        self.status = head.code
+        self.headers = head.headers
+        self.raw_headers = head.raw_headers
+        self.content = content
+        self._connection = connection
+        self._sending = sending
+        content.on_eof(self._release)
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Close the connection, unless the response is complete. Reads of the body then raise ClientConnectionError."""
+        if self._sending is not None:
+            self._sending.cancel()
+        self._connection.close()
+        if self.content.exception() is None:
+            self.content.set_exception(aiohttp.ClientConnectionError("Connection closed"))
+
+    def _release(self) -> None:
+        if self._sending is None or self._sending.done():
+            self._connection.release()
+        else:  # the server has not waited for the whole body
+            self._sending.cancel()
+            self._connection.close()
+
+
+class _Server(NamedTuple):
+    """What all requests to one server share.
+
+    request: tells aiohttp's connector where to connect.
+    headers: those that requests have by default: name in lower case, name and value.
+    """
+
+    request: ClientRequest
+    headers: tuple[tuple[str, str, str], ...]
+
+
 class Session:
     """An HTTP client for JSON requests. Create and close it in the running event loop.
+
+    It uses the connections and the parser of aiohttp. It does without aiohttp's ClientSession, whose requests cost much
+    more processor time.
 
     addresses: the rule for the addresses that it connects to. None allows all.
     """
 
     def __init__(self, addresses: WorkerAddresses | None = None) -> None:
         trust = trusted()
-        self._connector = _Connector(addresses, keepalive_timeout=_KEEP_ALIVE, ssl=trust)
-        self._kept = _open(self._connector)
-        self._fresh = _open(_Connector(addresses, force_close=True, ssl=trust))
+        self._kept = Connector(addresses, keepalive_timeout=KEEP_ALIVE, ssl=trust)
+        self._fresh = Connector(addresses, force_close=True, ssl=trust)
+        self._servers: dict[URL, _Server] = {}  # by origin
 
     async def close(self) -> None:
         """Close all connections."""
@@ -108,11 +145,11 @@ class Session:
 
         Raises WorkerNotAllowed, and OSError or ValueError if the host has no address.
         """
-        await self._connector.resolve(*location(url))
+        await self._kept.resolve(*location(url))
 
     async def post(
         self, url: str, body: Body | None, headers: Mapping[str, str], connect_timeout: float | None = None
-    ) -> aiohttp.ClientResponse:
+    ) -> Response:
         """Send a POST request and return the response when its head has arrived. Redirects are not followed.
 
         A server may close a kept connection just as a request is sent on it, or send garbage after its last response.
@@ -123,205 +160,90 @@ class Session:
         Raises WorkerNotAllowed if the server has an address that is not allowed. Nothing was sent then.
         """
         sent = headers if body is None else {**headers, **_JSON}
-        return await self._send("POST", url, sent, body, connect_timeout)
+        return await self._send("POST", URL(url), sent, body or Body(b""), connect_timeout)
 
     async def post_as_is(
         self, url: str, body: Body, headers: Mapping[str, str], connect_timeout: float | None = None
-    ) -> aiohttp.ClientResponse:
+    ) -> Response:
         """Send a body of any type, to a URL that is encoded already. Otherwise like post()."""
         return await self._send("POST", URL(url, encoded=True), headers, body, connect_timeout)
 
-    async def get(self, url: str, headers: Mapping[str, str]) -> aiohttp.ClientResponse:
+    async def get(self, url: str, headers: Mapping[str, str]) -> Response:
         """Send a GET request. Otherwise like post()."""
-        return await self._send("GET", url, headers)
+        return await self._send("GET", URL(url), headers)
 
     async def _send(
         self,
         method: str,
-        url: str | URL,
+        url: URL,
         headers: Mapping[str, str],
         body: Body | None = None,
         connect_timeout: float | None = None,
-    ) -> aiohttp.ClientResponse:
-        timeout = aiohttp.ClientTimeout(total=None, connect=connect_timeout)
+    ) -> Response:
+        server = self._server(url)
+        given = {name.lower() for name in headers}
+        sent = {name: value for lowered, name, value in server.headers if lowered not in given}
+        sent.update(headers)
+        if body is not None:
+            sent["Content-Length"] = str(len(body.value))
+        request_line = f"{method} {url.raw_path_qs} HTTP/1.1"
+        limits = _limits(connect_timeout)
         try:
-            return await self._kept.request(
-                method, url, data=body, headers=headers, timeout=timeout, allow_redirects=False
-            )
+            return await self._exchange(self._kept, server, _head(request_line, sent), body, limits)
         except KeepAliveRace:
-            return await self._fresh.request(
-                method, url, data=body, headers=headers, timeout=timeout, allow_redirects=False
-            )
+            sent["Connection"] = "close"
+            return await self._exchange(self._fresh, server, _head(request_line, sent), body, limits)
 
+    def _server(self, url: URL) -> _Server:
+        origin = url.origin()
+        known = self._servers.get(origin)
+        if known is None:
+            if url.scheme not in ("http", "https"):
+                raise aiohttp.NonHttpUrlClientError(url)
+            if len(self._servers) >= _MAX_SERVERS:
+                del self._servers[next(iter(self._servers))]
+            request = ClientRequest("GET", origin, headers=_HEADERS, loop=asyncio.get_running_loop())
+            headers = tuple((name.lower(), name, value) for name, value in request.headers.items())
+            known = self._servers[origin] = _Server(request, headers)
+        return known
 
-def _open(connector: aiohttp.TCPConnector) -> aiohttp.ClientSession:
-    return aiohttp.ClientSession(
-        connector=connector,
-        cookie_jar=aiohttp.DummyCookieJar(),
-        headers=_HEADERS,
-        auto_decompress=False,
-        read_bufsize=_READ_AHEAD,
-        max_line_size=_MAX_LINE,
-        max_field_size=_MAX_LINE,
-        max_headers=_MAX_HEADERS,
-        request_class=_Request,
-        response_class=_Response,
-    )
-
-
-class ResponseProtocol(ResponseHandler):
-    """One connection, which serves requests one after the other.
-
-    requests: number of requests that were sent.
-    response_begun: True if the response to the last request has begun to arrive. Garbage does not count, because the
-        server may have sent it after the previous response.
-    """
-
-    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
-        super().__init__(loop)
-        self.requests = 0
-        self._begun_at = 0.0
-        self.response_begun = False
-        self._awaits_head = False
-        self._head_size = 0
-
-    @property
-    def begun_on_kept_connection(self) -> bool:
-        """True if the running request was sent just now, on a connection that earlier requests have used."""
-        return self.requests > 1 and self._loop.time() - self._begun_at < _RACE_WINDOW
-
-    def set_response_params(self, **params: Any) -> None:
-        """Begin a request."""
-        self.requests += 1
-        self._begun_at = self._loop.time()
-        self.response_begun = False
-        self._awaits_head = True
-        self._head_size = 0
-        super().set_response_params(**params)
-
-    def data_received(self, data: bytes) -> None:
-        """Parse received data."""
-        if self._awaits_head and data:
-            self._head_received(data)
-        else:
-            super().data_received(data)
-
-    def _head_received(self, data: bytes) -> None:
-        """Parse a head separately, so that an error in the data behind it does not lose the head."""
-        self.response_begun = self.response_begun or b"HTTP/".startswith(data[:5])
-        self._head_size += len(data)
-        start = 0
-        while self._awaits_head and start < len(data) and self.exception() is None:
-            end = data.find(b"\r\n\r\n", start)
-            end = len(data) if end < 0 else end + 4
-            super().data_received(data[start:end])
-            start = end
-        if start < len(data) and self.exception() is None:
-            super().data_received(data[start:])
-        if self._awaits_head and self._head_size > _MAX_HEAD:
-            self._fail(HttpProcessingError(code=400, message=f"the head has more than {_MAX_HEAD} bytes"))
-
-    def feed_data(self, data: tuple[RawResponseMessage, aiohttp.StreamReader], size: int = 0) -> None:
-        """Accept a complete head. Fail if no request awaits it: it could be taken for the next response."""
-        if not self._awaits_head:
-            self._fail(HttpProcessingError(code=400, message="the server sent a response without a request"))
-            return
-        code = data[0].code
-        self._awaits_head = 100 <= code <= 199 and code != 101
-        super().feed_data(data, size)
-
-    def resume_reading(self, resume_parser: bool = True) -> None:
-        """Resume reading. aiohttp calls this after each read, and would run its parser without data each time."""
-        if self._reading_paused:
-            super().resume_reading(resume_parser)
-
-    def _fail(self, error: HttpProcessingError) -> None:
-        if self.transport is not None:
-            self.transport.close()
-        self.set_exception(error)
-
-    def set_exception(self, exc: BaseException, exc_cause: BaseException = _EXC_SENTINEL) -> None:
-        """Fail the current response, also for the reader of its body."""
-        super().set_exception(exc, exc_cause)
-        message = exc.message if isinstance(exc, HttpProcessingError) else str(exc)
-        self._break_body(f"protocol error: {message}", exc)
-
-    def connection_lost(self, exc: BaseException | None) -> None:
-        """Fail the current response. After a reset, the body is incomplete even if its head gave no length."""
-        if exc is not None:
-            self._break_body(f"connection lost: {exc}", exc)
-        super().connection_lost(exc)
-
-    def _break_body(self, message: str, cause: BaseException) -> None:
-        body = self._payload
-        if body is not None and not body.is_eof() and body.exception() is None:
-            error = aiohttp.ClientPayloadError(message)
-            error.__cause__ = cause
-            body.set_exception(error)
-
-
-class _Connector(aiohttp.TCPConnector):
-    def __init__(self, addresses: WorkerAddresses | None, **options: Any) -> None:
-        super().__init__(limit=0, socket_factory=_socket, **options)
-        self._addresses = addresses
-        make: Callable[..., ResponseHandler] = ResponseProtocol
-        self._factory = partial(make, loop=self._loop)
-
-    async def _resolve_host(self, host: str, port: int, traces: Sequence[Trace] | None = None) -> list[ResolveResult]:
-        """Return the addresses that a connection to a host may use. aiohttp calls this for each new connection.
-
-        A resolver is not enough: aiohttp does not call it for IP addresses.
-        """
+    async def _exchange(
+        self, connector: Connector, server: _Server, head: bytes, body: Body | None, limits: aiohttp.ClientTimeout
+    ) -> Response:
         try:
-            return await self.resolve(host, port, traces)
-        except WorkerNotAllowed as error:
-            if self._addresses is not None:
-                self._addresses.log_refusal(host, port, error)
-            raise
-
-    async def resolve(self, host: str, port: int, traces: Sequence[Trace] | None = None) -> list[ResolveResult]:
-        """Return the addresses that a connection to a host may use. Raises WorkerNotAllowed."""
-        found = await super()._resolve_host(host, port, traces)
-        if self._addresses is None:
-            return found
-        usable = self._addresses.usable(host, port, [result["host"] for result in found])
-        return [result for result in found if result["host"] in usable]
-
-
-class _Request(ClientRequest):
-    async def send(self, conn: Connection) -> aiohttp.ClientResponse:
-        protocol = conn.protocol
+            connection = await connector.connect(server.request, [], limits)
+        except TimeoutError as error:
+            raise aiohttp.ConnectionTimeoutError(f"Connection timeout to host {server.request.url}") from error
+        protocol = cast("ResponseProtocol", connection.protocol)
+        sending = None
         try:
-            return await super().send(conn)
-        except (aiohttp.ClientConnectionError, OSError) as error:
-            if _is_race(protocol):
+            protocol.begin()
+            if protocol.transport is None or protocol.transport.is_closing():
+                raise aiohttp.ClientConnectionResetError("Cannot write to closing transport")  # noqa: TRY301 - it may be a race
+            if body is not None:
+                body.progress_at = time.monotonic()
+            protocol.transport.write(head + body.value[:_PART] if body is not None else head)
+            if body is not None and len(body.value) > _PART:
+                sending = asyncio.create_task(body.send_rest(protocol))
+            return Response(connection, *await protocol.head(), sending)
+        except BaseException as error:
+            is_race = protocol.begun_on_kept_connection and not protocol.response_begun
+            if sending is not None:
+                sending.cancel()
+            connection.close()
+            if is_race and isinstance(error, aiohttp.ClientConnectionError | HttpProcessingError | OSError):
                 raise KeepAliveRace(f"a kept connection broke: {error}") from error
+            if isinstance(error, HttpProcessingError):
+                info = server.request.request_info
+                raise aiohttp.ClientResponseError(info, (), status=error.code, message=error.message) from error
             raise
 
 
-class _Response(aiohttp.ClientResponse):
-    async def start(self, connection: Connection) -> aiohttp.ClientResponse:
-        protocol = connection.protocol
-        try:
-            return await super().start(connection)
-        except (aiohttp.ClientConnectionError, aiohttp.ClientResponseError, OSError) as error:
-            if _is_race(protocol):
-                raise KeepAliveRace(f"a kept connection broke: {error}") from error
-            raise
+def _head(request_line: str, headers: Mapping[str, str]) -> bytes:
+    """Return the head of a request. Raises ValueError if a control character is in it."""
+    return _serialize_headers(request_line, cast("CIMultiDict[str]", headers))  # it uses only items()
 
 
-def _is_race(protocol: ResponseHandler | None) -> bool:
-    """Return True if a kept connection broke shortly after a request was sent on it, before any response."""
-    return isinstance(protocol, ResponseProtocol) and protocol.begun_on_kept_connection and not protocol.response_begun
-
-
-def _socket(address: aiohttp.AddrInfoType) -> socket.socket:
-    """Create a socket that detects when its peer is gone. Otherwise a lost peer would look like a busy worker."""
-    family, kind, protocol, _, _ = address
-    created = socket.socket(family, kind, protocol)
-    created.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
-    if sys.platform == "linux":
-        created.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, round(1000 * _PEER_TIMEOUT))
-        created.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, round(_PEER_TIMEOUT / 2))
-        created.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPINTVL, round(_PEER_TIMEOUT / 4))
-    return created
+@cache
+def _limits(connect_timeout: float | None) -> aiohttp.ClientTimeout:
+    return aiohttp.ClientTimeout(total=None, connect=connect_timeout)

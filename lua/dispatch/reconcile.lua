@@ -26,7 +26,7 @@
     KEYS[1]   {<namespace>}
     ARGV[1]   request_id: id of the call; a repeated call with the same id gets the first reply and changes nothing
     ARGV[2]   reply_ttl: the milliseconds for which the replies to this call and to the unanswered ones are kept
-    ARGV[3]   sequence: the sequence number that the replica has seen; the count goes on from there if Redis lost data
+    ARGV[3]   sequence: the sequence number that the replica has seen; the count continues from there if Redis lost data
     ARGV[4]   decays: '1' if bookings decay, otherwise '0'
     ARGV[5…]  for each item: id, number
                 id: the name of a worker, or the request id of an unanswered dispatch

@@ -66,6 +66,8 @@
 --- @include "update_lottery" when called
 --- @include "whole_number"
 --- @include "write_load"
+local UNKNOWN_TIME = 10000 -- the mean time of a request, in milliseconds, where nothing is known of it
+
 local request_id, reply_ttl = ARGV[1], whole_number(ARGV[2], 1)
 local keeps_alive, heartbeat_ttl, of_polls = ARGV[3] ~= "", whole_number(ARGV[3], 1), ARGV[4] == "1"
 local decays, in_flight_window = ARGV[5] == "1", whole_number(ARGV[6], 0)
@@ -86,6 +88,7 @@ end
 
 local time = now()
 local expired = {}
+local is_engine = of_polls and keeps_alive -- only the answers of engines keep a worker alive
 
 local function apply(report)
   local name = report.name
@@ -106,7 +109,11 @@ local function apply(report)
   end
   local fields = {}
   if report.queue_length then
-    fields = apply_report(load, report.queue_length, time - report.age, in_flight_window, time, decays)
+    fields = apply_report(load, report.queue_length, time - report.age, in_flight_window, time, decays, is_engine)
+  elseif is_engine and decays then -- no report will replace bookings without a lease, and no decay clock ends them
+    local since_last = math.max(0, time - redis.call("HGET", load.worker, "heartbeat_at"))
+    load.untracked = load.untracked * math.exp(-since_last / UNKNOWN_TIME)
+    load.untracked_own_rate = load.untracked
   end
   if keeps_alive then
     fields[#fields + 1], fields[#fields + 2] = "heartbeat_at", time

@@ -33,7 +33,7 @@ local lists, is_known = {}, {}
 for i = 1, #members, 2 do
   local name = members[i]
   local fields = redis.call("HMGET", key("worker", name), "models", "multimodal", "draining")
-  local models, is_wanted, is_draining = fields[1], fields[2] == multimodal, fields[3] == "1"
+  local models, is_wanted, is_draining = fields[1], fields[2] == multimodal, fields[3] ~= "0"
   if is_wanted and not is_draining and not is_known[models] and is_alive(name) then
     is_known[models] = true
     lists[#lists + 1] = models

@@ -1,14 +1,14 @@
 --[[
   Update registered workers from their answers to a probe, each only if its registration is unchanged.
 
-  The incarnation of the worker goes on, and so do its leases. Its answer is applied like a report.
+  The incarnation of the worker and its leases continue. Its answer is applied like a report.
 
   Keys:
     workers                 ZSET    w
     worker:<name>           HASH    rw
     checkpoints:<name>      STRING  rw
     heartbeat:<name>        STRING  rw
-    draining:<name>         STRING  w
+    draining:<name>         STRING  rw
     capacities              HASH    r
     models                  SET     w
     pools:<model>           STRING  rw
@@ -62,7 +62,9 @@ end
 
 local function updated_load(registration, load)
   clear_failure(load)
-  return load, apply_report(load, registration.queue_length, time - registration.age, in_flight_window, time, decays)
+  local is_engine = registration.engine ~= ""
+  return load,
+    apply_report(load, registration.queue_length, time - registration.age, in_flight_window, time, decays, is_engine)
 end
 
 return handle_each(registrations, function(registration)

@@ -10,7 +10,7 @@
     checkpoints:<name>      STRING  w
     heartbeat:<name>        STRING  rw
     removed:<name>          STRING  w
-    draining:<name>         STRING  w
+    draining:<name>         STRING  rw
     capacities              HASH    r
     models                  SET     w
     pools:<model>           STRING  rw

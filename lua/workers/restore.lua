@@ -7,7 +7,7 @@
     checkpoints:<name>      STRING  w
     heartbeat:<name>        STRING  rw
     removed:<name>          STRING  rw
-    draining:<name>         STRING  w
+    draining:<name>         STRING  rw
     capacities              HASH    r
     models                  SET     w
     pools:<model>           STRING  rw

@@ -173,7 +173,7 @@ async def test_jump_is_a_readiness_warning_and_a_metric(
 ) -> None:
     metrics = Metrics()
     controller = replica()
-    controller.snapshots._recovery._metrics = metrics
+    controller.snapshots.recovery._metrics = metrics
     assert json.loads((await public.readyz(controller.services, b"")).body) == {"ready": True}
     jump_clock(seconds)
     await controller.snapshots.take_now()

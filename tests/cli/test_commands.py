@@ -193,6 +193,21 @@ def test_explain_says_which_worker_and_why(fake: FakeController) -> None:
         assert (ran.exit_code, text in ran.stdout) == (1, True)
 
 
+def test_register_names_a_failure_of_the_controller_once(fake: FakeController) -> None:
+    for response in ("no JSON", "{}", (502, "a load balancer has no replica")):
+        fake.requests.clear()
+        fake.responses = {"/register_engine": response, "/register_worker": "null"}
+        ran = fake.run("register", A)
+        assert (ran.exit_code, [path for _, path, _ in fake.requests]) == (1, ["/register_engine"]), response
+    ran = fake.run("register", A, CONTROLLER_ADDRESS="http://127.0.0.1:1")
+    assert ran.exit_code == 1
+    assert ran.stderr.count("http://127.0.0.1:1/") == 1, ran.stderr
+    assert "FastChat" not in ran.stderr
+    fake.responses = {"/register_engine": (502, {"error": {"message": "It is no engine."}}), "/register_worker": "null"}
+    fake.run("register", A)
+    assert len(fake.sent("/register_worker")) == 1, "the controller has answered: it may be a worker of FastChat"
+
+
 def test_register_sends_what_was_given(fake: FakeController) -> None:
     fake.responses = {"/register_worker": "null", "/workers": {"workers": [listed(A, "m")]}}
     ran = fake.run("register", f"{A.upper()}/", "--model", "m", "--model", "n", "--speed", "2", "--capacity", "7")

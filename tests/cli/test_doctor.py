@@ -146,6 +146,7 @@ WORKERS: list[tuple[list[dict[str, Any]], list[tuple[Level, str]]]] = [
     ([{"stalled_for": 61.0}, {}], [(PROBLEM, "stalled workers")]),
     ([{"stalled_for": 59.0}, {}], []),
     ([{"stalled_for": 61.0, "draining": True}, {}], []),
+    ([{"drained": True, "draining": True}, {}], [(WARNING, "drained workers")]),
     ([{"polled": False}], [(WARNING, "unreachable workers")]),
     ([{"draining": True}], [(PROBLEM, "models")]),
     ([{"queue_length": 5}], [(WARNING, "models")]),

@@ -16,7 +16,7 @@ WAITS = {"/register_worker", "/register_engine", "/engines", "/refresh_all_worke
 # The response of a repeated request says that there was nothing to do.
 ONCE = {"/create_token", "/revoke_token", "/remove_model_route"}
 
-ENDLESS = {"/events", "/overview"}  # the response may go on, and may be silent for 15 s
+ENDLESS = {"/events", "/overview"}  # the response may have no end, and may be silent for 15 s
 FILES = {"/", "/page/{file:path}"}  # of the page. Its user can load them again
 MODELS = {"/v1/models", "/v1/models/{model:path}"}  # OpenAI's clients retry them by themselves
 

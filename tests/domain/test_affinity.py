@@ -14,6 +14,7 @@ from controller.domain.affinity import (
     MIN_SHARED,
     prefix_keys,
     prompt_of,
+    prompt_of_response,
     session_keys,
     session_of,
 )
@@ -125,6 +126,39 @@ def test_system_text_of_anthropic_counts() -> None:
     one = prefix_keys("m", prompt_of({"messages": messages, "system": "a"}))
     other = prefix_keys("m", prompt_of({"messages": messages, "system": [{"type": "text", "text": "b"}]}))
     assert one != other != prefix_keys("m", prompt_of({"messages": messages})) != one
+
+
+def test_a_beginning_of_512_characters_has_a_key() -> None:
+    text = "x" * BOUNDARIES[0]
+    [key] = prefix_keys("m", [text])
+    assert prefix_keys("m", [text + "y"])[-1] == prefix_keys("m", [text[:9], text[9:], ""])[-1] == key
+    assert prefix_keys("m", [text[1:] + "y"]) != (key,)
+
+
+def test_prompts_of_responses() -> None:
+    user, result = "weather? " * 60, "rain " * 100
+    said = [{"role": "user", "content": user}]
+    first = prompt_of_response({"input": user, "instructions": "Be brief. " * 50})
+    assert first == prompt_of_response({"input": said, "instructions": [{"type": "text", "text": "Be brief. " * 50}]})
+    parts = [{"type": "message", "role": "user", "content": [{"type": "input_text", "text": user}]}]
+    assert first == prompt_of_response({"input": parts, "instructions": "Be brief. " * 50})
+    assert first != prompt_of_response({"input": user, "instructions": "Be long. " * 50})
+    assert prompt_of_response({"input": user}) == prompt_of({"messages": said})
+    call = {"type": "function_call", "call_id": "1", "name": "look", "arguments": '{"city": "a"}'}
+    answer = {"type": "function_call_output", "call_id": "1", "output": result}
+    second = prompt_of_response({"input": [*said, call, answer], "instructions": "Be brief. " * 50})
+    assert second[: len(first)] == first
+    assert prefix_keys("m", first)[0] in prefix_keys("m", second), "the next turn finds the key"
+    for other in ({**call, "arguments": '{"city": "b"}'}, {**call, "type": "reasoning"}):
+        assert prompt_of_response({"input": [*said, other, answer]}) != prompt_of_response(
+            {"input": [*said, call, answer]}
+        )
+    as_parts = {**answer, "output": [{"type": "input_text", "text": result}]}
+    assert prompt_of_response({"input": [as_parts]}) == prompt_of_response({"input": [answer]})
+    hostiles: list[object] = [None, 5, {}, [5, None, {}, {"content": 5}, {"output": {}}]]
+    for hostile in hostiles:
+        prefix_keys("m", prompt_of_response({"input": hostile, "instructions": hostile}))
+    assert prompt_of_response({"messages": said}) == prompt_of_response({}) == []
 
 
 def test_prompts_of_completions() -> None:

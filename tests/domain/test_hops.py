@@ -3,7 +3,7 @@
 import pytest
 
 from controller.domain.errors import InvalidInput, LoopDetected
-from controller.domain.hops import MAX_HOPS, append_hop
+from controller.domain.hops import MAX_HOPS, append_hop, is_hop_list
 
 
 def test_append_hop_adds_the_cluster_at_the_end() -> None:
@@ -29,3 +29,10 @@ def test_append_hop_fails_after_the_maximum_number_of_hops() -> None:
 def test_append_hop_rejects_an_invalid_list(hops: str) -> None:
     with pytest.raises(InvalidInput):
         append_hop(hops, "own")
+    assert not is_hop_list(hops)
+
+
+def test_an_empty_list_is_not_that_of_a_cluster() -> None:
+    assert not is_hop_list("")
+    assert is_hop_list("a")
+    assert is_hop_list("a,b-_")

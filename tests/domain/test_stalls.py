@@ -2,6 +2,7 @@
 
 from dataclasses import replace
 
+from controller.domain.engine import Engine
 from controller.domain.stalls import Stalls
 from controller.domain.worker import Worker
 from tests.support.samples import A, B, worker
@@ -54,6 +55,13 @@ def test_a_worker_that_is_always_full_is_busy_if_our_requests_finish() -> None:
     assert stalled_for(stalls, replace(full, own_work=0.0), 110.0) == 0
     assert stalled_for(stalls, replace(full, own_work=25.0), 115.0) == 5, "none in the last report"
     assert stalled_for(stalls, replace(full, own_work=10.0), 120.0) == 0, "one has finished in between"
+
+
+def test_an_engine_with_requests_of_other_clients_only_is_not_stalled() -> None:
+    stalls, engine = Stalls(), replace(IDLE, reported=5, engine=Engine("vllm"))
+    assert [stalled_for(stalls, engine, now) for now in (100.0, 200.0)] == [None, None]
+    ours = replace(engine, own=1, own_work=7.0)
+    assert [stalled_for(stalls, ours, now) for now in (201.0, 211.0)] == [7, 17]
 
 
 def test_a_replica_that_has_just_started_knows_the_work_from_redis() -> None:

@@ -26,7 +26,7 @@ def gauges(running: int, waiting: int) -> Answer:
 
 
 class Starter:
-    """Opens replicas that take snapshots and poll engines."""
+    """Opens replicas that take snapshots, discover engines and poll them, and ends them."""
 
     def __init__(self, replica: Open) -> None:
         self._replica = replica
@@ -35,12 +35,19 @@ class Starter:
     def __call__(self, **settings: object) -> Replica:
         quick = {"engine_poll_interval": 0.05, "snapshot_interval": 0.05}
         opened = self._replica(**{**quick, **settings})
-        loops = (opened.snapshots.run, opened.replicas.run, opened.engine_poller.run, opened.events.run_recording)
+        loops = (
+            opened.snapshots.run,
+            opened.replicas.run,
+            opened.engine_poller.run,
+            opened.discovery.run,
+            opened.events.run_recording,
+        )
         self.tasks[opened] = [asyncio.create_task(loop()) for loop in loops]
         return opened
 
     async def stop(self, replica: Replica) -> None:
         await end(self.tasks.pop(replica))
+        await replica.discovery.close()
         await replica.replicas.close()
 
 

@@ -22,11 +22,10 @@ from controller.tasks import end
 from controller.upstream.client import WorkerClient
 from controller.web.routes import admin, worker
 from tests.conftest import Open
-from tests.fleet.engine_replicas import gauges, models, only
+from tests.fleet.engine_replicas import ADMIN, gauges, models, only
 from tests.support.engines import DISCONNECTS, HANGS, Answer, AnswerServer
 from tests.support.waiting import wait_until
 
-ADMIN = Caller(Plane.ADMIN, "127.0.0.1")
 NAME = "http://127.0.0.1:8000"
 
 
@@ -207,6 +206,46 @@ async def test_stop_drains_and_ends_when_the_last_request_has(
     await wait_until(lambda: found(registry, lambda known: not known.draining), "it serves when it is started again")
 
 
+@pytest.mark.parametrize("operator", ["", "before", "after"])
+async def test_drain_of_an_agent_that_was_killed_ends_when_it_is_started_again(
+    fleet: Fleet, registry: Registry, operator: str
+) -> None:
+    """But not that of an operator, who may have drained the engine before the agent did, or after."""
+    agent, _, running = fleet.start()
+    await wait_until(lambda: found(registry), "the engine is registered")
+    await fleet.replica.dispatcher.dispatch_with_lease("m", protocol=Protocol.OPENAI)
+    if operator == "before":
+        await fleet.replica.membership.drain(NAME, caller=ADMIN, reason="new driver")
+    agent.stop()
+    await wait_until(lambda: found(registry, lambda known: known.draining), "the engine drains")
+    if operator == "after":
+        await fleet.replica.membership.drain(NAME, caller=ADMIN, reason="new driver")
+    await end([running])
+    _, link, _ = fleet.start()
+    await wait_until(lambda: link.calls.count("/receive_heart_beat") > 1, "the new agent has registered it")
+    known = await only(registry)
+    assert known is not None
+    assert known.draining is bool(operator)
+
+
+async def test_drain_of_an_agent_ends_also_if_the_engine_has_expired_meanwhile(
+    fleet: Fleet, registry: Registry
+) -> None:
+    agent, _, running = fleet.start()
+    await wait_until(lambda: found(registry), "the engine is registered")
+    await fleet.replica.dispatcher.dispatch_with_lease("m", protocol=Protocol.OPENAI)
+    agent.stop()
+    await wait_until(lambda: found(registry, lambda known: known.draining), "the engine drains")
+    await end([running])
+    known = await only(registry)
+    assert known is not None
+    await registry.refresh(known.as_registered(), known.registration, expires_in=0.001)
+    await wait_until(lambda: is_gone(registry), "it has expired")
+    await registry.sweep(0.001)
+    fleet.start()
+    await wait_until(lambda: found(registry, lambda known: not known.draining), "it serves")
+
+
 @pytest.mark.parametrize("how", ["deadline", "second signal", "controller is away"])
 async def test_agent_of_a_busy_engine_ends_at_the_deadline_or_the_second_signal(
     fleet: Fleet, engine: AnswerServer, registry: Registry, how: str
@@ -309,3 +348,15 @@ async def test_wrong_heartbeats_are_refused(fleet: Fleet, change: dict[str, Any]
     assert await post({"worker_name": NAME, "queue_length": None, "engine_age": 1}) == {"exist": False}
     with pytest.raises(ControllerUnreachable, match=problem.replace("|", r"\|")):
         await post({"worker_name": NAME, "queue_length": 0, **change})
+
+
+async def test_a_controller_gets_no_agent(
+    fleet: Fleet, engine: AnswerServer, registry: Registry, caplog: pytest.LogCaptureFixture
+) -> None:
+    model = {"id": "m", "object": "model", "owned_by": "controller-cluster", "hops": "a,b"}
+    engine.answers = {"/v1/models": Answer(json.dumps({"object": "list", "data": [model]}).encode())}
+    agent, link, running = fleet.start()
+    await wait_until(lambda: "it is a controller, which needs no agent" in caplog.text, "the agent has said so")
+    agent.stop()
+    assert await running is End.IDLE
+    assert link.calls == []

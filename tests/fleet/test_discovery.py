@@ -1,7 +1,7 @@
 """Engines from --workers-file and --workers-dns: registered, changed, drained and removed as the sources say."""
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import Awaitable, Callable
 from pathlib import Path
 
 import pytest
@@ -9,20 +9,15 @@ import pytest
 from controller.domain.engine import Protocol
 from controller.domain.engine_entry import EngineEntry
 from controller.domain.worker import Worker
-from controller.fleet import discovery, engine_poller
+from controller.fleet import discovery
 from controller.fleet.engine_sources import DnsSource
 from controller.replica import Replica
-from controller.security.access import Caller
-from controller.security.tokens import Plane
 from controller.store.entries import ENGINES
 from controller.store.registry import Registry
-from controller.tasks import end
-from tests.conftest import Open
-from tests.fleet.engine_replicas import Resolver, gauges
+from tests.fleet.engine_replicas import ADMIN, Resolver, Starter, gauges
 from tests.support.engines import DISCONNECTS, AnswerServer
 from tests.support.waiting import wait_until
 
-ADMIN = Caller(Plane.ADMIN, "127.0.0.1")
 SILENT = "http://127.0.0.1:1"
 
 
@@ -32,33 +27,11 @@ def write(path: Path, *items: str) -> Path:
     return path
 
 
-class Starter:
-    """Opens replicas that discover and poll engines, and ends them."""
-
-    def __init__(self, replica: Open) -> None:
-        self._replica = replica
-        self._tasks: dict[Replica, list[asyncio.Task[None]]] = {}
-
-    def __call__(self, **settings: object) -> Replica:
-        opened = self._replica(engine_poll_interval=0.05, snapshot_interval=0.05, **settings)
-        loops = (opened.snapshots.run, opened.replicas.run, opened.engine_poller.run, opened.discovery.run)
-        self._tasks[opened] = [asyncio.create_task(loop()) for loop in loops]
-        return opened
-
-    async def end(self, *replicas: Replica) -> None:
-        for each in replicas or tuple(self._tasks):
-            await end(self._tasks.pop(each))
-            await each.discovery.close()
-
-
 @pytest.fixture
-async def start(replica: Open, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Starter]:
-    monkeypatch.setattr(engine_poller, "_LOOK_INTERVAL", 0.02)
+def start(polling_engines: Starter, monkeypatch: pytest.MonkeyPatch) -> Starter:
     monkeypatch.setattr(discovery, "_INTERVAL", 0.02)
     monkeypatch.setattr(discovery, "_LEAST_DRAIN", 0.2)
-    starter = Starter(replica)
-    yield starter
-    await starter.end()
+    return polling_engines
 
 
 async def listed(registry: Registry) -> dict[str, EngineEntry]:
@@ -249,7 +222,7 @@ async def test_of_replicas_with_different_files_one_decides_until_it_ends(
     await asyncio.gather(looks(first), looks(second))
     assert set(await listed(registry)) == {SILENT, both}
     assert await version(registry) == 2
-    await start.end(first)
+    await start.stop(first)
     await wait_until(names(registry, both, "http://127.0.0.1:3"), "the new file is applied")
 
 

@@ -208,7 +208,7 @@ class Cluster:
         for name, fields, ttl, is_kept in zip(names, replies[::3], replies[1::3], replies[2::3], strict=True):
             if ttl != -2 and fields:
                 workers[name] = _worker(fields, ttl, at)
-            elif is_kept or fields.get("draining") == "1":
+            elif is_kept or fields.get("draining", "0") != "0":
                 drained.add(name)
         return Observation(at, workers, drained, set(leases))
 
@@ -218,7 +218,7 @@ def _worker(fields: dict[str, Any], ttl: int, at: tuple[float, float]) -> Observ
     return ObservedWorker(
         models=tuple(_models(fields["models"])),
         speed=float(fields["speed"]),
-        draining=fields["draining"] == "1",
+        draining=fields["draining"] != "0",
         checks=fields["check_heart_beat"] == "1",
         load=leased - finished + round(float(fields["untracked"])),
         finished=finished,

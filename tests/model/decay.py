@@ -4,7 +4,7 @@ A request without a lease counts for exp(-age / time constant), the chance that 
 worker is exponential. One time constant for all workers of a pool keeps them in order while time passes, so an index
 need not be updated. It is sorted by the logarithm of the load plus the reading of the pool's decay clock, which
 advances by 1 in each time constant (forward decay: Cormode, Shkapenyuk, Srivastava and Xu, 2009). A new time constant
-only lets the clock go on at another rate. No index is sorted again.
+only lets the clock continue at another rate. No index is sorted again.
 
 The time constant is the mean time of a request with a worker. It is estimated from the reports as for exponential times
 of which some are not over: the time that requests spent with their workers, divided by the number of finished requests.

@@ -36,7 +36,7 @@ def test_nothing_is_learned_without_finished_requests() -> None:
         clock.learn(5_000.0 * i, speed=1, work=1e9 * 45_000, finished=0)
     assert clock.time_constant == FIRST_TIME_CONSTANT_MS
     assert clock.rate(1.0) == 1.0
-    assert clock.reading == pytest.approx(5_000.0 * 9_999 / FIRST_TIME_CONSTANT_MS), "but the clock goes on"
+    assert clock.reading == pytest.approx(5_000.0 * 9_999 / FIRST_TIME_CONSTANT_MS), "but the clock continues"
 
 
 @pytest.mark.parametrize("wrong", [MIN_TIME_CONSTANT_MS, 100.0, 100_000.0, MAX_TIME_CONSTANT_MS])

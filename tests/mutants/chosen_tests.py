@@ -107,6 +107,7 @@ _ROWS: Final = (
         "registry dispatch capacities failing sweep fleet/membership fleet/refresh fleet/poller fleet/failed_polls "
         "web/fastchat_wire availability/recovery registry_faults connection",
     ),
+    ("controller/proxy/trials.py", "proxy/trials proxy/gateway_tries proxy/gateway_failures"),
     (
         "controller/dispatch",
         "dispatch/dispatcher web/limits availability/degraded availability/reconciler availability/recovery "
@@ -116,6 +117,8 @@ _ROWS: Final = (
         "controller/availability/circuit_breaker.py",
         "availability/circuit_breaker fleet/membership availability/degraded",
     ),
+    ("controller/availability/listings.py", "availability/listings availability/recovery availability/data_loss"),
+    ("controller/availability/known_models.py", "availability/known_models proxy/gateway"),
     ("controller/availability/snapshot.py", "availability/snapshot availability/degraded availability/recovery"),
     (
         "controller/availability",

@@ -206,7 +206,7 @@ class _Rules:
         return [token for token in self.tokens[i:] if end < 0 or token.start < end]
 
     def _goes_on(self, i: int) -> bool:
-        """Return True if the expression before a token goes on with it."""
+        """Return True if the expression before a token continues with it."""
         if not self.tokens[i - 1].is_operand:
             return True
         return i < len(self.tokens) and self.tokens[i].text in {*_SWAPPED, "..", ".", ":"} - _CONSTANTS

@@ -1,13 +1,18 @@
 """Requests of OpenAI's kind reach an engine of their model as they are, and so do responses reach the client."""
 
+import asyncio
 import json
+import threading
 
 import httpx
 import pytest
 from aiohttp import web
 
+from controller.dispatch.affinity_rules import AffinityRules
 from controller.domain.hops import HEADER
+from controller.proxy.model_field import ModelField
 from controller.store.registry import Registry
+from controller.web.routes import gateway as gateway_routes
 from tests.proxy.conftest import Serve
 from tests.support.openai_engines import answers, engine_worker, openai_engine
 from tests.support.samples import worker
@@ -305,3 +310,28 @@ async def test_served_model_is_a_header_of_any_name(serve: Serve, registry: Regi
             response = await http.post(address + CHAT, content=json.dumps({"model": name}).encode())
             assert response.headers["x-served-model"] == header
             assert engine.requests[-1][0].headers["Content-Type"] == "application/json"
+
+
+@pytest.mark.parametrize("step", ["read_model", "find_in", "renamed"])
+async def test_a_large_body_does_not_delay_other_requests(
+    serve: Serve, registry: Registry, http: httpx.AsyncClient, monkeypatch: pytest.MonkeyPatch, step: str
+) -> None:
+    owner = {"read_model": gateway_routes, "find_in": AffinityRules, "renamed": ModelField}[step]
+    work = getattr(owner, step)
+    begun, may_end = threading.Event(), threading.Event()
+
+    def slow(*arguments: object) -> object:
+        begun.set()
+        assert may_end.wait(60), "the server works on another request meanwhile"
+        return work(*arguments)
+
+    async with openai_engine(answers()) as engine, serve(affinity="prefix") as (_, address):
+        await registry.register(engine_worker(engine.address, aliases={"m": "own"}))
+        monkeypatch.setattr(owner, step, slow)
+        body = json.dumps({"model": "m", "prompt": "x" * 300_000}).encode()
+        request = asyncio.create_task(http.post(address + CHAT, content=body, headers=JSON))
+        await wait_until(begun.is_set, "the body is being handled")
+        assert (await http.get(f"{address}/v1/models")).status_code == 200
+        may_end.set()
+        assert (await request).status_code == 200
+        assert [json.loads(sent)["model"] for sent in engine.bodies] == ["own"]

@@ -55,6 +55,21 @@ async def test_prompts_with_one_beginning_go_to_one_engine(serve: Serve, http: h
 
 
 @pytest.mark.usefixtures("engines")
+async def test_beginnings_of_responses_and_of_anthropics_messages_count_but_no_texts_to_embed(
+    serve: Serve, http: httpx.AsyncClient
+) -> None:
+    text = SYSTEM["content"]
+    async with serve(affinity="prefix") as (_, address):
+        for path, bodies, expected in (
+            ("/v1/responses", [{"instructions": text, "input": f"question {number}"} for number in range(6)], 1),
+            ("/v1/messages", [{"system": "S" + text, "messages": [{"content": str(i)}]} for i in range(6)], 1),
+            ("/v1/embeddings", [{"input": text}] * 6, 3),
+        ):
+            served = {(await http.post(address + path, json={"model": "m", **body})).text for body in bodies}
+            assert len(served) == expected, path
+
+
+@pytest.mark.usefixtures("engines")
 @pytest.mark.parametrize("kind", ["off", "both,m=off", "off,other=both"])
 async def test_without_affinity_the_engines_take_turns(serve: Serve, http: httpx.AsyncClient, kind: str) -> None:
     async with serve(affinity=kind) as (_, address):

@@ -200,9 +200,7 @@ async def nothing_is_left(replica: Replica, registry: Registry) -> None:
         return leased == {0} and not replica.running.count
 
     await wait_until(is_idle, "the lease is released")
-    for session in (replica.workers._session._kept, replica.workers._session._fresh):
-        connector = session.connector
-        assert connector is not None
+    for connector in (replica.workers._session._kept, replica.workers._session._fresh):
         await wait_until(partial(_is_free, connector), "no connection is in use")
     assert replica.bookings._renewals == {}
 
@@ -237,7 +235,7 @@ async def test_client_that_leaves_while_an_engine_is_chosen_leaves_no_lease(
 ) -> None:
     async with engine_of(registry, answers()) as engine, serve() as (replica, address):
         chosen, resumed = asyncio.Event(), asyncio.Event()
-        dispatch = replica.dispatcher.dispatch_with_lease
+        dispatch = replica.registry.dispatch_some
 
         async def slow(*arguments: object, **options: object) -> object:
             found = await dispatch(*arguments, **options)  # type: ignore[arg-type]
@@ -245,7 +243,7 @@ async def test_client_that_leaves_while_an_engine_is_chosen_leaves_no_lease(
             await resumed.wait()
             return found
 
-        monkeypatch.setattr(replica.dispatcher, "dispatch_with_lease", slow)
+        monkeypatch.setattr(replica.registry, "dispatch_some", slow)
         waiting = asyncio.create_task(post(http, address))
         await chosen.wait()
         waiting.cancel()

@@ -11,6 +11,7 @@ from controller.domain.engine import Protocol
 from controller.domain.errors import WorkerBusy
 from controller.proxy import trials
 from controller.proxy.busy_engines import BusyEngines
+from controller.proxy.trials import Outcome
 from controller.store.registry import Registry
 from tests.proxy.conftest import Serve
 from tests.support.openai_engines import answers, engine_worker, openai_engine
@@ -142,6 +143,38 @@ async def test_busy_engine_without_load_is_replaced_by_one_with_many_leases(
             replica.bookings.end(each)
 
 
+async def test_lease_of_a_busy_engine_is_released_if_the_client_leaves_before_another_is_found(
+    serve: Serve, registry: Registry, http: httpx.AsyncClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    searching = asyncio.Event()
+
+    async def search_for_ever(*_: object) -> None:
+        searching.set()
+        await asyncio.Event().wait()
+
+    async def leases() -> list[int]:
+        return [known.leased for known in (await registry.list_workers()).workers]
+
+    async def all_released() -> bool:
+        return await leases() == [0, 0]
+
+    async with (
+        openai_engine(answers(b"busy", 429, {"Retry-After": "30"})) as busy,
+        openai_engine(answers(b"good")) as good,
+        serve(retry_budget=0.0) as (replica, address),
+    ):
+        await registry.register(engine_worker(busy.address))
+        assert (await ask(http, address))[0] == 429
+        await registry.register(engine_worker(good.address, queue_length=100))
+        monkeypatch.setattr(replica.bookings, "choose_another", search_for_ever)
+        asked = asyncio.create_task(ask(http, address))
+        await searching.wait()
+        assert sorted(await leases()) == [0, 1], "the busy engine was chosen first"
+        asked.cancel()
+        await wait_until(all_released, "the lease is released")
+        assert len(busy.requests) == 1
+
+
 @pytest.mark.parametrize(
     ("value", "seconds"),
     [(None, 1), (b"0", 1), (b"7", 7), (b"30", 30), (b"86400", 30), (b"9" * 400, 1), (b"-5", 1), (b"x", 1), (b"", 1)],
@@ -160,6 +193,27 @@ def test_busy_engine_is_remembered_for_its_retry_after(value: bytes | None, seco
 def test_pause_and_limit_of_trials_are_doubled_up_to_a_limit() -> None:
     """After 1,024 failed trials, which take less than a day, 2.0**failed overflows."""
     assert [trials._doubled(1.0, failed, 60.0) for failed in (0, 1, 5, 6, 1_024, 10**9)] == [1, 2, 32, 60, 60, 60]
+
+
+@pytest.mark.slow_on_fakeredis
+async def test_a_trial_that_succeeds_ends_the_count_of_those_that_failed(
+    serve: Serve, registry: Registry, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(trials, "_FIRST_PAUSE", 0.01)
+    monkeypatch.setattr(trials, "_NEXT_LOOK", 0.01)
+    name = "http://127.0.0.1:1/a"
+    async with serve() as (replica, _):
+        await registry.register(engine_worker(name))
+        await registry.register(engine_worker("http://127.0.0.1:1/b"))
+        await registry.report_failure(name)
+        await replica.snapshots.take_now()
+        limits = []
+        for outcome in (Outcome.UNKNOWN, Outcome.FAILED, Outcome.UNKNOWN, Outcome.FAILED, Outcome.SUCCEEDED):
+            await wait_until(lambda: replica.trials.take("m") == name, "a trial is due")
+            limits.append(replica.trials.time_limit(name))
+            replica.trials.end(name, outcome)
+        await wait_until(lambda: replica.trials.take("m") == name, "the next trial is due")
+        assert [*limits, replica.trials.time_limit(name)] == [10, 10, 20, 20, 40, 10]
 
 
 @pytest.mark.slow_on_fakeredis

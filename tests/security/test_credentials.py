@@ -142,7 +142,7 @@ async def test_changed_tokens_are_used_without_a_restart_and_never_logged(serve:
         path.write_text(f"{known.address} {TOKEN} and more\n")
         await wait_until(lambda: "stay in use" in controller.log, "the invalid file is reported")
         sent = len(known.heads)
-        await wait_until(lambda: len(known.heads) > sent + 2, "polls go on")
+        await wait_until(lambda: len(known.heads) > sent + 2, "polls continue")
         assert authorization(known)[-1] == f"Bearer {TOKEN}"
     await wait_until(lambda: "failed 2 status polls" in controller.log, "the missing worker is reported")
     assert_nowhere(controller, TOKEN, OTHER)

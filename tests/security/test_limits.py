@@ -166,7 +166,7 @@ async def test_forwards_whose_clients_have_left_make_room_when_their_workers_ans
             await wait_until(partial(reached, worker, number), "the request is forwarded")
             task.cancel()
             await asyncio.wait([task])
-        if path == "/worker_generate":  # the worker goes on with these requests
+        if path == "/worker_generate":  # the worker continues these requests
             response = await api.post(path, {"model": "m"})
             assert response.json()["error_code"] == OVERLOADED
         gate.set()

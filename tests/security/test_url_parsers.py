@@ -158,7 +158,7 @@ def test_what_follows_a_host_never_changes_it(text: str) -> None:
         return
     host, port = location(f"{name}/worker_get_status")
     if host != "allowed.example" or port != 21002:
-        # The text went on with the name of the host, or with the port. Then the name says so too.
+        # The text continued with the name of the host, or with the port. Then the name says so too.
         assert name.startswith((f"http://{host}:{port}", f"http://{host}/")) or name == f"http://{host}"
         assert host.startswith("allowed.example")
 

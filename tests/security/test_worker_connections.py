@@ -220,9 +220,8 @@ async def rebinding(api: Api, names: NameServer, name: str) -> WorkerClient:
 
 def drop_names(client: WorkerClient) -> None:
     """Do what happens after some seconds: aiohttp looks a name up again."""
-    for session in (client._session._kept, client._session._fresh):
-        connector = session.connector
-        connector.clear_dns_cache()  # type: ignore[union-attr]
+    for connector in (client._session._kept, client._session._fresh):
+        connector.clear_dns_cache()
 
 
 @pytest.mark.parametrize("path", REQUESTS)

@@ -224,7 +224,7 @@ async def test_scripts_are_flushed_under_load(embedded_url: str) -> None:
         before = [len(mine) for mine in chosen]
         await operator.script_flush()
         # All have loaded the script again. A second flush between the loading and the call would be an outage.
-        await wait_until(partial(have_grown, chosen, before), "all callers go on")
+        await wait_until(partial(have_grown, chosen, before), "all callers continue")
         flushed += 1
     await asyncio.gather(*load)
     answers = [name for mine in chosen for name in mine]

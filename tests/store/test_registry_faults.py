@@ -150,8 +150,9 @@ AFFINITIES = [
     "#1000#9#" + ",".join("abcdefghijklmnopq"),
 ]
 INVALID = [
-    ("drain", ["id", "1", "0", A, "2", "", ""]),
-    ("drain", ["id", "1", "0", A, "", "", ""]),
+    ("drain", ["id", "1", "0", A, "2", "0", "", ""]),
+    ("drain", ["id", "1", "0", A, "1", "2", "", ""]),
+    ("drain", ["id", "1", "0", A, "", "0", "", ""]),
     *(("register", ["0", "0", "0", *registration(**changed)]) for changed in INVALID_REGISTRATIONS),
     ("register", ["0", "0", "0"]),
     ("register", ["0", "x", "0", *registration()]),
@@ -198,7 +199,7 @@ INVALID = [
     ("report_failure", ["id", "0", "0", A, "polls"]),
     ("report_failure", ["id", "1", "0", A]),
     ("drain", ["id", "1", "0", A]),
-    ("drain", ["id", "0", "0", A, "1", "", ""]),
+    ("drain", ["id", "0", "0", A, "1", "0", "", ""]),
     ("join_replicas", ["id", "x", "{}"]),
     ("join_replicas", ["id", "1"]),
     ("mark_listing", ["id", "x", "1"]),
@@ -266,7 +267,7 @@ INVALID = [
 
 # Most of the invalid calls differ from one of these in one argument.
 VALID = [
-    ("drain", ["id", "1", "0", A, "1", "", ""]),
+    ("drain", ["id", "1", "0", A, "1", "0", "", ""]),
     ("register", ["0", "0", "0", *registration()]),
     ("refresh", ["0", "0", *registration(), "1", "0"]),
     ("restore", ["0", "0", *registration(), "0", "0"]),

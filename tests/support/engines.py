@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import NamedTuple
 
 from tests.support.waiting import wait_until
+from tests.support.workers import stop_accepting
 
 
 class Answer(NamedTuple):
@@ -78,6 +79,7 @@ async def answer_server(answers: Mapping[str, Answer], default: Answer = NOT_FOU
     try:
         yield served
     finally:
+        await stop_accepting(server)
         server.close()
         for writer in list(served.writers):
             writer.transport.abort()

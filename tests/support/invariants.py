@@ -180,7 +180,7 @@ async def check_invariants(
             0 <= dispatched <= load.dispatched and 0 <= leased <= load.leased_since_report
             for _, dispatched, leased in load.checkpoints
         )
-        is_draining = fields["draining"] == "1"
+        is_draining = fields["draining"] != "0"
         needs_extension = bool(load.capacity or load.failing or is_draining)
         assert (fields["extended"] == "1") == needs_extension, f"the flag of {name} is wrong"
         assert fields["leases"] != "0 0 0 0"
@@ -191,8 +191,11 @@ async def check_invariants(
             overflow.add(name)
         for pool in pools:
             decay_clock = OVERFLOW if pool[0] == OVERFLOW else pool
-            clocks.add(decay_clock)
-            assert not decays or decay_clock in state.decay_clocks
+            if fields.get("engine"):  # its load does not decay
+                assert decay_clock == OVERFLOW or decay_clock not in state.decay_clocks
+            else:
+                clocks.add(decay_clock)
+                assert not decays or decay_clock in state.decay_clocks
             indexed.setdefault(pool, {})[f"{int(fields['index_seq']):016d}{name}"] = load.index_cost(
                 load.decayed_at, 1.0, decays
             )

@@ -1,6 +1,7 @@
 """Splits the suite: `--part quick` for each change, `--part rest` for what takes long or needs servers installed.
 
-Both parts together are the whole suite. Tests marked `deep` run in both, with more examples in `rest`.
+Both parts together are the whole suite. Tests marked `deep` run in both, with more examples in `rest`. `--part engines`
+has the tests of engines that take minutes to install.
 """
 
 from collections import Counter, defaultdict
@@ -13,15 +14,15 @@ _quick = False
 
 
 def add_options(parser: pytest.Parser) -> None:
-    parser.addoption("--part", choices=("quick", "rest"), help="run a part of the suite (default: all of it)")
+    parser.addoption("--part", choices=("quick", "rest", "engines"), help="run a part (default: quick and rest)")
 
 
 def select(config: pytest.Config, items: list[pytest.Item]) -> None:
     """Keep the tests of the part that was asked for."""
     part = config.getoption("--part")
-    if part is None:
-        return
-    kept = [item for item in items if (part == "quick") is is_quick(item) or item.get_closest_marker("deep")]
+    kept = [item for item in items if (part == "engines") is bool(item.get_closest_marker("engines"))]
+    if part in ("quick", "rest"):
+        kept = [item for item in kept if (part == "quick") is is_quick(item) or item.get_closest_marker("deep")]
     if part == "quick":
         kept = [item for item in kept if is_quick(item)]
     config.hook.pytest_deselected(items=[item for item in items if item not in set(kept)])

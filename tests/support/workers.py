@@ -195,6 +195,7 @@ async def keeping_worker(behave: Callable[[int, int, asyncio.StreamWriter], bool
     try:
         yield worker
     finally:
+        await stop_accepting(server)
         server.close()
         for writer in list(worker.writers):
             writer.transport.abort()

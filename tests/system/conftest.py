@@ -3,12 +3,13 @@
 import contextlib
 import itertools
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from tests.support.real_engines import KITS, Engine, EngineKit, EnginePool, llama_servers
 from tests.system.processes import ControllerProcess
 
 Serve = Callable[..., ControllerProcess]
@@ -49,6 +50,33 @@ def controller(shared_process: ControllerProcess) -> ControllerProcess:
     for name in shared_process.names():
         shared_process.post("/remove_worker", {"worker_name": name})
     return shared_process
+
+
+@pytest.fixture(scope="session", params=KITS)
+def kit(request: pytest.FixtureRequest) -> EngineKit:
+    """Return each kind of engine that can run here."""
+    kit: EngineKit = request.param
+    return kit
+
+
+@pytest.fixture(scope="session")
+def engine_pool(short_dir: Path) -> Iterator[EnginePool]:
+    """Return the engines that take long to start."""
+    directory = short_dir / "engines"
+    directory.mkdir()
+    pool = EnginePool(directory)
+    yield pool
+    pool.close()
+
+
+@pytest.fixture
+def engines(kit: EngineKit, request: pytest.FixtureRequest, work_dir: Path) -> Iterator[Sequence[Engine]]:
+    """Return two running engines, which serve one model. A test may end them."""
+    if kit.kind != "llamacpp":
+        yield request.getfixturevalue("engine_pool").take(kit, 2)
+        return
+    with llama_servers(work_dir, request.getfixturevalue("tiny_model"), {}, {}) as started:
+        yield started
 
 
 @pytest.fixture

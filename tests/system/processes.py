@@ -57,11 +57,13 @@ def serves(url: str) -> bool:
 class Process:
     """A child process that writes its output to a file."""
 
-    def __init__(self, log: Path, *command: str, wrap: Sequence[str] = (), **env: str) -> None:
+    def __init__(
+        self, log: Path, *command: str, wrap: Sequence[str] = (), python: str = sys.executable, **env: str
+    ) -> None:
         self.log_path = log
         with log.open("ab") as output:
             self.popen = subprocess.Popen(
-                [*wrap, sys.executable, *command],
+                [*wrap, python, *command],
                 stdout=output,
                 stderr=output,
                 stdin=subprocess.DEVNULL,

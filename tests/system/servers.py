@@ -68,7 +68,7 @@ class Server:
         os.kill(self.pid, signal.SIGCONT)
 
     def client(self) -> Redis:
-        return Redis.from_url(self.url, decode_responses=True, socket_timeout=5.0)
+        return Redis.from_url(self.url, decode_responses=True, socket_timeout=5.0, socket_connect_timeout=60.0)
 
     async def execute(self, *command: str) -> Any:
         """Return the reply to a command, or None if the command fails."""

@@ -1,41 +1,27 @@
-"""Real llama.cpp servers that die, drain or are refreshed, as the clients of two replicas see it."""
+"""Real engines that die, drain or are refreshed, as the clients of two replicas see it."""
 
 import asyncio
 import json
 import urllib.request
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import openai
 import pytest
 from openai import AsyncOpenAI, OpenAI
 
-from tests.support.llamacpp import LlamaServer
 from tests.support.metrics import value
 from tests.support.openai_engines import answers, openai_engine
+from tests.support.real_engines import LLAMACPP, QUESTION, WORDS, Engine, EngineKit, llama_servers
 from tests.support.waiting import wait_until
 from tests.system.conftest import Serve
-from tests.system.engines import (
-    QUESTION,
-    SAYS_THE_WORDS,
-    WITHOUT_END,
-    WORDS,
-    command,
-    events,
-    last_error,
-    listed,
-    llama_servers,
-    register,
-    says,
-    sdk,
-)
+from tests.system.engines import command, events, last_error, listed, register, sdk
 from tests.system.processes import ControllerProcess, call, fastchat, stock_worker
 from tests.system.test_fastchat import models_of
 
 pytestmark = [pytest.mark.system, pytest.mark.smoke]
 
 Replicas = Callable[..., list[ControllerProcess]]
-QUICK = ("--engine-poll-interval", "0.2", "--engine-expiration", "3")
 UNNOTICED = ("--engine-poll-interval", "600", "--engine-expiration", "3600")  # no poll shows that an engine has died
 
 
@@ -50,31 +36,25 @@ def replicas(serve: Serve) -> Replicas:
     return start
 
 
-@pytest.fixture
-def engines(tiny_model: Path, work_dir: Path) -> Iterator[list[LlamaServer]]:
-    with llama_servers(work_dir, tiny_model, {}, {}) as started:
-        yield started
-
-
 def retries(controller: ControllerProcess) -> float:
     with urllib.request.urlopen(f"{controller.url}/metrics", timeout=60) as response:
         return value(response.read().decode(), "controller_forward_retries_total")
 
 
-async def test_engine_is_killed_in_mid_stream(replicas: Replicas, engines: list[LlamaServer]) -> None:
+async def test_engine_is_killed_in_mid_stream(replicas: Replicas, kit: EngineKit, engines: Sequence[Engine]) -> None:
     """The client gets an error, and no [DONE]. The other engine serves the next requests."""
     first, second = replicas(*UNNOTICED)
-    register(first, engines[0])
+    register(first, engines[0], kit=kit)
     with sdk(first) as client, sdk(second) as other_client:
         create = client.chat.completions.with_streaming_response.create
-        with create(model="tiny", messages=QUESTION, stream=True, extra_body=WITHOUT_END) as response:
+        with create(model="tiny", messages=QUESTION, stream=True, extra_body=kit.without_end) as response:
             stream = other_client.chat.completions.create(
-                model="tiny", messages=QUESTION, stream=True, extra_body=WITHOUT_END
+                model="tiny", messages=QUESTION, stream=True, extra_body=kit.without_end
             )
             raw = response.iter_bytes()
             received = next(raw)
             assert next(stream).choices
-            register(second, engines[1])
+            register(second, engines[1], kit=kit)
             engines[0].kill()
             with pytest.raises(openai.APIError, match="ended the response early") as raised:
                 for _ in stream:
@@ -84,30 +64,32 @@ async def test_engine_is_killed_in_mid_stream(replicas: Replicas, engines: list[
         assert "[DONE]" not in events(received)
         assert last_error(received)["code"] == "stream_broken"
         for asked in (client, other_client):
-            assert says(asked) == ("tiny", WORDS)
+            assert kit.says(asked) == ("tiny", WORDS)
     await wait_until(lambda: all(not worker["leased"] for worker in listed(first).values()), "no lease remains")
     assert listed(first)[engines[0].address]["failing"] == "request"
 
 
-async def test_engine_is_killed_between_requests(replicas: Replicas, engines: list[LlamaServer]) -> None:
+async def test_engine_is_killed_between_requests(replicas: Replicas, kit: EngineKit, engines: Sequence[Engine]) -> None:
     """No replica has noticed it yet. The requests that it would get go to the other engine."""
     first, second = replicas(*UNNOTICED)
     for engine in engines:
-        register(first, engine)
+        register(first, engine, kit=kit)
     with sdk(first) as client, sdk(second) as other_client:
         for asked in (client, other_client, client, other_client):  # connections to both engines are kept open
-            assert says(asked) == ("tiny", WORDS)
+            assert kit.says(asked) == ("tiny", WORDS)
         engines[0].kill()
         for asked in (client, other_client, client, other_client):
-            assert says(asked) == ("tiny", WORDS)
+            assert kit.says(asked) == ("tiny", WORDS)
     assert retries(first) + retries(second) >= 1
     assert listed(second)[engines[0].address]["failing"] == "request"
 
 
-async def test_dead_engine_leaves_the_list_of_models(replicas: Replicas, engines: list[LlamaServer]) -> None:
-    first, second = replicas(*QUICK)
-    register(first, engines[0])
-    register(second, engines[1], "--model", "tiny=other")
+async def test_dead_engine_leaves_the_list_of_models(
+    replicas: Replicas, kit: EngineKit, engines: Sequence[Engine]
+) -> None:
+    first, second = replicas(*kit.polled_often)
+    register(first, engines[0], kit=kit)
+    register(second, engines[1], kit=kit, served_as="other")
 
     def models(client: OpenAI) -> list[str]:
         return [model.id for model in client.models.list()]
@@ -118,17 +100,19 @@ async def test_dead_engine_leaves_the_list_of_models(replicas: Replicas, engines
         for asked in (client, other_client):
             await wait_until(lambda asked=asked: models(asked) == ["tiny"], "the dead engine is out")  # type: ignore[misc]
             with pytest.raises(openai.InternalServerError, match="No live engine serves the model 'other'") as raised:
-                says(asked, "other")
+                kit.says(asked, "other")
             assert (raised.value.status_code, raised.value.code) == (503, "no_worker")
             assert raised.value.response.headers["retry-after"]
-            assert says(asked) == ("tiny", WORDS)
+            assert kit.says(asked) == ("tiny", WORDS)
 
 
-async def test_no_request_fails_while_an_engine_drains(replicas: Replicas, engines: list[LlamaServer]) -> None:
+async def test_no_request_fails_while_an_engine_drains(
+    replicas: Replicas, kit: EngineKit, engines: Sequence[Engine]
+) -> None:
     """Eight clients send requests without a pause, half of them streams, while an engine drains and is stopped."""
-    both = replicas(*QUICK)
+    both = replicas(*kit.polled_often)
     for engine in engines:
-        register(both[0], engine)
+        register(both[0], engine, kit=kit)
     done = 0
     stop = asyncio.Event()
 
@@ -137,13 +121,11 @@ async def test_no_request_fails_while_an_engine_drains(replicas: Replicas, engin
         while not stop.is_set():
             if streams:
                 stream = await client.chat.completions.create(
-                    model="tiny", messages=QUESTION, stream=True, extra_body=SAYS_THE_WORDS
+                    model="tiny", messages=QUESTION, stream=True, extra_body=kit.words
                 )
                 text = "".join([chunk.choices[0].delta.content or "" async for chunk in stream])
             else:
-                answer = await client.chat.completions.create(
-                    model="tiny", messages=QUESTION, extra_body=SAYS_THE_WORDS
-                )
+                answer = await client.chat.completions.create(model="tiny", messages=QUESTION, extra_body=kit.words)
                 text = answer.choices[0].message.content or ""
             assert text == WORDS
             done += 1
@@ -174,11 +156,11 @@ async def test_no_request_fails_while_an_engine_drains(replicas: Replicas, engin
 
 
 async def test_a_refresh_by_fastchats_api_server_removes_no_engine(
-    replicas: Replicas, engines: list[LlamaServer], work_dir: Path
+    replicas: Replicas, kit: EngineKit, engines: Sequence[Engine], work_dir: Path
 ) -> None:
-    first, second = replicas(*QUICK)
+    first, second = replicas(*kit.polled_often)
     for engine in engines:
-        register(first, engine)
+        register(first, engine, kit=kit)
     with (
         stock_worker(work_dir, first.url) as worker,
         fastchat(work_dir, "openai_api_server", "--controller-address", second.url) as api,
@@ -189,32 +171,34 @@ async def test_a_refresh_by_fastchats_api_server_removes_no_engine(
         for _ in range(3):
             assert "echo" in models_of(api.url), "the API server refreshes all workers, and lists their models"
             assert set(listed(first)) == alive
-            assert says(client) == ("tiny", WORDS)
+            assert kit.says(client) == ("tiny", WORDS)
         assert [model.id for model in client.models.list()] == ["tiny"]
         chat = call(f"{api.url}/v1/chat/completions", {"model": "echo", "messages": QUESTION})
         assert chat["choices"][0]["message"]["content"].startswith(worker.url)
 
 
-async def test_route_has_a_fallback_when_its_target_dies(replicas: Replicas, engines: list[LlamaServer]) -> None:
-    first, second = replicas(*QUICK)
-    register(first, engines[0], "--model", "tiny=large")
-    register(first, engines[1], "--model", "tiny=small")
+async def test_route_has_a_fallback_when_its_target_dies(
+    replicas: Replicas, kit: EngineKit, engines: Sequence[Engine]
+) -> None:
+    first, second = replicas(*kit.polled_often)
+    register(first, engines[0], kit=kit, served_as="large")
+    register(first, engines[1], kit=kit, served_as="small")
     assert command(first, "route", "set", "gpt", "--to", "large", "--fallback", "small").returncode == 0
     with sdk(first) as client, sdk(second) as other_client:
         for asked in (client, other_client):
             await wait_until(lambda asked=asked: has_model(asked, "gpt"), "the replica has the route")  # type: ignore[misc]
-            assert says(asked, "gpt") == ("large", WORDS)
+            assert kit.says(asked, "gpt") == ("large", WORDS)
         engines[0].kill()
         for asked in (client, other_client):
-            assert says(asked, "gpt") == ("small", WORDS), "at once, by a retry"
+            assert kit.says(asked, "gpt") == ("small", WORDS), "at once, by a retry"
         await wait_until(lambda: list(listed(second)) == [engines[1].address], "the dead engine is out")
         for asked in (client, other_client):
-            assert says(asked, "gpt") == ("small", WORDS)
+            assert kit.says(asked, "gpt") == ("small", WORDS)
             assert "gpt" in [model.id for model in asked.models.list()]
         assert command(second, "route", "remove", "gpt").returncode == 0
         await wait_until(lambda: not has_model(client, "gpt"), "the route is removed")
         with pytest.raises(openai.NotFoundError):
-            says(client, "gpt")
+            kit.says(client, "gpt")
 
 
 def has_model(client: OpenAI, name: str) -> bool:
@@ -228,26 +212,28 @@ ENGINE_KEY = "key-of-the-engine"
 async def test_engine_gets_its_own_key_and_never_the_token_of_a_client(
     replicas: Replicas, tiny_model: Path, work_dir: Path
 ) -> None:
+    kit = LLAMACPP
     tokens = {f"CONTROLLER_{plane.upper()}_TOKENS": f"{plane}={secret}" for plane, secret in SECRETS.items()}
-    first, second = replicas(*QUICK, **tokens)
+    first, second = replicas(*kit.polled_often, **tokens)
     key_file = work_dir / "key"
     key_file.write_text(f"{ENGINE_KEY}\n")
     as_worker = first.url.replace("://", f"://worker:{SECRETS['worker']}@")
     reply = json.dumps({"object": "list", "data": [{"id": "recorder", "object": "model"}], "choices": []}).encode()
     with llama_servers(work_dir, tiny_model, {"api_keys": [ENGINE_KEY]}) as [engine]:
         async with openai_engine(answers(reply)) as recorder:
-            register(first, engine, "--api-key-file", str(key_file), address=as_worker)  # may register, not list
+            # This token may register an engine, and may not list them.
+            register(first, engine, "--api-key-file", str(key_file), kit=kit, address=as_worker)
             options = ("--engine", "generic", "--api-key-file", str(key_file))
             ran = await asyncio.to_thread(command, first, "register", recorder.address, *options, address=as_worker)
             assert ran.returncode == 0, ran.stderr
             for replica in (first, second):
                 with sdk(replica, SECRETS["client"]) as client:
-                    assert says(client) == ("tiny", WORDS), "llama.cpp accepts only its own key"
+                    assert kit.says(client) == ("tiny", WORDS), "llama.cpp accepts only its own key"
                     await asyncio.to_thread(says_to_recorder, client)
                 with sdk(replica, ENGINE_KEY) as stranger, pytest.raises(openai.AuthenticationError):
-                    says(stranger)
+                    kit.says(stranger)
                 with sdk(replica, SECRETS["worker"]) as worker, pytest.raises(openai.PermissionDeniedError):
-                    says(worker)
+                    kit.says(worker)
     chats = [request for request, _ in recorder.requests if request.path == "/v1/chat/completions"]
     assert [request.headers.getall("Authorization") for request in chats] == 2 * [[f"Bearer {ENGINE_KEY}"]]
     sent = b"".join(body for _, body in recorder.requests) + repr([r.headers for r, _ in recorder.requests]).encode()

@@ -94,7 +94,7 @@ def test_ctrl_c_leaves_the_worker_draining(controller: ControllerProcess) -> Non
         process.send_signal(signal.SIGINT)
         rest = process.communicate(timeout=60)[0]
     assert rest.strip() == (
-        "Not waiting any more. The workers go on draining. `controller resume` lets them serve again."
+        "Not waiting any more. The workers keep draining. `controller resume` lets them serve again."
     )
     assert process.returncode == 130
     assert draining(controller) == {A}

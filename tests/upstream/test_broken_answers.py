@@ -9,8 +9,8 @@ import pytest
 
 from controller.domain.errors import StreamBroken, WorkerError, WorkerSilent, WorkerUnreachable
 from controller.upstream.client import WorkerClient
+from controller.upstream.connections import ResponseProtocol
 from controller.upstream.response import WorkerResponse
-from controller.upstream.session import ResponseProtocol
 from tests.support.waiting import wait_until
 from tests.support.workers import BadWorker, bad_worker, plain, sends
 
@@ -250,6 +250,5 @@ async def test_connections_use_our_protocol(client: WorkerClient) -> None:
     """aiohttp gets it through an attribute that another version may not have."""
     async with bad_worker(worker_generate_stream=sends(CHUNKED + chunk(FRAME), end="open")) as worker:
         answer = await client.post(worker.address, "/worker_generate_stream", b"{}")
-        assert answer._response.connection is not None
-        assert isinstance(answer._response.connection.protocol, ResponseProtocol)
+        assert isinstance(answer._response._connection.protocol, ResponseProtocol)
         answer.close()

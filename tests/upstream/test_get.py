@@ -8,7 +8,7 @@ import pytest
 
 from controller.domain.errors import WorkerUnreachable
 from controller.security.upstream_tokens import UpstreamTokens
-from controller.upstream import session
+from controller.upstream import connections
 from controller.upstream.client import WorkerClient
 from tests.support.engines import Answer, answer_server
 from tests.support.workers import (
@@ -73,7 +73,7 @@ async def test_incomplete_response_is_an_error(behaviour: Behaviour, message: st
 async def test_request_is_sent_again_if_a_kept_connection_was_just_closed(
     client: WorkerClient, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(session, "_RACE_WINDOW", 60.0)
+    monkeypatch.setattr(connections, "_RACE_WINDOW", 60.0)
 
     def behave(_: int, request: int, writer: asyncio.StreamWriter) -> bool:
         if request == 1:

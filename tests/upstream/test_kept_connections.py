@@ -9,7 +9,7 @@ import pytest
 from controller.domain.errors import ParentUnreachable, StreamBroken, WorkerUnreachable
 from controller.domain.worker import WorkerStatus
 from controller.store.registry import Registry
-from controller.upstream import session
+from controller.upstream import connections
 from controller.upstream.client import WorkerClient
 from controller.upstream.parent import ParentClient
 from tests.conftest import Open
@@ -22,7 +22,7 @@ from tests.support.workers import keeping_worker, plain, reset
 @pytest.fixture(autouse=True)
 def long_race_window(monkeypatch: pytest.MonkeyPatch) -> None:
     """Let every broken connection count as a race. On a slow machine it may break long after the request began."""
-    monkeypatch.setattr(session, "_RACE_WINDOW", 60.0)
+    monkeypatch.setattr(connections, "_RACE_WINDOW", 60.0)
 
 
 STATUS = b'{"model_names": ["m"], "speed": 1, "queue_length": 0}'
@@ -65,7 +65,7 @@ async def test_request_that_broke_later_is_not_sent_again(
     """The request may have killed the worker, which must not get it a second time."""
     async with keeping_worker(closes_at_second_request()) as kept:
         assert await collect(client, kept.address) == b"a\0"
-        monkeypatch.setattr(session, "_RACE_WINDOW", 0.0)
+        monkeypatch.setattr(connections, "_RACE_WINDOW", 0.0)
         with pytest.raises(StreamBroken):
             await collect(client, kept.address)
         assert len(kept.requests) == 2
@@ -138,9 +138,7 @@ async def test_request_is_not_sent_again_after_a_part_of_the_response(client: Wo
 
 
 def acquired(client: WorkerClient) -> list[object]:
-    connector = client._session._kept.connector
-    assert connector is not None
-    return list(connector._acquired)
+    return list(client._session._kept._acquired)
 
 
 async def test_request_on_a_new_connection_that_breaks_is_not_sent_again(client: WorkerClient) -> None:
@@ -206,7 +204,5 @@ async def test_unrequested_response_is_not_used_for_the_next_request(client: Wor
 
     async with keeping_worker(behave) as kept:
         assert await collect(client, kept.address) == b"1\0"
-        connector = client._session._kept.connector
-        assert connector is not None
         await wait_until(lambda: len(kept.writers) == 0, "the connection is closed")
         assert await collect(client, kept.address) == b"2\0"

@@ -91,6 +91,22 @@ async def test_certificate_of_an_unknown_authority_is_not_trusted(worker: BadWor
     assert await trusting_clients(worker.address) == set()
 
 
+async def test_error_says_what_is_wrong_with_tls(worker: BadWorker) -> None:
+    client = WorkerClient(5.0, 5.0)
+    with pytest.raises(WorkerUnreachable, match="the certificate is not trusted: "):
+        await client.status(worker.address)
+
+    async def answer_at_once(_: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        writer.write(b"HTTP/1.1 400 Bad Request\r\n\r\n")
+        writer.close()
+
+    server = await asyncio.start_server(answer_at_once, "127.0.0.1", 0)
+    async with server:
+        with pytest.raises(WorkerUnreachable, match="the port does not speak TLS"):
+            await client.status(f"https://127.0.0.1:{server.sockets[0].getsockname()[1]}")
+    await client.close()
+
+
 @pytest.mark.parametrize("name", ["REQUESTS_CA_BUNDLE", "CURL_CA_BUNDLE"])
 async def test_certificates_in_a_bundle_are_trusted(
     worker: BadWorker, bundle: Path, monkeypatch: pytest.MonkeyPatch, name: str

@@ -11,6 +11,7 @@ import pytest
 from controller.domain.errors import WorkerUnreachable
 from controller.domain.worker import WorkerStatus
 from controller.security.tokens import Plane, token_of
+from controller.web.asgi.gateway import GatewayEndpoint, ModelEndpoint
 from controller.web.routes.table import FALLBACK, ROUTES, Route
 from tests.conftest import Store
 from tests.support.samples import A
@@ -57,7 +58,8 @@ async def test_each_route_opens_for_its_planes_only(closed: Api) -> None:
 
 async def test_without_a_valid_token_no_route_does_anything(closed: Api) -> None:
     wrong = [{}, bearer("wrong"), basic("wrong"), bearer(TOKENS["admin"][:-1]), bearer(TOKENS["admin"].upper())]
-    wrong += [{"Authorization": TOKENS["admin"]}, basic("", TOKENS["admin"]), {"X-Api-Key": TOKENS["admin"]}]
+    wrong += [{"Authorization": TOKENS["admin"]}, basic("", TOKENS["admin"]), {"X-Api-Key": "wrong"}]
+    wrong += [{"X-Api-Key": ""}, {"X-Api-Key": f"Bearer {TOKENS['admin']}"}, {"Api-Key": TOKENS["admin"]}]
     bodies = {"/register_worker": {"worker_name": A, "check_heart_beat": True}}
     for route in GUARDED:
         for headers in wrong:
@@ -71,6 +73,24 @@ async def test_without_a_valid_token_no_route_does_anything(closed: Api) -> None
                 assert refused.json()["error"]["code"] == "unauthorized"
             assert TOKENS["admin"] not in refused.text
     assert (await closed.registry.list_workers()).workers == []
+
+
+async def test_only_the_openai_routes_accept_a_token_as_anthropics_clients_send_it(closed: Api) -> None:
+    for route in GUARDED:
+        is_openais = route.endpoint in (GatewayEndpoint, ModelEndpoint)
+        for plane, secret in TOKENS.items():
+            response = await send(closed, route, {"X-Api-Key": secret})
+            if not is_openais:
+                assert response.status_code == 401, (route.path, plane)
+            else:
+                assert (response.status_code == 403) is (plane == "worker"), (route.path, plane)
+                assert response.status_code != 401, (route.path, plane)
+        both = {**bearer("dummy"), "X-Api-Key": TOKENS["client"]}
+        assert ((await send(closed, route, both)).status_code == 401) is not is_openais, route.path
+    response = await closed.http.post("/v1/messages", json={"model": "m"}, headers={"X-Api-Key": "wrong"})
+    error = response.json()["error"]
+    assert (response.status_code, error["type"]) == (401, "authentication_error")
+    assert error["message"].startswith("The token that was sent is unknown or revoked.")
 
 
 async def test_public_routes_need_no_token(closed: Api) -> None:
@@ -148,7 +168,7 @@ async def test_a_client_token_starts_refreshes_but_does_not_wait_for_them(
 
 
 @pytest.mark.parametrize("satisfy", ["any", "all"])
-async def test_networks_stand_in_for_tokens_or_are_needed_too(store: Store, satisfy: str) -> None:
+async def test_networks_replace_tokens_or_are_needed_too(store: Store, satisfy: str) -> None:
     settings = {**SETTINGS, "client_networks": "192.0.2.0/24", "trusted_proxies": "127.0.0.1", "satisfy": satisfy}
     async for api in open_api(store.registry(), **settings):
         expected = {

@@ -16,6 +16,7 @@ from controller.security.tokens import TOKEN_PLANES, Plane
 from controller.web.openapi.contracts import CONTRACTS
 from controller.web.openapi.document import path_of
 from controller.web.routes.table import FALLBACK, ROUTES
+from controller.web.schemas.openai import is_openai_path
 from docs.scripts.http_examples import EXAMPLES, Example, Frames, Text
 from tests.conftest import Store
 from tests.support import api_document
@@ -179,7 +180,16 @@ async def test_both_schemes_carry_a_token(closed: Api) -> None:
         response = await closed.http.get("/workers", **authorization)
         assert response.status_code == (200 if "auth" in authorization else 401)
     schemes = document()["components"]["securitySchemes"]
-    assert {name: scheme["scheme"] for name, scheme in schemes.items()} == {"bearer": "bearer", "basic": "basic"}
+    assert {name: scheme.get("scheme") for name, scheme in schemes.items()} == {
+        "bearer": "bearer",
+        "basic": "basic",
+        "api_key": None,
+    }
+    assert schemes["api_key"]["name"] == "X-Api-Key"
+    for path, operations in document()["paths"].items():
+        for operation in operations.values():
+            has_api_key = any("api_key" in each for each in operation["security"])
+            assert has_api_key is is_openai_path(path), path
 
 
 async def test_the_document_needs_no_token(closed: Api) -> None:

@@ -89,6 +89,20 @@ async def test_events_after_another_one(api: Api) -> None:
     assert await listed(api, after=events[-1]["id"]) == []
 
 
+@pytest.mark.parametrize("recorded_by", ["script", "replica"])
+async def test_the_oldest_of_many_events_are_removed(api: Api, store: Store, recorded_by: str) -> None:
+    name = keys.events(store.namespace)
+    async with store.client.pipeline() as commands:
+        for _ in range(11_000):
+            commands.xadd(name, {"kind": "store_recovered", "reason": "a"})
+        await commands.execute()
+    if recorded_by == "script":
+        await api.register(A)
+    else:
+        await api.registry.record_events([NewEvent("store_recovered", {"reason": "a"})])
+    assert 10_000 <= await store.client.xlen(name) <= 10_200, "Redis removes whole blocks of entries"
+
+
 async def test_a_gap_is_reported(api: Api, store: Store) -> None:
     await api.register(A)
     events = await listed(api)

@@ -2,6 +2,7 @@
 
 import asyncio
 import logging
+import os
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 
@@ -103,6 +104,14 @@ async def test_a_changed_tokens_file_is_read_again(
     replaced.replace(file)
     await wait_until(lambda: api.replica.access.token_named("ops"), "the new file is read")
     assert [await status(TOKENS["client"]), await status(TOKENS["admin"])] == [401, 200]
+    before = file.stat()
+    file.write_text(f"client web {TOKENS['client']}y\nadmin ops {TOKENS['admin']}\n")
+    os.utime(file, ns=(before.st_atime_ns, before.st_mtime_ns))  # as `rsync --inplace --times` writes it
+    for _ in range(600):
+        if await status(f"{TOKENS['client']}y") == 200:
+            break
+        await asyncio.sleep(0.05)
+    assert [await status(f"{TOKENS['client']}{end}") for end in "xy"] == [401, 200]
     caplog.clear()
     with caplog.at_level(logging.ERROR):
         file.write_text(f"root ops {TOKENS['client']}\n")

@@ -1,4 +1,4 @@
-"""What a check of `controller doctor` has found."""
+"""The result of a check of `controller doctor`."""
 
 from collections.abc import Iterable, Sequence
 from enum import StrEnum
@@ -8,7 +8,7 @@ _NAMED: Final = 3  # workers in a sentence
 
 
 class Level(StrEnum):
-    """How serious a finding is. UNKNOWN: the check could not be made."""
+    """The severity of a finding. UNKNOWN: the check could not be made."""
 
     OK = "ok"
     UNKNOWN = "unknown"

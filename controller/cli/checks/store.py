@@ -38,7 +38,7 @@ def check_store(store: Mapping[str, Any]) -> Iterator[Finding]:
 
 
 _ADVICE: Final = {
-    "CONFIG GET": "Nothing needs it. It would only tell whether Redis takes snapshots (RDB).",
+    "CONFIG GET": "This can be ignored. It only shows whether Redis takes snapshots (RDB).",
 }
 
 

@@ -30,6 +30,7 @@ def check_workers(
     found = [
         *_failing(workers),
         *_stalled(workers, stalled_after),
+        *_drained(workers),
         *_never_polled(workers, settings),
         *_models(workers, stalled_after),
         *_capacities(workers),
@@ -89,6 +90,17 @@ def _stalled(workers: Sequence[Worker], stalled_after: float) -> Iterator[Findin
             "long requests does, too.",
             f"Look at it with `controller worker {names[0]}`. If it hangs, `controller drain {names[0]} "
             "--reason ...`, and restart it.",
+        )
+
+
+def _drained(workers: Sequence[Worker]) -> Iterator[Finding]:
+    names = [worker["worker_name"] for worker in workers if worker["drained"]]
+    if names:
+        yield warning(
+            "drained workers",
+            f"{some(names)}: draining, without a request. Such a worker gets none until it is resumed.",
+            f"`controller resume {names[0]}` if it should get requests, otherwise stop it and "
+            f"`controller remove {names[0]}`. `controller events` shows who drained it.",
         )
 
 

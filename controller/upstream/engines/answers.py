@@ -19,9 +19,13 @@ _MAX_ENTRIES: Final = 10_000  # of a list: models, slots or ranks
 
 
 def openai_models(body: bytes) -> Reading:
-    """Read `/v1/models`. vLLM and SGLang tell the length in the model, llama.cpp in its `meta`."""
+    """Read `/v1/models`. vLLM and SGLang tell the length in the model, llama.cpp in its `meta`.
+
+    Another controller adds the hop list of each model.
+    """
     models = [
-        (field(model, "id"), field(model, "max_model_len") or field(model, "meta", "n_ctx")) for model in _data(body)
+        (field(model, "id"), field(model, "max_model_len") or field(model, "meta", "n_ctx"), field(model, "hops"))
+        for model in _data(body)
     ]
     return Reading(models=usable_models(models))
 
@@ -125,7 +129,7 @@ def tgi_info(body: bytes) -> Reading:
     info = parse_object(body)
     if not str(info.get("router")).startswith("text-generation-router"):
         raise OtherShape("is not TGI's")
-    models = usable_models([(info.get("model_id"), info.get("max_total_tokens"))])
+    models = usable_models([(info.get("model_id"), info.get("max_total_tokens"), None)])
     return Reading(models=models, capacity=capacity(info.get("max_concurrent_requests")))
 
 

@@ -8,7 +8,7 @@ from controller.domain.errors import WorkerUnreachable
 from controller.upstream.client import WorkerAnswer, WorkerClient
 from controller.upstream.engines.answers import owners
 from controller.upstream.engines.reading import OtherShape
-from controller.upstream.engines.refusals import REFUSED_KEY, refusal
+from controller.upstream.engines.refusals import REFUSED_KEY, refusal, refuse_own_cluster
 from controller.upstream.engines.table import ENGINES, Question
 
 _MODELS: Final = "/v1/models"
@@ -27,10 +27,11 @@ async def detect(client: WorkerClient, address: str, key: str = "") -> EngineKin
 
     key: the token that the engine requires. By default, that of --upstream-tokens-file.
 
-    Raises WorkerUnreachable if the engine does not respond, rejects the key, or responds with errors from which its
-    kind does not follow. Raises WorkerNotAllowed if its address is not allowed.
+    Raises WorkerUnreachable if the engine does not respond, rejects the key, is the cluster that asks, or responds with
+    errors from which its kind does not follow. Raises WorkerNotAllowed if its address is not allowed.
     """
     answer = await client.get(address, _MODELS, key)
+    refuse_own_cluster(answer, address)
     if answer.status == 200:
         if kind := _by_owner(answer.body):
             return kind

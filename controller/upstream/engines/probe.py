@@ -9,7 +9,7 @@ from controller.domain.engine_status import EngineKind, EngineModel, EngineStatu
 from controller.domain.errors import WorkerError
 from controller.upstream.client import WorkerClient
 from controller.upstream.engines.reading import OtherShape, Reading
-from controller.upstream.engines.refusals import NO_ROUTE, refusal
+from controller.upstream.engines.refusals import NO_ROUTE, refusal, refuse_own_cluster
 from controller.upstream.engines.table import ENGINES, Question
 
 Topic = Literal["health", "models", "awake", "load", "capacity"]
@@ -80,7 +80,8 @@ class EngineProbe:
         """Ask for what is due, and return the state of the engine. The load comes first. Run one poll at a time.
 
         Raises WorkerUnreachable if no question gets a response in time, or if there was none yet about its health or
-        its models. Raises WorkerNotAllowed if the address of the engine is not allowed.
+        its models, or if the engine is the cluster that asks. Raises WorkerNotAllowed if the address of the engine is
+        not allowed.
         """
         now = self._clock()
         outcomes: dict[Topic, _Outcome] = {}
@@ -139,6 +140,7 @@ class EngineProbe:
                 answer = await self._client.get(self._name, question.path, self._key, self._timeout)
             except WorkerError as error:
                 return _Outcome(error=error)
+            refuse_own_cluster(answer, self._name)
             problem = f"{question.path} {refusal(answer)}"
             if answer.status == 200:
                 try:

@@ -1,4 +1,4 @@
-"""What one answer of an engine says, and checks of the values in it. The content is not trusted."""
+"""Reads one answer of an engine, and checks the values in it. The content is not trusted."""
 
 import math
 from collections.abc import Callable, Iterable, Mapping
@@ -9,6 +9,7 @@ import msgspec
 
 from controller.domain.engine_status import EngineModel
 from controller.domain.errors import InvalidInput
+from controller.domain.hops import MAX_HOPS, is_hop_list
 from controller.domain.worker import (
     MAX_CAPACITY,
     MAX_MODEL_NAMES_LENGTH,
@@ -93,6 +94,11 @@ def share(value: object) -> float | None:
     return float(value) if _is_number(value) and 0 <= value <= 1 else None
 
 
+def hop_list(value: object) -> str:
+    """Return a hop list. "" if the value is something else."""
+    return value if isinstance(value, str) and is_hop_list(value) else ""
+
+
 def _whole(value: object, least: int, most: int) -> int | None:
     return math.ceil(value) if _is_number(value) and least <= value <= most else None  # NaN is out of bounds
 
@@ -108,15 +114,20 @@ def total(values: Iterable[int | None]) -> int | None:
     return sum(known) if known and len(known) == len(found) else None
 
 
-def usable_models(models: Iterable[tuple[object, object]]) -> tuple[EngineModel, ...]:
-    """Return the models that a worker can register, without duplicates. Each is given by its name and its length."""
+def usable_models(models: Iterable[tuple[object, object, object]]) -> tuple[EngineModel, ...]:
+    """Return the models that a worker can register, without duplicates.
+
+    Each is given by its name, its length and its hop list.
+    """
     found: dict[str, EngineModel] = {}
     size = 0
-    for name, max_length in models:
+    for name, max_length, hops in models:
         if not isinstance(name, str) or name in found:
             continue
+        if isinstance(hops, str) and hops.count(",") >= MAX_HOPS:  # requests for the model would be refused
+            continue
         try:
-            model = EngineModel(model_name(name), length(max_length))
+            model = EngineModel(model_name(name), length(max_length), hop_list(hops))
         except InvalidInput:
             continue
         size += len(name.encode())

@@ -2,13 +2,24 @@
 
 from typing import Final
 
+from controller.domain.errors import WorkerUnreachable
 from controller.upstream.client import WorkerAnswer
 from controller.upstream.engines.reading import OtherShape, field, parse_json
 
 # The statuses of a route that an engine does not have. A 5xx or a timeout may be over in a moment.
 NO_ROUTE: Final = frozenset({404, 405, 501})
 REFUSED_KEY: Final = frozenset({401, 403})
+_LOOP: Final = 508  # a controller returns it to a request that its own cluster has sent
 _MAX_MESSAGE: Final = 200
+
+
+def refuse_own_cluster(answer: WorkerAnswer, address: str) -> None:
+    """Raise WorkerUnreachable if an engine is the cluster that asks it."""
+    if answer.status == _LOOP:
+        raise WorkerUnreachable(
+            f"{address} leads to this cluster itself, so it cannot be an engine of it. Register the addresses of the "
+            "engines, or of another cluster."
+        )
 
 
 def refusal(answer: WorkerAnswer) -> str:

@@ -1,4 +1,6 @@
-"""What each kind of engine is asked, and where. To add a kind, add a row here and a reader for its answers.
+"""The questions for each kind of engine, and the routes that answer them.
+
+To add a kind, add a row here and a reader for its answers.
 
 Questions of one topic are asked in their order, until one of them is answered: the newest route of an engine first, or
 the one with the smallest answer. docs/reference/engines.md is generated from this table.
@@ -27,7 +29,7 @@ class Question(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class EngineSpec:
-    """What a kind of engine is asked.
+    """The questions for a kind of engine.
 
     owned_by: value of `owned_by` in its list of models. "" if it has no value of its own.
     sign: a route that only this kind has, for engines that `owned_by` does not tell.

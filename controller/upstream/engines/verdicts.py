@@ -39,7 +39,7 @@ _BUSY: Final = re.compile(r"\bbusy\b|overloaded|maximum pending requests|queue (
 
 
 class Verdict(Enum):
-    """What an error response means.
+    """The meaning of an error response.
 
     REQUEST: the request cannot be served, by no engine.
     BUSY: the engine has no room now.

@@ -7,8 +7,7 @@ import asyncio
 import logging
 import re
 from abc import ABC, abstractmethod
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
-from contextlib import asynccontextmanager
+from collections.abc import Awaitable, Callable, Mapping
 from functools import partial
 from typing import Final, NamedTuple, cast
 from urllib.parse import parse_qsl
@@ -33,6 +32,7 @@ logger = logging.getLogger("controller.web")
 MAX_BODY: Final = 1024 * 1024  # enough for a registration with the most and longest model names that are allowed
 MAX_FORWARDED_BODY: Final = 32 * 1024 * 1024  # enough for a prompt with images
 _CHALLENGE: Final = (b"www-authenticate", b'Basic realm="controller", charset="UTF-8"')
+_LISTEN_AFTER: Final = 0.05  # seconds
 _NO_PROXIES: Final = Networks()
 _HOPS_HEADER: Final = HEADER.encode()
 _OLD_REQUESTS: Final = re.compile(rb"python-requests/(0|1|2\.(1?\d|2[0-6]))\.")
@@ -61,6 +61,8 @@ class BodyEndpoint(ABC):
     guard: decides before the body is read. None if all callers may use the route.
     limits: those of the replica. None if there are none.
     hot: the route is on the hot path. Its requests get an id only if they carry one, or if they fail.
+    refuses_other_sites: requests that a page of another site has sent from a browser are refused.
+    reads_api_key: as in Guard.
 
     A ControllerError becomes an error response. Any other exception is a bug: the client gets a 500, and the log gets
     the traceback.
@@ -70,6 +72,8 @@ class BodyEndpoint(ABC):
     guard: Guard | None = None
     limits: RequestLimits | None = None
     hot = False
+    refuses_other_sites = False
+    reads_api_key = False
 
     @abstractmethod
     async def _answer(self, scope: Scope, receive: Receive, body: bytes) -> Answer | Response | None:
@@ -82,6 +86,8 @@ class BodyEndpoint(ABC):
         try:
             if self.guard is not None:
                 self.guard.admit(scope)
+            if self.refuses_other_sites:
+                refuse_other_sites(scope)
             limits = self.limits
             body = await read_body(scope, receive, self.max_body, limits.bodies if limits else None)
             if body is None:
@@ -178,14 +184,6 @@ class CallerEndpoint(BodyEndpoint):
         return await self._handle(body, self._caller(scope))
 
 
-class OperatorEndpoint(CallerEndpoint):
-    """As CallerEndpoint, but refuses requests that a page of another site has sent from a browser."""
-
-    async def _answer(self, scope: Scope, receive: Receive, body: bytes) -> Answer:
-        refuse_other_sites(scope)
-        return await super()._answer(scope, receive, body)
-
-
 class QueryEndpoint(BodyEndpoint):
     """Passes the query and the headers of a request to `handle`. Of repeated names, the last counts.
 
@@ -276,7 +274,6 @@ class RegistrationEndpoint(BodyEndpoint):
         self._handle = handle
 
     async def _answer(self, scope: Scope, _: Receive, body: bytes) -> Answer:
-        refuse_other_sites(scope)
         caller = self._caller(scope)
         if self.limits:
             await self.limits.registrations.admit(caller.address)
@@ -302,27 +299,36 @@ class ForwardEndpoint(BodyEndpoint):
         return None
 
 
-@asynccontextmanager
-async def while_connected(receive: Receive) -> AsyncIterator[None]:
-    """Cancel the block when the client disconnects, without raising CancelledError to the caller."""
-    task = cast("asyncio.Task[object]", asyncio.current_task())
-    disconnected = False
+class while_connected:  # noqa: N801 - a context manager, as in contextlib
+    """Cancel the block when the client disconnects, without raising CancelledError to the caller.
 
-    async def cancel_on_disconnect() -> None:
-        nonlocal disconnected
-        while (await receive())["type"] != "http.disconnect":
+    Most blocks end before _LISTEN_AFTER, and so without the cost of a task that listens.
+    """
+
+    def __init__(self, receive: Receive) -> None:
+        self._receive = receive
+        self._task = cast("asyncio.Task[object]", asyncio.current_task())
+        self._listener: asyncio.Task[None] | None = None
+        self._disconnected = False
+
+    async def __aenter__(self) -> None:
+        self._timer = asyncio.get_running_loop().call_later(_LISTEN_AFTER, self._listen)
+
+    async def __aexit__(self, kind: type[BaseException] | None, *_: object) -> bool:
+        self._timer.cancel()
+        if self._listener is not None:
+            self._listener.cancel()
+        # False also if another caller has cancelled the task as well
+        return kind is asyncio.CancelledError and self._disconnected and not self._task.uncancel()
+
+    def _listen(self) -> None:
+        self._listener = asyncio.create_task(self._cancel_on_disconnect())
+
+    async def _cancel_on_disconnect(self) -> None:
+        while (await self._receive())["type"] != "http.disconnect":
             pass
-        disconnected = True
-        task.cancel()
-
-    listener = asyncio.create_task(cancel_on_disconnect())
-    try:
-        yield
-    except asyncio.CancelledError:
-        if not disconnected or task.uncancel():  # another caller has cancelled the task as well
-            raise
-    finally:
-        listener.cancel()
+        self._disconnected = True
+        self._task.cancel()
 
 
 def hops_of(scope: Scope) -> str:

@@ -31,7 +31,9 @@ class GatewayCall(NamedTuple):
 
 
 class OpenAiEndpoint(BodyEndpoint):
-    """Writes errors in OpenAI's form."""
+    """Writes errors in OpenAI's form. Accepts tokens as Anthropic's clients send them, too."""
+
+    reads_api_key = True
 
     def _error(self, _: Scope, code: str, message: str, status: int, headers: Headers = ()) -> Answer:
         return Answer(openai.error_body(status, code, message), status, headers)
@@ -55,10 +57,10 @@ class GatewayEndpoint(OpenAiEndpoint):
 
 
 class ModelEndpoint(OpenAiEndpoint):
-    """Passes the part `model` of the path to `handle`. "" if the path has none."""
+    """Passes the part `model` of the path ("" if it has none) and the hop list of a request to `handle`."""
 
-    def __init__(self, handle: Callable[[str], Awaitable[Answer]]) -> None:
+    def __init__(self, handle: Callable[[str, str], Awaitable[Answer]]) -> None:
         self._handle = handle
 
     async def _answer(self, scope: Scope, _: Receive, __: bytes) -> Answer:
-        return await self._handle(scope["path_params"].get("model", ""))
+        return await self._handle(scope["path_params"].get("model", ""), hops_of(scope))

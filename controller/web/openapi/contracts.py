@@ -1,4 +1,4 @@
-"""What each route takes and returns.
+"""The bodies, parameters and errors of each route.
 
 The API document and the reference page are generated from these contracts, the docstrings of the handlers, and the
 route table. Tests compare the contracts with the responses of real controllers.
@@ -55,7 +55,7 @@ class Parameter:
 
 @dataclass(frozen=True)
 class Contract:
-    """What one route takes and returns.
+    """The bodies, parameters and errors of one route.
 
     body: the type of the request's body. None if the route ignores it.
     returns: the type of the JSON in a response with status 200.
@@ -158,11 +158,13 @@ CONTRACTS: Final[Mapping[str, Contract]] = {
     "/count_token": _forwarded("Count the tokens of a prompt on a worker."),
     "/worker_get_conv_template": _forwarded("Return the conversation template of a model from a worker."),
     "/model_details": _forwarded("Return the context length of a model from a worker."),
-    "/v1/models": Contract(openai.OpenAiModels, headers=(DEGRADED,), errors=by_status(*STORE)),
+    "/v1/models": Contract(
+        openai.OpenAiModels, headers=(DEGRADED,), errors=by_status(InvalidInput, LoopDetected, *STORE)
+    ),
     "/v1/models/{model:path}": Contract(
         openai.OpenAiModel,
         headers=(DEGRADED,),
-        errors=by_status(ModelNotFound, NoWorker, *STORE),
+        errors=by_status(InvalidInput, LoopDetected, ModelNotFound, NoWorker, *STORE),
         parameters=(Parameter("model", "The name of the model.", {"type": "string"}, "path", True),),
     ),
     "/worker_get_status": Contract(
@@ -236,7 +238,7 @@ CONTRACTS: Final[Mapping[str, Contract]] = {
     "/events": Contract(
         media={
             "application/x-ndjson": "One JSON object a line.",
-            "text/event-stream": "The same objects as server-sent events, which go on as they happen.",
+            "text/event-stream": "The same objects as server-sent events, which continue as they happen.",
         },
         errors=by_status(InvalidInput, *STORE, EventsUnavailable, TooManyFollowers),
         parameters=(
@@ -250,7 +252,7 @@ CONTRACTS: Final[Mapping[str, Contract]] = {
                 "The number of events.",
                 {"type": "integer", "minimum": 1, "maximum": 1000, "default": 100},
             ),
-            Parameter("follow", "Go on with new events as they happen.", {"type": "boolean", "default": False}),
+            Parameter("follow", "Continue with new events as they happen.", {"type": "boolean", "default": False}),
             Parameter(
                 "Last-Event-ID",
                 "Takes the place of `after`. A browser's EventSource sends it after a lost connection.",

@@ -23,6 +23,7 @@ from controller.web.asgi.endpoint import (
     HopEndpoint,
     RegistrationEndpoint,
 )
+from controller.web.asgi.gateway import GatewayEndpoint, ModelEndpoint
 from controller.web.errors import status_of_kind
 from controller.web.openapi.contracts import CONTRACTS, DEGRADED, ERROR, Contract, Parameter
 from controller.web.openapi.types import Types, summary_of, summary_of_struct
@@ -37,6 +38,7 @@ _PATH: Final = Parameter(
     {"type": "string", "pattern": rf"^([A-Za-z0-9_-]{{1,64}}(,[A-Za-z0-9_-]{{1,64}}){{0,{MAX_HOPS - 2}}})?$"},
     "header",
 )
+_SCHEMES: Final = ("bearer", "basic")
 _TAGS: Final = {
     "Workers": "Routes that workers call. They need a token of the plane worker.",
     "Clients": "Routes that clients call. They need a token of the plane client.",
@@ -57,7 +59,7 @@ _OTHER_ERRORS: Final[Mapping[str, tuple[int, str]]] = {
     "body_timeout": (408, "The body of the request was not complete in time. The connection is closed."),
     "head_too_large": (431, "The headers of the request are too long."),
     "internal_error": (500, "A bug. The log of the controller has the details."),
-    "too_many_connections": (503, "This replica has as many connections as it may."),
+    "too_many_connections": (503, "This replica has reached its limit of connections."),
 }
 _HEADERS: Final[Mapping[str, tuple[str, Mapping[str, Any]]]] = {
     DEGRADED: (
@@ -130,6 +132,12 @@ class _Builder:
                         "type": "http",
                         "scheme": "basic",
                         "description": "A token as the password. The name may be any.",
+                    },
+                    "api_key": {
+                        "type": "apiKey",
+                        "in": "header",
+                        "name": "X-Api-Key",
+                        "description": "A token, as Anthropic's clients send it.",
                     },
                 },
             },
@@ -246,11 +254,12 @@ def _security(route: Route) -> list[dict[str, list[str]]]:
     if route.plane is Plane.PUBLIC:
         return []
     planes = dict.fromkeys((route.plane, *route.other_planes, Plane.ADMIN))
-    return [{scheme: [str(plane)]} for plane in planes for scheme in ("bearer", "basic")]
+    schemes = (*_SCHEMES, "api_key") if route.endpoint in (GatewayEndpoint, ModelEndpoint) else _SCHEMES
+    return [{scheme: [str(plane)]} for plane in planes for scheme in schemes]
 
 
 def _parameters(route: Route, contract: Contract) -> tuple[Parameter, ...]:
-    takes_hops = route.endpoint in (ForwardEndpoint, HopEndpoint, RegistrationEndpoint)
+    takes_hops = route.endpoint in (ForwardEndpoint, HopEndpoint, ModelEndpoint, RegistrationEndpoint)
     return (*contract.parameters, _PATH) if takes_hops else contract.parameters
 
 

@@ -17,7 +17,7 @@ from controller.web.services import Services
 
 
 async def drain_worker(services: Services, body: bytes, caller: Caller) -> Answer:
-    """Stop dispatching to a worker. The requests that it has go on. A bound worker token may drain its own workers.
+    """Stop dispatching to a worker. The requests that it has continue. A bound worker token may drain its own workers.
 
     `reason` is optional: at most 500 characters for the log and the events. The response comes at once. The worker has
     finished when GET `/workers` shows it as `drained`, or this route does when it is called again. A deadline for that

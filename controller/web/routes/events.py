@@ -24,12 +24,12 @@ async def events(
     """List events of the cluster, oldest first: those later than the event `after`, or else the last ones.
 
     `limit` is the number of events, 100 by default and 1,000 at most. Each line of the response is a JSON object. With
-    `follow=true` the response goes on with new events as they happen, and with `after` it begins with all that follow.
-    It ends when the replica ends, or when the token is revoked.
+    `follow=true` the response continues with new events as they happen, and with `after` it begins with all that
+    follow. It ends when the replica ends, or when the token is revoked.
 
-    With the header `Accept: text/event-stream` they are server-sent events, which always go on. A browser's EventSource
-    resumes after a lost connection with the header `Last-Event-ID`, at any replica. The kind `gap` means that events
-    are missing there, because the cluster keeps only about the last 10,000, or because Redis lost its data.
+    With the header `Accept: text/event-stream` they are server-sent events, which always continue. A browser's
+    EventSource resumes after a lost connection with the header `Last-Event-ID`, at any replica. The kind `gap` means
+    that events are missing there, because the cluster keeps only about the last 10,000, or because Redis lost its data.
     """
     sent = {"Last-Event-ID": headers.get("last-event-id"), "after": query.get("after")}
     after = next(iter([event_id(text, name) for name, text in sent.items() if text]), "")

@@ -23,27 +23,32 @@ class ForwardedResponse(StreamingResponse):
     """
 
     def __init__(self, forwarded: Forwarded, headers: Headers, final_frame: bytes | None = None) -> None:
+        # without super().__init__(), which writes headers that are then replaced
         self._forwarded = forwarded
-        self._pieces = forwarded.pieces()
         self._final_frame = final_frame
-        super().__init__(self._pieces, forwarded.status)
+        self.status_code = forwarded.status
+        self.background = None
         self.raw_headers = [*(headers if final_frame is None else without_length(headers)), _UNBUFFERED]
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Send the response until its end, or until the client disconnects."""
         try:
-            if self._forwarded.is_whole:
-                await self.stream_response(send)  # it waits for nothing, so no task has to watch the client
+            if self._forwarded.is_whole:  # it waits for nothing, so no task has to watch the client
+                await self._start(send)
+                await send({"type": "http.response.body", "body": await self._forwarded.take_whole()})
             else:
                 await super().__call__(scope, receive, send)
         finally:
             self._forwarded.close()
 
+    async def _start(self, send: Send) -> None:
+        await send({"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers})
+
     async def stream_response(self, send: Send) -> None:
         """Send the response as it arrives."""
-        await send({"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers})
+        await self._start(send)
         try:
-            async with aclosing(self._pieces) as pieces:
+            async with aclosing(self._forwarded.pieces()) as pieces:
                 async for piece in pieces:
                     await send({"type": "http.response.body", "body": piece, "more_body": True})
         except WorkerError:

@@ -1,6 +1,7 @@
 """The address of the cluster for OpenAI's clients."""
 
 from collections.abc import Mapping
+from functools import lru_cache
 from typing import Final
 from urllib.parse import quote
 
@@ -29,6 +30,7 @@ from controller.domain.headers import for_engine, without_length
 from controller.proxy.forwarded import Forwarded
 from controller.proxy.gateway_request import GatewayRequest, Served
 from controller.proxy.model_field import read_model
+from controller.tasks import in_thread_if_large
 from controller.web.asgi.endpoint import Answer, degraded
 from controller.web.asgi.gateway import GatewayCall
 from controller.web.errors import retry_after, status_of
@@ -77,7 +79,7 @@ async def forward(services: Services, call: GatewayCall) -> Response:
         return Response(body, 404, media_type="application/json")
     hops = call.hops
     try:
-        request = _request(call)
+        request = await _request(call)
         del call  # sending a response takes long, and thousands of bodies would stay in memory
         return _response(await services.gateway.forward(request))
     except InvalidInput as error:
@@ -89,13 +91,15 @@ async def forward(services: Services, call: GatewayCall) -> Response:
         return _error(error, _STATUS.get(type(error), status_of(error)))
 
 
-def _request(call: GatewayCall) -> GatewayRequest:
+async def _request(call: GatewayCall) -> GatewayRequest:
     headers = for_engine(call.headers)
     content_type = headers.setdefault("content-type", "application/json")
+    body = call.body
+    field = await in_thread_if_large(len(body), lambda: read_model(body, content_type))
     return GatewayRequest(
         call.path,
         quote(call.query, safe=_URL),
-        read_model(call.body, content_type),
+        field,
         {**headers, **call.passed},
         call.passed,
         call.hops,
@@ -107,12 +111,18 @@ def _response(served: Served) -> Response:
     response = served.response
     headers = (
         *(header for header in response.headers if header[0] not in _NOT_PASSED),
-        (_SERVED_MODEL, quote(served.model, safe=_PRINTABLE).encode()),
+        (_SERVED_MODEL, _printable(served.model)),
         *degraded(served.snapshot_age),
     )
     if isinstance(response, WorkerRefused):
         return with_headers(without_length(headers), Response(response.body, response.status))
-    return ForwardedResponse(response, headers, _LAST_EVENT if _is_open_stream(response) else None)
+    is_open = not response.is_whole and _is_open_stream(response)
+    return ForwardedResponse(response, headers, _LAST_EVENT if is_open else None)
+
+
+@lru_cache(maxsize=256)
+def _printable(model: str) -> bytes:
+    return quote(model, safe=_PRINTABLE).encode()
 
 
 def _is_open_stream(response: Forwarded) -> bool:
@@ -132,23 +142,26 @@ def _error(error: ControllerError, status: int, param: str | None = None) -> Res
     return with_headers(_RETRY_AFTER if is_over_soon else retry_after(error), response)
 
 
-async def models(services: Services, _: str) -> Answer:
+async def models(services: Services, _: str, hops: str) -> Answer:
     """List the models that live engines serve, in OpenAI's form.
 
     Models that only workers of FastChat's protocol serve are not in the list, because most of these workers have no
     route of OpenAI's kind. POST `/list_models` lists them.
+
+    A controller that asks, as its hop list says, does not get the models that this cluster has only through it. It gets
+    508 if it belongs to this cluster.
     """
-    found, snapshot_age = await services.gateway.list_models()
+    found, snapshot_age = await services.gateway.list_models(hops)
     return Answer(openai.models_body(found), headers=degraded(snapshot_age))
 
 
-async def model(services: Services, name: str) -> Answer:
+async def model(services: Services, name: str, hops: str) -> Answer:
     """Describe one model of the list. Its name may have slashes in it.
 
     A model that is not in the list gets a 503 if engines have served it recently, or if it is known and no worker
     serves it now. Otherwise it gets a 404.
     """
-    found, snapshot_age = await services.gateway.list_models()
+    found, snapshot_age = await services.gateway.list_models(hops)
     described = next((each for each in found if each.name == name), None)
     if described is None:
         error = await services.gateway.missing(name)

@@ -108,9 +108,9 @@ async def overview(
 ) -> Answer | Response:
     """Return the state of the cluster as this replica knows it: its workers, replicas, parents and dispatch rate.
 
-    With the header `Accept: text/event-stream` the response goes on with server-sent events. The first is the `state`.
-    Each second follow the `changes`: new workers, the changed fields of others, the names of `removed` ones, and all
-    other parts of the state. It ends when the replica ends, or when the token is revoked.
+    With the header `Accept: text/event-stream` the response continues with server-sent events. The first is the
+    `state`. Each second follow the `changes`: new workers, the changed fields of others, the names of `removed` ones,
+    and all other parts of the state. It ends when the replica ends, or when the token is revoked.
 
     Times are in seconds since 1970. The workers are as of `seen_at`. While Redis is unavailable, `degraded` is the
     reason, and the workers stay as they were. `stalled_since` is when `stalled_for` in GET `/workers` began.

@@ -1,4 +1,4 @@
-"""Responses that go on until the client disconnects, the replica ends, or the token is revoked."""
+"""Responses that continue until the client disconnects, the replica ends, or the token is revoked."""
 
 import re
 from collections.abc import AsyncGenerator, AsyncIterator, Mapping

@@ -13,12 +13,12 @@ from controller.security.access import Guard
 from controller.security.tokens import Plane
 from controller.web.asgi.endpoint import (
     BodyEndpoint,
+    CallerEndpoint,
     Endpoint,
     FileEndpoint,
     ForwardEndpoint,
     HeartbeatEndpoint,
     HopEndpoint,
-    OperatorEndpoint,
     QueryEndpoint,
     RegistrationEndpoint,
     TokenEndpoint,
@@ -37,6 +37,7 @@ class Route(NamedTuple):
     other_planes: further planes whose callers may use the route. The handler limits what they may do.
     endpoint: the ASGI application that reads requests for the handler.
     hot: requests bypass Starlette's router.
+    changes_workers: a route of clients that changes workers, as the POST routes of the other planes do.
     """
 
     method: str
@@ -46,16 +47,23 @@ class Route(NamedTuple):
     endpoint: Callable[..., BodyEndpoint] = Endpoint
     hot: bool = False
     other_planes: tuple[Plane, ...] = ()
+    changes_workers: bool = False
+
+    @property
+    def refuses_other_sites(self) -> bool:
+        """True if a page of another site must not use the route through a browser."""
+        return self.changes_workers or (self.method == "POST" and self.plane in (Plane.WORKER, Plane.ADMIN))
 
     def build(self, services: Services) -> ASGIApp:
         """Return the ASGI application of the route."""
         endpoint = self.endpoint(partial(self.handler, services))
         endpoint.limits = services.limits
         endpoint.hot = self.hot
+        endpoint.refuses_other_sites = self.refuses_other_sites
         if self.plane is Plane.PUBLIC:
             endpoint.max_body = SMALL_BODY  # not counted, so that strangers cannot use up --max-body-memory
         elif services.access.is_closed:
-            endpoint.guard = Guard(services.access, self.plane, self.other_planes)
+            endpoint.guard = Guard(services.access, self.plane, self.other_planes, reads_api_key=endpoint.reads_api_key)
         return endpoint
 
 
@@ -63,7 +71,7 @@ ROUTES: Final = (
     Route("POST", "/get_worker_address", client.get_worker_address, Plane.CLIENT, TokenEndpoint, hot=True),
     Route("POST", "/release_worker", client.release_worker, Plane.CLIENT, hot=True),
     Route("POST", "/renew_lease", client.renew_lease, Plane.CLIENT),
-    Route("POST", "/report_failure", client.report_failure, Plane.CLIENT),
+    Route("POST", "/report_failure", client.report_failure, Plane.CLIENT, changes_workers=True),
     Route("POST", "/list_models", client.list_models, Plane.CLIENT),
     Route("POST", "/list_multimodal_models", client.list_multimodal_models, Plane.CLIENT),
     Route("POST", "/list_language_models", client.list_language_models, Plane.CLIENT),
@@ -83,7 +91,7 @@ ROUTES: Final = (
     Route("POST", "/register_worker", worker.register_worker, Plane.WORKER, RegistrationEndpoint),
     Route("POST", "/register_engine", worker.register_engine, Plane.WORKER, RegistrationEndpoint),
     *(
-        Route("POST", path, handler, Plane.ADMIN, OperatorEndpoint, other_planes=(Plane.WORKER,))
+        Route("POST", path, handler, Plane.ADMIN, CallerEndpoint, other_planes=(Plane.WORKER,))
         for path, handler in (
             ("/drain_worker", admin.drain_worker),
             ("/resume_worker", admin.resume_worker),
@@ -95,14 +103,14 @@ ROUTES: Final = (
         "/refresh_all_workers",
         admin.refresh_all_workers,
         Plane.ADMIN,
-        OperatorEndpoint,
+        CallerEndpoint,
         other_planes=(Plane.CLIENT,),
     ),
-    Route("POST", "/set_capacity", admin.set_capacity, Plane.ADMIN, OperatorEndpoint),
-    Route("POST", "/set_model_route", admin.set_model_route, Plane.ADMIN, OperatorEndpoint),
-    Route("POST", "/remove_model_route", admin.remove_model_route, Plane.ADMIN, OperatorEndpoint),
-    Route("POST", "/create_token", admin.create_token, Plane.ADMIN, OperatorEndpoint),
-    Route("POST", "/revoke_token", admin.revoke_token, Plane.ADMIN, OperatorEndpoint),
+    Route("POST", "/set_capacity", admin.set_capacity, Plane.ADMIN, CallerEndpoint),
+    Route("POST", "/set_model_route", admin.set_model_route, Plane.ADMIN, CallerEndpoint),
+    Route("POST", "/remove_model_route", admin.remove_model_route, Plane.ADMIN, CallerEndpoint),
+    Route("POST", "/create_token", admin.create_token, Plane.ADMIN, CallerEndpoint),
+    Route("POST", "/revoke_token", admin.revoke_token, Plane.ADMIN, CallerEndpoint),
     Route("GET", "/tokens", admin.tokens, Plane.ADMIN),
     Route("GET", "/capacities", admin.capacities, Plane.ADMIN),
     Route("GET", "/model_routes", admin.model_routes, Plane.ADMIN),

@@ -30,6 +30,12 @@ class OpenAiModel(Struct):
         int | UnsetType,
         described("Largest number of tokens of a prompt and its completion at each engine of the model, if known."),
     ] = UNSET
+    hops: Annotated[
+        str | UnsetType,
+        described(
+            "Only for other controllers: the ids of the clusters that a request for the model passes, from here."
+        ),
+    ] = UNSET
 
 
 class OpenAiModels(Struct):
@@ -72,4 +78,5 @@ def models_body(models: Iterable[EngineModel]) -> bytes:
 
 
 def _described(model: EngineModel) -> OpenAiModel:
-    return OpenAiModel(model.name, max_model_len=UNSET if model.max_length is None else model.max_length)
+    length = UNSET if model.max_length is None else model.max_length
+    return OpenAiModel(model.name, max_model_len=length, hops=model.hops or UNSET)

@@ -10,7 +10,7 @@ const ACTIONS = {
   drain: {
     path: "drain_worker",
     title: "Drain this worker?",
-    text: "It gets no new requests. The ones that it has go on. You can resume it later.",
+    text: "It gets no new requests. The ones that it has continue. You can resume it later.",
     button: "Drain",
     done: "The worker is draining.",
     hasReason: true,

@@ -9,8 +9,8 @@
     time     the time
     written  what include/decay/learn_decay.lua has written, if the script has read it already; otherwise nil or false
 
-  Output: the reading; the decay rate of a worker of speed 1, relative to this clock; the reading as text, because to
-  convert a number to text takes Lua longer than most of what a dispatch does.
+  Output: the reading, 0 if the clock has not started; the decay rate of a worker of speed 1, relative to this clock;
+  the reading as text, because to convert a number to text takes Lua longer than most of what a dispatch does.
 ]]
 --- @include "key"
 -- The readings and what was written, by name, because a batch needs them again. include/decay/learn_decay.lua uses them
@@ -18,10 +18,14 @@
 local readings = {}
 
 local function decay_clock(name, time, written)
-  local known = name and readings[name]
+  if not name then
+    return 0, 1, "0"
+  end
+  local known = readings[name]
   if not known then
-    written = written or name and redis.call("GET", key("decay", name))
+    written = written or redis.call("GET", key("decay", name))
     if not written then
+      readings[name] = { 0, 1, "0" }
       return 0, 1, "0"
     end
     local reading, read_at, time_constant, rate = written:match("(%S+) (%S+) (%S+) (%S+)")

@@ -15,6 +15,7 @@
     in_flight_window  for how many milliseconds a request may be on its way to the worker
     time              the time
     decays            true if bookings decay
+    is_engine         true if the worker is an engine; then nothing is learned, because its load does not decay
 
   Output: further fields of the worker's hash, as arguments of HSET. The load is changed. The caller writes both and
   updates the indexes.
@@ -23,7 +24,7 @@
 --- @include "decay_clock_of"
 --- @include "learn_decay"
 --- @include "map_checkpoints"
-local function apply_report(load, queue_length, written_at, in_flight_window, time, decays)
+local function apply_report(load, queue_length, written_at, in_flight_window, time, decays, is_engine)
   local last = redis.call("HMGET", load.worker, "reported_at", "own", "work", "dispatched_by_lottery")
   local last_at, last_own, last_work, by_lottery = tonumber(last[1]), last[2], last[3], last[4]
   if written_at < last_at and last_at <= time then
@@ -58,7 +59,7 @@ local function apply_report(load, queue_length, written_at, in_flight_window, ti
   if decays then
     load.decayed_at = decay_clock(clock, time)
   end
-  if decays and not load.draining and clock then
+  if decays and not load.draining and clock and not is_engine then
     learn_decay(clock, time, load.speed, work, finished)
   end
   return {

@@ -13,7 +13,7 @@
     dispatched             requests dispatched without a lease since its last report
     checkpoint_at          the time of the last checkpoint (include/load/add_checkpoint.lua)
     failing                'request' or 'polls' if it is failing, otherwise ''
-    draining               '1' if it is draining, otherwise '0'
+    draining               '1' if it is draining, '2' if its own agent drained it, otherwise '0'
     extended               '1' if include/load/is_extended.lua says so, otherwise '0'
     leases                 these four counts, as include/leases/lease_counts.lua writes them:
       leased                 active leases
@@ -49,7 +49,8 @@ local function read_load(name, time)
   local decay, rate = 0, 1
   if time then
     local current, current_text
-    current, rate, current_text = decay_clock(is_overflow and "\31" or pool, time)
+    local clock = is_overflow and (text:byte(2) == 29 and "\31\29" or "\31") or pool -- as decay_clock_of() returns it
+    current, rate, current_text = decay_clock(clock, time)
     decay = reading - current
     if decay <= 0 or decay >= 2e9 then -- it has started again (include/decay/learn_decay.lua)
       reading = current_text
@@ -87,7 +88,7 @@ local function read_load(name, time)
       load.untracked_own_rate = fields[2] * math.exp(decay * rate * load.speed)
     end
     load.failing = fields[3] ~= "" and fields[3] or nil
-    load.draining = fields[4] == "1" or nil
+    load.draining = fields[4] ~= "0" and fields[4] or nil
   end
   return load
 end

@@ -22,6 +22,6 @@ local function write_load(load, ...)
     "leases", lease_counts(load),
     "extended", is_extended(load) and "1" or "0",
     "failing", load.failing or "",
-    "draining", load.draining and "1" or "0",
+    "draining", load.draining or "0",
     ...)
 end

@@ -38,7 +38,7 @@ local function join_pools(load, models)
     redis.call("SADD", key("models"), unpack(names))
     spend(2 * #joined)
   end
-  if decay_clock_of(load.pools) == "\31" then
+  if (decay_clock_of(load.pools) or ""):byte() == 31 then
     redis.call("SADD", key("overflow"), load.name)
   end
   return appeared

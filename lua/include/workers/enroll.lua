@@ -59,12 +59,13 @@ local function enroll(registration, time, decays, event, refusal_of, make_load)
   end
   local before = read_load(name, decays and time)
   local pools_before = before and before.pools or {}
-  local was_draining = redis.call("DEL", key("draining", name)) == 1 or (before and before.draining)
+  local was_draining = redis.call("GET", key("draining", name)) or (before and before.draining)
+  redis.call("DEL", key("draining", name))
   local draining = was_draining or registration.draining
 
   local pools = assign_pools(registration.models, registration.models_digest)
   local clock = decay_clock_of(pools)
-  if decays and clock and not draining then
+  if decays and clock and not draining and registration.engine == "" then
     learn_decay(clock, time, 0, 0, 0) -- starts the clock
   end
   local load, other_fields = make_load(registration, before, number, time)
@@ -117,7 +118,7 @@ local function enroll(registration, time, decays, event, refusal_of, make_load)
     work, vanished = leave_pools(name, load.index_seq, left, cjson.decode(models_before))
     spend(work)
   end
-  if clock ~= "\31" then
+  if not clock or clock:byte() ~= 31 then
     leave_overflow(name)
   end
   if not draining then

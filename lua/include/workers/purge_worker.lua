@@ -35,7 +35,7 @@ local function purge_worker(name, ...)
     count_for_token(key("token_workers"), token, -1)
   end
   if load and load.draining then
-    redis.call("SET", key("draining", name), "1", "PX", 3600000)
+    redis.call("SET", key("draining", name), load.draining, "PX", 3600000)
   end
   if load then
     record_models({}, vanished)

@@ -27,7 +27,7 @@
     added  an array of the names of the added arguments
 
   Output: an array of tables with these names, and nil; or nil and the text of an error. heartbeat_ttl, capacity and
-  default_capacity are numbers or nil; reply_ttl, queue_length and age are numbers; draining is a boolean; models is an
+  default_capacity are numbers or nil; reply_ttl, queue_length and age are numbers; draining is '1' or nil; models is an
   array, and the text is models_json.
 ]]
 --- @include "argument_groups"
@@ -50,7 +50,7 @@ local function read_registrations(first, added)
     this.models_json, this.models = this.models, cjson.decode(this.models)
     local speed = finite_number(this.speed)
     local draining, polled = this.draining or "0", this.polled or "0"
-    this.draining = draining == "1"
+    this.draining = draining == "1" and "1" or nil
     for _, model in ipairs(this.models) do
       if type(model) ~= "string" then
         return "INVALID model"

@@ -10,6 +10,7 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
+from controller.domain.engine_status import EngineModel
 from controller.domain.worker import MAX_CAPACITY, MAX_MODELS, MAX_QUEUE_LENGTH
 from controller.upstream.client import WorkerAnswer
 from controller.upstream.engines import answers
@@ -285,3 +286,26 @@ def test_health_of_lmdeploy_says_if_it_is_asleep(body: bytes, asleep: bool | Non
 )
 def test_messages_of_engines_are_shortened_and_escaped(status: int, body: bytes, text: str) -> None:
     assert refusal(WorkerAnswer(status, {}, body)) == text
+
+
+@pytest.mark.parametrize(
+    ("hops", "read"),
+    [
+        ("a", "a"),
+        ("a,b", "a,b"),
+        ("", ""),
+        ("a b", ""),
+        (5, ""),
+        (None, ""),
+        (["a"], ""),
+        ("a," * 7 + "a", "a," * 7 + "a"),
+    ],
+)
+def test_hop_lists_of_controllers_are_read(hops: object, read: str) -> None:
+    body = json.dumps({"data": [{"id": "m", "hops": hops}]}).encode()
+    assert answers.openai_models(body) == Reading(models=(EngineModel("m", hops=read),))
+
+
+def test_model_behind_too_many_clusters_is_left_out() -> None:
+    body = json.dumps({"data": [{"id": "m", "hops": "a," * 8 + "a"}, {"id": "n"}]}).encode()
+    assert answers.openai_models(body) == Reading(models=(EngineModel("n"),))
