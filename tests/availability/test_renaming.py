@@ -76,7 +76,7 @@ async def test_canonical_and_invalid_names_are_not_changed(store: Store, replica
     await refresh(controller)
     link.delivered.clear()
     await refresh(controller)
-    assert link.delivered == ["list_workers"]
+    assert link.delivered == ["list_workers", "mark_listing"]
     assert await names(store) == [A, INVALID_NAME]
 
 
