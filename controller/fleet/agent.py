@@ -237,7 +237,7 @@ class Agent:
             return {} if is_refused else None
         self._unanswered_since = None
         if self._logged.pop(path, None):
-            logger.info("A controller accepts calls of %s again.", path)
+            logger.info("A controller accepts calls again. The path is %s.", path)
         return answer
 
     async def _sleep(self, seconds: float) -> None:

@@ -299,8 +299,8 @@ async def test_each_path_that_fails_is_logged_once_and_when_it_works_again(
     assert caplog.text.count("No controller has accepted the call") == 2
     link.is_away = False
     await wait_until(lambda: found(registry, lambda known: known.draining), "the controller is back")
-    await wait_until(lambda: "accepts calls of /drain_worker again" in caplog.text, "it is logged")
-    assert caplog.text.count("accepts calls of /receive_heart_beat again") == 1
+    await wait_until(lambda: "accepts calls again. The path is /drain_worker." in caplog.text, "it is logged")
+    assert caplog.text.count("accepts calls again. The path is /receive_heart_beat.") == 1
     assert await fleet.replica.dispatcher.release(lease)
 
 
