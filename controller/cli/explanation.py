@@ -29,6 +29,9 @@ async def show_explanation(controller: Controller, model: str, as_json: bool) ->
         print_json(explanation)
         return bool(explanation["candidates"])
     console = create_console()
+    if explanation.get("routed_to"):  # an older replica does not say it
+        text = f"{model} is a route to {', '.join(explanation['routed_to'])}. Its weights decide which model is first."
+        console.print(cell(text, console.encoding), soft_wrap=not console.is_terminal)
     console.print(conclusion(explanation, console), soft_wrap=not console.is_terminal)
     if explanation["candidates"]:
         console.print(candidates_table(explanation, console))
@@ -42,7 +45,8 @@ async def show_explanation(controller: Controller, model: str, as_json: bool) ->
 
 def conclusion(explanation: Mapping[str, Any], console: Console) -> Text:
     """Return what would happen to the next request, and why."""
-    model, chosen, candidates = (explanation[name] for name in ("model", "chosen", "candidates"))
+    chosen, candidates = explanation["chosen"], explanation["candidates"]
+    model = explanation.get("served_model", explanation["model"])
     if not explanation["workers"]:
         text = f"No live worker serves the model {model}. `controller models` lists the served models."
     elif not candidates:

@@ -7,6 +7,7 @@ from controller.availability.batches import Batches
 from controller.availability.snapshots import SnapshotManager
 from controller.domain.cost import FAILING, FULL, cost
 from controller.domain.dispatch import DispatchMethod, RankedWorker
+from controller.domain.engine import Protocol, indexed_name
 from controller.domain.errors import StoreError
 from controller.domain.worker import Worker
 from controller.settings import Settings
@@ -33,6 +34,9 @@ class Candidate(NamedTuple):
 class Explanation(NamedTuple):
     """How the next request of a model would be dispatched.
 
+    If engines and workers of FastChat's protocol serve the model, it is about the engines, as long as one of them is
+    not draining. The gateway chooses them first.
+
     chosen: the name of the worker. "" in the lottery, and if the model has no worker.
     workers: how many live workers serve the model.
     candidates: the first of them, the best first.
@@ -56,19 +60,21 @@ class Explainer:
         self._batches = batches
         self._snapshots = snapshots
 
-    async def explain(self, model: str) -> tuple[Explanation, float | None]:
+    async def explain(self, *models: str) -> tuple[Explanation, float | None]:
         """Return the explanation, and the age in seconds of the snapshot that it came from.
+
+        models: the models of a route. The first of them that has a worker for the request is explained, or the first.
 
         The age is None if it came from Redis. Raises StoreUnavailable if Redis is unavailable and there is no fresh
         snapshot.
         """
         age = None
         try:
-            workers = _serving(await self._batches.list_workers(), model)
-            ranked = await self._snapshots.breaker.call(self._registry.rank_workers, model)
+            model, indexed, workers = _first_served(await self._batches.list_workers(), models)
+            ranked = await self._snapshots.breaker.call(self._registry.rank_workers, indexed)
         except StoreError as error:
             snapshot, age = self._snapshots.get(error)
-            workers = _serving(snapshot.workers(snapshot.taken_at + age), model)
+            model, _, workers = _first_served(snapshot.workers(snapshot.taken_at + age), models)
             ranked = _rank(workers)
         match self._method:
             case DispatchMethod.SHORTEST_QUEUE:
@@ -82,8 +88,23 @@ class Explainer:
         return Explanation(model, self._method, chosen, len(workers), candidates, draining), age
 
 
-def _serving(workers: Sequence[Worker], model: str) -> list[Worker]:
-    return [worker for worker in workers if model in worker.indexed_models]
+def _first_served(workers: Sequence[Worker], models: Sequence[str]) -> tuple[str, str, list[Worker]]:
+    """Return the first model with a worker for the next request, or the first one, and the result of _serving()."""
+    for model in models:
+        indexed, serving = _serving(workers, model)
+        if not all(worker.draining for worker in serving):
+            return model, indexed, serving
+    return models[0], *_serving(workers, models[0])
+
+
+def _serving(workers: Sequence[Worker], model: str) -> tuple[str, list[Worker]]:
+    """Return the name of a model in the indexes, and the workers that serve it under this name."""
+    names = [indexed_name(model, protocol) for protocol in (Protocol.OPENAI, Protocol.FASTCHAT)]
+    serving = {name: [worker for worker in workers if name in worker.indexed_models] for name in names}
+    for name, found in serving.items():
+        if not all(worker.draining for worker in found):
+            return name, found
+    return next(((name, found) for name, found in serving.items() if found), (names[-1], []))
 
 
 def _rank(workers: Sequence[Worker]) -> list[RankedWorker]:

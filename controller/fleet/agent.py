@@ -22,6 +22,7 @@ logger = logging.getLogger("controller")
 
 _IDLE_POLLS: Final = 2  # consecutive polls without a request, after which an unregistered engine counts as idle
 _MAX_PROBLEM: Final = 500  # characters
+_CUT_OFF_AFTER: Final = 10.0  # seconds without a controller, after which the engine has expired: --engine-expiration
 _MAX_FAILURES: Final = 2  # consecutive polls whose connection fails, after which the engine is dead
 
 
@@ -76,7 +77,8 @@ class Agent:
         self._stops = 0
         self._stop = asyncio.Event()
         self._drain_until = float("inf")
-        self._logged = ""  # the last problem with the controllers, "" if there is none
+        self._logged: dict[str, str] = {}  # the last problem with the controllers, by path
+        self._unanswered_since: float | None = None  # monotonic time of the first of the last calls without an answer
 
     def stop(self) -> None:
         """Drain the engine, and end when it is idle. The second call ends the agent at once."""
@@ -103,7 +105,10 @@ class Agent:
         return end
 
     async def _drain(self) -> End:
-        """Wait until the engine has finished its requests. Its heartbeats continue."""
+        """Wait until the engine has finished its requests. Its heartbeats continue.
+
+        If no controller has responded until the engine expires, only the engine decides if it is idle.
+        """
         idle_polls = 0
         while True:
             began = time.monotonic()
@@ -115,10 +120,16 @@ class Agent:
             is_drained = not has_left and await self._is_drained()
             if idle_polls >= _IDLE_POLLS if has_left else is_drained and is_idle:
                 return End.IDLE
+            if self._is_cut_off() and (state.status.queue_length == 0 if state.status else state.problem):
+                return End.IDLE
             if self._stops > 1 or time.monotonic() >= self._drain_until:
                 return End.BUSY
             self._stop.clear()
             await self._sleep(min(began + self._interval, self._drain_until) - time.monotonic())
+
+    def _is_cut_off(self) -> bool:
+        since = self._unanswered_since
+        return since is not None and time.monotonic() - since >= _CUT_OFF_AFTER
 
     async def _is_drained(self) -> bool:
         """Drain the engine. Return True if the controller knows of no request to it."""
@@ -207,19 +218,28 @@ class Agent:
         return bool(await self._call("/register_engine", body))
 
     async def _call(self, path: str, body: Mapping[str, Any]) -> dict[str, Any] | None:
-        """Return the response of a controller, empty if it refuses. None if none responds. Both are logged once."""
+        """Return the response of a controller, empty if it refuses. None if none responds.
+
+        Both are logged once for each path, until a call to the path is accepted.
+        """
+        began = time.monotonic()
         try:
             answer = await self._controllers.post(path, body)
         except ControllerUnreachable as error:
-            kind = f"{path} {type(error).__name__}"
-            if kind != self._logged:
-                again = "" if isinstance(error, ControllerRefused) else " Trying again."
+            is_refused = isinstance(error, ControllerRefused)
+            if is_refused:
+                self._unanswered_since = None
+            elif self._unanswered_since is None:
+                self._unanswered_since = began
+            kind = type(error).__name__
+            if kind != self._logged.get(path):
+                again = "" if is_refused else " Trying again."
                 logger.error("No controller has accepted the call.%s %s", again, error)  # noqa: TRY400 - no traceback needed
-            self._logged = kind
-            return {} if isinstance(error, ControllerRefused) else None
-        if self._logged:
-            logger.info("A controller accepts calls again.")
-        self._logged = ""
+            self._logged[path] = kind
+            return {} if is_refused else None
+        self._unanswered_since = None
+        if self._logged.pop(path, None):
+            logger.info("A controller accepts calls again. The path is %s.", path)
         return answer
 
     async def _sleep(self, seconds: float) -> None:

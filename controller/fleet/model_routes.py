@@ -66,6 +66,11 @@ class ModelRoutes:
         route = self._routes.get(model)
         return (model,) if route is None else route.candidates(random.random)
 
+    def models(self, model: str) -> Sequence[str]:
+        """Return the models that the route of a name may use, targets first. Empty if it has no route."""
+        route = self._routes.get(model)
+        return () if route is None else route.models
+
     def names(self) -> Sequence[str]:
         """Return the names that have a route, sorted."""
         return tuple(self._routes)

@@ -172,6 +172,13 @@ def explanation(**changed: Any) -> dict[str, Any]:
     return {**answer, "candidates": [candidate(A), candidate(B, "full", cost=0.25)], "excluded": [], **changed}
 
 
+def test_explain_names_the_models_of_a_route(fake: FakeController) -> None:
+    fake.responses = {"/explain": explanation(model="name", served_model="m", routed_to=["absent", "m"])}
+    ran = fake.run("explain", "name")
+    assert "name is a route to absent, m." in ran.stdout
+    assert f"The next request of m goes to {A}." in ran.stdout
+
+
 def test_explain_says_which_worker_and_why(fake: FakeController) -> None:
     excluded = [{"worker_name": "http://c", "reason": "draining"}]
     fake.responses = {"/explain": explanation(excluded=excluded)}

@@ -262,6 +262,47 @@ async def test_agent_of_a_busy_engine_ends_at_the_deadline_or_the_second_signal(
     assert await is_gone(registry) == (how != "controller is away")
 
 
+async def test_agent_of_an_idle_engine_ends_if_no_controller_responds_for_the_expiration(
+    fleet: Fleet,
+    engine: AnswerServer,
+    registry: Registry,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    monkeypatch.setattr("controller.fleet.agent._CUT_OFF_AFTER", 0.2)
+    agent, link, running = fleet.start()
+    await wait_until(lambda: found(registry), "the engine is registered")
+    engine.answers["/metrics"] = gauges(1, 0)
+    link.is_away = True
+    agent.stop()
+    calls = len(link.calls)
+    await wait_until(lambda: len(link.calls) > calls + 20, "it waits for the request that runs")
+    assert not running.done()
+    engine.answers["/metrics"] = gauges(0, 0)
+    assert await running is End.IDLE
+    errors = [record.getMessage() for record in caplog.records if record.levelname == "ERROR"]
+    assert len(errors) <= len(set(link.calls[calls:])), "one for each path"
+
+
+async def test_each_path_that_fails_is_logged_once_and_when_it_works_again(
+    fleet: Fleet, registry: Registry, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO")
+    agent, link, _ = fleet.start()
+    await wait_until(lambda: found(registry), "the engine is registered")
+    lease = (await fleet.replica.dispatcher.dispatch_with_lease("m", protocol=Protocol.OPENAI)).value.lease
+    link.is_away = True
+    agent.stop()
+    seen = len(link.calls)
+    await wait_until(lambda: link.calls[seen:].count("/drain_worker") > 3, "calls to two paths fail alternately")
+    assert caplog.text.count("No controller has accepted the call") == 2
+    link.is_away = False
+    await wait_until(lambda: found(registry, lambda known: known.draining), "the controller is back")
+    await wait_until(lambda: "accepts calls again. The path is /drain_worker." in caplog.text, "it is logged")
+    assert caplog.text.count("accepts calls again. The path is /receive_heart_beat.") == 1
+    assert await fleet.replica.dispatcher.release(lease)
+
+
 async def test_agent_of_an_engine_that_was_never_ready_ends_at_once(fleet: Fleet, engine: AnswerServer) -> None:
     engine.answers["/health"] = Answer(b"", 503)
     agent, link, running = fleet.start()

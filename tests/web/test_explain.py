@@ -7,6 +7,7 @@ import pytest
 
 from controller import __version__
 from tests.conftest import Store
+from tests.support.openai_engines import engine_worker
 from tests.support.outage import Link
 from tests.support.samples import A, B, C
 from tests.support.waiting import wait_until
@@ -62,6 +63,38 @@ async def test_an_invalid_model_is_refused(api: Api, model: str) -> None:
 async def test_a_model_without_workers_has_no_candidates(api: Api) -> None:
     body = await explain(api, "absent")
     assert (body["chosen"], body["workers"], body["candidates"], body["excluded"]) == (None, 0, [], [])
+
+
+async def test_engines_are_explained_and_come_before_workers_of_fastchat(api: Api) -> None:
+    """As for the gateway, which chooses a worker of FastChat's protocol only if no engine takes requests."""
+    await api.registry.register(engine_worker(A, "m", queue_length=3))
+    await api.registry.register(engine_worker(B, "m", queue_length=1))
+    body = await explain(api)
+    assert (body["chosen"], body["workers"], [each["worker_name"] for each in body["candidates"]]) == (B, 2, [B, A])
+    await api.register(C, worker_status=status(0))
+    assert (await explain(api))["chosen"] == B
+    await api.post("/drain_worker", {"worker_name": B})
+    body = await explain(api)
+    assert (body["chosen"], body["excluded"]) == (A, [{"worker_name": B, "reason": "draining"}])
+    await api.post("/drain_worker", {"worker_name": A})
+    assert (await explain(api))["chosen"] == C
+    await api.post("/remove_worker", {"worker_name": C})
+    body = await explain(api)
+    assert (body["chosen"], body["workers"], len(body["excluded"])) == (None, 2, 2)
+
+
+async def test_a_name_with_a_route_is_explained_by_the_first_model_with_a_worker(api: Api) -> None:
+    await api.registry.register(engine_worker(A, "served"))
+    await api.post("/set_model_route", {"model": "name", "targets": {"absent": 9}, "fallbacks": ["served"]})
+    body = await explain(api, "name")
+    assert (body["model"], body["served_model"], body["routed_to"], body["chosen"]) == (
+        "name",
+        "served",
+        ["absent", "served"],
+        A,
+    )
+    body = await explain(api, "served")
+    assert (body["served_model"], body["routed_to"], body["chosen"]) == ("served", [], A)
 
 
 @pytest.fixture

@@ -89,11 +89,17 @@ async def explain(services: Services, query: Mapping[str, str], *_: object) -> A
     before `failing` ones. Within a state, the worker with the lowest `cost` is chosen. While it is free, the cost is
     its requests per unit of speed. While it is full, the cost is how long the next request would wait, in units of the
     time of a request. In the lottery, workers have `odds` instead.
+
+    If the name has a route, `routed_to` lists the models of the route. The workers are those of `served_model`, the
+    first of these models that has a worker for the request.
     """
     if "model" not in query:
         raise InvalidInput("model", "is missing. Send it in the query: /explain?model=NAME")
-    explanation, snapshot_age = await services.explainer.explain(model_name(query["model"]))
-    return Answer(schemas.encode(responses.NextDispatch.of(explanation)), headers=degraded(snapshot_age))
+    name = model_name(query["model"])
+    routed_to = services.model_routes.models(name)
+    explanation, snapshot_age = await services.explainer.explain(*(routed_to or [name]))
+    body = responses.NextDispatch.of(name, explanation, routed_to)
+    return Answer(schemas.encode(body), headers=degraded(snapshot_age))
 
 
 async def set_capacity(services: Services, body: bytes, caller: Caller) -> Answer:

@@ -323,6 +323,8 @@ class NextDispatch(Struct):
     """How the next request of a model would be dispatched."""
 
     model: ModelName
+    served_model: Annotated[str, described("The model whose workers are listed: `model`, or one of its route.", "echo")]
+    routed_to: Annotated[list[str], described("The models of the route of `model`. Empty if it has none.")]
     method: Annotated[str, described("The dispatch method of this replica.", enum=list(map(str, DispatchMethod)))]
     chosen: Annotated[
         str | None, described("The worker that it would get. `null` in the lottery, or if there is no worker.")
@@ -332,10 +334,12 @@ class NextDispatch(Struct):
     excluded: Annotated[list[ExcludedWorker], described("The others that serve the model.")]
 
     @classmethod
-    def of(cls, explanation: Explanation) -> "NextDispatch":
-        """Return the body of an explanation."""
+    def of(cls, model: str, explanation: Explanation, routed_to: Sequence[str]) -> "NextDispatch":
+        """Return the body of an explanation. model: as requested. routed_to: the models of its route, if it has one."""
         return cls(
+            model,
             explanation.model,
+            list(routed_to),
             explanation.method,
             explanation.chosen or None,
             explanation.workers,
