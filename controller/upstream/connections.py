@@ -51,6 +51,7 @@ class ResponseProtocol(ResponseHandler):
         self.response_begun = False
         self._awaits_head = False
         self._head_size = 0
+        self._was_paused = False
 
     @property
     def begun_on_kept_connection(self) -> bool:
@@ -64,6 +65,7 @@ class ResponseProtocol(ResponseHandler):
         self.response_begun = False
         self._awaits_head = True
         self._head_size = 0
+        self._was_paused = False
         self.set_response_params(
             read_until_eof=True,
             auto_decompress=False,
@@ -110,9 +112,18 @@ class ResponseProtocol(ResponseHandler):
         self._awaits_head = _is_informational(data[0].code)
         super().feed_data(data, size)
 
+    def pause_reading(self) -> None:
+        """Pause reading, because the reader of the body is slow."""
+        self._was_paused = True
+        super().pause_reading()
+
     def resume_reading(self, resume_parser: bool = True) -> None:
-        """Resume reading. aiohttp calls this after each read, and would run its parser without data each time."""
-        if self._reading_paused:
+        """Resume reading. aiohttp calls this after each read, and would run its parser without data each time.
+
+        Once reading was paused, this is necessary. The parser may pause only when the next data arrive, and then it
+        keeps them until it is run again.
+        """
+        if self._was_paused:
             super().resume_reading(resume_parser)
 
     def _fail(self, error: HttpProcessingError) -> None:
