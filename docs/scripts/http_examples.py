@@ -184,6 +184,8 @@ EXAMPLES: Final = (
         "/explain",
         response={
             "model": "echo",
+            "served_model": "echo",
+            "routed_to": [],
             "method": "shortest_queue",
             "chosen": WORKER,
             "workers": 1,

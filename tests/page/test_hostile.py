@@ -10,7 +10,7 @@ from tests.page.conftest import Open
 from tests.system.conftest import Serve
 from tests.system.processes import ControllerProcess
 
-pytestmark = [pytest.mark.system, pytest.mark.smoke]
+pytestmark = [pytest.mark.system]
 
 MODELS = (
     "<img src=x onerror=\"alert('model')\">",

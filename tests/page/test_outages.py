@@ -9,7 +9,7 @@ from tests.page.conftest import Open
 from tests.system.conftest import Serve
 from tests.system.servers import Server
 
-pytestmark = [pytest.mark.system, pytest.mark.smoke]
+pytestmark = [pytest.mark.system]
 
 A = "http://127.0.0.1:1/a"
 

@@ -10,7 +10,7 @@ from tests.page.conftest import Open
 from tests.system.conftest import Serve
 from tests.system.processes import ControllerProcess, call
 
-pytestmark = [pytest.mark.system, pytest.mark.smoke]
+pytestmark = [pytest.mark.system]
 
 A = "http://127.0.0.1:1/a"
 SECRETS = {plane: f"{plane}-secret-of-this-test" for plane in ("worker", "client", "admin")}

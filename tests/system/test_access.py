@@ -17,7 +17,7 @@ from tests.support.waiting import wait_until
 from tests.system.conftest import Serve
 from tests.system.processes import ControllerProcess, call, fastchat, llava_worker, stock_worker
 
-pytestmark = [pytest.mark.system, pytest.mark.smoke]
+pytestmark = [pytest.mark.system]
 
 SECRETS = {plane: f"{plane}-secret-of-this-test" for plane in ("worker", "client", "admin")}
 ENVIRONMENT = {f"CONTROLLER_{plane.upper()}_TOKENS": f"{plane}={secret}" for plane, secret in SECRETS.items()}

@@ -19,7 +19,7 @@ from tests.system.engines import command, events, last_error, listed, register, 
 from tests.system.processes import ControllerProcess, call, fastchat, stock_worker
 from tests.system.test_fastchat import models_of
 
-pytestmark = [pytest.mark.system, pytest.mark.smoke]
+pytestmark = [pytest.mark.system]
 
 Replicas = Callable[..., list[ControllerProcess]]
 UNNOTICED = ("--engine-poll-interval", "600", "--engine-expiration", "3600")  # no poll shows that an engine has died

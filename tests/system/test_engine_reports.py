@@ -21,7 +21,7 @@ from tests.system.conftest import Serve
 from tests.system.engines import listed, register
 from tests.system.processes import call
 
-pytestmark = [pytest.mark.system, pytest.mark.smoke]
+pytestmark = [pytest.mark.system]
 
 WAITING = 1
 

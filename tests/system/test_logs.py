@@ -70,7 +70,6 @@ def request(path: str, body: object = None, *headers: str, method: str = "POST")
     return "\r\n".join(lines).encode() + b"\r\n\r\n" + content
 
 
-@pytest.mark.smoke
 async def test_all_processes_write_json(serve: Serve) -> None:
     controller = serve("--replicas", "2", "--access-log")
     await wait_until(lambda: controller.log.count("startup complete") == 2, "both replicas run")
@@ -88,7 +87,6 @@ async def test_all_processes_write_json(serve: Serve) -> None:
     assert {"uvicorn", "controller.server", "controller.access"} <= {event["logger"] for event in found}
 
 
-@pytest.mark.smoke
 async def test_a_terminal_shows_text(work_dir: Path) -> None:
     port = free_port()
     command = [sys.executable, "-m", "controller", "serve", "--port", str(port), "--data-dir", str(work_dir / "data")]
@@ -140,7 +138,6 @@ async def test_no_secret_is_logged(serve: Serve, log_format: str, work_dir: Path
         assert secret not in controller.log
 
 
-@pytest.mark.smoke
 async def test_pipelined_requests_do_not_share_an_id(serve: Serve) -> None:
     controller = serve("--access-log", "--poll-interval", "0")
     controller.register(A)
@@ -163,7 +160,6 @@ async def test_pipelined_requests_do_not_share_an_id(serve: Serve) -> None:
     assert logged[-5:] == ["first", None, "third", None, made]
 
 
-@pytest.mark.smoke
 def test_the_access_log_is_off_unless_it_is_switched_on(serve: Serve) -> None:
     controller = serve("--poll-interval", "0")
     controller.register(A)

@@ -9,7 +9,7 @@ from controller.cli.main import main
 from tests.system.conftest import Serve
 from tests.system.processes import ControllerProcess, call
 
-pytestmark = [pytest.mark.system, pytest.mark.smoke]
+pytestmark = [pytest.mark.system]
 
 A, B = "http://127.0.0.1:1/a", "http://127.0.0.1:1/b"
 

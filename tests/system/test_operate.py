@@ -17,7 +17,7 @@ from tests.system.conftest import Serve
 from tests.system.processes import ControllerProcess, call, serves
 from tests.system.servers import single
 
-pytestmark = [pytest.mark.system, pytest.mark.smoke]
+pytestmark = [pytest.mark.system]
 
 A, B, C = (f"http://127.0.0.1:1/{name}" for name in "abc")
 
