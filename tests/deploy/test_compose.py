@@ -141,7 +141,7 @@ async def test_replicas_are_killed_at_random(cluster: Compose, figure: Figure) -
         await asyncio.to_thread(docker, "kill", victim)
         expiration = asyncio.create_task(wait_for_expiration(cluster, dead))
         end = time.monotonic() + KILL_SECONDS
-        while time.monotonic() < end:
+        while time.monotonic() < end or kills < KILL_SECONDS / 6:  # on a busy machine, a start takes long
             replica = random.choice(cluster.containers("controller"))
             await asyncio.to_thread(docker, "kill", replica)
             kills += 1
@@ -153,7 +153,6 @@ async def test_replicas_are_killed_at_random(cluster: Compose, figure: Figure) -
     assert results.failed == []
     assert results.last_sent[dead] < expired_at, "no dispatch to the dead worker after its expiration"
     assert set(results.addresses) == workers
-    assert kills >= KILL_SECONDS / 6
     await check_consistency(cluster)
     docker("start", victim)
     await all_workers(cluster)

@@ -312,6 +312,7 @@ async def test_agent_of_an_engine_that_was_never_ready_ends_at_once(fleet: Fleet
     assert link.calls == []
 
 
+@pytest.mark.slow
 async def test_a_token_that_may_not_drain_takes_the_engine_out(
     fleet: Fleet, engine: AnswerServer, registry: Registry, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -76,6 +76,7 @@ async def test_silent_engine_is_deprioritised_and_expires(
     assert (listed.alive, bool(listed.problem)) == (True, True)
 
 
+@pytest.mark.slow
 async def test_dead_engine_is_out_after_the_expiration(
     polling_engines: Starter, engine: AnswerServer, registry: Registry
 ) -> None:

@@ -103,6 +103,7 @@ async def test_long_error_passes_whole(serve: Serve, registry: Registry, http: h
         assert await ask(http, address) == (500, b"x" * 200_000)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("status", "body"), [(400, b"no"), (404, b"no"), (501, b"no"), (500, TOO_LONG)])
 async def test_thousand_bad_requests_leave_all_engines_in_use(
     serve: Serve, registry: Registry, http: httpx.AsyncClient, status: int, body: bytes
@@ -195,6 +196,7 @@ async def test_silent_engine_is_replaced_only_with_a_limit_for_the_first_byte(
             assert await waiting == (200, b"late")
 
 
+@pytest.mark.slow
 @pytest.mark.slow_on_fakeredis
 async def test_failing_engine_gets_few_requests_and_comes_back(
     serve: Serve, registry: Registry, http: httpx.AsyncClient, monkeypatch: pytest.MonkeyPatch

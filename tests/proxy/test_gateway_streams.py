@@ -354,6 +354,7 @@ async def test_pipelined_requests_are_answered_in_order(serve: Serve, registry: 
         writer.close()
 
 
+@pytest.mark.slow
 @pytest.mark.slow_on_fakeredis
 async def test_burst_of_requests_has_no_errors(serve: Serve, registry: Registry) -> None:
     """Fault 6: thousands at once on eight engines, each of which gets its share."""

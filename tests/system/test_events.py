@@ -50,6 +50,7 @@ async def next_of(events: AsyncIterator[dict[str, Any]], kind: str) -> dict[str,
     raise AssertionError(f"the events ended without {kind}")
 
 
+@pytest.mark.slow
 async def test_a_client_resumes_at_another_replica(serve: Serve, work_dir: Path) -> None:
     async with single(work_dir) as store:
         first, second = (serve("--redis-url", store.url, data=name) for name in ("first", "second"))

@@ -105,6 +105,7 @@ async def test_a_stream_from_a_stock_worker_is_forwarded(serve: Serve, work_dir:
         assert [frame["text"] for frame in frames] == [url, f"{url} a", f"{url} a b", f"{url} a b c"]
 
 
+@pytest.mark.slow
 async def test_a_refresh_by_the_api_server_does_not_block_other_calls(serve: Serve, work_dir: Path) -> None:
     """The API server refreshes all workers at each GET /v1/models. Here four of five workers hang."""
     controller = serve("--probe-timeout", "60")
@@ -176,6 +177,7 @@ async def test_the_heartbeat_thread_survives_an_outage_of_the_store(
         assert "KeyError" not in worker.log
 
 
+@pytest.mark.slow
 async def test_the_store_hangs_right_after_it_reports_an_unknown_worker(
     serve: Serve, work_dir: Path, embedded_url: str
 ) -> None:
@@ -202,6 +204,7 @@ async def test_the_store_hangs_right_after_it_reports_an_unknown_worker(
         await asyncio.to_thread(controller.stop)
 
 
+@pytest.mark.slow
 async def test_a_registration_during_an_outage_waits_for_its_end(serve: Serve, work_dir: Path) -> None:
     """The worker starts while the store hangs. A failed registration would end the worker."""
     controller = serve("--redis-timeout", "0.3")

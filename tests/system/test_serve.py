@@ -85,6 +85,7 @@ async def test_ctrl_c_shuts_down_cleanly(serve: Serve) -> None:
     assert serve(data="data").names() == [A]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("flags", [(), ("--replicas", "2")])
 async def test_workers_are_kept_when_the_controller_is_killed_and_restarted(
     serve: Serve, flags: tuple[str, ...]
