@@ -162,7 +162,7 @@ def answers(url: str, name: str, engine: str) -> bool:
 
 
 def cpu(process: psutil.Process) -> float:
-    """Return the processor time of a process and of those that it has started, in seconds."""
+    """Return the processor time of a process and of all its child processes, in seconds."""
     times = [each.cpu_times() for each in (process, *process.children(recursive=True))]
     return sum(each.user + each.system for each in times)
 

@@ -255,7 +255,7 @@ class Recovery:
 
 
 def _times_left(before: WorkerList, age: float) -> dict[str, float | None]:
-    """Return the seconds that the heartbeats of a listing had left, without those that have expired since."""
+    """Return the seconds until the heartbeats of a listing expire, by worker. Expired ones are left out."""
     return {
         worker.name: None if worker.expires_in is None else worker.expires_in - age
         for worker in before.workers

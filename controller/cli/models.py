@@ -36,7 +36,7 @@ SORTS: Final[Mapping[str, Any]] = {
 
 
 async def show_models(controller: Controller, sort: str, stalled_after: float, as_json: bool) -> None:
-    """Print the models of the live workers, and those that have lost theirs. Raises ControllerUnreachable."""
+    """Print the models of the live workers, and the models whose last worker is gone. Raises ControllerUnreachable."""
     reply = await request_reply(controller, "/workers", "workers")
     models = models_of(reply.fields["workers"], sort, stalled_after, missing_models(reply.fields))
     if as_json:

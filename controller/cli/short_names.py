@@ -6,7 +6,7 @@ from typing import Final
 
 from rich.cells import cell_len
 
-_CONTEXT: Final = 2  # characters that are shown before the first one that differs
+_CONTEXT: Final = 2  # characters shown before the first difference
 
 
 def short_names(names: Collection[str], width: int, ellipsis: str) -> dict[str, str]:

@@ -137,7 +137,7 @@ def _first_fitting(
 
 
 def _without_empty(columns: Sequence[Column], required: int, rows: Sequence[Row]) -> tuple[Sequence[Column], int]:
-    """Return the columns without those that are empty in all rows, and how many of them are required."""
+    """Remove columns that are empty in all rows. Return the others, and how many of them are required."""
     if not rows:
         return columns, required
     has_content = [any(str(row.get(column.name, "")) for row in rows) for column in columns]

@@ -24,7 +24,7 @@ _LIST: Final = "routes"
 
 
 class ModelRoutes:
-    """The routes of a cluster, on one replica. Without Redis, the replica uses those that it has read last."""
+    """The routes of a cluster, on one replica. Without Redis, the replica uses the routes of its last read."""
 
     def __init__(self, breaker: CircuitBreaker, registry: Registry, audit: Audit) -> None:
         self._breaker = breaker

@@ -143,7 +143,7 @@ class EngineModels:
         return MaybeStale((await self._unless_busy(model, chosen), False), snapshot_age)
 
     async def _unless_busy(self, model: str, chosen: Assignment) -> Assignment:
-        """Return another engine instead of one that has recently said that it is busy, unless all are busy."""
+        """Return the chosen engine, or another one if it refused a request as busy and another did not."""
         busy = self._busy.names()
         if chosen.address not in busy:
             return chosen

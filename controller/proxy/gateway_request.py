@@ -12,7 +12,7 @@ class GatewayRequest(NamedTuple):
     """A request of OpenAI's kind.
 
     query: encoded, without the question mark.
-    headers: those that an engine gets.
+    headers: sent to the engine.
     passed: those of `headers` that a worker of FastChat's protocol gets: the request id and the trace context.
     hops: hop list of the request.
     """

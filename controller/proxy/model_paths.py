@@ -9,8 +9,8 @@ from controller.domain.worker import Worker
 def paths_of_models(workers: Iterable[Worker], asking: Set[str]) -> dict[str, str]:
     """Return the shortest hop list to an engine of each model, without this cluster: "" if the engine is its own.
 
-    Each cluster leaves out the paths that lead through those that ask, as routers do (BGP). So the path to an engine
-    that is gone cannot stay in a loop of clusters.
+    A path through a cluster that asks is left out, as in the routing protocol BGP. So the path to a dead engine cannot
+    stay in a loop of clusters.
 
     asking: ids of the clusters that ask, and of this one. Empty if a client asks: the result is then empty, too.
     """

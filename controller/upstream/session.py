@@ -113,7 +113,7 @@ class _Server(NamedTuple):
     """What all requests to one server share.
 
     request: tells aiohttp's connector where to connect.
-    headers: those that requests have by default: name in lower case, name and value.
+    headers: the default headers of a request: name in lower case, name and value.
     """
 
     request: ClientRequest
