@@ -2,9 +2,9 @@
 
     python benchmarks/affinity_keys.py
 
-Two beginnings of each prompt are compared. The first is the longest one that an earlier prompt has, too, in steps of 64
-characters. The second is the longest one for which an earlier prompt has a key. A table shows the length of the second
-as a share of the first, over all prompts, and the mean number of keys.
+For each prompt, the longest beginning that it shares with an earlier prompt is measured, in steps of 64 characters. A
+dispatch sees only beginnings that end at a key. The table shows which share of the shared length the keys find, over
+all prompts, and the mean number of keys.
 """
 
 import argparse
