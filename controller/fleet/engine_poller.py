@@ -121,9 +121,12 @@ class EnginePoller:
         await asyncio.gather(*map(self._poll, watches))
 
     async def _share(self) -> None:
-        """Begin to poll the engines that belong to this replica now, and end the polls of the others."""
+        """Begin to poll the engines that belong to this replica now, and end the polls of the others.
+
+        While Redis is unavailable, keep the share: after the outage, the last answers show which engines are ready.
+        """
         entries, replicas = self.entries.entries, tuple(self._replicas.ids)
-        if entries is self._shared[0] and replicas == self._shared[1]:
+        if not replicas or (entries is self._shared[0] and replicas == self._shared[1]):
             return
         self._shared = entries, replicas
         share = Share(self._replicas.id, replicas)

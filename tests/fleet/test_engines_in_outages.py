@@ -24,6 +24,7 @@ async def test_engine_serves_at_once_after_an_outage_if_its_last_poll_was_good(
     replica = polling_engines(engine_expiration=3600, probe_timeout=0.2)
     await replica.engines.register(engine.address, EngineEntry("vllm"), ADMIN)
     await wait_until(lambda: bool(replica.snapshots.worker(engine.address)), "the snapshot has the engine")
+    await wait_until(lambda: replica.engine_poller.time_left(engine.address), "the replica polls the engine")
 
     def is_noted() -> bool:
         left = replica.engine_poller.time_left(engine.address)
@@ -31,6 +32,7 @@ async def test_engine_serves_at_once_after_an_outage_if_its_last_poll_was_good(
 
     with link.broken():
         assert await chosen(replica) == engine.address, "from the snapshot"
+        await wait_until(lambda: not replica.replicas.ids, "the replica cannot know the others")
         if not is_ready:
             engine.answers["/health"] = Answer(b"", 503)
         await wait_until(is_noted, "the poll has shown if the engine is ready")
