@@ -13,8 +13,11 @@ PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 install = { [ -x $(BIN)/uv ] && $(UV) $(1) 2>/dev/null; } \
 	|| { echo "  with pip, which takes about a minute ..."; $(PIP) --upgrade 'pip>=25.1' && $(PIP) $(1); }
 
-# Four processes also on two cores, because many tests wait for other processes.
-PYTEST_OPTIONS := -q -n 4 --dist loadfile --no-loadscope-reorder
+# The tests start hundreds of processes. Without this, each would compile all its modules where the variable is set.
+unexport PYTHONDONTWRITEBYTECODE
+
+# Five processes also on two cores, because many tests wait for other processes.
+PYTEST_OPTIONS := -q -n 5 --dist loadfile --no-loadscope-reorder
 
 .DEFAULT_GOAL := help
 .PHONY: help serve test test-all test-engines coverage history soak check demo format docs docs-serve docs-reference bench simulate sbom \

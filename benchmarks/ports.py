@@ -1,12 +1,16 @@
 """Ports for the processes that benchmarks and tests start."""
 
 import contextlib
+import os
 import random
 import socket
 
 # Below the ports that the kernel gives to outgoing connections and to listeners on port 0. No other program takes such
 # a port by chance before the process for which it is meant listens on it.
-_PORTS = range(22_000, 32_768)
+# The processes of pytest-xdist ("gw0", ...) take different ones, as two could choose the same before either listens.
+_SHARES = 16
+_SHARE = int(os.environ.get("PYTEST_XDIST_WORKER", "gw0").removeprefix("gw")) % _SHARES
+_PORTS = range(22_000 + _SHARE, 32_768, _SHARES)
 _random = random.SystemRandom()  # two test runs at the same time, both with a seeded `random`, must not meet
 _given: set[int] = set()
 

@@ -6,6 +6,7 @@ tests of the store, as the restricted user of deploy/redis/users.acl ("redis-ser
 A test that takes `store` fails if it leaves inconsistent indexes, or keys that would never expire.
 """
 
+import gc
 import signal
 import subprocess
 import tempfile
@@ -67,6 +68,10 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     parts.select(config, items)
+
+
+def pytest_collection_finish() -> None:
+    gc.freeze()  # the garbage collector need not look at thousands of tests
 
 
 def pytest_configure(config: pytest.Config) -> None:

@@ -6,6 +6,7 @@ has the tests of engines that take minutes to install.
 
 from collections import Counter, defaultdict
 from collections.abc import Iterable
+from zlib import crc32
 
 import pytest
 from hypothesis import settings
@@ -25,8 +26,15 @@ def select(config: pytest.Config, items: list[pytest.Item]) -> None:
         kept = [item for item in kept if (part == "quick") is is_quick(item) or item.get_closest_marker("deep")]
     if part == "quick":
         kept = [item for item in kept if is_quick(item)]
-    config.hook.pytest_deselected(items=[item for item in items if item not in set(kept)])
-    items[:] = kept
+    chosen = set(kept)
+    config.hook.pytest_deselected(items=[item for item in items if item not in chosen])
+    items[:] = sorted(kept, key=_place)
+
+
+def _place(item: pytest.Item) -> tuple[bool, int]:
+    """Sort the files so that those that mostly wait run beside those that compute. The longest ones come first."""
+    file = item.nodeid.partition("::")[0]
+    return not file.startswith(("tests/deploy/", "tests/system/")), crc32(file.encode())
 
 
 def is_quick(item: pytest.Item) -> bool:
