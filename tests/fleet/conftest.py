@@ -1,4 +1,4 @@
-"""A polled worker, a polled engine, and replicas that poll them."""
+"""A polled worker, a polled engine, replicas that poll them, and agents."""
 
 import asyncio
 from collections.abc import AsyncIterator, Callable
@@ -9,6 +9,7 @@ from controller.fleet import engine_poller, engine_sources
 from controller.replica import Replica
 from controller.tasks import end
 from tests.conftest import Open
+from tests.fleet.agents import Fleet
 from tests.fleet.engine_replicas import Starter, gauges, models
 from tests.fleet.polling import INTERVAL, StatusRoute
 from tests.support.engines import Answer, AnswerServer, answer_server
@@ -57,6 +58,16 @@ async def polling_engines(replica: Open, monkeypatch: pytest.MonkeyPatch) -> Asy
     yield starter
     for each in list(starter.tasks):
         await starter.stop(each)
+
+
+@pytest.fixture
+async def fleet(replica: Open, engine: AnswerServer, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Fleet]:
+    """Return a replica whose engines expire after an hour, for agents."""
+    monkeypatch.setattr("controller.upstream.engines.probe._STATE_INTERVAL", 0.05)
+    opened = Fleet(replica(snapshot_interval=0.05, engine_expiration=3600), engine)
+    yield opened
+    await end(opened.tasks)
+    await opened.client.close()
 
 
 @pytest.fixture

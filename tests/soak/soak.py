@@ -49,6 +49,7 @@ KEPT: Final = {
     "check",
     "replicas",
     "replica_descriptions",
+    "listings",
     "job",
     "job_result",
     "decay",
