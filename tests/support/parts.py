@@ -11,6 +11,7 @@ from zlib import crc32
 import pytest
 from hypothesis import settings
 
+_LONGEST = {"deploy", "proxy", "soak", "system"}
 _quick = False
 
 
@@ -34,7 +35,7 @@ def select(config: pytest.Config, items: list[pytest.Item]) -> None:
 def _place(item: pytest.Item) -> tuple[bool, int]:
     """Sort the files so that those that mostly wait run beside those that compute. The longest ones come first."""
     file = item.nodeid.partition("::")[0]
-    return not file.startswith(("tests/deploy/", "tests/system/")), crc32(file.encode())
+    return _LONGEST.isdisjoint(file.split("/")), crc32(file.encode())
 
 
 def is_quick(item: pytest.Item) -> bool:
