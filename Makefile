@@ -16,7 +16,7 @@ install = { [ -x $(BIN)/uv ] && $(UV) $(1) 2>/dev/null; } \
 # The tests start hundreds of processes. Without this, each would compile all its modules where the variable is set.
 unexport PYTHONDONTWRITEBYTECODE
 
-# Five processes also on two cores, because many tests wait for other processes.
+# Five processes even on two cores, because many tests wait for other processes.
 PYTEST_OPTIONS := -q -n 5 --dist loadfile --no-loadscope-reorder
 
 .DEFAULT_GOAL := help
@@ -35,7 +35,7 @@ demo: $(VENV)/.serve  ## Show a controller, three workers and simulated clients 
 test: $(VENV)/.test  ## Run the quick tests, in about three minutes. ARGS="tests/store -k lottery" selects others.
 	@$(BIN)/python -m pytest $(if $(ARGS),$(ARGS),--part quick $(PYTEST_OPTIONS))
 
-test-all: $(VENV)/.test  ## Run the rest of the tests: long ones, containers, and those on redis-server.
+test-all: $(VENV)/.test  ## Run the rest of the tests: long ones, and those that need containers or redis-server.
 	@$(BIN)/python -m pytest --part rest $(PYTEST_OPTIONS) $(ARGS)
 
 test-engines: $(VENV)/.test $(ENGINES)/.installed  ## Test with real vLLM and transformers serve. Installs 3.4 GB in ten minutes, once.
@@ -86,7 +86,7 @@ sbom: $(VENV)/.supply  ## Write sbom.json: the packages of an installation and t
 		--output-file sbom.json $(VENV)/installation/bin/python
 	@echo "sbom.json lists the packages."
 
-audit: $(VENV)/.supply  ## Look up known vulnerabilities of all pinned packages. Says so if no service can be reached.
+audit: $(VENV)/.supply  ## Look up known vulnerabilities of all pinned packages, and print a message if no service can be reached.
 	@$(BIN)/python supply/audit.py
 
 mutants: $(VENV)/.mutants  ## Report changes of the code that no test notices. ARGS="--sample 50 lua/leases"

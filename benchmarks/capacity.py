@@ -2,8 +2,9 @@
 
     python benchmarks/capacity.py [--workers 10000] [--leases 50000] [--connections 2000] [--requests 20000]
 
-A replica with an embedded store runs as a process. Its Redis is a Valkey server. Other programs on the machine change
-the processor time less than the elapsed time. The capacity table of docs/guides/runbook.md has the results.
+A replica with an embedded store runs as a process. Its Redis is a Valkey server. Processor time is measured, because
+other programs on the machine affect it less than elapsed time. The capacity table of docs/guides/runbook.md has the
+results.
 """
 
 import argparse
@@ -78,7 +79,7 @@ class Subject:
             return await response.json()
 
     async def send(self, path: str, bodies: Iterable[object]) -> list[Any]:
-        """Send requests, 32 at once. Return the answers in no order."""
+        """Send requests, 32 at once. The order of the answers is arbitrary."""
         waiting = iter(bodies)
 
         async def client() -> list[Any]:
@@ -97,7 +98,7 @@ class Subject:
 
 
 def name(number: int) -> str:
-    """Return the address of an invented worker. No process listens there."""
+    """Return a made-up worker address. Nothing listens there."""
     return f"http://127.{number // 62_500 + 1}.{number // 250 % 250}.{number % 250 + 1}:9"
 
 
@@ -132,8 +133,8 @@ async def measure(subject: Subject, arguments: argparse.Namespace) -> None:
     idle = await subject.state()
     await asyncio.sleep(10)
     after = await subject.state()
-    print(f"snapshots of {workers:,} workers: {(after.replica_cpu - idle.replica_cpu) * 10:.1f} % of a core", end=", ")
-    print(f"{(after.redis_cpu - idle.redis_cpu) * 10:.1f} % of Redis's")
+    shares = (after.replica_cpu - idle.replica_cpu) * 10, (after.redis_cpu - idle.redis_cpu) * 10
+    print(f"snapshots of {workers:,} workers: {shares[0]:.1f} % of a core for the replica, {shares[1]:.1f} % for Redis")
     await cpu("dispatch", requests, lambda: subject.send("/get_worker_address", ({"model": "m"},) * requests))
     heartbeats = ({"worker_name": name(i % workers), "queue_length": 1} for i in range(requests))
     await cpu("heartbeat", requests, lambda: subject.send("/receive_heart_beat", heartbeats))

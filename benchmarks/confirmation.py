@@ -4,7 +4,7 @@
 
 Each row starts four replicas of `controller serve` on one embedded store, HAProxy in front of them, and 20 workers that
 sleep instead of computing. A worker has 8 slots, and 6 of the workers are twice as fast. Clients arrive as a Poisson
-process. All of them run on this machine and use HTTP. The row "FastChat" has the real FastChat controller instead of
+process. All processes run on this machine and use HTTP. The row "FastChat" has the real FastChat controller instead of
 replicas, store and HAProxy, and needs the package fschat. Without HAProxy (Debian: apt install haproxy), the kernel
 spreads the connections over `controller serve --replicas 4`.
 
@@ -14,8 +14,8 @@ same arrivals, service times and first heartbeats, because the waits depend on w
 time of the dispatch plus the time from the arrival at the worker to a slot. Requests that arrive in the first heartbeat
 interval do not count. In the simulation a dispatch takes 1 to 5 ms.
 
-In the rows "by way", clients get the address of HAProxy and send their requests there (`--by-way`). The dispatch of
-such a request ends when it arrives at its worker. So it includes the time in HAProxy and a replica.
+In the rows "by way", clients get the address of HAProxy and send their requests there (`--by-way`). The dispatch time
+of such a request ends when the request reaches its worker. It includes HAProxy and a replica.
 
 A row is marked "!" if the clients' event loop was late by more than 50 ms, or if a replica dispatched from a snapshot
 because the store was slow. Then run it again on a machine with less load. The exit status is 1 if a row is marked or a
@@ -78,7 +78,7 @@ class Waits:
 
     @classmethod
     def of(cls, waits: Sequence[float], fleet: Fleet) -> Self:
-        """Compute them from all waits of a run. Waits before all workers have sent a heartbeat do not count."""
+        """Compute the figures from all waits of a run, without those of the first heartbeat interval."""
         warm_up = fleet.heartbeat_interval * fleet.rate() / fleet.requests
         counted = sorted(waits[math.ceil(len(waits) * warm_up) :])
         return cls(sum(counted) / len(counted), counted[int(len(counted) * 0.99)])
@@ -102,14 +102,14 @@ class Result:
 
     @property
     def sound(self) -> bool:
-        """Return True if the clients were in time and no replica was in degraded mode."""
+        """Return True if the clients kept up and no replica was in degraded mode."""
         return self.largest_lag <= LARGEST_LAG and not self.degraded
 
 
 def run_clients(
     processes: Processes, directory: Path, controller: str, fleet: Fleet, progress: Callable[[float], None]
 ) -> Results:
-    """Run the clients. Pass the elapsed seconds since the last call to `progress`."""
+    """Run the clients. Meanwhile, call `progress` with the seconds since its last call."""
     plan, results = directory / "plan.json", directory / "results.json"
     requests = [PlannedRequest(each.arrived, each.service, each.leased) for each in fleet.all_requests()]
     write_plan(plan, controller, requests)
@@ -258,24 +258,27 @@ def show(results: Sequence[Result], arguments: argparse.Namespace, console: Cons
 
 def parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--seconds", type=float, default=30, help="how long requests arrive in each row (default: 30)")
+    parser.add_argument(
+        "--seconds", type=float, default=30, help="seconds during which requests arrive in each row (default: 30)"
+    )
     parser.add_argument("--rounds", type=int, default=2, help="runs of each row, with different arrivals (default: 2)")
     parser.add_argument("--load", type=float, default=0.85, help="share of the capacity of all slots (default: 0.85)")
     parser.add_argument(
-        "--compression", type=float, default=COMPRESSION, help="factor by which all times are shorter (default: 10)"
+        "--compression", type=float, default=COMPRESSION, help="divide all times by this factor (default: 10)"
     )
     parser.add_argument(
         "--rows", nargs="+", metavar="ROW", choices=[row.name for row in ROWS], help="run only these rows"
     )
     parser.add_argument("--json", type=Path, help="write the figures of all runs to this file too")
     arguments = parser.parse_args()
-    if arguments.seconds * arguments.compression < 2 * Fleet.heartbeat_interval:
-        parser.error(
-            f"--seconds must be at least two heartbeat intervals, {2 * Fleet.heartbeat_interval:g} divided by "
-            "--compression. The first interval does not count."
-        )
     if arguments.rounds < 1 or arguments.load <= 0 or not 1 <= arguments.compression <= 100:
         parser.error("--rounds must be at least 1, --load more than 0, and --compression from 1 to 100.")
+    least = 2 * Fleet.heartbeat_interval / arguments.compression
+    if arguments.seconds < least:
+        parser.error(
+            f"--seconds must be at least {math.ceil(100 * least) / 100:g}, two heartbeat intervals. Requests of the "
+            "first one do not count."
+        )
     return arguments
 
 

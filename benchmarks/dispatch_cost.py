@@ -2,11 +2,11 @@
 
     python benchmarks/dispatch_cost.py tokens [--rounds 12] [--requests 8000]
     python benchmarks/dispatch_cost.py viewers         ten pages are open, and one client reads /metrics each second
-    python benchmarks/dispatch_cost.py against CLONE   this checkout, against another one
+    python benchmarks/dispatch_cost.py against CLONE   this checkout, compared with another one
 
 Each replica is a process with an embedded store. Clients keep their connections, and send what FastChat's clients send.
-Both kinds of replicas are measured in turn. Other programs on the machine change the processor time less than the
-elapsed time. The result is the median of the ratios of the rounds.
+Both kinds of replicas are measured in turn. Processor time is measured, because other programs on the machine affect it
+less than elapsed time. The result is the median of the ratios of the rounds.
 """
 
 import argparse

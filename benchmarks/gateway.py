@@ -4,12 +4,12 @@
     python benchmarks/gateway.py --rounds 3
 
 Each gateway runs on one core, and ours shares this core with its store. The engine and the clients run on another one.
-The engine is benchmarks/gateway_engine.py: it sends answers that it has made before, so that the gateway is what is
-measured. Each round measures all gateways in turn. The figures are:
+The engine is benchmarks/gateway_engine.py: it sends prepared responses, so that the gateway is what is measured. Each
+round measures all gateways in turn. The figures are:
 
 - Requests per second: chat completions of 1 KiB, with 32 clients, each of which sends its next request at once.
 - Added latency at half of this rate: the difference to requests that go to the engine directly, at the same rate and in
-  the same round. A request counts from the time at which it is due, also if it has to wait for a connection.
+  the same round. A request counts from the time at which it is due, even if it has to wait for a connection.
 - Events per second of 100 streams at the same time.
 - Processor time of the gateway, with all of its processes, for 1,000 of the requests.
 """

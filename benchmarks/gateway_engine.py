@@ -1,8 +1,8 @@
 """The engine and the load generator of benchmarks/gateway.py, both written for speed.
 
-The engine is one process with one thread. It reads a request, and sends an answer that it has made before: a chat
-completion of 1 KiB, or, if the body asks for a stream, a number of events. It writes each event by itself, one of each
-stream in turn, as an engine does that generates a token for all of its requests in one step.
+The engine is one process with one thread. It sends prepared responses: a chat completion of 1 KiB, or a number of
+events if the body asks for a stream. Each event is a separate write, and the streams take turns. An engine that
+generates one token for every request in a step does the same.
 """
 
 import asyncio
@@ -18,9 +18,9 @@ import uvloop
 PATH = "/v1/chat/completions"
 MODEL = "m"
 ANSWER_SIZE = 1024  # bytes
-MARK = b"~"  # stands once in each event, and nowhere else in an answer
+MARK = b"~"  # occurs once in each event with content, and nowhere else
 _LENGTH = re.compile(rb"(?i)\r\ncontent-length: *(\d+)")
-_FRAMES = re.compile(rb'"max_(?:completion_)?tokens": *(\d+)')  # the SGLang router changes the name
+_FRAMES = re.compile(rb'"max_(?:completion_)?tokens": *(\d+)')  # the SGLang router renames max_tokens
 _END = b"0\r\n\r\n"
 
 
@@ -53,7 +53,8 @@ def _plain(body: bytes) -> bytes:
 
 _COMPLETION = _plain(_answer(ANSWER_SIZE))
 _STREAM = b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\nTransfer-Encoding: chunked\r\n\r\n"
-_EVENTS = [_event(f"{MARK.decode()}word {number} ") for number in range(97)]  # LiteLLM ends streams of equal events
+# The events differ, because LiteLLM aborts a stream that repeats one event.
+_EVENTS = [_event(f"{MARK.decode()}word {number} ") for number in range(97)]
 _LAST = _event("", "stop") + _chunk(b"data: [DONE]\n\n") + _END
 # Routers ask for these before they send requests.
 _MODELS = {"object": "list", "data": [{"id": MODEL, "object": "model", "owned_by": "benchmark", "created": 1}]}
@@ -67,7 +68,7 @@ class Engine(asyncio.Protocol):
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._transport = cast("asyncio.Transport", transport)
         self._received = b""
-        self._left = 0  # events of the stream
+        self._left = 0  # events of the stream that are still to be sent
         self._paused = False
         self._loop = asyncio.get_running_loop()
 
@@ -120,7 +121,7 @@ def serve_engine(port: int) -> None:
 
 
 def request(frames: int = 0) -> bytes:
-    """Return a chat request. frames: number of events of its stream. 0: it asks for no stream."""
+    """Return a chat request. frames: number of events to stream, or 0 for a response in one piece."""
     chat: dict[str, object] = {"model": MODEL, "messages": [{"role": "user", "content": "Hello " * 40}]}
     if frames:
         chat |= {"stream": True, "max_tokens": frames}
@@ -134,15 +135,15 @@ class Client(asyncio.Protocol):
 
     def __init__(self, load: "Load") -> None:
         self._load = load
-        self.arrived = 0.0  # of its request
+        self.due = 0.0  # when its request was due, on the loop's clock
         self._head = b""
-        self._missing = -1  # bytes of the body. -1: until the last chunk
+        self._missing = -1  # bytes of the body still to arrive. -1 if the body is chunked
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._transport = cast("asyncio.Transport", transport)
 
-    def send(self, sent: bytes, arrived: float) -> None:
-        self.arrived = arrived
+    def send(self, sent: bytes, due: float) -> None:
+        self.due = due
         self._head, self._tail = b"", b""
         self._transport.write(sent)
 
@@ -172,11 +173,11 @@ class Client(asyncio.Protocol):
 
 @dataclass
 class Load:
-    """Requests, and what became of them.
+    """Sends requests and records the results.
 
     latencies: seconds from the time at which a request was due until its answer was complete.
     marks: number of events that were received.
-    errors: answers with another status than 200, and connections that the server has closed.
+    errors: responses with a status other than 200, and connections that the server closed.
     """
 
     url: str
@@ -185,14 +186,13 @@ class Load:
     errors: int = 0
     _idle: list[Client] = field(default_factory=list)
     _due: deque[float] = field(default_factory=deque)
-    _rest: int = 0  # requests of a closed loop that were not sent yet
     _ended: bool = False
 
     async def run(self, connections: int, *, seconds: float = 0.0, rate: float = 0.0, frames: int = 0) -> float:
         """Send requests, and return the seconds that they took.
 
-        With `rate`, requests are due at random times, that many a second. With `frames`, each connection sends one
-        request for a stream. Otherwise, each connection sends its next request when it has an answer.
+        With `rate`, requests are due at random times, on average `rate` per second. With `frames`, each connection
+        sends one request for a stream. Otherwise, each connection sends its next request when it has an answer.
         """
         loop = asyncio.get_running_loop()
         host, _, port = self.url.removeprefix("http://").rpartition(":")
@@ -232,7 +232,7 @@ class Load:
 
     def on_answer(self, client: Client) -> None:
         now = self._loop.time()
-        self.latencies.append(now - client.arrived)
+        self.latencies.append(now - client.due)
         if self._repeats and not self._ended:
             client.send(self._request, now)
         elif self._due:

@@ -24,7 +24,7 @@ def _run() -> None:
     if isinstance(sys.stdout, io.TextIOWrapper):  # characters that the encoding lacks must not end a command
         sys.stdout.reconfigure(errors="replace")
     try:
-        command_line(complete_var=VARIABLE)  # also if the command has another name
+        command_line(complete_var=VARIABLE)  # even if the command has another name
     except OSError as error:
         _drop_output()
         sys.exit(f"Error: The output cannot be written: {error.strerror or error}.")

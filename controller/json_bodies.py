@@ -23,7 +23,7 @@ from controller.domain.worker import (
     whole_queue_length,
 )
 
-# `json.loads` creates an object of up to 100 bytes for each value, also for values that are not needed.
+# `json.loads` creates an object of up to 100 bytes for each value, even for values that are not needed.
 _MAX_VALUES: Final = 1_000_000
 _SURROGATE: Final = re.compile(r"[\ud800-\udfff]")
 

@@ -121,7 +121,7 @@ def _message(record: logging.LogRecord) -> str:
 
 
 def _logger(record: logging.LogRecord) -> str:
-    """Return the name of the logger. uvicorn's main logger is called uvicorn.error, also for what is no error."""
+    """Return the name of the logger. uvicorn's main logger is called uvicorn.error, whatever the level."""
     return "uvicorn" if record.name == "uvicorn.error" else record.name
 
 

@@ -45,7 +45,7 @@ def verdict(report: dict[str, Any]) -> Verdict:
 def report(service: str) -> dict[str, Any] | str:
     """Run pip-audit with a service. Return its report, or the reason why there is none."""
     command = [sys.executable, "-m", "pip_audit", "--requirement", str(ROOT / "constraints.txt")]
-    # The file lists all packages, also those that other packages need, so pip does not have to resolve anything.
+    # The file lists all packages, including those that other packages need, so pip does not have to resolve anything.
     options = ["--no-deps", "--disable-pip", "--vulnerability-service", service, "--timeout", "15"]
     output = ["--format", "json", "--progress-spinner", "off"]
     try:

@@ -45,7 +45,7 @@ def installed(project: str, find: Callable[[str], Distribution] = distribution) 
 
 
 def licences(package: Distribution) -> list[str]:
-    """Return the licences of a package as its metadata spells them. All of them apply, also if the package says OR."""
+    """Return the licences of a package as its metadata spells them. All of them apply, even if the package says OR."""
     metadata = package.metadata
     if expressions := metadata.get_all("License-Expression", []):
         return [part for part in re.split(r"\s+(?:AND|OR)\s+|[()]", expressions[0]) if part.strip()]
@@ -82,7 +82,7 @@ def faults(packages: Iterable[Distribution], known: Mapping[str, str], pinned: M
         if pin != package.version:
             found.append(
                 f"{package.name} {package.version} is installed, and constraints.txt has {pin or 'no version'}. "
-                "An image would contain another version than the one that was tested. Correct constraints.txt."
+                "An image would contain a different version from the one that was tested. Correct constraints.txt."
             )
     return found
 

@@ -131,7 +131,7 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
 
 @pytest.fixture(autouse=True)
 def on_this_machine() -> Iterator[None]:
-    """Fail a test during which this process tried to reach another machine, also in the background."""
+    """Fail a test during which this process tried to reach another machine, even in the background."""
     yield
     refused, network.outside[:] = list(network.outside), []
     assert refused == []

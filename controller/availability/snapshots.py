@@ -201,7 +201,7 @@ class SnapshotManager:
             await self._reconciler.reconcile()
 
     async def _take_another(self) -> None:
-        """Take a snapshot, also if one has just been taken."""
+        """Take a snapshot, even if one has just been taken."""
         async with self._lock:
             await self._take()
 

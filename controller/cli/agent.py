@@ -1,4 +1,4 @@
-"""The command `controller agent`: a process beside an engine, which registers it and sends heartbeats."""
+"""The command `controller agent`: runs next to an engine, registers it and sends its heartbeats."""
 
 from typing import Final
 from urllib.parse import urlsplit
@@ -17,7 +17,7 @@ _LEAST_INTERVAL: Final = 0.1  # seconds
 
 
 @click.command(short_help="Represent an engine: register it, send heartbeats, drain it.")
-@click.option("--engine", required=True, metavar="URL", help="The engine, as this process reaches it.")
+@click.option("--engine", required=True, metavar="URL", help="URL of the engine, as seen from this process.")
 @click.option(
     "--controller",
     "--controller-address",
@@ -32,7 +32,7 @@ _LEAST_INTERVAL: Final = 0.1  # seconds
 @click.option(
     "--advertise",
     metavar="URL",
-    help="The engine, as the controllers and clients reach it. By default, this is the URL of --engine.",
+    help="URL of the engine, as seen from the controllers and clients. Default: the URL of --engine.",
 )
 @click.option(
     "--kind",
@@ -40,7 +40,7 @@ _LEAST_INTERVAL: Final = 0.1  # seconds
     default=AUTO,
     show_default=True,
     metavar="KIND",
-    help=f"What the engine is: {', '.join(EngineKind)}, or auto to find it out.",
+    help=f"Kind of the engine: {', '.join(EngineKind)}, or auto to detect it.",
 )
 @describes_engine
 @click.option(
@@ -62,7 +62,7 @@ _LEAST_INTERVAL: Final = 0.1  # seconds
     type=click.Choice(["auto", "text", "json"]),
     default="auto",
     show_default=True,
-    help="Form of the log. auto is text on a terminal, and JSON otherwise.",
+    help="Log format. auto: text on a terminal, otherwise JSON.",
 )
 def agent(
     engine: str,
@@ -74,22 +74,24 @@ def agent(
     deadline: float,
     log_format: str,
 ) -> None:
-    """Represent an engine at a cluster of controllers, from a process beside it.
+    """Register an engine with a cluster of controllers, from a process next to it.
 
     The agent asks the engine for its state, registers it, and sends heartbeats with its queue. The controllers do not
-    poll it. An engine that is not ready, or has ended, stops getting requests at once. If the whole machine dies, the
-    engine expires after --engine-expiration of the controllers.
+    poll it. An engine that is not ready gets no more requests at once. One that has ended gets none after two failed
+    polls. If the whole machine dies, the engine expires after --engine-expiration of the controllers.
 
     \b
         controller agent --engine http://localhost:8000 \\
             --advertise http://gpu1:8000 --controller http://controller:21001
 
-    SIGTERM and Ctrl-C drain the engine. The agent ends when it is idle. A second signal ends the agent at once.
+    SIGTERM and Ctrl-C drain the engine. The agent exits when the engine is idle, or at the deadline. A
+    second signal ends the agent at once.
 
     \b
     Exit status:
-        0  the engine has finished its requests
-        1  the options are wrong
+        0  the engine is idle, or was not registered
+        1  a value is wrong, or a file cannot be read
+        2  the command line is wrong
         3  requests were left at the deadline, or at the second signal
     """
     from controller.security.parent_addresses import parse_parent  # imported late, so that --help stays fast
@@ -105,7 +107,9 @@ def agent(
     except ControllerError as error:
         raise click.ClickException(printable(str(error))) from error
     if _is_local(name) and not all(_is_local(each.address) for each in addresses):
-        raise click.UsageError(f"The controllers cannot reach {name}. Name the engine's address for them: --advertise.")
+        raise click.UsageError(
+            f"The controllers cannot reach {name}. Set --advertise to an address of the engine that they can reach."
+        )
     end = run_agent(AgentOptions(url, name, entry, addresses, interval, deadline, log_format))
     raise SystemExit(end.value)
 

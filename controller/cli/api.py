@@ -137,8 +137,8 @@ def _raise_refusal(url: str, status: int, body: bytes) -> None:
         message = str(json.loads(body)["error"]["message"])
     if status in (404, 405):
         message = (
-            f"{message} Either --controller-address names another server than a controller, or the controller is of an "
-            "older version, without this route."
+            f"{message} Either --controller-address names a server that is not a controller, or the controller is of "
+            "an older version, without this route."
         ).lstrip()
     if not message:
         raise ValueError(f"status {status}")

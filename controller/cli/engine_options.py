@@ -50,14 +50,14 @@ def describes_engine(command: Callable[..., None]) -> Callable[..., None]:
         "models",
         multiple=True,
         metavar="NAME[=PUBLIC]",
-        help="A model that it serves, and the name under which clients ask for it. Repeat for several. By default, it "
-        "serves all of its models under their own names.",
+        help="A model to register, and the name under which clients ask for this model. Repeat for several. Default: "
+        "all models, under their own names.",
     )
+    @click.option("--speed", type=click.FLOAT, default=1.0, show_default=True, help="Speed, relative to other workers.")
     @click.option(
-        "--speed", type=click.FLOAT, default=1.0, show_default=True, help="Its speed, relative to other workers."
-    )
-    @click.option(
-        "--capacity", type=click.IntRange(1), help="How many requests it runs at once. By default, it is asked."
+        "--capacity",
+        type=click.IntRange(1),
+        help="Number of requests that run at once. By default, the engine or worker is asked.",
     )
     @click.option(
         "--api-key-file",

@@ -1,4 +1,4 @@
-"""The command `controller watch`: the events of a running controller, as they happen."""
+"""Implements `controller watch`: shows the events of a running controller when they happen."""
 
 import asyncio
 import json

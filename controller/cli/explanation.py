@@ -15,9 +15,9 @@ from controller.cli.workers import DEGRADED
 
 _STYLES: Final = {"free": "green", "full": "yellow", "failing": "red"}
 _MEANINGS: Final = {
-    "free": "Of the workers with a free slot, or whose slots are unknown, it has the fewest requests for its speed.",
-    "full": "No worker has a free slot. On this one the next request would wait for the shortest time.",
-    "failing": "All workers of the model are failing. This one has the lowest cost of them.",
+    "free": "Of the workers with a free slot or unknown slots, this one has the fewest requests for its speed.",
+    "full": "No worker has a free slot. On this worker, the next request would wait for the shortest time.",
+    "failing": "All workers of the model are failing. This worker has the lowest cost.",
 }
 
 

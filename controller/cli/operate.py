@@ -119,7 +119,7 @@ def _agrees(question: str) -> bool:
         return False
 
 
-@click.command(short_help="Register an engine, or a worker that does not do so itself.")
+@click.command(short_help="Register an engine, or a worker that does not register itself.")
 @click.argument("url")
 @click.option(
     "--engine",
@@ -127,13 +127,15 @@ def _agrees(question: str) -> bool:
     default=AUTO,
     show_default=True,
     metavar="KIND",
-    help=f"What it is: {', '.join(EngineKind)}, fastchat for a worker that speaks FastChat's protocol, or auto. Then "
-    "the controller finds it out.",
+    help=f"Kind of the engine: {', '.join(EngineKind)}, fastchat for a worker that speaks FastChat's protocol, or auto "
+    "to detect it.",
 )
 @describes_engine
-@click.option("--queue-length", type=click.IntRange(0), default=0, help="fastchat: requests that it has now.")
-@click.option("--no-heartbeats", is_flag=True, help="fastchat: it sends none, and stays until it is removed.")
-@click.option("--multimodal", is_flag=True, help="fastchat: it accepts images.")
+@click.option("--queue-length", type=click.IntRange(0), default=0, help="fastchat: requests that the worker has now.")
+@click.option(
+    "--no-heartbeats", is_flag=True, help="fastchat: the worker sends no heartbeats, and stays until it is removed."
+)
+@click.option("--multimodal", is_flag=True, help="fastchat: the worker accepts images.")
 @no_color
 @connects
 def register(
@@ -148,7 +150,7 @@ def register(
     """Register the engine or the worker at URL, and show what the controller has registered.
 
     The controller asks an engine, such as vLLM or llama.cpp, for its models, its capacity and its load, and polls it
-    from then on. It is registered until it is removed. Workers of FastChat register themselves.
+    from then on. An engine is registered until it is removed. Workers of FastChat register themselves.
 
     \b
     Register an engine, and give its model a public name:
@@ -192,7 +194,7 @@ def refresh(controller: Controller) -> None:
 
 @click.command(short_help="Show events as they happen.")
 @click.option(
-    "--last", type=click.IntRange(1, 1000), default=10, show_default=True, help="How many earlier ones to show."
+    "--last", type=click.IntRange(1, 1000), default=10, show_default=True, help="How many earlier events to show."
 )
 @as_json
 @connects

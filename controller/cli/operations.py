@@ -1,4 +1,4 @@
-"""Sends the requests of the operators' commands to a running controller, and prints the results."""
+"""Implements the commands of operators: sends the requests to a running controller and formats the results."""
 
 import asyncio
 import time

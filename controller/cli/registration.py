@@ -1,4 +1,4 @@
-"""The command `controller register`: registers an engine, or a worker that does not do so itself."""
+"""The command `controller register`: registers an engine, or a worker that does not register itself."""
 
 import contextlib
 from typing import Any, Final, NamedTuple
@@ -76,7 +76,7 @@ async def _register_engine(controller: Controller, name: str, details: Details) 
     sentence = f"Registered {name}, an engine of the kind {engine['engine']}."
     if not engine["alive"]:
         problem = str(engine["problem"]).rstrip(".")
-        return [f"{sentence} It gets no requests yet: {problem}. It does as soon as it is ready."]
+        return [f"{sentence} The engine gets no requests until it is ready: {problem}."]
     with contextlib.suppress(ControllerRefused):  # a token for workers may register, but not list
         await _print(controller, name)
     return [sentence, "The controller polls it until `controller remove`. `controller engines` shows its state."]

@@ -188,7 +188,7 @@ def dispatch(model: str, repeat: int, no_lease: bool, as_json: bool, controller:
     This books requests like any client, but sends none to the workers. So while it runs, real requests may go to other
     workers than they would otherwise. `controller explain` books nothing.
 
-    Each request is booked with a lease, and all leases are released at the end, also after Ctrl-C. If this program is
+    Each request is booked with a lease, and all leases are released at the end, even after Ctrl-C. If this program is
     killed, they end after 5 minutes. With --no-lease, nothing can be released: each booking counts less as it ages, and
     the next report of its worker replaces it.
 

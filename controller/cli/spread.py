@@ -61,7 +61,7 @@ async def show_spread(controller: Controller, model: str, repeat: int, with_leas
 
 
 async def _dispatch(controller: Controller, body: Mapping[str, Any], leases: list[str]) -> Reply:
-    """Send one request, and add its lease to `leases`, also if this is cancelled while the response is on its way."""
+    """Send one request, and add its lease to `leases`, even if this is cancelled while the response is on its way."""
 
     async def dispatch() -> Reply:
         reply = await request_reply(controller, "/get_worker_address", "address", body)

@@ -1,4 +1,4 @@
-"""Tables on the terminal, which fit it."""
+"""Tables that fit the terminal."""
 
 import io
 import json

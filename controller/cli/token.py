@@ -28,8 +28,8 @@ def token() -> None:
 
 
 @token.command()
-@click.option("--plane", type=click.Choice(["worker", "client", "admin"]), required=True, help="What it is for.")
-@click.option("--name", required=True, help="Its name, which appears in logs.")
+@click.option("--plane", type=click.Choice(["worker", "client", "admin"]), required=True, help="What the token is for.")
+@click.option("--name", required=True, help="Name of the token, which appears in logs.")
 @click.option(
     "--workers",
     multiple=True,

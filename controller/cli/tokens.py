@@ -1,4 +1,4 @@
-"""Sends the requests of the commands `controller token ...` to a running controller, and prints the results."""
+"""Implements `controller token ...`: sends the requests to a running controller and formats the results."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any, Final

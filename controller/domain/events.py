@@ -26,7 +26,7 @@ KINDS: Final[Mapping[str, str]] = {
     "replica_joined": "A replica joined the cluster.",
     "replica_left": "A replica left the cluster.",
     "store_created": "Redis was empty: it is new, or it lost its data.",
-    "store_recovered": "A replica uses Redis again. It did not for `seconds`, because of `reason`.",
+    "store_recovered": "A replica uses Redis again, after `seconds` without Redis because of `reason`.",
     "parent_failing": "A parent does not accept the heartbeats of this cluster.",
     "parent_recovered": "A parent accepts the heartbeats of this cluster again.",
     "action": "An operator changed a capacity, a route of a model name or a token.",

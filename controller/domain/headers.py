@@ -73,7 +73,7 @@ def trace_context(headers: Sequence[tuple[bytes, bytes]]) -> dict[str, str]:
     """Return the headers of W3C Trace Context of a request, which go to the worker unchanged.
 
     The parts of a divided `tracestate` are joined. As the standard says, there is no trace context if `traceparent` is
-    invalid or repeated. `tracestate` is left out if it has other characters than printable ASCII, or is too long.
+    invalid or repeated. `tracestate` is left out if it has characters other than printable ASCII, or is too long.
     """
     parents = [value for name, value in headers if name == b"traceparent"]
     if len(parents) != 1 or not _TRACE_PARENT.fullmatch(parents[0]):

@@ -47,7 +47,7 @@ class Stalls:
     def _since(self, worker: Worker, now: float) -> float:
         last = self._stalls.get(worker.name)
         if last is None or last.registration != worker.registration:
-            # Redis has measured the work on our own requests, also before this replica was started.
+            # Redis has measured the work on our own requests, even before this replica was started.
             return now - (worker.own_work / worker.own if worker.own else 0.0)
         has_finished = (
             worker.reported < last.reported

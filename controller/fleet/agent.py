@@ -1,4 +1,4 @@
-"""The agent of one engine: registers it, sends heartbeats with its queue, and takes it out when it is not ready."""
+"""The agent of one engine: registers it, sends heartbeats with its queue, and lets it expire when it is not ready."""
 
 import asyncio
 import contextlib
@@ -49,7 +49,8 @@ class Agent:
 
     The engine is alive there as long as its heartbeats arrive. If this process and its machine die, it expires after
     the setting engine_expiration of the controllers. While an engine does not respond in time, the agent sends no
-    heartbeats for it. An engine that is not ready, or whose port is closed, is removed at once.
+    heartbeats for it. An engine that is not ready gets no more requests at once. One that has ended gets none after two
+    failed polls.
 
     engine: the URL at which this process reaches the engine.
     name: the URL at which the controllers and clients reach it.

@@ -199,7 +199,7 @@ class Engines:
         await self._set_entry(name, entry.encode())
 
     async def admit(self, name: str, entry: EngineEntry) -> None:
-        """Let an engine of the list serve now if it is ready, also if it was removed a short while ago.
+        """Let an engine of the list serve now if it is ready, even if it was removed a short while ago.
 
         Raises WorkerError if it does not respond, and TooManyWorkers.
         """
@@ -266,8 +266,8 @@ class Engines:
         written = await self._breaker.call(lambda: self._registry.set_entry(ENGINES, name, record, limit=MAX_ENGINES))
         if written is None:
             raise TooManyWorkers(
-                f"{MAX_ENGINES} engines are registered, which is the limit. Nothing was registered. Remove some, also "
-                "those that are down."
+                f"{MAX_ENGINES} engines are registered, which is the limit. Nothing was registered. Remove some, for "
+                "example those that are down."
             )
 
     async def _admit(self, registration: Registration) -> None:

@@ -166,7 +166,7 @@ class Overview:
         return await self._rows.update(listing, time.time() - snapshots.age, snapshots.stalls.stalled_for)
 
     async def _read_replicas(self) -> None:
-        """Read what the replicas are, if others are alive than were read. Without Redis, keep what is known."""
+        """Read what the replicas are, if the set of live replicas has changed. Without Redis, keep what is known."""
         ids = set(self._replicas.ids)
         if ids and ids != {replica.id for replica in self._described}:
             with contextlib.suppress(StoreError):  # the circuit breaker has logged it

@@ -81,7 +81,7 @@ class Telemetry(Collector):
     """Measures this replica once a second, and reports the cluster as the replica's last snapshot of Redis shows it.
 
     Every replica reports the same figures of the cluster, so take the maximum of several replicas, not the sum. A model
-    without a worker is reported with 0 for as long as it is known, also by a replica that has started since: an alert
+    without a worker is reported with 0 for as long as it is known, even by a replica that has started since: an alert
     or an autoscaler needs the 0. Of more than 1,000 models, the first ones by name are reported.
 
     forwards: returns the number of requests that this replica is forwarding.

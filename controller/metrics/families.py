@@ -121,7 +121,7 @@ class Metrics(Collector):
         self.forward_time = self._histogram("forward_seconds", "Time until a forwarded request has ended.", SLOW)
         self.forwarded_bytes = self._counter("forwarded_bytes", "Bytes of bodies that workers sent to clients.")
         self.forward_retries = self._counter(
-            "forward_retries", "Retries of forwarded requests on another worker, also after a 5xx."
+            "forward_retries", "Retries of forwarded requests on another worker, including those after a 5xx."
         )
         self.refused_retries = self._counter(
             "forward_refused_retries", "Retries of requests to engines that --retry-budget did not allow."

@@ -83,7 +83,7 @@ class Forwarder:
     ) -> MaybeStale[Forwarded]:
         """Forward a request that FastChat's workers answer as a whole and finish even if their client has left.
 
-        So its lease is kept until the worker has answered, also if the client leaves earlier. Returns and raises as
+        So its lease is kept until the worker has answered, even if the client leaves earlier. Returns and raises as
         call().
         """
         return await self._forward(_Request(model, path, body, self._headers(hops, passed), outlives_client=True))

@@ -1,4 +1,4 @@
-"""A request of OpenAI's kind and its response, as the gateway handles them."""
+"""The gateway's view of a request of OpenAI's kind, and the response to it."""
 
 from collections.abc import Mapping
 from typing import NamedTuple

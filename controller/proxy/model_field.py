@@ -46,7 +46,7 @@ class ModelField(NamedTuple):
     def renamed(self, name: str) -> bytes:
         """Return the body with another name of the model. All other bytes stay as they are.
 
-        Raises InvalidInput if the body is JSON in another encoding than UTF-8.
+        Raises InvalidInput if the body is JSON in an encoding other than UTF-8.
         """
         if name == self.name:
             return self.body

@@ -40,10 +40,10 @@ class Caller(NamedTuple):
         return self.token is None or self.token.may_speak_for(worker)
 
     def check_worker(self, worker: str) -> None:
-        """Raise Forbidden if the caller may not act for a worker."""
+        """Raise Forbidden if the caller has no right to act for a worker."""
         if not self.may_speak_for(worker):
             raise Forbidden(
-                f"The token {self.name} may not act for the worker {worker}. Its patterns of workers are: "
+                f"The token {self.name} gives no right to act for the worker {worker}. Its patterns of workers are: "
                 f"{', '.join(self.token.workers if self.token else ())}. Nothing was done."
             )
 
@@ -59,7 +59,7 @@ class Caller(NamedTuple):
         self.check_worker(worker)
 
     def check_models(self, models: Iterable[str]) -> None:
-        """Raise Forbidden if workers of the caller may not serve one of the models."""
+        """Raise Forbidden if workers of the caller have no right to serve one of the models."""
         forbidden = self.token.forbidden_models(models) if self.token else []
         if forbidden:
             raise Forbidden(

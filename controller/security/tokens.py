@@ -86,7 +86,7 @@ class Token:
         return not self.workers or _covers(self.workers, worker)
 
     def forbidden_models(self, models: Iterable[str]) -> list[str]:
-        """Return those of `models` that the token's workers may not serve."""
+        """Return those of `models` that the token's workers have no right to serve."""
         if not self.models:
             return []
         return [model for model in models if not any(fnmatchcase(model, pattern) for pattern in self.models)]

@@ -1,4 +1,4 @@
-"""The limit of open files, which each connection of a client and of a worker counts towards."""
+"""Raises the limit of open files. Each connection of a client or a worker counts towards it."""
 
 import logging
 import resource

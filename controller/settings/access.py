@@ -38,9 +38,13 @@ class AccessSettings:
     worker_networks: str | None = setting(
         None, "Networks from which workers may register without a token, such as 10.0.0.0/8. Separate with commas."
     )
-    client_networks: str | None = setting(None, "The same for clients that request workers or send them requests.")
+    client_networks: str | None = setting(
+        None, "Networks from which clients may request workers, or send them requests, without a token."
+    )
     admin_networks: str | None = setting(
-        None, "The same for the routes of operators. It opens no routes of workers and clients."
+        None,
+        "Networks from which operators need no token for their routes. The routes of workers and clients are not "
+        "included.",
     )
     satisfy: str = setting(
         "any",

@@ -42,7 +42,7 @@ class LimitSettings:
     )
     idle_timeout: float = setting(
         75.0,
-        "How long an idle connection is kept. It should be longer than the time for which clients keep it.",
+        "How long an idle connection is kept. Choose a longer time than that for which clients keep connections.",
         scope=Scope.PROCESS,
     )
     max_connections: int = setting(
@@ -58,7 +58,7 @@ class LimitSettings:
     max_body_memory: int = setting(
         512,
         "Memory of each replica for bodies that it receives or holds for a worker, in MiB. Requests with more than 16 "
-        "KiB get a 503 if it is used up. 0 turns the limit off.",
+        "KiB get a 503 if this memory is used up. 0 turns the limit off.",
         scope=Scope.PROCESS,
     )
     max_workers: int = setting(
@@ -83,8 +83,8 @@ class LimitSettings:
     )
     registration_rate: float = setting(
         200.0,
-        "Registrations per second that a replica accepts from one address. Those beyond it are delayed, and get a 429 "
-        "if the delay would exceed --register-timeout. 0 turns the limit off.",
+        "Registrations per second that a replica accepts from one address. Registrations above this rate are "
+        "delayed, and get a 429 if the delay would exceed --register-timeout. 0 turns the limit off.",
     )
 
     def check_limits(self) -> None:

@@ -80,7 +80,7 @@ class ServerSettings:
     )
     log_format: str = setting(
         "auto",
-        "Format of the log: lines of text, or one JSON object a line. auto is text on a terminal and JSON otherwise.",
+        "Log format: lines of text, or one JSON object a line. auto: text on a terminal, otherwise JSON.",
         choices=_LOG_FORMATS,
         scope=Scope.PROCESS,
     )

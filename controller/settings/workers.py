@@ -37,7 +37,7 @@ class WorkerSettings:
     )
     engine_expiration: float = setting(
         10.0,
-        "Time after its last answer at which an engine expires that does not respond any more. It must be longer than "
+        "Time after its last answer at which an unresponsive engine expires. Must be longer than "
         "--engine-poll-interval.",
     )
     workers_file: Path | None = setting(

@@ -41,7 +41,7 @@ class CoordinationStore(ScriptRunner):
 
         max_pause: the longest pause between two runs of the job, in seconds. A longer one is an effect of a clock that
         was set back, and is ignored.
-        urgent: acquire the lock also if the job is not due.
+        urgent: acquire the lock even if the job is not due.
 
         Returns whether this replica has the lock, and the result of the last run, or "".
         """

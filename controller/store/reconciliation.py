@@ -10,8 +10,8 @@ _MAX_BOOKINGS: Final = 1_000  # in one report. A call that stops early is repeat
 class Reconciliation(NamedTuple):
     """A report of a replica to Redis after an outage.
 
-    unanswered: ids of dispatch calls without an answer. Their bookings are taken back, also those of calls that Redis
-    has yet to run.
+    unanswered: ids of dispatch calls without an answer. Their bookings are taken back, including those of calls that
+    Redis has yet to run.
     bookings: the number of requests that the replica dispatched from its snapshot, by worker.
     sequence: as in WorkerList, if Redis lost data. Otherwise 0.
     """

@@ -1,4 +1,4 @@
-"""The span of a request of a client, which the client's own trace may contain."""
+"""The span of a client's request. It can be a part of the client's own trace."""
 
 from collections.abc import Iterable
 from typing import Any, Final

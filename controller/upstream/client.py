@@ -76,7 +76,7 @@ class WorkerClient:
         self.cluster_id: Callable[[], str] = str  # returns the id of this cluster for the hop list, "" if it has none
 
     def end_streams(self) -> None:
-        """Make all running requests raise StreamBroken, also those whose responses have not begun."""
+        """Make all running requests raise StreamBroken, including those whose responses have not begun."""
         self.streams_ended = True
         for wait in self._waits:
             wait.end()

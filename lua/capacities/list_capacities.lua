@@ -14,7 +14,7 @@
     an array:
       [1]  the cursor for the next call; '0' if all were listed
       [2]  the version: it grows with each change
-      [3]  an array: target and capacity of each, in no order; a target is 'worker:<name>' or 'model:<name>'
+      [3]  an array: target and capacity of each, in arbitrary order; a target is 'worker:<name>' or 'model:<name>'
     error 'INVALID …' if an argument is invalid
 ]]
 --- @include "key"

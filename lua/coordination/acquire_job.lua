@@ -10,7 +10,7 @@
     ARGV[1]  job: the name of the job
     ARGV[2]  replica: the id of the replica
     ARGV[3]  ttl: the milliseconds after which the lock expires
-    ARGV[4]  urgent: '1' to acquire the lock also if the job is not due, otherwise '0'
+    ARGV[4]  urgent: '1' to acquire the lock even if the job is not due, otherwise '0'
     ARGV[5]  max_pause: the longest pause between two runs of the job in milliseconds. A longer one shows that the clock
                of Redis was set back, and is ignored
 

@@ -14,7 +14,7 @@
     ARGV[3]  description: a JSON object; `name` is the replica's name in events. The first one of a replica is stored
 
   Output:
-    an array with the ids of all live replicas, in no order
+    an array with the ids of all live replicas, in arbitrary order
     error 'INVALID …' if an argument is invalid; nothing was done
 ]]
 --- @include "key"

@@ -16,7 +16,7 @@
     an array:
       [1]  the version: it grows with each change
       [2]  the change: the id of the call that made the latest one; '' if there was none
-      [3]  an array: name and record of each entry, in no order; nil if the caller knows this version and change
+      [3]  an array: name and record of each entry, in arbitrary order; nil if the caller knows this version and change
     error 'INVALID …' if an argument is invalid
 ]]
 --- @include "key_of_list"

@@ -40,7 +40,7 @@
 
   Output:
     an array with one entry for each worker, in order; if there are fewer, call again for the rest
-      1  the worker is draining, or was resumed, or an agent may not resume it
+      1  the worker is draining, or was resumed, or an agent is not allowed to resume it
       0  there is no such live worker
     error 'INVALID …' if an argument is invalid; nothing was done
 ]]

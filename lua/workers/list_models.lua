@@ -21,7 +21,7 @@
   Output:
     an array:
       [1]  the cursor for the next call; '' if all models but the unfinished ones were checked
-      [2]  an array of the models that were found, in no order; a model may be found twice
+      [2]  an array of the models that were found, in arbitrary order; a model may be found twice
       [3]  an array of the unfinished models: model and position of each. The budget of the call was spent before they
            were checked, or before a live worker of theirs was found
     error 'INVALID …' if an argument is invalid

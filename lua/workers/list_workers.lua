@@ -23,7 +23,7 @@
       [2]  the sequence number: how many registrations, requested dispatches, drains and removals there were
       [3]  the id of the data in Redis, as check.lua has set it; '' if it has none
       [4]  the time of Redis in milliseconds
-      [5]  an array with one array for each worker, in no order:
+      [5]  an array with one array for each worker, in arbitrary order:
              [1]  name
              [2]  models, a JSON array
              [3]  speed

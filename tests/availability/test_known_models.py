@@ -1,4 +1,4 @@
-"""Models that have no live worker are known for a time, also by replicas that have started since."""
+"""Models that have no live worker are known for a time, even by replicas that have started since."""
 
 import json
 from typing import NamedTuple

@@ -1,4 +1,4 @@
-"""Renaming of workers that an older version stored under another spelling than the canonical name."""
+"""Renaming of workers that an older version stored under a spelling other than the canonical name."""
 
 import asyncio
 

@@ -244,7 +244,7 @@ def test_register_refuses_what_makes_no_sense(fake: FakeController) -> None:
     assert (ran.exit_code, "It did not return its status." in ran.stderr) == (1, True)
     fake.responses = {"/register_worker": "null", "/workers": (403, {"error": {"message": "needs an admin"}})}
     ran = fake.run("register", A)
-    assert (ran.exit_code, ran.stdout) == (0, f"Registered {A}.\n"), "a token for workers may not list them"
+    assert (ran.exit_code, ran.stdout) == (0, f"Registered {A}.\n"), "a token for workers gives no right to list them"
 
 
 def test_register_says_both_reasons_in_one_line(fake: FakeController) -> None:

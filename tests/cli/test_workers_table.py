@@ -1,4 +1,4 @@
-"""The table of `controller workers`, which fits the terminal."""
+"""The table of `controller workers` fits the terminal."""
 
 import io
 from typing import Any

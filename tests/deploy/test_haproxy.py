@@ -1,4 +1,4 @@
-"""HAProxy starts with the files of deploy/ wherever it runs, also where the system allows few open files."""
+"""HAProxy starts with the files of deploy/ wherever it runs, even where the system allows few open files."""
 
 import re
 import resource

@@ -14,7 +14,7 @@ class Unknown:
     """The answer of a call that was cancelled or failed. It is not known whether the call ran."""
 
     def __reduce__(self) -> str:
-        return "UNKNOWN"  # there is only one instance, also after pickling
+        return "UNKNOWN"  # there is only one instance, even after pickling
 
 
 class Degraded(NamedTuple):
@@ -33,7 +33,7 @@ class Call:
 
     A call is sent again if its reply is lost, so it may run twice. test_repeated_scripts.py tests the second runs.
 
-    resends_get_same_answer: False if the second run can have another answer than the first.
+    resends_get_same_answer: False if the second run can have a different answer from the first.
     resends_undo_others: True if the second run can undo the effects of other calls that ran in between.
     """
 

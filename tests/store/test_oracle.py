@@ -46,7 +46,7 @@ def machine(store_clock: None, monkeypatch: pytest.MonkeyPatch) -> Iterator[Regi
 
 
 def test_workers_booked_in_one_millisecond_are_in_order_of_name(machine: RegistryMachine) -> None:
-    """The machine fails if the registry makes another choice than its model."""
+    """The machine fails if the registry makes a different choice from its model."""
     for name in (NAMES[1], NAMES[0]):
         machine.register(name=name, status=status())
     machine.dispatch(requested=[("m", False)] * 5)

@@ -306,7 +306,7 @@ VALID = [
 async def test_scripts_accept_what_the_invalid_calls_are_made_of(
     store: Store, script: str, arguments: list[str]
 ) -> None:
-    """Otherwise an invalid call might be refused for another reason than the one that it tests."""
+    """Otherwise an invalid call might be refused for a reason other than the one that it tests."""
     registry = store.registry("-of-valid-calls")
     await registry.register(worker(A))
     await registry._run(script, *arguments)

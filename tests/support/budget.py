@@ -1,4 +1,4 @@
-"""Scripts with other limits for the work of a call than the real ones (lua/include/spend.lua)."""
+"""Scripts whose limits for the work of a call differ from the real ones (lua/include/spend.lua)."""
 
 import re
 

@@ -1,4 +1,4 @@
-"""Ends the processes of a test run when its runner has ended, also after a SIGKILL.
+"""Ends the processes of a test run when its runner has ended, even after a SIGKILL.
 
 `start_watchdog()` puts a mark into the environment, which all processes of the tests inherit. The watchdog is the
 process `python -m tests.support.lifeline MARK`. It reads from a pipe of which only the runner has the other end. When

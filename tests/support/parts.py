@@ -1,7 +1,7 @@
-"""Splits the suite: `--part quick` for each change, `--part rest` for what takes long or needs servers installed.
+"""Splits the suite: `--part quick` for each change, `--part rest` for tests that take long or need installed servers.
 
-Both parts together are the whole suite. Tests marked `deep` run in both, with more examples in `rest`. `--part engines`
-has the tests of engines that take minutes to install.
+Together they are the whole suite, except the tests of `--part engines`. Tests marked `deep` run in both, with more
+examples in `rest`. `--part engines` has the tests of engines that take minutes to install.
 """
 
 from collections import Counter, defaultdict
@@ -33,13 +33,16 @@ def select(config: pytest.Config, items: list[pytest.Item]) -> None:
 
 
 def _place(item: pytest.Item) -> tuple[bool, int]:
-    """Sort the files so that those that mostly wait run beside those that compute. The longest ones come first."""
+    """Return a sort key: tests/system and tests/deploy first, which take longest.
+
+    Within each group, the order is mixed, so that files that wait run beside files that compute.
+    """
     file = item.nodeid.partition("::")[0]
     return _LONGEST.isdisjoint(file.split("/")), crc32(file.encode())
 
 
 def is_quick(item: pytest.Item) -> bool:
-    """Return True if a test needs neither much time nor a server that the package does not bring along."""
+    """Return True for a short test that needs no server besides those that the packages install."""
     if any(item.get_closest_marker(name) for name in ("slow", "deploy")):
         return False
     if item.get_closest_marker("system") and not item.get_closest_marker("smoke"):
@@ -58,7 +61,7 @@ def configure(config: pytest.Config) -> None:
 
 
 def examples(number: int) -> int:
-    """Return how many examples a test tries that tries `number` of them in the whole suite."""
+    """Return `number`, or a fifth of it in the quick part: the Hypothesis examples of a test."""
     return max(2, number // 5) if _quick else number
 
 

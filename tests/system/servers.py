@@ -37,7 +37,7 @@ class Server:
         self.start()
 
     def start(self) -> None:
-        """Start the server, also after kill()."""
+        """Start the server, for the first time or again after kill()."""
         if self._sentinel:
             config = self.directory / "sentinel.conf"
             if not config.exists():

@@ -149,7 +149,7 @@ async def test_a_rogue_host_can_do_nothing(closed: ControllerProcess, secret: st
 
 REPORTED = {"check_heart_beat": True, "worker_status": {"model_names": ["own"], "speed": 1, "queue_length": 0}}
 OTHERS = {"worker_name": "http://127.0.0.1:1/others"}
-# What the holders of a client token and of a bound worker token may not do.
+# What the holders of a client token and of a bound worker token have no right to do.
 ONLY_ADMINS: dict[str, Any] = {
     "GET /workers": {},
     "GET /replicas": {},

@@ -51,11 +51,14 @@ def test_operator_sets_lists_and_removes_capacities(serve: Serve) -> None:
     for name in (A, B):
         controller.register(name)
     assert "No capacity is set." in console.run("capacity", "list")[1]
-    assert console.run("capacity", "set", "m", "5") == (0, "Set the capacity of model m to 5. Live workers: 2.\n")
+    assert console.run("capacity", "set", "m", "5") == (
+        0,
+        "Set the capacity of model m to 5. The model has 2 live workers.\n",
+    )
     console.run("capacity", "set", A, "4")
     assert console.run("capacity", "set", A, "1") == (
         0,
-        f"Set the capacity of worker {A} to 1 (before: 4). Live workers: 1.\n",
+        f"Set the capacity of worker {A} to 1 (previously 4). The worker is alive.\n",
     )
     assert console.rows("capacity", "list") == [["model", "m", "5"], ["worker", A, "1"]]
     assert console.slots() == ["1 set", "5 set"]
@@ -64,7 +67,8 @@ def test_operator_sets_lists_and_removes_capacities(serve: Serve) -> None:
     assert first in (A, B)
     controller.register(B)
     assert sources(controller) == {A: (1, "configured"), B: (5, "configured")}
-    assert console.run("capacity", "unset", A) == (0, f"Removed the capacity 1 of worker {A}. Live workers: 1.\n")
+    removed = f"Removed the capacity 1 of worker {A}. The worker is alive.\n"
+    assert console.run("capacity", "unset", A) == (0, removed)
     assert sources(controller)[A] == (5, "configured")
     assert console.run("capacity", "unset", A)[1].startswith(f"No capacity was set for worker {A}.")
 

@@ -1,4 +1,4 @@
-"""Real engines that die, drain or are refreshed, as the clients of two replicas see it."""
+"""Real engines die, drain or are refreshed while clients use two replicas."""
 
 import asyncio
 import json
@@ -221,7 +221,7 @@ async def test_engine_gets_its_own_key_and_never_the_token_of_a_client(
     reply = json.dumps({"object": "list", "data": [{"id": "recorder", "object": "model"}], "choices": []}).encode()
     with llama_servers(work_dir, tiny_model, {"api_keys": [ENGINE_KEY]}) as [engine]:
         async with openai_engine(answers(reply)) as recorder:
-            # This token may register an engine, and may not list them.
+            # This token gives the right to register engines, but not to list them.
             register(first, engine, "--api-key-file", str(key_file), kit=kit, address=as_worker)
             options = ("--engine", "generic", "--api-key-file", str(key_file))
             ran = await asyncio.to_thread(command, first, "register", recorder.address, *options, address=as_worker)

@@ -1,4 +1,4 @@
-"""Stock FastChat workers and API servers work with our controller, also during outages."""
+"""Stock FastChat workers and API servers work with our controller, even during outages."""
 
 import asyncio
 import itertools

@@ -1,4 +1,4 @@
-"""GET /metrics sums over replicas, also after temporary files are deleted and replicas are killed."""
+"""GET /metrics sums over replicas, even after temporary files are deleted and replicas are killed."""
 
 import os
 import signal

@@ -1,4 +1,4 @@
-"""Clusters as workers of other controllers, ours and FastChat's, as real processes."""
+"""Clusters of real processes are workers of other controllers, ours and FastChat's."""
 
 import contextlib
 import json

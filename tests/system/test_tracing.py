@@ -32,7 +32,7 @@ class Collector:
         self.exports: list[ExportTraceServiceRequest] = []
 
     def spans(self) -> dict[str, Span]:
-        """Return the last span of each name."""
+        """Return the last span of each name. Names of client spans begin with `to worker: `."""
         return {
             span.name if span.kind != Span.SpanKind.SPAN_KIND_CLIENT else f"to worker: {span.name}": span
             for export in self.exports
@@ -80,7 +80,7 @@ def collector(port: int = 0) -> Iterator[tuple[Collector, str]]:
 
 
 @pytest.mark.smoke
-async def test_a_collector_gets_the_spans_of_all_replicas(serve: Serve) -> None:
+async def test_a_collector_gets_all_spans_of_a_request(serve: Serve) -> None:
     with collector() as (found, url):
         settings = {
             "OTEL_EXPORTER_OTLP_ENDPOINT": url,
@@ -118,7 +118,7 @@ async def test_the_last_spans_are_sent_when_the_controller_ends(serve: Serve) ->
         assert set(found.spans()) == {"POST /get_worker_address", "choose"}
 
 
-async def test_a_collector_that_is_away_is_logged_once_and_delays_nothing(serve: Serve, work_dir: Path) -> None:
+async def test_an_unreachable_collector_is_logged_once_and_delays_nothing(serve: Serve, work_dir: Path) -> None:
     port = free_port()
     settings = {"OTEL_EXPORTER_OTLP_ENDPOINT": f"http://127.0.0.1:{port}", "OTEL_BSP_SCHEDULE_DELAY": "10"}
     controller = serve("--tracing", OTEL_EXPORTER_OTLP_TRACES_TIMEOUT="2", **settings)

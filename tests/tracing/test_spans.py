@@ -1,4 +1,4 @@
-"""The spans of requests, as the in-memory exporter gets them."""
+"""The in-memory exporter gets the spans of requests."""
 
 import asyncio
 import json

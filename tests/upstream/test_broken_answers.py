@@ -32,7 +32,7 @@ def chunk(part: bytes) -> bytes:
 class Fault:
     """A body with a fault.
 
-    before, after: the bytes that the worker sends before the fault, and the faulty ones after them.
+    before, after: the valid bytes that the worker sends, and the faulty bytes that follow.
     kept, closed: the expected error if the worker keeps the connection open, or closes it. None means no error.
     """
 
@@ -76,7 +76,7 @@ async def client() -> AsyncIterator[WorkerClient]:
 
 @pytest.fixture
 async def client_with_long_timeouts() -> AsyncIterator[WorkerClient]:
-    """Return a client with timeouts that never pass in a test."""
+    """Return a client whose timeouts never expire in a test."""
     opened = WorkerClient(probe_timeout=60.0, worker_timeout=60.0)
     yield opened
     await opened.close()
@@ -135,7 +135,7 @@ HEADS = {
     "nothing": (b"", WorkerSilent, StreamBroken),
     "half a status line": (b"HTTP/1.1 20", WorkerSilent, StreamBroken),
     "half a head": (b"HTTP/1.1 200 OK\r\nContent-", WorkerSilent, StreamBroken),
-    "no HTTP": (b"SSH-2.0-OpenSSH_9.6\r\n", StreamBroken, StreamBroken),
+    "not HTTP": (b"SSH-2.0-OpenSSH_9.6\r\n", StreamBroken, StreamBroken),
     "a header of 70 kB": (b"HTTP/1.1 200 OK\r\nX: %s\r\n\r\n" % (b"x" * 70_000), StreamBroken, StreamBroken),
     "a header without end": (b"HTTP/1.1 200 OK\r\nX: " + b"x" * 3_000_000, StreamBroken, StreamBroken),
     "a thousand headers": (b"HTTP/1.1 200 OK\r\n" + b"X: 1\r\n" * 1000 + b"\r\n", StreamBroken, StreamBroken),
@@ -173,7 +173,7 @@ async def test_invalid_response_ends_a_status_request(client: WorkerClient, case
         await wait_until(lambda: worker.open == 0, "the connection is closed")
 
 
-async def test_slow_status_ends_by_the_probe_timeout(client: WorkerClient) -> None:
+async def test_probe_timeout_ends_a_slow_status_request(client: WorkerClient) -> None:
     """The timeout is for the whole call, not for each read."""
 
     async def send_slowly(_: BadWorker, writer: asyncio.StreamWriter, __: bytes) -> None:
@@ -187,7 +187,7 @@ async def test_slow_status_ends_by_the_probe_timeout(client: WorkerClient) -> No
             await client.status(worker.address)
 
 
-async def test_slow_body_of_a_refusal_ends_by_the_worker_timeout(client: WorkerClient) -> None:
+async def test_worker_timeout_ends_a_slow_error_body(client: WorkerClient) -> None:
     async def send_slowly(_: BadWorker, writer: asyncio.StreamWriter, __: bytes) -> None:
         writer.write(length(1_000_000).replace(b"200 OK", b"500 Oops"))
         while True:
@@ -201,7 +201,7 @@ async def test_slow_body_of_a_refusal_ends_by_the_worker_timeout(client: WorkerC
         answer.close()
 
 
-async def test_client_that_does_not_read_does_not_make_the_worker_silent(client: WorkerClient) -> None:
+async def test_slow_client_does_not_trigger_the_worker_timeout(client: WorkerClient) -> None:
     async with bad_worker(
         worker_generate_stream=sends(CHUNKED + chunk(FRAME), chunk(FRAME * 500_000) + b"0\r\n\r\n", end="open")
     ) as worker:
@@ -220,7 +220,7 @@ async def test_client_that_does_not_read_does_not_make_the_worker_silent(client:
 
 
 async def test_worker_that_reads_the_request_slowly_is_not_silent() -> None:
-    """The timeout for the head begins when the worker has read the request."""
+    """The timeout for the response head starts when the worker has read the request."""
     client = WorkerClient(probe_timeout=0.5, worker_timeout=0.5)
     read_time = 0.0
 
@@ -247,7 +247,7 @@ async def test_worker_that_reads_the_request_slowly_is_not_silent() -> None:
 
 
 async def test_connections_use_our_protocol(client: WorkerClient) -> None:
-    """aiohttp gets it through an attribute that another version may not have."""
+    """We pass ResponseProtocol to aiohttp through an attribute that another version may not have."""
     async with bad_worker(worker_generate_stream=sends(CHUNKED + chunk(FRAME), end="open")) as worker:
         answer = await client.post(worker.address, "/worker_generate_stream", b"{}")
         assert isinstance(answer._response._connection.protocol, ResponseProtocol)

@@ -1,4 +1,4 @@
-"""The client for workers. Every response, also an invalid one, ends in a known error and within limits."""
+"""The client for workers. Every response, even an invalid one, ends in a known error and within limits."""
 
 import asyncio
 import zlib

@@ -1,4 +1,4 @@
-"""Responses of very many small chunks, which make aiohttp's parser pause."""
+"""Responses of very many small chunks make aiohttp's parser pause."""
 
 import asyncio
 

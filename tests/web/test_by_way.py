@@ -63,7 +63,7 @@ async def test_address_comes_from_the_snapshot_while_redis_is_unavailable(api: A
 
 
 def waits_for(gate: asyncio.Event, ended: list[str]) -> Behaviour:
-    """Answer when the gate is open, as FastChat's workers do: also if the client has left."""
+    """Answer when the gate is open, as FastChat's workers do: even if the client has left."""
 
     async def behaviour(worker: BadWorker, writer: asyncio.StreamWriter, body: bytes) -> None:
         await gate.wait()

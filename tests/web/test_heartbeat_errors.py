@@ -1,4 +1,4 @@
-"""Error responses to heartbeats, as the `requests` library of FastChat's and LLaVA's workers reads them."""
+"""The `requests` library of FastChat's and LLaVA's workers can read the error responses to heartbeats."""
 
 import asyncio
 from collections.abc import AsyncIterator

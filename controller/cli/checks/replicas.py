@@ -21,12 +21,14 @@ def check_replicas(replicas: Sequence[Replica]) -> Iterator[Finding]:
         yield warning(
             "versions",
             f"The replicas run several versions: {', '.join(versions)}.",
-            "This is right during an upgrade. Then replace the older ones: `controller replicas` lists them.",
+            "This is normal during an upgrade. Otherwise, upgrade the older replicas: `controller replicas` lists "
+            "them.",
         )
     elif versions and versions[0] != __version__:
         yield warning(
             "versions",
-            f"The replicas run version {versions[0]}, and this program is {__version__}. It may not understand them.",
+            f"The replicas run version {versions[0]}, and this program is {__version__}. This program may misread "
+            "their responses.",
             "Use the `controller` command of their version.",
         )
     else:
@@ -35,10 +37,10 @@ def check_replicas(replicas: Sequence[Replica]) -> Iterator[Finding]:
     local = settings_of(Scope.PROCESS)
     advice = "Start all replicas with the same settings. `controller replicas` lists the values."
     if decisive := [name for name in differing if name not in local]:
-        found = f"The replicas have different settings: {', '.join(decisive)}. They decide differently about the same "
-        yield problem("settings", f"{found}workers and requests.", advice)
+        found = f"The replicas have different settings: {', '.join(decisive)}. So they treat the same workers and "
+        yield problem("settings", f"{found}requests differently.", advice)
     elif differing:
-        found = f"The replicas have different settings: {', '.join(differing)}. Each of them keeps to its own."
+        found = f"The replicas have different settings: {', '.join(differing)}. Each replica uses its own values."
         yield warning("settings", found, advice)
     elif replicas:
         yield ok("settings", "the same on all replicas")
@@ -61,13 +63,13 @@ def check_process(replica: Mapping[str, Any]) -> Iterator[Finding]:
         jump = replica["clock_jump"]
         yield warning(
             "Redis clock",
-            f"The clock of Redis was set {'ahead' if jump > 0 else 'back'} by {abs(jump):.1f} s a short while ago.",
-            "Let the machine of Redis use NTP, which changes the clock in small steps.",
+            f"The clock of Redis was recently set {'forward' if jump > 0 else 'back'} by {abs(jump):.1f} s.",
+            "Run chrony or ntpd on the machine of Redis, and let it adjust the clock gradually.",
         )
 
 
 def check_heartbeats(settings: Mapping[str, Any], workers: Sequence[Mapping[str, Any]]) -> Iterator[Finding]:
-    """Yield whether the settings of the heartbeats fit together, and fit the heartbeats of the workers.
+    """Check the heartbeat settings against each other, and against the heartbeats of the workers.
 
     settings: of one replica. workers: as GET `/workers` lists them.
     """
@@ -84,16 +86,18 @@ def check_heartbeats(settings: Mapping[str, Any], workers: Sequence[Mapping[str,
         found.append(
             warning(
                 "heartbeats",
-                f"{count(len(late), 'worker')} sent the last heartbeat more than three quarters of "
-                f"--heartbeat-expiration ({expiration:g} s) ago: {some(late)}.",
-                "See if they are alive. If they are, they send heartbeats too rarely: raise --heartbeat-expiration.",
+                f"{count(len(late), 'worker')} sent no heartbeat for {0.75 * expiration:g} s, three quarters of "
+                f"--heartbeat-expiration: {some(late)}.",
+                "Check whether they are alive. If they are, they send heartbeats too rarely: raise "
+                "--heartbeat-expiration.",
             )
         )
     oldest = max((worker["heartbeat_age"] for worker in aged), default=0.0)
     yield from found or [
         ok(
             "heartbeats",
-            f"expire after {expiration:g} s, the oldest is {oldest:.0f} s old, polls every {poll_interval:g} s",
+            f"They expire after {expiration:g} s. The oldest is {oldest:.0f} s old. Workers are polled every "
+            f"{poll_interval:g} s.",
         )
     ]
 
@@ -102,8 +106,8 @@ def _contradictions(expiration: float, poll_interval: float, probe_timeout: floa
     if expiration <= _STOCK_INTERVAL:
         yield problem(
             "heartbeats",
-            f"--heartbeat-expiration is {expiration:g} s, but FastChat's workers send a heartbeat every 45 s. They "
-            "expire before each one.",
+            f"--heartbeat-expiration is {expiration:g} s, but FastChat's workers send a heartbeat every 45 s. So a "
+            "worker expires before its next heartbeat.",
             "Set it to 90 or more, or let all workers send heartbeats more often "
             "(FASTCHAT_WORKER_HEART_BEAT_INTERVAL).",
         )
@@ -118,7 +122,7 @@ def _contradictions(expiration: float, poll_interval: float, probe_timeout: floa
         yield warning(
             "polls",
             f"--poll-interval ({poll_interval:g} s) is not shorter than --heartbeat-expiration ({expiration:g} s), so "
-            "polls tell nothing that heartbeats do not.",
+            "polls add nothing to the heartbeats.",
             "Set --poll-interval to a few seconds.",
         )
     if not poll_interval:

@@ -68,7 +68,7 @@ def _role(facts: Facts, store: Facts) -> Finding:
     if not replicas and store["kind"] in ("sentinel", "cluster"):
         return warning(
             "Redis role",
-            "The master has no connected replica, so nothing takes over if it fails.",
+            "The master has no connected replica, so nothing takes over if the master fails.",
             "Start its replicas.",
         )
     return ok("Redis role", f"master with {count(replicas or 0, 'replica')}")
@@ -87,7 +87,7 @@ def _memory(facts: Facts, _: Facts) -> Finding:
     if facts["evicted_keys"]:
         return warning(
             "Redis memory",
-            f"Redis has evicted {count(facts['evicted_keys'], 'key')} since its start, with another policy than now.",
+            f"Redis has evicted {count(facts['evicted_keys'], 'key')} since its start, under an earlier policy.",
             "Nothing to do if no worker is missing.",
         )
     shown = f"{used / 2**20:,.1f} MiB"
@@ -154,8 +154,8 @@ def _latency(facts: Facts, store: Facts) -> Finding:
     if fork > limit / 2:
         return warning(
             "Redis latency",
-            f"{text}. The last fork of Redis, to save its data, has blocked it for {fork * 1000:.0f} ms. A longer one "
-            "counts as an outage.",
+            f"{text}. The last fork of Redis, to save its data, has blocked Redis for {fork * 1000:.0f} ms. A longer "
+            "fork counts as an outage.",
             "Raise --redis-timeout, let a replica of Redis save the data, or turn off huge pages on its machine.",
         )
     return ok("Redis latency", text)
@@ -167,11 +167,11 @@ def _clients(facts: Facts, _: Facts) -> Finding:
         return unknown("Redis connections", "The number of connections to Redis is not known.")
     text = f"{clients:,} of {limit:,} connections to Redis"
     if clients > _ALMOST_FULL * limit:
-        return problem("Redis connections", f"{text}: it soon refuses more.", "Raise maxclients of Redis.")
+        return problem("Redis connections", f"{text}: Redis soon refuses more.", "Raise maxclients of Redis.")
     if rejected:
         return warning(
             "Redis connections",
-            f"{text}. It has refused {count(rejected, 'connection')} since its start.",
+            f"{text}. Redis has refused {count(rejected, 'connection')} since its start.",
             "Raise maxclients of Redis, if this happens again.",
         )
     return ok("Redis connections", text)

@@ -41,7 +41,7 @@ class DataDirectory:
         self._lock: int | None = None
 
     def acquire(self) -> None:
-        """Create the directory and lock it, also if it was deleted meanwhile. Does nothing if it is still locked.
+        """Create the directory and lock it, even if it was deleted meanwhile. Does nothing if it is still locked.
 
         Raises DirectoryInUse if another controller has locked it, and EmbeddedStoreError if it cannot be used.
         """
@@ -178,7 +178,7 @@ def _is_same(path: Path, descriptor: int) -> bool:
 
 
 def _check_access(path: Path) -> None:
-    """Raise OSError if the server may not read the file or append to it.
+    """Raise OSError if the server has no permission to read the file and append to it.
 
     A missing file and a directory raise nothing, because they count as damage.
     """

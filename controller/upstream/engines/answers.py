@@ -134,7 +134,7 @@ def tgi_info(body: bytes) -> Reading:
 
 
 def lmdeploy_health(body: bytes) -> Reading:
-    """Read `/health` of LMDeploy. Its status is 200 also while the engine is asleep. Old versions return no text."""
+    """Read `/health` of LMDeploy. Its status is 200 even while the engine is asleep. Old versions return no text."""
     if not body.strip():
         return Reading()
     return Reading(asleep=parse_object(body).get("status") == "sleeping")

@@ -22,7 +22,7 @@ _MAX_LENGTH: Final = 10**9  # tokens
 
 
 class OtherShape(ValueError):
-    """An answer has another form than the engine's: the route belongs to something else, or to another version."""
+    """An answer has a form other than the engine's: the route belongs to something else, or to another version."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -318,7 +318,7 @@ class while_connected:  # noqa: N801 - a context manager, as in contextlib
         self._timer.cancel()
         if self._listener is not None:
             self._listener.cancel()
-        # False also if another caller has cancelled the task as well
+        # False if another caller has cancelled the task as well
         return kind is asyncio.CancelledError and self._disconnected and not self._task.uncancel()
 
     def _listen(self) -> None:

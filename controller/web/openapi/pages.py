@@ -1,4 +1,4 @@
-"""The API document and its page, as replicas serve them."""
+"""Builds the API document and its page."""
 
 import base64
 import hashlib

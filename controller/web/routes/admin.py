@@ -70,7 +70,7 @@ async def workers(services: Services, _: bytes) -> Answer:
 
 
 async def engines(services: Services, _: bytes) -> Answer:
-    """List the engines that were registered, also those that are not alive, with the reason.
+    """List the engines that were registered, including those that are not alive, with the reason.
 
     The reason is found out now, so the response may take as long as a poll (`--probe-timeout`).
     """
@@ -174,8 +174,8 @@ async def tokens(services: Services, _: bytes) -> Answer:
 async def diagnosis(services: Services, _: bytes) -> Answer:
     """Return facts about this replica and about its Redis, for `controller doctor`.
 
-    A field is null if it is unknown. `unknown` says which commands the user of Redis may not use. Without Redis,
-    `unavailable` says why.
+    A field is null if it is unknown. `unknown` names the commands that the user of Redis has no right to use. Without
+    Redis, `unavailable` says why.
     """
     return Answer(schemas.encode(await services.diagnostician.diagnose()))
 

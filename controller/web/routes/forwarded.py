@@ -1,4 +1,4 @@
-"""Responses of workers on their way to clients, as FastChat's routes and OpenAI's send them."""
+"""Passes the responses of workers to clients, for the routes of FastChat and of OpenAI."""
 
 from contextlib import aclosing
 from typing import Final

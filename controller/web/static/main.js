@@ -187,6 +187,6 @@ document.addEventListener("visibilitychange", () => {
   if (document.hidden) disconnect(); // a hidden page costs nothing
   else connect();
 });
-setInterval(() => document.hidden || app.render(), 1000); // ages grow also if nothing arrives
+setInterval(() => document.hidden || app.render(), 1000); // ages grow even if nothing arrives
 if (!document.hidden) connect();
 app.render();

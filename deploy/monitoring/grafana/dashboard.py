@@ -38,10 +38,10 @@ def overview() -> list[Any]:
         number(
             "Replicas that do not dispatch",
             "count(controller_replica_can_dispatch == 0) or vector(0)",
-            "Without Redis, their snapshots have become too old. Runbook: ControllerCannotDispatch.",
+            "Replicas without Redis and without a fresh snapshot. Runbook: ControllerCannotDispatch.",
             red_from=1,
         ),
-        number("Dispatches", dispatches, "Requests for a worker per second.", unit="reqps"),
+        number("Dispatches", dispatches, "Dispatch requests per second.", unit="reqps"),
         number(
             "Failed dispatches",
             f"({failed} or vector(0)) / clamp_min({dispatches}, 0.001)",
@@ -65,7 +65,7 @@ def overview() -> list[Any]:
         listing(
             "Alerts",
             "Pending and firing alerts. docs/guides/runbook.md has a section for each. "
-            "Without data: Runbook: ControllerDown.",
+            "If all panels are empty, see Runbook: ControllerDown.",
             'ALERTS{alertname=~"Controller.+"}',
             *("Time", "Value", "__name__", "instance", "job"),
         ),
@@ -84,7 +84,7 @@ def latency() -> list[Any]:
         ),
         graph(
             "Time until the first byte",
-            "Of forwarded requests: the wait in the worker's queue, and its first token.",
+            "Forwarded requests: time in the worker's queue and until the first byte of the response.",
             *quantiles(first_byte),
             unit="s",
         ),
@@ -108,7 +108,7 @@ def models() -> list[Any]:
         ),
         graph(
             "Requests and slots",
-            "Running and waiting requests, and how many the workers run at once, as far as it is known.",
+            "Running and waiting requests, and the known slots of the workers.",
             (by_model("controller_cluster_model_queue_length"), "{{model}}: requests"),
             (by_model("controller_cluster_model_capacity"), "{{model}}: slots"),
         ),
@@ -119,7 +119,7 @@ def models() -> list[Any]:
         ),
         graph(
             "Workers and desired workers",
-            "Desired: for the saturation --target-utilization.",
+            "Desired: workers at which the saturation would be --target-utilization.",
             (by_model("controller_cluster_model_serving_workers"), "{{model}}: serving"),
             (by_model("controller_desired_workers"), "{{model}}: desired"),
         ),
@@ -156,7 +156,7 @@ def forwarding() -> list[Any]:
         ),
         graph(
             "Running and refused requests",
-            "Refused: requests per second above a limit. Runbook: ControllerRequestsRefused.",
+            "Refused: requests per second that a limit turned away. Runbook: ControllerRequestsRefused.",
             ("sum(controller_replica_forwards)", "running"),
             (rate("controller_refusals_total", "limit"), "refused: {{limit}}"),
         ),
@@ -193,7 +193,7 @@ def replicas() -> list[Any]:
         ),
         graph(
             "Outages of Redis",
-            "Share of the time in degraded mode, of all replicas, and failed calls per second.",
+            "Average number of replicas in degraded mode, and failed calls to Redis per second.",
             (rate("controller_degraded_seconds_total"), "degraded"),
             (rate("controller_store_failures_total"), "failed calls"),
         ),

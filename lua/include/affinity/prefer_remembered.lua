@@ -13,7 +13,7 @@
 
   Input:
     affinity    as include/arguments/parse_affinity.lua returns it. This function adds `gone`: a table with true for the
-                name of each worker that cannot be chosen for another reason than its load
+                name of each worker that cannot be chosen for a reason other than its load
     best        the load of the best worker
     pools       the names of the pools of the model
     time        the time

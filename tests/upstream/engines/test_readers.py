@@ -134,7 +134,7 @@ RUNNING = Gauges(running=(Gauge("new_name"), Gauge("old_name")), waiting=(Gauge(
         ("new_name one", None),
         ("new_name", None),
         ("new_name{ 3\nother 1", None),
-        ("new_name{, ={} 3", None),  # the parser raises another error than for other lines
+        ("new_name{, ={} 3", None),  # the parser raises a different error from that of other lines
         ("new_name_total 3", None),
         ("new_name_by_reason 3", None),
         ("xnew_name 3", None),

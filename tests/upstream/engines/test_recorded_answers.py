@@ -47,7 +47,7 @@ async def test_kind_and_state_are_read(client: WorkerClient, case: Path) -> None
         assert case.name.startswith(f"{kind}-")
         probe = EngineProbe(client, engine.address, kind)
         assert await probe.poll() == expected
-        assert await probe.poll() == expected  # also with fewer questions
+        assert await probe.poll() == expected  # even with fewer questions
 
 
 @pytest.mark.parametrize("kind", EngineKind)
