@@ -354,6 +354,35 @@ async def test_pipelined_requests_are_answered_in_order(serve: Serve, registry: 
         writer.close()
 
 
+@pytest.mark.parametrize("begun", [False, True])
+@pytest.mark.parametrize("leave", ["abort", "close", "write_garbage"])
+async def test_client_that_pipelines_and_leaves_ends_its_first_request(
+    serve: Serve, registry: Registry, leave: str, begun: bool
+) -> None:
+    body = b'{"model": "m", "stream": true}'
+    request = b"POST %s HTTP/1.1\r\nHost: x\r\nContent-Length: %d\r\n\r\n%s" % (CHAT.encode(), len(body), body)
+    async with (
+        engine_of(registry, in_the_stream if begun else before_the_head) as engine,
+        serve() as (replica, address),
+    ):
+        host, _, port = address.removeprefix("http://").rpartition(":")
+        reader, writer = await asyncio.open_connection(host, int(port))
+        writer.write(request * 3)
+        await wait_until(lambda: engine.running, "the engine has the first request")
+        if begun:
+            await reader.readuntil(b"data: {}\n\n")
+        if leave == "abort":
+            writer.transport.abort()
+        elif leave == "close":
+            writer.close()
+        else:
+            writer.write(b"\0\r\n\r\n")
+        await wait_until(lambda: not engine.running, "the engine's request is ended")
+        await nothing_is_left(replica, registry)
+        assert len(engine.requests) == 1
+        writer.close()
+
+
 @pytest.mark.slow
 @pytest.mark.slow_on_fakeredis
 async def test_burst_of_requests_has_no_errors(serve: Serve, registry: Registry) -> None:

@@ -1,10 +1,11 @@
-"""uvicorn's HTTP protocol, extended in five ways.
+"""uvicorn's HTTP protocol, extended in six ways.
 
 - It limits the size of heads, the number of pipelined requests and the number of connections.
 - It limits how long a client may take to send a head or a body, or read nothing of a response.
 - It sends the head of a response and the first part of its body in one system call.
 - It ignores offers of an upgrade, and serves the requests.
 - It responds to a client that shuts down the sending side of its connection after the request.
+- It ends the running request of a client that has pipelined others and leaves.
 """
 
 import asyncio
@@ -18,7 +19,7 @@ from httptools import HttpParserError, HttpParserUpgrade, HttpRequestParser
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 from uvicorn.protocols.http.flow_control import FlowControl
-from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
 
 from controller.web.asgi.connections import ConnectionLimits, ConnectionWatch
 from controller.web.errors import error_body
@@ -105,6 +106,7 @@ class BoundedProtocol(HttpToolsProtocol):
         super().__init__(**options)
         self._watch = watch or ConnectionWatch(ConnectionLimits())
         self._limits = self._watch.limits
+        self._earlier: list[RequestResponseCycle] = []  # requests before the last one that may be incomplete
 
     # asyncio declares a BaseTransport. uvicorn and this class need the methods of a TCP transport.
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
@@ -211,18 +213,38 @@ class BoundedProtocol(HttpToolsProtocol):
             message = f"The head of the request was not complete within {self._limits.head:g} s."
             self._refuse(b"408 Request Timeout", "head_timeout", message)
 
+    def _find_running(self) -> RequestResponseCycle | None:
+        """Return the first request without a complete response, or the last request if there is none.
+
+        uvicorn's `cycle` is the last one, which waits for its turn if the client has pipelined it.
+        """
+        while self._earlier and self._earlier[0].response_complete:
+            self._earlier.pop(0)
+        return self._earlier[0] if self._earlier else self.cycle
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """End the running request. uvicorn ends only the last one."""
+        self._end_running()
+        super().connection_lost(exc)
+
+    def _end_running(self) -> None:
+        running = self._find_running()
+        if running is not None and not running.response_complete:
+            running.disconnected = True
+            running.message_event.set()
+
     def eof_received(self) -> bool:  # type: ignore[override]
         """Keep a half-closed connection open if a complete request still waits for its response.
 
         A FIN does not tell whether the client has closed the connection or only its sending side. So the connection is
         closed if no response is due, or if a request or a response is incomplete. Otherwise _check_client() watches it.
         """
-        cycle = self.cycle
+        cycle, running = self.cycle, self._find_running()
         if (
             self.scheme == "https"  # TLS has no half-closed connections
             or self.transport.is_closing()
-            or cycle is None
-            or cycle.response_started
+            or running is None
+            or running.response_started
             or cycle.more_body
             or self._head_has_begun()
         ):
@@ -239,17 +261,17 @@ class BoundedProtocol(HttpToolsProtocol):
         time. Once a response has begun, its own parts take the place of interim responses. A stream may be silent after
         the first part, so no failed write would show the reset.
         """
-        cycle = self.cycle
-        if self.transport.is_closing() or cycle.response_complete:
+        running = self._find_running()
+        if running is None or self.transport.is_closing() or running.response_complete:
             return
         waited = self.loop.time() - since
-        is_waiting = not cycle.response_started
+        is_waiting = not running.response_started
         if self.transport.get_extra_info("socket").getsockopt(socket.SOL_SOCKET, socket.SO_ERROR) or (
-            is_waiting and cycle.scope["http_version"] == "1.0" and waited >= _HTTP_1_0_GRACE
+            is_waiting and running.scope["http_version"] == "1.0" and waited >= _HTTP_1_0_GRACE
         ):
             self.transport.abort()
             return
-        if is_waiting and waited >= probe_after and cycle.scope["http_version"] != "1.0" and not self.pipeline:
+        if is_waiting and waited >= probe_after and running.scope["http_version"] != "1.0":
             self.transport.write(_INTERIM)
             probe_after = 2 * waited
         self.loop.call_later(_CHECK_INTERVAL, self._check_client, since, probe_after)
@@ -292,14 +314,11 @@ class BoundedProtocol(HttpToolsProtocol):
         self._refuse(b"400 Bad Request", "invalid_http", msg)
 
     def _refuse(self, status: bytes, code: str, message: str) -> None:
-        cycle = self.cycle
-        answering = cycle is not None and not cycle.response_complete
-        if not answering or not (cycle.response_started or self.pipeline):
+        running = self._find_running()
+        if running is None or running.response_complete or not (running.response_started or self.pipeline):
             body = error_body(code, message)
             self.transport.write(_REFUSAL % (status, len(body), body))
-        if answering:  # as in connection_lost(): stop the handler that waits for the rest of its request
-            cycle.disconnected = True
-            cycle.message_event.set()
+        self._end_running()  # its handler may wait for the rest of its request
         self.transport.close()
 
     def on_headers_complete(self) -> None:
@@ -310,7 +329,11 @@ class BoundedProtocol(HttpToolsProtocol):
             self._head = self._without_offer()
             return
         self._in_body = True
+        previous = self.cycle
         super().on_headers_complete()
+        if self.pipeline:
+            self._earlier.append(previous)
+            self._find_running()  # drops the complete ones
 
     def _without_offer(self) -> bytes | None:
         """Return the head of the request without the offer of an upgrade. None if its method is CONNECT."""
