@@ -16,6 +16,8 @@ from controller.json_bodies import JsonBody
 _FORM_TYPE: Final = "multipart/form-data"
 _FORM: Final = _FORM_TYPE.encode()
 _MAX_PARTS: Final = 1_000
+_MAX_BOUNDARIES: Final = 10_000  # with those inside lines, which the parser compares in Python
+_MAX_NAMES: Final = 100  # that are replaced. More would multiply the memory of a body
 _STRING: Final = rb'"[^"\\]*+(?:\\.[^"\\]*+)*+"'
 # The key `model`, of which each letter may be written as an escape.
 _MODEL: Final = re.compile(
@@ -46,14 +48,16 @@ class ModelField(NamedTuple):
     def renamed(self, name: str) -> bytes:
         """Return the body with another name of the model. All other bytes stay as they are.
 
-        Raises InvalidInput if the body is JSON in an encoding other than UTF-8.
+        Raises InvalidInput if the body is JSON in an encoding other than UTF-8, or has too many names to replace.
         """
         if name == self.name:
             return self.body
         new = name.encode() if self.spans is not None else json.dumps(name).encode()
-        parts = []
+        parts: list[bytes] = []
         end = 0
         for start, next_end in self.spans if self.spans is not None else _spans_in_json(self.body):
+            if len(parts) == 2 * _MAX_NAMES:
+                raise InvalidInput("model", f"is in the body more than {_MAX_NAMES} times. Send it once")
             parts += [self.body[end:start], new]
             end = next_end
         return b"".join([*parts, self.body[end:]])
@@ -122,6 +126,8 @@ class _Form:
 
     def read(self, body: bytes) -> None:
         """Read a form. Raises InvalidInput if it is damaged or has too many parts."""
+        if body.count(b"\r\n--" + self._boundary) > _MAX_BOUNDARIES:
+            raise InvalidInput("body", f"is a form with its boundary more than {_MAX_BOUNDARIES} times")
         try:
             # The parser gets the body as a whole, so the positions that it passes are positions in the body.
             parser = MultipartParser(

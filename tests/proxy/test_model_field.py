@@ -118,6 +118,20 @@ def test_parts_that_are_searched_at_once_may_end_anywhere(window: int, monkeypat
     assert read_model(text.encode()).renamed("new") == renamed.encode()
 
 
+def test_many_names_to_replace_are_invalid() -> None:
+    """Each would be replaced, so a body of 32 MiB could become one of gigabytes."""
+    body = b"{" + b'"model":"m",' * 99 + b'"x":[' + b'{"model":"m"},' * 1_000 + b'0],"model":"m"}'
+    field = read_model(body)
+    assert field.renamed("new").count(b"new") == 100
+    field = read_model(body.replace(b"{", b'{"model":"m",', 1))
+    assert field.renamed("m") is field.body
+    with pytest.raises(InvalidInput, match="model: is in the body more than 100 times"):
+        field.renamed("new")
+    form = part("model", b"m") * 101 + b"--x--\r\n"
+    with pytest.raises(InvalidInput, match="more than 100 times"):
+        read_model(form, FORM).renamed("new")
+
+
 def part(name: str, value: bytes, *more: str) -> bytes:
     lines = [f'Content-Disposition: form-data; name="{name}"{"".join(more)}', "Content-Type: text/plain"]
     return b"--x\r\n" + "\r\n".join(lines).encode() + b"\r\n\r\n" + value + b"\r\n"
@@ -166,6 +180,7 @@ def test_files_of_any_content_are_passed_over(content: bytes, value: bytes) -> N
         (part("model", b"m") + b"--x--\r\n", "multipart/form-data"),
         (part("model", b"m") + b"--x--\r\n", f"multipart/form-data; boundary={'y' * 300}"),
         (part("a", b"m") * 1_001 + part("model", b"m") + b"--x--\r\n", FORM),
+        (part("model", b"m") + part("file", b"\r\n--xy" * 10_000) + b"--x--\r\n", FORM),
         (b'{"model":"m"}', FORM),
     ],
 )
