@@ -1,6 +1,7 @@
 """Finds the name of the model in the body of a request, and replaces it without a change of any other byte."""
 
 import json
+import logging
 import re
 from collections.abc import Iterator
 from typing import Final, NamedTuple
@@ -26,6 +27,9 @@ _MODEL: Final = re.compile(
 _LONGEST_KEY: Final = len('""') + len("model") * len("\\u006d")
 _VALUE: Final = re.compile(rb"[ \t\r\n]*:[ \t\r\n]*(" + _STRING + rb")", re.DOTALL)
 _WINDOW: Final = 64 * 1024  # bytes that are searched at once. Meanwhile, no other thread runs
+
+# The parser logs a warning for each damaged form, besides the error that the client gets.
+logging.getLogger("python_multipart.multipart").setLevel(logging.CRITICAL)
 
 
 class _Fields(msgspec.Struct):
@@ -68,7 +72,10 @@ def read_model(body: bytes, content_type: str = "") -> ModelField:
 
     content_type: header of the request. A body is JSON, unless this says that it is a form. Raises InvalidInput.
     """
-    kind, options = parse_options_header(content_type if _FORM_TYPE in content_type.lower() else "")
+    try:
+        kind, options = parse_options_header(content_type if _FORM_TYPE in content_type.lower() else "")
+    except UnicodeEncodeError as error:
+        raise InvalidInput("body", "is a form with a character outside Latin-1 in its Content-Type") from error
     if kind != _FORM:
         return ModelField(body, _json.read(body).model)
     boundary = options.get(b"boundary", b"")

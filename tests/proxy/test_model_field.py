@@ -179,14 +179,18 @@ def test_files_of_any_content_are_passed_over(content: bytes, value: bytes) -> N
         (part("other", b"m") + b"--x--\r\n", FORM),
         (part("model", b"m") + b"--x--\r\n", "multipart/form-data"),
         (part("model", b"m") + b"--x--\r\n", f"multipart/form-data; boundary={'y' * 300}"),
+        (part("model", b"m") + b"--x--\r\n", "multipart/form-data; boundary=x; a=\u20ac"),
         (part("a", b"m") * 1_001 + part("model", b"m") + b"--x--\r\n", FORM),
         (part("model", b"m") + part("file", b"\r\n--xy" * 10_000) + b"--x--\r\n", FORM),
         (b'{"model":"m"}', FORM),
     ],
 )
-def test_damaged_form_is_invalid(body: bytes, content_type: str) -> None:
+def test_damaged_form_is_invalid_and_is_not_logged(
+    body: bytes, content_type: str, caplog: pytest.LogCaptureFixture
+) -> None:
     with pytest.raises(InvalidInput):
         read_model(body, content_type)
+    assert caplog.records == []
 
 
 @pytest.mark.parametrize("letters", range(5))
