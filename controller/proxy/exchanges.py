@@ -44,9 +44,10 @@ class Exchanges:
         send: sends the request, and returns when the head of the response has arrived.
         read: returns the body of the response, or raises WorkerError if the status is an error.
         is_failure: returns True if an error is the worker's failure, which deprioritises it.
-        on_end, detach: as in Forwarded. Like `send`, they live as long as the response, so they must not hold the body
-            of the request in memory.
-        late_failures_count: a response that breaks off after its first piece is a failure of the worker, too.
+        on_end, detach: as in Forwarded, but on_end gets only outcome and size. Like `send`, they live as long as the
+            response, so they must not hold the body of the request in memory.
+        late_failures_count: a response that breaks off after its first piece is a failure of the worker, too, unless
+            its client did not read.
 
         If this raises, the release of the lease has been started.
         """
@@ -67,10 +68,11 @@ class Exchanges:
                 await asyncio.shield(ended)  # the next dispatch must not choose this worker again
             raise
 
-        def end(outcome: str, size: int) -> None:
+        def end(outcome: str, size: int, client_held: bool) -> None:
             self._metrics.forward_time.observe(time.perf_counter() - began)
             self._metrics.forwarded_bytes.inc(size)
-            self._bookings.end(chosen, failed=late_failures_count and outcome == "broken" and self.may_retry)
+            failed = late_failures_count and outcome == "broken" and not client_held and self.may_retry
+            self._bookings.end(chosen, failed=failed)
             on_end(outcome, size)
 
         return Forwarded(response, first, pieces, end, detach)

@@ -3,11 +3,18 @@
 import contextlib
 import logging
 from collections.abc import AsyncGenerator, Callable
+from math import inf
+from time import monotonic
+from typing import Final
 
 from controller.domain.errors import WorkerError
 from controller.upstream.response import WorkerResponse
 
 logger = logging.getLogger("controller")
+
+# A client that does not read stops its worker, which may break off at a time limit of its own.
+_HOLD: Final = 1.0  # seconds without a read. Workers allow more
+_DRAIN: Final = 30.0  # seconds after which the client has read what the worker sent before it broke off
 
 
 class Forwarded:
@@ -16,8 +23,8 @@ class Forwarded:
     The caller must close it. This ends the request and releases its lease, at once or after `detach`.
 
     first: first piece of the body.
-    on_end: called once with the outcome, or with "" if the outcome was counted already, and with the bytes that the
-        client was sent.
+    on_end: called once with the outcome, or with "" if the outcome was counted already, with the bytes that the
+        client was sent, and with True if a broken response may be the fault of a client that did not read.
     detach: called with this response if it is closed before its end. The function must call finish(). None if the
         worker ends the request when its connection is closed.
     """
@@ -27,7 +34,7 @@ class Forwarded:
         response: WorkerResponse,
         first: bytes,
         rest: AsyncGenerator[bytes],
-        on_end: Callable[[str, int], None],
+        on_end: Callable[[str, int, bool], None],
         detach: Callable[["Forwarded"], object] | None,
     ) -> None:
         self.status = response.status
@@ -41,6 +48,7 @@ class Forwarded:
         self._outcome = "client_gone"
         self._closed = False
         self._size = 0
+        self._held_at = -inf  # when the client last read after a time without a read
 
     @property
     def is_whole(self) -> bool:
@@ -59,10 +67,14 @@ class Forwarded:
         try:
             if self._first:
                 self._size += len(self._first)
+                sent_at = monotonic()
                 yield self._first
+                self._note_hold(sent_at)
             async for piece in self._rest:
                 self._size += len(piece)
+                sent_at = monotonic()
                 yield piece
+                self._note_hold(sent_at)
         except WorkerError as error:
             self._outcome = "broken"
             logger.warning("A forwarded response failed, and its client gets an error: %(reason)s", {"reason": error})
@@ -72,6 +84,11 @@ class Forwarded:
         finally:
             if self._detach is None:
                 await self._rest.aclose()
+
+    def _note_hold(self, sent_at: float) -> None:
+        now = monotonic()
+        if now - sent_at >= _HOLD:
+            self._held_at = now
 
     def close(self) -> None:
         """Close the response. Synchronous on purpose: a cancelled caller could be cancelled again at any `await`."""
@@ -99,4 +116,4 @@ class Forwarded:
 
     def _end(self) -> None:
         self._response.close()
-        self._on_end(self._outcome, self._size)
+        self._on_end(self._outcome, self._size, monotonic() - self._held_at < _DRAIN)

@@ -8,7 +8,7 @@ import hashlib
 import json
 import random
 from collections.abc import AsyncIterator, Callable, Coroutine
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from functools import partial
 
 import aiohttp
@@ -16,13 +16,14 @@ import httpx
 import pytest
 from aiohttp import web
 
+from controller.proxy import forwarded
 from controller.replica import Replica
 from controller.store.registry import Registry
 from tests.proxy.conftest import Serve
 from tests.support.openai_engines import Behaviour, OpenAiEngine, answers, engine_worker, openai_engine
 from tests.support.waiting import wait_until
+from tests.support.workers import BadWorker, bad_worker, sends
 from tests.support.workers import Behaviour as RawBehaviour
-from tests.support.workers import bad_worker, sends
 
 CHAT = "/v1/chat/completions"
 SSE = {"Content-Type": "text/event-stream; charset=utf-8"}
@@ -112,6 +113,38 @@ async def test_broken_stream_of_events_ends_with_an_error_event(
             return known.failing == "request"
 
         await wait_until(is_failing, "the engine counts as failing")
+
+
+async def test_engine_that_gives_up_on_a_client_that_does_not_read_is_not_failing(
+    serve: Serve, registry: Registry, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(forwarded, "_HOLD", 0.2)
+    has_given_up = asyncio.Event()
+
+    async def gives_up(_: BadWorker, writer: asyncio.StreamWriter, __: bytes) -> None:
+        writer.write(b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\nTransfer-Encoding: chunked\r\n\r\n")
+        with suppress(TimeoutError):
+            while True:
+                writer.write(b"fde8\r\n" + b"x" * 65_000 + b"\r\n")
+                await asyncio.wait_for(writer.drain(), 0.5)
+        has_given_up.set()
+        writer.transport.abort()
+
+    async with bad_worker(completions=gives_up) as engine, serve() as (replica, address):
+        await registry.register(engine_worker(engine.address))
+        host, _, port = address.removeprefix("http://").rpartition(":")
+        reader, writer = await asyncio.open_connection(host, int(port))
+        body = b'{"model": "m", "stream": true}'
+        writer.write(b"POST %s HTTP/1.1\r\nHost: x\r\nContent-Length: %d\r\n\r\n%s" % (CHAT.encode(), len(body), body))
+        await has_given_up.wait()
+        last = b""
+        while b'"stream_broken"' not in last:
+            last = last[-1_000:] + await reader.read(65_536)
+        await nothing_is_left(replica, registry)
+        [known] = (await registry.list_workers()).workers
+        assert known.failing == ""
+        assert 'controller_gateway_requests_total{model="m",outcome="broken"} 1.0' in replica.metrics.render().decode()
+        writer.close()
 
 
 @pytest.mark.parametrize(
