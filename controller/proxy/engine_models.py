@@ -47,6 +47,8 @@ class EngineModels:
 
     A request is retried on another engine if an engine fails or is busy before the first byte of its response, as far
     as its tries and the retry budget allow it.
+
+    worker_timeout: time limit for reading an error of an engine, in seconds.
     """
 
     def __init__(
@@ -60,6 +62,7 @@ class EngineModels:
         trials: Trials,
         affinity: AffinityRules,
         metrics: Metrics,
+        worker_timeout: float,
     ) -> None:
         self._dispatcher = dispatcher
         self._workers = workers
@@ -70,6 +73,7 @@ class EngineModels:
         self._trials = trials
         self._affinity = affinity
         self._metrics = metrics
+        self._worker_timeout = worker_timeout
         self._busy = BusyEngines()
         self._exchanges = Exchanges(workers, bookings, metrics)
 
@@ -262,7 +266,7 @@ class EngineModels:
         async def read(response: WorkerResponse) -> AsyncGenerator[bytes]:
             nonlocal status
             status = response.status
-            return await judged_pieces(response)
+            return await judged_pieces(response, self._worker_timeout)
 
         def on_end(outcome: str, _: int) -> None:
             self._running.end(running)

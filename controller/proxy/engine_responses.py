@@ -1,5 +1,6 @@
 """Judges the responses of engines: which of them may be retried, count as failures, and reach the client."""
 
+import asyncio
 from collections.abc import AsyncGenerator
 from contextlib import aclosing
 from typing import Final
@@ -73,10 +74,13 @@ def unusable_response(source: str, status: int) -> WorkerError | None:
     return None
 
 
-async def judged_pieces(response: WorkerResponse) -> AsyncGenerator[bytes]:
+async def judged_pieces(response: WorkerResponse, time_limit: float) -> AsyncGenerator[bytes]:
     """Return the body of a response.
 
-    Raises WorkerBusy or WorkerRefused if another engine might do better, WorkerRejectsKey and WorkerRedirected.
+    time_limit: for reading the whole of an error, in seconds. An engine that needs longer counts as silent.
+
+    Raises WorkerBusy or WorkerRefused if another engine might do better, WorkerRejectsKey, WorkerRedirected and
+    WorkerSilent.
     """
     unusable = unusable_response(response.url, response.status)
     if unusable is not None:
@@ -85,10 +89,14 @@ async def judged_pieces(response: WorkerResponse) -> AsyncGenerator[bytes]:
     if not is_judged(response.status):
         return pieces
     body = b""
-    async for piece in pieces:
-        body += piece
-        if len(body) > _MAX_JUDGED:
-            return _joined(body, pieces)
+    timer = asyncio.get_running_loop().call_later(time_limit, response.fail, TimeoutError())
+    try:
+        async for piece in pieces:
+            body += piece
+            if len(body) > _MAX_JUDGED:
+                return _joined(body, pieces)
+    finally:
+        timer.cancel()
     verdict = judge(response.status, response.headers, body)
     if verdict is Verdict.REQUEST:
         return _joined(body, pieces)

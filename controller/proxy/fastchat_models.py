@@ -1,5 +1,6 @@
 """Forwards requests of OpenAI's kind to workers of FastChat's protocol, which may have routes of their own."""
 
+import asyncio
 import logging
 from typing import Final
 
@@ -23,10 +24,13 @@ class FastChatModels:
     """The models that only workers of FastChat's protocol serve.
 
     FastChat's own workers have no route of OpenAI's kind. Clusters below this one and other workers may have some.
+
+    worker_timeout: time limit for reading an error of a worker, in seconds.
     """
 
-    def __init__(self, forwarder: Forwarder) -> None:
+    def __init__(self, forwarder: Forwarder, worker_timeout: float) -> None:
         self._forwarder = forwarder
+        self._worker_timeout = worker_timeout
 
     async def call(
         self, model: str, request: GatewayRequest, tries: Tries
@@ -50,26 +54,31 @@ class FastChatModels:
             raise
         unusable = unusable_response(f"A worker of the model {model[:100]!r}", forwarded.status)
         if unusable is not None:
-            await _whole(forwarded)
+            await _whole(forwarded, self._worker_timeout)
             logger.warning("A response is not passed on: %(reason)s", {"reason": unusable})
             raise unusable
         if forwarded.status not in NO_ROUTE:
             return MaybeStale(forwarded, snapshot_age)
-        refused = await _whole(forwarded)
+        refused = await _whole(forwarded, self._worker_timeout)
         if refused is None or not is_openai_error(refused.body):
             raise _wrong_protocol(model, path)
         return MaybeStale(refused, snapshot_age)
 
 
-async def _whole(forwarded: Forwarded) -> WorkerRefused | None:
-    """Return an error response that was read whole and closed. None if it is long. Raises WorkerError."""
+async def _whole(forwarded: Forwarded, time_limit: float) -> WorkerRefused | None:
+    """Return an error response that was read whole and closed. None if it is long.
+
+    Raises WorkerError, which is WorkerSilent after `time_limit` seconds.
+    """
     body = b""
+    timer = asyncio.get_running_loop().call_later(time_limit, forwarded.time_out)
     try:
         async for piece in forwarded.pieces():
             body += piece
             if len(body) > _MAX_ERROR:
                 return None
     finally:
+        timer.cancel()
         forwarded.close()
     return WorkerRefused(f"A worker returned status {forwarded.status}.", forwarded.status, forwarded.headers, body)
 

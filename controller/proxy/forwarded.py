@@ -90,6 +90,10 @@ class Forwarded:
         if now - sent_at >= _HOLD:
             self._held_at = now
 
+    def time_out(self) -> None:
+        """Make pieces() raise WorkerSilent."""
+        self._response.fail(TimeoutError())
+
     def close(self) -> None:
         """Close the response. Synchronous on purpose: a cancelled caller could be cancelled again at any `await`."""
         if self._closed:

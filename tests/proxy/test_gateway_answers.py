@@ -1,5 +1,6 @@
 """Responses of engines that must not reach a client, and what must not reach an engine or the log."""
 
+import asyncio
 import logging
 
 import httpx
@@ -10,8 +11,8 @@ from tests.proxy.conftest import Serve
 from tests.support.openai_engines import answers, engine_worker, openai_engine
 from tests.support.samples import worker
 from tests.support.waiting import wait_until
+from tests.support.workers import BadWorker, bad_worker, sends
 from tests.support.workers import answers as worker_answers
-from tests.support.workers import bad_worker, sends
 
 CHAT = "/v1/chat/completions"
 SECRET = "the engine's own words"
@@ -94,6 +95,27 @@ async def test_workers_of_fastchats_protocol_are_judged_alike(
         assert SECRET not in response.text
         assert "location" not in response.headers
         await wait_until(lambda: not replica.running.count, "no request is left")
+
+
+@pytest.mark.parametrize(("protocol", "status"), [("openai", 500), ("fastchat", 401), ("fastchat", 404)])
+async def test_error_that_is_not_complete_in_time_counts_as_silence(
+    serve: Serve, registry: Registry, http: httpx.AsyncClient, protocol: str, status: int
+) -> None:
+    async def drips(_: BadWorker, writer: asyncio.StreamWriter, __: bytes) -> None:
+        writer.write(b"HTTP/1.1 %d X\r\nContent-Length: 30\r\n\r\n" % status)
+        for _second in range(30):
+            writer.write(b"x")
+            await writer.drain()
+            await asyncio.sleep(0.1)
+
+    async with bad_worker(completions=drips) as bad, serve(worker_timeout=0.5) as (replica, address):
+        await registry.register(engine_worker(bad.address) if protocol == "openai" else worker(bad.address, "m"))
+        response = await http.post(address + CHAT, json={"model": "m"})
+        assert (response.status_code, response.json()["error"]["code"]) == (504, "worker_silent")
+        await wait_until(lambda: not replica.running.count, "no request is left")
+        await replica.snapshots.take_now()
+        [known] = (await registry.list_workers()).workers
+        assert (known.failing, known.leased) == ("", 0)
 
 
 async def test_credentials_of_clients_stay_here(serve: Serve, registry: Registry, http: httpx.AsyncClient) -> None:

@@ -53,7 +53,7 @@ _STATUS: Final[Mapping[type[ControllerError], int]] = {
 }
 _FAILED: Final = "Each engine that was tried has failed. Send the request again."
 _SUMMARIES: Final[Mapping[type[ControllerError], str]] = {
-    WorkerSilent: "The engine sent nothing within its time limit for the first byte. Send the request again.",
+    WorkerSilent: "The engine sent no complete answer within its time limit. Send the request again.",
     WorkerUnreachable: "No engine of the model can be reached. Send the request again.",
     WorkerRejectsKey: "The engine rejects the controller's key for it. The key of the client is not at fault.",
     WorkerRedirected: "The engine answered with a redirect, which is not passed on. Check the path of the request.",
