@@ -2,12 +2,14 @@
 
 import asyncio
 import json
+import threading
 
 import pytest
 
 from controller.domain.hops import HEADER
 from controller.web.routes import forward
 from controller.web.routes.table import ROUTES
+from controller.web.schemas import fastchat as schemas
 from tests.support.samples import A
 from tests.support.waiting import wait_until
 from tests.support.workers import BadWorker, answers, bad_worker, chunks
@@ -195,3 +197,25 @@ async def test_status_has_the_total_capacity_if_all_workers_report_one(api: Api)
     assert (await api.post("/worker_get_status")).json()["capacity"] == 8
     await api.register("http://127.0.0.1:1/c", worker_status=status)
     assert "capacity" not in (await api.post("/worker_get_status")).json()
+
+
+@pytest.mark.parametrize("path", ["/worker_generate_stream", "/worker_generate"])
+async def test_a_large_body_does_not_delay_other_requests(api: Api, monkeypatch: pytest.MonkeyPatch, path: str) -> None:
+    parse_model = schemas.parse_model
+    begun, may_end = threading.Event(), threading.Event()
+
+    def slow(body: bytes) -> str:
+        begun.set()
+        assert may_end.wait(10), "the server works on another request meanwhile"
+        return parse_model(body)
+
+    answer = answers(b'{"text": "a"}\0')
+    async with bad_worker(worker_generate_stream=answer, worker_generate=answer) as healthy:
+        await api.register(healthy.address)
+        monkeypatch.setattr(schemas, "parse_model", slow)
+        request = asyncio.create_task(api.post(path, {"model": "m", "prompt": "x" * 300_000}))
+        await wait_until(begun.is_set, "the body is being read")
+        assert (await api.http.get("/healthz")).status_code == 200
+        assert not request.done()
+        may_end.set()
+        assert (await request).status_code == 200

@@ -13,6 +13,7 @@ from controller.availability.snapshot import MaybeStale
 from controller.domain.errors import LoopDetected, NoWorker, StoreError, TooManyForwards, WorkerError, WorkerRefused
 from controller.domain.headers import is_encoded, without_body
 from controller.proxy.forwarded import Forwarded
+from controller.tasks import in_thread_if_large
 from controller.web.asgi.endpoint import degraded
 from controller.web.errors import retry_after, status_of
 from controller.web.routes.forwarded import ForwardedResponse, with_content_type, with_headers
@@ -31,7 +32,7 @@ async def worker_generate_stream(services: Services, _: str, body: bytes, hops: 
     a hop list, also gets an error status, so that it retries on another of its workers. An error frame of a controller
     below is passed on.
     """
-    model = schemas.parse_model(body)
+    model = await _model(body)
     try:
         frames, snapshot_age = await services.forwarder.stream(model, body, hops, passed)
     except (NoWorker, StoreError):
@@ -73,11 +74,15 @@ async def worker_lookup(services: Services, path: str, body: bytes, hops: str, p
 
 
 async def _fastchat_call(forward: _Forward, path: str, body: bytes, hops: str, passed: _Passed) -> Response:
-    model = schemas.parse_model(body)
+    model = await _model(body)
     try:
         return await _call(forward, model, path, body, hops, passed)
     except (NoWorker, StoreError, TooManyForwards, WorkerError, LoopDetected) as error:
         return _error(error, fastchat_compatible=not hops)
+
+
+async def _model(body: bytes) -> str:
+    return await in_thread_if_large(len(body), lambda: schemas.parse_model(body))
 
 
 async def _call(forward: _Forward, model: str, path: str, body: bytes, hops: str, passed: _Passed) -> Response:
