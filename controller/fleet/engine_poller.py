@@ -158,7 +158,10 @@ class EnginePoller:
 
     async def _poll(self, watch: EngineWatch) -> None:
         """Poll an engine once, and record the result. Raises StoreError."""
-        is_alive = not watch.silences and self._snapshots.worker(watch.name) is not None
+        worker = self._snapshots.worker(watch.name)
+        if worker is not None:
+            watch.continue_from(worker)
+        is_alive = not watch.silences and worker is not None
         async with self._permits if is_alive else self._other_permits:
             try:
                 status = await watch.poll()
@@ -175,7 +178,6 @@ class EnginePoller:
             return
         watch.note("")
         report = Report(watch.name, status.queue_length, watch.polled_at - status.lag)
-        worker = self._snapshots.worker(watch.name)
         try:
             is_registered = await self._batches.take_engine_answer(report)
         except StoreUnavailable:
