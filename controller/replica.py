@@ -112,15 +112,14 @@ class Replica:
             self.snapshots.workers,
         )
         self.engine_poller = EnginePoller(
-            self.breaker,
             registry,
+            self.snapshots,
             self.batches,
             workers,
             metrics,
             self.replicas,
             settings.engine_poll_interval,
             settings.engine_expiration,
-            self.snapshots.worker,
             self.events.record,
         )
         self.snapshots.recovery.engine_time_left = self.engine_poller.time_left

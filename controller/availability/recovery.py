@@ -234,7 +234,12 @@ class Recovery:
         """Repeat the drains, resumes and removals that Redis lost."""
         current = {worker.name: worker for worker in now.workers}
         for worker in before.workers:
-            if worker.name in current and worker.draining != current[worker.name].draining:
+            found = current.get(worker.name)
+            if found is None or found.draining == worker.draining:
+                continue
+            # A worker that registered or was restored after the loss may have been drained after it, too.
+            is_same = now.epoch == before.epoch and found.registration == worker.registration
+            if worker.draining or is_same:
                 await self._registry.drain(worker.name, worker.draining, reason=_REPEATED)
         names = {worker.name for worker in before.workers}
         for worker in now.workers:

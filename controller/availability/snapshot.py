@@ -28,6 +28,8 @@ class MaybeStale(NamedTuple, Generic[Result]):
 class Snapshot:
     """The live workers as Redis listed them at `taken_at`, and the requests dispatched from the snapshot since.
 
+    While Redis is unavailable, it also has the failures that this replica has seen.
+
     taken_at: in seconds on the replica's monotonic clock.
     draw: returns a random number from 0 to 1.
 
@@ -99,6 +101,31 @@ class Snapshot:
         self._queues[name] += 1
         heapq.heapreplace(heap, self._entry(name))
         return name
+
+    def fail(self, name: str, of_polls: bool = False) -> None:
+        """Deprioritise a worker that failed while Redis was unavailable.
+
+        of_polls: it did not answer a poll. Otherwise, it failed a request, and its answers to polls do not clear this.
+        """
+        worker = self._workers.get(name)
+        if worker is not None and worker.failing != "request":
+            self._set_failing(worker, "polls" if of_polls else "request")
+
+    def clear_failure(self, name: str, of_polls: bool = False) -> None:
+        """Clear the failure of a worker that served a request while Redis was unavailable, or answered a poll.
+
+        of_polls: it answered a poll.
+        """
+        worker = self._workers.get(name)
+        if worker is not None and worker.failing and (worker.failing == "polls" or not of_polls):
+            self._set_failing(worker, "")
+
+    def _set_failing(self, worker: Worker, failing: str) -> None:
+        self._workers[worker.name] = replace(worker, failing=failing)
+        vars(self).pop("failing_engines", None)
+        for model in worker.indexed_models:
+            self._heaps.pop(model, None)
+            self._odds.pop(model, None)
 
     def lottery(self, model: str) -> str:
         """Draw a worker with odds proportional to speed. Return "" if the model has no worker.

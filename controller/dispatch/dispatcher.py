@@ -14,7 +14,7 @@ from controller.availability.snapshot import MaybeStale
 from controller.availability.snapshots import SnapshotManager
 from controller.domain.affinity import Affinity
 from controller.domain.engine import RESERVED, Protocol, indexed_name, model_of, protocol_of
-from controller.domain.errors import StoreError, TooManyLeases
+from controller.domain.errors import StoreError, StoreUnavailable, TooManyLeases
 from controller.domain.worker import MAX_MODEL_NAME_LENGTH
 from controller.metrics import Metrics
 from controller.settings import Settings
@@ -162,15 +162,28 @@ class Dispatcher:
         return await self._batches.renew(lease)
 
     async def report_failure(self, name: str) -> bool:
-        """Deprioritise a worker until its next heartbeat. Return True if the worker is alive."""
-        exists = bool(await self._batches.report_failure(FailureCall(name)))
+        """Deprioritise a worker until its next heartbeat. Return True if the worker is alive.
+
+        While Redis is unavailable, this replica deprioritises it until its next snapshot, and raises StoreUnavailable.
+        """
+        try:
+            exists = bool(await self._batches.report_failure(FailureCall(name)))
+        except StoreUnavailable:
+            if self._snapshots.snapshot is not None:
+                self._snapshots.snapshot.fail(name)
+            raise
         if exists:
             self._snapshots.request()
         return exists
 
     async def clear_failure(self, name: str) -> None:
         """Clear the failure of a worker that has served a request, without a change of its heartbeat."""
-        await self._batches.clear_failure(name)
+        try:
+            await self._batches.clear_failure(name)
+        except StoreUnavailable:
+            if self._snapshots.snapshot is not None:
+                self._snapshots.snapshot.clear_failure(name)
+            raise
         self._snapshots.request()
 
     async def list_models(

@@ -115,6 +115,11 @@ class LearnedCapacity:
         """The learned capacity. None if the engine was never full."""
         return None if self._value is None else round(self._value)
 
+    def continue_from(self, value: int) -> None:
+        """Begin with the value that another replica has learned, unless this one has learned a value itself."""
+        if self._value is None:
+            self._value = value
+
     def observe(self, status: EngineStatus, now: float) -> None:
         """Learn from a report of the engine.
 

@@ -55,6 +55,7 @@ class Capacities:
         A call that failed halfway can be repeated. Raises InvalidInput if capacities are set for too many targets, and
         StoreUnavailable.
         """
+        await self._snapshots.take_now()  # restores lost capacities first, because later they would replace this one
         before = await self._breaker.call(self._registry.set_capacity, target, capacity)
         workers = (await self._breaker.call(self._registry.list_workers)).workers
         covered = [worker for worker in workers if target.covers(worker)]

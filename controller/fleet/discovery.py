@@ -103,7 +103,7 @@ class Discovery:
     async def _decide(self, source: Source, proposal: Proposal) -> bool:
         """Apply a source to the list of engines, if this replica decides. Return True if changes are left."""
         job, replica = _job(source), self._replica_id
-        decides, _ = await self._breaker.call(self._registry.acquire_job, job, replica, _LOCK_TTL)
+        decides, _ = await self._breaker.call(self._registry.acquire_job, job, replica, _LOCK_TTL, max_pause=_LOCK_TTL)
         if not decides:
             return False
         await self._poller.update()

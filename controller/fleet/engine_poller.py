@@ -9,8 +9,8 @@ from collections.abc import Callable, Mapping
 from typing import Final
 
 from controller.availability.batches import Batches
-from controller.availability.circuit_breaker import CircuitBreaker
-from controller.domain.errors import StoreError, WorkerError
+from controller.availability.snapshots import SnapshotManager
+from controller.domain.errors import StoreError, StoreUnavailable, WorkerError
 from controller.domain.worker import Registration, Worker
 from controller.fleet.engine_watch import EngineWatch, differs, entry_of
 from controller.fleet.rendezvous import Share
@@ -42,25 +42,24 @@ class EnginePoller:
     interval: between two polls of an engine, in seconds.
     expiration: of an engine after its last answer, in seconds. The time limit of each question is a quarter of it, so
         a silent engine is deprioritised before it expires.
-    find: returns a live worker of the last snapshot by its name, or None.
     record: records an event.
     """
 
     def __init__(
         self,
-        breaker: CircuitBreaker,
         registry: Registry,
+        snapshots: SnapshotManager,
         batches: Batches,
         client: WorkerClient,
         metrics: Metrics,
         replicas: Replicas,
         interval: float,
         expiration: float,
-        find: Callable[[str], Worker | None],
         record: Callable[..., None],
     ) -> None:
         self.entries = SharedList(registry, ENGINES)
-        self._breaker = breaker
+        self._breaker = snapshots.breaker
+        self._snapshots = snapshots
         self._registry = registry
         self._batches = batches
         self._client = client
@@ -69,7 +68,6 @@ class EnginePoller:
         self._interval = interval
         self._expiration = expiration
         self._timeout = expiration / 4
-        self._find = find
         self._record = record
         self._permits = asyncio.Semaphore(_MAX_POLLS)
         self._other_permits = asyncio.Semaphore(_MAX_OTHER_POLLS)  # hung engines must not delay the polls of live ones
@@ -160,7 +158,10 @@ class EnginePoller:
 
     async def _poll(self, watch: EngineWatch) -> None:
         """Poll an engine once, and record the result. Raises StoreError."""
-        is_alive = not watch.silences and self._find(watch.name) is not None
+        worker = self._snapshots.worker(watch.name)
+        if worker is not None:
+            watch.continue_from(worker)
+        is_alive = not watch.silences and worker is not None
         async with self._permits if is_alive else self._other_permits:
             try:
                 status = await watch.poll()
@@ -177,8 +178,13 @@ class EnginePoller:
             return
         watch.note("")
         report = Report(watch.name, status.queue_length, watch.polled_at - status.lag)
-        worker = self._find(watch.name)
-        if not await self._batches.take_engine_answer(report):
+        try:
+            is_registered = await self._batches.take_engine_answer(report)
+        except StoreUnavailable:
+            if self._snapshots.snapshot is not None:
+                self._snapshots.snapshot.clear_failure(watch.name, of_polls=True)
+            raise
+        if not is_registered:
             # An operator may have removed it since the list was read: then it is not restored.
             await self._breaker.call(self._registry.restore, registration, polled=True)
         elif worker is not None and differs(worker.as_registered(), registration):
@@ -188,14 +194,19 @@ class EnginePoller:
         self._metrics.polls_failed.inc()
         if watch.note(str(error)):
             self._record("engine_unavailable", worker=watch.name, reason=str(error))
-        if self._find(watch.name):  # a poll without a response has asked two questions, if the first took long
-            await self._batches.report_failure(FailureCall(watch.name, of_polls=True))
+        if self._snapshots.worker(watch.name):
+            try:  # a poll without a response has asked two questions, if the first took long
+                await self._batches.report_failure(FailureCall(watch.name, of_polls=True))
+            except StoreUnavailable:
+                if self._snapshots.snapshot is not None:
+                    self._snapshots.snapshot.fail(watch.name, of_polls=True)
+                raise
 
     async def _expire(self, watch: EngineWatch, problem: str) -> None:
         """Let an engine expire at once that says that it is not ready."""
         if watch.note(problem):
             self._record("engine_unavailable", worker=watch.name, reason=problem)
-        worker = self._find(watch.name)
+        worker = self._snapshots.worker(watch.name)
         if worker is not None and worker.engine is not None:
             await self._refresh(worker.as_registered(), worker, None, expires_in=AT_ONCE)
 

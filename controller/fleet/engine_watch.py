@@ -9,7 +9,7 @@ from controller.domain.engine import Engine
 from controller.domain.engine_entry import AUTO, EngineEntry
 from controller.domain.engine_status import EngineKind, EngineStatus, LearnedCapacity
 from controller.domain.errors import InvalidInput, WorkerError
-from controller.domain.worker import MAX_CAPACITY, Registration, WorkerStatus
+from controller.domain.worker import MAX_CAPACITY, Registration, Worker, WorkerStatus
 from controller.upstream.client import WorkerClient
 from controller.upstream.engines.detection import detect
 from controller.upstream.engines.probe import EngineProbe
@@ -42,6 +42,11 @@ class EngineWatch:
         self._probe: EngineProbe | None = None
         self._learned = LearnedCapacity()
         self._problem = ""  # what was logged last: why it is not ready, "" if it is
+
+    def continue_from(self, worker: Worker) -> None:
+        """Begin with the capacity that another replica has learned. `worker` is the engine in the registry."""
+        if worker.engine is not None and worker.engine.capacity_learned and worker.reported_capacity:
+            self._learned.continue_from(worker.reported_capacity)
 
     async def poll(self) -> EngineStatus:
         """Ask the engine for its state. Raises WorkerError if it does not respond. Run one poll at a time."""

@@ -49,7 +49,8 @@ class Parents:
     interval: between heartbeats, in seconds.
     record: records an event, as EventFeed.record().
 
-    While Redis is unavailable, there is no lock and each replica sends its own heartbeats from its snapshot.
+    While Redis is unavailable, there is no lock and each replica sends its own heartbeats from its snapshot. When the
+    snapshot is too old to dispatch from, it stops, so that the parents do not send it requests any more.
     """
 
     def __init__(
@@ -151,7 +152,8 @@ class Parents:
 
     async def _send_without_lock(self, parent: str, workers: Sequence[Worker]) -> None:
         now = time.monotonic()
-        if workers and now >= self._sent_without_lock_at.get(parent, float("-inf")) + self._interval * _DUE:
+        is_due = now >= self._sent_without_lock_at.get(parent, float("-inf")) + self._interval * _DUE
+        if workers and is_due and self._snapshots.can_dispatch:
             self._sent_without_lock_at[parent] = now
             await self._send(parent, workers, register=False)
 

@@ -40,6 +40,7 @@ class Replicas:
     id: of this replica. A new process has a new one.
     name: of this replica, for people: host name, port and process id.
     ids: of the live replicas, with this one. Empty while Redis is unavailable.
+    last_count: the number of live replicas. While Redis is unavailable, the last known one.
     """
 
     def __init__(self, settings: Settings, breaker: CircuitBreaker, registry: Registry, replica_id: str) -> None:
@@ -50,6 +51,7 @@ class Replicas:
         self.id = replica_id
         self.name = f"{socket.gethostname()[:100]}:{settings.port}/{os.getpid()}"
         self.ids: Sequence[str] = ()
+        self.last_count = 0
         self._description = json.dumps(
             {
                 "name": self.name,
@@ -69,6 +71,7 @@ class Replicas:
         """Send one heartbeat."""
         try:
             self.ids = await self._breaker.call(self._registry.join_replicas, self.id, _TTL, self._description)
+            self.last_count = len(self.ids)
         except StoreError:
             self.ids = ()
 

@@ -145,7 +145,7 @@ class Telemetry(Collector):
         for state, count in _states(workers).items():
             states.add_metric([state], count)
         yield states
-        yield GaugeMetricFamily(f"{_PREFIX}_replicas", "Live replicas.", len(self._replicas.ids))
+        yield GaugeMetricFamily(f"{_PREFIX}_replicas", "Live replicas.", self._replicas.last_count)
         yield GaugeMetricFamily(
             f"{_PREFIX}_oldest_heartbeat_seconds",
             "Age of the oldest heartbeat of a live worker. 0 without workers.",

@@ -117,7 +117,7 @@ class Trials:
         acquired, result = False, ""
         try:
             acquired, result = await self._snapshots.breaker.call(
-                self._registry.acquire_job, _job(name), self._replica, _LOCK_TIME
+                self._registry.acquire_job, _job(name), self._replica, _LOCK_TIME, max_pause=max(_LOCK_TIME, _MAX_PAUSE)
             )
         except StoreError:
             pass  # the circuit breaker has logged it

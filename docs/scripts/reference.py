@@ -86,7 +86,7 @@ def metrics() -> str:
     recorded.measure_scripts(["..."])
     kinds = (SnapshotManager, KnownModels, Replicas, EventFeed, Registry)
     snapshots, known, replicas, events, registry = (create_autospec(kind, instance=True) for kind in kinds)
-    known.missing.return_value, snapshots.workers.return_value, replicas.ids, registry.memory = {}, (), (), (0, 0)
+    known.missing.return_value, snapshots.workers.return_value, replicas.last_count, registry.memory = {}, (), 0, (0, 0)
     telemetry = Telemetry(Settings(worker_metrics="on"), recorded, snapshots, known, replicas, events, registry, int)
     rows = []
     for family in [*recorded.collect(), *telemetry.collect()]:

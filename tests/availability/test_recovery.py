@@ -90,6 +90,20 @@ async def test_operator_actions_lost_in_a_failover_are_repeated(
     assert [(await controller.dispatcher.dispatch("m")).value for _ in range(3)] == [B, B, B]
 
 
+async def test_drain_after_a_recovery_is_not_undone_by_a_replica_that_returns_late(
+    controller: Replica, store: Store, replica: Open
+) -> None:
+    """The late replica has a listing from before the loss, in which the worker is not draining."""
+    other = replica()
+    await other.readiness.check()
+    await wipe(store)
+    await other.snapshots.take_now()
+    assert await other.membership.drain(A, caller=OPERATOR)
+    await controller.snapshots.take_now()
+    registry = store.registry()
+    assert {known.name: known.draining for known in (await registry.list_workers()).workers} == {A: True, B: False}
+
+
 async def test_worker_that_registers_after_a_failover_is_kept(controller: Replica, store: Store) -> None:
     registry = store.registry()
     await save(store)

@@ -9,6 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from controller.availability.snapshot import Snapshot
+from controller.domain.engine import Engine
 from controller.domain.worker import Worker, WorkerStatus
 
 
@@ -104,6 +105,42 @@ def test_deprioritised_worker_is_chosen_only_if_there_is_no_other() -> None:
     assert {taken.shortest_queue("m") for _ in range(4)} == {taken.lottery("m") for _ in range(9)} == {"b"}
     alone = snapshot(failing)
     assert (alone.shortest_queue("m"), alone.lottery("m")) == ("a", "a")
+
+
+def test_worker_that_fails_later_is_chosen_only_if_there_is_no_other() -> None:
+    taken = snapshot(known("a", "m", "n", speed=100), known("b", "m", queue_length=50))
+    assert (taken.shortest_queue("m"), taken.lottery("m")) == ("a", "a")
+    taken.fail("a")
+    taken.fail("absent")
+    taken.clear_failure("a", of_polls=True)
+    assert {taken.shortest_queue("m") for _ in range(4)} == {taken.lottery("m") for _ in range(9)} == {"b"}
+    assert taken.find("m", ()) == "b"
+    assert (taken.shortest_queue("n"), taken.lottery("n")) == ("a", "a")
+    assert [(listed.name, listed.failing) for listed in taken.workers(100.0)] == [("a", "request"), ("b", "")]
+    taken.fail("b")
+    assert taken.shortest_queue("m") == "a"
+
+
+def test_answer_to_a_poll_clears_only_the_failure_of_polls() -> None:
+    taken = snapshot(known("a"), known("b", queue_length=50))
+    taken.fail("a", of_polls=True)
+    assert (taken.shortest_queue("m"), taken.lottery("m")) == ("b", "b")
+    taken.clear_failure("a", of_polls=True)
+    assert taken.shortest_queue("m") == "a"
+    taken.fail("a")
+    taken.fail("a", of_polls=True)
+    taken.clear_failure("a", of_polls=True)
+    assert {taken.shortest_queue("m") for _ in range(4)} == {"b"}
+    taken.clear_failure("a")
+    assert taken.shortest_queue("m") == "a"
+
+
+def test_failing_engines_include_those_that_fail_later() -> None:
+    one, other = (replace(known(name), engine=Engine("vllm")) for name in "ab")
+    taken = snapshot(one, other)
+    assert taken.failing_engines == {}
+    taken.fail("a")
+    assert taken.failing_engines == {"m": ["a"]}
 
 
 def test_shortest_queue_prefers_a_worker_with_a_free_slot() -> None:

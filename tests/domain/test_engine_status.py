@@ -18,6 +18,15 @@ def test_capacity_is_unknown_until_the_engine_was_full() -> None:
     assert learned.value == 8
 
 
+def test_capacity_learned_elsewhere_is_only_a_beginning() -> None:
+    learned = LearnedCapacity(half_life=60.0)
+    learned.continue_from(8)
+    assert learned.value == 8
+    learned.observe(report(12, full=True), 0.0)
+    learned.continue_from(8)
+    assert learned.value == 12
+
+
 def test_capacity_grows_at_once() -> None:
     learned = LearnedCapacity()
     learned.observe(report(8, full=True), 0.0)

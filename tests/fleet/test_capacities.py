@@ -128,6 +128,20 @@ async def test_lost_capacities_are_restored_beside_one_that_was_set_since(
     assert await capacities_of(controller) == {A: (5, "configured"), B: (3, "configured")}
 
 
+async def test_capacity_set_after_a_data_loss_is_not_replaced_by_the_lost_one(
+    controller: Replica, store: Store
+) -> None:
+    for capacity in (4, 5):
+        await controller.capacities.set(OF_B, capacity, caller=OPERATOR)
+    await controller.capacities.set(OF_N, 6, caller=OPERATOR)
+    await controller.snapshots.take_now()
+    await store.client.delete(*await store.client.keys(f"{keys.namespace(store.namespace)}*"))
+    change = await controller.capacities.set(OF_B, 9, caller=OPERATOR)
+    await controller.snapshots.take_now()
+    assert (await controller.capacities.list()).value.by_target == {OF_B: 9, OF_N: 6}
+    assert change == (5, 1)
+
+
 async def test_worker_that_registered_after_a_data_loss_gets_the_restored_capacity(
     controller: Replica, store: Store, registry: Registry
 ) -> None:

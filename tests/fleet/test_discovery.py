@@ -12,8 +12,10 @@ from controller.domain.worker import Worker
 from controller.fleet import discovery
 from controller.fleet.engine_sources import DnsSource
 from controller.replica import Replica
+from controller.store import keys
 from controller.store.entries import ENGINES
 from controller.store.registry import Registry
+from tests.conftest import Store
 from tests.fleet.engine_replicas import ADMIN, Resolver, Starter, gauges
 from tests.support.engines import DISCONNECTS, AnswerServer
 from tests.support.waiting import wait_until
@@ -224,6 +226,17 @@ async def test_of_replicas_with_different_files_one_decides_until_it_ends(
     assert await version(registry) == 2
     await start.stop(first)
     await wait_until(names(registry, both, "http://127.0.0.1:3"), "the new file is applied")
+
+
+async def test_clock_of_redis_that_is_set_back_does_not_stop_the_discovery(
+    start: Starter, registry: Registry, store: Store, tmp_path: Path
+) -> None:
+    """The deciding replica has crashed, and its lock lasts for the whole jump."""
+    job = "discovery:file"
+    assert await registry.acquire_job(job, "crashed", 5.0) == (True, "")
+    assert await store.client.pexpire(keys.job(store.namespace, job), 3_600_000)
+    start(workers_file=write(tmp_path / "f", SILENT))
+    await wait_until(names(registry, SILENT), "another replica decides")
 
 
 async def test_engines_of_a_name_are_registered_and_leave_with_their_address(

@@ -111,6 +111,30 @@ async def test_models_and_load_follow_the_engine(
     assert (known.status.capacity, known.capacity_source) == (3, "learned"), "it was full with 3 running requests"
 
 
+async def test_learned_capacity_stays_when_another_replica_polls_the_engine(
+    polling_engines: Starter, engine: AnswerServer, registry: Registry
+) -> None:
+    first = polling_engines()
+    await first.engines.register(engine.address, EngineEntry(), ADMIN)
+    engine.answers["/metrics"] = gauges(3, 2)
+
+    async def learned() -> tuple[int | None, str] | None:
+        known = await only(registry)
+        return (known.status.capacity, known.capacity_source) if known and known.status.capacity else None
+
+    assert await wait_until(learned, "the capacity is learned") == (3, "learned")
+    engine.answers["/metrics"] = gauges(1, 0)
+    second = polling_engines()
+    await wait_until(lambda: second.snapshots.worker(engine.address), "the other replica has a snapshot")
+    await polling_engines.stop(first)
+    await wait_until(lambda: second.engine_poller.time_left(engine.address), "the other replica polls the engine")
+    seen = len(engine.requests)
+    await wait_until(lambda: engine.requests[seen:].count("/metrics") >= 5, "it has polled the engine several times")
+    assert await learned() == (3, "learned")
+    await second.engine_poller.refresh()
+    assert await learned() == (3, "learned")
+
+
 async def test_hung_engines_do_not_delay_the_polls_of_live_ones(
     polling_engines: Starter, engine: AnswerServer, registry: Registry, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -7,13 +7,39 @@ from controller.domain.engine_entry import EngineEntry
 from controller.replica import Replica
 from tests.conftest import Store
 from tests.fleet.engine_replicas import ADMIN, Starter
-from tests.support.engines import HANGS, Answer, AnswerServer
+from tests.support.engines import DISCONNECTS, HANGS, Answer, AnswerServer, answer_server
 from tests.support.outage import Link, expire_heartbeat, wait_for_recovery
 from tests.support.waiting import wait_until
 
 
 async def chosen(replica: Replica) -> str:
     return (await replica.dispatcher.dispatch("m", protocol=Protocol.OPENAI)).value
+
+
+async def test_silent_engine_is_deprioritised_in_an_outage_until_it_answers(
+    polling_engines: Starter, engine: AnswerServer, link: Link
+) -> None:
+    async with answer_server(dict(engine.answers)) as other:
+        replica = polling_engines(engine_expiration=3600, probe_timeout=60.0)
+        for server in (engine, other):
+            await replica.engines.register(server.address, EngineEntry("vllm"), ADMIN)
+
+        def failing() -> dict[str, str] | None:
+            """Return the failures in the snapshot. None until it has both engines and this replica polls them."""
+            workers = [replica.snapshots.worker(server.address) for server in (engine, other)]
+            polled = all(replica.engine_poller.time_left(server.address) for server in (engine, other))
+            return {worker.name: worker.failing for worker in workers if worker} if all(workers) and polled else None
+
+        await wait_until(failing, "the snapshot has both engines")
+        with link.broken():
+            before = dict(engine.answers)
+            engine.answers.clear()
+            engine.default = DISCONNECTS
+            await wait_until(lambda: failing() == {engine.address: "polls", other.address: ""}, "it is deprioritised")
+            assert {await chosen(replica) for _ in range(5)} == {other.address}
+            engine.answers.update(before)
+            await wait_until(lambda: failing() == {engine.address: "", other.address: ""}, "it has answered")
+            assert await chosen(replica) == engine.address
 
 
 @pytest.mark.parametrize("is_ready", [True, False])

@@ -266,6 +266,20 @@ async def test_replica_sends_heartbeats_from_its_snapshot_while_the_store_is_awa
     assert parent.heartbeats[-1]["queue_length"] == 2
 
 
+async def test_replica_that_cannot_dispatch_any_more_sends_no_heartbeats(
+    joining: Callable[..., Replica], registry: Registry, parent: Parent, link: Link
+) -> None:
+    await registry.register(worker(A))
+    replica = joining(heartbeat_expiration=1.0)
+    await wait_until(lambda: parent.heartbeats, "heartbeats are sent")
+    with link.broken():
+        await wait_until(lambda: not replica.snapshots.can_dispatch, "the snapshot is too old")
+        before = len(parent.heartbeats)
+        await asyncio.sleep(3 * INTERVAL)
+        assert len(parent.heartbeats) <= before + 1, "one may have been on its way"
+        assert replica.snapshots.workers(), "the last snapshot has a worker"
+
+
 def paths(server: BadWorker) -> list[str]:
     return [path for path, _ in server.requests]
 

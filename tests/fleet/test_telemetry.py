@@ -15,6 +15,7 @@ from controller.store.registry import NewEvent
 from controller.tasks import end
 from tests.conftest import Open, Store
 from tests.support.metrics import value
+from tests.support.outage import Link
 from tests.support.samples import A, B, worker
 from tests.support.waiting import wait_until
 
@@ -43,6 +44,24 @@ async def test_load_of_models(store: Store, replica: Open) -> None:
         assert value(text, "controller_cluster_workers", state="serving") == 1
         assert value(text, "controller_cluster_workers", state="failing") == 0
     assert value(await rendered(one), "controller_cluster_replicas") == 2
+
+
+async def test_metrics_of_the_cluster_keep_their_values_in_an_outage(store: Store, replica: Open, link: Link) -> None:
+    await store.registry().register(worker(A, queue_length=3, capacity=4))
+    one, another = replica(), replica()
+    await rendered(one)
+
+    def of_cluster(text: str) -> list[str]:
+        lines = (line for line in text.splitlines() if line.startswith(("controller_cluster", "controller_desired")))
+        return [line for line in lines if "heartbeat_seconds" not in line]
+
+    await another.replicas.join()
+    before = of_cluster(await rendered(one))
+    assert "controller_cluster_replicas 2.0" in before
+    with link.broken():
+        await one.replicas.join()
+        one.telemetry.measure()
+        assert of_cluster(one.metrics.render().decode()) == before
 
 
 @pytest.mark.parametrize(

@@ -16,6 +16,7 @@ from controller.replica import Replica
 from controller.store.registry import Registry
 from tests.proxy.conftest import Serve
 from tests.support.openai_engines import Behaviour, answers, engine_worker, openai_engine
+from tests.support.outage import Link
 from tests.support.samples import reports
 from tests.support.waiting import wait_until
 from tests.support.workers import Behaviour as RawBehaviour
@@ -263,3 +264,43 @@ async def test_engines_that_all_fail_are_used_and_recover_by_a_success(
         broken = False
         assert await ask(http, address) == (200, b"back")
         assert Counter(failing for _, failing in (await state(replica, registry)).values()) == {"": 1, "request": 1}
+
+
+async def test_dead_engine_gets_one_request_in_an_outage_of_redis(
+    serve: Serve, registry: Registry, http: httpx.AsyncClient, link: Link
+) -> None:
+    async with openai_engine(answers(b"good")) as good, serve() as (replica, address):
+        await registry.register(engine_worker(DEAD))
+        await registry.register(engine_worker(good.address, queue_length=100))
+        await replica.snapshots.take_now()
+        with link.broken():
+            for _ in range(30):
+                assert await ask(http, address) == (200, b"good")
+                await wait_until(lambda: not replica.bookings._background, "the failure is known")
+            queues = {each.name: each.status.queue_length for each in (await replica.membership.list_workers()).value}
+        assert queues[DEAD] == 1
+
+
+async def test_engines_that_all_fail_in_an_outage_of_redis_recover_by_a_success(
+    serve: Serve, registry: Registry, http: httpx.AsyncClient, link: Link
+) -> None:
+    broken = True
+
+    async def behaviour(_: web.Request) -> web.StreamResponse:
+        return web.Response(body=b"oops", status=500) if broken else web.Response(body=b"back")
+
+    async with openai_engine(behaviour) as one, openai_engine(behaviour) as other, serve() as (replica, address):
+        await registry.register(engine_worker(one.address))
+        await registry.register(engine_worker(other.address))
+        await replica.snapshots.take_now()
+
+        async def failures() -> Counter[str]:
+            await wait_until(lambda: not replica.bookings._background, "the failures are known")
+            return Counter(each.failing for each in (await replica.membership.list_workers()).value)
+
+        with link.broken():
+            assert await ask(http, address) == (500, b"oops")
+            assert await failures() == {"request": 2}
+            broken = False
+            assert await ask(http, address) == (200, b"back")
+            assert await failures() == {"": 1, "request": 1}

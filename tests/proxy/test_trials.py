@@ -8,8 +8,9 @@ import pytest
 
 from controller.proxy.trials import Outcome, Trials
 from controller.replica import Replica
+from controller.store import keys
 from controller.store.registry import Registry
-from tests.conftest import Open
+from tests.conftest import Open, Store
 from tests.support.openai_engines import engine_worker
 from tests.support.waiting import wait_until
 
@@ -97,6 +98,19 @@ async def test_next_trial_has_twice_the_time_in_all_replicas(cluster: Cluster) -
     await calls_ended(cluster.other)
     await cluster.next_trial(cluster.one)
     assert cluster.one.time_limit(FAILING) == 10, "the failures are over"
+
+
+@pytest.mark.parametrize("is_held", [True, False])
+async def test_clock_of_redis_that_is_set_back_does_not_delay_trials(
+    cluster: Cluster, store: Store, is_held: bool
+) -> None:
+    await cluster.next_trial(cluster.one)
+    if not is_held:
+        cluster.one.end(FAILING, Outcome.FAILED)
+        await calls_ended(cluster.one)
+    lock = keys.job(store.namespace, f"trial:{FAILING}")
+    assert await store.client.pexpire(lock, 3_600_000)  # as after a jump by an hour
+    assert await cluster.next_trial(cluster.other) == FAILING
 
 
 async def test_lock_that_no_request_uses_is_not_used_late(cluster: Cluster) -> None:
