@@ -122,6 +122,7 @@ class Replica:
             settings.engine_expiration,
             self.events.record,
         )
+        self.snapshots.recovery.update_engines = self.engine_poller.entries.update
         self.snapshots.recovery.engine_time_left = self.engine_poller.time_left
         self.engines = Engines(
             settings,

@@ -1,13 +1,14 @@
 """Repairs Redis from this replica's last listing of the workers: after lost data, outages and jumps of its clock."""
 
 import asyncio
+import contextlib
 import logging
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import Final
 
 from controller.domain.capacity import CapacityList
-from controller.domain.errors import InvalidInput
+from controller.domain.errors import InvalidInput, StoreRejection
 from controller.domain.worker import Worker, worker_name
 from controller.metrics import Metrics
 from controller.store.registry import Registry, WorkerList
@@ -21,6 +22,10 @@ _MIN_OVERLONG: Final = 7_200.0
 _REPEATED: Final = "Redis had lost this change"
 
 
+async def _no_engines() -> None:
+    """Do nothing: a replica that polls no engines needs no list of them."""
+
+
 class Recovery:
     """Restores workers, operators' changes and heartbeat expirations in Redis from a listing of one replica.
 
@@ -28,17 +33,26 @@ class Recovery:
     unchanged. A worker that was removed meanwhile stays removed.
 
     heartbeat_expiration, engine_expiration: in seconds.
+    replica_id: of this replica.
+    update_engines: gets the list of the polled engines from Redis. Raises StoreError.
     engine_time_left: returns for how many seconds an engine stays alive after this replica's last poll of it, at most 0
-        if it is not ready, and None if this replica does not poll it.
+        if it is not ready or is not in the list, and None if this replica does not poll it.
     """
 
     def __init__(
-        self, registry: Registry, metrics: Metrics, heartbeat_expiration: float, engine_expiration: float
+        self,
+        registry: Registry,
+        metrics: Metrics,
+        heartbeat_expiration: float,
+        engine_expiration: float,
+        replica_id: str,
     ) -> None:
         self._registry = registry
         self._metrics = metrics
+        self._replica_id = replica_id
         self._heartbeat_expiration = heartbeat_expiration
         self._engine_expiration = engine_expiration
+        self.update_engines: Callable[[], Awaitable[object]] = _no_engines
         self.engine_time_left: Callable[[str], float | None] = lambda _name: None
         self._last_jump: tuple[float, float] | None = None
         self._canonical: set[str] = set()  # the names of the last listing that need no change
@@ -89,7 +103,7 @@ class Recovery:
         jump = now.clock.jump_since(before.clock)
         if jump:
             self._report_jump(jump)
-        engines = {} if until_outage is None else self._engines_after_outage(before, age, until_outage)
+        engines = {} if until_outage is None else await self._engines_after_outage(before, age, until_outage)
         restored = 0
         if lost_data or jump > 0:
             left = _times_left(before, age) | engines
@@ -195,23 +209,39 @@ class Recovery:
         overlong = (w for w in now.workers if w.expires_in is not None and w.expires_in > limit)
         return {worker.name: longest for worker in overlong}
 
-    def _engines_after_outage(self, before: WorkerList, age: float, until_outage: float) -> dict[str, float | None]:
+    async def _engines_after_outage(
+        self, before: WorkerList, age: float, until_outage: float
+    ) -> dict[str, float | None]:
         """Return the seconds until engines should expire that were alive when an outage began.
 
-        During the outage, no replica could renew their heartbeats. This replica knows which of the engines that it
-        polls are ready. Other engines get a whole expiration, in which their replicas or agents renew it.
+        This replica knows which of the engines that it polls are ready. If Redis was unavailable to all replicas, none
+        could renew the heartbeats of the other engines. They get a whole expiration, in which their replicas or agents
+        renew them.
+
+        If another replica is alive in Redis, it has passed on the heartbeats meanwhile, or has restored the engines
+        when it returned first. An engine that is missing then was taken out, removed or has expired.
         """
-        found: dict[str, float | None] = {}
+        with contextlib.suppress(StoreRejection):  # the poller logs it, and keeps the list that it has
+            await self.update_engines()
+        own: dict[str, float | None] = {}
+        others: dict[str, float | None] = {}
         for worker in before.workers:
             if worker.engine is None or worker.expires_in is None:
                 continue
             left = self.engine_time_left(worker.name)
+            if left is not None:
+                if left > 0:
+                    own[worker.name] = left
             # Without the outage, a heartbeat that had time left would still exist, unless the engine was taken out.
-            if left is None and until_outage < worker.expires_in <= age <= self._heartbeat_expiration:
-                left = self._engine_expiration
-            if left is not None and left > 0:
-                found[worker.name] = left
-        return found
+            elif until_outage < worker.expires_in <= age <= self._heartbeat_expiration:
+                others[worker.name] = self._engine_expiration
+        if others and await self._is_only_replica():
+            return own | others
+        return own
+
+    async def _is_only_replica(self) -> bool:
+        """Return True if no other replica is alive in Redis. After an outage for all, the first one to return is."""
+        return all(replica == self._replica_id for replica, _ in await self._registry.list_replicas())
 
     async def _restore(self, before: WorkerList, left: Mapping[str, float | None], now: WorkerList, reason: str) -> int:
         """Register the workers of `left` that are missing in Redis. Return how many are missing.

@@ -52,7 +52,9 @@ class SnapshotManager:
         self._listings = Listings(registry, replica_id)
         # Taking a snapshot may restore lost data and reconcile. Two of these at once would do it twice.
         self._lock = asyncio.Lock()
-        self.recovery = Recovery(registry, metrics, settings.heartbeat_expiration, settings.engine_expiration)
+        self.recovery = Recovery(
+            registry, metrics, settings.heartbeat_expiration, settings.engine_expiration, replica_id
+        )
         self.breaker = CircuitBreaker(self._return_to_redis, metrics)
 
     def get(self, cause: StoreError) -> tuple[Snapshot, float]:

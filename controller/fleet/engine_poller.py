@@ -102,11 +102,13 @@ class EnginePoller:
     def time_left(self, name: str) -> float | None:
         """Return for how many seconds an engine stays alive after the last answer to a poll of this replica.
 
-        At most 0 if it is not ready. None if this replica does not poll it. Redis may have no heartbeat of it, if it
-        was unavailable.
+        At most 0 if it is not ready, or is not in the list any more. None if this replica does not poll it. Redis may
+        have no heartbeat of it, if it was unavailable.
         """
         until = self._ready_until.get(name)
-        return None if until is None else until - time.monotonic()
+        if until is None:
+            return None
+        return until - time.monotonic() if name in self.entries.entries else 0.0
 
     async def refresh(self) -> None:
         """Poll all engines of the cluster once, with all questions. Raises StoreError."""
@@ -185,8 +187,9 @@ class EnginePoller:
                 self._snapshots.snapshot.clear_failure(watch.name, of_polls=True)
             raise
         if not is_registered:
-            # An operator may have removed it since the list was read: then it is not restored.
-            await self._breaker.call(self._registry.restore, registration, polled=True)
+            # An operator may have removed it. If the list was read before that, Redis does not restore it.
+            if watch.name in self.entries.entries:
+                await self._breaker.call(self._registry.restore, registration, polled=True)
         elif worker is not None and differs(worker.as_registered(), registration):
             await self._refresh(registration, worker, report.written_at)
 

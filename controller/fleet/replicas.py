@@ -68,12 +68,20 @@ class Replicas:
             await asyncio.sleep(self._interval)
 
     async def join(self) -> None:
-        """Send one heartbeat."""
+        """Send one heartbeat.
+
+        If Redis hangs, it may execute a call when this replica has given it up. Such a call must not show that this
+        replica was alive meanwhile, so only the first call after an outage may begin a membership.
+        """
         try:
-            self.ids = await self._breaker.call(self._registry.join_replicas, self.id, _TTL, self._description)
+            ids = await self._send("" if self.ids else self._description)
+            self.ids = ids if self.id in ids else await self._send(self._description)
             self.last_count = len(self.ids)
         except StoreError:
             self.ids = ()
+
+    async def _send(self, description: str) -> Sequence[str]:
+        return await self._breaker.call(self._registry.join_replicas, self.id, _TTL, description)
 
     async def list(self) -> list[ReplicaDescription]:
         """Return the live replicas, sorted by name. Raises StoreError while Redis is unavailable."""

@@ -11,7 +11,8 @@ class CoordinationStore(ScriptRunner):
     async def join_replicas(self, replica: str, ttl: float, description: str = "{}") -> list[str]:
         """Send the heartbeat of a replica, valid for `ttl` seconds. Return the ids of all live replicas.
 
-        description: a JSON object. The first one of a replica is stored.
+        description: a JSON object. The first one of a replica is stored. With "", the membership is only extended if it
+            has not expired, and the id is missing otherwise.
         """
         replicas: list[str] = await self._run("join_replicas", replica, round(ttl * 1000), description)
         return replicas

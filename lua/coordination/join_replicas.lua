@@ -11,7 +11,8 @@
     KEYS[1]  {<namespace>}
     ARGV[1]  replica: the id of the replica
     ARGV[2]  ttl: the milliseconds after which its membership expires; 0 if it leaves
-    ARGV[3]  description: a JSON object; `name` is the replica's name in events. The first one of a replica is stored
+    ARGV[3]  description: a JSON object; `name` is the replica's name in events. The first one of a replica is stored.
+               '' to extend a membership only if it has not expired
 
   Output:
     an array with the ids of all live replicas, in arbitrary order
@@ -49,7 +50,9 @@ if ttl > 0 then
   for _, each in ipairs(redis.call("ZRANGEBYSCORE", replicas, time + MAX_TTL + 1, "+inf")) do
     redis.call("ZADD", replicas, time + ttl, each)
   end
-  if redis.call("ZADD", replicas, time + ttl, replica) == 1 then
+  local expires_at = tonumber(redis.call("ZSCORE", replicas, replica) or 0)
+  local is_refused = description == "" and expires_at <= time
+  if not is_refused and redis.call("ZADD", replicas, time + ttl, replica) == 1 then
     redis.call("HSET", descriptions, replica, description)
     record_event("replica_joined", "replica", name_in(description) or replica)
   end

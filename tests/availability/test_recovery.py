@@ -273,7 +273,7 @@ async def test_restored_worker_gets_the_time_that_its_heartbeat_had_left(control
     registry = store.registry()
     before = await registry.list_workers()
     await wipe(store)
-    recovery = Recovery(registry, Metrics(), heartbeat_expiration=90.0, engine_expiration=10.0)
+    recovery = Recovery(registry, Metrics(), heartbeat_expiration=90.0, engine_expiration=10.0, replica_id="a")
     assert await recovery.repair(before, 50.0, await registry.list_workers(), lost_data=True)
     times_left = [known.expires_in for known in (await registry.list_workers()).workers]
     assert len(times_left) == 2

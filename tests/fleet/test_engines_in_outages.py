@@ -1,14 +1,23 @@
 """What replicas know of their engines while the store is away, and use when it returns."""
 
+import asyncio
+
 import pytest
 
 from controller.domain.engine import Protocol
 from controller.domain.engine_entry import EngineEntry
+from controller.domain.errors import StoreUnavailable
+from controller.fleet import engine_poller
 from controller.replica import Replica
-from tests.conftest import Store
-from tests.fleet.engine_replicas import ADMIN, Starter
+from controller.store import keys
+from controller.store.entries import ENGINES
+from controller.store.registry import Registry
+from controller.tasks import end
+from tests.conftest import Open, Store
+from tests.fleet.agents import Fleet, found, is_gone
+from tests.fleet.engine_replicas import ADMIN, Starter, is_alive
 from tests.support.engines import DISCONNECTS, HANGS, Answer, AnswerServer, answer_server
-from tests.support.outage import Link, expire_heartbeat, wait_for_recovery
+from tests.support.outage import Link, cut_off, expire_heartbeat, wait_for_recovery
 from tests.support.waiting import wait_until
 
 
@@ -67,3 +76,74 @@ async def test_engine_serves_at_once_after_an_outage_if_its_last_poll_was_good(
         await expire_heartbeat(store.url, engine.address, store.namespace)
     await wait_for_recovery(replica)
     assert await chosen(replica) == (engine.address if is_ready else "")
+
+
+async def test_engine_that_was_removed_while_its_replica_was_cut_off_stays_removed(
+    polling_engines: Starter, engine: AnswerServer, registry: Registry, store: Store
+) -> None:
+    """When the replica returns, the mark of the removal has expired in Redis."""
+    replicas = [polling_engines(), polling_engines()]
+    await replicas[0].engines.register(engine.address, EngineEntry("vllm"), ADMIN)
+    await wait_until(lambda: all(len(each.replicas.ids) == 2 for each in replicas), "both have joined")
+
+    def polling() -> list[Replica]:
+        return [each for each in replicas if (each.engine_poller.time_left(engine.address) or 0) > 0]
+
+    await wait_until(lambda: len(polling()) == 1, "one of them polls the engine")
+    [cut] = polling()
+    [other] = set(replicas) - {cut}
+    await wait_until(lambda: cut.snapshots.worker(engine.address), "its snapshot has the engine")
+    with cut_off(cut):
+        await wait_until(lambda: cut.breaker.reason, "it is cut off")
+        assert await other.engines.remove(engine.address)
+        assert await other.membership.remove(engine.address, caller=ADMIN)
+        await store.client.delete(keys.removed(store.namespace, engine.address))
+        assert polling() == [cut]
+    await wait_for_recovery(cut)
+    assert not await is_alive(registry)
+
+
+async def test_engine_that_its_agent_took_out_while_another_replica_was_cut_off_stays_out(
+    engine: AnswerServer, registry: Registry, replica: Open, store: Store
+) -> None:
+    expiration = 0.5
+    serving, cut = (replica(store.registry(engine_expiration=expiration)) for _ in range(2))
+    fleet = Fleet(serving, engine)
+    try:
+        fleet.start()
+        await wait_until(lambda: found(registry), "the engine is registered")
+        await cut.readiness.check()
+        with cut_off(cut):
+            with pytest.raises(StoreUnavailable):
+                await cut.snapshots.take_now()
+            engine.answers["/health"] = Answer(b"", 503)
+            await wait_until(lambda: is_gone(registry), "the engine is out")
+            await wait_until(lambda: cut.snapshots.age > expiration, "its heartbeat of the snapshot has expired")
+            await serving.replicas.join()
+        await wait_for_recovery(cut)
+        assert await is_gone(registry)
+    finally:
+        await end(fleet.tasks)
+        await fleet.client.close()
+
+
+async def test_engine_that_is_not_listed_any_more_is_not_registered_by_a_poll(
+    polling_engines: Starter,
+    engine: AnswerServer,
+    registry: Registry,
+    store: Store,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The poll begins before the replica stops to poll the engine."""
+    replica = polling_engines()
+    await replica.engines.register(engine.address, EngineEntry("vllm"), ADMIN)
+    await wait_until(lambda: replica.engine_poller.time_left(engine.address), "the replica polls the engine")
+    monkeypatch.setattr(engine_poller, "_LOOK_INTERVAL", 3600)
+    await asyncio.sleep(0.1)  # from now on, it keeps its share
+    assert await registry.set_entry(ENGINES, engine.address, "", limit=1)
+    await replica.engine_poller.update()
+    await registry.remove(engine.address)
+    await store.client.delete(keys.removed(store.namespace, engine.address))
+    asked = len(engine.requests)
+    await wait_until(lambda: len(engine.requests) > asked + 5, "it is polled")
+    assert not await is_alive(registry)

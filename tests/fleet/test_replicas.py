@@ -56,6 +56,22 @@ async def test_a_dead_replica_is_a_member_until_its_ttl_has_passed(store: Store)
     assert (await kinds(store))[-1] == ("replica_left", "gpu-1", "its heartbeat has expired")
 
 
+async def test_a_late_heartbeat_begins_no_membership(store: Store, replica: Open) -> None:
+    """Redis hangs with a heartbeat of a replica, and executes it when the membership has expired."""
+    registry, replicas = store.registry(), replica().replicas
+    await replicas.join()
+    assert await registry.join_replicas(replicas.id, 60.0, "") == [replicas.id]
+    await store.client.zadd(keys.replicas(store.namespace), {replicas.id: 1.0})
+    assert await registry.join_replicas(replicas.id, 60.0, "") == []
+    assert await registry.list_replicas() == []
+    await replicas.join()
+    assert replicas.ids == [replicas.id]
+    assert list(await described(store)) == [replicas.id]
+    await store.client.zadd(keys.replicas(store.namespace), {replicas.id: 1.0})
+    await replicas.join()
+    assert replicas.ids == [replicas.id], "it joins at once if its own membership has expired"
+
+
 async def test_a_replica_of_an_older_version_is_listed_without_description(store: Store) -> None:
     """Its script does not store one."""
     registry = store.registry()

@@ -3,6 +3,7 @@
 import contextlib
 from collections.abc import Iterator
 from typing import Any
+from unittest.mock import patch
 
 from controller.domain.errors import StoreUnavailable
 from controller.replica import Replica
@@ -33,6 +34,17 @@ class Link:
             yield
         finally:
             self.cut = None
+
+
+@contextlib.contextmanager
+def cut_off(replica: Replica) -> Iterator[None]:
+    """Fail the scripts of one replica. The store serves the others."""
+
+    async def fail(_script: str, *_arguments: str | int) -> object:
+        raise StoreUnavailable("Redis is away.")
+
+    with patch.object(replica.registry, "_run", fail):
+        yield
 
 
 async def queue_lengths(store: Any) -> dict[str, int]:
