@@ -149,7 +149,7 @@ def replica_descriptions(name: str) -> str:
 
 
 def listings(name: str) -> str:
-    """HASH: the number of the last listing of the workers that each replica has stored, by id of the replica."""
+    """HASH: the number of the last listing that each replica has stored, by id. At most 1,000 are of expired ones."""
     return f"{{{name}}}:listings"
 
 

@@ -4,7 +4,7 @@
   Keys:
     replicas              ZSET    rw
     replica_descriptions  HASH    rw
-    listings              HASH    w
+    listings              HASH    rw
     events                STREAM  w
 
   Input:
@@ -23,13 +23,14 @@
 --- @include "record_event" when called
 --- @include "whole_number"
 local MAX_TTL = 60000 -- milliseconds
+local MAX_LISTINGS = 1000 -- whose replicas are not alive
 
 local replica, ttl, description = ARGV[1], whole_number(ARGV[2], 0), ARGV[3]
 if not ttl or not description then
   return redis.error_reply("INVALID arguments")
 end
 
-local replicas, descriptions = key("replicas"), key("replica_descriptions")
+local replicas, descriptions, listings = key("replicas"), key("replica_descriptions"), key("listings")
 local time = now()
 
 local function name_in(text)
@@ -41,7 +42,6 @@ local function leave(id, reason)
   local text = redis.call("HGET", descriptions, id)
   redis.call("ZREM", replicas, id)
   redis.call("HDEL", descriptions, id)
-  redis.call("HDEL", key("listings"), id)
   record_event("replica_left", "replica", text and name_in(text) or id, "reason", reason)
 end
 
@@ -56,10 +56,23 @@ if ttl > 0 then
     redis.call("HSET", descriptions, replica, description)
     record_event("replica_joined", "replica", name_in(description) or replica)
   end
-elseif redis.call("ZSCORE", replicas, replica) then
-  leave(replica, "it has ended")
+else
+  redis.call("HDEL", listings, replica)
+  if redis.call("ZSCORE", replicas, replica) then
+    leave(replica, "it has ended")
+  end
 end
 for _, each in ipairs(redis.call("ZRANGEBYSCORE", replicas, "-inf", time)) do
   leave(each, "its heartbeat has expired")
+end
+-- A replica that is cut off expires, and needs its number when it returns, to notice a loss. A replica that has crashed
+-- does not return. Its number stays until there are too many.
+if redis.call("HLEN", listings) > redis.call("ZCARD", replicas) + MAX_LISTINGS then
+  local found = redis.call("HGETALL", listings)
+  for i = 1, #found, 2 do
+    if not redis.call("ZSCORE", replicas, found[i]) then
+      redis.call("HDEL", listings, found[i])
+    end
+  end
 end
 return redis.call("ZRANGE", replicas, 0, -1)

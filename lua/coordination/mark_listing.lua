@@ -23,7 +23,7 @@ local replica, known, number = ARGV[1], whole_number(ARGV[2], 0), whole_number(A
 if not known or not number then
   return redis.error_reply("INVALID arguments")
 end
--- A missing number shows no loss: other replicas delete the number of a replica that was silent for too long.
+-- A missing number shows no loss: join_replicas.lua deletes those of expired replicas when there are too many.
 local noted = tonumber(redis.call("HGET", key("listings"), replica) or known)
 if noted < known then
   return 0

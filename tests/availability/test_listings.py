@@ -42,6 +42,48 @@ async def test_loss_is_noticed_if_the_sequence_number_has_caught_up(
     assert not (await registry.list_workers()).workers[0].draining, "the loss is repaired once"
 
 
+@pytest.mark.parametrize("returns_first", [False, True])
+async def test_loss_of_a_change_that_one_replica_has_listed_is_noticed_though_its_membership_has_expired(
+    controller: Replica, store: Store, replica: Open, returns_first: bool
+) -> None:
+    """The failover takes so long that all memberships expire."""
+    registry = store.registry()
+    other = replica()
+    for each in (controller, other):
+        await each.replicas.join()
+        await each.snapshots.take_now()
+    await save(store)
+    assert await controller.membership.drain(A, caller=OPERATOR)
+    await controller.snapshots.take_now()
+    await restore(store)
+    ids = controller.replicas.id, other.replicas.id
+    await store.client.zadd(keys.replicas(store.namespace), dict.fromkeys(ids, 1.0))
+    for _ in range(10):
+        await dispatch_shortest_queue(registry, asks(["m"]))
+    if not returns_first:
+        await other.replicas.join()
+    await controller.snapshots.take_now()
+    assert (await registry.list_workers()).workers[0].draining
+
+
+async def test_numbers_of_replicas_that_do_not_return_are_deleted_when_there_are_too_many(store: Store) -> None:
+    registry, listings = store.registry(), keys.listings(store.namespace)
+    for name in ("alive", "crashed", "leaving"):
+        await registry.join_replicas(name, 60.0)
+        await registry.mark_listing(name, 0, 1)
+    await store.client.zadd(keys.replicas(store.namespace), {"crashed": 1.0, "leaving": 1.0})
+    await registry.join_replicas("alive", 60.0)
+    assert set(await store.client.hkeys(listings)) == {"alive", "crashed", "leaving"}
+    await registry.leave_replicas("leaving")
+    assert set(await store.client.hkeys(listings)) == {"alive", "crashed"}
+    await store.client.hset(listings, mapping={f"crashed-{i}": 1 for i in range(999)})
+    await registry.join_replicas("alive", 60.0)
+    assert await store.client.hlen(listings) == 1_001
+    await registry.mark_listing("starting", 0, 1)
+    await registry.join_replicas("alive", 60.0)
+    assert await store.client.hgetall(listings) == {"alive": "1"}
+
+
 async def test_nothing_is_lost_if_other_replicas_removed_the_notes_of_a_silent_one(
     controller: Replica, store: Store
 ) -> None:
