@@ -23,6 +23,7 @@
     ├── ShuttingDown            this replica is shutting down
     ├── TooManyFollowers        this replica has reached its limit of clients that follow events
     ├── ControllerUnreachable   an address does not belong to a controller of this project
+    │   ├── ControllerBusy      a controller responded, but cannot serve the request now
     │   └── ControllerRefused   a controller refused a request, and would refuse it again
     ├── ParentUnreachable       a parent controller does not respond, or rejects a call
     │   └── ParentRefused       a parent controller does not accept the token in --parent
@@ -216,6 +217,10 @@ class ControllerUnreachable(ControllerError):
 
 class ControllerSilent(ControllerUnreachable):
     """A controller did not respond, or the response is not that of a controller."""
+
+
+class ControllerBusy(ControllerUnreachable):
+    """A controller responded, but cannot serve the request now, for example because Redis is unavailable to it."""
 
 
 class ControllerRefused(ControllerUnreachable):

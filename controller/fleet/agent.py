@@ -12,7 +12,7 @@ from typing import Any, Final, NamedTuple
 from controller.domain.engine import Engine
 from controller.domain.engine_entry import EngineEntry
 from controller.domain.engine_status import AGENT_ENDS, EngineStatus
-from controller.domain.errors import ControllerRefused, ControllerUnreachable, WorkerError
+from controller.domain.errors import ControllerBusy, ControllerRefused, ControllerUnreachable, WorkerError
 from controller.domain.worker import Registration
 from controller.fleet.engine_watch import EngineWatch, differs
 from controller.upstream.client import WorkerClient
@@ -219,16 +219,16 @@ class Agent:
         return bool(await self._call("/register_engine", body))
 
     async def _call(self, path: str, body: Mapping[str, Any]) -> dict[str, Any] | None:
-        """Return the response of a controller, empty if it refuses. None if none responds.
+        """Return the response of a controller, empty if it refuses. None if none responds, or can serve the call now.
 
-        Both are logged once for each path, until a call to the path is accepted.
+        Each is logged once for each path, until a call to the path is accepted.
         """
         began = time.monotonic()
         try:
             answer = await self._controllers.post(path, body)
         except ControllerUnreachable as error:
             is_refused = isinstance(error, ControllerRefused)
-            if is_refused:
+            if isinstance(error, ControllerRefused | ControllerBusy):  # without Redis, a controller still dispatches
                 self._unanswered_since = None
             elif self._unanswered_since is None:
                 self._unanswered_since = began

@@ -7,7 +7,7 @@ from typing import Any, Final
 
 import msgspec
 
-from controller.domain.errors import ControllerRefused, ControllerUnreachable
+from controller.domain.errors import ControllerBusy, ControllerRefused, ControllerUnreachable
 from controller.security.parent_addresses import ParentAddress
 from controller.upstream.response import UNREACHABLE, one_line
 from controller.upstream.session import Body, Session
@@ -16,9 +16,11 @@ logger = logging.getLogger("controller")
 
 _MAX_RESPONSE_BYTES: Final = 1024 * 1024
 _RETRIED: Final = (408, 429)  # the statuses below 500 after which the same request may succeed
+_ERROR: Final = "X-Controller-Error"  # a header with the error code, in responses without a JSON body
 
 
 class _Error(msgspec.Struct):
+    code: Any = None  # of another type in the responses of other servers
     message: str = ""
 
 
@@ -45,10 +47,11 @@ class Controllers:
     async def post(self, path: str, body: Mapping[str, Any]) -> dict[str, Any]:
         """Return the JSON object of a response. Tries all addresses once.
 
-        Raises ControllerRefused if a controller would refuse the request again, and ControllerUnreachable if no
-        address returns a valid response.
+        Raises ControllerRefused if a controller would refuse the request again, ControllerBusy if one responded that it
+        cannot serve the request now, and ControllerUnreachable if no address returns a valid response.
         """
         problems = []
+        kind = ControllerUnreachable
         for address in tuple(self._addresses):
             try:
                 return await self._post(address, path, body)
@@ -56,9 +59,11 @@ class Controllers:
                 raise
             except ControllerUnreachable as error:
                 problems.append(str(error))
+                if isinstance(error, ControllerBusy):
+                    kind = ControllerBusy
                 self._addresses.remove(address)  # the others go first from now on
                 self._addresses.append(address)
-        raise ControllerUnreachable(" ".join(problems))
+        raise kind(" ".join(problems))
 
     async def _post(self, address: ParentAddress, path: str, body: Mapping[str, Any]) -> dict[str, Any]:
         url = address.address + path
@@ -74,9 +79,12 @@ class Controllers:
         except UNREACHABLE as error:
             raise ControllerUnreachable(f"{url} cannot be reached: {one_line(error)}.") from error
         if response.status != 200:
+            error_code, message = _parse_error(content)
             kind = ControllerUnreachable if response.status >= 500 or response.status in _RETRIED else ControllerRefused
-            text = address.without_secrets(_message(content))
-            raise kind(f"{url} returned status {response.status}: {text}")
+            # A load balancer without a replica returns 503, too, but not our error codes.
+            if response.status == 503 and (isinstance(error_code, str) or _ERROR in response.headers):
+                kind = ControllerBusy
+            raise kind(f"{url} returned status {response.status}: {address.without_secrets(message)}")
         try:
             return msgspec.json.decode(content, type=dict[str, Any])
         except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
@@ -91,10 +99,10 @@ async def _read(content: Any) -> bytes:
     return bytes(body)
 
 
-def _message(content: bytes) -> str:
-    """Return the message of an error response, or its first characters."""
+def _parse_error(content: bytes) -> tuple[Any, str]:
+    """Return the code of an error response, or None, and its message, or its first characters."""
     try:
-        message = msgspec.json.decode(content, type=_ErrorBody).error.message
+        error = msgspec.json.decode(content, type=_ErrorBody).error
     except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
-        message = content.decode("utf-8", "replace")
-    return " ".join(message.split())[:500]
+        error = _Error(message=content.decode("utf-8", "replace"))
+    return error.code, " ".join(error.message.split())[:500]

@@ -6,7 +6,14 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from controller.domain.engine_entry import EngineEntry
-from controller.domain.errors import ControllerError, ControllerRefused, ControllerUnreachable, Forbidden
+from controller.domain.errors import (
+    ControllerBusy,
+    ControllerError,
+    ControllerRefused,
+    ControllerUnreachable,
+    Forbidden,
+    StoreUnavailable,
+)
 from controller.domain.worker import Worker
 from controller.fleet.agent import Agent, End
 from controller.replica import Replica
@@ -42,6 +49,8 @@ class InProcess:
             return json.loads((await self._routes[path](json.dumps(body).encode())).body)
         except Forbidden as error:
             raise ControllerRefused(str(error)) from error
+        except StoreUnavailable as error:
+            raise ControllerBusy(str(error)) from error
         except ControllerError as error:
             raise ControllerUnreachable(str(error)) from error
 

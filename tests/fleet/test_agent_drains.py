@@ -11,6 +11,7 @@ from controller.tasks import end
 from tests.fleet.agents import NAME, Fleet, found, is_gone
 from tests.fleet.engine_replicas import ADMIN, gauges, only
 from tests.support.engines import Answer, AnswerServer
+from tests.support.outage import Link
 from tests.support.waiting import wait_until
 
 
@@ -112,6 +113,22 @@ async def test_agent_of_an_idle_engine_ends_if_no_controller_responds_for_the_ex
     assert await running is End.IDLE
     errors = [record.getMessage() for record in caplog.records if record.levelname == "ERROR"]
     assert len(errors) <= len(set(link.calls[calls:])), "one for each path"
+
+
+async def test_agent_of_an_idle_engine_waits_while_controllers_dispatch_without_the_store(
+    fleet: Fleet, registry: Registry, link: Link, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("controller.fleet.agent._CUT_OFF_AFTER", 0.2)
+    agent, calls, running = fleet.start()
+    await wait_until(lambda: found(registry), "the engine is registered")
+    await wait_until(lambda: fleet.replica.snapshots.worker(NAME), "the snapshot has the engine")
+    with link.broken():
+        agent.stop()
+        await wait_until(lambda: running.done() or calls.calls.count("/drain_worker") > 20, "it waits")
+        assert not running.done()
+        assert (await fleet.replica.dispatcher.dispatch("m", protocol=Protocol.OPENAI)).value == NAME
+    assert await running is End.IDLE
+    assert await is_gone(registry)
 
 
 async def test_each_path_that_fails_is_logged_once_and_when_it_works_again(

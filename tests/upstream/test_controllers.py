@@ -2,7 +2,7 @@
 
 import pytest
 
-from controller.domain.errors import ControllerRefused, ControllerUnreachable
+from controller.domain.errors import ControllerBusy, ControllerRefused, ControllerUnreachable
 from controller.security.parent_addresses import parse_parent
 from controller.upstream.controllers import Controllers
 from tests.support.engines import DISCONNECTS, HANGS, Answer, answer_server
@@ -34,6 +34,27 @@ async def test_a_refusal_is_final_and_has_no_credentials() -> None:
         assert str(caught.value) == f"{first.address}/x returned status 403: no ***"
         assert b"Authorization: Basic " in first.heads[0]
         assert second.requests == []
+        await controllers.close()
+
+
+@pytest.mark.parametrize(
+    ("answer", "kind"),
+    [
+        (Answer(b'{"error":{"code":"store_unavailable","message":"Redis is away."}}', 503), ControllerBusy),
+        (Answer(b"store_unavailable: Redis is away.", 503, ("X-Controller-Error: store_unavailable",)), ControllerBusy),
+        (Answer(b"<html>No server is available.</html>", 503), ControllerUnreachable),
+        (Answer(b'{"error":{"code":503,"message":"no healthy upstream"}}', 503), ControllerUnreachable),
+        (Answer(b'{"error":{"code":"internal_error","message":"a bug"}}', 500), ControllerUnreachable),
+    ],
+)
+async def test_a_controller_that_cannot_serve_now_differs_from_a_load_balancer_without_one(
+    answer: Answer, kind: type[Exception]
+) -> None:
+    async with answer_server({"/x": answer}) as first:
+        controllers = Controllers([parse_parent(first.address), parse_parent("http://127.0.0.1:1")], 60.0)
+        with pytest.raises(ControllerUnreachable, match=r"returned status 50.* cannot be reached") as caught:
+            await controllers.post("/x", {})
+        assert type(caught.value) is kind
         await controllers.close()
 
 
