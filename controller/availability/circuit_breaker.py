@@ -79,6 +79,11 @@ class CircuitBreaker:
             self._log_recovery(self._failing_since)
         return result
 
+    def check(self) -> None:
+        """Raise the reason if the breaker is open. For a call that had to wait since call() let it through."""
+        if self.reason is not None:
+            raise self.reason.with_traceback(None)  # otherwise each raise would lengthen the traceback
+
     async def close(self) -> None:
         """End the background probe."""
         if self._probing is not None:
@@ -89,8 +94,7 @@ class CircuitBreaker:
         if self._reason is None:
             self._start_probing()
             await self._first_probe_ended.wait()
-        if self._reason is not None and not self._closed:
-            raise self._reason.with_traceback(None)  # otherwise each raise would lengthen the traceback
+        self.check()
 
     def _start_probing(self) -> None:
         if self._probing is None:

@@ -205,12 +205,14 @@ class SnapshotManager:
     async def _take_another(self) -> None:
         """Take a snapshot, even if one has just been taken."""
         async with self._lock:
+            self.breaker.check()  # calls that hold the lock one after the other must not each wait for a hung Redis
             await self._take()
 
     async def _take_unless_newer(self, known: Snapshot | None) -> None:
         """Take a snapshot, unless there is a newer one than `known`, which is None if there was none."""
         async with self._lock:
             if self._snapshot is known:
+                self.breaker.check()  # as in _take_another()
                 await self._take()
 
     async def _take_and_release(self) -> None:

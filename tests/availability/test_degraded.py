@@ -3,6 +3,7 @@
 import asyncio
 from functools import partial
 from types import SimpleNamespace
+from unittest.mock import patch
 
 import pytest
 
@@ -117,6 +118,24 @@ async def test_each_registration_causes_one_snapshot(store: Store, link: Link, r
     assert listings[1] == listings[0] + 1
     assert not controller.snapshots._requested.is_set(), "the next snapshot is due after the interval"
     await cancelled(snapshot_loop)
+
+
+async def test_calls_that_wait_for_a_snapshot_do_not_each_wait_for_a_hung_store(controller: Replica) -> None:
+    sent: list[str] = []
+
+    async def hang(script: str, *_: str | int) -> object:
+        sent.append(script)
+        await asyncio.sleep(0.05)
+        raise StoreUnavailable("no response in time")
+
+    snapshots = controller.snapshots
+    with patch.object(controller.registry, "_run", hang):
+        found = [snapshots.find("http://127.0.0.9:1") for _ in range(10)]
+        taken = [snapshots.take_now() for _ in range(10)]
+        results = await asyncio.gather(*found, *taken, return_exceptions=True)
+    assert results[:10] == [None] * 10
+    assert all(isinstance(result, StoreUnavailable) for result in results[10:])
+    assert sent.count("list_workers") == 1
 
 
 async def test_each_outage_is_counted_and_a_second_one_soon_after_is_not_logged(
