@@ -7,7 +7,7 @@ from typing import Final, TypeVar
 from controller.availability.circuit_breaker import CircuitBreaker
 from controller.availability.coalescer import Coalescer
 from controller.availability.reconciler import Reconciler
-from controller.domain.errors import StoreError, StoreUnavailable
+from controller.domain.errors import ReplicaBusy, StoreError, StoreUnavailable
 from controller.domain.worker import Worker
 from controller.metrics import Metrics
 from controller.store.registry import DrainCall, FailureCall, Refusal, RegisterCall, Registry, RemoveCall, Report
@@ -22,7 +22,8 @@ class Batches:
     """One replica's frequent calls to the registry.
 
     Every method returns a future, which raises StoreError as the registry does. Cancelling the future does not always
-    prevent the operation. The reconciler gets the leases that cannot be released during an outage.
+    prevent the operation. The reconciler gets the leases that cannot be released during an outage, or because this
+    replica is busy.
     """
 
     def __init__(self, breaker: CircuitBreaker, registry: Registry, metrics: Metrics, reconciler: Reconciler) -> None:
@@ -110,7 +111,7 @@ class Batches:
     async def _release_all(self, leases: Sequence[str]) -> list[bool]:
         try:
             return await self._breaker.call(self._registry.release, leases)
-        except StoreUnavailable:
+        except (StoreUnavailable, ReplicaBusy):
             self._reconciler.add_leases(leases)
             raise
 

@@ -18,7 +18,8 @@ class Reconciler:
     """The changes of one replica that Redis does not have yet.
 
     There are three kinds of changes: requests dispatched from the snapshot, dispatch calls without a reply, and leases
-    whose requests ended during an outage. Only the newest calls and leases are kept, which limits the memory.
+    that could not be released when their requests ended. Only the newest calls and leases are kept, which limits the
+    memory. The leases are released after the next snapshot, too, because a busy replica fails calls without an outage.
     """
 
     def __init__(self, registry: Registry) -> None:
@@ -34,7 +35,7 @@ class Reconciler:
         self._bookings.update(workers)
 
     def add_leases(self, leases: Iterable[str]) -> None:
-        """Keep leases whose requests ended during an outage. A lease that is added twice is released once."""
+        """Keep leases that could not be released. A lease that is added twice is released once."""
         self._leases.extend(leases)
 
     async def release_leases(self) -> None:

@@ -4,6 +4,7 @@ import asyncio
 import contextlib
 import logging
 import logging.config
+import os
 import signal
 import socket
 from collections.abc import Iterable, Sequence
@@ -42,6 +43,9 @@ logger = logging.getLogger("controller.server")
 
 _FINAL_FRAME_TIME: Final = 1.0  # seconds for sending the final frames of streams
 _KILL_AFTER: Final = 5.0  # seconds after all time limits until a replica is killed
+# libuv looks up names in half of its threads. By default it has four, so two silent name servers of a Redis Sentinel
+# could block the lookups of all others.
+_LIBUV_THREADS: Final = "16"
 
 
 def serve(settings: Settings, warnings: Iterable[str] = ()) -> None:
@@ -124,6 +128,7 @@ def create_app(
 
 def _run(settings: Settings, store: StoreUrl, listeners: Sequence[socket.socket]) -> None:
     """Run the replicas. Raises SystemExit if they cannot start. The log has the reason."""
+    os.environ.setdefault("UV_THREADPOOL_SIZE", _LIBUV_THREADS)  # uvloop reads it at the first lookup
     tls = Certificate(settings.ssl_certfile, settings.ssl_keyfile) if settings.ssl else None  # type: ignore[arg-type]
     config = uvicorn.Config(
         partial(create_app, settings, store, _metrics_memory(settings), tls),

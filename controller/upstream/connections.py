@@ -23,6 +23,7 @@ from aiohttp.tracing import Trace
 
 from controller.domain.errors import WorkerNotAllowed
 from controller.security.worker_addresses import WorkerAddresses
+from controller.upstream.lookups import Resolver
 
 # Seconds. FastChat's workers close an idle connection after 5 s, and a request must not be sent at that moment.
 KEEP_ALIVE: Final = 4.0
@@ -152,10 +153,13 @@ class ResponseProtocol(ResponseHandler):
 
 
 class Connector(aiohttp.TCPConnector):
-    """Opens and keeps connections. addresses: as in Session. options: those of aiohttp's connector."""
+    """Opens and keeps connections. addresses: as in Session. options: those of aiohttp's connector.
 
-    def __init__(self, addresses: WorkerAddresses | None, **options: Any) -> None:
-        super().__init__(limit=0, socket_factory=_socket, **options)
+    resolver: looks up names. Other connectors may share it, and the caller closes it.
+    """
+
+    def __init__(self, addresses: WorkerAddresses | None, resolver: Resolver, **options: Any) -> None:
+        super().__init__(limit=0, socket_factory=_socket, resolver=resolver, **options)
         self._addresses = addresses
         make: Callable[..., ResponseHandler] = ResponseProtocol
         self._factory = partial(make, loop=self._loop)

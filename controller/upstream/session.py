@@ -22,6 +22,7 @@ from yarl import URL
 
 from controller.security.worker_addresses import WorkerAddresses
 from controller.upstream.connections import KEEP_ALIVE, Connector, ResponseProtocol
+from controller.upstream.lookups import Resolver
 from controller.upstream.trust import trusted
 
 _PART: Final = 256 * 1024  # bytes of a request's body that are sent at once
@@ -131,14 +132,16 @@ class Session:
 
     def __init__(self, addresses: WorkerAddresses | None = None) -> None:
         trust = trusted()
-        self._kept = Connector(addresses, keepalive_timeout=KEEP_ALIVE, ssl=trust)
-        self._fresh = Connector(addresses, force_close=True, ssl=trust)
+        self._resolver = Resolver()
+        self._kept = Connector(addresses, self._resolver, keepalive_timeout=KEEP_ALIVE, ssl=trust)
+        self._fresh = Connector(addresses, self._resolver, force_close=True, ssl=trust)
         self._servers: dict[URL, _Server] = {}  # by origin
 
     async def close(self) -> None:
         """Close all connections."""
         await self._kept.close()
         await self._fresh.close()
+        await self._resolver.close()
 
     async def resolve(self, url: str) -> None:
         """Look up and check the addresses of a server, as a connection does. The result is kept for some seconds.

@@ -7,7 +7,7 @@ import pytest
 
 from controller.availability.reconciler import Reconciler
 from controller.domain.checkpoints import CHECKPOINT_MS
-from controller.domain.errors import StoreRejection, StoreUnavailable
+from controller.domain.errors import ReplicaBusy, StoreRejection, StoreUnavailable
 from controller.replica import Replica
 from controller.store import keys
 from controller.store.reconciliation import Reconciliation, split
@@ -230,6 +230,29 @@ async def test_a_lease_that_ends_while_the_replica_reconciles_is_released_later(
     await wait_for_recovery(controller)
     assert isinstance(answers[0], StoreUnavailable)
     assert await store.client.zrange(keys.leases(store.namespace), 0, -1) == [lease]
+    snapshots = asyncio.create_task(controller.snapshots.run())
+
+    async def is_released() -> bool:
+        return not await store.client.zrange(keys.leases(store.namespace), 0, -1)
+
+    await wait_until(is_released, "the lease is released")
+    await cancelled(snapshots)
+
+
+async def test_a_lease_that_a_busy_replica_did_not_release_is_released_with_the_next_snapshot(
+    controller: Replica, store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """No outage follows, and without the release the lease would count until it expires."""
+    lease = (await controller.dispatcher.dispatch_with_lease("m")).value.lease
+
+    async def is_busy(*_: object) -> list[bool]:
+        raise ReplicaBusy("Other calls are running.")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Registry, "release", is_busy)
+        with pytest.raises(ReplicaBusy):
+            await controller.dispatcher.release(lease)
+    assert controller.snapshots.breaker.reason is None
     snapshots = asyncio.create_task(controller.snapshots.run())
 
     async def is_released() -> bool:

@@ -36,6 +36,12 @@ async def served(replica: Replica) -> AsyncIterator[str]:
         await serving
 
 
+@pytest.fixture(scope="session")
+def anyio_backend() -> tuple[str, dict[str, bool]]:
+    """Run the tests of this folder on uvloop, as `controller serve` does."""
+    return "asyncio", {"use_uvloop": True}
+
+
 @pytest.fixture
 def registry(store: Store) -> Registry:
     """Return a registry whose engines do not expire during a test, because these tests poll none."""

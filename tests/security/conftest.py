@@ -1,6 +1,5 @@
 """Applications on a real store, real processes, and a name server whose answers change."""
 
-import asyncio
 import contextlib
 import socket
 from collections.abc import Callable
@@ -35,24 +34,23 @@ class NameServer:
         self.answers: dict[str, list[list[str]]] = {}
         self.lookups: list[str] = []
 
-    async def getaddrinfo(self, host: str, port: int, **_: Any) -> list[Any]:
+    def getaddrinfo(self, host: str, port: int | None, *_: Any, **__: Any) -> list[Any]:
         self.lookups.append(host)
-        await asyncio.sleep(0)
         answers = self.answers.get(host)
         if not answers:
             raise socket.gaierror(socket.EAI_NONAME, "Name or service not known")
         addresses = answers.pop(0) if len(answers) > 1 else answers[0]
         return [
-            (socket.AF_INET6, socket.SOCK_STREAM, 6, "", (address.partition("%")[0], port, 0, 0))
+            (socket.AF_INET6, socket.SOCK_STREAM, 6, "", (address.partition("%")[0], port or 0, 0, 0))
             if ":" in address
-            else (socket.AF_INET, socket.SOCK_STREAM, 6, "", (address, port))
+            else (socket.AF_INET, socket.SOCK_STREAM, 6, "", (address, port or 0))
             for address in addresses
         ]
 
 
 @pytest.fixture
-async def names(monkeypatch: pytest.MonkeyPatch) -> NameServer:
+def names(monkeypatch: pytest.MonkeyPatch) -> NameServer:
     """Return the name server that all look-ups of this process go to."""
     server = NameServer()
-    monkeypatch.setattr(asyncio.get_running_loop(), "getaddrinfo", server.getaddrinfo)
+    monkeypatch.setattr(socket, "getaddrinfo", server.getaddrinfo)
     return server

@@ -6,6 +6,8 @@ tests/support/network.py.
 """
 
 import asyncio
+import socket
+import threading
 from typing import Any
 
 import httpx
@@ -131,12 +133,16 @@ async def test_name_without_an_address_registers_only_if_the_rule_does_not_need_
 async def test_silent_name_server_delays_a_registration_by_the_connect_timeout(
     open_guarded: OpenApi, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    async def hang(*_: object, **__: object) -> None:
-        await asyncio.sleep(3600)
+    released = threading.Event()
 
-    monkeypatch.setattr(asyncio.get_running_loop(), "getaddrinfo", hang)
+    def hang(*_: object, **__: object) -> None:
+        released.wait(60)
+        raise socket.gaierror(socket.EAI_AGAIN, "Temporary failure in name resolution")
+
+    monkeypatch.setattr(socket, "getaddrinfo", hang)
     async with open_guarded(worker_timeout=0.1) as api:
         assert (await register(api, "http://slow.attack:1"))[0] == 200
+        released.set()
 
 
 async def test_heartbeats_and_dispatches_look_up_no_name(open_guarded: OpenApi, names: NameServer) -> None:

@@ -64,6 +64,12 @@ async def open_api(registry: Registry, tracing: Tracing | None = None, /, **sett
     await replica.close()
 
 
+@pytest.fixture(scope="session")
+def anyio_backend() -> tuple[str, dict[str, bool]]:
+    """Run the tests of this folder on uvloop, as `controller serve` does."""
+    return "asyncio", {"use_uvloop": True}
+
+
 @pytest.fixture
 async def api(store: Store) -> AsyncIterator[Api]:
     async for opened in open_api(store.registry()):

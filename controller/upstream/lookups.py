@@ -1,0 +1,97 @@
+"""Lookups of host names, in threads of their own.
+
+A lookup occupies a thread until a name server responds or the system gives up, which may take 20 s. uvloop looks up all
+names in two threads. If the name servers of two workers were silent, no other worker could be looked up meanwhile.
+"""
+
+import asyncio
+import socket
+import time
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from typing import Final, NamedTuple
+
+from aiohttp.abc import AbstractResolver, ResolveResult
+
+_MAX_LOOKUPS: Final = 32  # at once
+_MAX_SLOW_LOOKUPS: Final = 8  # at once, of names whose last lookup was slow
+_SLOW: Final = 2.0  # seconds. Connections have the same timeout by default
+_MAX_SLOW_NAMES: Final = 10_000  # that are remembered
+
+
+class _Result(NamedTuple):
+    """The result of a lookup: either addresses, each with its family, or an error."""
+
+    is_slow: bool
+    addresses: Sequence[tuple[str, int]] = ()
+    error: OSError | ValueError | None = None
+
+
+class Resolver(AbstractResolver):
+    """Looks up names for aiohttp. Create and close it in the running event loop.
+
+    Each name has at most one running lookup, so a silent name server occupies one thread for each name. A name whose
+    last lookup was slow uses another pool of threads, so that it does not delay the lookups of other names.
+    """
+
+    def __init__(self) -> None:
+        self._pool = ThreadPoolExecutor(_MAX_LOOKUPS, "lookup")
+        self._slow_pool = ThreadPoolExecutor(_MAX_SLOW_LOOKUPS, "slow-lookup")
+        self._slow: dict[str, None] = {}  # the names, oldest first
+        self._running: dict[str, asyncio.Future[_Result]] = {}  # by name
+        self._is_closed = False
+
+    async def resolve(
+        self, host: str, port: int = 0, family: socket.AddressFamily = socket.AF_UNSPEC
+    ) -> list[ResolveResult]:
+        """Return the addresses of a name. Raises OSError, or ValueError if it cannot be a name."""
+        running = self._running.get(host)
+        if running is None:
+            if self._is_closed:
+                raise OSError("The connections are closed.")
+            pool = self._slow_pool if host in self._slow else self._pool
+            running = self._running[host] = asyncio.get_running_loop().run_in_executor(pool, _look_up, host)
+            running.add_done_callback(partial(self._ended, host))
+        await asyncio.wait([running])  # if one caller is cancelled, the lookup continues for the others
+        result = running.result()
+        if result.error is not None:
+            raise result.error.with_traceback(None)  # otherwise each raise would lengthen the traceback
+        return [
+            ResolveResult(hostname=host, host=address, port=port, family=kind, proto=0, flags=socket.AI_NUMERICHOST)
+            for address, kind in result.addresses
+            if family in (socket.AF_UNSPEC, kind)
+        ]
+
+    def _ended(self, host: str, running: "asyncio.Future[_Result]") -> None:
+        del self._running[host]
+        if running.cancelled() or running.exception() is not None:
+            return
+        self._slow.pop(host, None)
+        if running.result().is_slow:
+            self._slow[host] = None
+            if len(self._slow) > _MAX_SLOW_NAMES:
+                del self._slow[next(iter(self._slow))]
+
+    async def close(self) -> None:
+        """End the lookups. A thread that waits for a name server ends when its lookup does."""
+        self._is_closed = True
+        for pool in (self._pool, self._slow_pool):
+            pool.shutdown(wait=False, cancel_futures=True)
+
+
+def _look_up(host: str) -> _Result:
+    began_at = time.monotonic()
+    addresses, error = [], None
+    try:
+        found = socket.getaddrinfo(host, None, type=socket.SOCK_STREAM, flags=socket.AI_ADDRCONFIG)
+        addresses = [(_text(address), family) for family, *_, address in found]
+    except (OSError, ValueError) as raised:  # ValueError: a label of the name is too long
+        error = raised
+    return _Result(time.monotonic() - began_at > _SLOW, addresses, error)
+
+
+def _text(address: tuple[str, int] | tuple[str, int, int, int] | tuple[int, bytes]) -> str:
+    if len(address) == 4 and address[3]:  # a link-local address with a zone
+        return socket.getnameinfo(address, socket.NI_NUMERICHOST | socket.NI_NUMERICSERV)[0]
+    return str(address[0])
