@@ -2,17 +2,22 @@
 
 A lookup occupies a thread until a name server responds or the system gives up, which may take 20 s. uvloop looks up all
 names in two threads. If the name servers of two workers were silent, no other worker could be looked up meanwhile.
+
+The threads are daemons: those of a ThreadPoolExecutor would delay the end of the process until their lookups end.
 """
 
 import asyncio
+import contextlib
 import socket
 import time
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
 from functools import partial
+from threading import Thread
 from typing import Final, NamedTuple
 
 from aiohttp.abc import AbstractResolver, ResolveResult
+
+from controller.tasks import end, start_shared
 
 _MAX_LOOKUPS: Final = 32  # at once
 _MAX_SLOW_LOOKUPS: Final = 8  # at once, of names whose last lookup was slow
@@ -32,14 +37,14 @@ class Resolver(AbstractResolver):
     """Looks up names for aiohttp. Create and close it in the running event loop.
 
     Each name has at most one running lookup, so a silent name server occupies one thread for each name. A name whose
-    last lookup was slow uses another pool of threads, so that it does not delay the lookups of other names.
+    last lookup was slow waits for other permits, so that it does not delay the lookups of other names.
     """
 
     def __init__(self) -> None:
-        self._pool = ThreadPoolExecutor(_MAX_LOOKUPS, "lookup")
-        self._slow_pool = ThreadPoolExecutor(_MAX_SLOW_LOOKUPS, "slow-lookup")
+        self._permits = asyncio.Semaphore(_MAX_LOOKUPS)
+        self._slow_permits = asyncio.Semaphore(_MAX_SLOW_LOOKUPS)
         self._slow: dict[str, None] = {}  # the names, oldest first
-        self._running: dict[str, asyncio.Future[_Result]] = {}  # by name
+        self._running: dict[str, asyncio.Task[_Result]] = {}  # by name
         self._is_closed = False
 
     async def resolve(
@@ -50,8 +55,8 @@ class Resolver(AbstractResolver):
         if running is None:
             if self._is_closed:
                 raise OSError("The connections are closed.")
-            pool = self._slow_pool if host in self._slow else self._pool
-            running = self._running[host] = asyncio.get_running_loop().run_in_executor(pool, _look_up, host)
+            permits = self._slow_permits if host in self._slow else self._permits
+            running = self._running[host] = start_shared(_look_up_in_thread(host, permits))
             running.add_done_callback(partial(self._ended, host))
         await asyncio.wait([running])  # if one caller is cancelled, the lookup continues for the others
         result = running.result()
@@ -63,7 +68,7 @@ class Resolver(AbstractResolver):
             if family in (socket.AF_UNSPEC, kind)
         ]
 
-    def _ended(self, host: str, running: "asyncio.Future[_Result]") -> None:
+    def _ended(self, host: str, running: "asyncio.Task[_Result]") -> None:
         del self._running[host]
         if running.cancelled() or running.exception() is not None:
             return
@@ -74,10 +79,27 @@ class Resolver(AbstractResolver):
                 del self._slow[next(iter(self._slow))]
 
     async def close(self) -> None:
-        """End the lookups. A thread that waits for a name server ends when its lookup does."""
+        """End the lookups. A thread that waits for a name server ends when its lookup or the process does."""
         self._is_closed = True
-        for pool in (self._pool, self._slow_pool):
-            pool.shutdown(wait=False, cancel_futures=True)
+        await end(list(self._running.values()))
+
+
+async def _look_up_in_thread(host: str, permits: asyncio.Semaphore) -> _Result:
+    async with permits:
+        loop = asyncio.get_running_loop()
+        found: asyncio.Future[_Result] = loop.create_future()
+
+        def finish(result: _Result) -> None:
+            if not found.done():
+                found.set_result(result)
+
+        def run() -> None:
+            result = _look_up(host)
+            with contextlib.suppress(RuntimeError):  # the event loop has ended
+                loop.call_soon_threadsafe(finish, result)
+
+        Thread(target=run, name="lookup", daemon=True).start()
+        return await found
 
 
 def _look_up(host: str) -> _Result:

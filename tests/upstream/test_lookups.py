@@ -2,6 +2,8 @@
 
 import asyncio
 import socket
+import subprocess
+import sys
 import threading
 from collections import Counter
 from collections.abc import AsyncIterator, Iterator
@@ -152,3 +154,23 @@ async def test_a_closed_resolver_ends_all_lookups(names: NameServer, resolver: R
     await asyncio.wait(waiting)
     with pytest.raises(OSError, match="closed"):
         await resolver.resolve("a.invalid")
+
+
+_HANGING = """
+import asyncio, contextlib, socket, time
+from controller.upstream.lookups import Resolver
+
+socket.getaddrinfo = lambda *_, **__: time.sleep(3600)
+
+async def main():
+    resolver = Resolver()
+    with contextlib.suppress(TimeoutError):
+        await asyncio.wait_for(resolver.resolve("silent.invalid"), 0.1)
+    await resolver.close()
+
+asyncio.run(main())
+"""
+
+
+def test_a_running_lookup_does_not_keep_the_process_alive() -> None:
+    subprocess.run([sys.executable, "-c", _HANGING], check=True, timeout=60)
