@@ -2,10 +2,8 @@
 
 import asyncio
 import logging
-import socket
 import time
 from collections.abc import Awaitable, Callable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from ipaddress import ip_address
 from pathlib import Path
 from typing import Final, NamedTuple, Protocol
@@ -17,12 +15,12 @@ from controller.file_version import file_version
 from controller.settings import Settings
 from controller.settings.workers_file import EngineList, read_workers_file
 from controller.tasks import end
+from controller.upstream.lookups import Resolver
 
 logger = logging.getLogger("controller")
 
 _LOOKUP_INTERVAL: Final = 5.0  # seconds between two lookups of a name
 _MAX_MISSES: Final = 3  # consecutive lookups without an address, after which it has left the name
-_MAX_LOOKUPS: Final = 8  # at once. Those of a server that hangs must not delay other work in threads
 
 
 class Proposal(NamedTuple):
@@ -118,14 +116,14 @@ class DnsSource:
     a DNS server may return some of its addresses at a time.
 
     names: each with its port.
-    resolve: returns the IP addresses of a name. Raises OSError.
+    resolve: returns the IP addresses of a name. Raises OSError, or ValueError if it cannot be a name.
     """
 
     kind = EngineSource.DNS
     flag = "--workers-dns"
 
     def __init__(self, names: Sequence[tuple[str, int]], resolve: Resolve | None = None) -> None:
-        self._executor = ThreadPoolExecutor(_MAX_LOOKUPS, "lookup")
+        self._resolver = Resolver()
         self._names = [_Name(host, port, resolve or self._resolve) for host, port in names]
 
     async def read(self) -> Proposal | None:
@@ -139,14 +137,12 @@ class DnsSource:
         return Proposal(dict.fromkeys(engines, entry), all(name.lookups >= _MAX_MISSES for name in self._names))
 
     async def _resolve(self, host: str, port: int) -> Sequence[str]:
-        loop = asyncio.get_running_loop()
-        found = await loop.run_in_executor(self._executor, _lookup, host, port)
-        return [str(address[0]) for *_, address in found]
+        return [found["host"] for found in await self._resolver.resolve(host, port)]
 
     async def close(self) -> None:
-        """End the lookups. A thread that waits for a DNS server ends when the lookup does."""
+        """End the lookups."""
         await end([name.running for name in self._names if name.running])
-        self._executor.shutdown(wait=False, cancel_futures=True)
+        await self._resolver.close()
 
 
 def sources_of(settings: Settings) -> Sequence[Source]:
@@ -157,10 +153,6 @@ def sources_of(settings: Settings) -> Sequence[Source]:
     if settings.dns_names:
         sources.append(DnsSource(settings.dns_names))
     return sources
-
-
-def _lookup(host: str, port: int) -> Sequence[tuple[int, int, int, str, tuple[object, ...]]]:
-    return socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
 
 
 class _Name:
@@ -187,7 +179,7 @@ class _Name:
             running, self.running = self.running, None
             try:
                 self._take(_of_one_family(running.result()))
-            except (OSError, UnicodeError) as error:  # UnicodeError: a label of the name is too long
+            except (OSError, ValueError) as error:  # ValueError: a label of the name is too long
                 if not self._has_failed:
                     logger.warning(
                         "--workers-dns: the lookup of %(host)s failed, so its engines stay as they were: %(reason)s",
