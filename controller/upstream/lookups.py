@@ -7,10 +7,10 @@ The threads are daemons: those of a ThreadPoolExecutor would delay the end of th
 """
 
 import asyncio
-import contextlib
 import socket
 import time
 from collections.abc import Sequence
+from concurrent.futures import Future
 from functools import partial
 from threading import Thread
 from typing import Final, NamedTuple
@@ -86,20 +86,17 @@ class Resolver(AbstractResolver):
 
 async def _look_up_in_thread(host: str, permits: asyncio.Semaphore) -> _Result:
     async with permits:
-        loop = asyncio.get_running_loop()
-        found: asyncio.Future[_Result] = loop.create_future()
-
-        def finish(result: _Result) -> None:
-            if not found.done():
-                found.set_result(result)
+        outcome: Future[_Result] = Future()
+        outcome.set_running_or_notify_cancel()  # so nothing cancels it, and the thread can set it
 
         def run() -> None:
-            result = _look_up(host)
-            with contextlib.suppress(RuntimeError):  # the event loop has ended
-                loop.call_soon_threadsafe(finish, result)
+            try:
+                outcome.set_result(_look_up(host))
+            except BaseException as error:  # noqa: BLE001 - a bug, which must not leave the callers waiting
+                outcome.set_exception(error)
 
         Thread(target=run, name="lookup", daemon=True).start()
-        return await found
+        return await asyncio.wrap_future(outcome)
 
 
 def _look_up(host: str) -> _Result:

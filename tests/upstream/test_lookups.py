@@ -130,6 +130,12 @@ async def test_failed_lookup_raises_its_error_for_all_callers(names: NameServer,
     assert [type(error) for error in errors] == [socket.gaierror] * 2
 
 
+async def test_bug_in_a_lookup_reaches_its_callers(resolver: Resolver, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(socket, "getaddrinfo", lambda *_, **__: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        await resolver.resolve("a.invalid")
+
+
 async def test_the_systems_resolver_is_used_and_a_hostile_name_fails(resolver: Resolver) -> None:
     found = await resolver.resolve("localhost", 8000)
     assert {(each["host"], each["port"]) for each in found} <= {("127.0.0.1", 8000), ("::1", 8000)}
@@ -173,4 +179,4 @@ asyncio.run(main())
 
 
 def test_a_running_lookup_does_not_keep_the_process_alive() -> None:
-    subprocess.run([sys.executable, "-c", _HANGING], check=True, timeout=60)
+    assert subprocess.run([sys.executable, "-c", _HANGING], check=False, timeout=60).returncode == 0
