@@ -77,8 +77,9 @@ def agent(
     """Register an engine with a cluster of controllers, from a process next to it.
 
     The agent asks the engine for its state, registers it, and sends heartbeats with its queue. The controllers do not
-    poll it. An engine that is not ready gets no more requests at once. One that has ended gets none after two failed
-    polls. If the whole machine dies, the engine expires after --engine-expiration of the controllers.
+    poll it. If an engine reports that it is not ready, it gets no further requests. If it does not respond, it gets
+    none after two failed polls. If the whole machine dies, the engine expires after --engine-expiration of the
+    controllers.
 
     \b
         controller agent --engine http://localhost:8000 \\

@@ -49,8 +49,8 @@ class Agent:
 
     The engine is alive there as long as its heartbeats arrive. If this process and its machine die, it expires after
     the setting engine_expiration of the controllers. While an engine does not respond in time, the agent sends no
-    heartbeats for it. An engine that is not ready gets no more requests at once. One that has ended gets none after two
-    failed polls.
+    heartbeats for it. If an engine reports that it is not ready, it gets no further requests. If it does not respond,
+    it gets none after two failed polls.
 
     engine: the URL at which this process reaches the engine.
     name: the URL at which the controllers and clients reach it.

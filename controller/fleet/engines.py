@@ -266,8 +266,8 @@ class Engines:
         written = await self._breaker.call(lambda: self._registry.set_entry(ENGINES, name, record, limit=MAX_ENGINES))
         if written is None:
             raise TooManyWorkers(
-                f"{MAX_ENGINES} engines are registered, which is the limit. Nothing was registered. Remove some, for "
-                "example those that are down."
+                f"{MAX_ENGINES} engines are registered, which is the limit. Nothing was registered. Remove the "
+                "engines that have ended."
             )
 
     async def _admit(self, registration: Registration) -> None:

@@ -106,7 +106,7 @@ class BoundedProtocol(HttpToolsProtocol):
         super().__init__(**options)
         self._watch = watch or ConnectionWatch(ConnectionLimits())
         self._limits = self._watch.limits
-        self._earlier: list[RequestResponseCycle] = []  # requests before the last one that may be incomplete
+        self._earlier: list[RequestResponseCycle] = []  # pipelined requests before the last one
 
     # asyncio declares a BaseTransport. uvicorn and this class need the methods of a TCP transport.
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]

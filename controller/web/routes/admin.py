@@ -70,7 +70,7 @@ async def workers(services: Services, _: bytes) -> Answer:
 
 
 async def engines(services: Services, _: bytes) -> Answer:
-    """List the engines that were registered, including those that are not alive, with the reason.
+    """List the registered engines. If an engine is not alive, the list says why.
 
     The reason is found out now, so the response may take as long as a poll (`--probe-timeout`).
     """
