@@ -128,6 +128,16 @@ class SnapshotManager:
         """Return a live worker of the last snapshot, or None."""
         return self._snapshot.get(name) if self._snapshot is not None else None
 
+    def fail(self, name: str, of_polls: bool = False) -> None:
+        """Deprioritise a worker in the last snapshot, if there is one. As Snapshot.fail()."""
+        if self._snapshot is not None:
+            self._snapshot.fail(name, of_polls)
+
+    def clear_failure(self, name: str, of_polls: bool = False) -> None:
+        """Clear the failure of a worker in the last snapshot, if there is one. As Snapshot.clear_failure()."""
+        if self._snapshot is not None:
+            self._snapshot.clear_failure(name, of_polls)
+
     @property
     def listing(self) -> WorkerList | None:
         """The listing from which the last snapshot was made. None before the first one."""

@@ -169,8 +169,7 @@ class Dispatcher:
         try:
             exists = bool(await self._batches.report_failure(FailureCall(name)))
         except StoreUnavailable:
-            if self._snapshots.snapshot is not None:
-                self._snapshots.snapshot.fail(name)
+            self._snapshots.fail(name)
             raise
         if exists:
             self._snapshots.request()
@@ -181,8 +180,7 @@ class Dispatcher:
         try:
             await self._batches.clear_failure(name)
         except StoreUnavailable:
-            if self._snapshots.snapshot is not None:
-                self._snapshots.snapshot.clear_failure(name)
+            self._snapshots.clear_failure(name)
             raise
         self._snapshots.request()
 

@@ -183,8 +183,7 @@ class EnginePoller:
         try:
             is_registered = await self._batches.take_engine_answer(report)
         except StoreUnavailable:
-            if self._snapshots.snapshot is not None:
-                self._snapshots.snapshot.clear_failure(watch.name, of_polls=True)
+            self._snapshots.clear_failure(watch.name, of_polls=True)
             raise
         if not is_registered:
             # An operator may have removed it. If the list was read before that, Redis does not restore it.
@@ -201,8 +200,7 @@ class EnginePoller:
             try:  # a poll without a response has asked two questions, if the first took long
                 await self._batches.report_failure(FailureCall(watch.name, of_polls=True))
             except StoreUnavailable:
-                if self._snapshots.snapshot is not None:
-                    self._snapshots.snapshot.fail(watch.name, of_polls=True)
+                self._snapshots.fail(watch.name, of_polls=True)
                 raise
 
     async def _expire(self, watch: EngineWatch, problem: str) -> None:

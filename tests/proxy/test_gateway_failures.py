@@ -4,8 +4,10 @@ The numbers of faults are those of docs/guarantees.md.
 """
 
 import asyncio
+import contextlib
 import time
 from collections import Counter
+from collections.abc import AsyncIterator
 
 import httpx
 import pytest
@@ -15,7 +17,7 @@ from controller.proxy import trials
 from controller.replica import Replica
 from controller.store.registry import Registry
 from tests.proxy.conftest import Serve
-from tests.support.openai_engines import Behaviour, answers, engine_worker, openai_engine
+from tests.support.openai_engines import Behaviour, OpenAiEngine, answers, engine_worker, openai_engine
 from tests.support.outage import Link
 from tests.support.samples import reports
 from tests.support.waiting import wait_until
@@ -246,22 +248,30 @@ async def test_failing_engine_gets_few_requests_and_comes_back(
         assert set(served) == {(200, b"good"), (200, b"back")}
 
 
+@contextlib.asynccontextmanager
+async def two_engines(registry: Registry, broken: asyncio.Event) -> AsyncIterator[list[OpenAiEngine]]:
+    """Register two engines that respond with status 500 while `broken` is set."""
+
+    async def behaviour(_: web.Request) -> web.StreamResponse:
+        return web.Response(body=b"oops", status=500) if broken.is_set() else web.Response(body=b"back")
+
+    async with openai_engine(behaviour) as one, openai_engine(behaviour) as other:
+        for each in (one, other):
+            await registry.register(engine_worker(each.address))
+        yield [one, other]
+
+
 async def test_engines_that_all_fail_are_used_and_recover_by_a_success(
     serve: Serve, registry: Registry, http: httpx.AsyncClient
 ) -> None:
-    broken = True
-
-    async def behaviour(_: web.Request) -> web.StreamResponse:
-        return web.Response(body=b"oops", status=500) if broken else web.Response(body=b"back")
-
-    async with openai_engine(behaviour) as one, openai_engine(behaviour) as other, serve() as (replica, address):
-        await registry.register(engine_worker(one.address))
-        await registry.register(engine_worker(other.address))
+    broken = asyncio.Event()
+    broken.set()
+    async with two_engines(registry, broken) as engines, serve() as (replica, address):
         assert await ask(http, address) == (500, b"oops")
         assert {failing for _, failing in (await state(replica, registry)).values()} == {"request"}
-        await registry.take_engine_answers(reports([(one.address, 0), (other.address, 0)]))  # polls clear nothing
+        await registry.take_engine_answers(reports([(each.address, 0) for each in engines]))  # polls clear nothing
         await replica.snapshots.take_now()
-        broken = False
+        broken.clear()
         assert await ask(http, address) == (200, b"back")
         assert Counter(failing for _, failing in (await state(replica, registry)).values()) == {"": 1, "request": 1}
 
@@ -284,14 +294,9 @@ async def test_dead_engine_gets_one_request_in_an_outage_of_redis(
 async def test_engines_that_all_fail_in_an_outage_of_redis_recover_by_a_success(
     serve: Serve, registry: Registry, http: httpx.AsyncClient, link: Link
 ) -> None:
-    broken = True
-
-    async def behaviour(_: web.Request) -> web.StreamResponse:
-        return web.Response(body=b"oops", status=500) if broken else web.Response(body=b"back")
-
-    async with openai_engine(behaviour) as one, openai_engine(behaviour) as other, serve() as (replica, address):
-        await registry.register(engine_worker(one.address))
-        await registry.register(engine_worker(other.address))
+    broken = asyncio.Event()
+    broken.set()
+    async with two_engines(registry, broken), serve() as (replica, address):
         await replica.snapshots.take_now()
 
         async def failures() -> Counter[str]:
@@ -301,6 +306,6 @@ async def test_engines_that_all_fail_in_an_outage_of_redis_recover_by_a_success(
         with link.broken():
             assert await ask(http, address) == (500, b"oops")
             assert await failures() == {"request": 2}
-            broken = False
+            broken.clear()
             assert await ask(http, address) == (200, b"back")
             assert await failures() == {"": 1, "request": 1}
