@@ -8,11 +8,13 @@ import math
 from dataclasses import dataclass, field
 from typing import Final
 
-from controller.domain.checkpoints import CHECKPOINT_MS, MAX_CHECKPOINTS
+from controller.domain.checkpoints import CHECKPOINT_MS, MAX_CHECKPOINTS, RECENT_CHECKPOINTS
 from controller.domain.cost import FAILING, MAX_SERVING, cost
 from tests.model.decay import CLOCK_PERIOD
 
 LATE_RELEASE_MS: Final = 1_000
+RECENT_MS: Final = RECENT_CHECKPOINTS * CHECKPOINT_MS
+OLDEST_MS: Final = 32_000
 
 
 @dataclass(slots=True)
@@ -29,10 +31,14 @@ class Load:
     by it.
     untracked_own_rate: the same at the worker's own decay rate, which is the better estimate.
     dispatched, dispatched_by_lottery: requests without a lease since the last report.
-    leased_since_report, released_since_report: leases granted since the last report that are active, or have ended.
+    leased_since_report: active leases that no report has acknowledged.
+    released_since_report: leases that have ended since the last report and that no report has acknowledged.
+    peak, peak_before, peak_since: the most active leases at any moment since `peak_since`, and before it. Those of a
+    worker that is not an engine begin with each report.
     own: how many of the reported requests this cluster may have dispatched.
     work: request-milliseconds that the worker has worked on such requests since some of them finished.
-    checkpoints: time, dispatched and leased_since_report before it, the oldest first.
+    checkpoints: time, dispatched and leased_since_report before it, the oldest first. All requests with a lease that no
+    report has acknowledged were dispatched after the first one.
     """
 
     speed: float
@@ -51,6 +57,9 @@ class Load:
     dispatched_by_lottery: int = 0
     leased_since_report: int = 0
     released_since_report: int = 0
+    peak: int = 0
+    peak_before: int = 0
+    peak_since: float = 0.0
     checkpoint_at: float = 0.0
     checkpoints: list[tuple[float, int, int]] = field(default_factory=list)
 
@@ -119,20 +128,36 @@ class Load:
         """Book a request."""
         since_checkpoint = now - self.checkpoint_at
         if since_checkpoint >= CHECKPOINT_MS or since_checkpoint < 0:  # the clock of Redis was set back
-            if since_checkpoint >= MAX_CHECKPOINTS * CHECKPOINT_MS or since_checkpoint < 0:
-                self.checkpoints.clear()
-            self.checkpoints.append((now, self.dispatched, self.leased_since_report))
-            self.checkpoint_at = now
-            del self.checkpoints[:-MAX_CHECKPOINTS]
+            self._add_checkpoint(now, since_checkpoint)
         if self.capacity is not None or not leased:
             self.decay(reading, rate)
         if leased:
             self.leased += 1
             self.leased_since_report += 1
+            self.peak = max(self.peak, self.leased)
         else:
             self.untracked += 1
             self.untracked_own_rate += 1
             self.dispatched += 1
+
+    def _add_checkpoint(self, now: float, since_last: float) -> None:
+        if since_last < 0 or (since_last >= RECENT_MS and not self.leased_since_report):
+            self.checkpoints.clear()
+        self.checkpoints.append((now, self.dispatched, self.leased_since_report))
+        self.checkpoint_at = now
+        if len(self.checkpoints) < MAX_CHECKPOINTS:
+            return
+        if not self.leased_since_report:
+            del self.checkpoints[:-RECENT_CHECKPOINTS]
+            return
+        first, *others = self.checkpoints
+        ages = [now - at for at, _, _ in self.checkpoints]
+        kept = others[-1:]  # the youngest first
+        for checkpoint, age, age_of_older in reversed([*zip(others, ages[1:], ages, strict=False)][:-1]):
+            younger = now - kept[-1][0]
+            if age <= RECENT_MS or (age_of_older > 2 * younger and age <= OLDEST_MS):
+                kept.append(checkpoint)
+        self.checkpoints = [first, *reversed(kept)]
 
     def release(self, leased_at: float, now: float, *, expired: bool) -> None:
         """End an active lease: it was released, has expired, or was taken back because its request never ran.
@@ -156,11 +181,19 @@ class Load:
         self.finished = min(self.finished, self.leased)
 
     def report(
-        self, queue_length: int, written_at: float, now: float, reading: float, in_flight_window: float
+        self,
+        queue_length: int,
+        written_at: float,
+        now: float,
+        reading: float,
+        in_flight_window: float,
+        *,
+        is_engine: bool = False,
     ) -> tuple[float, int] | None:
         """Apply the worker's report that it had `queue_length` requests at `written_at`.
 
-        Requests that were dispatched less than `in_flight_window` before are in flight, and are added.
+        Requests that were dispatched less than `in_flight_window` before are in flight, and are added. The load of an
+        engine may be of any moment since then, so a surplus of requests is one over the peak of the leases.
 
         Returns for DecayClock.learn() the request-milliseconds that the worker has worked since one of our requests
         finished, and how many have finished now. Requests that other clients may have sent count as neither. Returns
@@ -169,24 +202,37 @@ class Load:
         """
         if written_at < self.reported_at <= now:
             return None
-        acknowledged, acknowledged_leases = self.dispatched, self.leased_since_report
-        in_flight = [each for each in self.checkpoints if written_at - in_flight_window < each[0] <= now]
-        if in_flight:
-            _, acknowledged, acknowledged_leases = in_flight[0]
+        in_flight_from = written_at - in_flight_window
+        earlier = [each for each in self.checkpoints if each[0] <= in_flight_from]
+        in_flight = [each for each in self.checkpoints if in_flight_from < each[0] <= now]
+        all_received = 0, self.dispatched, self.leased_since_report
+        _, acknowledged, acknowledged_leases = in_flight[0] if in_flight else all_received
+        if is_engine and (in_flight or (earlier and earlier[-1][0] + CHECKPOINT_MS > in_flight_from)):
+            acknowledged_leases = earlier[-1][2] if earlier else 0
+            if acknowledged_leases < self.leased_since_report:
+                in_flight = [*(each for each in earlier[-1:] if each[0] <= now), *in_flight]
         sent = self.own + acknowledged + acknowledged_leases + self.released_since_report + self.dispatched_by_lottery
         own = min(queue_length, sent)
         work = self.work + (self.own + own) / 2 * max(0.0, written_at - self.reported_at)
         finished = sent - own
         self.own, self.work = own, 0.0 if finished else work
         self.checkpoints = [
-            (at, dispatched - acknowledged, max(0, leased - acknowledged_leases))
+            (at, max(0, dispatched - acknowledged), max(0, leased - acknowledged_leases))
             for at, dispatched, leased in in_flight
         ]
         self.dispatched, self.dispatched_by_lottery = self.dispatched - acknowledged, 0
         self.leased_since_report, self.released_since_report = self.leased_since_report - acknowledged_leases, 0
         received_leases = self.leased - self.leased_since_report
         self.finished = max(0, received_leases - queue_length)
-        self.untracked = self.untracked_own_rate = max(0, queue_length - received_leases) + self.dispatched
+        own_at_most = received_leases
+        if is_engine and self.peak_since <= now and in_flight_from < self.peak_since:
+            own_at_most = max(self.peak_before, self.peak)
+        elif is_engine:
+            own_at_most = self.peak_before = self.peak
+            self.peak, self.peak_since = self.leased, now
+        else:
+            self.peak = self.leased
+        self.untracked = self.untracked_own_rate = max(0, queue_length - own_at_most) + self.dispatched
         self.decayed_at = reading
         self.reported, self.reported_at = queue_length, written_at
         return work, finished

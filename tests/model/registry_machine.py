@@ -44,6 +44,7 @@ targets = names.map(lambda name: CapacityTarget(worker_name=name)) | st.sampled_
 )
 queues = st.integers(0, 8)
 ages = st.sampled_from([0, 0, 0, 30, 150, 400, 3_000])
+sources = st.sampled_from(["heartbeats", "polls", "polls of engines"])
 models = st.sampled_from(["m", "m", "n", "n", "o", "absent"])
 affinities = st.lists(st.integers(0, 25).map("key-{}".format), min_size=1, max_size=5, unique=True).map(tuple)
 requests = st.lists(st.tuples(models, st.booleans()), min_size=1, max_size=6)
@@ -159,9 +160,12 @@ class RegistryMachine(Oracle, RuleBasedStateMachine):
         self.pools.put(name, [] if known.draining else pools, known.models)
         self.index(known)
 
-    @rule(reported=st.lists(st.tuples(names, queues, ages), min_size=1, max_size=3), polls=st.booleans())
-    def reports(self, reported: list[tuple[str, int, int]], polls: bool) -> None:
-        common = *self.registry._repeatable(), "" if polls else 90_000, int(polls), int(self.decays), IN_FLIGHT_WINDOW
+    @rule(reported=st.lists(st.tuples(names, queues, ages), min_size=1, max_size=3), source=sources)
+    def reports(self, reported: list[tuple[str, int, int]], source: str) -> None:
+        """Report queue lengths. The source decides how they are applied, whatever the worker is."""
+        polls, is_engine = source != "heartbeats", source == "polls of engines"
+        expiration = "" if source == "polls" else 90_000
+        common = *self.registry._repeatable(), expiration, int(polls), int(self.decays), IN_FLIGHT_WINDOW
         reports: Iterator[str | int] = itertools.chain.from_iterable(reported)
         known = self.run(self.registry._run("heartbeat", *common, *reports))
         assert known == [int(name in self.known) for name, _, _ in reported]
@@ -170,7 +174,7 @@ class RegistryMachine(Oracle, RuleBasedStateMachine):
                 worker = self.known[name]
                 worker.polled = worker.polled or polls
                 worker.failure, worker.load.failing = "", False  # as in refresh()
-                self.report(worker, queue_length, age)
+                self.report(worker, queue_length, age, is_engine)
         self.expire_leases()
 
     @rule(requested=requests)
@@ -235,7 +239,7 @@ class RegistryMachine(Oracle, RuleBasedStateMachine):
                 self.check_dispatches(_asked(requested), choices)
             self.tick(pause)
             if reported is not None:
-                self.reports([(name, reported, 0) for name in NAMES], polls=False)
+                self.reports([(name, reported, 0) for name in NAMES], source="heartbeats")
                 self.tick(pause)
             if kept:
                 self.dispatch(kept)
@@ -354,7 +358,7 @@ class RegistryMachine(Oracle, RuleBasedStateMachine):
         elif discovered_by == "lottery":
             self.check_draws(requested, self.draw(requested, [0.5] * len(requested)), None)
         elif discovered_by == "heartbeat":
-            self.reports([(name, 1, 0)], polls=False)
+            self.reports([(name, 1, 0)], source="heartbeats")
         elif discovered_by == "failure":
             assert not self.run(self.registry.report_failure(name))
         self.compare_listings()

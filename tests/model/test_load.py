@@ -1,11 +1,14 @@
 """The reference model of a worker's load, in the smallest examples."""
 
+from functools import partial
+from itertools import pairwise
+
 import pytest
 
-from controller.domain.checkpoints import CHECKPOINT_MS, MAX_CHECKPOINTS
+from controller.domain.checkpoints import CHECKPOINT_MS, MAX_CHECKPOINTS, RECENT_CHECKPOINTS
 from controller.domain.cost import FAILING, FULL
 from controller.domain.lease import LEASE
-from tests.model.load import LATE_RELEASE_MS, Load
+from tests.model.load import LATE_RELEASE_MS, OLDEST_MS, RECENT_MS, Load
 
 
 def booked(load: Load, *times: float, leased: bool = False) -> Load:
@@ -22,14 +25,59 @@ def test_bookings_within_50_ms_share_a_checkpoint() -> None:
 
 
 def test_the_number_and_the_age_of_checkpoints_are_limited() -> None:
-    load = booked(Load(1), *(1_000 + CHECKPOINT_MS * i for i in range(MAX_CHECKPOINTS)))
-    assert [at for at, _, _ in load.checkpoints] == [1_000 + CHECKPOINT_MS * i for i in range(MAX_CHECKPOINTS)]
-    last = load.checkpoints[-1][0]
-    booked(load, last + MAX_CHECKPOINTS * CHECKPOINT_MS - 1)
-    assert len(load.checkpoints) == MAX_CHECKPOINTS
-    assert load.checkpoints[0][0] == 1_000 + CHECKPOINT_MS, "the oldest one is dropped"
-    booked(load, load.checkpoint_at + MAX_CHECKPOINTS * CHECKPOINT_MS)
-    assert load.checkpoints == [(load.checkpoint_at, MAX_CHECKPOINTS + 1, 0)], "the others are too old"
+    load = booked(Load(1), *(1_000 + CHECKPOINT_MS * i for i in range(RECENT_CHECKPOINTS)))
+    assert [at for at, _, _ in load.checkpoints] == [1_000 + CHECKPOINT_MS * i for i in range(RECENT_CHECKPOINTS)]
+    while len(load.checkpoints) < MAX_CHECKPOINTS - 1:
+        booked(load, load.checkpoint_at + RECENT_MS - 1)
+    booked(load, load.checkpoint_at + RECENT_MS - 1)
+    assert [dispatched for _, dispatched, _ in load.checkpoints] == [*range(MAX_CHECKPOINTS)][-RECENT_CHECKPOINTS:]
+    booked(load, load.checkpoint_at + RECENT_MS)
+    assert load.checkpoints == [(load.checkpoint_at, MAX_CHECKPOINTS, 0)], "the others are too old"
+
+
+def test_checkpoints_of_leases_get_further_apart() -> None:
+    load, now = Load(1), 1_000.0
+    for _ in range(2_000):
+        booked(load, now, leased=True)
+        now += CHECKPOINT_MS
+    times = [at for at, _, _ in load.checkpoints]
+    assert len(times) < MAX_CHECKPOINTS
+    assert times[0] == 1_000, "the first one stays until a report acknowledges the leases after it"
+    for later, earlier in pairwise(reversed(times[1:])):
+        assert later - earlier <= max(CHECKPOINT_MS, now - later), "the precision depends on the age"
+    for in_flight_window in (90_000.0, 14_000.0, 3_000.0, 1_000.0, 200.0):
+        granted_in_window = in_flight_window // CHECKPOINT_MS - 1
+        load.report(0, now, now, 0.0, in_flight_window, is_engine=True)
+        assert granted_in_window <= load.leased_since_report
+        assert load.leased_since_report <= 2 * granted_in_window + 2 or in_flight_window > OLDEST_MS
+        assert load.finished == load.leased - load.leased_since_report
+
+
+def test_a_report_of_an_engine_counts_no_request_twice() -> None:
+    """The report may be of any moment of the last 3 s. Only what exceeds the peak of that time is of other clients."""
+    load = booked(Load(1), 1_000, 1_000, 1_000, leased=True)
+    report = partial(load.report, reading=0, in_flight_window=200, is_engine=True)
+    report(3, written_at=-2_000, now=1_500)
+    assert (load.finished, load.untracked) == (0, 0)
+    report(0, written_at=-1_500, now=2_000)
+    assert load.finished == 0, "the report may lack requests that are this young"
+    for _ in range(3):
+        load.release(1_000, 2_400, expired=False)
+    report(3, written_at=-500, now=2_500)
+    assert (load.untracked, load.queue(0.0, 1.0)) == (0, 0), "these were ours"
+    report(5, written_at=2_000, now=5_000)
+    assert load.untracked == 2, "more than we had at any moment"
+    report(5, written_at=6_000, now=9_000)
+    assert load.untracked == 5
+
+
+def test_an_engine_that_lost_requests_is_believed_after_the_window() -> None:
+    load = booked(Load(1), 1_000, 1_000, leased=True)
+    for now in range(2_000, 10_000, 1_000):
+        booked(load, now, leased=True)
+        load.release(now, now + 500, expired=False)
+        load.report(0, now - 2_500, now + 500, 0.0, 200, is_engine=True)
+    assert (load.leased, load.finished) == (2, 2)
 
 
 def test_requests_in_flight_are_added_to_a_report() -> None:

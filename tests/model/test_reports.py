@@ -12,12 +12,12 @@ from operator import add
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from controller.domain.checkpoints import CHECKPOINT_MS, MAX_CHECKPOINTS
+from controller.domain.checkpoints import CHECKPOINT_MS, RECENT_CHECKPOINTS
 from tests.model.load import Load
 
 IN_FLIGHT_WINDOW = 200
 # With this delay or a shorter one, a report still finds a checkpoint from before it was written.
-LATEST_REPORT = MAX_CHECKPOINTS * CHECKPOINT_MS - IN_FLIGHT_WINDOW
+LATEST_REPORT = RECENT_CHECKPOINTS * CHECKPOINT_MS - IN_FLIGHT_WINDOW
 
 
 @dataclass(frozen=True, eq=False)

@@ -1,6 +1,9 @@
 """The load of engines between two reports: leases, and requests of other clients that do not decay."""
 
-from collections.abc import AsyncIterator
+import time
+from collections import deque
+from collections.abc import AsyncIterator, Callable, Sequence
+from random import Random
 
 import pytest
 
@@ -11,6 +14,8 @@ from tests.store.test_engines import OF_ENGINES, engine
 from tests.support.dispatches import dispatch_shortest_queue, workers_of
 from tests.support.invariants import check_invariants
 from tests.support.samples import A, B, asks, worker
+
+LAG = 6.0  # seconds by which the load in a report may be out of date
 
 
 class Clock:
@@ -47,9 +52,13 @@ async def test_requests_of_other_clients_at_an_engine_do_not_decay(
     await registry.register(engine(A, *models, capacity=8 if has_capacity else None))
     for _ in range(30):
         [choice] = await dispatch_shortest_queue(registry, asks([OF_ENGINES], lease_ms=60_000))
+        await clock.advance(0.02)
         await registry.take_engine_answers([Report(A, 6)])
         await registry.release([choice.lease])
+        await clock.advance(1.0)
         await registry.take_engine_answers([Report(A, 5)])
+    await clock.advance(1.0)
+    await registry.take_engine_answers([Report(A, 5)])
     await clock.advance(30.0)
     [found] = (await registry.list_workers()).workers
     assert (found.status.queue_length, found.reported) == (5, 5)
@@ -66,6 +75,79 @@ async def test_requests_go_to_the_engine_without_foreign_ones_until_it_has_as_ma
     await clock.advance(30.0)
     chosen = workers_of(await dispatch_shortest_queue(registry, asks([OF_ENGINES] * 9, lease_ms=60_000)))
     assert chosen == [B] * 9
+
+
+async def estimates(
+    clock: Clock, arrivals: Sequence[float], lag: Callable[[], float], *, foreign: int = 0, until: int = 20
+) -> AsyncIterator[tuple[float, int, int]]:
+    """Dispatch requests to an engine, each of 3 s. The engine is polled every second, and may lag by up to 6 s.
+
+    arrivals: of the requests, in seconds.
+    lag: returns by how many seconds the load in the next report is out of date.
+    foreign: requests that another client always has at the engine.
+
+    Yields twice a second the time, the requests at the engine, and the estimate.
+    """
+    registry = clock.registry
+    await registry.register(engine(A))
+    waiting, running, counts = deque(sorted(arrivals)), deque[tuple[float, str]](), [0]
+    for step in range(1, 40 * until):
+        now = step / 40
+        await clock.advance(1 / 40)
+        while running and running[0][0] <= now:
+            await registry.release([running.popleft()[1]])
+        while waiting and waiting[0] <= now:
+            waiting.popleft()
+            [choice] = await dispatch_shortest_queue(registry, asks([OF_ENGINES], lease_ms=600_000))
+            running.append((now + 3.0, choice.lease))
+        counts.append(foreign + len(running))
+        if step % 40 == 10:
+            reported = counts[max(0, step - round(40 * lag()))]
+            await registry.take_engine_answers([Report(A, reported, time.monotonic() - LAG)])
+        if step % 20 == 15:
+            [found] = (await registry.list_workers()).workers
+            yield now, counts[-1], found.status.queue_length
+
+
+@pytest.mark.parametrize("lag", [0.0, 2.9, LAG])
+@pytest.mark.parametrize("rate", [0.5, 2, 10, 40])
+async def test_a_report_that_lags_counts_no_request_twice_and_misses_none(
+    clock: Clock, rate: float, lag: float
+) -> None:
+    steady = [i / rate for i in range(round(20 * rate))]
+    async for now, true, estimate in estimates(clock, steady, lambda: lag):
+        assert estimate == true, f"after {now} s"
+
+
+@pytest.mark.parametrize("seed", range(5))
+async def test_bursts_at_an_engine_whose_lag_varies(clock: Clock, seed: int) -> None:
+    random = Random(seed)
+    bursts = [at + random.uniform(0, 0.5) for at in (1, 4, 8, 9) for _ in range(random.randrange(40))]
+    async for now, true, estimate in estimates(clock, bursts, lambda: random.uniform(0, LAG)):
+        assert estimate == true, f"after {now} s"
+
+
+async def test_requests_of_other_clients_are_seen_despite_the_lag(clock: Clock) -> None:
+    """The estimate lacks some of them for as long as older requests of the cluster may be in the report."""
+    steady = [i / 4 for i in range(48)]  # up to 12 s, so the last one ends after 15 s
+    async for now, true, estimate in estimates(clock, steady, lambda: LAG, foreign=7, until=30):
+        assert true - 7 <= estimate <= true
+        if 10 < now < 12 or now > 15 + 2 * LAG:
+            assert estimate >= true - 1, f"after {now} s"
+
+
+async def test_requests_that_an_engine_lost_stop_to_count_after_the_lag(clock: Clock) -> None:
+    """The engine has crashed and is empty. No client releases the leases."""
+    registry = clock.registry
+    await registry.register(engine(A))
+    await dispatch_shortest_queue(registry, asks([OF_ENGINES] * 5, lease_ms=600_000))
+    found = []
+    for _ in range(10):
+        await clock.advance(1.0)
+        await registry.take_engine_answers([Report(A, 0, time.monotonic() - LAG)])
+        [known] = (await registry.list_workers()).workers
+        found.append(known.status.queue_length)
+    assert found == [5] * 6 + [0] * 4
 
 
 async def test_bookings_decay_at_an_engine_that_does_not_say_its_load(clock: Clock) -> None:

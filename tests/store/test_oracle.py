@@ -62,7 +62,7 @@ def test_release_does_not_acknowledge_a_later_lease(machine: RegistryMachine) ->
     assert machine.run(machine.registry.release([older])) == [machine.end_lease(older)] == [True]
     machine.compare_states()
     machine.tick(150)
-    machine.reports(reported=[(NAMES[0], 0, 0)], polls=False)
+    machine.reports(reported=[(NAMES[0], 0, 0)], source="heartbeats")
     machine.compare_states()
     load = machine.known[NAMES[0]].load
     assert (load.leased_since_report, load.finished) == (1, 0)
@@ -86,21 +86,37 @@ def test_checkpoints_count_more_than_a_million_bookings(machine: RegistryMachine
         machine.tick(CHECKPOINT_MS)
         machine.dispatch(requested=[("m", False)])
         machine.compare_states()
-    machine.reports(reported=[(NAMES[0], 1_000_000, 7 * CHECKPOINT_MS - IN_FLIGHT_WINDOW)], polls=False)
+    machine.reports(reported=[(NAMES[0], 1_000_000, 7 * CHECKPOINT_MS - IN_FLIGHT_WINDOW)], source="heartbeats")
     machine.compare_states()
     assert machine.known[NAMES[0]].load.dispatched == 7
 
 
 def test_a_report_finds_its_checkpoint_among_the_last_of_many(machine: RegistryMachine) -> None:
-    """Checkpoints are deleted when there are 16. The last 8 of them are kept."""
+    """Checkpoints are deleted when there are 24. The last 8 of them are kept."""
     machine.register(name=NAMES[0], status=status())
-    for _ in range(18):
+    for _ in range(26):
         machine.tick(CHECKPOINT_MS)
         machine.dispatch(requested=[("m", False)])
         machine.compare_states()
-    machine.reports(reported=[(NAMES[0], 3, 5 * CHECKPOINT_MS - IN_FLIGHT_WINDOW)], polls=False)
+    machine.reports(reported=[(NAMES[0], 3, 5 * CHECKPOINT_MS - IN_FLIGHT_WINDOW)], source="heartbeats")
     machine.compare_states()
     assert machine.known[NAMES[0]].load.dispatched == 5
+
+
+@pytest.mark.parametrize("age", [200, 1_200, 8_000])
+def test_checkpoints_of_leases_get_further_apart(machine: RegistryMachine, age: int) -> None:
+    """The machine compares them with the model's. Leases expire after 5 s, and one in ten is released."""
+    machine.register(name=NAMES[0], status=status())
+    for i in range(150):
+        machine.tick(CHECKPOINT_MS + i % 7)
+        machine.dispatch(requested=[("m", True)])
+        if i % 10 == 0:
+            lease = list(machine.leases)[len(machine.leases) // 2]
+            assert machine.run(machine.registry.release([lease])) == [machine.end_lease(lease)]
+        if i % 25 == 0:
+            machine.reports(reported=[(NAMES[0], 9, age)], source="polls of engines")
+        machine.compare_states()
+    assert len(machine.known[NAMES[0]].load.checkpoints) > 8
 
 
 def test_reconciliation_without_a_change_leaves_the_decay_as_it_is(machine: RegistryMachine) -> None:

@@ -69,6 +69,7 @@ async def test_a_stream_is_logged_at_its_end(logged: Api, caplog: pytest.LogCapt
         status = {"model_names": ["m"], "speed": 1, "queue_length": 0}
         body = {"worker_name": worker.address, "check_heart_beat": True, "worker_status": status}
         await logged.http.post("/register_worker", json=body, headers=headers)
+        caplog.clear()  # the level may be INFO before, too
         with caplog.at_level(logging.INFO, "controller.access"):
             await logged.http.post("/worker_generate_stream", json={"model": "m"}, headers=headers)
             with pytest.raises(AssertionError):  # httpx's way to say that the response has no end

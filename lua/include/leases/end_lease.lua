@@ -42,16 +42,18 @@ local function end_lease(lease, time, decays, expired)
   -- may have acknowledged it already, and no count may drop below 0.
   local is_in_flight = leased_at >= reported_at
   if not is_in_flight then
-    local oldest = redis.call("GETRANGE", key("checkpoints", name), -8 * 36, -1):match("^%d+")
+    local oldest = redis.call("GETRANGE", key("checkpoints", name), 0, 12):match("^%d+")
     is_in_flight = oldest and leased_at >= tonumber(oldest)
   end
   if is_in_flight and load.leased_since_report > 0 then
     load.leased_since_report = load.leased_since_report - 1
     load.released_since_report = load.released_since_report + 1
-    map_checkpoints(name, function(at, dispatched, leased)
-      leased = at > leased_at and math.max(0, leased - 1) or leased
-      return dispatched, math.min(leased, load.leased_since_report)
-    end)
+    if leased_at < tonumber(load.checkpoint_at) or leased_at > time then -- otherwise no checkpoint counts it
+      map_checkpoints(name, function(at, dispatched, leased)
+        leased = at > leased_at and math.max(0, leased - 1) or leased
+        return dispatched, math.min(leased, load.leased_since_report)
+      end)
+    end
   end
   load.leased = math.max(0, load.leased - 1)
   load.finished = math.min(load.finished, load.leased)

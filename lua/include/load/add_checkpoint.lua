@@ -2,16 +2,17 @@
   Add a checkpoint to a worker, so that a report can tell which requests the worker has received. A checkpoint has the
   number of requests dispatched to the worker from its last report up to a time.
 
-  A worker keeps its last 8 checkpoints, and none that is older than 8 intervals or from before the clock of Redis was
-  set back. A report acknowledges the requests before the oldest checkpoint.
+  If there are 24 checkpoints, older ones are deleted. The last 8 stay, which contain the longest `--booking-delay`. The
+  reports of engines may be older than that. So while a lease is unacknowledged, some of the older ones stay too
+  (include/load/thin_checkpoints.lua). Without such a lease, none is older than 8 intervals when another one is added.
+  None is from before the clock of Redis was set back.
 
   Written to checkpoints:<name>, the oldest first: '<at>:<dispatched>:<leased>;' for each checkpoint.
     at          the time
     dispatched  requests without a lease
     leased      requests with a lease that is active
-  All have 36 characters. So the last 8 can be read without the others, which are deleted only when there are 16. They
-  are no field of the hash, because Redis stores a hash less compactly, and reads it more slowly, if a field has more
-  than 64 bytes.
+  All have 36 characters. They are no field of the hash, because Redis stores a hash less compactly, and reads it more
+  slowly, if a field has more than 64 bytes. The reference model is Load._add_checkpoint() in tests/model/load.py.
 
   Input:
     load  as include/load/read_load.lua returns it
@@ -20,14 +21,19 @@
   Output: nothing. load.checkpoint_at is changed; the caller writes it.
 ]]
 --- @include "key"
+--- @include "thin_checkpoints" when called
+local RECENT = 8 * 50 -- milliseconds
+local SIZE, MAX_NUMBER = 36, 24 -- characters; checkpoints
+
 local function add_checkpoint(load, time)
-  local age = time - load.checkpoint_at
+  local age, has_leases = time - load.checkpoint_at, load.leased_since_report > 0
   local checkpoints = key("checkpoints", load.name)
   local new = string.format("%013d:%010d:%010d;", time, load.dispatched, load.leased_since_report)
-  if age < 0 or age >= 8 * 50 then
+  if age < 0 or (age >= RECENT and not has_leases) then
     redis.call("SET", checkpoints, new)
-  elseif redis.call("APPEND", checkpoints, new) >= 16 * 36 then
-    redis.call("SET", checkpoints, redis.call("GETRANGE", checkpoints, -8 * 36, -1))
+  elseif redis.call("APPEND", checkpoints, new) >= MAX_NUMBER * SIZE then
+    local kept = has_leases and thin_checkpoints(redis.call("GET", checkpoints), time)
+    redis.call("SET", checkpoints, kept or redis.call("GETRANGE", checkpoints, -8 * SIZE, -1))
   end
   load.checkpoint_at = time
 end

@@ -1,9 +1,13 @@
 --[[
   Apply a worker's report of its queue length to its load, and learn from it how long requests take.
 
-  Requests dispatched too shortly before the report for the worker to have received them are in flight, and are added. A
-  report changes nothing if a later one was applied already, unless that one is from the future: then the clock of Redis
-  was set back. The reference model is Load.report() in tests/model/load.py.
+  Requests dispatched too shortly before the report for the worker to have received them are in flight, and are added.
+  A report changes nothing if a later one was applied already, unless that one is from the future: then the clock of
+  Redis was set back. The reference model is Load.report() in tests/model/load.py.
+
+  The load in the report of an engine may be of any moment since the start of the in-flight window. If the engine
+  reports more requests than the cluster had leases at any moment of that window, the surplus is of other clients. So a
+  request that ended meanwhile does not count twice.
 
   The hash field `own` counts the reported requests that this cluster may have dispatched; the others come from other
   clients. The field `work` sums up the request-milliseconds of `own` requests until some have finished.
@@ -15,34 +19,24 @@
     in_flight_window  for how many milliseconds a request may be on its way to the worker
     time              the time
     decays            true if bookings decay
-    is_engine         true if the worker is an engine; then nothing is learned, because its load does not decay
+    is_engine         true if the worker is an engine; nothing is learned from it, because its load does not decay
 
   Output: further fields of the worker's hash, as arguments of HSET. The load is changed. The caller writes both and
   updates the indexes.
 ]]
+--- @include "acknowledge"
 --- @include "decay_clock"
 --- @include "decay_clock_of"
 --- @include "learn_decay"
---- @include "map_checkpoints"
+--- @include "peak_of_leases"
 local function apply_report(load, queue_length, written_at, in_flight_window, time, decays, is_engine)
   local last = redis.call("HMGET", load.worker, "reported_at", "own", "work", "dispatched_by_lottery")
   local last_at, last_own, last_work, by_lottery = tonumber(last[1]), last[2], last[3], last[4]
   if written_at < last_at and last_at <= time then
     return {}
   end
-  local acknowledged, acknowledged_leases -- the counts of the first checkpoint that is in flight
-  map_checkpoints(load.name, function(at, dispatched, leased)
-    if at <= written_at - in_flight_window or at > time then
-      return nil
-    end
-    if not acknowledged then
-      acknowledged, acknowledged_leases = dispatched, leased
-    end
-    return dispatched - acknowledged, math.max(0, leased - acknowledged_leases)
-  end)
-  if not acknowledged then
-    acknowledged, acknowledged_leases = load.dispatched, load.leased_since_report
-  end
+  local in_flight_from = written_at - in_flight_window
+  local acknowledged, acknowledged_leases = acknowledge(load, in_flight_from, time, is_engine)
   local sent = last_own + acknowledged + acknowledged_leases + load.released_since_report + by_lottery
   local own = math.min(queue_length, sent)
   local finished = sent - own
@@ -53,7 +47,13 @@ local function apply_report(load, queue_length, written_at, in_flight_window, ti
   load.released_since_report = 0
   local received_leases = load.leased - load.leased_since_report
   load.finished = math.max(0, received_leases - queue_length)
-  load.untracked = math.max(0, queue_length - received_leases) + load.dispatched
+  local own_at_most, peak_before, peak_since = received_leases
+  if is_engine then
+    own_at_most, peak_before, peak_since = peak_of_leases(load, in_flight_from, time)
+  else
+    load.peak = load.leased
+  end
+  load.untracked = math.max(0, queue_length - own_at_most) + load.dispatched
   load.untracked_own_rate = load.untracked
   local clock = decay_clock_of(load.pools)
   if decays then
@@ -62,11 +62,15 @@ local function apply_report(load, queue_length, written_at, in_flight_window, ti
   if decays and not load.draining and clock and not is_engine then
     learn_decay(clock, time, load.speed, work, finished)
   end
-  return {
+  local fields = {
     "reported", queue_length,
     "reported_at", written_at,
     "own", own,
     "work", finished > 0 and 0 or work,
     "dispatched_by_lottery", 0,
   }
+  if is_engine then
+    fields[11], fields[12], fields[13], fields[14] = "peak_before", peak_before, "peak_since", peak_since
+  end
+  return fields
 end

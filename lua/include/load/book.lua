@@ -27,6 +27,7 @@ local function book(load, seq, time, decays, leased)
   if leased then
     load.leased = load.leased + 1
     load.leased_since_report = load.leased_since_report + 1
+    load.peak = math.max(load.peak, load.leased)
     redis.call("HSET", load.worker, "seq", seq, "index_seq", seq, "checkpoint_at", load.checkpoint_at,
       "leases", lease_counts(load))
     if load.capacity then

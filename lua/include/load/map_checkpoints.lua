@@ -9,7 +9,10 @@
 --- @include "key"
 local function map_checkpoints(name, change)
   local checkpoints = key("checkpoints", name)
-  local old = redis.call("GETRANGE", checkpoints, -8 * 36, -1)
+  local old = redis.call("GET", checkpoints) or ""
+  if old == "" then
+    return
+  end
   local new = ""
   for at, dispatched, leased in old:gmatch("(%d+):(%d+):(%d+);") do
     dispatched, leased = change(tonumber(at), tonumber(dispatched), tonumber(leased))

@@ -25,9 +25,10 @@ local function new_load(registration, before, number, time)
     finished = 0,
     leased_since_report = 0,
     released_since_report = 0,
+    peak = 0,
   }
   redis.call("DEL", key("checkpoints", registration.name))
-  return load, {
+  local fields = {
     "incarnation", number,
     "reported_at", time,
     "reported", registration.queue_length,
@@ -36,4 +37,9 @@ local function new_load(registration, before, number, time)
     "own", 0,
     "work", 0,
   }
+  if registration.engine ~= "" then -- include/load/apply_report.lua
+    fields[#fields + 1], fields[#fields + 2] = "peak_before", 0
+    fields[#fields + 1], fields[#fields + 2] = "peak_since", time
+  end
+  return load, fields
 end
