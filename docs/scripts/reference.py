@@ -276,6 +276,11 @@ def _indented(text: str) -> str:
     return re.sub(r"(?m)^((?!    ).*\S)\n(?=    \S)", r"\1\n\n", text)
 
 
+def _lag(question: Question) -> str:
+    at_start = f", at first {question.lag_at_start:g} s" if question.lag_at_start else ""
+    return f"{question.lag:g} s{at_start}"
+
+
 def engines() -> str:
     """Return a table of what each kind of engine is asked, and one of what follows from its answers."""
     asked, known = [], []
@@ -285,7 +290,7 @@ def engines() -> str:
         asked.append((code(kind), engine.title, *map(_paths, topics)))
         owner = f"`owned_by` is {code(engine.owned_by)}" if engine.owned_by else ""
         sign = "<br>".join(filter(None, (owner, _paths(engine.sign)))) or "nothing else fits"
-        lag = "<br>".join(f"{question.lag:g} s" for question in engine.load)
+        lag = "<br>".join(map(_lag, engine.load))
         known.append((code(kind), sign, lag, _tested(kind), engine.notes))
     return "\n".join(
         [

@@ -73,6 +73,7 @@ class EngineProbe:
         self._silences = 0  # consecutive questions for its health without a response
         self._asleep = False
         self._load_failed = False
+        self._had_requests = False  # since the engine may have started
         self._capacity: int | None = None
         self._capacity_in_load = False  # the answer to the question for the load has the capacity, too
 
@@ -90,6 +91,7 @@ class EngineProbe:
             self._take(topic, outcome)
         if _all_silent(outcomes):
             self._missing.clear()
+            self._had_requests = False
             self._state_due = self._capacity_due = now
             raise next(outcome.error for outcome in outcomes.values() if outcome.error)
         for topic in _STATE:
@@ -144,7 +146,8 @@ class EngineProbe:
             problem = f"{question.path} {refusal(answer)}"
             if answer.status == 200:
                 try:
-                    return _Outcome(question.read(answer.body), question.lag)
+                    reading = question.read(answer.body)
+                    return _Outcome(reading, self._lag(question, reading))
                 except OtherShape as error:
                     problem = f"the answer of {question.path} {error}"
             elif answer.status not in NO_ROUTE:
@@ -152,6 +155,11 @@ class EngineProbe:
             if topic != "models":  # an engine without a list of models cannot be used, so it is asked for it again
                 self._missing.add(question.path)
         return _Outcome(refusal=problem)
+
+    def _lag(self, question: Question, reading: Reading) -> float:
+        """Return the lag of a load. Some engines report no request for longer after their start (vllm#49538)."""
+        self._had_requests = self._had_requests or bool(reading.running or reading.waiting)
+        return question.lag if self._had_requests else max(question.lag, question.lag_at_start)
 
     def _take(self, topic: Topic, outcome: _Outcome) -> None:
         """Update the known state of the engine."""

@@ -20,11 +20,13 @@ class Question(NamedTuple):
     """A route of an engine, and how its answer is read.
 
     lag: by how many seconds the load in the answer may be out of date.
+    lag_at_start: the same, until the engine has reported a request. By default as `lag`.
     """
 
     path: str
     read: Reader
     lag: float = 0.0
+    lag_at_start: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,7 +111,7 @@ ENGINES: Final[Mapping[EngineKind, EngineSpec]] = {
         sign=(Question("/version", answers.version),),
         health=(Question("/health", anything),),
         awake=(Question("/is_sleeping", answers.is_sleeping),),
-        load=(Question("/metrics", _VLLM_GAUGES, lag=6.0),),
+        load=(Question("/metrics", _VLLM_GAUGES, lag=6.0, lag_at_start=18.0),),
         capacity=(Question("/server_info?config_format=json", answers.vllm_config),),
         notes="`/load` is not asked: it returns 0 without `--enable-server-load-tracking`, and the number of one "
         "process with several API servers. `/server_info` exists only with `VLLM_SERVER_DEV_MODE=1`.",

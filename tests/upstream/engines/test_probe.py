@@ -44,6 +44,24 @@ async def test_each_poll_asks_for_the_load_and_rarely_for_the_rest(client: Worke
         assert engine.taken() == ["/health", "/metrics", "/v1/models"]  # the other routes do not exist
 
 
+async def test_load_may_lag_for_longer_until_the_engine_has_reported_a_request(
+    client: WorkerClient, clock: FakeClock
+) -> None:
+    idle = Answer(b"vllm:num_requests_running 0\nvllm:num_requests_waiting 0\n")
+    async with answer_server({**VLLM, "/metrics": idle}) as engine:
+        probe = EngineProbe(client, engine.address, EngineKind.VLLM, clock=clock)
+        assert [(await probe.poll()).lag for _ in range(2)] == [18.0, 18.0]
+        engine.answers["/metrics"] = METRICS
+        assert (await probe.poll()).lag == 6.0
+        engine.answers["/metrics"] = idle
+        assert (await probe.poll()).lag == 6.0
+        engine.answers = dict.fromkeys(VLLM, DISCONNECTS)
+        with pytest.raises(WorkerUnreachable):
+            await probe.poll()
+        engine.answers = {**VLLM, "/metrics": idle}
+        assert (await probe.poll()).lag == 18.0, "it may have been restarted"
+
+
 async def test_requests_of_a_poll_share_one_connection(client: WorkerClient, clock: FakeClock) -> None:
     async with answer_server(VLLM) as engine:
         probe = EngineProbe(client, engine.address, EngineKind.VLLM, clock=clock)
