@@ -119,6 +119,20 @@ def test_checkpoints_of_leases_get_further_apart(machine: RegistryMachine, age: 
     assert len(machine.known[NAMES[0]].load.checkpoints) > 8
 
 
+def test_release_of_a_lease_that_was_granted_after_the_clock_was_set_back(machine: RegistryMachine) -> None:
+    """A checkpoint counts a lease of the time before. No report may acknowledge more leases than there are."""
+    machine.register(name=NAMES[0], status=status())
+    machine.dispatch(requested=[("m", True)])
+    machine.set_clock_back(by=5_000)
+    machine.dispatch(requested=[("m", True)])
+    for lease in list(machine.leases):
+        assert machine.run(machine.registry.release([lease])) == [machine.end_lease(lease)] == [True]
+        machine.compare_states()
+    machine.reports(reported=[(NAMES[0], 0, 0)], source="heartbeats")
+    machine.compare_states()
+    machine.dispatch(requested=[("m", True)])
+
+
 def test_reconciliation_without_a_change_leaves_the_decay_as_it_is(machine: RegistryMachine) -> None:
     """The difference shows only if the clock of Redis is set back to the time before the reconciliation."""
     machine.register(name=NAMES[0], status=status(queue_length=4))

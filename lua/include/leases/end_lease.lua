@@ -48,7 +48,12 @@ local function end_lease(lease, time, decays, expired)
   if is_in_flight and load.leased_since_report > 0 then
     load.leased_since_report = load.leased_since_report - 1
     load.released_since_report = load.released_since_report + 1
-    if leased_at < tonumber(load.checkpoint_at) or leased_at > time then -- otherwise no checkpoint counts it
+    local is_counted = leased_at < tonumber(load.checkpoint_at) -- by a checkpoint
+    if not is_counted then -- if the clock was set back, the last one may count leases from before that
+      local most = tonumber(redis.call("GETRANGE", key("checkpoints", name), -11, -2)) or 0
+      is_counted = most > load.leased_since_report
+    end
+    if is_counted then
       map_checkpoints(name, function(at, dispatched, leased)
         leased = at > leased_at and math.max(0, leased - 1) or leased
         return dispatched, math.min(leased, load.leased_since_report)
@@ -56,7 +61,7 @@ local function end_lease(lease, time, decays, expired)
     end
   end
   load.leased = math.max(0, load.leased - 1)
-  load.finished = math.min(load.finished, load.leased)
+  load.finished, load.least = math.min(load.finished, load.leased), math.min(load.least, load.leased)
   redis.call("HSET", load.worker, "leases", lease_counts(load))
   if load.capacity then
     write_untracked(load)
