@@ -214,7 +214,7 @@ class Cluster:
 
 
 def _worker(fields: dict[str, Any], ttl: int, at: tuple[float, float]) -> ObservedWorker:
-    leased, finished, *_ = map(int, (fields["leases"] or "0 0 0 0 0").split())
+    leased, finished, *_ = map(int, (fields["leases"] or "0 0 0 0 0 0").split())
     return ObservedWorker(
         models=tuple(_models(fields["models"])),
         speed=float(fields["speed"]),

@@ -33,8 +33,8 @@ class Load:
     dispatched, dispatched_by_lottery: requests without a lease since the last report.
     leased_since_report: active leases that no report has acknowledged.
     released_since_report: leases that have ended since the last report and that no report has acknowledged.
-    peak, peak_before, peak_since: the most active leases at any moment since `peak_since`, and before it. Those of a
-    worker that is not an engine begin with each report.
+    least, peak, least_before, peak_before, peak_since: the fewest and the most active leases at any moment since
+    `peak_since`, and before it. Those of a worker that is not an engine begin with each report.
     own: how many of the reported requests this cluster may have dispatched.
     work: request-milliseconds that the worker has worked on such requests since some of them finished.
     checkpoints: time, dispatched and leased_since_report before it, the oldest first. All requests with a lease that no
@@ -57,7 +57,9 @@ class Load:
     dispatched_by_lottery: int = 0
     leased_since_report: int = 0
     released_since_report: int = 0
+    least: int = 0
     peak: int = 0
+    least_before: int = 0
     peak_before: int = 0
     peak_since: float = 0.0
     checkpoint_at: float = 0.0
@@ -178,7 +180,7 @@ class Load:
                 for at, dispatched, leased in self.checkpoints
             ]
         self.leased -= 1
-        self.finished = min(self.finished, self.leased)
+        self.finished, self.least = min(self.finished, self.leased), min(self.least, self.leased)
 
     def report(
         self,
@@ -193,7 +195,8 @@ class Load:
         """Apply the worker's report that it had `queue_length` requests at `written_at`.
 
         Requests that were dispatched less than `in_flight_window` before are in flight, and are added. The load of an
-        engine may be of any moment since then, so a surplus of requests is one over the peak of the leases.
+        engine may be of any moment since then. The number of requests of other clients changes only if no number of
+        leases since then explains the report.
 
         Returns for DecayClock.learn() the request-milliseconds that the worker has worked since one of our requests
         finished, and how many have finished now. Requests that other clients may have sent count as neither. Returns
@@ -222,17 +225,24 @@ class Load:
         ]
         self.dispatched, self.dispatched_by_lottery = self.dispatched - acknowledged, 0
         self.leased_since_report, self.released_since_report = self.leased_since_report - acknowledged_leases, 0
+        others_before = self.untracked_at(reading) - self.dispatched
         received_leases = self.leased - self.leased_since_report
         self.finished = max(0, received_leases - queue_length)
-        own_at_most = received_leases
-        if is_engine and self.peak_since <= now and in_flight_from < self.peak_since:
-            own_at_most = max(self.peak_before, self.peak)
-        elif is_engine:
-            own_at_most = self.peak_before = self.peak
-            self.peak, self.peak_since = self.leased, now
+        others = float(queue_length - received_leases)
+        if is_engine:
+            least, most = self._range_of_leases(in_flight_from, now)
+            others = max(queue_length - most, min(others_before, queue_length - least))
         else:
-            self.peak = self.leased
-        self.untracked = self.untracked_own_rate = max(0, queue_length - own_at_most) + self.dispatched
+            self.least = self.peak = self.leased
+        self.untracked = self.untracked_own_rate = max(0, others) + self.dispatched
         self.decayed_at = reading
         self.reported, self.reported_at = queue_length, written_at
         return work, finished
+
+    def _range_of_leases(self, in_flight_from: float, now: float) -> tuple[int, int]:
+        """Return the fewest and the most leases at any moment of the in-flight window."""
+        if self.peak_since <= now and in_flight_from < self.peak_since:
+            return min(self.least_before, self.least), max(self.peak_before, self.peak)
+        self.least_before, self.peak_before = self.least, self.peak
+        self.least, self.peak, self.peak_since = self.leased, self.leased, now
+        return self.least_before, self.peak_before

@@ -124,7 +124,8 @@ class Oracle:
             reported_at=self.now,
         )
         if before is not None:  # these begin again only for engines
-            load.peak_before, load.peak_since = before.load.peak_before, before.load.peak_since
+            load.least_before, load.peak_before = before.load.least_before, before.load.peak_before
+            load.peak_since = before.load.peak_since
         known = Known(registration, self.pools.assign(status.model_names), load, seq, index_seq)
         self.decide_capacity(known)
         known.draining = draining or name in self.drained or (before is not None and before.draining)
@@ -294,7 +295,7 @@ class Oracle:
         reading, rate = self.reading(known), self.rate(known)
         for fact in ("speed", "capacity", "leased", "finished", "failing", "reported", "reported_at", "own", "work",
                      "dispatched", "dispatched_by_lottery", "leased_since_report", "released_since_report",
-                     "peak", "peak_before", "peak_since", "checkpoints"):  # fmt: skip
+                     "least", "peak", "least_before", "peak_before", "peak_since", "checkpoints"):  # fmt: skip
             assert getattr(load, fact) == getattr(known.load, fact), (name, fact, load, known.load)
         assert math.isclose(load.untracked_at(reading), known.load.untracked_at(reading), rel_tol=1e-6, abs_tol=1e-9)
         assert math.isclose(load.queue(reading, rate), known.load.queue(reading, rate), rel_tol=1e-6, abs_tol=1e-9)

@@ -78,13 +78,20 @@ async def test_requests_go_to_the_engine_without_foreign_ones_until_it_has_as_ma
 
 
 async def estimates(
-    clock: Clock, arrivals: Sequence[float], lag: Callable[[], float], *, foreign: int = 0, until: int = 20
+    clock: Clock,
+    arrivals: Sequence[float],
+    lag: Callable[[], float],
+    *,
+    foreign: Callable[[float], int] = lambda _: 0,
+    until: int = 20,
+    most_lag: float = LAG,
 ) -> AsyncIterator[tuple[float, int, int]]:
-    """Dispatch requests to an engine, each of 3 s. The engine is polled every second, and may lag by up to 6 s.
+    """Dispatch requests to an engine, each of 3 s. The engine is polled every second.
 
     arrivals: of the requests, in seconds.
     lag: returns by how many seconds the load in the next report is out of date.
-    foreign: requests that another client always has at the engine.
+    foreign: returns how many requests other clients have at the engine at a time.
+    most_lag: the lag in the table of engines.
 
     Yields twice a second the time, the requests at the engine, and the estimate.
     """
@@ -100,10 +107,10 @@ async def estimates(
             waiting.popleft()
             [choice] = await dispatch_shortest_queue(registry, asks([OF_ENGINES], lease_ms=600_000))
             running.append((now + 3.0, choice.lease))
-        counts.append(foreign + len(running))
+        counts.append(foreign(now) + len(running))
         if step % 40 == 10:
             reported = counts[max(0, step - round(40 * lag()))]
-            await registry.take_engine_answers([Report(A, reported, time.monotonic() - LAG)])
+            await registry.take_engine_answers([Report(A, reported, time.monotonic() - most_lag)])
         if step % 20 == 15:
             [found] = (await registry.list_workers()).workers
             yield now, counts[-1], found.status.queue_length
@@ -128,12 +135,29 @@ async def test_bursts_at_an_engine_whose_lag_varies(clock: Clock, seed: int) -> 
 
 
 async def test_requests_of_other_clients_are_seen_despite_the_lag(clock: Clock) -> None:
-    """The estimate lacks some of them for as long as older requests of the cluster may be in the report."""
-    steady = [i / 4 for i in range(48)]  # up to 12 s, so the last one ends after 15 s
-    async for now, true, estimate in estimates(clock, steady, lambda: LAG, foreign=7, until=30):
+    """Those of the cluster end after 15 s. The reports contain them for longer, which hides no others."""
+    steady = [i / 4 for i in range(48)]
+    async for now, true, estimate in estimates(clock, steady, lambda: LAG, foreign=lambda _: 7, until=30):
         assert true - 7 <= estimate <= true
-        if 10 < now < 12 or now > 15 + 2 * LAG:
+        if now > 10:
             assert estimate >= true - 1, f"after {now} s"
+
+
+@pytest.mark.parametrize("most_lag", [0.0, 1.0, LAG])
+async def test_requests_of_other_clients_are_seen_while_the_own_load_varies(clock: Clock, most_lag: float) -> None:
+    """They end after 40 s."""
+    random = Random(1)
+    arrivals = [at + random.uniform(0, 0.5) for at in range(70) for _ in range(random.choice([0, 0, 1, 4]))]
+    async for now, true, estimate in estimates(
+        clock,
+        arrivals,
+        lambda: random.uniform(0, most_lag),
+        foreign=lambda now: 7 if now < 40 else 0,
+        until=70,
+        most_lag=most_lag,
+    ):
+        if 15 < now < 40 or now > 40 + 2 * LAG:
+            assert abs(true - estimate) <= (2 if most_lag else 0), f"after {now} s"
 
 
 async def test_requests_that_an_engine_lost_stop_to_count_after_the_lag(clock: Clock) -> None:

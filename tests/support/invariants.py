@@ -120,8 +120,8 @@ def load_of(fields: dict[str, str], checkpoints: Sequence[str] = ()) -> Load:
     """Return the load of a worker from its hash and its checkpoints."""
     parsed = [checkpoint.split(":") for checkpoint in checkpoints]
     assert (fields["untracked_own_rate"] == "") == (fields["capacity"] == "")
-    leases = [int(count) for count in (fields["leases"] or "0 0 0 0 0").split(" ")]
-    leased, finished, leased_since_report, released_since_report, peak = leases
+    leases = [int(count) for count in (fields["leases"] or "0 0 0 0 0 0").split(" ")]
+    leased, finished, leased_since_report, released_since_report, least, peak = leases
     return Load(
         speed=float(fields["speed"]),
         capacity=int(fields["capacity"]) if fields["capacity"] else None,
@@ -139,7 +139,9 @@ def load_of(fields: dict[str, str], checkpoints: Sequence[str] = ()) -> Load:
         dispatched_by_lottery=int(fields["dispatched_by_lottery"]),
         leased_since_report=leased_since_report,
         released_since_report=released_since_report,
+        least=least,
         peak=peak,
+        least_before=int(fields.get("least_before", 0)),
         peak_before=int(fields.get("peak_before", 0)),
         peak_since=float(fields.get("peak_since", 0)),
         checkpoint_at=float(fields["checkpoint_at"]),
@@ -186,8 +188,8 @@ async def check_invariants(
         is_draining = fields["draining"] != "0"
         needs_extension = bool(load.capacity or load.failing or is_draining)
         assert (fields["extended"] == "1") == needs_extension, f"the flag of {name} is wrong"
-        assert fields["leases"] != "0 0 0 0 0"
-        assert load.leased <= load.peak
+        assert fields["leases"] != "0 0 0 0 0 0"
+        assert load.least <= load.leased <= load.peak
         pools = [] if is_draining else pools_of(fields)
         for model in json.loads(fields["models"]) if pools else []:
             serving.setdefault(model, set()).update(pools if len(pools) == 1 else {pools[0][0] + model})

@@ -5,9 +5,9 @@
   A report changes nothing if a later one was applied already, unless that one is from the future: then the clock of
   Redis was set back. The reference model is Load.report() in tests/model/load.py.
 
-  The load in the report of an engine may be of any moment since the start of the in-flight window. If the engine
-  reports more requests than the cluster had leases at any moment of that window, the surplus is of other clients. So a
-  request that ended meanwhile does not count twice.
+  The load in the report of an engine may be of any moment since the start of the in-flight window. So the number of
+  requests of other clients is the reported load without the leases of that moment, which were at least and at most as
+  many as in that window. Within these limits, the estimate stays as it was: the report does not contradict it.
 
   The hash field `own` counts the reported requests that this cluster may have dispatched; the others come from other
   clients. The field `work` sums up the request-milliseconds of `own` requests until some have finished.
@@ -28,7 +28,7 @@
 --- @include "decay_clock"
 --- @include "decay_clock_of"
 --- @include "learn_decay"
---- @include "peak_of_leases"
+--- @include "range_of_leases"
 local function apply_report(load, queue_length, written_at, in_flight_window, time, decays, is_engine)
   local last = redis.call("HMGET", load.worker, "reported_at", "own", "work", "dispatched_by_lottery")
   local last_at, last_own, last_work, by_lottery = tonumber(last[1]), last[2], last[3], last[4]
@@ -47,13 +47,16 @@ local function apply_report(load, queue_length, written_at, in_flight_window, ti
   load.released_since_report = 0
   local received_leases = load.leased - load.leased_since_report
   load.finished = math.max(0, received_leases - queue_length)
-  local own_at_most, peak_before, peak_since = received_leases
+  local others, range = queue_length - received_leases, {}
   if is_engine then
-    own_at_most, peak_before, peak_since = peak_of_leases(load, in_flight_from, time)
+    local least, most
+    least, most, range = range_of_leases(load, in_flight_from, time)
+    local before = load.untracked - load.dispatched
+    others = math.max(queue_length - most, math.min(before, queue_length - least))
   else
-    load.peak = load.leased
+    load.least, load.peak = load.leased, load.leased
   end
-  load.untracked = math.max(0, queue_length - own_at_most) + load.dispatched
+  load.untracked = math.max(0, others) + load.dispatched
   load.untracked_own_rate = load.untracked
   local clock = decay_clock_of(load.pools)
   if decays then
@@ -62,15 +65,12 @@ local function apply_report(load, queue_length, written_at, in_flight_window, ti
   if decays and not load.draining and clock and not is_engine then
     learn_decay(clock, time, load.speed, work, finished)
   end
-  local fields = {
+  return {
     "reported", queue_length,
     "reported_at", written_at,
     "own", own,
     "work", finished > 0 and 0 or work,
     "dispatched_by_lottery", 0,
+    unpack(range)
   }
-  if is_engine then
-    fields[11], fields[12], fields[13], fields[14] = "peak_before", peak_before, "peak_since", peak_since
-  end
-  return fields
 end

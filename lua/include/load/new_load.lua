@@ -25,6 +25,7 @@ local function new_load(registration, before, number, time)
     finished = 0,
     leased_since_report = 0,
     released_since_report = 0,
+    least = 0,
     peak = 0,
   }
   redis.call("DEL", key("checkpoints", registration.name))
@@ -38,6 +39,7 @@ local function new_load(registration, before, number, time)
     "work", 0,
   }
   if registration.engine ~= "" then -- include/load/apply_report.lua
+    fields[#fields + 1], fields[#fields + 2] = "least_before", 0
     fields[#fields + 1], fields[#fields + 2] = "peak_before", 0
     fields[#fields + 1], fields[#fields + 2] = "peak_since", time
   end

@@ -15,13 +15,13 @@
     failing                'request' or 'polls' if it is failing, otherwise ''
     draining               '1' if it is draining, '2' if its own agent drained it, otherwise '0'
     extended               '1' if include/load/is_extended.lua says so, otherwise '0'
-    leases                 these five counts, as include/leases/lease_counts.lua writes them:
+    leases                 these six counts, as include/leases/lease_counts.lua writes them:
       leased                 active leases
       finished               those of them that have finished by its last report
       leased_since_report    active leases that no report has acknowledged
       released_since_report  leases that have ended since its last report and that no report has acknowledged
-      peak                   the most active leases at any time since its last report, or since `peak_since` for an
-                             engine (include/load/apply_report.lua)
+      least, peak            the fewest and the most active leases at any time since its last report, or since
+                             `peak_since` for an engine (include/load/range_of_leases.lua)
 
   The reference model is Load in tests/model/load.py.
 
@@ -74,16 +74,18 @@ local function read_load(name, time)
     finished = 0,
     leased_since_report = 0,
     released_since_report = 0,
+    least = 0,
     peak = 0,
   }
   if is_overflow then
     parse_pools_when_read(load, text)
   end
   if fields[9] ~= "" then
-    local leased, finished, leased_since, released_since, peak = fields[9]:match("(%d+) (%d+) (%d+) (%d+) ?(%d*)")
+    local leased, finished, leased_since, released_since, least, peak =
+      fields[9]:match("(%d+) (%d+) (%d+) (%d+) ?(%d*) ?(%d*)")
     load.leased, load.finished = leased + 0, finished + 0
     load.leased_since_report, load.released_since_report = leased_since + 0, released_since + 0
-    load.peak = tonumber(peak) or load.leased -- 0.2.0 does not write it
+    load.least, load.peak = tonumber(least) or 0, tonumber(peak) or load.leased -- 0.2.0 does not write them
   end
   if fields[10] == "1" then
     fields = redis.call("HMGET", worker, "capacity", "untracked_own_rate", "failing", "draining")
