@@ -5,9 +5,9 @@
   A report changes nothing if a later one was applied already, unless that one is from the future: then the clock of
   Redis was set back. The reference model is Load.report() in tests/model/load.py.
 
-  The load in the report of an engine may be of any moment since the start of the in-flight window. So the number of
-  requests of other clients is the reported load without the leases of that moment, which were at least and at most as
-  many as in that window. Within these limits, the estimate stays as it was: the report does not contradict it.
+  The load in the report of an engine may be of any moment since the start of the in-flight window. The number of
+  requests of other clients is that load minus the leases of that moment, which were between the fewest and the most of
+  the window. The estimate changes only as far as these limits require.
 
   The hash field `own` counts the reported requests that this cluster may have dispatched; the others come from other
   clients. The field `work` sums up the request-milliseconds of `own` requests until some have finished.
