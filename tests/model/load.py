@@ -225,16 +225,16 @@ class Load:
         ]
         self.dispatched, self.dispatched_by_lottery = self.dispatched - acknowledged, 0
         self.leased_since_report, self.released_since_report = self.leased_since_report - acknowledged_leases, 0
-        others_before = self.untracked_at(reading) - self.dispatched
         received_leases = self.leased - self.leased_since_report
         self.finished = max(0, received_leases - queue_length)
-        others = float(queue_length - received_leases)
         if is_engine:
             least, most = self._range_of_leases(in_flight_from, now)
-            others = max(queue_length - most, min(others_before, queue_length - least))
+            at_most = min(self.untracked_at(reading), queue_length - least + self.dispatched)
+            self.untracked = max(0, queue_length - most, at_most)
         else:
             self.least = self.peak = self.leased
-        self.untracked = self.untracked_own_rate = max(0, others) + self.dispatched
+            self.untracked = max(0, queue_length - received_leases) + self.dispatched
+        self.untracked_own_rate = self.untracked
         self.decayed_at = reading
         self.reported, self.reported_at = queue_length, written_at
         return work, finished

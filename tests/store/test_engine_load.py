@@ -174,6 +174,29 @@ async def test_requests_that_an_engine_lost_stop_to_count_after_the_lag(clock: C
     assert found == [5] * 6 + [0] * 4
 
 
+async def test_bookings_of_an_outage_count_once_although_the_reports_lag(clock: Clock) -> None:
+    """They have no lease. The first report has them already, the second one not yet."""
+    registry = clock.registry
+    await registry.register(engine(A))
+    await clock.advance(2 * LAG)
+    await dispatch_shortest_queue(registry, asks([OF_ENGINES], lease_ms=60_000))
+    await clock.advance(0.1)
+    await dispatch_shortest_queue(registry, asks([OF_ENGINES] * 8))
+    found = []
+    for reported in (9, 1, 10, 11, 12, 12):
+        await clock.advance(1.0)
+        await dispatch_shortest_queue(registry, asks([OF_ENGINES], lease_ms=60_000))
+        await registry.take_engine_answers([Report(A, reported, time.monotonic() - LAG)])
+        [known] = (await registry.list_workers()).workers
+        found.append(known.status.queue_length - known.leased)
+    assert found == [8] * 6
+    for _ in range(14):  # the bookings have ended, and the seven leases have not
+        await clock.advance(1.0)
+        await registry.take_engine_answers([Report(A, 7, time.monotonic() - LAG)])
+    [known] = (await registry.list_workers()).workers
+    assert known.status.queue_length == known.leased == 7
+
+
 async def test_bookings_decay_at_an_engine_that_does_not_say_its_load(clock: Clock) -> None:
     """No report replaces them. Such bookings are made while Redis is away."""
     registry = clock.registry

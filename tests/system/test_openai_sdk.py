@@ -1,6 +1,7 @@
 """The `openai` package through two replicas to real engines: answers, streams, tools, embeddings, errors."""
 
 import json
+import tempfile
 import urllib.request
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -54,8 +55,7 @@ def started(kit: EngineKit, module_dir: Path, request: pytest.FixtureRequest) ->
 
 @pytest.fixture(scope="module")
 def cluster(module_dir: Path, kit: EngineKit, started: Sequence[Engine]) -> Iterator[Cluster]:
-    directory = module_dir / kit.kind
-    directory.mkdir()
+    directory = Path(tempfile.mkdtemp(dir=module_dir))
     first = ControllerProcess(directory / "first").ready()
     try:
         second = ControllerProcess(directory / "second", "--redis-url", first.store_url).ready()
@@ -116,7 +116,7 @@ def generated_tokens(engine: Engine, kit: EngineKit) -> float:
 
 def test_stream_has_the_same_words(client: OpenAI, kit: EngineKit) -> None:
     chunks = list(client.chat.completions.create(model="tiny", messages=QUESTION, stream=True, extra_body=kit.words))
-    assert len(chunks) > len(WORDS.split())
+    assert len(chunks) > 2, "the words come in parts"  # a slow engine sends several words in one
     assert "".join(chunk.choices[0].delta.content or "" for chunk in chunks) == WORDS
     assert [chunk.choices[0].finish_reason for chunk in chunks if chunk.choices[0].finish_reason] == ["stop"]
     if "optional usage" not in kit.missing:

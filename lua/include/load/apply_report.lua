@@ -6,8 +6,9 @@
   Redis was set back. The reference model is Load.report() in tests/model/load.py.
 
   The load in the report of an engine may be of any moment since the start of the in-flight window. The number of
-  requests of other clients is that load minus the leases of that moment, which were between the fewest and the most of
-  the window. The estimate changes only as far as these limits require.
+  requests without a lease is that load minus the leases of that moment, which were between the fewest and the most of
+  the window. Requests without a lease that are in flight may be missing. The estimate changes only as far as these
+  limits require.
 
   The hash field `own` counts the reported requests that this cluster may have dispatched; the others come from other
   clients. The field `work` sums up the request-milliseconds of `own` requests until some have finished.
@@ -47,16 +48,16 @@ local function apply_report(load, queue_length, written_at, in_flight_window, ti
   load.released_since_report = 0
   local received_leases = load.leased - load.leased_since_report
   load.finished = math.max(0, received_leases - queue_length)
-  local others, range = queue_length - received_leases, {}
+  local range = {}
   if is_engine then
     local least, most
     least, most, range = range_of_leases(load, in_flight_from, time)
-    local before = load.untracked - load.dispatched
-    others = math.max(queue_length - most, math.min(before, queue_length - least))
+    local highest = queue_length - least + load.dispatched
+    load.untracked = math.max(0, queue_length - most, math.min(load.untracked, highest))
   else
     load.least, load.peak = load.leased, load.leased
+    load.untracked = math.max(0, queue_length - received_leases) + load.dispatched
   end
-  load.untracked = math.max(0, others) + load.dispatched
   load.untracked_own_rate = load.untracked
   local clock = decay_clock_of(load.pools)
   if decays then
