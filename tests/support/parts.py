@@ -29,21 +29,16 @@ def select(config: pytest.Config, items: list[pytest.Item]) -> None:
         kept = [item for item in kept if is_quick(item)]
     chosen = set(kept)
     config.hook.pytest_deselected(items=[item for item in items if item not in chosen])
-    longest = {_file(item) for item in kept if item.get_closest_marker("timeout")}
-    items[:] = sorted(kept, key=lambda item: _place(_file(item), longest))
+    items[:] = sorted(kept, key=_place)
 
 
-def _file(item: pytest.Item) -> str:
-    return item.nodeid.partition("::")[0]
+def _place(item: pytest.Item) -> tuple[bool, int]:
+    """Return a sort key: tests/system and tests/deploy first, which take longest.
 
-
-def _place(file: str, longest: set[str]) -> tuple[bool, bool, int]:
-    """Return a sort key: first files with time limits of their own, then the directories that take long.
-
-    The longest ones must not begin last. Within each group, the order is mixed, so that files that wait run beside
-    files that compute.
+    Within each group, the order is mixed, so that files that wait run beside files that compute.
     """
-    return file not in longest, _LONGEST.isdisjoint(file.split("/")), crc32(file.encode())
+    file = item.nodeid.partition("::")[0]
+    return _LONGEST.isdisjoint(file.split("/")), crc32(file.encode())
 
 
 def is_quick(item: pytest.Item) -> bool:
