@@ -103,17 +103,17 @@ def test_a_report_finds_its_checkpoint_among_the_last_of_many(machine: RegistryM
     assert machine.known[NAMES[0]].load.dispatched == 5
 
 
-@pytest.mark.parametrize("age", [200, 1_200, 8_000])
+@pytest.mark.parametrize("age", [200, 8_000])
 def test_checkpoints_of_leases_get_further_apart(machine: RegistryMachine, age: int) -> None:
     """The machine compares them with the model's. Leases expire after 5 s, and one in ten is released."""
     machine.register(name=NAMES[0], status=status())
-    for i in range(150):
+    for i in range(60):
         machine.tick(CHECKPOINT_MS + i % 7)
         machine.dispatch(requested=[("m", True)])
         if i % 10 == 0:
             lease = list(machine.leases)[len(machine.leases) // 2]
             assert machine.run(machine.registry.release([lease])) == [machine.end_lease(lease)]
-        if i % 25 == 0:
+        if i % 16 == 0:
             machine.reports(reported=[(NAMES[0], 9, age)], source="polls of engines")
         machine.compare_states()
     assert len(machine.known[NAMES[0]].load.checkpoints) > 8
