@@ -56,9 +56,10 @@ def started(kit: EngineKit, module_dir: Path, request: pytest.FixtureRequest) ->
 @pytest.fixture(scope="module")
 def cluster(module_dir: Path, kit: EngineKit, started: Sequence[Engine]) -> Iterator[Cluster]:
     directory = Path(tempfile.mkdtemp(dir=module_dir))
-    first = ControllerProcess(directory / "first").ready()
+    patient = "--engine-expiration", "120"  # an engine that is slow on a busy machine must stay
+    first = ControllerProcess(directory / "first", *patient).ready()
     try:
-        second = ControllerProcess(directory / "second", "--redis-url", first.store_url).ready()
+        second = ControllerProcess(directory / "second", *patient, "--redis-url", first.store_url).ready()
         try:
             for engine in started[:2]:
                 register(first, engine, kit=kit)
