@@ -20,6 +20,7 @@ from controller.store.embedded import server_process
 from controller.store.embedded import store as embedded
 from controller.store.embedded.store import EmbeddedStore
 from tests.store.test_embedded import has_exited, register, worker_names
+from tests.support.deletion import delete_tree
 from tests.support.samples import A
 from tests.support.waiting import wait_until
 
@@ -52,7 +53,7 @@ async def wait_until_recovered(store: EmbeddedStore, caplog: pytest.LogCaptureFi
 
 
 def delete_all_files(data: Path) -> None:
-    shutil.rmtree(data / "appendonlydir")
+    delete_tree(data / "appendonlydir")
     for file in data.iterdir():
         file.unlink()
 
@@ -63,8 +64,8 @@ def replace_directory(data: Path) -> None:
 
 
 WITHOUT_DATA: dict[str, tuple[Deletion, str]] = {
-    "directory": (shutil.rmtree, "data was deleted: restarting the store without data."),
-    "parent": (lambda data: shutil.rmtree(data.parent), "data was deleted: restarting the store without data."),
+    "directory": (delete_tree, "data was deleted: restarting the store without data."),
+    "parent": (lambda data: delete_tree(data.parent), "data was deleted: restarting the store without data."),
     "replaced": (replace_directory, "data was replaced: restarting the store without data."),
     "all files": (delete_all_files, "store.sock was deleted: restarting the store without data."),
 }
@@ -128,7 +129,7 @@ async def test_rewrite_of_deleted_data_is_retried_after_a_failure(
     monkeypatch.setattr(embedded, "_REWRITE_TIMEOUT", 0.3)
     await register(store.url)
     first = store.pid
-    shutil.rmtree(data / "appendonlydir")
+    delete_tree(data / "appendonlydir")
     (data / "appendonlydir").touch()  # a file prevents the new directory
     await wait_until(lambda: "cannot write its data, retrying: See" in caplog.text, "the failure is logged")
     (data / "appendonlydir").unlink()
@@ -186,7 +187,7 @@ async def test_server_restarts_after_it_is_killed_and_its_directory_deleted(
     store: EmbeddedStore, data: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     first = store.pid
-    shutil.rmtree(data)
+    delete_tree(data)
     os.kill(first, signal.SIGKILL)
     await wait_until_recovered(store, caplog, "The embedded store runs again, as process")
     assert await worker_names(store.url) == []

@@ -1,13 +1,13 @@
 """The data directory of a running controller is deleted or damaged. The store restarts with all workers."""
 
 import os
-import shutil
 import signal
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
+from tests.support.deletion import delete_tree
 from tests.support.waiting import wait_until
 from tests.system.conftest import Serve
 from tests.system.processes import ControllerProcess, serves
@@ -67,7 +67,7 @@ async def test_a_deleted_directory_is_recreated_with_all_workers(
     serve: Serve, flags: tuple[str, ...], kill: bool
 ) -> None:
     controller, store = await start_with_worker(serve, *flags)
-    shutil.rmtree(controller.data_dir)
+    delete_tree(controller.data_dir)
     if kill:
         os.kill(store, signal.SIGKILL)
     await check_recovery(controller, store)
@@ -77,7 +77,7 @@ async def test_a_deleted_directory_is_recreated_with_all_workers(
 
 DELETIONS: dict[str, Callable[[Path], None]] = {
     "socket": lambda data: (data / "store.sock").unlink(),
-    "directory": shutil.rmtree,
+    "directory": delete_tree,
 }
 
 
