@@ -21,7 +21,7 @@ NODES = ("redis", "redis-2", "redis-3")
 SENTINELS = ("sentinel-1", "sentinel-2", "sentinel-3")
 NAMES = {f"http://127.0.0.1:1/w{i}" for i in range(3)}
 
-pytestmark = [pytest.mark.deploy, pytest.mark.timeout(300)]
+pytestmark = [pytest.mark.deploy, pytest.mark.timeout(900)]
 
 
 def compose(topology: str) -> Compose:
