@@ -4,11 +4,15 @@ import asyncio
 import contextlib
 import itertools
 import json
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from typing import Any
 
 import httpx
 from ports import free_port
+
+from controller.tasks import end
+from tests.support.waiting import wait_until
+from tests.support.workers import stop_accepting
 
 _BUSY = (1, 3, 2, 0)  # the queue lengths that a busy worker reports, one after the other
 
@@ -25,6 +29,7 @@ class Fleet:
         self.names = [f"http://{host}:{self.port}" for host in self.hosts]
         self.queues: dict[str, int] = {}
         self._reports = {name: itertools.cycle(_BUSY) for name in self.names}
+        self._writers: set[asyncio.StreamWriter] = set()
 
     def status(self, name: str) -> dict[str, Any]:
         queue_length = self.queues.get(name)
@@ -37,6 +42,7 @@ class Fleet:
 
     async def serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         """Answer a poll."""
+        self._writers.add(writer)
         with contextlib.suppress(ConnectionError, asyncio.IncompleteReadError):
             await reader.readuntil(b"\r\n\r\n")
             host, port = writer.get_extra_info("sockname")
@@ -44,6 +50,18 @@ class Fleet:
             writer.write(b"HTTP/1.1 200 OK\r\nConnection: close\r\nContent-Length: %d\r\n\r\n%s" % (len(body), body))
             await writer.drain()
         writer.close()
+        with contextlib.suppress(ConnectionError):
+            await writer.wait_closed()
+        self._writers.discard(writer)
+
+    async def close(self, servers: Sequence[asyncio.Server]) -> None:
+        """Close the servers and all connections."""
+        for server in servers:
+            await stop_accepting(server)
+            server.close()
+        for writer in self._writers:
+            writer.transport.abort()
+        await wait_until(lambda: not self._writers, "all connections are closed")
 
     async def register(self, controller: str) -> None:
         async with httpx.AsyncClient(base_url=controller) as http:
@@ -67,14 +85,13 @@ async def fleet(controller: str, number: int, stuck: int, queue_length: int) -> 
     """Run a fleet, registered at a controller. The worker with the number `stuck` always reports `queue_length`."""
     workers = Fleet(number)
     workers.queues[workers.names[stuck - 1]] = queue_length
-    async with contextlib.AsyncExitStack() as servers:
-        for host in workers.hosts:
-            await servers.enter_async_context(await asyncio.start_server(workers.serve, host, workers.port))
+    servers = [await asyncio.start_server(workers.serve, host, workers.port) for host in workers.hosts]
+    try:
         await workers.register(controller)
         heartbeats = asyncio.create_task(workers.send_heartbeats(controller))
         try:
             yield workers
         finally:
-            heartbeats.cancel()
-            with contextlib.suppress(asyncio.CancelledError):
-                await heartbeats
+            await end([heartbeats])
+    finally:
+        await workers.close(servers)
