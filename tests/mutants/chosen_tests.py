@@ -60,6 +60,7 @@ _ROWS: Final = (
     ("lua/include/leases", f"leases {_STORE} {_LATE} oracle accessed_keys"),
     ("lua/include/dispatch", f"dispatch pools {_STORE} {_LATE} oracle bands accessed_keys"),
     ("lua/include/pools", f"pools {_STORE} {_LATE} oracle accessed_keys"),
+    ("lua/include/load", f"engine_load {_STORE} {_LATE} oracle fleet/poller fleet/failed_polls accessed_keys"),
     ("lua/include", f"{_STORE} {_LATE} oracle fleet/poller fleet/failed_polls accessed_keys"),
     ("controller/security/forward_paths.py", "security/forward_paths security/forwarded_requests settings"),
     ("controller/security/parent_addresses.py", "security/parent_addresses fleet/parents settings"),
