@@ -1,4 +1,4 @@
-"""Lookups of host names: those that hang do not delay others."""
+"""A lookup of a host name that hangs does not delay other lookups."""
 
 import asyncio
 import socket

@@ -1,9 +1,9 @@
 --[[
   Return the fewest and the most leases that an engine had at any moment of the in-flight window of a report.
 
-  load.least and load.peak are those since `peak_since`; `least_before` and `peak_before` are those of a time before
-  that. Both times together contain the window. When the first one alone does, it becomes the earlier one, and another
-  begins. The three are fields of the hash.
+  Two periods together contain the window. load.least and load.peak are of the current one, which began at `peak_since`.
+  `least_before` and `peak_before` are of the one before. When the current period contains the whole window, a new one
+  begins. These three are fields of the worker's hash.
 
   Input:
     load            as include/load/read_load.lua returns it; its least and its peak may change

@@ -1,8 +1,9 @@
 --[[
   Return the checkpoints of a worker without some of the older ones.
 
-  Those of the last 8 intervals stay. An older one stays if without it, the distance of its neighbours would exceed the
-  age of the younger one. Beyond 32 s, only the first one stays: all unacknowledged leases were granted after it.
+  All checkpoints of the last 8 intervals stay. An older one is deleted if the time between its two neighbours is at most
+  the age of the younger neighbour. So a time is known less exactly the longer ago it is. Of the checkpoints that are
+  older than 32 s, only the first one stays: all unacknowledged leases were granted after it.
 
   Input:
     checkpoints  as include/load/add_checkpoint.lua describes them
