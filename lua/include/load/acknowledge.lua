@@ -18,9 +18,12 @@
 local CHECKPOINT = 50 -- milliseconds
 
 local function acknowledge(load, in_flight_from, time, is_engine)
+  local checkpoints = redis.call("GET", key("checkpoints", load.name))
+  if not checkpoints then
+    return load.dispatched, load.leased_since_report
+  end
   local last_at, leased_at_last = nil, 0 -- the last checkpoint before the window
   local dispatched_at_first, leased_at_first -- the first one in it
-  local checkpoints = redis.call("GET", key("checkpoints", load.name)) or ""
   for at, dispatched, leased in checkpoints:gmatch("(%d+):(%d+):(%d+);") do
     at = tonumber(at)
     if at <= in_flight_from then

@@ -1,9 +1,9 @@
 --[[
   Return the checkpoints of a worker without some of the older ones.
 
-  All checkpoints of the last 8 intervals stay. An older one is deleted if the time between its two neighbours is at most
-  the age of the younger neighbour. So a time is known less exactly the longer ago it is. Of the checkpoints that are
-  older than 32 s, only the first one stays: all unacknowledged leases were granted after it.
+  All checkpoints of the last 8 intervals stay. An older one is deleted if the time between its two neighbours is at
+  most the age of the younger neighbour. So a time is known less exactly the longer ago it is. Of the checkpoints that
+  are older than 32 s, only the first one stays: all unacknowledged leases were granted after it.
 
   Input:
     checkpoints  as include/load/add_checkpoint.lua describes them
