@@ -3,6 +3,7 @@
 import re
 from dataclasses import dataclass, field
 from enum import StrEnum
+from ipaddress import IPv6Address
 from pathlib import Path
 from typing import Final
 from urllib.parse import parse_qsl, unquote, urlsplit
@@ -10,6 +11,8 @@ from urllib.parse import parse_qsl, unquote, urlsplit
 from controller.domain.errors import SettingsError
 
 _HOST: Final = re.compile(r"(\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9_.-]+)(?::([0-9]{1,5}))?\Z")
+# The part before the hosts, the hosts, and the rest.
+_AROUND_HOSTS: Final = re.compile(r"([^:/?#]*://(?:[^/?#]*@)?)([^/?#]*)(.*)", re.DOTALL)
 _SENTINEL_OPTIONS: Final = {"sentinel_username", "sentinel_password"}
 _FORMS: Final = (
     "redis://[user:password@]host[:port][/number], rediss://... (TLS), unix:///path/to/socket, "
@@ -93,8 +96,10 @@ def parse_store_url(text: str) -> StoreUrl:
 
 
 def _parse(text: str) -> StoreUrl:
+    # urlsplit() of some versions, such as Debian's 3.11.2, refuses a list of hosts with brackets in it, as a,[::1].
+    before, hosts, after = match.groups() if (match := _AROUND_HOSTS.match(text)) else (text, "", "")
     try:
-        parts = urlsplit(text)
+        parts = urlsplit(before + after)
     except ValueError:
         raise ValueError("is not a URL") from None  # the cause is dropped, because it may quote the password
     if text != text.strip() or re.search(r"[\x00-\x20\x7f]", text):  # urlsplit() silently drops tabs and line breaks
@@ -108,14 +113,13 @@ def _parse(text: str) -> StoreUrl:
         )
     if parts.scheme in ("unix", "embedded"):
         # A path may contain bytes that are not UTF-8. Surrogates stand for these bytes.
-        return _local(parts.scheme, parts.netloc, unquote(parts.path, errors="surrogateescape"))
+        return _local(parts.scheme, parts.netloc + hosts, unquote(parts.path, errors="surrogateescape"))
     tls = parts.scheme.startswith("rediss")
     scheme = parts.scheme.replace("rediss", "redis", 1)
     if scheme not in _SCHEMES:
         raise ValueError("has an unknown scheme")
     kind, default_port = _SCHEMES[scheme]
-    credentials, _, hosts = parts.netloc.rpartition("@")
-    username, _, password = credentials.partition(":")
+    username, _, password = parts.netloc.removesuffix("@").partition(":")
     path = parts.path.removeprefix("/").split("/") if parts.path not in ("", "/") else []
     master = unquote(path.pop(0)) if kind is StoreKind.SENTINEL and path else ""
     if kind is StoreKind.SENTINEL and not master:
@@ -156,7 +160,13 @@ def _host(text: str, default_port: int) -> tuple[str, int]:
     match = _HOST.match(text)
     if not match:
         raise ValueError("has an invalid host" if text else "lacks a host")
+    host = match[1].strip("[]")
+    if match[1].startswith("["):
+        try:
+            IPv6Address(host)
+        except ValueError:
+            raise ValueError("has an invalid host") from None
     port = int(match[2]) if match[2] else default_port
     if not 1 <= port <= 65535:
         raise ValueError("has an invalid port")
-    return match[1].strip("[]"), port
+    return host, port

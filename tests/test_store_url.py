@@ -27,6 +27,10 @@ GOOD = {
         sentinel_username="s",
         sentinel_password="t",
     ),
+    "redis+sentinel://u:p@[::1]:1,[::2]/main": StoreUrl(
+        S.SENTINEL, hosts=(("::1", 1), ("::2", 26379)), username="u", password="p", master="main"
+    ),
+    "redis+cluster://[::1]:1,b": StoreUrl(S.CLUSTER, hosts=(("::1", 1), ("b", 6379))),
     "redis+cluster://a,b:1": StoreUrl(S.CLUSTER, hosts=(("a", 6379), ("b", 1))),
     "rediss+cluster://:p@a/0": StoreUrl(S.CLUSTER, tls=True, hosts=(("a", 6379),), password="p"),
     "embedded://": StoreUrl(S.EMBEDDED),
@@ -60,7 +64,11 @@ BAD = {
     "redis://h h": "a space or a control character",
     "redis://h\t": "a space or a control character",
     "redis://h#1": "must not have a fragment",
-    "redis://[::1": "is not a URL",
+    "redis://[::1": "an invalid host",
+    "redis://[.]": "an invalid host",
+    "redis://[1.2.3.4]": "an invalid host",
+    "redis+sentinel://a,[::::]/m": "an invalid host",
+    "redis://:p\u2100@h": "is not a URL",
     "redis://h?db=1": "must not have query parameters",
     "redis+cluster://h?sentinel_password=x": "must not have query parameters",
     "redis+sentinel://h/m?socket_timeout=1": "must not have query parameters",
