@@ -5,11 +5,14 @@ FastChat does the same through `requests`. OpenSSL's SSL_CERT_FILE and SSL_CERT_
 """
 
 import contextlib
+import functools
 import logging
 import os
 import ssl
 from pathlib import Path
 from typing import Final
+
+from controller.file_version import file_version
 
 logger = logging.getLogger("controller")
 
@@ -53,12 +56,23 @@ def _context() -> ssl.SSLContext | None:
     bundle = _bundle()
     if bundle is None:
         return None
-    path = bundle[1]
+    paths = bundle[1], os.environ.get("SSL_CERT_FILE"), os.environ.get("SSL_CERT_DIR")
+    return _load(*paths, tuple(map(_version, paths)))
+
+
+def _version(path: str | None) -> object:
+    with contextlib.suppress(OSError, ValueError):
+        return file_version(Path(path)) if path else None
+    return None
+
+
+@functools.lru_cache(maxsize=1)  # all certificates of a system take 20 ms to read, and each client needs them
+def _load(path: str, other_file: str | None, other_directory: str | None, _versions: object) -> ssl.SSLContext:
     is_directory = Path(path).is_dir()
     context = ssl.create_default_context(capath=path) if is_directory else ssl.create_default_context(cafile=path)
     context.set_alpn_protocols(("http/1.1",))
-    for name, kind in (("SSL_CERT_FILE", "cafile"), ("SSL_CERT_DIR", "capath")):
-        if other := os.environ.get(name):
+    for kind, other in (("cafile", other_file), ("capath", other_directory)):
+        if other:
             with contextlib.suppress(OSError):  # OpenSSL, too, ignores a path that it cannot use
                 context.load_verify_locations(**{kind: other})
     return context

@@ -168,3 +168,11 @@ def test_usable_bundle_is_not_logged(
     monkeypatch.setenv("REQUESTS_CA_BUNDLE", str(bundle))
     warn_of_bundle()
     assert log.messages == []
+
+
+def test_bundle_is_read_once_until_it_is_replaced(bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("REQUESTS_CA_BUNDLE", str(bundle))
+    first = trusted()
+    assert trusted() is first
+    trustme.CA().cert_pem.write_to_path(bundle)
+    assert trusted() is not first
