@@ -2,7 +2,7 @@
 
 import asyncio
 
-from controller.web.asgi.protocol import _JoinedWrites
+from controller.web.asgi.transport import JoinedWrites
 
 HEAD, BODY = b"HTTP/1.1 200 OK\r\n\r\n", b"body"
 
@@ -27,7 +27,7 @@ class Recorder(asyncio.Transport):
 async def written(*writes: bytes, close: bool = False) -> list[object]:
     """Return what reaches the transport at once, and in the next round of the loop."""
     recorder = Recorder()
-    transport = _JoinedWrites(recorder, asyncio.get_running_loop())
+    transport = JoinedWrites(recorder, asyncio.get_running_loop())
     for data in writes:
         transport.write(data)
     if close:

@@ -12,16 +12,15 @@ import asyncio
 import contextlib
 import socket
 import struct
-from collections.abc import Sized
 from typing import Any, Final
 
 from httptools import HttpParserError, HttpParserUpgrade, HttpRequestParser
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
-from uvicorn.protocols.http.flow_control import FlowControl
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
 
 from controller.web.asgi.connections import ConnectionLimits, ConnectionWatch
+from controller.web.asgi.transport import BoundedFlow, JoinedWrites
 from controller.web.errors import error_body
 
 MAX_HEAD: Final = 64 * 1024
@@ -34,58 +33,6 @@ _PROBES: Final = ("/healthz", "/readyz")
 _BYTES_ACKED: Final = 120  # position of tcpi_bytes_acked in Linux's struct tcp_info
 _FIRST_HEAD: Final = ("head", None)
 _INTERIM: Final = b"HTTP/1.1 100 Continue\r\n\r\n"
-
-
-class _JoinedWrites:
-    """A transport that sends the head of a response and the first part of its body in one system call.
-
-    uvicorn needs two calls. If the process is killed between them, the client has received half a response, and a load
-    balancer can no longer retry. A system call is also a tenth of the cost of a dispatch. A head is sent alone if no
-    body follows before the next iteration of the event loop.
-    """
-
-    def __init__(self, transport: asyncio.Transport, loop: asyncio.AbstractEventLoop) -> None:
-        self._transport = transport
-        self._loop = loop
-        self._head = b""
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._transport, name)
-
-    def write(self, data: bytes) -> None:
-        if self._transport.is_closing():  # the client has left, and its other requests may still be answered
-            return
-        if self._head:
-            data, self._head = self._head + data, b""
-        elif data.startswith(b"HTTP/1.1 "):
-            self._head = data
-            self._loop.call_soon(self._flush)
-            return
-        self._transport.write(data)
-
-    def close(self) -> None:
-        self._flush()
-        self._transport.close()
-
-    def _flush(self) -> None:
-        if self._head and not self._transport.is_closing():
-            self._transport.write(self._head)
-        self._head = b""
-
-
-class _BoundedFlow(FlowControl):
-    """Stops reading from a connection while many of its requests wait.
-
-    uvicorn would resume reading each time that it starts the next request.
-    """
-
-    def __init__(self, transport: asyncio.Transport, waiting: Sized) -> None:
-        super().__init__(transport)
-        self._waiting = waiting
-
-    def resume_reading(self) -> None:
-        if len(self._waiting) <= MAX_PIPELINED:
-            super().resume_reading()
 
 
 class BoundedProtocol(HttpToolsProtocol):
@@ -112,8 +59,8 @@ class BoundedProtocol(HttpToolsProtocol):
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         """Start serving a new connection."""
         super().connection_made(transport)
-        self.transport = _JoinedWrites(transport, self.loop)  # type: ignore[assignment]
-        self.flow = _BoundedFlow(transport, self.pipeline)
+        self.transport = JoinedWrites(transport, self.loop)  # type: ignore[assignment]
+        self.flow = BoundedFlow(transport, self.pipeline, MAX_PIPELINED)
         self._since = self.loop.time()
         if not self._watch.running:
             self._watch.start(self.loop, self.connections)  # type: ignore[arg-type]  # all are ours
