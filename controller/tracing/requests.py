@@ -14,6 +14,7 @@ from opentelemetry.semconv.attributes.http_attributes import (
 )
 from opentelemetry.semconv.attributes.url_attributes import URL_PATH, URL_SCHEME
 from opentelemetry.trace import SpanKind, Status, StatusCode, Tracer
+from starlette.routing import compile_path
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from controller.security.access import Access
@@ -24,6 +25,8 @@ from controller.web.routes.table import ROUTES
 _REQUEST_ID: Final = "controller.request_id"
 _CLIENT_ROUTES: Final = {(route.method, route.path) for route in ROUTES if route.plane is Plane.CLIENT}
 _OTHER_PATHS: Final = {route.path for route in ROUTES if route.plane is not Plane.CLIENT}
+# The routes whose paths have parameters, with patterns that match their paths.
+_WITH_PARAMETERS: Final = [(route, compile_path(route.path)[0]) for route in ROUTES if "{" in route.path]
 _MAX_TEXT: Final = 200  # characters of a path
 
 
@@ -71,8 +74,9 @@ class TracedRequests:
         if address := self._access.address(scope):
             attributes[CLIENT_ADDRESS] = address
         # Span names come from lists, so that they are few.
-        if (method, path) in _CLIENT_ROUTES or self._paths.lists(path):
-            attributes[HTTP_ROUTE] = path
+        route = _client_route(method, path) or (path if self._paths.lists(path) else None)
+        if route:
+            attributes[HTTP_ROUTE] = route
         return attributes
 
 
@@ -86,4 +90,20 @@ def _joined(headers: Iterable[tuple[bytes, bytes]]) -> dict[str, str]:
 
 
 def _is_traced(method: str, path: str) -> bool:
-    return (method, path) in _CLIENT_ROUTES or (method == "POST" and path not in _OTHER_PATHS)
+    return _client_route(method, path) is not None or (method == "POST" and not _is_of_another_plane(path))
+
+
+def _client_route(method: str, path: str) -> str | None:
+    """Return the path in the route table if it is a route of clients, otherwise None."""
+    if (method, path) in _CLIENT_ROUTES:
+        return path
+    for route, pattern in _WITH_PARAMETERS:
+        if route.method == method and route.plane is Plane.CLIENT and pattern.match(path):
+            return route.path
+    return None
+
+
+def _is_of_another_plane(path: str) -> bool:
+    return path in _OTHER_PATHS or any(
+        route.plane is not Plane.CLIENT and pattern.match(path) for route, pattern in _WITH_PARAMETERS
+    )

@@ -73,6 +73,16 @@ def headers(worker: BadWorker) -> list[dict[str, str]]:
     return [dict(line.lower().split(": ", 1) for line in head) for head in heads]
 
 
+async def test_a_route_with_a_parameter_is_traced_under_the_path_of_the_route(traced: Traced) -> None:
+    assert (await traced.api.http.get("/v1/models/none/such")).status_code == 404
+    span = traced.span("GET /v1/models/{model:path}", SpanKind.SERVER)
+    assert attributes(span)["http.route"] == "/v1/models/{model:path}"
+    assert attributes(span)["url.path"] == "/v1/models/none/such"
+    await traced.api.http.get("/page/main.js")
+    await traced.api.http.post("/page/main.js")
+    assert not [each for each in traced.spans if "page" in each.name]
+
+
 async def test_a_stream_has_spans_for_choice_exchange_and_wait(traced: Traced) -> None:
     async with bad_worker(worker_generate_stream=chunks(b"a\0", b"b\0")) as worker:
         await traced.api.register(worker.address)
