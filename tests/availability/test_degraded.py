@@ -104,7 +104,7 @@ def in_snapshot(replica: Replica, name: str) -> bool:
 async def test_each_registration_causes_one_snapshot(store: Store, link: Link, replica: Open) -> None:
     controller = replica(snapshot_interval=60)
     snapshot_loop = asyncio.create_task(controller.snapshots.run())
-    await wait_until(lambda: "list_workers" in link.delivered, "the snapshot loop has begun")
+    await wait_until(lambda: controller.snapshots._snapshot is not None, "the first snapshot is taken")
     listings: list[int] = []
     for name in (A, B):
         await controller.membership.register(

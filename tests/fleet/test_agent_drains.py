@@ -124,7 +124,7 @@ async def test_agent_of_an_idle_engine_waits_while_controllers_dispatch_without_
     await wait_until(lambda: fleet.replica.snapshots.worker(NAME), "the snapshot has the engine")
     with link.broken():
         agent.stop()
-        await wait_until(lambda: running.done() or calls.calls.count("/drain_worker") > 20, "it waits")
+        await wait_until(lambda: running.done() or calls.calls.count("/drain_worker") > 5, "it waits")
         assert not running.done()
         assert (await fleet.replica.dispatcher.dispatch("m", protocol=Protocol.OPENAI)).value == NAME
     assert await running is End.IDLE

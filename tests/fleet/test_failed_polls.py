@@ -6,6 +6,8 @@ from collections.abc import Callable
 
 import pytest
 
+from controller.domain.errors import WorkerError
+from controller.domain.worker import Worker
 from controller.replica import Replica
 from controller.store.registry import FailureCall
 from tests.conftest import Store
@@ -125,7 +127,11 @@ async def test_worker_that_has_never_answered_is_polled_less_often_until_it_answ
 
 
 async def test_new_registration_starts_without_failures(
-    store: Store, polling: Callable[..., Replica], status_route: StatusRoute, target: BadWorker
+    store: Store,
+    polling: Callable[..., Replica],
+    status_route: StatusRoute,
+    target: BadWorker,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """One failed poll does not make it unreachable."""
     registry = store.registry()
@@ -134,13 +140,19 @@ async def test_new_registration_starts_without_failures(
     await wait_until(lambda: was_polled(store, target.address), "the worker has answered a poll")
     status_route.fails = True
     await wait_until(lambda: is_deprioritised(store, target.address), "the worker is deprioritised")
+    poller, failed = controller.poller, controller.poller._failed
+    after_failures: dict[int, tuple[int, bool]] = {}  # by registration, after its first failed poll
+
+    async def record(polled: Worker, error: WorkerError) -> None:
+        await failed(polled, error)
+        count = poller._failures[polled.name, polled.registration]
+        after_failures.setdefault(polled.registration, (count, bool(poller._unreachable)))
+
+    monkeypatch.setattr(poller, "_failed", record)
     await registry.register(worker(target.address))
-    incarnation = target.address, (await known(store, target.address)).registration
-    assert (
-        await wait_until(lambda: controller.poller._failures.get(incarnation), "a poll of the new registration fails")
-        == 1
-    )
-    assert not controller.poller._unreachable
+    registration = (await known(store, target.address)).registration
+    await wait_until(lambda: registration in after_failures, "a poll of the new registration fails")
+    assert after_failures[registration] == (1, False)
 
 
 async def test_unreachable_worker_is_polled_soon_after_it_registers_again(

@@ -32,5 +32,5 @@ def test_a_replica_that_leaves_moves_only_its_own_share() -> None:
     assert {name for name in NAMES if before[name] != after[name]} == {n for n in NAMES if before[n] == IDS[0]}
 
 
-def test_nothing_belongs_to_a_replica_that_knows_no_replicas() -> None:
+def test_replica_without_a_list_of_replicas_owns_nothing() -> None:
     assert not Share(IDS[0], []).has(NAMES[0])

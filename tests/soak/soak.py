@@ -228,19 +228,23 @@ class Soak:
 
     async def _usage_when_calm(self) -> Usage:
         """Measure when all that expires has expired, except what is kept for operators and for sets of models."""
+        found: set[str] = set()
+
+        async def is_calm() -> bool:
+            nonlocal found
+            found = await self._keys()
+            return not left_over(found)
+
         with contextlib.suppress(AssertionError):  # problems() reports the keys that are left
-            await wait_until(self._is_calm, "all workers, leases and replies have expired", CALMING, interval=0.5)
+            await wait_until(is_calm, "all workers, leases and replies have expired", CALMING, interval=0.5)
         async with self.cluster.client() as client:
             await client.execute_command("MEMORY", "PURGE")
             memory = int((await client.info("memory"))["used_memory"])
-        return Usage(await self._keys(), memory, [self._usage(replica.pid) for replica in self.cluster.up])
+        return Usage(found, memory, [self._usage(replica.pid) for replica in self.cluster.up])
 
     async def _keys(self) -> set[str]:
         async with self.cluster.client() as client:
             return {name async for name in client.scan_iter(count=1000)}
-
-    async def _is_calm(self) -> bool:
-        return not left_over(await self._keys())
 
     def _usage(self, pid: int) -> ReplicaUsage:
         process = psutil.Process(pid)
