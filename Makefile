@@ -7,11 +7,15 @@ ARGS ?=
 ENGINES ?= .cache/engines
 ENGINES_PYTHON ?= python3.11
 
+# The packages of the SBOM and the audit are not in $(VENV): with some of them, jsonschema takes 2 s to import.
+SUPPLY := $(VENV)/supply
+
 # Install packages with uv, which takes seconds. If uv is missing or cannot use pip's package index, use pip.
-UV := VIRTUAL_ENV=$(abspath $(VENV)) $(BIN)/uv pip install --quiet
-PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
-install = { [ -x $(BIN)/uv ] && $(UV) $(1) 2>/dev/null; } \
-	|| { echo "  with pip, which takes about a minute ..."; $(PIP) --upgrade 'pip>=25.1' && $(PIP) $(1); }
+# The second argument is the environment, if it is not $(VENV).
+uv = VIRTUAL_ENV=$(abspath $(or $(1),$(VENV))) $(BIN)/uv pip install --quiet
+pip = $(BIN)/python -m pip --python $(or $(1),$(VENV))/bin/python install --quiet --disable-pip-version-check
+install = { [ -x $(BIN)/uv ] && $(call uv,$(2)) $(1) 2>/dev/null; } \
+	|| { echo "  with pip, which takes about a minute ..."; $(call pip,$(2)) $(1); }
 
 # The tests start hundreds of processes. Without this, each would compile all its modules where the variable is set.
 unexport PYTHONDONTWRITEBYTECODE
@@ -32,7 +36,7 @@ serve: $(VENV)/.serve  ## Run a controller on an embedded store. ARGS="--port 21
 demo: $(VENV)/.serve  ## Show a controller, three workers and simulated clients in the terminal for half a minute.
 	@exec $(BIN)/python -m controller.examples.demo $(ARGS)
 
-test: $(VENV)/.test  ## Run the quick tests, in about three minutes. ARGS="tests/store -k lottery" selects others.
+test: $(VENV)/.compiled  ## Run the quick tests, in about three minutes. ARGS="tests/store -k lottery" selects others.
 	@$(BIN)/python -m pytest $(if $(ARGS),$(ARGS),--part quick $(PYTEST_OPTIONS))
 
 test-all: $(VENV)/.test  ## Run the rest of the tests: long ones, and those that need containers or redis-server.
@@ -78,16 +82,15 @@ bench: $(VENV)/.test  ## Compare the dispatch rate with FastChat's controller. A
 simulate: $(VENV)/.bench  ## Simulate how long requests wait under each policy. ARGS="--plots docs/images"
 	@exec $(BIN)/python benchmarks/dispatch_quality.py $(ARGS)
 
-sbom: $(VENV)/.supply  ## Write sbom.json: the packages of an installation and their licences, in the CycloneDX format.
+sbom: $(SUPPLY)/.installed  ## Write sbom.json: the packages of an installation and their licences, in the CycloneDX format.
 	@$(PYTHON) -m venv --clear --without-pip $(VENV)/installation
-	@$(BIN)/python -m pip --python $(VENV)/installation/bin/python install --quiet \
-		--disable-pip-version-check --constraint constraints.txt .
-	@$(BIN)/cyclonedx-py environment --pyproject pyproject.toml --output-reproducible --output-format JSON \
+	@$(call install,--constraint constraints.txt .,$(VENV)/installation)
+	@$(SUPPLY)/bin/cyclonedx-py environment --pyproject pyproject.toml --output-reproducible --output-format JSON \
 		--output-file sbom.json $(VENV)/installation/bin/python
 	@echo "sbom.json lists the packages."
 
-audit: $(VENV)/.supply  ## Look up known vulnerabilities of all pinned packages, and print a message if no service can be reached.
-	@$(BIN)/python supply/audit.py
+audit: $(SUPPLY)/.installed  ## Look up known vulnerabilities of all pinned packages, and print a message if no service can be reached.
+	@$(SUPPLY)/bin/python supply/audit.py
 
 mutants: $(VENV)/.mutants  ## Report changes of the code that no test notices. ARGS="--sample 50 lua/leases"
 	@exec nice -n 19 $(BIN)/python -m tests.mutants $(ARGS)
@@ -99,7 +102,8 @@ $(VENV)/.venv:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or later is needed. Name one: make PYTHON=python3.11 ...")'
 	@echo "Creating a virtual environment in $(VENV) ..."
 	@$(PYTHON) -m venv $(VENV)
-	@$(PIP) uv 2>/dev/null || echo "uv cannot be installed. Using pip, which takes longer."
+	@$(call pip) --upgrade 'pip>=25.1'
+	@$(call pip) uv 2>/dev/null || echo "uv cannot be installed. Using pip, which takes longer."
 	@touch $@
 
 $(VENV)/.serve: $(VENV)/.venv pyproject.toml constraints.txt
@@ -114,6 +118,12 @@ $(VENV)/.test: $(VENV)/.serve
 	@$(call install,--target $(VENV)/pydantic-1 --upgrade --no-deps pydantic==1.10.26 fastapi==0.115.14 starlette==0.46.2)
 	@touch $@
 
+# Otherwise each of the five processes compiles all modules when it starts for the first time.
+$(VENV)/.compiled: $(VENV)/.test
+	@echo "Compiling the tests ..."
+	@$(BIN)/python -m pytest --collect-only -q >/dev/null 2>&1 || true # the run itself reports what is wrong
+	@touch $@
+
 $(ENGINES)/.installed: tests/engines/requirements.txt
 	@echo "Installing vLLM for CPUs and transformers in $(ENGINES). This takes about ten minutes and 3.4 GB ..."
 	@$(ENGINES_PYTHON) -m venv $(ENGINES)
@@ -125,9 +135,10 @@ $(VENV)/.check: $(VENV)/.test $(VENV)/.docs
 	@$(call install,--constraint constraints.txt --group check)
 	@touch $@
 
-$(VENV)/.supply: $(VENV)/.serve
+$(SUPPLY)/.installed: $(VENV)/.venv pyproject.toml constraints.txt
 	@echo "Installing the packages of the SBOM and the audit ..."
-	@$(call install,--constraint constraints.txt --group supply)
+	@$(PYTHON) -m venv --without-pip $(SUPPLY)
+	@$(call install,--constraint constraints.txt --group supply,$(SUPPLY))
 	@touch $@
 
 $(VENV)/.bench: $(VENV)/.serve
@@ -141,6 +152,7 @@ $(VENV)/.mutants: $(VENV)/.test
 	@touch $@
 
 $(VENV)/.docs: $(VENV)/.serve
+	@$(BIN)/python -c 'import sys; sys.exit(sys.version_info < (3, 11, 5) and "The documentation tool needs Python 3.11.5 or later. Name one: make clean, then make PYTHON=python3.13 ...")'
 	@echo "Installing the packages of the documentation ..."
 	@$(call install,--constraint constraints.txt --group docs)
 	@touch $@

@@ -2,9 +2,11 @@
 
 import asyncio
 import contextlib
+import functools
 import json
 import socket
 import struct
+import zlib
 from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Any
 
@@ -101,6 +103,16 @@ def answers(body: bytes, status: str = "200 OK", *headers: str) -> Behaviour:
         await writer.drain()
 
     return behaviour
+
+
+@functools.cache
+def _bomb() -> bytes:
+    return zlib.compress(bytes(100_000_000))  # takes 0.4 s
+
+
+async def compression_bomb(worker: BadWorker, writer: asyncio.StreamWriter, body: bytes) -> None:
+    """Send a response of 100 MB, compressed to 97 kB."""
+    await answers(_bomb(), "200 OK", "Content-Encoding: deflate")(worker, writer, body)
 
 
 def status(*models: str, speed: float = 1, queue_length: int = 0) -> Behaviour:

@@ -75,7 +75,7 @@ def only_refused(output: str) -> set[str]:
 @pytest.mark.parametrize("controller", ["closed"], indirect=True)
 def test_with_tokens(controller: ControllerProcess, figure: Figure) -> None:
     """schemathesis also sends each request without a token and with a wrong one, and expects a 401 (ignored_auth)."""
-    output = run(controller, "--max-examples", "5", token=TOKENS["admin"])
+    output = run(controller, "--max-examples", "3", token=TOKENS["admin"])
     assert only_refused(output) == set()
     [generated] = re.findall(r"(\d+) generated, ", output)
     figure("requests of schemathesis with an admin token", generated)

@@ -1,7 +1,6 @@
 """The client for workers. Every response, even an invalid one, ends in a known error and within limits."""
 
 import asyncio
-import zlib
 from collections.abc import AsyncIterator
 
 import aiohttp
@@ -13,7 +12,16 @@ from controller.upstream import response as upstream_response
 from controller.upstream.client import WorkerClient
 from tests.support.streams import frames_from
 from tests.support.waiting import wait_until
-from tests.support.workers import Behaviour, answers, bad_worker, chunks, hangs, sends_without_end, status
+from tests.support.workers import (
+    Behaviour,
+    answers,
+    bad_worker,
+    chunks,
+    compression_bomb,
+    hangs,
+    sends_without_end,
+    status,
+)
 
 
 @pytest.fixture
@@ -43,10 +51,7 @@ BAD_STATUSES: dict[str, tuple[Behaviour, str]] = {
     "a wrong type": (answers(b'{"model_names":"m","speed":1,"queue_length":0}'), r"model_names"),
     "speed 0": (answers(b'{"model_names":["m"],"speed":0,"queue_length":0}'), r"speed"),
     "breaks off": (chunks(b"{", end=False), r"cannot be reached|invalid worker status"),
-    "a compression that was not requested": (
-        answers(zlib.compress(b" " * 100_000_000), "200 OK", "Content-Encoding: deflate"),  # 97 kB for 100 MB
-        r"more than 1048576 bytes",
-    ),
+    "a compression that was not requested": (compression_bomb, r"more than 1048576 bytes"),
 }
 
 
