@@ -27,12 +27,12 @@ from controller.store.embedded.store import EmbeddedStore
 from controller.store.registry import Registry, Request
 from tests.support.llamacpp import NAME, LlamaServer, llama_server, write_model
 
-SYSTEM: Final = "You are a helpful assistant of a shop for garden tools. " * 8
+SYSTEM: Final = "{} tools are what our shop sells. You are its helpful assistant. " * 8
 SLOTS: Final = 4
 
 
 class Tokens(NamedTuple):
-    """Of prompts: how many a server processed, and how many it had in its cache."""
+    """Prompt tokens that servers processed, and that they had in their caches."""
 
     processed: int
     cached: int
@@ -42,7 +42,9 @@ async def converse(
     session: aiohttp.ClientSession, registry: Registry, number: int, turns: int, affine: bool
 ) -> list[Tokens]:
     """Hold one conversation. Return the tokens of each turn."""
-    messages: list[dict[str, str]] = [{"role": "system", "content": SYSTEM}]
+    # The system prompt begins with another word in each run, so that no cache has it yet.
+    system = SYSTEM.replace("{}", "Kitchen" if affine else "Garden")
+    messages: list[dict[str, str]] = [{"role": "system", "content": system}]
     words = random.Random(number)
     tokens = []
     for turn in range(turns):
@@ -68,7 +70,9 @@ async def measure(url: str, servers: list[LlamaServer], conversations: int, turn
         status = WorkerStatus((NAME,), 1, 0, SLOTS)
         await registry.register(Registration(server.address, status, check_heart_beat=True, multimodal=False))
     async with aiohttp.ClientSession() as session:
-        numbers = range(conversations * affine, conversations * affine + conversations)  # the caches have no old ones
+        numbers = range(
+            conversations * affine, conversations * affine + conversations
+        )  # conversations that no cache has yet
         each = await asyncio.gather(*(converse(session, registry, n, turns, affine) for n in numbers))
     await registry.close()
     return Tokens(*(sum(values) for values in zip(*(turn for one in each for turn in one), strict=True)))
@@ -80,7 +84,7 @@ def main() -> None:
     parser.add_argument("--conversations", type=int, default=8)
     parser.add_argument("--turns", type=int, default=6)
     arguments = parser.parse_args()
-    table = Table("", "prompt tokens processed", "from the cache", "processed")
+    table = Table("", "prompt tokens processed", "from the cache", "share processed")
     with tempfile.TemporaryDirectory() as name, ExitStack() as opened:
         directory = Path(name)
         write_model(directory / "tiny.gguf")

@@ -81,6 +81,8 @@ class Waits:
         """Compute the figures from all waits of a run, without those of the first heartbeat interval."""
         warm_up = fleet.heartbeat_interval * fleet.rate() / fleet.requests
         counted = sorted(waits[math.ceil(len(waits) * warm_up) :])
+        if not counted:  # all requests failed
+            return cls(math.nan, math.nan)
         return cls(sum(counted) / len(counted), counted[int(len(counted) * 0.99)])
 
 
@@ -148,7 +150,7 @@ def run(row: Row, fleet: Fleet, progress: Callable[[float], None] = lambda _: No
         seed=fleet.seed,
         real=Waits.of(results.waits, fleet),
         simulated=simulate(row, fleet),
-        dispatch_time=sum(results.dispatch_times) / len(results.dispatch_times),
+        dispatch_time=sum(results.dispatch_times) / len(results.dispatch_times) if results.dispatch_times else math.nan,
         requests=fleet.requests,
         failed=results.failed,
         degraded=results.degraded,

@@ -93,7 +93,7 @@ async def ready(subject: Subject) -> None:
 
 
 async def follow(port: int, path: str) -> None:
-    """Follow what a page of a replica follows until cancelled."""
+    """Read one of the two streams of a page until cancelled."""
     reader, writer = await asyncio.open_connection("127.0.0.1", port)
     writer.write(f"GET {path} HTTP/1.1\r\nHost: localhost\r\nAccept: text/event-stream\r\n\r\n".encode())
     try:
@@ -116,12 +116,14 @@ async def scrape(port: int) -> None:
 async def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("what", choices=("tokens", "viewers", "against"))
-    parser.add_argument("clone", nargs="?", type=Path, default=ROOT, help="the other checkout, for `against`")
+    parser.add_argument("clone", nargs="?", type=Path, help="the other checkout, for `against`")
     parser.add_argument("--rounds", type=int, default=12)
     parser.add_argument("--requests", type=int, default=8_000)
     arguments = parser.parse_args()
+    if (arguments.what == "against") != (arguments.clone is not None):
+        parser.error("`against` needs the path of the other checkout, and the others take none")
     with ExitStack() as stack:
-        plain = stack.enter_context(replica(root=arguments.clone.resolve()))
+        plain = stack.enter_context(replica(root=(arguments.clone or ROOT).resolve()))
         changed = stack.enter_context(replica(SECRET if arguments.what == "tokens" else ""))
         subjects = [plain, changed]
         for subject in subjects:
@@ -147,12 +149,12 @@ async def main() -> None:
         for viewer in viewers:
             viewer.cancel()
         await asyncio.gather(*viewers, return_exceptions=True)
-    before, after = (statistics.median(column) for column in zip(*costs, strict=True))
+    plain_cost, changed_cost = (statistics.median(column) for column in zip(*costs, strict=True))
     ratios = sorted(each[0] / each[1] for each in costs)
     names = {"against": ("there", "here")}.get(arguments.what, ("without", f"with {arguments.what}"))
-    print(f"processor time of a dispatch: {before:.1f} us {names[0]}, {after:.1f} us {names[1]} (medians)")
+    print(f"processor time of a dispatch: {plain_cost:.1f} us {names[0]}, {changed_cost:.1f} us {names[1]} (medians)")
     share = f"{statistics.median(ratios):.3f} of those {names[0]}; rounds {ratios[0]:.3f} to {ratios[-1]:.3f}"
-    print(f"dispatches {names[1]}: {share}")
+    print(f"dispatches per processor second {names[1]}: {share}")
 
 
 if __name__ == "__main__":

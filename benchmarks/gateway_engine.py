@@ -62,13 +62,13 @@ _OTHERS = {b"/v1/models": _plain(json.dumps(_MODELS).encode())}
 _OTHER = _plain(json.dumps({"model_path": MODEL, "served_model_name": MODEL, "status": "ok"}).encode())
 
 
-class Engine(asyncio.Protocol):
-    """A connection of a client."""
+class EngineConnection(asyncio.Protocol):
+    """The engine's side of a connection."""
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._transport = cast("asyncio.Transport", transport)
         self._received = b""
-        self._left = 0  # events of the stream that are still to be sent
+        self._left = -1  # events of the stream that are still to be sent. -1 if no stream runs
         self._paused = False
         self._loop = asyncio.get_running_loop()
 
@@ -94,10 +94,10 @@ class Engine(asyncio.Protocol):
             self._transport.write(_COMPLETION)
 
     def _send_event(self) -> None:
-        if self._paused or self._transport.is_closing():
+        if self._left < 0 or self._paused or self._transport.is_closing():
             return
-        if self._left:
-            self._left -= 1
+        self._left -= 1
+        if self._left >= 0:
             self._transport.write(_EVENTS[self._left % len(_EVENTS)])
             self._loop.call_soon(self._send_event)
         else:
@@ -112,7 +112,7 @@ class Engine(asyncio.Protocol):
 
 
 async def _listen(port: int) -> None:
-    server = await asyncio.get_running_loop().create_server(Engine, "127.0.0.1", port, backlog=2000)
+    server = await asyncio.get_running_loop().create_server(EngineConnection, "127.0.0.1", port, backlog=2000)
     await server.serve_forever()
 
 

@@ -19,7 +19,7 @@ class ProcessFailed(Exception):
 
 
 class Processes:
-    """Child processes, each with its own log. All end with the block."""
+    """Child processes, each with its own log. Leaving the `with` block ends them."""
 
     def __init__(self, directory: Path) -> None:
         self._directory = directory

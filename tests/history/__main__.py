@@ -1,4 +1,7 @@
-"""Runs a history for as long as wanted: `make history ARGS="--seconds 1800 --seed 7"`."""
+"""Runs random calls and faults for a chosen time, and checks the results.
+
+make history ARGS="--seconds 1800 --seed 7"
+"""
 
 import asyncio
 import random
