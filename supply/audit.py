@@ -69,7 +69,7 @@ def main() -> int:
             continue
         result = verdict(found)
         if not result.audited:
-            reasons.append(f"{service}: it knows none of the {len(result.skipped)} packages")
+            reasons.append(f"{service}: it has none of the {len(result.skipped)} packages")
             continue
         print(f"{result.audited} packages looked up at {service}, {len(result.vulnerable)} known vulnerabilities")
         if result.skipped:

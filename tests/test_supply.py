@@ -131,7 +131,7 @@ def test_a_report_with_skipped_packages_does_not_count_them_as_audited() -> None
     ("reports", "status", "output"),
     [
         (["no network", "no network"], 0, "NOT AUDITED: no service could be asked"),
-        ([{"dependencies": [{"name": "a", "skip_reason": ""}]}, "no network"], 0, "knows none of the 1 packages"),
+        ([{"dependencies": [{"name": "a", "skip_reason": ""}]}, "no network"], 0, "has none of the 1 packages"),
         (
             ["no network", {"dependencies": [{"name": "a", "version": "1", "vulns": []}]}],
             0,

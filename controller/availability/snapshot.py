@@ -33,7 +33,7 @@ class Snapshot:
     taken_at: in seconds on the replica's monotonic clock.
     draw: returns a random number from 0 to 1.
 
-    Models have their names in the indexes (controller/domain/engine.py). The snapshot itself never expires.
+    Models are keyed by their names in the indexes (controller/domain/engine.py). The snapshot itself never expires.
     SnapshotManager.get() decides how old it may be.
     """
 
@@ -54,21 +54,17 @@ class Snapshot:
     def __len__(self) -> int:
         return len(self._workers)
 
-    def get(self, name: str) -> Worker | None:
-        """Return a worker as Redis listed it. None if there was none."""
-        return self._workers.get(name)
-
     def serves(self, model: str) -> bool:
         """Return True if a worker serves the model and is not draining."""
         return model in self._serving
 
     def worker(self, name: str) -> Worker | None:
-        """Return a worker as Redis listed it. None if it is not in the snapshot."""
+        """Return a worker, with the queue length that Redis listed. None if it is not in the snapshot."""
         return self._workers.get(name)
 
     @cached_property
     def failing_engines(self) -> Mapping[str, Sequence[str]]:
-        """The engines that get no requests because one has failed, by model, where others serve the model."""
+        """The engines that failed a request, by model. They get none while a ready worker serves the model."""
         failed = [
             worker
             for worker in self._workers.values()
@@ -84,7 +80,7 @@ class Snapshot:
         return found
 
     def shortest_queue(self, model: str) -> str:
-        """Choose the worker with the lowest load and book it. Return "" if the model has no worker.
+        """Choose the worker with the lowest cost and book it. Return "" if the model has no worker.
 
         Ties are broken at random. Redis breaks them by the least recent dispatch. Here, that rule would make all
         replicas choose the same worker, because each replica counts only its own dispatches.
@@ -95,7 +91,7 @@ class Snapshot:
         if heap is None:
             heap = self._heaps[model] = [self._entry(name) for name in self._serving[model]]
             heapq.heapify(heap)
-        while heap[0][0] < self._load(heap[0][2]):  # the worker was booked for another of its models
+        while heap[0][0] < self._cost(heap[0][2]):  # the worker was booked for another of its models
             heapq.heapreplace(heap, self._entry(heap[0][2]))
         name = heap[0][2]
         self._queues[name] += 1
@@ -175,9 +171,9 @@ class Snapshot:
         ]
 
     def _entry(self, name: str) -> tuple[float, float, str]:
-        return self._load(name), self._draw(), name
+        return self._cost(name), self._draw(), name
 
-    def _load(self, name: str) -> float:
+    def _cost(self, name: str) -> float:
         worker = self._workers[name]
         status, queue = worker.status, self._queues[name]
         return cost(queue, status.speed, queue, status.capacity, failing=bool(worker.failing))

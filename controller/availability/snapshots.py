@@ -126,7 +126,7 @@ class SnapshotManager:
 
     def worker(self, name: str) -> Worker | None:
         """Return a live worker of the last snapshot, or None."""
-        return self._snapshot.get(name) if self._snapshot is not None else None
+        return self._snapshot.worker(name) if self._snapshot is not None else None
 
     def fail(self, name: str, of_polls: bool = False) -> None:
         """Deprioritise a worker in the last snapshot, if there is one. As Snapshot.fail()."""

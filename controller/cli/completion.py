@@ -20,12 +20,13 @@ _INSTALL: Final = {
     "zsh": 'Add this line to ~/.zshrc, below compinit:\n#     eval "$(controller completion zsh)"',
     "fish": "Run once:\n#     controller completion fish > ~/.config/fish/completions/controller.fish",
 }
-# bash takes what stands after a colon for a word of its own, and http://10.0.0.5:21002 for three. bash-completion has
-# functions against that. Without them, colons must not separate words in any command.
+# bash splits words at colons: http://10.0.0.5:21002 becomes five. bash-completion has functions that join them. Without
+# it, the colon is removed from COMP_WORDBREAKS, for all commands.
 _BASH_COLONS: Final = """\
 declare -F __ltrim_colon_completions >/dev/null || COMP_WORDBREAKS=${COMP_WORDBREAKS//:/}
 """
-_IN_BASH: Final = {
+# By the text in the script of click.
+_BASH_REPLACEMENTS: Final = {
     "    local response\n": """\
     local response cur cword=$COMP_CWORD words=("${COMP_WORDS[@]}")
     if declare -F __ltrim_colon_completions >/dev/null; then
@@ -46,7 +47,7 @@ _IN_BASH: Final = {
 @click.command(short_help="Print the completion for bash, zsh or fish.")
 @click.argument("shell", type=click.Choice(["bash", "zsh", "fish"]))
 def completion(shell: str) -> None:
-    """Print a script that completes commands, options, workers and models in a shell.
+    """Print a script that completes commands, options, workers, models and routes in a shell.
 
     \b
     Use it in bash, zsh or fish:
@@ -54,7 +55,8 @@ def completion(shell: str) -> None:
         eval "$(controller completion zsh)"         in ~/.zshrc, below compinit
         controller completion fish > ~/.config/fish/completions/controller.fish
 
-    The names of workers and models come from the controller at CONTROLLER_ADDRESS, if it answers within a second.
+    The names of workers, models and routes come from the controller at CONTROLLER_ADDRESS, if it answers within a
+    second.
     """
     from controller.cli.main import main  # imported late, because it imports this module
 
@@ -64,7 +66,7 @@ def completion(shell: str) -> None:
     click.echo(f"# Completion of `controller` for {shell}. {_INSTALL[shell]}")
     source = kind(main, {}, "controller", VARIABLE).source()
     if shell == "bash":
-        for part, replacement in _IN_BASH.items():
+        for part, replacement in _BASH_REPLACEMENTS.items():
             source = source.replace(part, replacement)
         click.echo(_BASH_COLONS, nl=False)
     click.echo(source)
@@ -73,8 +75,8 @@ def completion(shell: str) -> None:
 def complete_worker(context: click.Context, _: click.Parameter, incomplete: str) -> list[CompletionItem[Any]]:
     """Return the workers that begin with what was typed, with the scheme or without it."""
     names = {str(worker["worker_name"]) for worker in _workers(context)}
-    if incomplete and not incomplete.startswith("http"):
-        names = {name.partition("://")[2] for name in names}
+    if incomplete:
+        names |= {name.partition("://")[2] for name in names}
     return _items(names, incomplete)
 
 

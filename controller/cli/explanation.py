@@ -50,7 +50,10 @@ def conclusion(explanation: Mapping[str, Any], console: Console) -> Text:
     if not explanation["workers"]:
         text = f"No live worker serves the model {model}. `controller models` lists the served models."
     elif not candidates:
-        text = f"All {count(explanation['workers'], 'worker')} of the model {model} are draining."
+        number = explanation["workers"]
+        text = f"All {number} workers of the model {model} are draining."
+        if number == 1:
+            text = f"The only worker of the model {model} is draining."
     elif chosen is None:
         text = f"The next request of {model} goes to a worker at random, with these odds: dispatch by lottery."
     else:
@@ -92,5 +95,5 @@ def candidates_table(explanation: Mapping[str, Any], console: Console) -> Render
 
 
 def _state(state: object) -> str:
-    """Return the state of a candidate."""
+    """Return the state of a candidate, or "?" if this version does not know it."""
     return state if isinstance(state, str) and state in _STYLES else "?"

@@ -149,7 +149,7 @@ def run_until_interrupted(call: Coroutine[Any, Any, object]) -> None:
 async def _until_interrupted(call: Coroutine[Any, Any, object]) -> None:
     """Run a call until Ctrl-C. Only the first signal counts.
 
-    `timeout` sends the signal twice, and Python would print a traceback if the second one came while it ends.
+    The program timeout(1) sends the signal twice. Python would print a traceback if the second one came while it ends.
     """
     task, loop, before = asyncio.current_task(), asyncio.get_running_loop(), signal.getsignal(signal.SIGINT)
 

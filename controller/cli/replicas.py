@@ -74,7 +74,7 @@ async def fetch_replicas(controller: Controller) -> list[dict[str, Any]]:
 def differing_settings(replicas: Sequence[Replica]) -> dict[str, dict[str, list[str]]]:
     """Return the settings that differ: for each one the names of the replicas by value, the most common value first.
 
-    Those of a machine, such as its address, are not compared.
+    Settings of a machine, such as its address, are not compared.
     Settings that a replica does not report, because it is older, are not compared with it.
     """
     differing = {}

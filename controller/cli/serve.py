@@ -61,7 +61,7 @@ class _SecretOption(click.Option):
 
     def get_help_record(self, _: click.Context) -> tuple[str, str]:
         """Return the line for `--help`."""
-        return self._variable, f"{self._text} An environment variable only: it has no flag."
+        return self._variable, f"{self._text} Set it in the environment: it has no flag."
 
 
 def _serve(**values: Any) -> None:
@@ -147,7 +147,7 @@ def _reject_unused_files(values: dict[str, Any]) -> None:
     for name in ("ssl_keyfile", "ssl_certfile"):
         source = click.get_current_context().get_parameter_source(name)
         if not values["ssl"] and source is ParameterSource.COMMANDLINE:
-            raise click.ClickException(f"{flag(name)} has no effect without --ssl. Add --ssl, or remove it.")
+            raise click.ClickException(f"{flag(name)} has no effect without --ssl. Add --ssl, or remove {flag(name)}.")
 
 
 class _ServeCommand(click.Command):

@@ -1,4 +1,4 @@
-"""The commands that show what a running controller knows."""
+"""The commands that show the state of a running controller."""
 
 import click
 
@@ -43,14 +43,14 @@ def workers(
 
     \b
         serving   it gets requests
-        failing   requests or polls have failed: it comes after all others
+        failing   requests or polls have failed: it serves only if no other can
         stalled   it reports its queue, but its requests do not finish
         draining  it gets no new requests
         drained   it is draining, and has finished its requests
 
     The column slots has the number of requests that a worker runs at once. "5" is what the worker reports, "5 set" is
     configured, and "5 learned" comes from an engine's load. It is empty if the number is unknown. With --json and
-    --watch, each state is one line.
+    --watch, each refresh prints one line of JSON.
 
     If the terminal has no room, http:// is left out where all addresses begin with it, and then long names are
     shortened, so that different names stay different. `| cat` and --json show them in full. The exit status is 1 if no
@@ -75,7 +75,7 @@ def workers(
 @no_color
 @connects
 def engines(as_json: bool, controller: Controller) -> None:
-    """Show a table of the registered engines. Engines that get no requests are listed with the reason."""
+    """Show a table of the registered engines. The reason follows for each one with a problem."""
     from controller.cli.engines import show_engines  # imported late, so that --help stays fast
 
     run(show_engines(controller, as_json))
@@ -163,7 +163,7 @@ def explain(model: str, as_json: bool, controller: Controller) -> None:
     \b
     The column cost compares the workers of one state, the lowest first:
         free     requests per unit of speed
-        full     how long the next request would wait, in times of a request
+        full     the wait of the next request, in durations of a request
         failing  as one of these two
 
     The exit status is 1 if no worker can be chosen.
@@ -208,7 +208,7 @@ def dispatch(model: str, repeat: int, no_lease: bool, as_json: bool, controller:
 def doctor(stalled_after: float, as_json: bool, controller: Controller) -> None:
     """Check the cluster: Redis, replicas, settings and workers. Say what each finding means, and what to do.
 
-    The replica that answers reports about its Redis, with what its user of Redis may read. Nothing is changed.
+    The replica that answers checks its Redis, as far as the rights of its Redis user allow. Nothing is changed.
 
     \b
     Exit status:

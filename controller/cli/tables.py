@@ -21,7 +21,7 @@ Row = Mapping[str, Text | str]
 
 _GAP: Final = 2  # between two columns: the padding, and a space instead of a line
 _LEAST: Final = 10  # characters of a column whose words are broken
-_NAME: Final = 60  # characters of the first column that come before all others
+_FIRST_SHARE: Final = 60  # characters that the first column gets before the others share the rest
 _USUAL: Final = 40  # characters of a column with longer names, if the other columns need the room
 _WRAPPED: Final = 100  # characters of a column that wraps, in a pipe or a file
 PIPE_WIDTH: Final = 250
@@ -78,8 +78,7 @@ def fit_table(
 
     title: the text above it, which may come from the network.
     columns: from the most important one on. Where the terminal is too narrow, the last ones are left out.
-    required: how many of them are left out only if the others would not fit either, with their words broken or
-        shortened.
+    required: how many of them are left out last. Before that, their words are broken or shortened.
     is_live: the table is part of a screen that refreshes. Each row has one line, and what has no room is cut.
     """
     widths = _widths(columns, rows, _width)
@@ -100,7 +99,7 @@ def fit_table(
     rows = _without_prefixes(columns, rows)
     widths, full = _widths(columns, rows, _width), _widths(columns, rows, _full_width)
     # A single very long name must not hide the columns that have room beside names of usual length.
-    lowered = {column.name: _USUAL for column in columns if column.shortens and widths[column.name] > _NAME}
+    lowered = {column.name: _USUAL for column in columns if column.shortens and widths[column.name] > _FIRST_SHARE}
     shown = _first_fitting(columns, range(len(columns), required - 1, -1) if lowered else (), widths | lowered, console)
     if not shown:
         least = {
@@ -161,15 +160,15 @@ def _replaced(content: Text | str, text: str) -> Text:
 
 
 def _shared(least: Mapping[str, int], wanted: Mapping[str, int], console: Console) -> dict[str, int]:
-    """Return widths that share the room of the console beyond the least ones.
+    """Divide the room that the least widths leave on the console.
 
-    The first column gets what it needs for a name of usual length: it says what a row is about. The others follow, the
-    ones that need little first.
+    The first column gets up to _FIRST_SHARE, because it says what a row is about. The others follow, the ones that need
+    little first.
     """
     widths = dict(least)
     room = max(0, console.width - _total(least))
     first = next(iter(least))
-    given = min(room, max(0, min(wanted[first], _NAME) - least[first]))
+    given = min(room, max(0, min(wanted[first], _FIRST_SHARE) - least[first]))
     widths[first] += given
     room -= given
     needing = sorted((wanted[name] - width, name) for name, width in widths.items() if wanted[name] > width)
@@ -183,7 +182,7 @@ def _shared(least: Mapping[str, int], wanted: Mapping[str, int], console: Consol
 def _with_the_rest(
     widths: Mapping[str, int], columns: Sequence[Column], full: Mapping[str, int], console: Console
 ) -> dict[str, int]:
-    """Return widths in which the columns that wrap have got the room that is left, as far as they need it."""
+    """Give the room that is left to the columns that wrap, up to the width that they need."""
     grown = dict(widths)
     for column in columns[: len(widths)]:
         if column.wraps:
@@ -285,7 +284,7 @@ def _table(
 ) -> Table:
     """Return a table with the columns that have a width. is_fixed: the widths are exact. Otherwise, they are minima."""
     shown_title = cell(title, console.encoding)
-    least = min(console.width, shown_title.cell_len)  # a title is as wide as its table at most
+    least = min(console.width, shown_title.cell_len)  # rich makes a title no wider than its table
     table = Table(title=shown_title, title_justify="left", box=SIMPLE_HEAD, padding=(0, 1, 0, 0), min_width=least)
     for column in columns[: len(widths)]:
         table.add_column(

@@ -32,7 +32,7 @@ class Candidate(NamedTuple):
 
 
 class Explanation(NamedTuple):
-    """How the next request of a model would be dispatched.
+    """The dispatch of the next request of a model, with the reasons.
 
     If engines and workers of FastChat's protocol serve the model, it is about the engines, as long as one of them is
     not draining. The gateway chooses them first.

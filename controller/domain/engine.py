@@ -73,4 +73,4 @@ class Engine:
                 return cls(kind, aliases, key, bool(fields.get("capacity_learned")), lengths, hops)
         except (ValueError, KeyError, TypeError, AttributeError):
             pass
-        raise InvalidInput("engine", "is not what the controller writes")
+        raise InvalidInput("engine", "has a form that the controller does not write")

@@ -94,4 +94,4 @@ class EngineEntry:
             known = {each.name: read[each.name] for each in fields(cls) if each.name in read}
             return cls(**{**known, "allowed": tuple(known.get("allowed", ()))})
         except (ValueError, TypeError, AttributeError) as error:
-            raise InvalidInput("engine", "is not what the controller writes") from error
+            raise InvalidInput("engine", "has a form that the controller does not write") from error

@@ -76,11 +76,11 @@ class ModelRoute:
             fields = json.loads(text)
             targets, fallbacks = fields["targets"], fields["fallbacks"]
         except (ValueError, KeyError, TypeError, RecursionError) as error:
-            raise InvalidInput("route", "is not what the controller writes") from error
+            raise InvalidInput("route", "has a form that the controller does not write") from error
         if not isinstance(targets, dict) or not isinstance(fallbacks, list):
-            raise InvalidInput("route", "is not what the controller writes")
+            raise InvalidInput("route", "has a form that the controller does not write")
         if not all(isinstance(name, str) for name in fallbacks):
-            raise InvalidInput("route", "is not what the controller writes")
+            raise InvalidInput("route", "has a form that the controller does not write")
         return cls(targets, tuple(fallbacks))
 
     def __str__(self) -> str:

@@ -17,7 +17,7 @@ from controller.json_bodies import JsonBody
 _FORM_TYPE: Final = "multipart/form-data"
 _FORM: Final = _FORM_TYPE.encode()
 _MAX_PARTS: Final = 1_000
-_MAX_BOUNDARIES: Final = 10_000  # with those inside lines, which the parser compares in Python
+_MAX_BOUNDARIES: Final = 10_000  # lines that begin with it, each of which the parser compares in Python
 _MAX_NAMES: Final = 100  # that are replaced. More would multiply the memory of a body
 _STRING: Final = rb'"[^"\\]*+(?:\\.[^"\\]*+)*+"'
 # The key `model`, of which each letter may be written as an escape.
@@ -42,7 +42,7 @@ _json: Final = JsonBody(_Fields, "body", "Send a JSON object with the name of a 
 class ModelField(NamedTuple):
     """The body of a request, and the model that it names.
 
-    spans: first and last position of each name in a form. None if the body is JSON.
+    spans: start and end of each name in a form, as for a slice. None if the body is JSON.
     """
 
     body: bytes
@@ -93,9 +93,9 @@ def read_model(body: bytes, content_type: str = "") -> ModelField:
 
 
 def _spans_in_json(body: bytes) -> Iterator[tuple[int, int]]:
-    """Yield first and last position of each value of `model` in a valid JSON object. A key may be repeated.
+    """Yield start and end of each value of `model` in a valid JSON object. A key may be repeated.
 
-    Only the keys `model` and the windows are handled in Python: a body may have millions of values.
+    The loop runs once for each key `model` and each window, because a body may have millions of values.
     """
     if json.detect_encoding(body) not in ("utf-8", "utf-8-sig"):
         raise InvalidInput("body", "must be in UTF-8, because the engine has another name for this model")
@@ -118,7 +118,7 @@ def _spans_in_json(body: bytes) -> Iterator[tuple[int, int]]:
 class _Form:
     """Finds the fields `model` in a form. Other fields and files are passed over.
 
-    spans: first and last position of each value.
+    spans: start and end of each value.
     """
 
     def __init__(self, boundary: bytes) -> None:
@@ -134,7 +134,7 @@ class _Form:
     def read(self, body: bytes) -> None:
         """Read a form. Raises InvalidInput if it is damaged or has too many parts."""
         if body.count(b"\r\n--" + self._boundary) > _MAX_BOUNDARIES:
-            raise InvalidInput("body", f"is a form with its boundary more than {_MAX_BOUNDARIES} times")
+            raise InvalidInput("body", f"is a form that contains its boundary more than {_MAX_BOUNDARIES} times")
         try:
             # The parser gets the body as a whole, so the positions that it passes are positions in the body.
             parser = MultipartParser(

@@ -28,7 +28,7 @@ _REMEMBERED: Final = 600.0  # seconds for which the number of failed trials is k
 
 
 class Outcome(Enum):
-    """The outcome of a trial. UNKNOWN: it says nothing about the engine, for example because the client has left."""
+    """The outcome of a trial. UNKNOWN: it shows nothing about the engine, for example because the client has left."""
 
     SUCCEEDED = "succeeded"
     FAILED = "failed"

@@ -1,1 +1,1 @@
-"""Who may do what, and which addresses and paths are contacted: tokens, networks, workers and the audit log."""
+"""Access of callers, and the addresses and paths that are contacted: tokens, networks, workers, the audit log."""

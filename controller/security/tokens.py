@@ -26,7 +26,7 @@ PATTERN: Final = re.compile(r"[!-+\--~]{1,512}\Z")
 
 
 class Plane(StrEnum):
-    """Who calls a route."""
+    """The kind of caller that a route is for."""
 
     PUBLIC = "public"
     WORKER = "worker"

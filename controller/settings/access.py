@@ -14,7 +14,7 @@ from controller.settings.declaration import Scope, environment_variable, flag, s
 
 @dataclass(frozen=True, kw_only=True)
 class AccessSettings:
-    """Who may do what."""
+    """The settings of tokens and networks."""
 
     title: ClassVar = "Access"
 
@@ -71,7 +71,7 @@ class AccessSettings:
 
     @property
     def access_rules(self) -> AccessRules:
-        """Who may do what. Raises SettingsError if a token or a network is wrong."""
+        """Return the rules of access. Raises SettingsError if a token or a network is wrong."""
         tokens: list[Token] = []
         for plane in TOKEN_PLANES:
             try:

@@ -24,6 +24,7 @@ def setting(
     secret: bool = False,
     has_password: bool = False,
     scope: Scope = Scope.CLUSTER,
+    unit: str = "s",
 ) -> Any:
     """Declare a setting.
 
@@ -31,6 +32,7 @@ def setting(
     old_name: a deprecated name. Its flag and environment variable still work, and `controller serve` logs a warning.
     secret: it has no flag, because all users of a machine can read command lines.
     has_password: the value may have a password in it.
+    unit: of a default that is a float.
     """
     if old_name:
         also = [*also, environment_variable(old_name)]
@@ -44,6 +46,7 @@ def setting(
             "old_name": old_name,
             "secret": secret,
             "scope": scope,
+            "unit": unit,
         },
     )
 

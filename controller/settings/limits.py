@@ -85,6 +85,7 @@ class LimitSettings:
         200.0,
         "Registrations per second that a replica accepts from one address. Registrations above this rate are "
         "delayed, and get a 429 if the delay would exceed --register-timeout. 0 turns the limit off.",
+        unit="per second",
     )
 
     def check_limits(self) -> None:

@@ -65,6 +65,7 @@ class ServerSettings:
     target_utilization: float = setting(
         0.8,
         "Requests per slot that the metric controller_desired_workers aims at, for autoscalers.",
+        unit="",
     )
     worker_metrics: str = setting(
         "off",

@@ -99,6 +99,7 @@ class WorkerSettings:
         0.2,
         "Largest share of retries in the requests to engines that a replica forwards in 10 s. Besides these, all "
         "replicas together may retry 10 requests in 10 s.",
+        unit="",
     )
 
     def check_workers(self) -> None:

@@ -26,7 +26,7 @@ def worker(name: str, worker_name: str) -> str:
 
 
 def checkpoints(name: str, worker_name: str) -> str:
-    """STRING: how many requests were dispatched to a worker between its last report and each of some times."""
+    """STRING: checkpoints, the numbers of requests dispatched to a worker since its last report, at several times."""
     return f"{{{name}}}:checkpoints:{worker_name}"
 
 
@@ -101,7 +101,7 @@ def decay_heads(name: str) -> str:
 
 
 def decay(name: str, pool: str) -> str:
-    """STRING: the decay clock of a pool, and what it was learned from. It has a TTL while no worker is in the pool.
+    """STRING: the decay clock of a pool, and the observations behind it. It has a TTL while no worker is in the pool.
 
     Pools of engines have none.
     """
@@ -149,12 +149,12 @@ def replica_descriptions(name: str) -> str:
 
 
 def listings(name: str) -> str:
-    """HASH: the number of the last listing that each replica has stored, by id. At most 1,000 are of expired ones."""
+    """HASH: the number of the last listing of each replica, by its id. At most 1,000 belong to expired replicas."""
     return f"{{{name}}}:listings"
 
 
 def sequence(name: str) -> str:
-    """STRING: how many registrations, requested dispatches, drains and removals there were. They are numbered by it."""
+    """STRING: counter that numbers registrations, requested dispatches, drains and removals."""
     return f"{{{name}}}:sequence"
 
 

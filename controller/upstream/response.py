@@ -37,7 +37,7 @@ _NO_CONNECTION: Final = (aiohttp.ClientConnectorError, aiohttp.ConnectionTimeout
 
 
 class ReadRules(NamedTuple):
-    """How the body of a response is read.
+    """The way in which the body of a response is read.
 
     timeout: for each read of the body, in seconds. A slow client does not make its worker look silent, because the
         time between two reads does not count.

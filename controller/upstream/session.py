@@ -111,7 +111,7 @@ class Response:
 
 
 class _Server(NamedTuple):
-    """What all requests to one server share.
+    """The values that all requests to one server share.
 
     request: tells aiohttp's connector where to connect.
     headers: the default headers of a request: name in lower case, name and value.

@@ -60,7 +60,8 @@ def _setting_row(setting: "Field[Any]") -> tuple[str, ...]:
     default = setting.default
     text, _, described = setting.metadata["help"].partition("  [default: ")
     has_none = default is None or default is False
-    shown = f"{default:g} s" if isinstance(default, float) else "" if has_none else str(default)
+    unit = setting.metadata["unit"]
+    shown = f"{default:g} {unit}".rstrip() if isinstance(default, float) else "" if has_none else str(default)
     shown = described.removesuffix("]") or shown
     meaning = _sentences(text)
     if setting.metadata["choices"]:

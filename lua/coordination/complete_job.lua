@@ -14,7 +14,7 @@
     ARGV[5]  result_ttl: the milliseconds for which the result is kept
 
   Output:
-    1  the lock is released
+    1  the lock is released: no replica gets it before the job is due, unless its call is urgent
     0  the lock had expired, and another replica may have it: nothing was done
     error 'INVALID …' if an argument is invalid; nothing was done
 ]]

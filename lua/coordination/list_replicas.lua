@@ -1,5 +1,5 @@
 --[[
-  List the live replicas, and what they are.
+  List the live replicas with their descriptions.
 
   Keys:
     replicas              ZSET  r
@@ -9,8 +9,8 @@
     KEYS[1]  {<namespace>}
 
   Output:
-    an array with two entries for each live replica: its id, and its description as join_replicas.lua got it, or '' if
-    it is of a version without descriptions
+    an array with two entries for each live replica: its id, and its description, which it passed to
+    join_replicas.lua; '' if its version sends none
 ]]
 --- @include "key"
 --- @include "now"

@@ -2,8 +2,8 @@
   Draw a worker for each request in a batch.
 
   Draws from the live workers that are not failing, with odds proportional to speed. If all are failing, it draws from
-  those, with the same odds. Only requests with a lease are booked, as in FastChat. The others are only counted, for the
-  next report of their worker.
+  those, with the same odds. As in FastChat, a draw books nothing, unless the request has a lease. Requests without one
+  are counted until the next report of their worker.
 
   A draw chooses a band of speeds, a position in the band, and a fraction of the highest speed in the band. The worker
   at that position is chosen if its speed exceeds the fraction. Otherwise another draw decides. Fewer than half of the
@@ -41,9 +41,9 @@
     ARGV[2]   reply_ttl: the milliseconds for which the reply is kept
     ARGV[3]   decays: '1' if bookings decay, otherwise '0'
     ARGV[4]   max_leases: how many leases may be active; 0 for any number
-    ARGV[5…]  for each request: model, lease_ttl, draw
+    ARGV[5…]  for each request: model, lease, draw
                 model: the name of the model
-                lease_ttl: the milliseconds after which the lease expires; 0 for a request without a lease; followed
+                lease: the milliseconds after which the lease expires; 0 for a request without a lease; followed
                 by '@<token>@<limit>' if at most `limit` leases of the token may be active
                 draw: a random number from [0, 1)
 
@@ -72,7 +72,7 @@ local MAX_PURGED = 128
 
 local request_id, reply_ttl, decays = ARGV[1], whole_number(ARGV[2], 1), ARGV[3] == "1"
 local max_leases = ARGV[4]
-local requests = read_requests(5, { "model", "lease_ttl", "draw" })
+local requests = read_requests(5, { "model", "lease", "draw" })
 if not reply_ttl or not requests then
   return redis.error_reply("INVALID arguments")
 end

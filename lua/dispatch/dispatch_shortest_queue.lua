@@ -6,9 +6,9 @@
 
   Each pool has two indexes: one by the part of the cost that does not change while time passes, one by the untracked
   load, which decays. If all clients are of one kind, with leases or without, the best worker is the first one of one
-  index. Otherwise it is the best of the first CANDIDATES_PER_INDEX workers of both. docs/concepts/dispatch.md says what
-  that misses. For a model with several pools, the best workers of the pools are compared by cost and sequence number.
-  The reference model is tests/model/shortest_queue.py.
+  index, unless that one is full or failing. Otherwise it is the best of the first CANDIDATES_PER_INDEX workers of both.
+  docs/concepts/dispatch.md says what that misses. For a model with several pools, the best workers of the pools are
+  compared by cost and sequence number. The reference model is tests/model/shortest_queue.py.
 
   A request with an affinity goes to the worker that was remembered for one of its keys, unless that worker cannot be
   chosen or costs too much (include/affinity/prefer_remembered.lua). The worker of the request is then remembered for
@@ -47,9 +47,9 @@
     ARGV[2]   reply_ttl: the milliseconds for which the reply is kept
     ARGV[3]   decays: '1' if bookings decay, otherwise '0'
     ARGV[4]   max_leases: how many leases may be active; 0 for any number
-    ARGV[5…]  for each request: model, lease_ttl
+    ARGV[5…]  for each request: model, lease
                 model: the name of the model
-                lease_ttl: the milliseconds after which the lease expires; 0 for a request without a lease; followed
+                lease: the milliseconds after which the lease expires; 0 for a request without a lease; followed
                 by '@<token>@<limit>' if at most `limit` leases of the token may be active, and by
                 '#<ttl>#<max_keys>#<key>,<key>,…' for an affinity (include/arguments/parse_affinity.lua)
 
@@ -89,7 +89,7 @@ local MAX_PURGED = 128
 
 local request_id, reply_ttl, decays = ARGV[1], whole_number(ARGV[2], 1), ARGV[3] == "1"
 local max_leases = ARGV[4]
-local requests = read_requests(5, { "model", "lease_ttl" })
+local requests = read_requests(5, { "model", "lease" })
 if not reply_ttl or not requests then
   return redis.error_reply("INVALID arguments")
 end
@@ -124,12 +124,13 @@ else
   pools_by_model[first_model] = { first_model }
 end
 
--- For models with several pools: what include/dispatch/best_of_pools.lua knows of the best worker of each pool. There
--- is one table for each of the two indexes that a request can start from.
+-- For models with several pools: the tables `known` of include/dispatch/best_of_pools.lua, one for each of the two
+-- indexes that a request can start from.
 local best_by_pool
 
--- Return a worker's load if it can be chosen. Otherwise purge the worker, or its index entry. member: its member in the
--- cost index if it was found there. is_known_alive: true if its heartbeat was read already.
+-- Return a worker's load if it can be chosen. Otherwise purge the worker, or its index entry, while fewer than
+-- MAX_PURGED were purged. member: its member in the cost index if it was found there. is_known_alive: true if its
+-- heartbeat was read already.
 local function candidate(model, pool, name, member, is_known_alive)
   local load = read_load(name, decay_time)
   local seq = member and tonumber(member:sub(1, 16)) or 0 -- as include/indexes/index_member.lua writes it
@@ -154,8 +155,9 @@ local function candidate(model, pool, name, member, is_known_alive)
   return nil
 end
 
--- Return the load of the best worker of a pool; false if the pool has no worker; nil if an entry was purged and the
--- caller must try again. head, is_known_alive: the first member of the index and whether it is alive, if known.
+-- Return the load of the best worker of a pool; false if the pool has no worker; nil if an entry was expired or
+-- stale, and the caller must try again. head, is_known_alive: the first member of the index and whether it is alive, if
+-- known.
 local function best_of_pool(model, pool, index, limit, head, is_known_alive)
   head = head or redis.call("ZRANGE", key(index, pool), 0, 0)[1]
   if not head then
@@ -174,7 +176,8 @@ local function best_of_pool(model, pool, index, limit, head, is_known_alive)
   local lowest = cost_of(best, best.untracked, best.untracked_own_rate)
   if is_lowest and lowest >= FULL then
     -- For a worker with a capacity, the cost index has the cost as of its last change. If its bookings have decayed
-    -- since, it costs less now. So a full first one is surely the best only if no worker has untracked load.
+    -- since, it costs less now. So if the first worker is full, it is certainly the best only if no worker has
+    -- untracked load.
     local last = member and redis.call("ZRANGE", key("decay_index", pool), -1, -1, "WITHSCORES")[2]
     is_lowest = member and tonumber(last or 0) <= MAX_WITHOUT_LOAD
   end

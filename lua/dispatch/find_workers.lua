@@ -1,6 +1,6 @@
 --[[
-  Find a random live worker for each of some models, and book nothing. Used for requests that are no load, and to check
-  whether a model has a live worker. Failing workers are found only if the model has no others.
+  Find a random live worker for each of some models, and book nothing. Used for requests that put no load on a worker,
+  and to check whether a model has a live worker. Failing workers are found only if the model has no others.
 
   Keys:
     heartbeat:<name>        STRING  r
@@ -19,7 +19,8 @@
     an array with one entry for each request, in order; if there are fewer, call again for the rest
       the name of a worker
       ''   no live worker serves the model
-      nil  the script read hundreds of expired workers of the model, and no live one: call again with another draw
+      nil  the script read hundreds of expired or excluded workers of the model, and no other: call again with
+           another draw
     error 'INVALID …' if an argument is invalid
 ]]
 --- @include "argument_groups"
@@ -30,7 +31,7 @@
 --- @include "pools_of"
 --- @include "spend"
 local CHUNK = 16
-local MAX_EXPIRED = 384 -- per request, so that one call cannot block Redis for long; the sweep purges them
+local MAX_SKIPPED = 384 -- per request, so that one call cannot block Redis for long; the sweep purges them
 
 local requests = argument_groups(1, { "model", "draw", "excluded" })
 if not requests or not requests[1] then
@@ -48,13 +49,13 @@ for _, request in ipairs(requests) do
   request.is_excluded = is_excluded
 end
 
-local expired -- the number of expired workers that were read for this request
+local skipped -- the number of expired and excluded workers that were read for this request
 local is_excluded
 
 -- Return the first live worker in a range of positions of an index, or nil.
 local function first_live(index, first, last)
   for begin = first, last, CHUNK do
-    if expired >= MAX_EXPIRED then
+    if skipped >= MAX_SKIPPED then
       return nil
     end
     local names = redis.call("ZRANGE", index, begin, math.min(begin + CHUNK - 1, last))
@@ -65,7 +66,7 @@ local function first_live(index, first, last)
       end
     end
     spend(#names)
-    expired = expired + #names
+    skipped = skipped + #names
   end
   return nil
 end
@@ -78,12 +79,12 @@ local function find_in(indexes, draw)
     total = total + sizes[i]
   end
   spend(#indexes)
-  local position, begin = math.floor(draw * total), 1
-  while begin < #indexes and position >= sizes[begin] do
-    position, begin = position - sizes[begin], begin + 1
+  local position, start_index = math.floor(draw * total), 1
+  while start_index < #indexes and position >= sizes[start_index] do
+    position, start_index = position - sizes[start_index], start_index + 1
   end
   for i = 0, #indexes do -- the first index comes twice: from the position on, and up to it
-    local number = (begin + i - 1) % #indexes + 1
+    local number = (start_index + i - 1) % #indexes + 1
     local first = i == 0 and position or 0
     local last = i == #indexes and position - 1 or sizes[number] - 1
     local name = first_live(indexes[number], first, last)
@@ -95,13 +96,13 @@ local function find_in(indexes, draw)
 end
 
 local function find(request)
-  expired, is_excluded = 0, request.is_excluded
+  skipped, is_excluded = 0, request.is_excluded
   local serving, failing = {}, {}
   for i, pool in ipairs(pools_of(request.model)) do
     serving[i], failing[i] = key("lottery", pool), key("lottery_failing", pool)
   end
   local name = find_in(serving, request.draw) or find_in(failing, request.draw)
-  return name or (expired < MAX_EXPIRED and "") -- false is nil in the answer of Redis
+  return name or (skipped < MAX_SKIPPED and "") -- false is nil in the answer of Redis
 end
 
 return handle_each(requests, find)

@@ -1,5 +1,5 @@
 --[[
-  Rank the workers that the next request of a model without a lease may go to, the best first, and book nothing.
+  Rank the workers that a model's next request without a lease may go to, the best first. Book nothing.
 
   It compares the first live workers of both indexes of each pool, as dispatch_shortest_queue.lua does.
 
@@ -20,7 +20,7 @@
     an array with one array for each worker:
       [1] name
       [2] its cost, as include/load/cost_of.lua returns it
-      [3] its requests: active leases and untracked load
+      [3] its requests: active leases that no report shows as finished, and untracked load
       [4] the number of active leases
       [5] its capacity; '' if it is unknown
       [6] its speed
@@ -33,11 +33,11 @@
 --- @include "pools_of"
 --- @include "read_load"
 local CANDIDATES_PER_INDEX = 8 -- as in dispatch_shortest_queue.lua
-local MAX_EXPIRED = 128 -- per call, because expired workers may stand before the live ones until the sweep
+local MAX_SKIPPED = 128 -- per call, because expired workers may stand before the live ones until the sweep
 
 local model, decays = ARGV[1], ARGV[2] == "1"
 local time = now()
-local found, is_live, expired = {}, {}, 0
+local found, is_added, skipped = {}, {}, 0
 
 -- Add a worker to those found, if it can be chosen. Return true if it was added.
 local function add(name)
@@ -52,22 +52,22 @@ end
 
 -- Add the first live workers of an index to those found.
 local function read_index(index, limit)
-  local live, position = 0, 0
+  local added, position = 0, 0
   repeat
     local entries = redis.call("ZRANGE", index, position, position + limit - 1)
     for _, entry in ipairs(entries) do
-      if live == limit then
+      if added == limit then
         return
       end
       local name = entry:match("^" .. ("%d"):rep(16) .. "(.+)$") or entry -- include/indexes/index_member.lua
-      if is_live[name] == nil then
-        is_live[name] = add(name)
-        expired = expired + (is_live[name] and 0 or 1)
+      if is_added[name] == nil then
+        is_added[name] = add(name)
+        skipped = skipped + (is_added[name] and 0 or 1)
       end
-      live = live + (is_live[name] and 1 or 0)
+      added = added + (is_added[name] and 1 or 0)
     end
     position = position + limit
-  until #entries < limit or expired >= MAX_EXPIRED
+  until #entries < limit or skipped >= MAX_SKIPPED
 end
 
 local pools = pools_of(model)

@@ -1,6 +1,6 @@
 --[[
-  Shorten leases that would last too long after the clock of Redis was set back: each expires after its own duration
-  from now on, or earlier. Each call looks at some leases, so that it cannot block Redis for long.
+  Limit each lease to its own duration from now. After the clock of Redis was set back, it would last too long. Each
+  call looks at some leases, so that it cannot block Redis for long.
 
   Keys:
     leases  ZSET    rw

@@ -1,6 +1,6 @@
 --[[
-  List the models of live multimodal workers, or of the other live workers. Each call looks at some workers, so that it
-  cannot block Redis for long.
+  List the models of live multimodal workers, or of the other live workers, without those that are draining. Each call
+  looks at some workers, so that it cannot block Redis for long.
 
   Keys:
     workers           ZSET    r
@@ -16,7 +16,7 @@
   Output:
     an array:
       [1]  the cursor for the next call; '0' if all workers were looked at
-      [2]  an array of the lists of models that were found, each a JSON array, none of them twice
+      [2]  an array of distinct lists of models, each a JSON array
     error 'INVALID …' if an argument is invalid
 ]]
 --- @include "is_alive"

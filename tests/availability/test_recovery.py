@@ -21,6 +21,10 @@ from tests.support.samples import OPERATOR, A, B, C, asks, worker
 from tests.support.waiting import wait_until
 
 
+async def wipe(store: Store) -> None:
+    await store.client.delete(*await store.client.keys(f"{keys.namespace(store.namespace)}*"))
+
+
 async def test_workers_are_restored_after_a_data_loss(
     controller: Replica, link: Link, store: Store, replica: Open, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -28,7 +32,7 @@ async def test_workers_are_restored_after_a_data_loss(
     await other.readiness.check()
     with link.broken():
         assert (await controller.dispatcher.dispatch("n")).value == A
-        await store.client.delete(*await store.client.keys(f"{keys.namespace(store.namespace)}*"))
+        await wipe(store)
         await store.client.hset("unrelated", "x", "y")
     await wait_for_recovery(controller)
     assert "registering 2 workers again" in caplog.text
@@ -56,7 +60,7 @@ async def test_draining_worker_drains_after_a_data_loss(
     await controller.snapshots._take_another()
     with link.broken():
         await controller.dispatcher.dispatch("n")
-        await store.client.delete(*await store.client.keys(f"{keys.namespace(store.namespace)}*"))
+        await wipe(store)
     if registers_first:
         await store.registry().register(worker(B, "m"))
     await wait_for_recovery(controller)
@@ -123,7 +127,7 @@ async def test_deprioritised_worker_stays_so_after_a_data_loss(controller: Repli
     await controller.snapshots._take_another()
     with link.broken():
         await controller.dispatcher.dispatch("n")
-        await store.client.delete(*await store.client.keys(f"{keys.namespace(store.namespace)}*"))
+        await wipe(store)
     await wait_for_recovery(controller)
     [_, known] = (await registry.list_workers()).workers
     assert (known.name, known.failing, known.polled) == (B, "polls", True)
@@ -135,10 +139,8 @@ async def test_worker_that_registered_after_a_data_loss_is_not_overwritten(
 ) -> None:
     with link.broken():
         await controller.dispatcher.dispatch("n")
-        await store.client.delete(*await store.client.keys(f"{keys.namespace(store.namespace)}*"))
-    link.cut = "before"
+        await wipe(store)
     registry = store.registry()
-    link.cut = None
     await registry.register(worker(A, "new", queue_length=7))
     await wait_for_recovery(controller)
     workers = (await registry.list_workers()).workers
@@ -164,7 +166,7 @@ async def test_worker_whose_heartbeat_expired_during_the_outage_is_not_restored(
     manager._snapshot = Snapshot(manager._listing.workers, time.monotonic(), lambda: 0.5)
     with link.broken():
         await controller.dispatcher.dispatch("m")
-        await store.client.delete(*await store.client.keys(f"{keys.namespace(store.namespace)}*"))
+        await wipe(store)
         await wait_until(lambda: is_expired(controller, A), "its heartbeat has expired")
     await wait_for_recovery(controller)
     [known] = (await store.registry().list_workers()).workers
@@ -203,10 +205,6 @@ async def test_key_layout_of_another_version_is_refused_and_not_changed(
     await wait_for_recovery(controller)
     assert await store.client.get(keys.schema(store.namespace)) == SCHEMA
     assert await controller.dispatcher.dispatch("m") == MaybeStale("")
-
-
-async def wipe(store: Store) -> None:
-    await store.client.delete(*await store.client.keys(f"{keys.namespace(store.namespace)}*"))
 
 
 async def test_dispatches_of_two_replicas_are_booked_after_a_data_loss(

@@ -15,8 +15,8 @@ from controller.cli.main import main
 class FakeController:
     """Returns chosen responses. Real controllers serve in tests/system.
 
-    responses: by path, without the query: a value for JSON, text for the body as it is, or a pair of a status and such
-        a value.
+    responses: by path, without the query: a value for JSON, text for the body as it is, a pair of a status and such a
+        value, or a function that returns one of these.
     requests: method, path and body of each request.
     is_degraded: the responses say that they come from a snapshot.
     """

@@ -181,7 +181,7 @@ def test_certificate_flags_without_ssl_are_refused(served: list[Settings], tmp_p
         refused = run("serve", name, str(tmp_path / "file"))
         assert (refused.exit_code, refused.stderr) == (
             1,
-            f"Error: {name} has no effect without --ssl. Add --ssl, or remove it.\n",
+            f"Error: {name} has no effect without --ssl. Add --ssl, or remove {name}.\n",
         )
     assert run("serve", SSL_KEYFILE="of another program", SSL_CERTFILE="of another program").exit_code == 0
     assert len(served) == 1

@@ -234,7 +234,7 @@ def test_register_sends_what_was_given(fake: FakeController) -> None:
     assert ran.stdout.endswith(f"Registered {A}.\n")
 
 
-def test_register_refuses_what_makes_no_sense(fake: FakeController) -> None:
+def test_register_refuses_contradictory_options(fake: FakeController) -> None:
     assert fake.run("register", A, "--engine", "fastchat", "--capacity", "7").exit_code == 2
     assert fake.run("register", A, "--engine", "vllm", "--no-heartbeats").exit_code == 2
     ran = fake.run("register", "10.0.0.5:21002")

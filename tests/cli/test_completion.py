@@ -69,11 +69,19 @@ def test_workers_and_models_come_from_the_controller(fake: FakeController) -> No
     fake.responses = {"/workers": {"workers": workers}}
     assert completed(fake, "drain", "http://10.0.0.5:21002", "http") == [each["worker_name"] for each in workers]
     assert completed(fake, "worker", "10.0.0.6") == ["10.0.0.6:21002"]
+    assert completed(fake, "worker", "h") == [each["worker_name"] for each in workers]
     assert completed(fake, "explain", "vicuna") == ["vicuna-13b", "vicuna-7b"]
     assert completed(fake, "workers", "--model", "l") == ["llama"]
     assert completed(fake, "route", "set", "gpt", "--to", "vicuna-7") == ["vicuna-7b"]
     assert completed(fake, "route", "set", "gpt", "--fallback", "x,l") == ["x,llama"]
     assert completed(fake, "dispatch", "--controller-address", "http://127.0.0.1:1", "v") == []
+
+
+def test_host_that_begins_like_a_scheme_is_completed(fake: FakeController) -> None:
+    fake.responses = {"/workers": {"workers": [listed("http://httpd-1:21002", "m"), listed("https://b:1", "m")]}}
+    assert completed(fake, "worker", "httpd") == ["httpd-1:21002"]
+    assert completed(fake, "worker", "https") == ["https://b:1"]
+    assert completed(fake, "worker", "b") == ["b:1"]
 
 
 def test_names_of_routes_come_from_the_controller(fake: FakeController) -> None:
@@ -106,10 +114,10 @@ def test_names_of_routes_come_from_the_controller(fake: FakeController) -> None:
 def test_names_that_a_shell_could_run_are_not_completed(fake: FakeController, name: str) -> None:
     fake.responses = {"/workers": {"workers": [listed(f"http://h/{name}", name, "safe")]}}
     assert completed(fake, "explain", "") == ["safe"]
-    assert [each for each in completed(fake, "drain", "h") if name not in ("-rf", "--help", "~a")] == []
+    assert completed(fake, "drain", "http://h/") == ([f"http://h/{name}"] if name in ("-rf", "--help") else [])
 
 
-def test_without_a_controller_nothing_is_printed(fake: FakeController) -> None:
+def test_unusable_responses_complete_nothing_and_print_nothing(fake: FakeController) -> None:
     assert completed(fake, "drain", "http") == []
     fake.responses = {"/workers": {"workers": "nonsense"}}
     assert completed(fake, "explain", "") == []
@@ -145,7 +153,7 @@ def test_bash_completes_a_url(path: str, fake: FakeController) -> None:
 
 @pytest.mark.skipif(not BASH_COMPLETION.exists(), reason="NOT TESTED: bash-completion, which is not installed")
 def test_bash_completes_a_url_with_bash_completion(path: str, fake: FakeController) -> None:
-    """bash has split the URL at its colons, and other commands need that. The reply is what follows the last colon."""
+    """bash splits the URL at its colons, and other commands rely on that. So only the last part is returned."""
     fake.responses = {"/workers": {"workers": [listed("http://10.0.0.5:21002", "m")]}}
     commands = f"""
         . {BASH_COMPLETION}

@@ -111,7 +111,7 @@ def test_config_takes_the_options_of_serve() -> None:
         ("CONTROLLER_", ""),
     ],
 )
-def test_unknown_variables_and_what_was_meant(name: str, meant: str) -> None:
+def test_unknown_variable_is_reported_with_a_similar_one(name: str, meant: str) -> None:
     assert unknown_variables([name, "CONTROLLER_PORT", "PATH", "MY_CONTROLLER_PROT"]) == [(name, meant)]
 
 

@@ -66,6 +66,9 @@ def test_engines_that_are_not_ready_are_a_problem() -> None:
     assert list(check_engines([])) == []
     found = list(check_engines([ready, failing, away]))
     assert notable(found) == [(PROBLEM, "engines"), (PROBLEM, "engines")]
+    assert found[0].found == (
+        "http://127.0.0.1:2 gets requests only if no other can serve them: requests to it have failed."
+    )
     assert found[1].found == "http://127.0.0.1:3 gets no requests: it is asleep."
 
 

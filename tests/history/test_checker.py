@@ -173,7 +173,7 @@ def test_leases() -> None:
 
 @pytest.mark.parametrize(("age", "accepted"), [(0.3, False), (2.0, True)])
 @pytest.mark.parametrize("call", [Remove(0, A), Drain(0, A, True)])
-def test_an_answer_from_a_snapshot_may_be_as_old_as_it_says(call: Call, age: float, accepted: bool) -> None:
+def test_an_answer_from_a_snapshot_is_accepted_up_to_its_age(call: Call, age: float, accepted: bool) -> None:
     calls = [answered(call, 1, 2, True), answered(DISPATCH, 3.0, 3.1, A, degraded=age)]
     after: dict[str, ObservedWorker | None] = {A: None} if isinstance(call, Remove) else dict(DRAINING_A)
     assert (problems(*calls, after=after, exact=False) == "") is accepted

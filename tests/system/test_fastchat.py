@@ -79,7 +79,7 @@ async def test_the_stock_api_server_lists_models_and_completes_a_chat(serve: Ser
             call(f"{url}/v1/chat/completions", {**chat, "model": "absent"})
 
 
-async def test_the_stock_register_worker_script(serve: Serve, work_dir: Path) -> None:
+async def test_the_stock_register_worker_script_registers_a_worker(serve: Serve, work_dir: Path) -> None:
     """The script sends no status, so the controller polls the worker for it."""
     controller = serve()
     with stock_worker(work_dir, controller.url, interval=600) as worker:
@@ -128,7 +128,7 @@ async def test_a_refresh_by_the_api_server_does_not_block_other_calls(serve: Ser
             )
             assert len(controller.names()) == 5, "all workers stay registered during the refresh"
             assert controller.dispatch("echo") in [url, *hanging]
-            await wait_until(lambda: connections(silent.pid) >= 4, "all hanging workers are probed at the same time")
+            await wait_until(lambda: connections(silent.pid) >= 4, "hanging workers are probed at the same time")
             silent.kill()  # closes the connections of the probes
             assert await asyncio.gather(*listing) == [["echo"]] * 3
         assert controller.names() == [url]
@@ -178,7 +178,7 @@ async def test_the_heartbeat_thread_survives_an_outage_of_the_store(
 
 
 @pytest.mark.slow
-async def test_the_store_hangs_right_after_it_reports_an_unknown_worker(
+async def test_the_heartbeat_thread_survives_a_store_that_hangs_after_it_reports_an_unknown_worker(
     serve: Serve, work_dir: Path, embedded_url: str
 ) -> None:
     """The worker registers again after "exist": false. A failed registration would end its heartbeat thread."""

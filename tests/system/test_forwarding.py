@@ -96,7 +96,7 @@ async def test_disconnected_clients_leave_no_leases_and_no_connections(controlle
 
 
 @pytest.mark.parametrize("path", ["/worker_generate_stream", "/v1/rerank"])
-async def test_clients_that_disconnect_before_the_response(serve: Serve, path: str) -> None:
+async def test_clients_that_disconnect_before_the_response_leave_nothing_behind(serve: Serve, path: str) -> None:
     """Clients disconnect at once or while the worker is busy. Requests are cancelled and leases released."""
     controller = serve("--poll-interval", "0", "--redis-timeout", "30")
     async with bad_worker(**{path.rpartition("/")[2]: hangs}) as worker:

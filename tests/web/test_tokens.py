@@ -61,7 +61,7 @@ async def test_created_tokens_open_their_plane_until_they_are_revoked(store: Sto
             pass
 
 
-async def test_tokens_survive_that_redis_loses_them(store: Store) -> None:
+async def test_tokens_survive_a_loss_of_the_data_of_redis(store: Store) -> None:
     async for api in open_api(store.registry(), **SETTINGS):
         body = {"plane": "client", "name": "web"}
         secret = (await api.http.post("/create_token", json=body, headers=bearer(TOKENS["admin"]))).json()["token"]
@@ -111,7 +111,7 @@ async def test_a_changed_tokens_file_is_read_again(
         if await status(f"{TOKENS['client']}y") == 200:
             break
         await asyncio.sleep(0.05)
-    assert [await status(f"{TOKENS['client']}{end}") for end in "xy"] == [401, 200]
+    assert [await status(f"{TOKENS['client']}{last}") for last in "xy"] == [401, 200]
     caplog.clear()
     with caplog.at_level(logging.ERROR):
         file.write_text(f"root ops {TOKENS['client']}\n")

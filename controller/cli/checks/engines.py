@@ -12,10 +12,13 @@ def check_engines(engines: Sequence[Mapping[str, Any]]) -> Iterator[Finding]:
     with_problem = [engine for engine in engines if engine["problem"] or not engine["alive"]]
     for engine in with_problem:
         reason = str(engine["problem"] or "it is not alive").rstrip(".")
-        yield problem(
-            "engines",
-            f"{engine['worker_name']} gets {'fewer' if engine['alive'] else 'no'} requests: {reason}.",
-            f"Start it, or `controller remove {engine['worker_name']}` if it is gone for good.",
-        )
+        name = engine["worker_name"]
+        if engine["alive"]:
+            found = f"{name} gets requests only if no other can serve them: {reason}."
+            advice = f"Read its log, and send it a request with curl. `controller worker {name}` shows its state."
+        else:
+            found = f"{name} gets no requests: {reason}."
+            advice = f"Start it, or `controller remove {name}` if it is gone for good."
+        yield problem("engines", found, advice)
     if engines and not with_problem:
         yield ok("engines", f"{count(len(engines), 'engine')}, all ready")

@@ -120,7 +120,7 @@ def _persistence(facts: Facts, _: Facts) -> Finding:
     return warning(
         "Redis persistence",
         "Redis saves nothing. After its restart, the replicas restore workers, drains and tokens from their memory. If "
-        "they restart with it, these are lost.",
+        "all replicas restart together with Redis, these are lost.",
         "Turn on appendonly, unless that is what you want.",
     )
 
@@ -133,7 +133,7 @@ def _clock(facts: Facts, _: Facts) -> Finding:
         return warning(
             "Redis clock",
             f"The clock of Redis is {abs(offset):,.1f} s {'ahead of' if offset > 0 else 'behind'} that of the replica. "
-            "Only the clock of Redis decides when workers expire. But times in logs and events do not fit together.",
+            "Only the clock of Redis decides when workers expire. But times in logs and events do not match.",
             "Let both machines use NTP.",
         )
     return ok("Redis clock", f"{abs(offset) * 1000:.1f} ms apart from the replica")
@@ -147,7 +147,7 @@ def _latency(facts: Facts, store: Facts) -> Finding:
     if trip > limit / 4:
         return problem(
             "Redis latency",
-            f"{text}: slower calls count as an outage of Redis.",
+            f"{text}: calls that take longer count as an outage of Redis.",
             "Run Redis closer to the replicas, or raise --redis-timeout.",
         )
     fork = facts["fork_time"] or 0.0
@@ -199,7 +199,7 @@ def _events(facts: Facts, _: Facts) -> Finding:
         return warning(
             "events",
             f"Redis has refused {count(failed, 'XADD')} since its start, so events are missing. All else works.",
-            f"{_ACL} If another program uses XADD on this Redis, this may be its fault.",
+            f"{_ACL} If another program uses XADD on this Redis, that program may have caused it.",
         )
     return ok("events", "all stored since the start of Redis")
 

@@ -22,7 +22,7 @@ _STATE: Final[tuple[Topic, ...]] = ("health", "models")  # decide whether an eng
 
 @dataclass(frozen=True, slots=True)
 class _Outcome:
-    """What the questions of a topic led to: a reading, an error response in words, or no response."""
+    """The outcome of the questions of a topic: a reading, an error response in words, or no response."""
 
     reading: Reading | None = None
     lag: float = 0.0

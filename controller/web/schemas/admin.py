@@ -81,7 +81,7 @@ class TokenNameRequest(msgspec.Struct):
 
 
 class EngineReport(msgspec.Struct):
-    """What the agent of an engine knows of its state."""
+    """The state of an engine, as its agent knows it."""
 
     queue_length: Annotated[
         int | None,

@@ -320,7 +320,7 @@ class ExcludedWorker(Struct):
 
 
 class NextDispatch(Struct):
-    """How the next request of a model would be dispatched."""
+    """The dispatch of the next request of a model."""
 
     model: ModelName
     served_model: Annotated[str, described("The model whose workers are listed: `model`, or one of its route.", "echo")]

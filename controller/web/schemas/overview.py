@@ -66,7 +66,7 @@ class ParentCluster(Struct):
 
     address: Annotated[str, described("Its URL.")]
     sent_at: Annotated[float | None, described("When this replica sent its last heartbeat. `null` if it sent none.")]
-    is_failing: Annotated[bool, described("The parent did not accept that heartbeat.")]
+    is_failing: Annotated[bool, described("The parent did not accept the last heartbeat.")]
 
 
 class MissingModel(Struct):
@@ -82,9 +82,9 @@ class Overview(Struct):
     """The state of the cluster as one replica knows it."""
 
     time: Annotated[float, described("The time of the response, in seconds since 1970.")]
-    seen_at: Annotated[float | None, described("The time of the workers. `null` before the first snapshot.")]
+    seen_at: Annotated[float | None, described("The time of the snapshot of the workers. `null` before the first.")]
     replica: ThisReplica
-    degraded: Annotated[str | None, described("Why Redis is not used. `null` if it is.")]
+    degraded: Annotated[str | None, described("Why Redis is not used. `null` if Redis is used.")]
     can_dispatch: Annotated[
         bool,
         described(
@@ -93,7 +93,8 @@ class Overview(Struct):
     ]
     dispatch_method: Annotated[str, described("How a worker is chosen.", enum=list(map(str, DispatchMethod)))]
     stalled_after: Annotated[
-        float, described("Seconds for which none of a worker's requests has finished, until the page calls it stalled.")
+        float,
+        described("The page calls a worker stalled after this time without a finished request, in seconds."),
     ]
     dispatches: DispatchRates
     replicas: list[OtherReplica]

@@ -12,7 +12,7 @@ from controller.json_bodies import described
 
 
 class ErrorDescription(Struct):
-    """What went wrong."""
+    """The description of an error."""
 
     code: Annotated[str, described("A stable code for programs.", "invalid_input")]
     message: Annotated[str, described("What happened, what it means and what to do. The text may change.")]
@@ -49,7 +49,7 @@ class Models(Struct):
 
 
 class Exists(Struct):
-    """Whether what the request is about exists."""
+    """The result for a worker, route or token."""
 
     exist: Annotated[bool, described("`false`: there is no such worker, route or token, and nothing was done.", True)]
 
@@ -94,4 +94,6 @@ class Ready(Struct):
 
     ready: Annotated[Literal[True], described("Always `true`. Otherwise the response is an error.")]
     degraded: Annotated[str | UnsetType, described("Why it is in degraded mode, if it is.")] = UNSET
-    warning: Annotated[str | UnsetType, described("The last jump of Redis's clock, if it was not long ago.")] = UNSET
+    warning: Annotated[
+        str | UnsetType, described("The last jump of Redis's clock, if it was within --heartbeat-expiration.")
+    ] = UNSET

@@ -1,5 +1,6 @@
 --[[
-  Write the untracked load of a worker with a capacity, as of now. Its score in the cost index is as of now, too.
+  Write the untracked load of a worker with a capacity, as of now. The caller then updates its score in the cost
+  index, which must be as of the same time.
 
   Input:
     load  as include/load/read_load.lua returns it

@@ -1,5 +1,6 @@
 --[[
-  Return true if the worker `name` is alive: its heartbeat key exists. This does not depend on any sweep.
+  Return true if the worker `name` is alive: its heartbeat key exists. An expired worker is not alive, even
+  before the sweep purges it.
 ]]
 --- @include "key"
 local function is_alive(name)
