@@ -189,8 +189,8 @@ async def test_concurrent_reconciliations_count_each_booking_once(
 
 @pytest.mark.usefixtures("store_clock")
 async def test_heartbeat_after_a_reconciliation_leaves_no_negative_count(store: Store, link: Link) -> None:
-    seconds, _ = await store.client.time()
-    await store.client.set(CLOCK, 1000 * seconds)
+    seconds, microseconds = await store.client.time()
+    await store.client.set(CLOCK, 1000 * seconds + microseconds // 1000)
     registry = store.registry(booking_delay=0.1)
     unanswered: list[str] = []
     registry.on_unanswered = unanswered.append

@@ -49,8 +49,8 @@ async def test_report_ends_expired_leases(registry: Registry, expired_lease: str
 
 @pytest.mark.usefixtures("store_clock")
 async def test_lease_expires_at_its_time(store: Store) -> None:
-    seconds, _ = await store.client.time()
-    now = 1000 * seconds
+    seconds, microseconds = await store.client.time()
+    now = 1000 * seconds + microseconds // 1000
     await store.client.set(CLOCK, now)
     registry = store.registry()
     await registry.register(worker(A))

@@ -100,8 +100,8 @@ async def test_requests_without_a_lease_are_served_at_the_limit(store: Store, me
 @every_method
 @pytest.mark.usefixtures("store_clock")
 async def test_released_and_expired_leases_make_room(store: Store, method: DispatchMethod) -> None:
-    seconds, _ = await store.client.time()
-    now = 1000 * seconds
+    seconds, microseconds = await store.client.time()
+    now = 1000 * seconds + microseconds // 1000
     await store.client.set(CLOCK, now)
     registry = store.registry(max_leases=2)
     await registry.register(worker(A, check_heart_beat=False))
@@ -191,8 +191,8 @@ async def test_a_token_gets_no_more_leases_than_it_may(store: Store, method: Dis
 @every_method
 @pytest.mark.usefixtures("store_clock")
 async def test_leases_of_a_token_that_end_without_a_release_make_room(store: Store, method: DispatchMethod) -> None:
-    seconds, _ = await store.client.time()
-    now = 1000 * seconds
+    seconds, microseconds = await store.client.time()
+    now = 1000 * seconds + microseconds // 1000
     await store.client.set(CLOCK, now)
     registry = store.registry(max_leases_per_token=2)
     await registry.register(worker(A, check_heart_beat=False))
