@@ -121,7 +121,7 @@ $(VENV)/.test: $(VENV)/.serve
 # Otherwise each of the five processes compiles all modules when it starts for the first time.
 $(VENV)/.compiled: $(VENV)/.test
 	@echo "Compiling the tests ..."
-	@$(BIN)/python -m pytest --collect-only -q >/dev/null 2>&1 || true # the run itself reports what is wrong
+	@$(BIN)/python -m pytest --collect-only -q >/dev/null 2>&1 || true # pytest reports what it cannot import when it runs the tests
 	@touch $@
 
 $(ENGINES)/.installed: tests/engines/requirements.txt

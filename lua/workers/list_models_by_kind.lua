@@ -1,5 +1,5 @@
 --[[
-  List the models of live multimodal workers, or of the other live workers, without those that are draining. Each call
+  List the models of the live multimodal workers, or of the other live workers. Draining workers are left out. Each call
   looks at some workers, so that it cannot block Redis for long.
 
   Keys:

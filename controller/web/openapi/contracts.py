@@ -32,7 +32,7 @@ from controller.domain.errors import (
 )
 from controller.json_bodies import MODEL_NAME, described
 from controller.web.errors import status_of_kind
-from controller.web.schemas import admin, admin_responses, fastchat, openai, responses
+from controller.web.schemas import admin, admin_responses, fastchat, next_dispatch, openai, responses
 from controller.web.schemas.overview import Overview
 
 DEGRADED: Final = "X-Controller-Degraded"
@@ -229,7 +229,7 @@ CONTRACTS: Final[Mapping[str, Contract]] = {
     "/engines": Contract(admin_responses.RegisteredEngines, errors=_LISTED),
     "/replicas": Contract(admin_responses.Replicas, errors=_LISTED),
     "/explain": Contract(
-        admin_responses.NextDispatch,
+        next_dispatch.NextDispatch,
         headers=(DEGRADED,),
         errors=by_status(InvalidInput, *STORE),
         parameters=(Parameter("model", "The name of the model.", {"type": "string", **MODEL_NAME}, required=True),),

@@ -13,6 +13,7 @@ from controller.web.routes.answers import EXISTS, NULL, UNKNOWN, empty_answer
 from controller.web.schemas import admin
 from controller.web.schemas import admin_responses as responses
 from controller.web.schemas import fastchat as schemas
+from controller.web.schemas.next_dispatch import NextDispatch
 from controller.web.services import Services
 
 
@@ -98,7 +99,7 @@ async def explain(services: Services, query: Mapping[str, str], *_: object) -> A
     name = model_name(query["model"])
     routed_to = services.model_routes.models(name)
     explanation, snapshot_age = await services.explainer.explain(*(routed_to or [name]))
-    body = responses.NextDispatch.of(name, explanation, routed_to)
+    body = NextDispatch.of(name, explanation, routed_to)
     return Answer(schemas.encode(body), headers=degraded(snapshot_age))
 
 
