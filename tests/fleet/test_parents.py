@@ -327,25 +327,6 @@ async def test_each_of_several_parents_gets_heartbeats(
         await wait_for_each((parent, other), lambda each: each.heartbeats, "it gets heartbeats")
 
 
-async def test_job_lock_belongs_to_one_replica_until_the_job_is_due_again(registry: Registry) -> None:
-    assert await registry.acquire_job("x", "a", 60.0) == (True, "")
-    assert await registry.acquire_job("x", "b", 60.0, urgent=True) == (False, ""), "another replica holds the lock"
-    assert await registry.acquire_job("x", "a", 60.0) == (True, ""), (
-        "the same replica may repeat a call without a reply"
-    )
-    assert await registry.complete_job("x", "a", 60.0, "sent", 60.0)
-    assert not await registry.complete_job("x", "a", 60.0, "twice", 60.0)
-    assert await registry.acquire_job("x", "b", 60.0) == (False, "sent"), "the job is not due"
-    assert await registry.acquire_job("x", "b", 60.0, urgent=True) == (True, "sent")
-    assert await registry.complete_job("x", "b", 0.001, "", 60.0), "the job failed"
-
-    async def due() -> bool:
-        return (await registry.acquire_job("x", "c", 60.0))[0]
-
-    await wait_until(due, "the job is due again")
-    assert await registry.acquire_job("x", "a", 1.0) == (False, ""), "the earlier result is deleted"
-
-
 async def test_refused_token_is_reported_also_after_another_failure(
     joining: Callable[..., Replica], registry: Registry, parent: Parent, caplog: pytest.LogCaptureFixture
 ) -> None:

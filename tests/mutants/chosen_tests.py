@@ -29,7 +29,7 @@ _ROWS: Final = (
     ("lua/coordination/join_replicas", "fleet/replicas repeated_scripts registry_faults accessed_keys"),
     (
         "lua/coordination",
-        "fleet/parents fleet/refresh availability/clock_jumps connection availability/recovery "
+        "jobs fleet/parents fleet/refresh availability/clock_jumps connection availability/recovery "
         "repeated_scripts registry_faults accessed_keys",
     ),
     ("lua/dispatch/rank_workers", "rank_workers repeated_scripts accessed_keys"),
@@ -94,7 +94,7 @@ _ROWS: Final = (
     ("controller/store/refresh_lock.py", "fleet/refresh"),
     (
         "controller/store/coordination.py",
-        "fleet/parents fleet/poller fleet/failed_polls availability/clock_jumps repeated_scripts",
+        "jobs fleet/parents fleet/poller fleet/failed_polls availability/clock_jumps repeated_scripts",
     ),
     ("controller/store/tokens.py", "web/access web/tokens repeated_scripts registry_faults"),
     ("controller/store/events.py", "web/events repeated_scripts"),
