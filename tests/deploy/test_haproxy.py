@@ -28,7 +28,7 @@ async def test_haproxy_starts_with_few_open_files(tmp_path: Path, name: str, all
     port = free_port()
     text = (ROOT / "deploy/haproxy" / name).read_text().replace("bind :21001", f"bind 127.0.0.1:{port}")
     text = text.replace("/tmp/admin.sock", str(tmp_path / "socket"))  # noqa: S108 - the path in the container
-    text = re.sub(r"840[45]", lambda _: str(free_port()), text)
+    text = re.sub(r"\b840[45]\b", lambda _: str(free_port()), text)
     (tmp_path / name).write_text(text)
     log = tmp_path / "log"
     with log.open("wb") as output:
