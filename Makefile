@@ -152,7 +152,6 @@ $(VENV)/.mutants: $(VENV)/.test
 	@touch $@
 
 $(VENV)/.docs: $(VENV)/.serve
-	@$(BIN)/python -c 'import sys; sys.exit(sys.version_info < (3, 11, 5) and "The documentation tool needs Python 3.11.5 or later. Name one: make clean, then make PYTHON=python3.13 ...")'
 	@echo "Installing the packages of the documentation ..."
 	@$(call install,--constraint constraints.txt --group docs)
 	@touch $@
