@@ -12,7 +12,7 @@ SUPPLY := $(VENV)/supply
 
 # Install packages with uv, which takes seconds. If uv is missing or cannot use pip's package index, use pip.
 # The second argument is the environment, if it is not $(VENV).
-uv = VIRTUAL_ENV=$(abspath $(or $(1),$(VENV))) $(BIN)/uv pip install --quiet
+uv = VIRTUAL_ENV=$(or $(1),$(VENV)) $(BIN)/uv pip install --quiet
 pip = $(BIN)/python -m pip --python $(or $(1),$(VENV))/bin/python install --quiet --disable-pip-version-check
 install = { [ -x $(BIN)/uv ] && $(call uv,$(2)) $(1) 2>/dev/null; } \
 	|| { echo "  with pip, which takes about a minute ..."; $(call pip,$(2)) $(1); }
@@ -43,7 +43,7 @@ test-all: $(VENV)/.test  ## Run the rest of the tests: long ones, and those that
 	@$(BIN)/python -m pytest --part rest $(PYTEST_OPTIONS) $(ARGS)
 
 test-engines: $(VENV)/.test $(ENGINES)/.installed  ## Test with real vLLM and transformers serve. Installs 3.4 GB in ten minutes, once.
-	@ENGINES=$(abspath $(ENGINES)) $(BIN)/python -m pytest --part engines -q --durations 5 -o timeout=1800 $(if $(ARGS),$(ARGS),tests/system)
+	@ENGINES="$(ENGINES)" $(BIN)/python -m pytest --part engines -q --durations 5 -o timeout=1800 $(if $(ARGS),$(ARGS),tests/system)
 
 coverage: $(VENV)/.test  ## Run the quick tests and report the lines that they do not reach. Fails below 90 %.
 	@$(BIN)/python -m pytest --part quick $(PYTEST_OPTIONS) --cov --cov-report=term --cov-fail-under=90 $(ARGS)

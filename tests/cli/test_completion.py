@@ -1,6 +1,7 @@
 """Shell completion, in the shells themselves where they are installed."""
 
 import os
+import shlex
 import shutil
 import subprocess
 import sys
@@ -27,7 +28,7 @@ def script(shell: str) -> str:
 def path(tmp_path: Path) -> str:
     """Return a PATH with the command `controller` of this checkout."""
     command = tmp_path / "controller"
-    command.write_text(f'#!/bin/sh\nexec {sys.executable} -m controller "$@"\n')
+    command.write_text(f'#!/bin/sh\nexec {shlex.quote(sys.executable)} -m controller "$@"\n')
     command.chmod(0o755)
     return f"{tmp_path}{os.pathsep}{os.environ['PATH']}"
 

@@ -6,6 +6,7 @@ import fcntl
 import os
 import pty
 import re
+import shlex
 import struct
 import subprocess
 import sys
@@ -29,7 +30,7 @@ class Terminal:
 
     def __init__(self, directory: Path, columns: int, lines: int, env: Mapping[str, str]) -> None:
         command = directory / "controller"
-        command.write_text(f'#!/bin/sh\nexec {sys.executable} -m controller "$@"\n')
+        command.write_text(f'#!/bin/sh\nexec {shlex.quote(sys.executable)} -m controller "$@"\n')
         command.chmod(0o755)
         self.screen = pyte.Screen(columns, lines)
         self._stream = pyte.ByteStream(self.screen)
