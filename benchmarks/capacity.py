@@ -92,9 +92,13 @@ class Subject:
         known = 0.0
         while known < workers:
             await asyncio.sleep(0.5)
-            async with self._http.get(f"{self._url}/metrics") as response:
-                text = await response.text()
-            known = max(map(float, re.findall(r"(?m)^controller_cluster_model_workers\S+ (\S+)$", text)), default=0.0)
+            known = max(await self.values("controller_cluster_model_workers"), default=0.0)
+
+    async def values(self, metric: str) -> list[float]:
+        """Return the values of a metric of the replica, one for each set of labels."""
+        async with self._http.get(f"{self._url}/metrics") as response:
+            text = await response.text()
+        return [float(value) for value in re.findall(rf"(?m)^{metric}(?:{{.*}})? (\S+)$", text)]
 
 
 def name(number: int) -> str:
@@ -136,6 +140,9 @@ async def measure(subject: Subject, arguments: argparse.Namespace) -> None:
     shares = (after.replica_cpu - idle.replica_cpu) * 10, (after.redis_cpu - idle.redis_cpu) * 10
     print(f"snapshots of {workers:,} workers: {shares[0]:.1f} % of a core for the replica, {shares[1]:.1f} % for Redis")
     await cpu("dispatch", requests, lambda: subject.send("/get_worker_address", ({"model": "m"},) * requests))
+    [dispatched] = await subject.values("controller_dispatch_batch_size_sum")
+    [calls] = await subject.values("controller_dispatch_batch_size_count")
+    print(f"dispatches in one call to Redis: {dispatched / calls:.1f} on average")
     heartbeats = ({"worker_name": name(i % workers), "queue_length": 1} for i in range(requests))
     await cpu("heartbeat", requests, lambda: subject.send("/receive_heart_beat", heartbeats))
     before = await subject.state()

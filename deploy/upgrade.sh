@@ -7,7 +7,7 @@
 #   sh deploy/upgrade.sh -f deploy/docker-compose.yml
 #
 # If a new replica is not ready within UPGRADE_TIMEOUT (120 s), the script removes it and stops. The others keep
-# serving.
+# serving. Variables such as CONTROLLER_TOKENS_FILE must be set as at the first start: keep them in deploy/.env.
 set -eu
 
 replicas() { docker compose "$@" ps --all --quiet controller | sort; }
@@ -17,9 +17,20 @@ is_ready() {
     >/dev/null 2>&1
 }
 
+has_access_control() { # reads the environment of a replica, or a configuration
+  grep -qE '^ *CONTROLLER_(TOKENS_FILE|(WORKER|CLIENT|ADMIN)_(TOKENS|NETWORKS))(=|: ).*[^ "]'
+}
+
 old=$(replicas "$@")
 if [ -z "$old" ]; then
   echo "There are no replicas to upgrade. Start them with docker compose up." >&2
+  exit 1
+fi
+if docker inspect --format '{{range .Config.Env}}{{println .}}{{end}}' $old | has_access_control &&
+  ! docker compose "$@" config | has_access_control; then
+  echo "The replicas need tokens or networks, and the new ones would need none, so nothing was replaced. Set the variables" \
+    "of the first start, such as CONTROLLER_TOKENS_FILE, or write them into deploy/.env. To open the controller on" \
+    "purpose, use docker compose up." >&2
   exit 1
 fi
 number=$(echo "$old" | wc -l)

@@ -72,6 +72,7 @@ class Compose:
             "CONTROLLER_PORT": f"127.0.0.1:{self.port}",
             "PROMETHEUS_PORT": f"127.0.0.1:{prometheus_port}",
             "DOCKER_BUILDKIT": os.environ.get("DOCKER_BUILDKIT", "0"),
+            "COMPOSE_DISABLE_ENV_FILE": "true",  # deploy/.env is of the developer's own cluster
             **env,
         }
 

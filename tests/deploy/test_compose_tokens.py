@@ -1,6 +1,7 @@
 """Tokens in the containers: a file turns them on, a changed file is read again, and without one no port opens."""
 
 import json
+import shutil
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
@@ -96,8 +97,24 @@ async def test_one_variable_turns_tokens_on(cluster: Compose, prometheus_image: 
         await wait_until(partial(is_known, address, OTHER), "the token is known")
         assert status(address, dispatch[0], TOKENS["client"], dispatch[1]) == 401
 
+    replicas = cluster.containers("controller")
+    with pytest.raises(AssertionError, match="nothing was replaced"):
+        cluster.upgrade(CONTROLLER_TOKENS_FILE="")
+    assert cluster.containers("controller") == replicas
+
     everything = cluster("logs", "--no-color") + docker("inspect", *cluster.containers("controller"))
     assert not [secret for secret in (*TOKENS.values(), OTHER) if secret in everything]
+
+
+def test_variables_in_a_file_beside_the_compose_file_are_used(built: None, file: Path, tmp_path: Path) -> None:
+    """docs/guides/compose.md says to write them there, so that each later command uses them, too."""
+    shutil.copytree(ROOT / "deploy", tmp_path / "deploy", ignore=shutil.ignore_patterns(".env"))
+    (tmp_path / "deploy/.env").write_text(f"CONTROLLER_TOKENS_FILE={file}\n")
+    compose = Compose(project("controller-test-env"), tmp_path / "deploy/docker-compose.yml")
+    text = compose("config", COMPOSE_DISABLE_ENV_FILE="false")
+    assert "CONTROLLER_TOKENS_FILE: /run/secrets/tokens" in text
+    assert f"file: {file}" in text
+    assert str(file) not in compose("config"), "the other tests ignore the file of the developer"
 
 
 @pytest.mark.parametrize("published", ["", "0.0.0.0:21001", "21001", "192.0.2.1:21001"])
