@@ -1,5 +1,6 @@
 """Turns the errors of redis-py and of the Redis server into the errors of the controller."""
 
+import re
 from typing import Final
 
 from redis.exceptions import ClusterCrossSlotError, DataError, RedisClusterException, RedisError, ResponseError
@@ -11,6 +12,8 @@ from controller.domain.errors import StoreError, StoreRejection, StoreUnavailabl
 # if the server closed a connection before the first write.
 FAILURES: Final = (RedisError, RedisClusterException, OSError, AttributeError, RuntimeError)
 _PERMANENT: Final = ("INVALID", "WRONGTYPE")  # prefixes of errors for which retrying is pointless
+# In a MasterNotFoundError, the client of each Sentinel, with its whole configuration in a kilobyte of text.
+_CLIENT: Final = re.compile(r"<redis\.asyncio\S*Redis\(.*?host=([^,]*),port=(\d+).*?\)>\)>\)>")
 _ABORTED_BY_SERVER: Final = ("can't run this command", "killed")  # in errors of scripts that have no bug
 
 
@@ -20,7 +23,7 @@ def store_error(error: Exception) -> StoreError:
     An error that is not known to be a bug counts as temporary: StoreUnavailable.
     """
     # A path in the text may contain surrogates, which cannot be encoded in UTF-8.
-    text = str(error).encode(errors="backslashreplace").decode()
+    text = _CLIENT.sub(r"\1:\2", str(error)).encode(errors="backslashreplace").decode()
     # If the server refuses a command of a script, the text begins with a code in capitals. redis-py removes only ERR.
     refused = text.partition(" ")[0].isupper()
     script_has_bug = "user_script" in text and not refused and not any(w in text for w in _ABORTED_BY_SERVER)

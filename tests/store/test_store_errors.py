@@ -1,8 +1,9 @@
 """Errors of Redis and of its client: which count as an outage, and which as a bug."""
 
 import pytest
+from ports import free_port
 from redis._parsers.base import BaseParser
-from redis.asyncio.sentinel import MasterNotFoundError
+from redis.asyncio.sentinel import MasterNotFoundError, Sentinel
 from redis.exceptions import ClusterError, MaxConnectionsError, RedisClusterException, SlotNotCoveredError
 
 from controller.domain.errors import StoreRejection, StoreUnavailable
@@ -63,3 +64,13 @@ def test_timeout_error_has_a_readable_message() -> None:
 def test_store_error_distinguishes_outages_from_rejections(line: str) -> None:
     error = BaseParser.parse_error(line)
     assert type(store_error(error)) is ERRORS[line], f"{type(error).__name__}: {error}"
+
+
+async def test_unreachable_sentinels_are_named_without_the_configuration_of_their_clients() -> None:
+    ports = [free_port(), free_port()]
+    credentials = {"username": "user-of-sentinels", "password": "secret-of-sentinels"}
+    sentinels = Sentinel([("127.0.0.1", port) for port in ports], sentinel_kwargs=credentials)
+    with pytest.raises(MasterNotFoundError) as raised:
+        await sentinels.discover_master("main")
+    places = ", ".join(f"127.0.0.1:{port} - network:ConnectionError" for port in ports)
+    assert f"(MasterNotFoundError: No master found for 'main' : {places})" in str(store_error(raised.value))
