@@ -94,7 +94,8 @@ class Tour:
         server.wait_for(lambda: self.translated(expected) in server.log, f"{command} prints what the page shows")
 
     def shell(self, command: str) -> str:
-        command = self.translated(command).replace(".venv/bin/controller", f"{shlex.quote(sys.executable)} -m controller")
+        python = shlex.quote(sys.executable)
+        command = self.translated(command).replace(".venv/bin/controller", f"{python} -m controller")
         environment = {**os.environ, "CONTROLLER_ADDRESS": self.url}
         done = subprocess.run(  # noqa: S602 - the commands are our own
             LEASE.sub(self.lease, command), shell=True, capture_output=True, text=True, env=environment, timeout=60
