@@ -25,7 +25,7 @@ from controller.web.asgi.limits import RequestLimits
 from controller.web.openapi.pages import ApiPages
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Services:
     """The parts of one replica that HTTP requests reach. controller/replica.py builds them.
 

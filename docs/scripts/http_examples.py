@@ -10,7 +10,7 @@ from typing import Any, Final, NamedTuple
 CONTROLLER: Final = "http://localhost:21001"
 WORKER: Final = "http://localhost:21002"
 LEASE: Final = f"1795699720693-30000-4-2@{WORKER}"
-# Fields whose values differ from run to run. The test compares their types.
+# Fields whose values differ from run to run, in all examples. The test compares their types.
 VARIABLE: Final = {"cost", "expires_in", "heartbeat_age", "lease", "queue_length", "stalled_for", "token"}
 _LINE: Final = 88  # characters of a line that fit into the page
 

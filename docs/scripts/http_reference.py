@@ -5,6 +5,7 @@ import re
 from collections.abc import Iterator, Mapping
 from typing import Any, Final
 
+from controller.security.tokens import TOKEN_PLANES, Plane
 from controller.web.openapi.contracts import CONTRACTS
 from controller.web.openapi.document import build, first_sentence, path_of
 from controller.web.openapi.types import summary_of
@@ -34,7 +35,7 @@ _FASTCHAT_ROUTES: Final = frozenset(
         "/model_details",
     }
 )
-_PLANES: Final = ("worker", "client", "admin", "public")
+_PLANES: Final = (*TOKEN_PLANES, Plane.PUBLIC)
 _DOCUMENT: Final = build()
 
 

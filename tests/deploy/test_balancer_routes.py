@@ -6,23 +6,20 @@ import pytest
 
 from controller.settings import Settings
 from controller.web.asgi.endpoint import ForwardEndpoint
-from controller.web.routes.table import ROUTES
+from controller.web.asgi.gateway import GatewayEndpoint
+from controller.web.routes.table import FALLBACK, ROUTES, Resend
 from tests.deploy.compose import ROOT
 
 pytestmark = pytest.mark.deploy
 
 HAPROXY = [(ROOT / "deploy/haproxy" / name).read_text() for name in ("haproxy.cfg", "fixed-addresses.cfg")]
-WAITS = {"/register_worker", "/register_engine", "/engines", "/refresh_all_workers", "/set_model_route"}
-# The response of a repeated request says that there was nothing to do.
-ONCE = {"/create_token", "/revoke_token", "/remove_model_route"}
-
-ENDLESS = {"/events", "/overview"}  # the response may have no end, and may be silent for 15 s
-FILES = {"/", "/page/{file:path}"}  # of the page. Its user can load them again
-MODELS = {"/v1/models", "/v1/models/{model:path}"}  # OpenAI's clients retry them by themselves
+QUICK, SLOW = ({route.path for route in ROUTES if route.resend is kind} for kind in (Resend.QUICK, Resend.SLOW))
 
 
-def own_routes() -> set[str]:
-    return {route.path for route in ROUTES if route.endpoint is not ForwardEndpoint} - ONCE - ENDLESS - FILES - MODELS
+def test_requests_that_a_worker_may_have_are_not_sent_again() -> None:
+    forwarded = {route.path for route in (*ROUTES, FALLBACK) if route.endpoint in (ForwardEndpoint, GatewayEndpoint)}
+    assert forwarded
+    assert not forwarded & (QUICK | SLOW)
 
 
 @pytest.mark.parametrize(
@@ -36,17 +33,17 @@ def test_haproxy_lists_quick_and_waiting_routes(backend: str) -> None:
         if words[:1] == ["acl"]:
             assert words[2] == "path"
             acls[words[1]] |= set(words[3:])
-    assert acls["waits"] == WAITS
-    assert acls["quick"] == own_routes() - WAITS
+    assert acls["waits"] == SLOW
+    assert acls["quick"] == QUICK
     assert "http-request disable-l7-retry unless quick or waits" in backend
     assert "http-request set-timeout server 2s if quick" in backend
 
 
 @pytest.mark.parametrize("file", ["nginx/nginx.conf", "caddy/Caddyfile"])
 def test_nginx_and_caddy_list_quick_and_waiting_routes(file: str) -> None:
-    quick, waits = re.findall(r"\^/\((?:\?<own>)?([a-z_|\\.]+)\)\$", (ROOT / "deploy" / file).read_text())
-    assert {f"/{route}" for route in waits.split("|")} == WAITS
-    assert {f"/{route}" for route in quick.replace("\\.", ".").split("|")} == own_routes() - WAITS
+    quick, waits = re.findall(r"\^/\((?:\?<own>)?([\w|\\./-]+)\)\$", (ROOT / "deploy" / file).read_text())
+    assert {f"/{route}" for route in waits.split("|")} == SLOW
+    assert {f"/{route}" for route in quick.replace("\\.", ".").split("|")} == QUICK
 
 
 @pytest.mark.parametrize(

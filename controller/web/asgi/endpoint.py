@@ -212,14 +212,14 @@ class QueryEndpoint(BodyEndpoint):
 
 
 class FileEndpoint(BodyEndpoint):
-    """Passes the part `file` of the path, None if it has none, and the header If-None-Match to `handle`."""
+    """Passes the part `file` of the path, or the whole path if the route has no such part, and If-None-Match."""
 
-    def __init__(self, handle: Callable[[str | None, bytes], Awaitable[Answer | Response]]) -> None:
+    def __init__(self, handle: Callable[[str, bytes], Awaitable[Answer | Response]]) -> None:
         self._handle = handle
 
     async def _answer(self, scope: Scope, _: Receive, __: bytes) -> Answer | Response:
         known = next((value for name, value in scope["headers"] if name == b"if-none-match"), b"")
-        return await self._handle(scope["path_params"].get("file"), known)
+        return await self._handle(scope["path_params"].get("file", scope["path"]), known)
 
 
 class HeartbeatEndpoint(CallerEndpoint):

@@ -37,6 +37,7 @@ _HEADERS: Final[Headers] = (
 )
 
 
+PAGES: Final = {"/": "index.html"}  # the file of each path. The links of a file are relative to `/`
 _PIECE: Final = 64 * 1024  # bytes
 # Files whose names have no version: the script that loads the others, and the icon, which other pages have, too.
 _WITHOUT_VERSION: Final = ("start.js", "icon.svg")
@@ -64,8 +65,8 @@ def _file(name: str, body: bytes, caching: bytes) -> _File:
     return _File(body, _TYPES[name.rpartition(".")[2]], etag, headers)
 
 
-def _files() -> Iterator[tuple[str | None, _File]]:
-    """Yield the files by the rest of their path after `/page/`, and the page itself as None.
+def _files() -> Iterator[tuple[str, _File]]:
+    """Yield the pages by their path, and the other files by the rest of their path after `/page/`.
 
     Replicas of two versions may serve behind one address, during an upgrade. So the page names a digest of all its
     files in their paths, and a replica has only those of its own version. Otherwise a browser could get modules of two
@@ -76,19 +77,20 @@ def _files() -> Iterator[tuple[str | None, _File]]:
     for name, body in bodies.items():
         whole.update(f"{name} {hashlib.sha256(body).hexdigest()}\n".encode())
     version = whole.hexdigest()[:16]
+    paths = {name: path for path, name in PAGES.items()}
     for name, body in bodies.items():
-        if name == "index.html":  # its links are relative to `/`
-            yield None, _file(name, body.replace(b"VERSION", version.encode()), b"no-cache")
+        if name in paths:
+            yield paths[name], _file(name, body.replace(b"VERSION", version.encode()), b"no-cache")
         elif name in _WITHOUT_VERSION:  # a browser asks whether its copy is current
             yield name, _file(name, body, b"no-cache")
         else:
             yield f"{version}/{name}", _file(name, body, b"public, max-age=31536000, immutable")
 
 
-_FILES: Final[dict[str | None, _File]] = dict(_files())
+_FILES: Final[dict[str, _File]] = dict(_files())
 
 
-async def page(_: Services, file_name: str | None, known: bytes) -> Answer | Response:
+async def page(_: Services, file_name: str, known: bytes) -> Answer | Response:
     """Return the page for operators, or one of its files. These need no token, but the data of the page do.
 
     The response has an `ETag`. A request with this value in `If-None-Match` gets a 304 without a body. The paths of

@@ -4,6 +4,7 @@ The router, the hot path and the reference page of the docs are built from it.
 """
 
 from collections.abc import Awaitable, Callable
+from enum import Enum, auto
 from functools import partial
 from typing import Any, Final, NamedTuple
 
@@ -29,6 +30,17 @@ from controller.web.routes import admin, client, events, forward, gateway, page,
 from controller.web.services import Services
 
 
+class Resend(Enum):
+    """Whether a load balancer sends a request to another replica if the first one fails.
+
+    The files in deploy/ list the routes of the first two kinds.
+    """
+
+    QUICK = auto()  # yes, also if the first replica does not respond within 2 s
+    SLOW = auto()  # yes, but the route waits for Redis, workers or other replicas, so it may take longer
+    NEVER = auto()  # a worker may have begun to generate, or the second response would be another one
+
+
 class Route(NamedTuple):
     """One route.
 
@@ -38,6 +50,7 @@ class Route(NamedTuple):
     endpoint: the ASGI application that reads requests for the handler.
     hot: requests bypass Starlette's router.
     changes_workers: a route of clients that changes workers, as the POST routes of the other planes do.
+    resend: what load balancers do if a replica fails.
     """
 
     method: str
@@ -48,11 +61,12 @@ class Route(NamedTuple):
     hot: bool = False
     other_planes: tuple[Plane, ...] = ()
     changes_workers: bool = False
+    resend: Resend = Resend.QUICK
 
     @property
     def refuses_other_sites(self) -> bool:
         """True if a page of another site must not use the route through a browser."""
-        return self.changes_workers or (self.method == "POST" and self.plane in (Plane.WORKER, Plane.ADMIN))
+        return self.changes_workers or (self.method == "POST" and self.plane not in (Plane.PUBLIC, Plane.CLIENT))
 
     def build(self, services: Services) -> ASGIApp:
         """Return the ASGI application of the route."""
@@ -75,21 +89,28 @@ ROUTES: Final = (
     Route("POST", "/list_models", client.list_models, Plane.CLIENT),
     Route("POST", "/list_multimodal_models", client.list_multimodal_models, Plane.CLIENT),
     Route("POST", "/list_language_models", client.list_language_models, Plane.CLIENT),
-    Route("POST", "/worker_generate_stream", forward.worker_generate_stream, Plane.CLIENT, ForwardEndpoint),
+    Route(
+        "POST",
+        "/worker_generate_stream",
+        forward.worker_generate_stream,
+        Plane.CLIENT,
+        ForwardEndpoint,
+        resend=Resend.NEVER,
+    ),
     *(
-        Route("POST", path, forward.worker_generate, Plane.CLIENT, ForwardEndpoint)
+        Route("POST", path, forward.worker_generate, Plane.CLIENT, ForwardEndpoint, resend=Resend.NEVER)
         for path in ("/worker_generate", "/worker_get_embeddings")
     ),
     *(
-        Route("POST", path, forward.worker_lookup, Plane.CLIENT, ForwardEndpoint)
+        Route("POST", path, forward.worker_lookup, Plane.CLIENT, ForwardEndpoint, resend=Resend.NEVER)
         for path in ("/count_token", "/worker_get_conv_template", "/model_details")
     ),
-    Route("GET", "/v1/models", gateway.models, Plane.CLIENT, ModelEndpoint),
-    Route("GET", "/v1/models/{model:path}", gateway.model, Plane.CLIENT, ModelEndpoint),
+    Route("GET", "/v1/models", gateway.models, Plane.CLIENT, ModelEndpoint, resend=Resend.NEVER),
+    Route("GET", "/v1/models/{model:path}", gateway.model, Plane.CLIENT, ModelEndpoint, resend=Resend.NEVER),
     Route("POST", "/worker_get_status", client.worker_get_status, Plane.CLIENT, HopEndpoint),
     Route("POST", "/receive_heart_beat", worker.receive_heart_beat, Plane.WORKER, HeartbeatEndpoint, hot=True),
-    Route("POST", "/register_worker", worker.register_worker, Plane.WORKER, RegistrationEndpoint),
-    Route("POST", "/register_engine", worker.register_engine, Plane.WORKER, RegistrationEndpoint),
+    Route("POST", "/register_worker", worker.register_worker, Plane.WORKER, RegistrationEndpoint, resend=Resend.SLOW),
+    Route("POST", "/register_engine", worker.register_engine, Plane.WORKER, RegistrationEndpoint, resend=Resend.SLOW),
     *(
         Route("POST", path, handler, Plane.ADMIN, CallerEndpoint, other_planes=(Plane.WORKER,))
         for path, handler in (
@@ -105,25 +126,28 @@ ROUTES: Final = (
         Plane.ADMIN,
         CallerEndpoint,
         other_planes=(Plane.CLIENT,),
+        resend=Resend.SLOW,
     ),
     Route("POST", "/set_capacity", admin.set_capacity, Plane.ADMIN, CallerEndpoint),
-    Route("POST", "/set_model_route", admin.set_model_route, Plane.ADMIN, CallerEndpoint),
-    Route("POST", "/remove_model_route", admin.remove_model_route, Plane.ADMIN, CallerEndpoint),
-    Route("POST", "/create_token", admin.create_token, Plane.ADMIN, CallerEndpoint),
-    Route("POST", "/revoke_token", admin.revoke_token, Plane.ADMIN, CallerEndpoint),
+    Route("POST", "/set_model_route", admin.set_model_route, Plane.ADMIN, CallerEndpoint, resend=Resend.SLOW),
+    Route("POST", "/remove_model_route", admin.remove_model_route, Plane.ADMIN, CallerEndpoint, resend=Resend.NEVER),
+    Route("POST", "/create_token", admin.create_token, Plane.ADMIN, CallerEndpoint, resend=Resend.NEVER),
+    Route("POST", "/revoke_token", admin.revoke_token, Plane.ADMIN, CallerEndpoint, resend=Resend.NEVER),
     Route("GET", "/tokens", admin.tokens, Plane.ADMIN),
     Route("GET", "/capacities", admin.capacities, Plane.ADMIN),
     Route("GET", "/model_routes", admin.model_routes, Plane.ADMIN),
     Route("GET", "/workers", admin.workers, Plane.ADMIN),
-    Route("GET", "/engines", admin.engines, Plane.ADMIN),
+    Route("GET", "/engines", admin.engines, Plane.ADMIN, resend=Resend.SLOW),
     Route("GET", "/replicas", admin.replicas, Plane.ADMIN),
     Route("GET", "/explain", admin.explain, Plane.ADMIN, QueryEndpoint),
-    Route("GET", "/overview", page.overview, Plane.ADMIN, QueryEndpoint),
-    Route("GET", "/events", events.events, Plane.ADMIN, QueryEndpoint),
+    Route("GET", "/overview", page.overview, Plane.ADMIN, QueryEndpoint, resend=Resend.NEVER),
+    Route("GET", "/events", events.events, Plane.ADMIN, QueryEndpoint, resend=Resend.NEVER),
     Route("GET", "/diagnosis", admin.diagnosis, Plane.ADMIN),
     Route("GET", "/metrics", admin.metrics, Plane.ADMIN),
-    Route("GET", "/", page.page, Plane.PUBLIC, FileEndpoint),
-    Route("GET", "/page/{file:path}", page.page, Plane.PUBLIC, FileEndpoint),
+    *(
+        Route("GET", path, page.page, Plane.PUBLIC, FileEndpoint, resend=Resend.NEVER)
+        for path in (*page.PAGES, "/page/{file:path}")
+    ),
     Route("GET", "/test_connection", public.test_connection, Plane.PUBLIC),
     Route("GET", "/healthz", public.healthz, Plane.PUBLIC),
     Route("GET", "/readyz", public.readyz, Plane.PUBLIC),
@@ -133,4 +157,4 @@ ROUTES: Final = (
 
 # POST to any path that is not in the table. It is forwarded if --forward-paths has the path. Otherwise the client gets
 # a 404.
-FALLBACK: Final = Route("POST", "*", gateway.forward, Plane.CLIENT, GatewayEndpoint)
+FALLBACK: Final = Route("POST", "*", gateway.forward, Plane.CLIENT, GatewayEndpoint, resend=Resend.NEVER)
