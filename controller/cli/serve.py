@@ -12,7 +12,6 @@ from click.core import ParameterSource
 from controller.cli.environment import warnings_of
 from controller.cli.options import as_json, no_color
 from controller.cli.text import printable
-from controller.domain.dispatch import DispatchMethod
 from controller.domain.errors import ControllerError
 from controller.settings import GROUPS, Settings, all_settings
 from controller.settings.declaration import environment_variable, environment_variables, flag
@@ -81,7 +80,7 @@ def _serve(**values: Any) -> None:
     ]
     _reject_unused_files(values)
     try:
-        run(_settings(values), [*warnings, *warnings_of(os.environ)])
+        run(Settings(**values), [*warnings, *warnings_of(os.environ)])
     except ControllerError as error:
         raise click.ClickException(str(error)) from error
     except OSError as error:
@@ -108,16 +107,12 @@ def _config(**values: Any) -> None:
     problem = ""
     try:
         _reject_unused_files(values)
-        _settings(values)
+        Settings(**values)
     except (ControllerError, click.ClickException, OSError) as error:
         problem = str(error)
     show_settings(effective_settings(context, values, replaced), problem, changed, as_json)
     if problem:
         raise click.ClickException(printable(f"`controller serve` would not start: {problem}"))
-
-
-def _settings(values: dict[str, Any]) -> Settings:
-    return Settings(**{**values, "dispatch_method": DispatchMethod(values["dispatch_method"])})
 
 
 def _replace_old_names(values: dict[str, Any]) -> Iterator[tuple[str, str]]:

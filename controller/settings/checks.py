@@ -1,4 +1,4 @@
-"""Checks of values that several settings share. All raise SettingsError with a message that says what to change."""
+"""Checks that several settings share. Each raises SettingsError with a message that says what to change."""
 
 from collections.abc import Collection
 from typing import Final
@@ -6,23 +6,23 @@ from typing import Final
 from controller.domain.errors import SettingsError
 from controller.settings.declaration import flag
 
-_LONGEST: Final = 10**7  # seconds
+_LONGEST: Final = 10_000_000  # seconds
 
 
 def positive_seconds(settings: object, *names: str) -> None:
-    """Check that the settings are times of at least a millisecond."""
+    """Check that the settings are numbers of seconds, from a millisecond to about four months."""
     for name in names:
         value = getattr(settings, name)
         if not 0.001 <= value <= _LONGEST:
-            raise SettingsError(f"{flag(name)} must be a positive number of seconds, not {value}.")
+            raise SettingsError(f"{flag(name)} must be from 0.001 to {_LONGEST:,} seconds, not {value}.")
 
 
 def seconds(settings: object, *names: str) -> None:
-    """Check that the settings are times. 0 is allowed."""
+    """Check that the settings are numbers of seconds, from 0 to about four months."""
     for name in names:
         value = getattr(settings, name)
         if not 0 <= value <= _LONGEST:
-            raise SettingsError(f"{flag(name)} must be 0 or more seconds, not {value}.")
+            raise SettingsError(f"{flag(name)} must be from 0 to {_LONGEST:,} seconds, not {value}.")
 
 
 def one_of(settings: object, name: str, choices: Collection[str]) -> None:

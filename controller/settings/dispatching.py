@@ -54,6 +54,8 @@ class DispatchSettings:
 
     def check_dispatch(self) -> None:
         """Raise SettingsError if a value is wrong."""
+        checks.one_of(self, "dispatch_method", tuple(DispatchMethod))
+        object.__setattr__(self, "dispatch_method", DispatchMethod(self.dispatch_method))  # the command line has a text
         checks.one_of(self, "booking_decay", ("on", "off"))
         checks.seconds(self, "booking_delay")
         if self.booking_delay > MAX_IN_FLIGHT_WINDOW:
