@@ -37,6 +37,7 @@ class Gauge(NamedTuple):
 class Gauges:
     """Reads an engine's metrics. Each field lists the names of one gauge, the newest name first.
 
+    running, waiting: both are needed for a load. `active` may replace `waiting`.
     full: number of requests that wait for room. By default, all waiting requests do.
     active: number of all requests, for engines that do not count the waiting ones.
     awake: 1 for an engine that is not asleep.
@@ -53,6 +54,11 @@ class Gauges:
     capacity: Sequence[Gauge] = ()
     awake: Sequence[Gauge] = ()
     healthy: Sequence[Gauge] = ()
+
+    def __post_init__(self) -> None:
+        has_load = (bool(self.running), bool(self.waiting or self.active))
+        if any(has_load) and not all(has_load):
+            raise ValueError("Gauges of a load need `running`, and `waiting` or `active`: a part of it is no load.")
 
     def __call__(self, body: bytes) -> Reading:
         """Return what the metrics say."""

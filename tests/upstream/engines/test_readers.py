@@ -147,7 +147,7 @@ def test_gauges_are_found_by_their_exact_names(text: str, running: int | None) -
 
 
 def test_waiting_requests_make_an_engine_full_unless_it_gives_their_reason() -> None:
-    gauges = Gauges(waiting=(Gauge("waits"),), full=(Gauge("waits_for_room"),))
+    gauges = Gauges(running=(Gauge("runs"),), waiting=(Gauge("waits"),), full=(Gauge("waits_for_room"),))
     for text, full in (
         ("waits 0", False),
         ("waits 1", True),
@@ -156,6 +156,13 @@ def test_waiting_requests_make_an_engine_full_unless_it_gives_their_reason() -> 
         ("other 1", None),
     ):
         assert gauges(text.encode()).full is full
+
+
+@pytest.mark.parametrize("part", ["running", "waiting", "active"])
+def test_a_part_of_a_load_is_refused(part: str) -> None:
+    """Otherwise the engine would count as idle, whatever this part says."""
+    with pytest.raises(ValueError, match="need `running`, and `waiting` or `active`"):
+        Gauges(**{part: (Gauge("requests"),)})
 
 
 @pytest.mark.parametrize(("active", "waiting"), [(5, 2), (3, 0), (2, None), ("NaN", None)])
