@@ -9,18 +9,18 @@
 
   Input:
     KEYS[1]  {<namespace>}
-    ARGV[1]  request_id: id of the call; a repeated call with the same id gets the first reply and changes nothing
+    ARGV[1]  request_id: id of the call; once a call with this id has returned 1, others return 1 and change nothing
     ARGV[2]  reply_ttl: the milliseconds for which the reply is kept
     ARGV[3]  list: as in list_entries.lua
     ARGV[4]  limit: how many entries there may be
     ARGV[5]  replaces: '1' to replace an entry with this name, '0' to keep it and do nothing
     ARGV[6]  name: the name of the entry
-    ARGV[7]  record: what it says; '' to remove it
+    ARGV[7]  record: the text of the entry; '' to remove it
 
   Output:
     1   the entry was written or removed
     0   there is an entry with this name, and `replaces` is '0', or there is none to remove; nothing was done
-    -1  there are too many entries; nothing was done
+    -1  the list has `limit` entries already; nothing was done
     error 'INVALID …' if an argument is invalid; nothing was done
 ]]
 --- @include "key"
@@ -41,10 +41,10 @@ if earlier then
 end
 
 local field, is_removal = "entry:" .. name, record == ""
-local exists = redis.call("HGET", list, field)
-if (is_removal and not exists) or (exists and not is_removal and replaces == "0") then
+local old = redis.call("HGET", list, field)
+if (is_removal and not old) or (old and not is_removal and replaces == "0") then
   return 0
-elseif not exists and redis.call("HLEN", list) > limit + 1 then -- two fields are no entries
+elseif not old and redis.call("HLEN", list) - 2 >= limit then -- `version` and `change` are fields, too
   return -1
 end
 local version = (redis.call("HGET", list, "version") or 0) + 1

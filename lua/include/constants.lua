@@ -17,5 +17,12 @@ local MAX_FULL = 999999999999
 local MAX_WITHOUT_LOAD = -1e9
 local FAILING_OFFSET = 18014398509481984
 
+-- Checkpoints of a load (include/load/add_checkpoint.lua): the milliseconds between two, the characters of one, and the
+-- age and the characters of the last eight.
+local CHECKPOINT_MS = 50
+local CHECKPOINT_SIZE = 36
+local RECENT_MS = 400
+local RECENT_SIZE = 288
+
 -- The milliseconds after which the key of all leases expires: 2 days, longer than any lease.
 local LEASES_TTL = 172800000

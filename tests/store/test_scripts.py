@@ -8,13 +8,13 @@ from pathlib import Path
 
 import pytest
 
-from controller.domain import cost
+from controller.domain import checkpoints, cost
 from controller.domain.capacity import CapacityTarget
 from controller.domain.dispatch import DispatchMethod
 from controller.domain.lease import MAX_LEASE_TIME
 from controller.security.tokens import Plane, token_of
 from controller.store import keys, scripts
-from controller.store.entries import EntryList
+from controller.store.entries import EntryList, ListName
 from controller.store.reconciliation import split
 from controller.store.registry import Find, NewEvent, Registry
 from tests.conftest import Store
@@ -133,6 +133,9 @@ def test_constants_are_those_of_the_domain_and_cost_nothing_in_a_script() -> Non
     assert costs == {name: getattr(cost, name) for name in costs}
     assert int(CONSTANTS["MAX_WHOLE_NUMBER"]) == 2**53
     assert int(CONSTANTS["FAILING_OFFSET"]) == 2**54
+    recent_ms = checkpoints.RECENT_CHECKPOINTS * checkpoints.CHECKPOINT_MS
+    assert (int(CONSTANTS["CHECKPOINT_MS"]), int(CONSTANTS["RECENT_MS"])) == (checkpoints.CHECKPOINT_MS, recent_ms)
+    assert int(CONSTANTS["RECENT_SIZE"]) == checkpoints.RECENT_CHECKPOINTS * int(CONSTANTS["CHECKPOINT_SIZE"])
     assert int(CONSTANTS["LEASES_TTL"]) > 1000 * MAX_LEASE_TIME
     used = "".join(re.sub(r"--.*", "", scripts.source(name)) for name in SCRIPTS)
     for name, number in CONSTANTS.items():
@@ -216,8 +219,8 @@ async def test_callers_pass_the_arguments_listed_in_headers(
     await registry.apply_capacities((await registry.list_workers()).workers)
     await registry.restore_capacities(await registry.list_capacities())
     await registry.set_token("ops", token_of("ops", Plane.ADMIN, "0123456789abcdef"))
-    await registry.list_entries("tokens")
-    await registry.restore_entries("tokens", EntryList(9, "change", {"ops": "{}"}))
+    await registry.list_entries(ListName.TOKENS)
+    await registry.restore_entries(ListName.TOKENS, EntryList(9, "change", {"ops": "{}"}))
     await registry.join_replicas("replica", 1.0)
     await registry.list_replicas()
     await registry.mark_listing("replica", 0, 1)

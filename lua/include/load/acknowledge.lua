@@ -13,10 +13,9 @@
 
   Output: how many requests it has received since the last report, without a lease; the same with one.
 ]]
+--- @include "constants"
 --- @include "key"
 --- @include "map_checkpoints"
-local CHECKPOINT = 50 -- milliseconds
-
 local function acknowledge(load, in_flight_from, time, is_engine)
   local checkpoints = redis.call("GET", key("checkpoints", load.name))
   if not checkpoints then
@@ -35,7 +34,7 @@ local function acknowledge(load, in_flight_from, time, is_engine)
   local acknowledged = dispatched_at_first or load.dispatched
   local acknowledged_leases = leased_at_first or load.leased_since_report
   local kept
-  if is_engine and (leased_at_first or (last_at and last_at + CHECKPOINT > in_flight_from)) then
+  if is_engine and (leased_at_first or (last_at and last_at + CHECKPOINT_MS > in_flight_from)) then
     acknowledged_leases = leased_at_last
     kept = acknowledged_leases < load.leased_since_report and last_at
   end

@@ -1,17 +1,17 @@
 --[[
   Apply a worker's report of its queue length to its load, and learn from it how long requests take.
 
-  Requests dispatched too shortly before the report for the worker to have received them are in flight, and are added.
-  A report changes nothing if a later one was applied already, unless that one is from the future: then the clock of
-  Redis was set back. The reference model is Load.report() in tests/model/load.py.
+  The worker may not have received the requests that were dispatched shortly before the report. They are in flight, and
+  are added. A report changes nothing if a later one was applied already, unless that one is from the future: then the
+  clock of Redis was set back. The reference model is Load.report() in tests/model/load.py.
 
-  The load in the report of an engine may be of any moment since the start of the in-flight window. The number of
-  requests without a lease is that load minus the leases of that moment, which were between the fewest and the most of
-  the window. Requests without a lease that are in flight may be missing. The estimate changes only as far as these
-  limits require.
+  An engine may report its load of any moment since the start of the in-flight window. At that moment it had between the
+  fewest and the most leases of the window. The rest of the load has no lease. So the estimate of the requests without a
+  lease has a lower and an upper limit. Those in flight raise the upper limit, because the report may not have them. The
+  estimate changes only if it is outside of these limits.
 
-  The hash field `own` counts the reported requests that this cluster may have dispatched; the others come from other
-  clients. The field `work` sums up the request-milliseconds of `own` requests until some have finished.
+  The hash field `own` counts the reported requests that this cluster may have dispatched. Other clients sent the rest.
+  The field `work` sums up the request-milliseconds of `own` requests until some have finished.
 
   Input:
     load              as include/load/read_load.lua returns it
@@ -20,7 +20,7 @@
     in_flight_window  for how many milliseconds a request may be on its way to the worker
     time              the time
     decays            true if bookings decay
-    is_engine         true if the worker is an engine; nothing is learned from it, because its load does not decay
+    is_engine         true if the worker is an engine. Its load does not decay, so nothing is learned from its report
 
   Output: further fields of the worker's hash, as arguments of HSET. The load is changed. The caller writes both and
   updates the indexes.

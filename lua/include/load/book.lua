@@ -10,13 +10,14 @@
     leased  true if the request has a lease
 ]]
 --- @include "add_checkpoint"
+--- @include "constants"
 --- @include "lease_counts" when called
 --- @include "update_cost_index" when called
 --- @include "update_decay_index"
 --- @include "write_untracked" when called
 local function book(load, seq, time, decays, leased)
   local since_checkpoint = time - load.checkpoint_at
-  if since_checkpoint >= 50 or since_checkpoint < 0 then
+  if since_checkpoint >= CHECKPOINT_MS or since_checkpoint < 0 then
     add_checkpoint(load, time)
   end
   load.seq = seq

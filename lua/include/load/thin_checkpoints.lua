@@ -9,24 +9,24 @@
     checkpoints  as include/load/add_checkpoint.lua describes them
     time         the time
 
-  Output: the checkpoints that stay; fewer than 24, if there were 24.
+  Output: the checkpoints that stay. They are fewer than 24 if there were 24.
 ]]
-local SIZE = 36 -- characters
-local RECENT, OLDEST = 8 * 50, 32000 -- milliseconds
+--- @include "constants"
+local OLDEST = 32000 -- milliseconds
 
 local function thin_checkpoints(checkpoints, time)
   local function age_at(position)
     return time - checkpoints:sub(position, position + 12)
   end
-  local last = #checkpoints - SIZE + 1
+  local last = #checkpoints - CHECKPOINT_SIZE + 1
   local kept, younger = checkpoints:sub(last), last
-  for position = last - SIZE, 1, -SIZE do
+  for position = last - CHECKPOINT_SIZE, 1, -CHECKPOINT_SIZE do
     local age, is_needed = age_at(position), position == 1
     if not is_needed and age <= OLDEST then
-      is_needed = age <= RECENT or age_at(position - SIZE) > 2 * age_at(younger)
+      is_needed = age <= RECENT_MS or age_at(position - CHECKPOINT_SIZE) > 2 * age_at(younger)
     end
     if is_needed then
-      kept, younger = checkpoints:sub(position, position + SIZE - 1) .. kept, position
+      kept, younger = checkpoints:sub(position, position + CHECKPOINT_SIZE - 1) .. kept, position
     end
   end
   return kept

@@ -1,9 +1,11 @@
 --[[
-  Write the untracked load of a worker with a capacity, as of now. The caller then updates its score in the cost
-  index, which must be as of the same time.
+  Write the untracked load of a worker with a capacity. The caller then updates the score of the worker in the cost
+  index for the same time, load.decayed_at.
 
   Input:
     load  as include/load/read_load.lua returns it
+
+  Output: nothing.
 ]]
 local function write_untracked(load)
   redis.call("HSET", load.worker,
