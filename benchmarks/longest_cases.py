@@ -10,7 +10,7 @@ from controller.domain.dispatch import DispatchMethod
 from controller.domain.model_route import MAX_FALLBACKS, MAX_ROUTES, MAX_TARGETS, ModelRoute
 from controller.security.tokens import Plane, encode_token, token_of
 from controller.store import keys
-from controller.store.entries import EntryList
+from controller.store.entries import EntryList, ListName
 from controller.store.reconciliation import Reconciliation, split
 from controller.store.registry import (
     DrainCall,
@@ -21,7 +21,7 @@ from controller.store.registry import (
     Report,
 )
 from controller.store.runner import new_id
-from controller.store.tokens import MAX_STORED, TOKENS
+from controller.store.tokens import MAX_STORED
 
 RELEASED_AT_ONCE: Final = 1_000  # by the Reconciler after an outage
 RECONCILED_AT_ONCE: Final = 1_000
@@ -147,9 +147,9 @@ async def tokens(s: Subject) -> None:
     with s.registry.case(f"{MAX_STORED:,} tokens"):
         s.tokens_version += 3  # set_token() adds 2
         records = {token.name: encode_token(token) for token in created}
-        await s.registry.restore_entries(TOKENS, EntryList(s.tokens_version, "change", records))
+        await s.registry.restore_entries(ListName.TOKENS, EntryList(s.tokens_version, "change", records))
         await s.registry.set_token("token", created[0])
-        await s.registry.list_entries(TOKENS)
+        await s.registry.list_entries(ListName.TOKENS)
         await s.registry.set_token("token", None)
 
 
@@ -159,10 +159,10 @@ async def routes(s: Subject) -> None:
     records = {f"organisation/name-{i}": record for i in range(MAX_ROUTES - 1)}
     with s.registry.case(f"{MAX_ROUTES:,} routes"):
         s.routes_version += 3  # set_entry() adds 2
-        await s.registry.restore_entries("routes", EntryList(s.routes_version, "change", records))
-        await s.registry.set_entry("routes", "name", record, limit=MAX_ROUTES)
-        await s.registry.list_entries("routes")
-        await s.registry.set_entry("routes", "name", "", limit=MAX_ROUTES)
+        await s.registry.restore_entries(ListName.ROUTES, EntryList(s.routes_version, "change", records))
+        await s.registry.set_entry(ListName.ROUTES, "name", record, limit=MAX_ROUTES)
+        await s.registry.list_entries(ListName.ROUTES)
+        await s.registry.set_entry(ListName.ROUTES, "name", "", limit=MAX_ROUTES)
 
 
 async def coordination(s: Subject) -> None:

@@ -10,7 +10,7 @@ def main() -> None:
     """Run the command line."""
     try:
         _run()
-    except KeyboardInterrupt:  # before the command has begun
+    except KeyboardInterrupt:  # during the imports
         signal.signal(signal.SIGINT, signal.SIG_IGN)
         sys.exit(130)
 
@@ -31,7 +31,7 @@ def _run() -> None:
 
 
 def _drop_output() -> None:
-    """Redirect standard output to the null device. Python flushes the rest at its exit, which would fail again."""
+    """Redirect standard output to the null device. Otherwise Python would flush the rest at its exit and fail again."""
     null = os.open(os.devnull, os.O_WRONLY)
     os.dup2(null, 1)
     os.close(null)

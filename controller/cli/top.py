@@ -20,17 +20,17 @@ from controller.domain.errors import ControllerUnreachable
 
 _EVENTS: Final = 6
 _LEAST_ROWS: Final = 3
-_OTHER_LINES: Final = 2 * TABLE_LINES + 2  # besides rows, events and the first lines: the tables, a title and the help
+_OTHER_LINES: Final = 2 * TABLE_LINES + 2  # of a screen, besides the header, the rows of tables and the events
 
 
 class _State(NamedTuple):
     workers: Reply
     events: Sequence[dict[str, Any]]
-    problem: str  # why there are no events
+    problem: str  # shown instead of the title of the events, if they are not available
 
 
 class _Keys:
-    """The order of the workers, which `s` changes."""
+    """Handles keys: `s` and `S` change the order of the workers, and `q` quits."""
 
     def __init__(self, sort: str) -> None:
         self.sort = sort
@@ -45,7 +45,7 @@ class _Keys:
 
 
 async def show_top(controller: Controller, sort: str, stalled_after: float, interval: float) -> None:
-    """Show the models, the workers and the last events until Ctrl-C or `q`. Without a terminal, once."""
+    """Show the models, the workers and the last events until Ctrl-C or `q`. Without a terminal, print them once."""
     keys = _Keys(sort)
 
     async def read() -> _State:
@@ -85,7 +85,7 @@ _HELP: Final = "sorted by {}   s: next order   q: quit"
 
 
 def _header(controller: Controller, state: _State, stalled_after: float, console: Console) -> Text:
-    """Return the first line: the time, and how many workers are in which state."""
+    """Return the time, the address, and the number of workers in each state. Degraded mode adds a line."""
     workers = state.workers.fields["workers"]
     states: dict[str, int] = {}
     for worker in workers:

@@ -15,16 +15,15 @@ from controller.domain.worker import Registration, Worker
 from controller.fleet.engine_watch import EngineWatch, differs, entry_of
 from controller.fleet.rendezvous import Share
 from controller.fleet.replicas import Replicas
-from controller.fleet.shared_list import SharedList
+from controller.fleet.shared_list import INTERVAL, SharedList
 from controller.metrics import Metrics
-from controller.store.entries import ENGINES
+from controller.store.entries import ListName
 from controller.store.registry import FailureCall, Registry, Report
 from controller.tasks import end
 from controller.upstream.client import WorkerClient
 
 logger = logging.getLogger("controller")
 
-_LOOK_INTERVAL: Final = 0.5  # seconds between two looks at the list of engines and at the replicas
 _MAX_POLLS: Final = 256  # at once, for engines that are alive
 _MAX_OTHER_POLLS: Final = 1_024  # at once, for the others, most of which do not respond
 _PART_OF_SILENCE: Final = 0.1  # an engine is polled less often, the longer it has not responded
@@ -57,7 +56,7 @@ class EnginePoller:
         expiration: float,
         record: Callable[..., None],
     ) -> None:
-        self.entries = SharedList(registry, ENGINES)
+        self.entries = SharedList(registry, ListName.ENGINES)
         self._breaker = snapshots.breaker
         self._snapshots = snapshots
         self._registry = registry
@@ -83,7 +82,7 @@ class EnginePoller:
                 with contextlib.suppress(StoreError):  # the circuit breaker has logged it. The known engines stay
                     await self.update()
                 await self._share()
-                await asyncio.sleep(_LOOK_INTERVAL)
+                await asyncio.sleep(INTERVAL)
         finally:
             await end([task for _, task in self._watches.values()])
 

@@ -23,7 +23,7 @@ from controller.security.access import Caller
 from controller.security.audit import Audit, AuditEvent, who
 from controller.security.tokens import Plane
 from controller.settings import Settings
-from controller.store.entries import ENGINES
+from controller.store.entries import ListName
 from controller.store.registry import DrainCall, RegisterCall, Registry, Report
 from controller.upstream.client import WorkerClient
 
@@ -214,7 +214,9 @@ class Engines:
 
         Its worker stays for the caller to remove.
         """
-        removed = await self._breaker.force_call(lambda: self._registry.set_entry(ENGINES, name, "", limit=MAX_ENGINES))
+        removed = await self._breaker.force_call(
+            lambda: self._registry.set_entry(ListName.ENGINES, name, "", limit=MAX_ENGINES)
+        )
         if removed:
             await self._poller.update()
         return bool(removed)
@@ -263,7 +265,9 @@ class Engines:
         await self._poller.update()
 
     async def _set_entry(self, name: str, record: str) -> None:
-        written = await self._breaker.call(lambda: self._registry.set_entry(ENGINES, name, record, limit=MAX_ENGINES))
+        written = await self._breaker.call(
+            lambda: self._registry.set_entry(ListName.ENGINES, name, record, limit=MAX_ENGINES)
+        )
         if written is None:
             raise TooManyWorkers(
                 f"{MAX_ENGINES} engines are registered, which is the limit. Nothing was registered. Remove the "

@@ -6,7 +6,6 @@ import logging
 import random
 import time
 from collections.abc import Mapping, Sequence
-from typing import Final
 
 from controller.availability.circuit_breaker import CircuitBreaker
 from controller.availability.snapshot import MaybeStale
@@ -16,11 +15,10 @@ from controller.domain.worker import model_name
 from controller.fleet.shared_list import INTERVAL, SharedList
 from controller.security.access import Caller
 from controller.security.audit import Audit, AuditEvent
+from controller.store.entries import ListName
 from controller.store.registry import Registry
 
 logger = logging.getLogger("controller")
-
-_LIST: Final = "routes"
 
 
 class ModelRoutes:
@@ -30,7 +28,7 @@ class ModelRoutes:
         self._breaker = breaker
         self._registry = registry
         self._audit = audit
-        self._stored = SharedList(registry, _LIST)
+        self._stored = SharedList(registry, ListName.ROUTES)
         self._routes: Mapping[str, ModelRoute] = {}
         self._updated_at: float | None = None  # on the monotonic clock
 
@@ -113,7 +111,7 @@ class ModelRoutes:
         # If Redis has lost the routes, restore them first. Later, the restored list would replace this change.
         await self._breaker.call(self.update)
         return await self._breaker.call(
-            lambda: self._registry.set_entry(_LIST, model, record, limit=MAX_ROUTES),
+            lambda: self._registry.set_entry(ListName.ROUTES, model, record, limit=MAX_ROUTES),
         )
 
     async def _spread(self, action: str, model: str, detail: str, caller: Caller) -> None:

@@ -5,7 +5,7 @@ import logging
 from collections.abc import Mapping
 from typing import Final
 
-from controller.store.entries import EntryList
+from controller.store.entries import EntryList, ListName
 from controller.store.registry import Registry
 
 logger = logging.getLogger("controller")
@@ -15,16 +15,13 @@ _UNKNOWN: Final = EntryList(0, "", {})
 
 
 class SharedList:
-    """A list of which each replica keeps a copy, so that Redis can get it back if it loses its data.
+    """A list in Redis, of which each replica keeps a copy. A replica restores the list if Redis loses it."""
 
-    name: of the list: "tokens", "engines" or "routes".
-    """
-
-    def __init__(self, registry: Registry, name: str) -> None:
+    def __init__(self, registry: Registry, name: ListName) -> None:
         self._registry = registry
         self._name = name
         self._known = _UNKNOWN
-        self._lock = asyncio.Lock()  # of two updates at once, the one that ends last may have read an older list
+        self._lock = asyncio.Lock()  # otherwise an update that has read an older list could replace a newer copy
 
     @property
     def entries(self) -> Mapping[str, str]:
@@ -34,7 +31,7 @@ class SharedList:
     async def update(self) -> bool:
         """Get the list from Redis if it has changed, and restore it there if Redis lost it.
 
-        Return True if the copy is another one now. Raises StoreError.
+        Return True if the copy has changed. Raises StoreError.
         """
         async with self._lock:
             return await self._update()
@@ -43,7 +40,7 @@ class SharedList:
         known = self._known
         found = await self._registry.list_entries(self._name, known.version, known.change)
         if found is not None and found.version < known.version:
-            logger.warning("Redis lost %s: storing %d of them again.", self._name, len(known.entries))
+            logger.warning("Redis lost changes of its list %s: restoring %d entries.", self._name, len(known.entries))
             await self._registry.restore_entries(self._name, known)
             found = await self._registry.list_entries(self._name, known.version, known.change)
         if found is None:

@@ -13,8 +13,8 @@ from controller.fleet.shared_list import INTERVAL, SharedList
 from controller.security.access import Access, Caller
 from controller.security.audit import Audit, AuditEvent
 from controller.security.tokens import Plane, Token, create_secret, decode_token, parse_file, token_of
+from controller.store.entries import ListName
 from controller.store.registry import Registry
-from controller.store.tokens import TOKENS
 
 logger = logging.getLogger("controller")
 
@@ -33,7 +33,7 @@ class Tokens:
         self._access = access
         self._audit = audit
         self._file = TokensFile(file) if file is not None else None
-        self._stored = SharedList(registry, TOKENS)
+        self._stored = SharedList(registry, ListName.TOKENS)
         if self._file is not None:
             access.replace("file", self._file.read() or ())
 

@@ -1,4 +1,4 @@
-"""The gateway's view of a request of OpenAI's kind, and the response to it."""
+"""The gateway's view of a request in OpenAI's form, and the response to it."""
 
 from collections.abc import Mapping
 from typing import NamedTuple
@@ -9,9 +9,10 @@ from controller.proxy.model_field import ModelField
 
 
 class GatewayRequest(NamedTuple):
-    """A request of OpenAI's kind.
+    """A request in OpenAI's form.
 
     query: encoded, without the question mark.
+    field: the body, and the model that it names.
     headers: sent to the engine.
     passed: those of `headers` that a worker of FastChat's protocol gets: the request id and the trace context.
     hops: hop list of the request.
@@ -26,9 +27,10 @@ class GatewayRequest(NamedTuple):
 
 
 class Served(NamedTuple):
-    """A response, and the model that was asked for it.
+    """A response, and the model that returned it.
 
-    response: an error response that was read whole is a WorkerRefused.
+    response: WorkerRefused if it is an error whose body was read whole.
+    snapshot_age: in seconds, of the snapshot that chose the worker. None if Redis chose it.
     """
 
     model: str

@@ -6,14 +6,14 @@ from collections.abc import Callable
 from typing import Final
 
 _WINDOW: Final = 10  # seconds
-_CLUSTER_RETRIES: Final = 10  # of a cluster in a window, besides the share of its requests
+_CLUSTER_RETRIES: Final = 10  # that a whole cluster may make in a window, besides the share of its requests
 
 
 class RetryBudget:
     """The retries that one replica may make.
 
-    In a window of 10 s, they are a share of the replica's requests, and its part of 10 retries that all replicas have
-    together. So their sum is limited for the cluster, although the replicas do not ask each other.
+    In any 10 s, a replica may make `share` times as many retries as it has requests, plus its part of 10 retries of the
+    cluster. So the retries of the cluster are limited without any call between replicas.
 
     share: of the requests of the window, from 0 to 1.
     replicas: returns the number of live replicas, or 0 if it is unknown. The last known number then counts.
@@ -50,9 +50,12 @@ class RetryBudget:
 
     def give_back(self) -> None:
         """Undo take(), because there was nothing to retry on."""
-        if self._retries:
-            self._now()[2] -= 1
-            self._retries -= 1
+        self._now()
+        for second in reversed(self._seconds):
+            if second[2]:
+                second[2] -= 1
+                self._retries -= 1
+                return
 
     def _now(self) -> list[int]:
         """Return the counts of this second, and drop those that have left the window."""

@@ -17,34 +17,34 @@ _PINGS: Final = 5
 
 
 class DiagnosisStore(ScriptRunner):
-    """Facts about the server that has our keys."""
+    """Reads facts about the server that has our keys."""
 
     async def diagnose(self) -> tuple[StoreFacts, Mapping[str, str]]:
-        """Return what is known about the server, and for each command that it refused, why.
+        """Return what is known about the server, and the reason for each command that it does not permit or have.
 
-        Raises StoreUnavailable if it does not answer. A refused command raises nothing.
+        Raises StoreError after any other failure.
         """
         unknown: dict[str, str] = {}
         node = self._own_node()
-        trips = []
+        round_trips = []
         for _ in range(_PINGS):
             began = time.perf_counter()
-            await self._ask("PING", self._ping, unknown)
-            trips.append(time.perf_counter() - began)
+            await self._call("PING", self._ping, unknown)
+            round_trips.append(time.perf_counter() - began)
         sent_at = time.time()
-        clock: tuple[int, int] | None = await self._ask("TIME", lambda: self._client.time(**node), unknown)
+        clock: tuple[int, int] | None = await self._call("TIME", lambda: self._client.time(**node), unknown)
         middle = (sent_at + time.time()) / 2
-        info = await self._ask("INFO", lambda: self._client.info("everything", **node), unknown) or {}
-        config = await self._ask("CONFIG GET", lambda: self._client.config_get("save", **node), unknown) or {}
+        info = await self._call("INFO", lambda: self._client.info("everything", **node), unknown) or {}
+        config = await self._call("CONFIG GET", lambda: self._client.config_get("save", **node), unknown) or {}
         facts = StoreFacts(
             **_facts(info),
             snapshots=config.get("save"),
             clock_offset=None if clock is None else round(clock[0] + clock[1] / 1e6 - middle, 6),
-            round_trip=None if "PING" in unknown else round(statistics.median(trips), 6),
+            round_trip=None if "PING" in unknown else round(statistics.median(round_trips), 6),
         )
         return facts, unknown
 
-    async def _ask(self, name: str, call: Callable[[], Awaitable[Result]], unknown: dict[str, str]) -> Result | None:
+    async def _call(self, name: str, call: Callable[[], Awaitable[Result]], unknown: dict[str, str]) -> Result | None:
         """Return the reply to a command. If the server refuses it, note why and return None."""
         try:
             return await self._calls.run(call)

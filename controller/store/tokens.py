@@ -4,9 +4,8 @@ from typing import Final
 
 from controller.domain.errors import InvalidInput
 from controller.security.tokens import Token, encode_token
-from controller.store.entries import EntryStore
+from controller.store.entries import EntryStore, ListName
 
-TOKENS: Final = "tokens"  # the name of their list
 MAX_STORED: Final = 500
 
 
@@ -20,7 +19,7 @@ class TokenStore(EntryStore):
         many tokens.
         """
         record = "" if token is None else encode_token(token)
-        is_done = await self.set_entry(TOKENS, name, record, limit=MAX_STORED, replaces=False)
+        is_done = await self.set_entry(ListName.TOKENS, name, record, limit=MAX_STORED, replaces=False)
         if is_done is None:
             raise InvalidInput(
                 "name", f"{MAX_STORED} tokens were created already, which is the limit. Revoke one, and try again"

@@ -1,4 +1,4 @@
-"""HTTP sessions to other servers: requests on kept connections, and what is sent again on a new one.
+"""HTTP sessions to other servers: requests on kept connections, with one retry on a new connection.
 
 A session to workers connects only to addresses that --worker-allow allows.
 """
@@ -26,7 +26,7 @@ from controller.upstream.lookups import Resolver
 from controller.upstream.trust import trusted
 
 _PART: Final = 256 * 1024  # bytes of a request's body that are sent at once
-_MAX_SERVERS: Final = 1_000  # that are remembered
+_MAX_SERVERS: Final = 1_000  # whose addresses and headers are cached
 # No compression: a small response could decompress to any size, and a stream's frames would arrive late.
 _HEADERS: Final[Mapping[str, str]] = {
     "Accept-Encoding": "identity",
@@ -36,7 +36,7 @@ _JSON: Final[Mapping[str, str]] = {"Content-Type": "application/json"}
 
 
 class KeepAliveRace(aiohttp.ClientConnectionError):
-    """A reused connection broke before any byte of the response. The server had probably closed it as idle."""
+    """A reused connection broke just after a request was sent. The server had probably closed it as idle."""
 
 
 class Body:
@@ -51,7 +51,7 @@ class Body:
 
     async def send_rest(self, protocol: ResponseHandler) -> None:
         """Send the parts after the first one, as fast as the server receives them."""
-        with contextlib.suppress(aiohttp.ClientError, OSError):  # the wait for the response gets the error
+        with contextlib.suppress(aiohttp.ClientError, OSError):  # the call that waits for the response raises the error
             for start in range(_PART, len(self.value), _PART):
                 await asyncio.sleep(0)  # a large body must not delay other requests
                 await protocol._drain_helper()
@@ -105,7 +105,7 @@ class Response:
     def _release(self) -> None:
         if self._sending is None or self._sending.done():
             self._connection.release()
-        else:  # the server has not waited for the whole body
+        else:  # the server responded before it received the whole body
             self._sending.cancel()
             self._connection.close()
 
@@ -122,7 +122,7 @@ class _Server(NamedTuple):
 
 
 class Session:
-    """An HTTP client for JSON requests. Create and close it in the running event loop.
+    """An HTTP client. Create and close it in the running event loop.
 
     It uses the connections and the parser of aiohttp. It does without aiohttp's ClientSession, whose requests cost much
     more processor time.

@@ -53,7 +53,7 @@ async def engine() -> AsyncIterator[AnswerServer]:
 @pytest.fixture
 async def polling_engines(replica: Open, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Starter]:
     """Return a function that opens replicas which take snapshots and poll engines."""
-    monkeypatch.setattr(engine_poller, "_LOOK_INTERVAL", 0.02)
+    monkeypatch.setattr(engine_poller, "INTERVAL", 0.02)
     starter = Starter(replica)
     yield starter
     for each in list(starter.tasks):

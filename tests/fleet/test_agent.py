@@ -12,7 +12,7 @@ from controller.domain.errors import ControllerUnreachable
 from controller.fleet.agent import End
 from controller.security.access import Caller
 from controller.security.tokens import Plane, token_of
-from controller.store.entries import ENGINES
+from controller.store.entries import ListName
 from controller.store.registry import Registry
 from tests.fleet.agents import NAME, Fleet, InProcess, found, is_gone
 from tests.fleet.engine_replicas import ADMIN, gauges, models, only
@@ -44,7 +44,7 @@ async def test_engine_is_registered_with_all_that_it_says(
         {"public": 4096},
     )
     assert (known.check_heart_beat, known.polled, known.expires_in is not None) == (True, True, True)
-    assert (await registry.list_entries(ENGINES)) is None, "the replicas do not poll it"
+    assert (await registry.list_entries(ListName.ENGINES)) is None, "the replicas do not poll it"
 
 
 async def test_changes_are_registered_and_leases_stay(fleet: Fleet, engine: AnswerServer, registry: Registry) -> None:
@@ -123,11 +123,11 @@ async def test_only_the_token_that_registered_an_engine_reports_its_problems(fle
 async def test_an_engine_that_was_polled_is_polled_no_more(
     fleet: Fleet, engine: AnswerServer, registry: Registry
 ) -> None:
-    await registry.set_entry(ENGINES, NAME, EngineEntry("vllm").encode(), limit=10)
+    await registry.set_entry(ListName.ENGINES, NAME, EngineEntry("vllm").encode(), limit=10)
     fleet.start()
 
     async def is_removed() -> bool:
-        listed = await registry.list_entries(ENGINES)
+        listed = await registry.list_entries(ListName.ENGINES)
         return listed is not None and not listed.entries
 
     await wait_until(is_removed, "the entry is removed")

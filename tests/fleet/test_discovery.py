@@ -13,7 +13,7 @@ from controller.fleet import discovery
 from controller.fleet.engine_sources import DnsSource
 from controller.replica import Replica
 from controller.store import keys
-from controller.store.entries import ENGINES
+from controller.store.entries import ListName
 from controller.store.registry import Registry
 from tests.conftest import Store
 from tests.fleet.engine_replicas import ADMIN, Resolver, Starter, gauges
@@ -37,7 +37,7 @@ def start(polling_engines: Starter, monkeypatch: pytest.MonkeyPatch) -> Starter:
 
 
 async def listed(registry: Registry) -> dict[str, EngineEntry]:
-    found = await registry.list_entries(ENGINES)
+    found = await registry.list_entries(ListName.ENGINES)
     return {name: EngineEntry.decode(record) for name, record in found.entries.items()} if found else {}
 
 
@@ -186,7 +186,7 @@ async def test_refused_engines_do_not_hold_up_the_others(
 
 
 async def version(registry: Registry) -> int:
-    found = await registry.list_entries(ENGINES)
+    found = await registry.list_entries(ListName.ENGINES)
     return found.version if found else 0
 
 

@@ -5,7 +5,7 @@ import pytest
 from controller.domain.engine import Protocol
 from controller.domain.engine_entry import EngineEntry
 from controller.fleet import engine_poller
-from controller.store.entries import ENGINES
+from controller.store.entries import ListName
 from controller.store.registry import Registry
 from tests.fleet.engine_replicas import ADMIN, Starter, gauges, is_alive, models, only
 from tests.support.engines import DISCONNECTS, HANGS, Answer, AnswerServer, answer_server
@@ -145,7 +145,7 @@ async def test_hung_engines_do_not_delay_the_polls_of_live_ones(
     async with answer_server({}, HANGS) as hung:
         for number in range(20):
             entry = EngineEntry("vllm").encode()
-            await registry.set_entry(ENGINES, f"{hung.address}/{number}", entry, limit=100)
+            await registry.set_entry(ListName.ENGINES, f"{hung.address}/{number}", entry, limit=100)
         second = polling_engines()
         await polling_engines.stop(first)
         await wait_until(lambda: len(second.engine_poller._watches) == 21, "the new replica polls all engines")

@@ -7,7 +7,7 @@ from controller.domain.engine_entry import EngineEntry
 from controller.domain.errors import Forbidden, TooManyWorkers, WorkerUnreachable
 from controller.security.access import Caller
 from controller.security.tokens import Plane, token_of
-from controller.store.entries import ENGINES
+from controller.store.entries import ListName
 from controller.store.registry import Registry
 from tests.fleet.engine_replicas import ADMIN, Starter, is_alive, models, only
 from tests.support.engines import DISCONNECTS, Answer, AnswerServer
@@ -142,7 +142,7 @@ async def test_engines_are_restored_if_redis_loses_its_data(
     await registry._client.flushall()
 
     async def is_restored() -> bool:
-        listed = await registry.list_entries(ENGINES)
+        listed = await registry.list_entries(ListName.ENGINES)
         return listed is not None and engine.address in listed.entries and await is_alive(registry)
 
     await wait_until(is_restored, "the engine is registered again")
@@ -187,7 +187,7 @@ async def test_unreadable_entry_is_left_out(
     polling_engines: Starter, engine: AnswerServer, registry: Registry, caplog: pytest.LogCaptureFixture
 ) -> None:
     replica = polling_engines()
-    await registry.set_entry(ENGINES, "http://127.0.0.1:1", '{"kind": 5}', limit=10)
+    await registry.set_entry(ListName.ENGINES, "http://127.0.0.1:1", '{"kind": 5}', limit=10)
     await replica.engines.register(engine.address, EngineEntry(), ADMIN)
     assert [state.name for state in await replica.engines.list()] == [engine.address]
     assert "cannot be polled, because its entry is wrong: engine: must be one of" in caplog.text

@@ -10,7 +10,7 @@ from controller.domain.errors import StoreUnavailable
 from controller.fleet import engine_poller
 from controller.replica import Replica
 from controller.store import keys
-from controller.store.entries import ENGINES
+from controller.store.entries import ListName
 from controller.store.registry import Registry
 from controller.tasks import end
 from tests.conftest import Open, Store
@@ -138,9 +138,9 @@ async def test_engine_that_is_not_listed_any_more_is_not_registered_by_a_poll(
     replica = polling_engines()
     await replica.engines.register(engine.address, EngineEntry("vllm"), ADMIN)
     await wait_until(lambda: replica.engine_poller.time_left(engine.address), "the replica polls the engine")
-    monkeypatch.setattr(engine_poller, "_LOOK_INTERVAL", 3600)
+    monkeypatch.setattr(engine_poller, "INTERVAL", 3600)
     await asyncio.sleep(0.1)  # from now on, it keeps its share
-    assert await registry.set_entry(ENGINES, engine.address, "", limit=1)
+    assert await registry.set_entry(ListName.ENGINES, engine.address, "", limit=1)
     await replica.engine_poller.update()
     await registry.remove(engine.address)
     await store.client.delete(keys.removed(store.namespace, engine.address))

@@ -11,6 +11,7 @@ from controller.domain.model_route import ModelRoute
 from controller.fleet import model_routes
 from controller.replica import Replica
 from controller.store import keys
+from controller.store.entries import ListName
 from controller.store.registry import Registry
 from controller.tasks import end
 from tests.conftest import Open, Store
@@ -23,7 +24,7 @@ ROUTE, OTHER = ModelRoute({"qwen-7b": 1}, ("qwen-1b",)), ModelRoute({"qwen-7b-ne
 
 
 @pytest.fixture(autouse=True)
-def quick_look(monkeypatch: pytest.MonkeyPatch) -> None:
+def fast_route_updates(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(model_routes, "INTERVAL", INTERVAL)
 
 
@@ -177,9 +178,9 @@ async def test_later_of_two_updates_at_once_wins(replica: Open, registry: Regist
 async def test_unreadable_route_is_left_out_and_logged(
     replica: Open, registry: Registry, caplog: pytest.LogCaptureFixture, record: str
 ) -> None:
-    await registry.set_entry("routes", "bad", record, limit=9)
-    await registry.set_entry("routes", "a\nb", ROUTE.encode(), limit=9)
-    await registry.set_entry("routes", "good", ROUTE.encode(), limit=9)
+    await registry.set_entry(ListName.ROUTES, "bad", record, limit=9)
+    await registry.set_entry(ListName.ROUTES, "a\nb", ROUTE.encode(), limit=9)
+    await registry.set_entry(ListName.ROUTES, "good", ROUTE.encode(), limit=9)
     controller = replica()
     with caplog.at_level(logging.ERROR):
         for _ in range(3):

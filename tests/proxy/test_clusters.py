@@ -31,7 +31,7 @@ QUICK: Final = {"engine_poll_interval": 0.05, "snapshot_interval": 0.05}
 def clusters(serve: Serve, store: Store, monkeypatch: pytest.MonkeyPatch) -> Clusters:
     """Return a function that serves a replica of another cluster. Its engines are asked for their models often."""
     monkeypatch.setattr(probe, "_STATE_INTERVAL", 0.05)
-    monkeypatch.setattr(engine_poller, "_LOOK_INTERVAL", 0.05)
+    monkeypatch.setattr(engine_poller, "INTERVAL", 0.05)
     return lambda name: serve(registry=store.registry(name, engine_expiration=3600.0), **QUICK)
 
 

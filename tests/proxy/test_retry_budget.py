@@ -45,6 +45,18 @@ def test_retry_that_had_no_other_engine_is_given_back() -> None:
     assert sum(budget.take() for _ in range(100)) == 10
 
 
+def test_retry_is_given_back_in_a_later_second() -> None:
+    clock = Clock()
+    budget = RetryBudget(0.0, lambda: 1, clock)
+    assert [budget.take() for _ in range(11)] == [True] * 10 + [False]
+    clock.now += 9
+    budget.give_back()
+    assert [budget.take(), budget.take()] == [True, False]
+    clock.now += 20
+    budget.give_back()  # that retry counts no more
+    assert [budget.take() for _ in range(11)] == [True] * 10 + [False]
+
+
 @given(st.lists(st.tuples(st.floats(0, 3), st.integers(0, 5), st.integers(0, 5)), max_size=60), st.integers(1, 4))
 def test_no_ten_seconds_have_more_retries_than_the_budget(steps: list[tuple[float, int, int]], replicas: int) -> None:
     clock = Clock()

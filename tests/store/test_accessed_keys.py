@@ -15,7 +15,7 @@ from controller.domain.worker import Registration
 from controller.security.tokens import Plane, encode_token, token_of
 from controller.store import keys
 from controller.store.connection import connect
-from controller.store.entries import EntryList
+from controller.store.entries import EntryList, ListName
 from controller.store.reconciliation import split
 from controller.store.registry import Find, NewEvent, Registry, Request
 from tests.conftest import CLOCK
@@ -151,10 +151,10 @@ class Calls:
         await self.set_capacities()
         token = token_of("ops", Plane.ADMIN, "0123456789abcdef")
         await registry.set_token("ops", token)
-        await registry.restore_entries("tokens", EntryList(9, "change", {"ops": encode_token(token)}))
-        await registry.list_entries("tokens")
+        await registry.restore_entries(ListName.TOKENS, EntryList(9, "change", {"ops": encode_token(token)}))
+        await registry.list_entries(ListName.TOKENS)
         await registry.set_token("ops", None)
-        for name in ("engines", "routes"):
+        for name in (ListName.ENGINES, ListName.ROUTES):
             await registry.set_entry(name, "a", "{}", limit=1)
             await registry.restore_entries(name, EntryList(9, "change", {"a": "{}"}))
             await registry.list_entries(name)

@@ -17,7 +17,7 @@ from controller.domain.worker import Worker
 from controller.security.tokens import Plane, encode_token, token_of
 from controller.store import keys, scripts
 from controller.store.connection import connect
-from controller.store.entries import EntryList
+from controller.store.entries import EntryList, ListName
 from controller.store.reconciliation import split
 from controller.store.registry import Find, NewEvent, Registry, Request
 from tests.conftest import CLOCK, STORES_WITH_RIGHTS
@@ -176,9 +176,9 @@ CALLS: dict[str, Call] = {
     ),
     "set_entry": lambda registry, *_: registry.set_token("web", TOKEN),
     "set_entry, to remove": lambda registry, *_: registry.set_token(TOKEN.name, None),
-    "list_entries": lambda registry, *_: registry.list_entries("tokens"),
+    "list_entries": lambda registry, *_: registry.list_entries(ListName.TOKENS),
     "restore_entries": lambda registry, *_: registry.restore_entries(
-        "tokens", EntryList(9, "change", {TOKEN.name: encode_token(TOKEN)})
+        ListName.TOKENS, EntryList(9, "change", {TOKEN.name: encode_token(TOKEN)})
     ),
     "acquire_job": lambda registry, replica, _: registry.acquire_job("free", replica.name, 600.0),
 }

@@ -77,6 +77,6 @@ async def api(store: Store) -> AsyncIterator[Api]:
 
 
 @pytest.fixture
-def quick_look(monkeypatch: pytest.MonkeyPatch) -> None:
+def fast_token_updates(monkeypatch: pytest.MonkeyPatch) -> None:
     """Let replicas look for changed tokens all the time."""
     monkeypatch.setattr(fleet_tokens, "INTERVAL", 0.02)

@@ -22,7 +22,7 @@ from tests.web.tokens import SETTINGS, TOKENS, bearer, register
 BOUND = "bound-0123456789abcdef"
 GUARDED = [route for route in (*ROUTES, FALLBACK) if route.plane is not Plane.PUBLIC]
 
-pytestmark = pytest.mark.usefixtures("quick_look")
+pytestmark = pytest.mark.usefixtures("fast_token_updates")
 
 
 @pytest.fixture

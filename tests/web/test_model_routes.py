@@ -13,7 +13,7 @@ from tests.web.conftest import Api, open_api
 
 
 @pytest.fixture(autouse=True)
-def quick_look(monkeypatch: pytest.MonkeyPatch) -> None:
+def fast_route_updates(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(model_routes, "INTERVAL", 0.02)
 
 

@@ -15,7 +15,7 @@ from tests.support.waiting import wait_until
 from tests.web.conftest import Api, open_api
 from tests.web.tokens import SETTINGS, TOKENS, bearer, register
 
-pytestmark = pytest.mark.usefixtures("quick_look")
+pytestmark = pytest.mark.usefixtures("fast_token_updates")
 
 
 @pytest.fixture

@@ -15,8 +15,8 @@ _REQUEST_ID_HEADER: Final = REQUEST_ID.encode()
 async def read_body(scope: Scope, receive: Receive, limit: int, memory: BodyMemory | None = None) -> bytes | None:
     """Return the whole body of a request, or None if the client has disconnected.
 
-    The request gets its id if it carries one. If the body has more than SMALL_BODY bytes, they are counted in `memory`,
-    and the caller removes them.
+    If the request has an id in a header, its id is set. If the body has more than SMALL_BODY bytes, they are counted in
+    `memory`, and the caller removes them.
 
     Raises BodyTooLarge before it reads if the Content-Length is too large, or once too many bytes have arrived. Raises
     TooManyBodies if there is no memory for the body.
@@ -24,7 +24,7 @@ async def read_body(scope: Scope, receive: Receive, limit: int, memory: BodyMemo
     for name, value in scope["headers"]:
         if name == b"content-length" and int(value) > limit:
             raise _too_large(limit)
-        if name == _REQUEST_ID_HEADER:  # looked for here, because another loop would cost each dispatch more
+        if name == _REQUEST_ID_HEADER:  # in this loop, because a second one would slow down each dispatch
             identify(scope)
     message = await receive()
     if not message.get("more_body"):  # almost all bodies arrive in one part, which needs no copy

@@ -1,8 +1,8 @@
 """The routes of clients: dispatch, leases and lists of models.
 
-FastChat's clients ignore the status of a response and take its body for a worker's address. So a well-formed request
-gets a 200 even if Redis is unavailable and there is no fresh snapshot. The body then says "no worker" or "no models",
-and the header `x-controller-error` names the reason.
+FastChat's clients ignore the status of a response and use its body. So dispatches and lists of models get a 200 even if
+Redis is unavailable and there is no fresh snapshot. The address or the list is then empty, and the header
+`x-controller-error` names the reason. The other routes return an error status.
 """
 
 from typing import Final
@@ -20,7 +20,7 @@ _NO_MODELS: Final = b'{"models":[]}'
 
 
 async def get_worker_address(services: Services, body: bytes, token: str) -> Answer:
-    """Choose a worker for a model and book it. With `lease`, the booking lasts until it is released or expires.
+    """Choose a worker for a request to a model, and book the request. With `lease`, it counts until the lease ends.
 
     With `--by-way` and without `lease`, return the address of this cluster if the model has a live worker. Nothing is
     booked until the client sends its request there.
@@ -59,7 +59,10 @@ async def renew_lease(services: Services, body: bytes) -> Answer:
 
 
 async def report_failure(services: Services, body: bytes) -> Answer:
-    """Report that a worker cannot be reached. It is deprioritised until its next heartbeat."""
+    """Report that a worker cannot be reached. It is deprioritised until its next heartbeat.
+
+    A worker without heartbeats is deprioritised until it answers a poll.
+    """
     return Answer(schemas.encode(Exists(await services.dispatcher.report_failure(schemas.parse_name(body)))))
 
 
@@ -87,6 +90,6 @@ async def _list(services: Services, multimodal: bool | None) -> Answer:
 
 
 async def worker_get_status(services: Services, _: bytes, hops: str) -> Answer:
-    """Describe all live workers as one worker, for a parent controller. 508 if the parent is this cluster."""
+    """Describe all live workers as one worker, for a parent controller. Return 508 to a request of this cluster."""
     status, snapshot_age = await services.membership.status(hops)
     return Answer(schemas.encode(TotalStatus.of(status)), headers=degraded(snapshot_age))

@@ -11,13 +11,13 @@ from controller.domain.headers import Headers, without_length
 from controller.proxy.forwarded import Forwarded
 
 _UNBUFFERED: Final = (b"x-accel-buffering", b"no")  # otherwise nginx holds frames back
-JSON: Final = b"application/json"
+_JSON: Final = b"application/json"
 
 
 class ForwardedResponse(StreamingResponse):
-    """A worker's response. If the worker disconnects early, we do too, so that the client notices the missing part.
+    """A worker's response. If the worker disconnects early, the client's connection is closed, so that it notices.
 
-    headers: those of the client's response, besides X-Accel-Buffering.
+    headers: headers of the response. X-Accel-Buffering is added.
     final_frame: sent if the worker disconnects early. The response then ends as if it were complete. None if nothing
         can be appended to the body.
     """
@@ -58,8 +58,8 @@ class ForwardedResponse(StreamingResponse):
             await send({"type": "http.response.body", "body": b""})
 
 
-def with_content_type(headers: Headers, status: int, content_type: bytes = JSON) -> Headers:
-    """Return the headers with a Content-Type, which is `content_type` if the worker sent none."""
+def with_content_type(headers: Headers, status: int, content_type: bytes = _JSON) -> Headers:
+    """Return the headers, with `content_type` if they have no Content-Type. A 204 or a 304 gets none."""
     if status in (204, 304) or any(name == b"content-type" for name, _ in headers):
         return headers
     return (*headers, (b"content-type", content_type))

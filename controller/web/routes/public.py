@@ -1,4 +1,4 @@
-"""The routes that need no token: health and readiness for load balancers and supervisors, and the API document."""
+"""Public routes: health and readiness for load balancers and supervisors, and the API document."""
 
 from controller.web.asgi.endpoint import Answer, degraded
 from controller.web.openapi.pages import DOCUMENT_HEADERS, PAGE_HEADERS
@@ -18,9 +18,10 @@ async def healthz(_services: Services, _: bytes) -> Answer:
 
 
 async def readyz(services: Services, _: bytes) -> Answer:
-    """Return 200 if this replica can serve, with the reason if it is in degraded mode. Otherwise 503 with the reason.
+    """Return 200 if this replica accepts requests, and otherwise 503 with the reason, for example a shutdown.
 
-    After a jump of Redis's clock, the response has a warning for as long as heartbeats last.
+    In degraded mode, a 200 has the reason of it. After a jump of Redis's clock, it has a warning for
+    `--heartbeat-expiration`.
     """
     readiness = services.readiness
     reason, snapshot_age = await readiness.check()
