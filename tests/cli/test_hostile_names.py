@@ -1,4 +1,4 @@
-"""What comes from the network reaches the terminal only as printable characters, whatever the command."""
+"""No command prints control characters that it got from the network."""
 
 import json
 import re
@@ -40,6 +40,8 @@ COMMANDS = [
     ["token", "list"],
     ["token", "create", "--plane", "admin", "--name", "n"],
 ]
+WITHOUT_JSON = ("top", "register", "drain", "resume", "remove", "refresh", "route set", "route remove", "token create")
+WITH_JSON = [command for command in COMMANDS if not " ".join(command).startswith(WITHOUT_JSON)]
 
 
 def hostile() -> dict[str, Any]:
@@ -92,21 +94,20 @@ def check(output: str) -> None:
 
 
 @pytest.mark.parametrize("command", COMMANDS, ids=" ".join)
-def test_hostile_text_is_not_printed(fake: FakeController, command: list[str]) -> None:
+def test_control_characters_are_not_printed(fake: FakeController, command: list[str]) -> None:
     fake.responses = hostile()
-    for flags in ([], ["--yes"] if command[0] in ("drain", "resume", "remove") else []):
+    for flags in ([], ["--yes"]) if command[0] in ("drain", "resume", "remove") else ([],):
         ran = fake.run(*command, *flags)
         assert ran.exception is None or isinstance(ran.exception, SystemExit), ran.exception
         check(ran.output)
 
 
-@pytest.mark.parametrize("command", [command for command in COMMANDS if command[0] != "top"], ids=" ".join)
+@pytest.mark.parametrize("command", WITH_JSON, ids=" ".join)
 def test_json_is_escaped(fake: FakeController, command: list[str]) -> None:
     fake.responses = hostile()
     ran = fake.run(*command, "--json")
-    if "No such option" not in ran.output:
-        check(ran.output)
-        assert json.loads(ran.stdout)
+    check(ran.output)
+    assert json.loads(ran.stdout)
 
 
 @pytest.mark.parametrize("command", COMMANDS, ids=" ".join)
