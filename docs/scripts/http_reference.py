@@ -62,7 +62,10 @@ def _shared_summary(route: Route) -> str:
 
 
 def route(*paths: str) -> str:
-    """Return the description of one route, or of several with the same handler, their examples and their fields."""
+    """Return the description of a route with its examples and fields.
+
+    Several routes with one handler share the description. Each then has its own summary and examples, but no fields.
+    """
     found = [next(route for route in (*ROUTES, FALLBACK) if route.path == path) for path in paths]
     description = (inspect.getdoc(found[0].handler) or "") + "\n"
     if len(found) == 1:

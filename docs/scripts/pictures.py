@@ -2,8 +2,8 @@
 
     python docs/scripts/pictures.py
 
-The pictures are SVG, in a light and a dark variant. They use the fonts of the reader's system. The same input gives the
-same bytes. tests/test_docs.py fails if a picture is stale.
+The pictures are SVG, and use the fonts of the reader's system. Diagrams and plots have a light and a dark variant. The
+same input gives the same bytes. tests/test_docs.py fails if a picture is stale.
 """
 
 import re
@@ -163,7 +163,8 @@ def badge(label: str, value: str, colour: str) -> str:
     ]
     return "\n".join(
         [
-            f'<svg xmlns="http://www.w3.org/2000/svg" width="{width:.0f}" height="20" role="img" aria-label="{title}">',
+            f'<svg xmlns="http://www.w3.org/2000/svg" width="{width:.0f}" height="20" '
+            f'role="img" aria-label="{escape(title)}">',
             f"<title>{escape(title)}</title>",
             f'<clipPath id="r"><rect width="{width:.0f}" height="20" rx="3"/></clipPath>',
             f'<g clip-path="url(#r)"><rect width="{left:.1f}" height="20" fill="#444c56"/>'
@@ -175,7 +176,7 @@ def badge(label: str, value: str, colour: str) -> str:
 
 
 def badges() -> Iterator[tuple[str, str]]:
-    """Yield the badges of the README, from the metadata of the package."""
+    """Yield the badges of the README. pyproject.toml has the licence and the versions of Python."""
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     versions = [one.rpartition(" ")[2] for one in project["classifiers"] if "Python :: 3." in one]
     yield "licence", badge("licence", project["license"], "#0f766e")

@@ -121,8 +121,8 @@ def svg(
     return "\n".join(
         [
             f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width:g} {height:g}" width="{width:g}" '
-            f'height="{height:g}" role="img" aria-label="{title}">',
-            f"<title>{title}</title>",
+            f'height="{height:g}" role="img" aria-label="{escape(title)}">',
+            f"<title>{escape(title)}</title>",
             f"<style>text{{font:{_SIZE:g}px {_FONT};fill:{_FOREGROUND};white-space:pre}}.b{{font-weight:700}}"
             f"@keyframes play{{{steps}100%{{transform:{last}}}}}"
             f"#strip{{transform:{last};animation:play {length:.2f}s step-end infinite}}"
@@ -141,7 +141,7 @@ def svg(
 
 
 def tspan(run: tuple[int, str, str, bool]) -> str:
-    """Return a run as SVG; its length is fixed, so that columns are straight in every font."""
+    """Return a run as SVG. Its fixed length aligns the columns in every font."""
     column, text, colour, bold = run
     shown = _COLOURS.get(colour.removeprefix("bright"), f"#{colour}")
     style = f' fill="{shown}"' * (shown != _FOREGROUND) + ' class="b"' * bold

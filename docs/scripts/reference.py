@@ -82,7 +82,7 @@ def forward_paths() -> str:
 
 
 def metrics() -> str:
-    """Return one row for each metric, as a replica without workers reports it."""
+    """Return a table with a row for each metric, as a replica without workers reports it."""
     recorded = Metrics()
     recorded.measure_scripts(["..."])
     kinds = (SnapshotManager, KnownModels, Replicas, EventFeed, Registry)
@@ -106,12 +106,12 @@ def metrics() -> str:
 
 
 def events() -> str:
-    """Return one row for each kind of event."""
+    """Return a table with a row for each kind of event."""
     return table("Kind | What happened", [(code(kind), text) for kind, text in KINDS.items()])
 
 
 def redis_keys() -> str:
-    """Return one row for each key."""
+    """Return a table with a row for each key."""
     rows = []
     for pattern, description in _keys():
         kind, _, meaning = description.partition(": ")
@@ -129,15 +129,13 @@ def _keys() -> Iterator[tuple[str, str]]:
 
 
 def key_users() -> str:
-    """Return one row for each key that a script reads or writes. The `Keys:` section of a script's header says so."""
+    """Return a table of the scripts that read and write each key, from the `Keys:` sections of their headers."""
     users: dict[str, dict[str, list[str]]] = {}
     for file in sorted(LUA.rglob("*.lua")):
         if "include" not in file.relative_to(LUA).parts:
             for key, access in declared_keys(file.read_text()):
                 for mode in access:
                     users.setdefault(key, {}).setdefault(mode, []).append(code(file.stem))
-    if not users:
-        return ""
     rows = []
     for pattern, _ in _keys():
         modes = users.pop(pattern.split(":")[1], {})
@@ -171,7 +169,7 @@ def _functions(module: Any) -> Iterator[tuple[str, Callable[..., str]]]:
 
 
 def error_codes() -> str:
-    """Return one row for each error of the tree that has a code of its own."""
+    """Return a table of the errors that have a code of their own, without the base classes."""
     rows = [
         (code(error.code), error.__name__, _summary(error))
         for error in _subclasses(errors.ControllerError)
@@ -206,7 +204,7 @@ def _summary(thing: Any) -> str:
 
 
 def layers() -> str:
-    """Return one row for each package and module, from the highest layer to the lowest, with what it imports."""
+    """Return a table of the packages and modules, from the highest layer to the lowest, and of their imports."""
     contracts = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["importlinter"]["contracts"]
     order = [name.strip() for contract in contracts for row in contract.get("layers", ()) for name in row.split("|")]
     rows = []

@@ -29,7 +29,7 @@ class Parent:
 
     knows: True if the cluster is registered, so that heartbeats return `exist: true`.
     refuses: set it to True to answer every call with the status `refusal`.
-    failed: number of calls that were answered so.
+    failed: number of refused calls.
     """
 
     def __init__(self) -> None:
@@ -107,7 +107,7 @@ async def test_replicas_register_as_one_worker_and_send_one_heartbeat_per_interv
     assert parent.heartbeats[-1] == {"worker_name": OWN, "queue_length": 4}
     assert len(parent.registrations) == 1
     gaps = [later - earlier for earlier, later in zip(parent.times, parent.times[1:], strict=False)]
-    assert min(gaps) > 0.6 * INTERVAL, "one replica sends each heartbeat, and the next is due later"
+    assert min(gaps) > 0.6 * INTERVAL, "only one replica sends each heartbeat"
 
 
 async def test_changed_set_of_models_is_sent_at_once(
@@ -254,7 +254,7 @@ async def test_replica_without_a_snapshot_sends_nothing(
     assert len(parent.registrations) == 1
 
 
-async def test_replica_sends_heartbeats_from_its_snapshot_while_the_store_is_away(
+async def test_replica_sends_heartbeats_from_its_snapshot_while_redis_is_unavailable(
     joining: Callable[..., Replica], registry: Registry, parent: Parent, link: Link
 ) -> None:
     await registry.register(worker(A, queue_length=2))
@@ -276,7 +276,7 @@ async def test_replica_that_cannot_dispatch_any_more_sends_no_heartbeats(
         await wait_until(lambda: not replica.snapshots.can_dispatch, "the snapshot is too old")
         before = len(parent.heartbeats)
         await asyncio.sleep(3 * INTERVAL)
-        assert len(parent.heartbeats) <= before + 1, "one may have been on its way"
+        assert len(parent.heartbeats) <= before + 1, "a heartbeat may have been in flight"
         assert replica.snapshots.workers(), "the last snapshot has a worker"
 
 
@@ -310,9 +310,11 @@ async def test_heartbeat_is_accepted_only_with_a_valid_answer(
         await registry.register(worker(A))
         lock_ttl = {"lock_ttl": parents._LOCK_TTL} if answer is hangs else {}
         joining(parent=f"{parent.address},{other.address}", **lock_ttl)
-        await wait_until(lambda: paths(other).count("receive_heart_beat") > 2, "several heartbeats are sent to it")
+        await wait_until(
+            lambda: paths(other).count("receive_heart_beat") > 2, "several heartbeats are sent to the other parent"
+        )
         before = len(parent.heartbeats)
-        await wait_until(lambda: len(parent.heartbeats) > before, "the other parent gets heartbeats, too")
+        await wait_until(lambda: len(parent.heartbeats) > before, "the first parent gets heartbeats, too")
         assert ("failed; retrying every" in caplog.text) != accepted
     assert "because of a bug" not in caplog.text
 

@@ -12,19 +12,19 @@ from tests.model.state import State
 NAMES: Final = [f"http://127.0.0.1:1/w{number}" for number in range(6)]
 MODELS: Final = ["m", "n", "o"]
 LEASES_MS: Final = [50_000, 250_000, 450_000]
-NO_LEASE: Final = "1800000000000-1-1-1@http://127.0.0.1:1/w0"
+NEVER_GRANTED: Final = "1800000000000-1-1-1@http://127.0.0.1:1/w0"
 
 
 def any_call(rng: random.Random, state: State, leases: Sequence[str], in_flight: bool) -> Call:
     """Return a call on a random replica.
 
     leases: all leases that were granted so far.
-    in_flight: whether a report can leave out bookings because they are in flight.
+    in_flight: True if bookings may be in flight when a report is written.
     """
     replica = rng.randrange(REPLICAS)
     name = rng.choice([*NAMES, *state.workers])
     lease_ms = rng.choice([0, 0, *LEASES_MS])
-    lease = rng.choice([*leases[-20:], *sorted(state.orphans) * 3, NO_LEASE])
+    lease = rng.choice([*leases[-20:], *sorted(state.orphans) * 3, NEVER_GRANTED])
     known = state.workers.get(name)
     checks = known.checks if known else rng.random() < 0.8
     multimodal = known.multimodal if known else rng.random() < 0.3

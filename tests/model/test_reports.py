@@ -16,8 +16,8 @@ from controller.domain.checkpoints import CHECKPOINT_MS, RECENT_CHECKPOINTS
 from tests.model.load import Load
 
 IN_FLIGHT_WINDOW = 200
-# With this delay or a shorter one, a report still finds a checkpoint from before it was written.
-LATEST_REPORT = RECENT_CHECKPOINTS * CHECKPOINT_MS - IN_FLIGHT_WINDOW
+# With at most this delay, there is still a checkpoint from before the report was written.
+MAX_REPORT_DELAY = RECENT_CHECKPOINTS * CHECKPOINT_MS - IN_FLIGHT_WINDOW
 
 
 @dataclass(frozen=True, eq=False)
@@ -33,7 +33,7 @@ class Request:
 @dataclass(frozen=True)
 class Report:
     written: int
-    came: int
+    arrived: int
 
 
 @st.composite
@@ -49,15 +49,16 @@ def requests(draw: st.DrawFn) -> list[Request]:
 
 
 reports = st.lists(
-    st.tuples(st.integers(1000, 6000), st.integers(0, LATEST_REPORT)).map(lambda t: Report(t[0], sum(t))), max_size=12
+    st.tuples(st.integers(1000, 6000), st.integers(0, MAX_REPORT_DELAY)).map(lambda t: Report(t[0], sum(t))),
+    max_size=12,
 )
 
 
 def history(requests: list[Request], reports: list[Report]) -> Iterator[tuple[int, str, Request | Report]]:
-    """Return all events in order of time. If several happen at once, bookings come first."""
+    """Return an iterator over all events by time. At the same time, bookings come first."""
     events: list[tuple[int, str, Request | Report]] = [(r.booked, "booked", r) for r in requests]
     events += [(r.released, "released", r) for r in requests if r.released is not None]
-    events += [(r.came, "reported", r) for r in reports]
+    events += [(r.arrived, "reported", r) for r in reports]
     return iter(sorted(events, key=lambda event: (event[0], event[1])))
 
 
@@ -91,8 +92,8 @@ def test_a_report_counts_as_of_when_it_was_written(requests: list[Request], repo
         known_to_be_finished = {r for r in requests if r.released is not None and r.released <= now}
         in_flight = [r for r in requests if r.booked <= now and r.arrived > subject.written]
         true = len(set(there) - known_to_be_finished) + len(set(in_flight) - known_to_be_finished)
-        # Two kinds of requests may be counted twice: those that had arrived, but were young enough to be in flight, and
-        # those in the report that were released before the report arrived.
+        # Two kinds of requests may be counted twice: arrived ones that are younger than the in-flight window, and
+        # reported ones that were released before the report arrived.
         young = [r for r in requests if subject.written - IN_FLIGHT_WINDOW < r.booked and r.arrived <= subject.written]
         twice = len(young) + len(set(there) & known_to_be_finished)
         assert true <= load.queue(0.0, 1.0) <= true + twice

@@ -1,4 +1,4 @@
-"""Test that runs on a copy of a project tell apart how they end."""
+"""Tests of Project.run(), which reports whether a run passed, failed or timed out."""
 
 import time
 from collections.abc import Callable
@@ -24,7 +24,7 @@ def test_process():
 def test_not_reached():
     assert double(1) in (2, 3)
 """
-# The project has no conftest.py, so the option that the real one defines is defined here.
+# The real conftest.py defines `--part`, which Project.run() passes. This project needs the option, too.
 CONFTEST = 'def pytest_addoption(parser):\n    parser.addoption("--part")\n'
 
 
@@ -57,9 +57,9 @@ def run(project: Project) -> Run:
     return run
 
 
-def test_results(run: Run) -> None:
+def test_outcome_names_the_first_test_that_fails(run: Run) -> None:
     assert run() == Outcome("passed")
-    # As long as the original and written in the same second: a compiled file must not hide it.
+    # This mutant may have the size and the time of the original. A stale .pyc file must not be used.
     assert run(CODE.replace("2", "3")) == Outcome("failed", "tests/test_code.py::test_double")
     assert run("def double(a):") == Outcome("failed", "tests/test_code.py")
     assert run() == Outcome("passed")

@@ -3,7 +3,7 @@
 import contextlib
 import socket
 from collections.abc import Callable
-from contextlib import asynccontextmanager
+from functools import partial
 from typing import Any
 
 import pytest
@@ -20,7 +20,7 @@ OpenApi = Callable[..., contextlib.AbstractAsyncContextManager[Api]]
 @pytest.fixture
 def open_guarded(store: Store) -> OpenApi:
     """Return a function that opens an application with the given settings."""
-    return asynccontextmanager(lambda **settings: open_api(store.registry(), **settings))
+    return partial(open_api, store.registry())
 
 
 class NameServer:

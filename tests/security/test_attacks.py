@@ -29,7 +29,7 @@ HOSTILE = (
 
 @pytest.fixture
 async def closed(store: Store) -> AsyncIterator[Api]:
-    async for opened in open_api(store.registry(), admin_tokens=f"ops={SECRET}"):
+    async with open_api(store.registry(), admin_tokens=f"ops={SECRET}") as opened:
         yield opened
 
 

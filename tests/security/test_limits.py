@@ -1,7 +1,6 @@
 """The limits of forwards, memory for bodies, workers, leases and registrations, over HTTP."""
 
 import asyncio
-import contextlib
 import json
 from functools import partial
 from typing import Any
@@ -18,7 +17,6 @@ from tests.support.workers import BadWorker, bad_worker
 from tests.system.processes import ControllerProcess
 from tests.web.conftest import Api, open_api
 
-opened = contextlib.asynccontextmanager(open_api)
 OVERLOADED = 42903  # FastChat's ErrorCode.ENGINE_OVERLOADED
 
 
@@ -27,7 +25,7 @@ def error_of(response: httpx.Response) -> tuple[int, str, str | None]:
 
 
 async def test_another_worker_is_refused_with_429_and_known_ones_register_again(store: Store) -> None:
-    async with opened(store.registry(max_workers=1), max_workers=1) as api:
+    async with open_api(store.registry(max_workers=1), max_workers=1) as api:
         await api.register(A)
         body = {"worker_name": B, "check_heart_beat": True, "worker_status": status()}
         assert error_of(await api.post("/register_worker", body)) == (429, "too_many_workers", "10")
@@ -42,7 +40,7 @@ def status() -> dict[str, Any]:
 
 
 async def test_another_lease_is_refused_with_429_and_requests_without_one_are_served(store: Store) -> None:
-    async with opened(store.registry(max_leases=1), max_leases=1) as api:
+    async with open_api(store.registry(max_leases=1), max_leases=1) as api:
         await api.register(A)
         leased = (await api.post("/get_worker_address", {"model": "m", "lease": True})).json()
         refused = await api.post("/get_worker_address", {"model": "m", "lease": True})
@@ -61,7 +59,7 @@ TOKENS = {"client_tokens": f"chat={CHAT},batch={BATCH}", "worker_tokens": f"rack
 
 
 async def test_another_lease_of_a_token_is_refused_with_429(store: Store) -> None:
-    async with opened(store.registry(max_leases_per_token=1), max_leases_per_token=1, **TOKENS) as api:
+    async with open_api(store.registry(max_leases_per_token=1), max_leases_per_token=1, **TOKENS) as api:
         await store.registry().register(worker(A))
         body = {"model": "m", "lease": True}
         leased = await api.post("/get_worker_address", body, CHAT)
@@ -75,7 +73,7 @@ async def test_another_lease_of_a_token_is_refused_with_429(store: Store) -> Non
 
 
 async def test_another_worker_of_a_token_is_refused_with_429(store: Store) -> None:
-    async with opened(store.registry(max_workers_per_token=1), max_workers_per_token=1, **TOKENS) as api:
+    async with open_api(store.registry(max_workers_per_token=1), max_workers_per_token=1, **TOKENS) as api:
 
         async def register(name: str, token: str) -> httpx.Response:
             body = {"worker_name": name, "check_heart_beat": True, "worker_status": status()}
@@ -94,7 +92,7 @@ async def gated(gate: asyncio.Event, writer: asyncio.StreamWriter) -> None:
 
 
 async def test_a_forwarded_request_needs_no_lease_at_the_limit(store: Store) -> None:
-    async with opened(store.registry(max_leases=1), max_leases=1) as api:
+    async with open_api(store.registry(max_leases=1), max_leases=1) as api:
         gate = asyncio.Event()
 
         async def answer(_: BadWorker, writer: asyncio.StreamWriter, __: bytes) -> None:
@@ -116,7 +114,7 @@ async def test_another_forward_is_refused_in_the_form_of_its_route(store: Store,
         await gated(gate, writer)
 
     behaviours = dict.fromkeys(("worker_generate_stream", "worker_generate", "tokenize"), answer)
-    async with bad_worker(**behaviours) as worker, opened(store.registry(), max_forwards=3) as limited:
+    async with bad_worker(**behaviours) as worker, open_api(store.registry(), max_forwards=3) as limited:
         await limited.register(worker.address)
 
         async def post(path: str, api: Api = limited) -> httpx.Response:
@@ -152,7 +150,7 @@ async def test_forwards_whose_clients_have_left_make_room_when_their_workers_ans
         await gated(gate, writer)
 
     behaviours = {"worker_generate_stream": answer, "worker_generate": answer}
-    async with bad_worker(**behaviours) as worker, opened(store.registry(), max_forwards=2) as api:
+    async with bad_worker(**behaviours) as worker, open_api(store.registry(), max_forwards=2) as api:
         await api.register(worker.address)
         forwarder = api.replica.forwarder
 

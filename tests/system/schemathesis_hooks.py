@@ -1,4 +1,4 @@
-"""Keeps the requests of schemathesis on this machine, and bounds them."""
+"""Keeps the requests of schemathesis on this machine, and lets each of them end."""
 
 from typing import Any
 from urllib.parse import urlsplit
@@ -14,7 +14,11 @@ _ABSENT = "http://127.9.9.9:1"  # nothing listens there
 
 @schemathesis.hook
 def before_call(_context: Any, case: Any, _kwargs: Any) -> None:
-    """Change a request that the controller would act on outside of this machine, or that would never end."""
+    """Change a generated request.
+
+    A worker on another machine becomes one on this machine. An invalid name in a positive case becomes a valid one. A
+    forwarded request gets a prompt and an input. GET `/events` does not follow.
+    """
     if isinstance(case.body, dict) and isinstance(name := case.body.get("worker_name"), str):
         try:
             if not network.is_here(urlsplit(worker_name(name)).hostname or ""):

@@ -59,7 +59,7 @@ class Traced:
 async def traced(store: Store, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Traced]:
     monkeypatch.setenv("OTEL_TRACES_SAMPLER", "parentbased_always_on")
     exporter = InMemorySpanExporter()
-    async for api in open_api(store.registry(), Tracing(exporter)):
+    async with open_api(store.registry(), Tracing(exporter)) as api:
         yield Traced(api, exporter)
 
 

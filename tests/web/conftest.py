@@ -1,6 +1,7 @@
 """An application on each store, and a client for it."""
 
 from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -52,7 +53,9 @@ async def check_documented(response: httpx.Response) -> None:
     check_response(request.method, request.url.path, response.status_code, headers, body)
 
 
+@asynccontextmanager
 async def open_api(registry: Registry, tracing: Tracing | None = None, /, **settings: Any) -> AsyncIterator[Api]:
+    """Run the application of a replica with the given settings."""
     defaults: dict[str, Any] = {"probe_timeout": 60.0, "worker_timeout": 60.0, "register_timeout": 0.0}
     options = Settings(**{**defaults, **settings})
     metrics = Metrics()
@@ -72,7 +75,7 @@ def anyio_backend() -> tuple[str, dict[str, bool]]:
 
 @pytest.fixture
 async def api(store: Store) -> AsyncIterator[Api]:
-    async for opened in open_api(store.registry()):
+    async with open_api(store.registry()) as opened:
         yield opened
 
 

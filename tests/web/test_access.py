@@ -28,7 +28,7 @@ pytestmark = pytest.mark.usefixtures("fast_token_updates")
 @pytest.fixture
 async def closed(store: Store) -> AsyncIterator[Api]:
     """A replica with a token for each plane."""
-    async for opened in open_api(store.registry(), **SETTINGS):
+    async with open_api(store.registry(), **SETTINGS) as opened:
         yield opened
 
 
@@ -112,7 +112,7 @@ async def bound(store: Store, tmp_path: Path) -> AsyncIterator[Api]:
     """A replica with a worker token that is bound to 127.0.0.1 and to models, and one that is not."""
     file = tmp_path / "tokens"
     file.write_text(f"worker gpu {BOUND} workers=127.0.0.1,own.example models=m*\n")
-    async for opened in open_api(store.registry(), tokens_file=file, **SETTINGS):
+    async with open_api(store.registry(), tokens_file=file, **SETTINGS) as opened:
         yield opened
 
 
@@ -170,7 +170,7 @@ async def test_a_client_token_starts_refreshes_but_does_not_wait_for_them(
 @pytest.mark.parametrize("satisfy", ["any", "all"])
 async def test_networks_replace_tokens_or_are_needed_too(store: Store, satisfy: str) -> None:
     settings = {**SETTINGS, "client_networks": "192.0.2.0/24", "trusted_proxies": "127.0.0.1", "satisfy": satisfy}
-    async for api in open_api(store.registry(), **settings):
+    async with open_api(store.registry(), **settings) as api:
         expected = {
             ("192.0.2.5", None): 200 if satisfy == "any" else 401,
             ("192.0.2.5", "client"): 200,
@@ -189,7 +189,7 @@ async def test_networks_replace_tokens_or_are_needed_too(store: Store, satisfy: 
 
 async def test_an_admin_token_needs_its_network_on_each_route_of_admins(store: Store) -> None:
     settings = {**SETTINGS, "admin_networks": "192.0.2.0/24", "trusted_proxies": "127.0.0.1", "satisfy": "all"}
-    async for api in open_api(store.registry(), **settings):
+    async with open_api(store.registry(), **settings) as api:
         admins = [route for route in ROUTES if route.plane is Plane.ADMIN]
         assert {route.path for route in admins} >= {"/remove_worker", "/drain_worker", "/refresh_all_workers"}
         for route in admins:
@@ -205,7 +205,7 @@ async def test_an_admin_token_needs_its_network_on_each_route_of_admins(store: S
 
 
 async def test_a_created_token_is_revoked_though_the_environment_has_its_name(store: Store) -> None:
-    async for api in open_api(store.registry(), **SETTINGS):
+    async with open_api(store.registry(), **SETTINGS) as api:
         await store.registry().set_token("client", token_of("client", Plane.CLIENT, "created-before-0123"))
         await api.replica.tokens.update()
         revoked = await api.http.post("/revoke_token", json={"name": "client"}, headers=bearer(TOKENS["admin"]))
@@ -215,7 +215,7 @@ async def test_a_created_token_is_revoked_though_the_environment_has_its_name(st
 
 
 async def test_strangers_cannot_use_up_the_memory_for_bodies(store: Store) -> None:
-    async for api in open_api(store.registry(), max_body_memory=1, **SETTINGS):
+    async with open_api(store.registry(), max_body_memory=1, **SETTINGS) as api:
         for path in ("/healthz", "/readyz", "/test_connection"):
             refused = await api.http.request("GET", path, content=b" " * 20_000)
             assert (refused.status_code, refused.json()["error"]["code"]) == (413, "body_too_large"), path
@@ -223,7 +223,7 @@ async def test_strangers_cannot_use_up_the_memory_for_bodies(store: Store) -> No
 
 
 async def test_networks_alone_close_the_other_planes(store: Store) -> None:
-    async for api in open_api(store.registry(), worker_networks="127.0.0.0/8"):
+    async with open_api(store.registry(), worker_networks="127.0.0.0/8") as api:
         await api.register(A)
         assert (await api.post("/get_worker_address", {"model": "m"})).status_code == 401
 

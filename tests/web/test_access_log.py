@@ -18,7 +18,7 @@ SECRET = "0123456789abcdef-admin"
 @pytest.fixture
 async def logged(store: Store) -> AsyncIterator[Api]:
     settings = {"admin_tokens": f"ops={SECRET}", "trusted_proxies": "127.0.0.0/8", "access_log": True}
-    async for opened in open_api(store.registry(), **settings):
+    async with open_api(store.registry(), **settings) as opened:
         yield opened
 
 

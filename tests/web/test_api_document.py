@@ -160,7 +160,7 @@ async def test_bounds_that_a_parser_checks_are_in_the_document(api: Api, path: s
 @pytest.fixture
 async def closed(store: Store) -> AsyncIterator[Api]:
     tokens = {f"{plane}_tokens": f"{plane}=token-of-the-plane-{plane}" for plane in TOKEN_PLANES}
-    async for opened in open_api(store.registry(), **tokens):
+    async with open_api(store.registry(), **tokens) as opened:
         yield opened
 
 

@@ -21,7 +21,7 @@ CLUSTER = "http://cluster:21001"
 
 @pytest.fixture
 async def api(store: Store) -> AsyncIterator[Api]:
-    async for opened in open_api(store.registry(), by_way=True, advertise=f"{CLUSTER}/", lease_time=60.0):
+    async with open_api(store.registry(), by_way=True, advertise=f"{CLUSTER}/", lease_time=60.0) as opened:
         yield opened
 
 

@@ -99,7 +99,7 @@ async def test_a_name_with_a_route_is_explained_by_the_first_model_with_a_worker
 
 @pytest.fixture
 async def drawing(store: Store) -> AsyncIterator[Api]:
-    async for opened in open_api(store.registry(), dispatch_method="lottery"):
+    async with open_api(store.registry(), dispatch_method="lottery") as opened:
         yield opened
 
 

@@ -146,7 +146,7 @@ async def test_stream_that_breaks_off_ends_with_one_error_frame(api: Api) -> Non
 
 
 async def test_lottery_dispatches_and_books_nothing(store: Store) -> None:
-    async for api in open_api(store.registry(), dispatch_method="lottery"):
+    async with open_api(store.registry(), dispatch_method="lottery") as api:
         await api.register(A)
         assert [await api.dispatch() for _ in range(3)] == [A] * 3
         assert (await api.post("/worker_get_status")).json()["queue_length"] == 0
@@ -192,7 +192,7 @@ async def test_metrics_count_calls_by_outcome(api: Api) -> None:
 async def test_stream_reports_the_age_of_the_snapshot_in_a_header(api: Api, link: Link) -> None:
     async with bad_worker(worker_generate_stream=chunks(b"a\0")) as worker:
         await api.register(worker.address)
-        await api.replica.snapshots._take_another()
+        await api.replica.snapshots.take_now()
         response = await api.post("/worker_generate_stream", {"model": "m"})
         assert (response.content, "x-controller-degraded" in response.headers) == (b"a\0", False)
         with link.broken():
@@ -212,7 +212,7 @@ class TestWithoutStore:
         async def refuse(*_: object, **__: object) -> None:
             raise RedisConnectionError("refused")
 
-        async for opened in open_api(registry):
+        async with open_api(registry) as opened:
             with monkeypatch.context() as patch:
                 for command in ("evalsha", "ping", "set"):
                     patch.setattr(registry._client, command, refuse)

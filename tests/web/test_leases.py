@@ -50,9 +50,9 @@ async def test_dispatch_without_a_lease_request_returns_no_lease(api: Api, value
     assert response.json() == {"address": A}
 
 
-@pytest.mark.parametrize("wrong", [-1, 86401, "1", [], 1e309])
-async def test_invalid_lease_time_is_400(api: Api, wrong: object) -> None:
-    body = f'{{"model": "m", "lease": {"1e309" if wrong == 1e309 else __import__("json").dumps(wrong)}}}'
+@pytest.mark.parametrize("wrong", ["-1", "86401", '"1"', "[]", "1e309"])
+async def test_invalid_lease_time_is_400(api: Api, wrong: str) -> None:
+    body = f'{{"model": "m", "lease": {wrong}}}'
     response = await api.http.post("/get_worker_address", content=body.encode())
     assert (response.status_code, "lease" in response.text) == (400, True)
 
@@ -68,7 +68,7 @@ async def test_dispatch_prefers_a_worker_with_a_free_slot(api: Api) -> None:
 
 async def test_degraded_dispatch_returns_no_lease(api: Api, link: Link) -> None:
     await api.register(A)
-    await api.replica.snapshots._take_another()
+    await api.replica.snapshots.take_now()
     with link.broken():
         assert await dispatch_with_lease(api) == (A, "")
         response = await api.post("/release_worker", {"lease": f"1800000000000-1000-1-1@{A}"})
@@ -124,7 +124,7 @@ async def test_failed_worker_is_deprioritised_until_its_heartbeat(api: Api) -> N
 
 async def test_lease_of_a_lost_reply_is_released(api: Api, link: Link) -> None:
     await api.register(A)
-    await api.replica.snapshots._take_another()
+    await api.replica.snapshots.take_now()
     with link.broken("after", "dispatch_shortest_queue"):
         assert await dispatch_with_lease(api) == (A, "")
     await api.replica.breaker._probing  # type: ignore[misc]

@@ -40,12 +40,11 @@ async def test_route_is_set_shown_and_removed(api: Api) -> None:
 
 
 async def test_second_replica_lists_the_routes_at_once(store: Store) -> None:
-    async for first in open_api(store.registry()):
-        async for second in open_api(store.registry()):
-            for targets in ({"a": 1}, {"b": 3, "a": 1}):
-                await first.post("/set_model_route", {"model": "gpt", "targets": targets})
-                [route] = await listed(second)
-                assert list(route["targets"].items()) == list(targets.items()), "in the same order"
+    async with open_api(store.registry()) as first, open_api(store.registry()) as second:
+        for targets in ({"a": 1}, {"b": 3, "a": 1}):
+            await first.post("/set_model_route", {"model": "gpt", "targets": targets})
+            [route] = await listed(second)
+            assert list(route["targets"].items()) == list(targets.items()), "in the same order"
 
 
 @pytest.mark.parametrize(

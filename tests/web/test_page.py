@@ -40,7 +40,7 @@ async def path_of(api: Api, name: str) -> str:
 @pytest.fixture
 async def closed(store: Store, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Api]:
     monkeypatch.setenv("CONTROLLER_ADMIN_TOKENS", f"ops={TOKEN}")
-    async for opened in open_api(store.registry(), admin_tokens=f"ops={TOKEN}"):
+    async with open_api(store.registry(), admin_tokens=f"ops={TOKEN}") as opened:
         yield opened
 
 

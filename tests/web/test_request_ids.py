@@ -25,7 +25,7 @@ ADMIN = {"Authorization": "Bearer admin-0123456789abcdef"}
 
 @pytest.fixture
 async def closed(store: Store) -> AsyncIterator[Api]:
-    async for opened in open_api(store.registry(), admin_tokens="ops=admin-0123456789abcdef"):
+    async with open_api(store.registry(), admin_tokens="ops=admin-0123456789abcdef") as opened:
         yield opened
 
 

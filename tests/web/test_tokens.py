@@ -4,6 +4,7 @@ import asyncio
 import logging
 import os
 from collections.abc import AsyncIterator, Callable
+from contextlib import AsyncExitStack
 from pathlib import Path
 
 import pytest
@@ -19,16 +20,21 @@ pytestmark = pytest.mark.usefixtures("fast_token_updates")
 
 
 @pytest.fixture
-async def background() -> AsyncIterator[Callable[[Api], None]]:
-    """Return a function that lets a replica look for changed tokens."""
+async def stack() -> AsyncIterator[AsyncExitStack]:
+    async with AsyncExitStack() as stack:
+        yield stack
+
+
+@pytest.fixture
+async def update_tokens() -> AsyncIterator[Callable[[Api], None]]:
+    """Return a function that runs the token updates of a replica in the background."""
     tasks: list[asyncio.Task[None]] = []
     yield lambda api: tasks.append(asyncio.create_task(api.replica.tokens.run()))
     await end(tasks)
 
 
-async def test_created_tokens_open_their_plane_until_they_are_revoked(store: Store) -> None:
-    apis = [open_api(store.registry(), **SETTINGS) for _ in range(2)]
-    first, second = [await anext(api) for api in apis]
+async def test_created_token_is_accepted_until_it_is_revoked(store: Store, stack: AsyncExitStack) -> None:
+    first, second = [await stack.enter_async_context(open_api(store.registry(), **SETTINGS)) for _ in range(2)]
     admin = bearer(TOKENS["admin"])
     body = {"plane": "worker", "name": "gpu", "workers": ["127.0.0.1"], "models": ["m*"]}
     secret = (await first.http.post("/create_token", json=body, headers=admin)).json()["token"]
@@ -56,13 +62,10 @@ async def test_created_tokens_open_their_plane_until_they_are_revoked(store: Sto
     assert (await first.http.post("/revoke_token", json={"name": "gpu"}, headers=admin)).json() == {"exist": False}
     from_environment = await first.http.post("/revoke_token", json={"name": "client"}, headers=admin)
     assert from_environment.status_code == 400
-    for opened in apis:
-        async for _ in opened:
-            pass
 
 
 async def test_tokens_survive_a_loss_of_the_data_of_redis(store: Store) -> None:
-    async for api in open_api(store.registry(), **SETTINGS):
+    async with open_api(store.registry(), **SETTINGS) as api:
         body = {"plane": "client", "name": "web"}
         secret = (await api.http.post("/create_token", json=body, headers=bearer(TOKENS["admin"]))).json()["token"]
         await store.client.delete(f"{{{store.namespace}}}:tokens")
@@ -72,7 +75,7 @@ async def test_tokens_survive_a_loss_of_the_data_of_redis(store: Store) -> None:
 
 
 async def test_a_token_that_is_created_after_redis_lost_the_others_is_kept(store: Store) -> None:
-    async for api in open_api(store.registry(), **SETTINGS):
+    async with open_api(store.registry(), **SETTINGS) as api:
         admin = bearer(TOKENS["admin"])
         for name in ("web", "app"):
             await api.http.post("/create_token", json={"plane": "client", "name": name}, headers=admin)
@@ -87,13 +90,16 @@ async def test_a_token_that_is_created_after_redis_lost_the_others_is_kept(store
 
 
 async def test_a_changed_tokens_file_is_read_again(
-    store: Store, tmp_path: Path, caplog: pytest.LogCaptureFixture, background: Callable[[Api], None]
+    store: Store,
+    tmp_path: Path,
+    caplog: pytest.LogCaptureFixture,
+    stack: AsyncExitStack,
+    update_tokens: Callable[[Api], None],
 ) -> None:
     file = tmp_path / "tokens"
     file.write_text(f"client web {TOKENS['client']}\n")
-    opening = open_api(store.registry(), tokens_file=file)
-    api = await anext(opening)
-    background(api)
+    api = await stack.enter_async_context(open_api(store.registry(), tokens_file=file))
+    update_tokens(api)
 
     async def status(secret: str) -> int:
         return (await api.http.post("/list_models", headers=bearer(secret))).status_code
@@ -107,11 +113,12 @@ async def test_a_changed_tokens_file_is_read_again(
     before = file.stat()
     file.write_text(f"client web {TOKENS['client']}y\nadmin ops {TOKENS['admin']}\n")
     os.utime(file, ns=(before.st_atime_ns, before.st_mtime_ns))  # as `rsync --inplace --times` writes it
-    for _ in range(600):
-        if await status(f"{TOKENS['client']}y") == 200:
-            break
-        await asyncio.sleep(0.05)
-    assert [await status(f"{TOKENS['client']}{last}") for last in "xy"] == [401, 200]
+
+    async def is_read() -> bool:
+        return await status(f"{TOKENS['client']}y") == 200
+
+    await wait_until(is_read, "the file is read, although its time has not changed")
+    assert await status(f"{TOKENS['client']}x") == 401
     caplog.clear()
     with caplog.at_level(logging.ERROR):
         file.write_text(f"root ops {TOKENS['client']}\n")
@@ -119,5 +126,3 @@ async def test_a_changed_tokens_file_is_read_again(
         assert await status(TOKENS["admin"]) == 200, "the tokens stay as they were"
     assert len(caplog.messages) == 1
     assert TOKENS["client"] not in caplog.text
-    async for _ in opening:
-        pass

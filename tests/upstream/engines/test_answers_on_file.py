@@ -1,4 +1,4 @@
-"""Each kind of engine, by version, with the answers in answers/. A real HTTP server serves them."""
+"""The controller recognises each kind of engine, and reads its state, from the answers in answers/."""
 
 import tomllib
 from pathlib import Path
@@ -19,7 +19,7 @@ def about(case: Path) -> dict[str, Any]:
     return tomllib.loads((case / "about.toml").read_text())
 
 
-def recorded_answers(case: Path) -> dict[str, Answer]:
+def answers_of(case: Path) -> dict[str, Answer]:
     """Return the answer of each path."""
     return {
         path: Answer((case / answer["file"]).read_bytes() if "file" in answer else b"", answer.get("status", 200))
@@ -29,25 +29,25 @@ def recorded_answers(case: Path) -> dict[str, Answer]:
 
 def expected_status(case: Path) -> EngineStatus:
     expected: dict[str, Any] = about(case)["expected"]
-    models = (EngineModel(name, known(length)) for name, length in expected.pop("models").items())
+    models = (EngineModel(name, none_if_unknown(length)) for name, length in expected.pop("models").items())
     del expected["kind"]
-    return EngineStatus(models=tuple(models), **{field: known(value) for field, value in expected.items()})
+    return EngineStatus(models=tuple(models), **{field: none_if_unknown(value) for field, value in expected.items()})
 
 
-def known(value: Any) -> Any:
+def none_if_unknown(value: Any) -> Any:
     return None if value == "unknown" else value
 
 
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
 async def test_kind_and_state_are_read(client: WorkerClient, case: Path) -> None:
     expected = expected_status(case)
-    async with answer_server(recorded_answers(case)) as engine:
+    async with answer_server(answers_of(case)) as engine:
         kind = await detect(client, engine.address)
         assert kind == about(case)["expected"]["kind"]
         assert case.name.startswith(f"{kind}-")
         probe = EngineProbe(client, engine.address, kind)
         assert await probe.poll() == expected
-        assert await probe.poll() == expected  # even with fewer questions
+        assert await probe.poll() == expected, "a later poll asks fewer questions"
 
 
 @pytest.mark.parametrize("kind", EngineKind)
@@ -56,7 +56,7 @@ def test_each_kind_has_answers(kind: EngineKind) -> None:
 
 
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
-def test_each_file_is_served_and_its_source_is_named(case: Path) -> None:
+def test_about_toml_lists_each_file_and_names_the_source(case: Path) -> None:
     content = about(case)
     files = {answer["file"] for answer in content["answers"].values() if "file" in answer}
     assert files | {"about.toml"} == {path.name for path in case.iterdir()}
