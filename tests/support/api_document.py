@@ -36,14 +36,31 @@ def resolved(value: dict[str, Any]) -> dict[str, Any]:
     return found
 
 
-def check_value(value: Any, schema: dict[str, Any]) -> None:
-    """Raise ValidationError if a value does not match a schema of the document."""
-    _validator(json.dumps(schema)).validate(value)
+def check_value(value: Any, schema: dict[str, Any], *, is_response: bool = False) -> None:
+    """Raise ValidationError if a value does not match a schema of the document.
+
+    is_response: the value may have only the fields that the schema lists. Clients may send others, which are ignored.
+    """
+    _validator(json.dumps(schema), is_response).validate(value)
 
 
 @cache
-def _validator(schema: str) -> Draft202012Validator:
-    return Draft202012Validator({"components": document()["components"], **json.loads(schema)})
+def _validator(schema: str, is_response: bool) -> Draft202012Validator:
+    whole = {"components": document()["components"], **json.loads(schema)}
+    return Draft202012Validator(_without_other_fields(whole) if is_response else whole)
+
+
+def _without_other_fields(schema: Any) -> Any:
+    """Return a copy of a schema in which an object has no fields besides those that the schema lists.
+
+    The parts of an `allOf` stay as they are: each lists only some of the fields.
+    """
+    if isinstance(schema, list):
+        return [_without_other_fields(part) for part in schema]
+    if not isinstance(schema, dict):
+        return schema
+    closed = {"additionalProperties": False} if isinstance(schema.get("properties"), dict) else {}
+    return {**closed, **{key: part if key == "allOf" else _without_other_fields(part) for key, part in schema.items()}}
 
 
 def check_request(method: str, path: str, body: Any) -> None:
@@ -73,7 +90,7 @@ def check_response(method: str, path: str, status: int, headers: dict[str, str],
     assert media in content or "*/*" in content or not (content or body), f"{where}: the document lacks {media!r}"
     are_ours = "*/*" not in content  # otherwise the body and the headers may be a worker's
     if media == "application/json" and are_ours:
-        check_value(json.loads(body), content[media]["schema"])
+        check_value(json.loads(body), content[media]["schema"], is_response=True)
     described_headers = {name.lower(): value for name, value in described.get("headers", {}).items()}
     if are_ours:
         for name in DESCRIBED_HEADERS:

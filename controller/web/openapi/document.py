@@ -28,6 +28,7 @@ from controller.web.errors import status_of_kind
 from controller.web.openapi.contracts import CONTRACTS, DEGRADED, ERROR, Contract, Parameter
 from controller.web.openapi.types import Types, summary_of, summary_of_struct
 from controller.web.routes.table import FALLBACK, ROUTES, Route
+from controller.web.schemas.openai import OpenAiError, is_openai_path
 from controller.web.schemas.responses import Error, WorkerFailure
 
 JSON: Final = "application/json"
@@ -174,9 +175,7 @@ class _Builder:
         found = {"200": self._success(contract)}
         for status, errors in sorted(_errors(route, contract).items()):
             found[str(status)] = (
-                self._forwarded_error(status, errors)
-                if contract.forwards
-                else self._error(status, errors, is_text=route.endpoint is HeartbeatEndpoint)
+                self._forwarded_error(status, errors) if contract.forwards else self._error(status, errors, route)
             )
         found |= {str(status): {"description": text} for status, text in contract.without_body.items()}
         if contract.forwards:
@@ -205,8 +204,9 @@ class _Builder:
         response = _response(description, _headers(errors), {JSON: {}, "*/*": {}})
         return self._shared([str(status), "or-worker", *errors], response)
 
-    def _error(self, status: int, errors: Mapping[str, str], *, is_text: bool) -> dict[str, Any]:
+    def _error(self, status: int, errors: Mapping[str, str], route: Route) -> dict[str, Any]:
         """Return a reference to the response with a status and some codes, which several routes share."""
+        is_text, is_openai = route.endpoint is HeartbeatEndpoint, is_openai_path(route.path)
         as_json = [code for code in errors if not is_text or (code in _OTHER_ERRORS and code != "internal_error")]
         headers = _headers(errors)
         content: dict[str, Any] = {}
@@ -215,8 +215,9 @@ class _Builder:
             content[_TEXT] = {"schema": {"type": "string", "description": _TEXT_ERROR}}
         if as_json:
             only = {"properties": {"error": {"properties": {"code": {"enum": as_json}}}}}
-            content[JSON] = {"schema": {"allOf": [self._types.reference(Error), only]}}
-        name = [str(status), *(["text"] if is_text else []), *errors]
+            form = self._types.reference(OpenAiError if is_openai else Error)
+            content[JSON] = {"schema": {"allOf": [form, only]}}
+        name = [str(status), *(["text"] if is_text else []), *(["openai"] if is_openai else []), *errors]
         return self._shared(name, _response(_listed(errors), headers, content))
 
     def _shared(self, name: Sequence[str], response: dict[str, Any]) -> dict[str, Any]:

@@ -19,6 +19,25 @@ _TYPES: Final = {
 _OWNER: Final = "controller-cluster"
 
 
+class OpenAiErrorDescription(Struct):
+    """The description of an error in OpenAI's form."""
+
+    code: Annotated[str, described("A stable code for programs.", "invalid_input")]
+    message: Annotated[str, described("What happened, what it means and what to do. The text may change.")]
+    type: Annotated[
+        str | UnsetType, described("OpenAI's kind of the error. Left out if the head of the request was not read.")
+    ] = UNSET
+    param: Annotated[
+        str | UnsetType | None, described("The wrong field of the request. `null` if it is no single field.")
+    ] = UNSET
+
+
+class OpenAiError(Struct):
+    """An error of the controller in OpenAI's form."""
+
+    error: OpenAiErrorDescription
+
+
 class OpenAiModel(Struct):
     """A model that a live engine serves."""
 
