@@ -19,8 +19,8 @@ _LEAST_INTERVAL: Final = 0.1  # seconds
 @click.command(short_help="Represent an engine: register it, send heartbeats, drain it.")
 @click.option("--engine", required=True, metavar="URL", help="URL of the engine, as seen from this process.")
 @click.option(
-    "--controller",
     "--controller-address",
+    "--controller",
     "controllers",
     default="http://localhost:21001",
     show_default=True,
@@ -83,7 +83,8 @@ def agent(
 
     \b
         controller agent --engine http://localhost:8000 \\
-            --advertise http://gpu1:8000 --controller http://controller:21001
+            --advertise http://gpu1:8000 \\
+            --controller-address http://controller:21001
 
     SIGTERM and Ctrl-C drain the engine. The agent exits when the engine is idle, or at the deadline. A
     second signal ends the agent at once.
@@ -102,7 +103,7 @@ def agent(
         raise click.UsageError(f"--interval must be at least {_LEAST_INTERVAL:g} s.")
     try:
         url, name = _url("--engine", engine), _url("--advertise", advertise or engine)
-        addresses = [parse_parent(text, "--controller") for text in controllers.split(",")]
+        addresses = [parse_parent(text, "--controller-address") for text in controllers.split(",")]
         names, key = description.public_names(), description.read_key()
         entry = EngineEntry(kind, names, key, description.speed, description.capacity)
     except ControllerError as error:

@@ -50,6 +50,8 @@ def connects(command: Callable[..., None]) -> Callable[..., None]:
 
     @click.option(
         "--controller-address",
+        "--controller",
+        "controller_address",
         default="http://localhost:21001",
         show_default=True,
         envvar="CONTROLLER_ADDRESS",
