@@ -4,13 +4,13 @@ import asyncio
 import contextlib
 import logging
 from collections import deque
-from collections.abc import AsyncGenerator, Sequence
+from collections.abc import AsyncGenerator, Iterator, Sequence
 from typing import Final, NamedTuple
 
 from controller.availability.circuit_breaker import CircuitBreaker
-from controller.domain.errors import EventsUnavailable, StoreError, TooManyFollowers
+from controller.domain.errors import EventsUnavailable, StoreError
 from controller.domain.events import Event
-from controller.fleet.unread import Unread
+from controller.fleet.subscribers import Subscribers, Unread
 from controller.security.audit import AuditEvent, who
 from controller.store.registry import EventPage, NewEvent, Registry
 
@@ -56,11 +56,10 @@ class EventFeed:
     def __init__(self, breaker: CircuitBreaker, registry: Registry) -> None:
         self._breaker = breaker
         self._registry = registry
-        self._subscribers: set[Unread[_Read]] = set()
+        self._subscribers = Subscribers[_Read](_MAX_UNREAD)
         self._position = ""  # id of the last event that the subscribers have got. "" without subscribers
         self._waiting: deque[NewEvent] = deque(maxlen=_MAX_WAITING)
         self._wake = asyncio.Event()
-        self._stopped = False
 
     def record(self, kind: str, **fields: str) -> None:
         """Record an event. It is in Redis a moment later. During an outage, the last 1,000 events are kept."""
@@ -94,7 +93,8 @@ class EventFeed:
             try:
                 await self._read()
             except (StoreError, EventsUnavailable):  # the circuit breaker has logged an outage
-                self._publish(_Read(self._position, (), False, self._position))  # so that the connections stay open
+                # so that the connections stay open
+                self._subscribers.publish(_Read(self._position, (), False, self._position))
 
     async def list(self, after: str, count: int) -> Events:
         """Return at most `count` events that follow the event `after`. With "", return the last ones.
@@ -113,13 +113,7 @@ class EventFeed:
         Yields at least once a second. Ends when the replica is about to end. Raises TooManyFollowers, StoreError or
         EventsUnavailable before the first events, and waits for Redis afterwards.
         """
-        if len(self._subscribers) >= _MAX_SUBSCRIBERS:
-            raise TooManyFollowers(
-                f"{_MAX_SUBSCRIBERS} clients follow the events of this replica already. Try another one, or later."
-            )
-        subscriber = Unread[_Read](_MAX_UNREAD)
-        self._subscribers.add(subscriber)
-        try:
+        with self._subscription() as subscriber:
             if not self._position:
                 last_id = (await self._page("", 1)).last_id
                 # Another subscriber may have set it meanwhile, and has perhaps not read what follows it.
@@ -129,7 +123,7 @@ class EventFeed:
                 subscriber.is_behind = True
             yield first
             last = first.events[-1].id if first.events else after or self._position
-            while not self._stopped:
+            while not self._subscribers.stopped:
                 if subscriber.is_behind:
                     subscriber.is_behind = False
                     try:
@@ -151,8 +145,14 @@ class EventFeed:
                 new = [event for event in next_page.events if is_gap or _is_after(event.id, last)]
                 last = new[-1].id if new else next_page.last_id if is_gap else last
                 yield Events(new, is_gap)
+
+    @contextlib.contextmanager
+    def _subscription(self) -> Iterator[Unread[_Read]]:
+        refusal = f"{_MAX_SUBSCRIBERS} clients follow the events of this replica already. Try another one, or later."
+        try:
+            with self._subscribers.join(_MAX_SUBSCRIBERS, refusal) as subscriber:
+                yield subscriber
         finally:
-            self._subscribers.discard(subscriber)
             if not self._subscribers:
                 self._position = ""
 
@@ -163,9 +163,7 @@ class EventFeed:
 
     def stop(self) -> None:
         """End all subscriptions. The clients subscribe at another replica."""
-        self._stopped = True
-        for subscriber in self._subscribers:
-            subscriber.put(None)
+        self._subscribers.stop()
 
     async def close(self) -> None:
         """Record the last events."""
@@ -191,11 +189,7 @@ class EventFeed:
             is_full = len(page.events) == _PAGE
             if self._position == after:  # otherwise the last subscriber has left meanwhile
                 self._position = page.events[-1].id if page.events else page.last_id if page.has_gap else after
-                self._publish(_Read(after, page.events, page.has_gap, page.last_id))
-
-    def _publish(self, read: _Read) -> None:
-        for subscriber in self._subscribers:
-            subscriber.put(read)
+                self._subscribers.publish(_Read(after, page.events, page.has_gap, page.last_id))
 
 
 def _is_after(one: str, other: str) -> bool:

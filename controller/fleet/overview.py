@@ -15,12 +15,12 @@ from controller import __version__
 from controller.availability.known_models import KnownModels
 from controller.availability.snapshots import SnapshotManager
 from controller.domain.dispatch import DispatchMethod
-from controller.domain.errors import StoreError, TooManyFollowers
+from controller.domain.errors import StoreError
 from controller.domain.stalls import STALLED_AFTER
 from controller.fleet.observations import Changes, DispatchRate, WorkerRows
 from controller.fleet.parents import Parents
 from controller.fleet.replicas import ReplicaDescription, Replicas
-from controller.fleet.unread import Unread
+from controller.fleet.subscribers import Subscribers
 from controller.metrics import Metrics
 
 _INTERVAL: Final = 1.0
@@ -75,12 +75,11 @@ class Overview:
         self._described: Sequence[ReplicaDescription] = ()
         self._rates: deque[float | None] = deque(maxlen=_RATES)
         self._counted: tuple[float, float] | None = None  # dispatches of this controller, and when
-        self._viewers: set[Unread[Update]] = set()
+        self._viewers = Subscribers[Update](_MAX_UNREAD)
         self._state: bytes | None = None  # encoded since the last tick
         self._frame: bytes | None = None  # the same as a server-sent event
         # Each of the viewers that are sent a state may be sent another one, of some megabytes.
         self._sending = asyncio.Semaphore(_MAX_STATES)
-        self._stopped = False
         self._lock = asyncio.Lock()  # so that the state and the changes that follow it are made from the same rows
 
     @property
@@ -119,13 +118,8 @@ class Overview:
 
         Ends when the replica is about to end. Raises TooManyFollowers.
         """
-        if len(self._viewers) >= _MAX_VIEWERS:
-            raise TooManyFollowers(
-                f"{_MAX_VIEWERS} pages are open at this replica already. Use another replica, or close some of them."
-            )
-        viewer = Unread[Update](_MAX_UNREAD, is_behind=True)
-        self._viewers.add(viewer)
-        try:
+        refusal = f"{_MAX_VIEWERS} pages are open at this replica already. Use another replica, or close some of them."
+        with self._viewers.join(_MAX_VIEWERS, refusal, is_behind=True) as viewer:
             while True:
                 if viewer.is_behind:
                     async with self._sending:  # until the viewer has been sent the state
@@ -136,28 +130,22 @@ class Overview:
                         if self._frame is None:
                             self._frame = _server_sent("state", state)
                         yield Update("state", self._frame)
-                if self._stopped:
+                if self._viewers.stopped:
                     return
                 update = await viewer.get()
                 if update is None:
                     return
                 if not viewer.is_behind:  # otherwise updates before this one were dropped
                     yield update
-        finally:
-            self._viewers.discard(viewer)
 
     def stop(self) -> None:
         """End all streams. The pages connect to another replica."""
-        self._stopped = True
-        for viewer in self._viewers:
-            viewer.put(None)
+        self._viewers.stop()
 
     def _publish(self, changes: Changes) -> None:
         """Send changes to all viewers."""
         body = {**self._head(), "workers": changes.changed, "removed": changes.removed}
-        update = Update("changes", _server_sent("changes", _encode(body)))
-        for viewer in self._viewers:
-            viewer.put(update)
+        self._viewers.publish(Update("changes", _server_sent("changes", _encode(body))))
 
     async def _update_rows(self) -> Changes:
         snapshots, listing = self._snapshots, self._snapshots.listing
