@@ -22,7 +22,7 @@ class Frames(NamedTuple):
 
 
 class Text(NamedTuple):
-    """Lines of a response that is not JSON, or not worth showing as a whole."""
+    """Lines of a response that is not JSON, or of which only a part is shown."""
 
     lines: list[str]
 
@@ -32,7 +32,7 @@ class Example(NamedTuple):
 
     sent_to: the path itself, if the table has a pattern.
     note: what the reader should know before reading.
-    by_admin: sent with an admin token, to a controller that has one.
+    by_admin: the request has an admin token, and the controller requires one.
     """
 
     path: str

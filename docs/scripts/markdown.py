@@ -12,5 +12,5 @@ def table(header: str, rows: Sequence[tuple[str, ...]]) -> str:
 
 
 def code(text: str) -> str:
-    """Return the text as code; nothing if there is none."""
+    """Return the text as code, or "" for an empty text."""
     return f"`{text}`" if text else ""

@@ -282,7 +282,9 @@ async def test_ipv6_link_local_address_beside_another_is_not_connected_to(names:
 
 
 @pytest.mark.parametrize("code", [301, 302, 303, 307, 308])
-async def test_redirect_of_a_worker_is_not_followed(open_guarded: OpenApi, code: int, monkeypatch: Any) -> None:
+async def test_redirect_of_a_worker_is_not_followed(
+    open_guarded: OpenApi, code: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr("controller.fleet.refresh._PROBE_PAUSE", 0.0)
     async with healthy("m") as target:
         redirect = answers(b"{}", f"{code} Elsewhere", f"Location: {target.address}/worker_get_status")

@@ -10,7 +10,7 @@ import sys
 import threading
 
 NAME = "tiny"  # of the model
-CONTEXT = 16_384  # tokens of a slot: requests run for a minute at least
+CONTEXT = 16_384  # tokens of a slot, enough for requests that run for a minute
 
 
 def main() -> None:
