@@ -27,7 +27,7 @@ FLAGS: Final = ("--registration-rate", "0", "--max-leases", "0", "--heartbeat-ex
 
 @dataclass(frozen=True)
 class State:
-    """What the two processes have used.
+    """The resources that the two processes have used.
 
     replica_cpu, redis_cpu: processor time in seconds.
     replica_memory: resident memory in bytes.

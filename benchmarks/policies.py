@@ -21,7 +21,7 @@ MS = 1000.0
 
 
 class Notice(Enum):
-    """How a policy learns that a worker has crashed."""
+    """The way in which a policy learns that a worker has crashed."""
 
     CRASH = auto()  # at the moment of the crash, for the ideal queue only
     EXPIRY = auto()  # the heartbeat has expired
@@ -31,7 +31,7 @@ class Notice(Enum):
 
 
 class ChosenAt(Enum):
-    """Where a policy chooses the worker of a request."""
+    """The place at which a policy chooses the worker of a request."""
 
     ROUTER = auto()
     STORE = auto()

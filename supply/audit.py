@@ -16,7 +16,7 @@ TIMEOUT = 300.0  # seconds for one service
 
 
 class Verdict(NamedTuple):
-    """What a report says.
+    """The contents of a report.
 
     vulnerable: a sentence for each vulnerability.
     audited: the number of packages that the service knows.

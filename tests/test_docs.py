@@ -181,3 +181,11 @@ def test_the_changelog_has_the_present_form() -> None:
     assert set(re.findall(r"(?m)^### (.*)$", text)) <= {
         "Added", "Changed", "Changed (breaking)", "Deprecated", "Removed", "Fixed", "Security",
     }  # fmt: skip
+
+
+def test_docstrings_begin_with_a_verb_or_a_noun() -> None:
+    """A reader would have to guess the noun of "What may be left over." or "As register(), for many workers."."""
+    headless = re.compile(r'(?m)^ *"""(?:What|Whatever|Whether|How|That|Those|As|Who|Where|Which|Why) .*')
+    folders = ("controller", "benchmarks", "deploy", "docs", "supply", "tests")
+    files = (file for folder in folders for file in (ROOT / folder).rglob("*.py"))
+    assert [(file.name, found) for file in files for found in headless.findall(file.read_text())] == []

@@ -45,7 +45,7 @@ class CircuitBreaker:
 
     @property
     def reason(self) -> StoreUnavailable | None:
-        """Why the breaker is open. None while it is closed, and before the first probe."""
+        """The error that opened the breaker. None while it is closed, and before the first probe."""
         return None if self._closed else self._reason
 
     @property

@@ -39,5 +39,5 @@ class Readiness:
 
     @property
     def recent_clock_jump(self) -> tuple[float, float] | None:
-        """As Recovery.recent_clock_jump."""
+        """The value of Recovery.recent_clock_jump."""
         return self._snapshots.recent_clock_jump

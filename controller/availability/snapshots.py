@@ -117,7 +117,7 @@ class SnapshotManager:
 
     @property
     def recent_clock_jump(self) -> tuple[float, float] | None:
-        """As Recovery.recent_clock_jump."""
+        """The value of Recovery.recent_clock_jump."""
         return self.recovery.recent_clock_jump
 
     def workers(self) -> Sequence[Worker]:

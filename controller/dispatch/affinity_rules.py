@@ -44,7 +44,7 @@ class AffinityRules:
         return cls(default, by_model, settings.affinity_header.lower(), settings.session_fields)
 
     def find_in(self, model: str, headers: Mapping[str, str], body: bytes, path: str = "") -> Affinity | None:
-        """As find(), of a body that is not decoded yet.
+        """Decode the body, and return what find() does.
 
         A body that is not JSON or is too large to decode has no affinity, except by the header.
         """

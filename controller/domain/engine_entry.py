@@ -17,7 +17,7 @@ MAX_ENGINES: Final = 10_000
 
 
 class EngineSource(StrEnum):
-    """Where an entry comes from. It is removed if its source does not list it any more."""
+    """The source of an entry. The entry is removed if its source does not list it any more."""
 
     HAND = ""  # `controller register`, and POST /register_engine
     FILE = "file"  # --workers-file

@@ -188,7 +188,7 @@ class Engines:
         )
 
     async def check_address(self, name: str) -> None:
-        """As WorkerClient.check_address()."""
+        """Call WorkerClient.check_address()."""
         await self._client.check_address(name)
 
     async def add(self, name: str, entry: EngineEntry) -> None:

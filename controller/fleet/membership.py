@@ -192,7 +192,7 @@ class Membership:
         return worker is not None and worker.drained
 
     def stalled_for(self, worker: Worker) -> float | None:
-        """As Stalls.stalled_for(), as far as this replica has seen."""
+        """Return Stalls.stalled_for() of this replica."""
         return self._snapshots.stalls.stalled_for(worker)
 
     async def status(self, hops: str = "") -> MaybeStale[WorkerStatusTotal]:

@@ -15,7 +15,7 @@ _LOG_FORMATS: Final = ("auto", "text", "json")
 
 @dataclass(frozen=True, kw_only=True)
 class ServerSettings:
-    """Where and how the controller is served. Times are in seconds."""
+    """The addresses and the behaviour of the HTTP server. Times are in seconds."""
 
     title: ClassVar = "Server"
 

@@ -17,7 +17,7 @@ class LeaseStore(ScriptRunner):
         return [bool(each) for each in released]
 
     async def renew(self, lease: str) -> bool:
-        """As renew_many(), for one lease."""
+        """Renew one lease, as renew_many() does."""
         return (await self.renew_many([lease]))[0]
 
     async def renew_many(self, leases: Sequence[str]) -> list[bool]:

@@ -27,7 +27,7 @@ class Report(NamedTuple):
 
 
 class Refusal(Enum):
-    """Why a worker was not registered. The values are those of `register.lua`."""
+    """The reason why a worker was not registered. The values are those of `register.lua`."""
 
     WORKER_LIMIT = -1  # max_workers others are alive
     TOKEN_WORKER_LIMIT = -2  # the token has registered max_workers_per_token others
@@ -86,7 +86,7 @@ class WorkerStore(ScriptRunner):
         return (await self.register_many([RegisterCall(registration, repeatable_for)]))[0]
 
     async def register_many(self, calls: Sequence[RegisterCall]) -> list[bool | Refusal]:
-        """As register(), for any number of workers."""
+        """Register any number of workers, as register() does."""
         results = await self._run_each(
             "register",
             lambda: (self._decays, self._max_workers, self._max_workers_per_token),
@@ -197,7 +197,7 @@ class WorkerStore(ScriptRunner):
         return (await self.drain_many([DrainCall(name, drain, reason=reason)]))[0]
 
     async def drain_many(self, calls: Sequence[DrainCall]) -> list[bool]:
-        """As drain(), for any number of workers."""
+        """Drain or resume any number of workers, as drain() does."""
         results = await self._run_each(
             "drain",
             lambda: (*self._repeatable(), self._decays),
@@ -215,7 +215,7 @@ class WorkerStore(ScriptRunner):
         return (await self.report_failure_many([FailureCall(name, of_polls)]))[0]
 
     async def report_failure_many(self, calls: Sequence[FailureCall]) -> list[bool | None]:
-        """As report_failure(), for any number of workers."""
+        """Report any number of failures, as report_failure() does."""
         results = await self._run_each(
             "report_failure",
             lambda: (*self._repeatable(), self._decays),
@@ -232,7 +232,7 @@ class WorkerStore(ScriptRunner):
         return (await self.remove_many([RemoveCall(name, only_if, reason=reason)]))[0]
 
     async def remove_many(self, calls: Sequence[RemoveCall]) -> list[bool]:
-        """As remove(), for any number of workers."""
+        """Remove any number of workers, as remove() does."""
         results = await self._run_each(
             "remove",
             lambda: (*self._repeatable(), self._expiration_ms),

@@ -21,21 +21,21 @@ class TracedDispatcher(Dispatcher):
         self._tracer = tracer
 
     async def dispatch(self, model: str, *arguments: Any) -> MaybeStale[str]:
-        """As Dispatcher.dispatch()."""
+        """Call Dispatcher.dispatch() in a span."""
         with self._tracer.start_as_current_span("choose", attributes=_attributes(model)) as span:
             found = await super().dispatch(model, *arguments)
             _describe(span, found.value, found.snapshot_age)
             return found
 
     async def dispatch_with_lease(self, model: str, *arguments: Any, **options: Any) -> MaybeStale[Assignment]:
-        """As Dispatcher.dispatch_with_lease()."""
+        """Call Dispatcher.dispatch_with_lease() in a span."""
         with self._tracer.start_as_current_span("choose", attributes=_attributes(model)) as span:
             found = await super().dispatch_with_lease(model, *arguments, **options)
             _describe(span, found.value.address, found.snapshot_age)
             return found
 
     async def find_worker(self, model: str, *arguments: Any, **options: Any) -> MaybeStale[str]:
-        """As Dispatcher.find_worker()."""
+        """Call Dispatcher.find_worker() in a span."""
         with self._tracer.start_as_current_span("choose", attributes=_attributes(model)) as span:
             found = await super().find_worker(model, *arguments, **options)
             _describe(span, found.value, found.snapshot_age)

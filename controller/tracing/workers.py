@@ -28,7 +28,7 @@ class TracedWorkerClient(WorkerClient):
         self._tracer = tracer
 
     async def post(self, name: str, path: str, body: bytes, headers: Mapping[str, str] = NO_HEADERS) -> WorkerResponse:
-        """As WorkerClient.post()."""
+        """Call WorkerClient.post() in a span."""
         exchange = _Exchange(self._tracer, name, path)
         return await exchange.run(super().post(name, path, body, exchange.headers(headers)))
 
@@ -41,7 +41,7 @@ class TracedWorkerClient(WorkerClient):
         key: str = "",
         trial_limit: float = inf,
     ) -> WorkerResponse:
-        """As WorkerClient.post_to_engine(). The span has the path without the query."""
+        """Call WorkerClient.post_to_engine() in a span, which has the path without the query."""
         exchange = _Exchange(self._tracer, name, target.partition("?")[0])
         return await exchange.run(
             super().post_to_engine(name, target, body, exchange.headers(headers), key, trial_limit)

@@ -1,4 +1,4 @@
-"""How replicas notice that Redis has lost data, and how few calls they make for it."""
+"""Replicas notice with few calls that Redis has lost data."""
 
 import asyncio
 

@@ -1,4 +1,4 @@
-"""What a controller returns to the commands."""
+"""Responses of a controller to the commands."""
 
 from typing import Any
 

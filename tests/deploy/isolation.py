@@ -1,4 +1,4 @@
-"""What the containers of a cluster may use and reach."""
+"""The limits of what the containers of a cluster may use and reach."""
 
 import json
 

@@ -1,4 +1,4 @@
-"""What the Compose files say: settings of the controller, and few rights. These tests need no containers."""
+"""The Compose files have the settings of the controller, and give few rights. These tests need no containers."""
 
 import re
 from pathlib import Path

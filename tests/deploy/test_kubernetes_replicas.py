@@ -1,4 +1,4 @@
-"""What the manifests of Kubernetes give to a replica: settings, Secrets, connections, rights and resources."""
+"""A replica gets from the manifests of Kubernetes: settings, Secrets, connections, rights and resources."""
 
 import re
 from pathlib import Path

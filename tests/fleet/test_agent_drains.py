@@ -1,4 +1,4 @@
-"""How an agent takes its engine out: it drains it, and ends when no request runs."""
+"""An agent takes its engine out: it drains the engine, and ends when no request runs."""
 
 import pytest
 

@@ -215,7 +215,7 @@ async def test_replicas_with_one_file_change_the_list_once(start: Starter, regis
 async def test_of_replicas_with_different_files_one_decides_until_it_ends(
     start: Starter, registry: Registry, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """As during a rolling change: the list does not change back and forth."""
+    """During a rolling change, the list does not change back and forth."""
     monkeypatch.setattr(discovery, "_LOCK_TTL", 3600.0)
     both = "http://127.0.0.1:2"
     first = start(workers_file=write(tmp_path / "old", SILENT, both))

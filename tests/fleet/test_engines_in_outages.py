@@ -1,4 +1,4 @@
-"""What replicas know of their engines while the store is away, and use when it returns."""
+"""Replicas keep the states of their engines while Redis is unavailable, and use them afterwards."""
 
 import asyncio
 

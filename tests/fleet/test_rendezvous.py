@@ -1,4 +1,4 @@
-"""How the replicas share the workers."""
+"""The replicas share the workers by rendezvous hashing."""
 
 import random
 import statistics

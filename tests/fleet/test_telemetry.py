@@ -96,7 +96,7 @@ async def test_a_model_without_workers_stays_with_0(store: Store, replica: Open)
 async def test_a_replica_that_starts_later_reports_a_model_without_workers(
     store: Store, replica: Open, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Whatever else has happened since. After 12 hours, no replica reports it."""
+    """After 12 hours, no replica reports the model, whatever has happened in between."""
     registry = store.registry()
     await registry.register(worker(A, "gone"))
     await registry.register(worker(B, "drains"))

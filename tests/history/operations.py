@@ -1,4 +1,4 @@
-"""What the clients record: each call with its start, its end and its answer."""
+"""The records of the clients: each call with its start, its end and its answer."""
 
 from dataclasses import dataclass, field
 from math import inf

@@ -47,7 +47,7 @@ class Violation(AssertionError):
 
 @dataclass
 class Summary:
-    """What a history contained."""
+    """The contents of a history."""
 
     seed: int
     rounds: int = 0

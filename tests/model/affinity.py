@@ -67,7 +67,7 @@ def prefer(
 
 @dataclass
 class AffinityMap:
-    """Which workers are remembered for each key, the latest first.
+    """The workers that are remembered for each key, the latest first.
 
     ttl: in milliseconds. max_keys: how many keys are remembered, about.
     """

@@ -9,7 +9,7 @@ from tests.model.state import Observed, State
 
 
 class Fate(Enum):
-    """What the test knows about a call."""
+    """A call, as far as the test knows it."""
 
     ANSWERED = auto()
     RAN = auto()  # the answer is lost, or belongs to the second run

@@ -62,7 +62,7 @@ class Lost(NamedTuple):
 
 @dataclass
 class Unreconciled:
-    """What a replica reports when it reconciles.
+    """The report of a replica that reconciles.
 
     bookings: number of requests that were sent to each worker in degraded mode.
     lost: dispatches without an answer.

@@ -1,4 +1,4 @@
-"""How a decay clock learns its time constant, and which reports cannot distort it."""
+"""A decay clock learns its time constant, and some reports cannot distort it."""
 
 import random
 

@@ -1,4 +1,4 @@
-"""What an operator sees and does on the page, with real workers and a real browser."""
+"""The page shows an operator the workers, and acts on them: with real workers and a real browser."""
 
 import re
 from pathlib import Path

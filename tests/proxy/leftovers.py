@@ -1,4 +1,4 @@
-"""What may be left over of requests through the gateway."""
+"""Checks of what requests through the gateway leave behind."""
 
 from functools import partial
 

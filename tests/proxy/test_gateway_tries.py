@@ -1,4 +1,4 @@
-"""How many engines one request is sent to, and which: after failures, while engines are busy, and for trials."""
+"""The number and the choice of engines for one request: after failures, while engines are busy, and for trials."""
 
 import asyncio
 from collections import Counter

@@ -1,4 +1,4 @@
-"""Which planes the rules open, and the memory of accepted headers, which are decoded only once."""
+"""The planes that the rules open, and the cache of accepted headers, which are decoded only once."""
 
 import base64
 

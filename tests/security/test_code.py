@@ -1,4 +1,4 @@
-"""What the code must not contain: functions that run or build objects from what they read."""
+"""The code has no functions that run what they read, or build objects from it."""
 
 import ast
 from pathlib import Path

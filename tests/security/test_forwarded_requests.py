@@ -1,4 +1,4 @@
-"""What of a request reaches a worker, and which worker. The tests use raw sockets to real controllers.
+"""The parts of a request that reach a worker, and the choice of the worker. Raw sockets call real controllers.
 
 NextChat#6742: a header of the client chose the upstream. vLLM's /sleep, /collective_rpc and /server_info were reachable
 through proxies that forwarded every path.

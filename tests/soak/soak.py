@@ -90,7 +90,7 @@ class Usage:
 
 @dataclass
 class Summary:
-    """What a soak contained, and the resources before and after."""
+    """The contents of a soak, and the resources before and after."""
 
     seed: int
     seconds: float = 0.0

@@ -138,7 +138,7 @@ async def test_bursts_at_an_engine_whose_lag_varies(clock: Clock, seed: int) -> 
 
 @pytest.mark.slow_on_fakeredis
 async def test_requests_of_other_clients_are_seen_despite_the_lag(clock: Clock) -> None:
-    """Those of the cluster end after 15 s. The reports contain them for longer, which hides no others."""
+    """The requests of the cluster end after 15 s. The reports contain them for longer, which hides no others."""
     steady = [i / 4 for i in range(48)]
     async for now, true, estimate in estimates(clock, steady, lambda: LAG, foreign=lambda _: 7, until=30):
         assert true - 7 <= estimate <= true

@@ -1,4 +1,4 @@
-"""What must hold in Redis after any calls: indexes and worker hashes agree, and no key is left behind."""
+"""Rules that hold in Redis after any calls: indexes and worker hashes agree, and no key is left behind."""
 
 import json
 import math

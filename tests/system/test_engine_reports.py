@@ -1,4 +1,4 @@
-"""What real engines report of themselves, and what the controller makes of it."""
+"""The reports of real engines, and the state that the controller derives from them."""
 
 import asyncio
 import contextlib

@@ -1,4 +1,4 @@
-"""What is sent where, and what happens if it cannot be sent."""
+"""Spans are sent to the collector. If it cannot be reached, nothing else suffers."""
 
 import logging
 import subprocess

@@ -1,4 +1,4 @@
-"""What the client for workers sends, and which connections it keeps."""
+"""The requests of the client for workers, and the connections that it keeps."""
 
 import asyncio
 from collections.abc import AsyncIterator

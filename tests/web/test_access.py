@@ -1,4 +1,4 @@
-"""Who may use which route of one replica, with tokens, with networks and with both."""
+"""Access to the routes of one replica, with tokens, with networks and with both."""
 
 import logging
 from base64 import b64encode

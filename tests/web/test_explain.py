@@ -66,7 +66,7 @@ async def test_a_model_without_workers_has_no_candidates(api: Api) -> None:
 
 
 async def test_engines_are_explained_and_come_before_workers_of_fastchat(api: Api) -> None:
-    """As for the gateway, which chooses a worker of FastChat's protocol only if no engine takes requests."""
+    """The gateway, too, chooses a worker of FastChat's protocol only if no engine takes requests."""
     await api.registry.register(engine_worker(A, "m", queue_length=3))
     await api.registry.register(engine_worker(B, "m", queue_length=1))
     body = await explain(api)

@@ -199,7 +199,7 @@ class _Builder:
         return _response(description, contract.headers, content)
 
     def _forwarded_error(self, status: int, errors: Mapping[str, str]) -> dict[str, Any]:
-        """As _error(), for a route that passes on responses of workers, which may have the same status."""
+        """Return what _error() does, for a route whose workers may return the same status."""
         description = f"The response of the worker, or one of these errors.\n\n{_listed(errors)}"
         response = _response(description, _headers(errors), {JSON: {}, "*/*": {}})
         return self._shared([str(status), "or-worker", *errors], response)

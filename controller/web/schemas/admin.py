@@ -52,7 +52,7 @@ class CapacityRequest(msgspec.Struct):
 
 
 class ModelRouteRequest(msgspec.Struct):
-    """Which models serve the requests of a name."""
+    """The models that serve the requests of a name."""
 
     model: RoutedName
     targets: Targets

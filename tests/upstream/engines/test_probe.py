@@ -1,4 +1,4 @@
-"""What an engine is asked, and when, and what follows from its answers."""
+"""The probe: its questions to an engine, their times, and the state that follows from the answers."""
 
 import asyncio
 import json

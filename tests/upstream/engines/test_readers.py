@@ -95,7 +95,7 @@ def test_any_answer_is_read_or_has_another_shape(name: str, body: bytes) -> None
 
 @pytest.mark.parametrize("name", READERS)
 def test_empty_answers_say_nothing(name: str) -> None:
-    """What an answer does not say is unknown. No reader takes it for 0."""
+    """A value that an answer lacks is unknown. No reader takes it for 0."""
     for body in (b"{}", b"[]", b"null", b"", b"# HELP x y\n", b"other_metric 0\n", b'{"loads":[]}', b'{"data":[]}'):
         try:
             reading = READERS[name](body)

@@ -1,4 +1,4 @@
-"""What the error responses of engines mean. The bodies are those that the engines send."""
+"""The verdicts on error responses. The bodies are those that the engines send."""
 
 import gzip
 import json
