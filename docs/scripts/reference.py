@@ -38,7 +38,6 @@ from controller.settings.declaration import environment_variables, flag  # noqa:
 from controller.store import keys  # noqa: E402
 from controller.store.registry import Registry  # noqa: E402
 from controller.upstream.engines.gauges import Gauges  # noqa: E402
-from controller.upstream.engines.reading import Reader  # noqa: E402
 from controller.upstream.engines.table import ENGINES, Question  # noqa: E402
 from docs.scripts import http_reference  # noqa: E402
 from docs.scripts.markdown import code, table  # noqa: E402
@@ -284,7 +283,7 @@ def engines() -> str:
     """Return a table of what each kind of engine is asked, and one of what follows from its answers."""
     asked, known = [], []
     for kind, engine in ENGINES.items():
-        with_capacity = [question for question in (*engine.load, *engine.models) if _tells_capacity(question.read)]
+        with_capacity = [question for question in (*engine.load, *engine.models) if _has_capacity(question)]
         topics = (engine.health, engine.models, engine.awake, engine.load, (*with_capacity, *engine.capacity))
         asked.append((code(kind), engine.title, *map(_paths, topics)))
         owner = f"`owned_by` is {code(engine.owned_by)}" if engine.owned_by else ""
@@ -303,8 +302,8 @@ def _paths(questions: Sequence[Question]) -> str:
     return "<br>".join(code(question.path) for question in questions)
 
 
-def _tells_capacity(reader: Reader) -> bool:
-    return bool(reader.capacity) if isinstance(reader, Gauges) else "capacity=" in inspect.getsource(reader)
+def _has_capacity(question: Question) -> bool:
+    return bool(question.read.capacity) if isinstance(question.read, Gauges) else question.has_capacity
 
 
 def _tested(kind: str) -> str:

@@ -21,12 +21,14 @@ class Question(NamedTuple):
 
     lag: by how many seconds the load in the answer may be out of date.
     lag_at_start: the same, until the engine has reported a request. By default as `lag`.
+    has_capacity: the answer has the capacity, too. Gauges have it if they name a gauge for it.
     """
 
     path: str
     read: Reader
     lag: float = 0.0
     lag_at_start: float = 0.0
+    has_capacity: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -122,7 +124,7 @@ ENGINES: Final[Mapping[EngineKind, EngineSpec]] = {
         sign=(Question("/server_info", answers.sglang_info), Question("/get_server_info", answers.sglang_info)),
         health=(Question("/health", anything),),
         load=(
-            Question("/v1/loads?include=core,queues", answers.sglang_loads, lag=1.0),
+            Question("/v1/loads?include=core,queues", answers.sglang_loads, lag=1.0, has_capacity=True),
             Question("/metrics", _SGLANG_GAUGES, lag=5.0),
         ),
         capacity=(Question("/server_info", answers.sglang_info), Question("/get_server_info", answers.sglang_info)),
@@ -133,7 +135,7 @@ ENGINES: Final[Mapping[EngineKind, EngineSpec]] = {
         owned_by="llamacpp",
         sign=(Question("/props", answers.llamacpp_props),),
         health=(Question("/health", anything),),
-        load=(Question("/metrics", _LLAMACPP_GAUGES), Question("/slots", answers.llamacpp_slots)),
+        load=(Question("/metrics", _LLAMACPP_GAUGES), Question("/slots", answers.llamacpp_slots, has_capacity=True)),
         capacity=(Question("/props", answers.llamacpp_props),),
         notes="`/metrics` needs `--metrics`. Without it, the number of waiting requests is unknown while all slots "
         "are busy. A sleeping server is ready: the next request wakes it up. The router mode reports no load.",
@@ -142,7 +144,7 @@ ENGINES: Final[Mapping[EngineKind, EngineSpec]] = {
         title="TGI",
         sign=(Question("/info", answers.tgi_info),),
         health=(Question("/health", anything),),
-        models=(Question("/info", answers.tgi_info), Question("/v1/models", answers.openai_models)),
+        models=(Question("/info", answers.tgi_info, has_capacity=True), Question("/v1/models", answers.openai_models)),
         load=(Question("/metrics", _TGI_GAUGES, lag=1.0),),
         notes="The capacity is `--max-concurrent-requests`, beyond which TGI returns 429. The load is unknown until "
         "the first request.",

@@ -9,7 +9,9 @@ import pytest
 from controller.domain.engine_status import EngineKind, EngineModel, EngineStatus
 from controller.upstream.client import WorkerClient
 from controller.upstream.engines.detection import detect
+from controller.upstream.engines.gauges import Gauges
 from controller.upstream.engines.probe import EngineProbe
+from controller.upstream.engines.table import ENGINES
 from tests.support.engines import Answer, answer_server
 
 CASES = sorted(path.parent for path in Path(__file__).with_name("answers").glob("*/about.toml"))
@@ -63,3 +65,18 @@ def test_about_toml_lists_each_file_and_names_the_source(case: Path) -> None:
     assert "https://" in content["source"]
     assert content["version"]
     assert isinstance(content["recorded"], bool)
+
+
+@pytest.mark.parametrize("kind", EngineKind)
+def test_the_table_says_which_answers_have_the_capacity(kind: EngineKind) -> None:
+    for question in (*ENGINES[kind].load, *ENGINES[kind].models):
+        found = [
+            answers_of(case).get(question.path.partition("?")[0])
+            for case in CASES
+            if about(case)["expected"]["kind"] == kind
+        ]
+        if found and not isinstance(question.read, Gauges):
+            bodies = [answer.body for answer in found if answer and answer.status == 200]
+            has_capacity = any(question.read(body).capacity is not None for body in bodies)
+            assert bodies or not question.has_capacity, question.path
+            assert has_capacity == question.has_capacity, question.path
