@@ -12,11 +12,9 @@ from controller.upstream.engines.refusals import REFUSED_KEY, refusal, refuse_ow
 from controller.upstream.engines.table import ENGINES, Question
 
 _MODELS: Final = "/v1/models"
-# Kinds whose signs are looked for together. vLLM comes before SGLang: it can have SGLang's route, too.
-_ROUNDS: Final = (
-    (EngineKind.VLLM, EngineKind.SGLANG),
-    (EngineKind.LLAMACPP, EngineKind.TGI, EngineKind.OLLAMA),
-)
+_AT_ONCE: Final = 4  # signs that are looked for together
+# In the order of the table. vLLM comes before SGLang there: it can have SGLang's route, too.
+_SIGNS: Final = [(kind, question) for kind, engine in ENGINES.items() for question in engine.sign]
 _ADVICE: Final = "Try again when the engine is ready, or name its kind with --engine."
 
 
@@ -38,11 +36,10 @@ async def detect(client: WorkerClient, address: str, key: str = "") -> EngineKin
     elif answer.status in REFUSED_KEY or answer.status >= 500:
         raise WorkerUnreachable(f"{address}{_MODELS} {refusal(answer)}. {_ADVICE}")
     problems: list[str] = []
-    for kinds in _ROUNDS:
-        questions = [(kind, question) for kind in kinds for question in ENGINES[kind].sign]
-        tests = (_is_sign(client, address, key, question, problems) for _, question in questions)
-        signs = await asyncio.gather(*tests)
-        for (kind, _), found in zip(questions, signs, strict=True):
+    for begin in range(0, len(_SIGNS), _AT_ONCE):
+        some = _SIGNS[begin : begin + _AT_ONCE]
+        tests = (_is_sign(client, address, key, question, problems) for _, question in some)
+        for (kind, _), found in zip(some, await asyncio.gather(*tests), strict=True):
             if found:
                 return kind
     if problems:

@@ -1,6 +1,7 @@
 """The questions for each kind of engine, and the routes that answer them.
 
-To add a kind, add a row here and a reader for its answers.
+To add a kind, add it to EngineKind and add a row here, with readers for its answers. The rows are in the order in which
+an unknown engine is compared with them.
 
 Questions of one topic are asked in their order, until one of them is answered: the newest route of an engine first, or
 the one with the smallest answer. docs/reference/engines.md is generated from this table.
