@@ -69,8 +69,9 @@ class Dispatcher:
 
         protocol: as in dispatch_with_lease().
         """
-        if len(model) > MAX_MODEL_NAME_LENGTH or model[:1] == RESERVED:
-            return MaybeStale(self._no_worker(model).worker)
+        if _is_impossible(model):
+            self._metrics.dispatches.count("no_worker", model)
+            return MaybeStale("")
         began = time.perf_counter()
         request = Request(indexed_name(model, protocol))
         choice, snapshot_age = await self._dispatches.submit(request)
@@ -104,8 +105,8 @@ class Dispatcher:
         of `token`.
         """
         lease_ms = max(1, round(1000 * (self._lease_time if lease_time is None else lease_time)))
-        if len(model) > MAX_MODEL_NAME_LENGTH or model[:1] == RESERVED:
-            self._no_worker(model)
+        if _is_impossible(model):
+            self._metrics.dispatches.count("no_worker", model)
             return MaybeStale(Assignment("", ""))
         began = time.perf_counter()
         counted = token if self._max_leases_per_token else ""
@@ -138,7 +139,7 @@ class Dispatcher:
         excluded: names of workers that must not be returned.
         protocol: as in dispatch_with_lease().
         """
-        if len(model) > MAX_MODEL_NAME_LENGTH or model[:1] == RESERVED:
+        if _is_impossible(model):
             return MaybeStale("")
         find = Find(indexed_name(model, protocol), excluded)
         found = await self._finds.submit(find)
@@ -194,14 +195,6 @@ class Dispatcher:
         models, snapshot_age = await self._model_lists.submit(multimodal)
         return MaybeStale([model_of(model) for model in models if protocol_of(model) is protocol], snapshot_age)
 
-    def _no_worker(self, model: str) -> Choice:
-        """Return the result for a model name that no worker can register: it is too long, or begins with RESERVED.
-
-        Redis is not called, because the name may be as long as a whole request body, or that of an index of engines.
-        """
-        self._metrics.dispatches.count("no_worker", model)
-        return Choice()
-
     async def _dispatch_all(self, requests: Sequence[Request]) -> Sequence[MaybeStale[Choice] | Again]:
         try:
             choices = await self._breaker.call(self._registry.dispatch_some, self._method, requests)
@@ -233,7 +226,7 @@ class Dispatcher:
         except StoreError as error:
             with contextlib.suppress(StoreError):
                 [answer] = self._dispatch_degraded([request.model], error)
-        if not answer.value.worker and not answer.value.lease:
+        if not answer.value.worker and not answer.value.lease and answer.snapshot_age is None:
             self._metrics.dispatches.count("no_worker", model_of(request.model))
         return answer
 
@@ -246,8 +239,8 @@ class Dispatcher:
                 self._metrics.dispatches.count("store_unavailable", name)
             raise
         self._metrics.dispatches.know([name for name, address in zip(names, addresses, strict=True) if address])
-        for name in names:
-            self._metrics.dispatches.count("degraded", name)
+        for name, address in zip(names, addresses, strict=True):
+            self._metrics.dispatches.count("degraded" if address else "no_worker", name)
         return [MaybeStale(Choice(address), age) for address in addresses]
 
     async def _find_all(self, finds: Sequence[Find]) -> list[MaybeStale[str]]:
@@ -289,3 +282,11 @@ def _pass_unused(on_unused: Callable[[Assignment], object], booking: "asyncio.Fu
         choice = booking.result().value
         if choice.worker:
             on_unused(Assignment(choice.worker, choice.lease))
+
+
+def _is_impossible(model: str) -> bool:
+    """Return True if no worker can register a model: its name is too long, or begins with RESERVED.
+
+    Such a name is never sent to Redis. It may be as long as a whole request body, or that of an index of engines.
+    """
+    return len(model) > MAX_MODEL_NAME_LENGTH or model[:1] == RESERVED

@@ -1,6 +1,8 @@
 """Degraded mode: while the store is unavailable, a replica dispatches from its snapshot and reports its age."""
 
 import asyncio
+import contextlib
+from collections.abc import Sequence
 from functools import partial
 from types import SimpleNamespace
 from unittest.mock import patch
@@ -154,6 +156,27 @@ async def test_each_outage_is_counted_and_a_second_one_soon_after_is_not_logged(
     text = controller.metrics.render().decode()
     assert dispatches(text, "degraded") == 6
     assert "controller_store_outages_total 2.0" in text
+
+
+async def test_request_without_a_worker_counts_once_as_no_worker_during_an_outage(
+    controller: Replica, link: Link, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def counted() -> tuple[float, float]:
+        text = controller.metrics.render().decode()
+        return dispatches(text, "no_worker"), dispatches(text, "degraded")
+
+    async def goes_down(models: Sequence[str]) -> bool:
+        stack.enter_context(link.broken())
+        return True
+
+    with contextlib.ExitStack() as stack:
+        monkeypatch.setattr(controller.snapshots, "verify_missing", goes_down)
+        assert (await controller.dispatcher.dispatch("absent")).value == "", "Redis goes down before the second look"
+        assert counted() == (1, 0)
+        assert (await controller.dispatcher.dispatch("absent")).value == ""
+        assert counted() == (2, 0)
+        assert (await controller.dispatcher.dispatch("m")).value
+        assert counted() == (2, 1)
 
 
 async def test_pause_between_snapshots_grows_with_the_number_of_workers(
