@@ -5,8 +5,10 @@ import tomllib
 from collections.abc import Iterator
 from pathlib import Path
 
+import click
 import pytest
 
+from controller.cli.main import main
 from controller.domain import errors
 from controller.web.errors import status_of
 from controller.web.routes.table import FALLBACK, ROUTES
@@ -189,3 +191,36 @@ def test_docstrings_begin_with_a_verb_or_a_noun() -> None:
     folders = ("controller", "benchmarks", "deploy", "docs", "supply", "tests")
     files = (file for folder in folders for file in (ROOT / folder).rglob("*.py"))
     assert [(file.name, found) for file in files for found in headless.findall(file.read_text())] == []
+
+
+def commands_in(page: str) -> Iterator[list[str]]:
+    """Yield the words of each command `controller ...` in the code of a page."""
+    lines = re.findall(r"(?m)^(?: {4,}|\$ )(?:\.venv/bin/)?controller ([a-z]+\b.*)", page.replace("\\\n", " "))
+    for text in lines + re.findall(r"`(?:\.venv/bin/)?controller ([a-z]+\b[^`]*)`", page):
+        yield re.split(r"[|&;#>]| {3,}", text)[0].split()
+
+
+@pytest.mark.parametrize("page", PAGES, ids=name)
+def test_commands_and_their_flags_exist(page: Path) -> None:
+    for words in commands_in(page.read_text()):
+        command: click.Command | None = main
+        arguments = words
+        while isinstance(command, click.Group) and arguments and re.fullmatch("[a-z]+", arguments[0]):
+            command, arguments = command.commands.get(arguments[0]), arguments[1:]
+        assert command is not None, words
+        known = {flag for option in command.params for flag in (*option.opts, *option.secondary_opts)} | {"--help"}
+        flags = {word.partition("=")[0].strip("[],.") for word in arguments if word.startswith("--")}
+        assert flags <= known, (words, flags - known)
+
+
+def test_phrases_that_are_not_used_do_not_stand_across_two_lines() -> None:
+    """codespell reads single lines."""
+    phrases = [line.partition("->")[0] for line in (ROOT / "docs/words.txt").read_text().splitlines()]
+    line_break = r"[ ]*\n[\s#*-]*"
+    found = re.compile(
+        rf"\b(?:{'|'.join(line_break.join(each.split()) for each in phrases if ' ' in each)})\b", re.IGNORECASE
+    )
+    folders = ("benchmarks", "controller", "deploy", "docs", "lua", "supply", "tests")
+    files = [file for folder in folders for suffix in ("py", "lua") for file in (ROOT / folder).rglob(f"*.{suffix}")]
+    texts = {file.name: found.findall(file.read_text()) for file in (*PAGES, *files)}
+    assert {file: phrases for file, phrases in texts.items() if phrases} == {}

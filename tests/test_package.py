@@ -11,7 +11,7 @@ import pytest
 from controller.store import scripts
 
 ROOT = Path(__file__).parents[1]
-SERVE = "from controller.web.routes import page; print(len(page._FILES), len(page._FILES[None].body))"
+SERVE = "from controller.web.routes import page; print(len(page._FILES), len(page._FILES['/'].body))"
 LOAD = "from controller.store import scripts; print(scripts.folder()); print(scripts.source('register'))"
 
 
@@ -30,6 +30,7 @@ def test_wheel_contains_the_scripts_and_loads_them(built: Path, tmp_path: Path) 
         archive.extractall(tmp_path)  # noqa: S202 - this test built the archive
     assert {f"controller/{path.relative_to(ROOT)}" for path in (ROOT / "lua").rglob("*.lua")} <= set(names)
     assert "controller/py.typed" in names
+    assert any(name.endswith(".dist-info/licenses/LICENSE") for name in names)
     static = [path for path in (ROOT / "controller" / "web" / "static").rglob("*") if path.is_file()]
     assert {str(path.relative_to(ROOT)) for path in static} <= set(names)
     assert not [name for name in names if name.startswith(("tests", "lua", "examples"))]

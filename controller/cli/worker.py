@@ -105,8 +105,10 @@ def worker_table(worker: Mapping[str, Any], console: Console, stalled_after: flo
 def _last_finished(worker: Mapping[str, Any], stalled_for: float | None) -> str:
     if "stalled_for" not in worker:
         return "unknown: this controller does not report it"
-    if stalled_for is None and worker["queue_length"] and not (worker["check_heart_beat"] or worker["polled"]):
+    if stalled_for is not None:
+        return f"none of its requests for {duration(stalled_for)}"
+    if not (worker["check_heart_beat"] or worker["polled"]):
         return "unknown: it sends no heartbeats and has answered no poll"
-    if stalled_for is None:
-        return "its last report was 0"
-    return f"none of its requests for {duration(stalled_for)}"
+    if worker.get("engine"):
+        return "no request of this cluster is in its last report"
+    return "its last report was 0"

@@ -59,7 +59,7 @@ class Stalls:
     def stalled_for(self, worker: Worker) -> float | None:
         """Return the seconds for which no request of a worker has finished, at least.
 
-        None if it reported none, or reports nothing.
+        None if it reported none, if it reports nothing, or if it is an engine with requests of other clients only.
 
         The seconds are as of the last observation, so they do not grow during an outage of Redis.
         """

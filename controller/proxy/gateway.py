@@ -106,8 +106,8 @@ class Gateway:
         The length of a model is the least of its engines, as of the last snapshot.
 
         hops: hop list of the request. If a cluster asks, it gets the hop list of each model, and no models that this
-            cluster has only through it. Otherwise, two clusters that are engines of each other would list a model for
-            ever that no engine serves any more.
+            cluster has only through it. Otherwise, two clusters that are engines of each other would list a model
+            forever that no engine serves any more.
 
         Raises StoreError, LoopDetected if this cluster asks itself, and InvalidInput.
         """

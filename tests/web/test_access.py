@@ -124,6 +124,8 @@ async def test_a_bound_token_registers_only_its_workers_and_models(bound: Api) -
         assert "Its patterns of" in refused.json()["error"]["message"]
     [known] = (await bound.registry.list_workers()).workers
     assert (known.name, known.status.model_names, known.registered_by) == (A, ("m",), "gpu")
+    metrics = (await bound.http.get("/metrics", headers=bearer(TOKENS["admin"]))).text
+    assert 'controller_registrations_total{outcome="failed"} 3.0' in metrics
 
 
 async def test_a_bound_token_speaks_for_no_other_worker(bound: Api) -> None:

@@ -1,1 +1,1 @@
-"""The handlers of the routes, one module for each plane."""
+"""The route table, the handlers by subject, and what several handlers share."""

@@ -44,7 +44,8 @@ class ListedWorker(Struct):
         float | None,
         described(
             "Seconds for which none of its requests has finished, as far as this replica has seen. `null` if its last "
-            "report was 0, or if it sends no heartbeats and has answered no poll."
+            "report was 0, if it sends no heartbeats and has answered no poll, or if it is an engine with requests of "
+            "other clients only."
         ),
     ]
     registered_by: Annotated[str | None, described("The name of the token that registered it, or `null`.")]

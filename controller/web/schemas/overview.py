@@ -32,7 +32,8 @@ class OverviewWorker(Struct):
     stalled_since: Annotated[
         float | None,
         described(
-            "Since when none of its requests has finished. `null` if its last report was 0, or if it reports nothing."
+            "Since when none of its requests has finished. `null` if its last report was 0, if it reports nothing, or "
+            "if it is an engine with requests of other clients only."
         ),
     ]
 
