@@ -102,7 +102,7 @@ $(VENV)/.venv:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or later is needed. Name one: make PYTHON=python3.11 ...")'
 	@echo "Creating a virtual environment in $(VENV) ..."
 	@$(PYTHON) -m venv $(VENV)
-	@$(call pip) --upgrade 'pip>=25.1'
+	@$(call pip) --upgrade 'pip>=25.1' 2>/dev/null || $(call pip) --upgrade 'pip>=25.1'
 	@$(call pip) uv 2>/dev/null || echo "uv cannot be installed. Using pip, which takes longer."
 	@touch $@
 

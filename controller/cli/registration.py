@@ -57,7 +57,7 @@ async def register_worker(controller: Controller, url: str, details: Details) ->
             return await _register_fastchat(controller, name, details)
         except ControllerUnreachable as no_worker:
             raise ControllerUnreachable(
-                f"{str(no_engine).rstrip('.')}. It is no worker of FastChat either: {no_worker}"
+                f"{str(no_engine).rstrip('.')}. It does not answer as a worker of FastChat either: {no_worker}"
             ) from no_worker
 
 

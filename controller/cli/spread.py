@@ -119,7 +119,5 @@ def _notes(model: str, repeat: int, missing: int, released: int | None, is_degra
     if released is not None and released:
         notes.append(f"Released {count(released, 'lease')}: nothing stays booked.")
     elif released is None and repeat > missing:
-        notes.append(
-            "The requests stay booked. They count less as they age, and not at all once the worker reports its queue."
-        )
+        notes.append("The requests stay booked. They count less as they age, and no more after a report of the worker.")
     return notes

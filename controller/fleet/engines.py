@@ -296,7 +296,7 @@ async def _first_status(watch: EngineWatch) -> EngineStatus:
     status = await watch.poll()
     if watch.entry.kind == AUTO and watch.kind is EngineKind.GENERIC and not status.models:
         raise WorkerUnreachable(
-            f"{watch.name} is no engine that can be used: {status.not_ready}. Nothing was registered. Register the URL "
+            f"{watch.name} does not answer as an engine: {status.not_ready}. Nothing was registered. Register the URL "
             "below which it serves /v1/models, or name its kind."
         )
     return status

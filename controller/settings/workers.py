@@ -67,8 +67,8 @@ class WorkerSettings:
     first_byte_timeout: float = setting(
         0.0,
         "Longest time that an engine may take until the first byte of its response. Then another engine is tried. 0 "
-        "turns the limit off, because engines keep requests waiting. --worker-timeout limits the time between two "
-        "parts of the response.",
+        "turns the limit off. It is off by default, because busy engines keep requests waiting. --worker-timeout "
+        "limits the time between two parts of the response.",
     )
     worker_allow: str | None = setting(
         None,
@@ -149,6 +149,6 @@ def _name_and_port(part: str) -> tuple[str, int]:
         problem = error.problem
     if problem:
         raise SettingsError(
-            f"--workers-dns must have names such as vllm.default.svc:8000. This one is wrong: {part!r}. It {problem}."
+            f"--workers-dns must have names such as vllm.default.svc:8000. The name {part!r} {problem}."
         )
     return str(url.hostname), url.port or _HTTP_PORT

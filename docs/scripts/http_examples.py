@@ -102,7 +102,7 @@ EXAMPLES: Final = (
     Example(
         "/register_engine",
         {**_NAME, "models": {"Qwen/Qwen3-8B": "qwen-8b"}},
-        Text(['{"error":{"code":"worker_unreachable","message":"... is no engine that can be used: ..."}}']),
+        Text(['{"error":{"code":"worker_unreachable","message":"... does not answer as an engine: ..."}}']),
         status=502,
         note="If the URL is that of another server:",
     ),

@@ -254,7 +254,7 @@ def test_register_says_both_reasons_in_one_line(fake: FakeController) -> None:
     }
     ran = fake.run("register", A)
     assert (ran.exit_code, ran.stderr.count("\n")) == (1, 1)
-    assert "connection refused. It is no worker of FastChat either: " in ran.stderr
+    assert "connection refused. It does not answer as a worker of FastChat either: " in ran.stderr
 
 
 def test_top_prints_once_in_a_pipe(fake: FakeController) -> None:

@@ -44,7 +44,7 @@ async def test_engine_that_does_not_respond_is_not_registered(polling_engines: S
 async def test_server_without_models_is_no_engine(polling_engines: Starter, engine: AnswerServer) -> None:
     replica = polling_engines()
     engine.answers.clear()
-    with pytest.raises(WorkerUnreachable, match=r"is no engine that can be used: /v1/models returned status 404"):
+    with pytest.raises(WorkerUnreachable, match=r"does not answer as an engine: /v1/models returned status 404"):
         await replica.engines.register(engine.address, EngineEntry(), ADMIN)
     assert await replica.engines.list() == []
 

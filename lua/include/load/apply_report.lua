@@ -1,17 +1,18 @@
 --[[
   Apply a worker's report of its queue length to its load, and learn from it how long requests take.
 
-  The worker may not have received the requests that were dispatched shortly before the report. They are in flight, and
-  are added. A report changes nothing if a later one was applied already, unless that one is from the future: then the
-  clock of Redis was set back. The reference model is Load.report() in tests/model/load.py.
+  The worker may not have received the requests that were dispatched shortly before the report. They are in flight,
+  and are added. A report changes nothing if a later report was applied already. An applied report from the future
+  does not count: the clock of Redis was set back since. The reference model is Load.report() in tests/model/load.py.
 
-  An engine may report its load of any moment since the start of the in-flight window. At that moment it had between the
-  fewest and the most leases of the window. The rest of the load has no lease. So the estimate of the requests without a
-  lease has a lower and an upper limit. Those in flight raise the upper limit, because the report may not have them. The
-  estimate changes only if it is outside of these limits.
+  An engine may report its load at any moment of the in-flight window. Its leases at that moment were at least the
+  fewest of the window, and at most the most. The other reported requests have no lease. So the estimate of the
+  requests without a lease has a lower and an upper limit. In-flight requests raise the upper limit: the report may
+  not include them. The estimate changes only if it is outside of these limits.
 
-  The hash field `own` counts the reported requests that this cluster may have dispatched. Other clients sent the rest.
-  The field `work` sums up the request-milliseconds of `own` requests until some have finished.
+  The hash field `own` counts the reported requests that this cluster may have dispatched. Other clients sent the
+  other reported requests. The field `work` sums up the request-milliseconds of `own` requests until some have
+  finished.
 
   Input:
     load              as include/load/read_load.lua returns it
