@@ -53,7 +53,7 @@ class DispatchSettings:
         return DefaultCapacities(_read_capacities(self.capacity or ""), self.default_capacity or None)
 
     def check_dispatch(self) -> None:
-        """Raise SettingsError if a value is wrong."""
+        """Make the dispatch method a DispatchMethod. Raise SettingsError if a value is wrong."""
         checks.one_of(self, "dispatch_method", tuple(DispatchMethod))
         object.__setattr__(self, "dispatch_method", DispatchMethod(self.dispatch_method))  # the command line has a text
         checks.one_of(self, "booking_decay", ("on", "off"))

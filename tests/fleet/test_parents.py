@@ -310,9 +310,7 @@ async def test_heartbeat_is_accepted_only_with_a_valid_answer(
         await registry.register(worker(A))
         lock_ttl = {"lock_ttl": parents._LOCK_TTL} if answer is hangs else {}
         joining(parent=f"{parent.address},{other.address}", **lock_ttl)
-        await wait_until(
-            lambda: paths(other).count("receive_heart_beat") > 2, "several heartbeats are sent to the other parent"
-        )
+        await wait_until(lambda: paths(other).count("receive_heart_beat") > 2, "the other parent gets heartbeats")
         before = len(parent.heartbeats)
         await wait_until(lambda: len(parent.heartbeats) > before, "the first parent gets heartbeats, too")
         assert ("failed; retrying every" in caplog.text) != accepted

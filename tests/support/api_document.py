@@ -51,7 +51,7 @@ def _validator(schema: str, is_response: bool) -> Draft202012Validator:
 
 
 def _without_other_fields(schema: Any) -> Any:
-    """Return a copy of a schema in which an object has no fields besides those that the schema lists.
+    """Return a copy of a schema that forbids all fields that it does not list.
 
     The parts of an `allOf` stay as they are: each lists only some of the fields.
     """

@@ -31,7 +31,7 @@ from controller.web.services import Services
 
 
 class Resend(Enum):
-    """The rule for load balancers: is a request sent to another replica if the first one fails?
+    """Says whether a load balancer sends a request to another replica if the first one fails.
 
     The files in deploy/ list the routes of the first two kinds.
     """

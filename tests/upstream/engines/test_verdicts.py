@@ -1,4 +1,4 @@
-"""The verdicts on error responses. The bodies are those that the engines send."""
+"""Verdicts on error responses, with the bodies that engines send."""
 
 import gzip
 import json
